@@ -1,0 +1,178 @@
+"""SkyReels-V2's transformer, driven chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from diffusers import SkyReelsV2Transformer3DModel
+from torch import Tensor
+
+from flowcache.chunk_model import ChunkInput
+from flowcache.kv.cache import ChunkKVCache
+
+from .attention import ChunkSelfAttention, PackedChunks, TextContext, TextCrossAttention
+from .flops import TransformerFlops
+
+Indicator = Literal["timestep_embedding", "timestep_projection"]
+
+
+class SkyReelsV2ChunkModel:
+    """Implements ``flowcache.chunk_model.ChunkModel`` on diffusers' transformer, whose blocks run unchanged.
+
+    Args:
+        transformer: a diffusion-forcing transformer; its attention processors are replaced by ours, which
+            fall back to the library's for its own ``forward``.
+        prompt_embeds: ``[branches, tokens, text_dim]``: the caption, then, with guidance, the negative one.
+        grid: height and width of the latent frames.
+        num_frames: latent frames of the longest window, for the rotary table.
+        guidance_scale: weight of classifier-free guidance; used with two branches.
+        fps: frames per second; the model knows 16 and "other", if it was trained to know them at all.
+        bidirectional: attend to the whole window, as the original model does, or only to the past.
+        indicator: what the reuse policy watches: the time embedding, or its projection to the modulation.
+
+    Raises:
+        ValueError: the transformer takes image tokens or patches that span frames.
+    """
+
+    def __init__(
+        self,
+        transformer: SkyReelsV2Transformer3DModel,
+        prompt_embeds: Tensor,
+        grid: tuple[int, int],
+        num_frames: int,
+        guidance_scale: float = 1.0,
+        fps: int = 24,
+        bidirectional: bool = False,
+        indicator: Indicator = "timestep_projection",
+    ) -> None:
+        config = transformer.config
+        if config.patch_size[0] != 1:
+            raise ValueError(f"patch_size must be 1 along time, got {tuple(config.patch_size)}.")
+        if config.image_dim is not None:
+            raise ValueError("model_id names a model with image tokens; use a diffusion-forcing (DF) model.")
+        self.transformer = transformer
+        self.num_branches = prompt_embeds.shape[0]
+        self.bidirectional = bidirectional
+        self.guidance_scale = guidance_scale
+        self.indicator = indicator
+        self._grid = (grid[0] // config.patch_size[1], grid[1] // config.patch_size[2])
+        self._fps_index = 0 if fps == 16 else 1
+        self._times: dict[float, tuple[Tensor, Tensor]] = {}
+        self._flops = TransformerFlops.of(config, prompt_embeds.shape[1])
+        set_chunk_processors(transformer)
+        self._rotary = self._rotary_table(grid, num_frames)
+        self._text = TextContext(transformer.condition_embedder.text_embedder(prompt_embeds))
+
+    def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
+        part = 0 if self.indicator == "timestep_embedding" else 1
+        return [torch.stack([self._time(t)[part] for t in item.timesteps]) for item in inputs]
+
+    def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
+        latents = torch.cat([item.latents for item in inputs], dim=1)
+        embedding = self.transformer.patch_embedding
+        tokens = embedding(latents.unsqueeze(0).to(embedding.weight.dtype)).flatten(2).transpose(1, 2)
+        return list(tokens.split(self._lengths(inputs), dim=1))
+
+    def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
+        lengths = self._lengths(inputs)
+        packed = PackedChunks(
+            chunks=[item.chunk for item in inputs],
+            lengths=lengths,
+            rotary=torch.cat([self._rotary[item.start_frame : item.stop_frame] for item in inputs]).flatten(0, 1),
+            cache=cache,
+            bidirectional=self.bidirectional,
+            num_branches=self.num_branches,
+        )
+        modulation = self._per_frame(inputs, part=1)
+        hidden = self._by_frame(torch.cat(list(tokens), dim=1))
+        for block in self.transformer.blocks:
+            hidden = block(hidden, self._text, modulation, packed, None)
+        return list(hidden.reshape(self.num_branches, -1, hidden.shape[-1]).split(lengths, dim=1))
+
+    def head(self, inputs: Sequence[ChunkInput], outputs: Sequence[Tensor]) -> list[Tensor]:
+        model = self.transformer
+        hidden = self._by_frame(torch.cat(list(outputs), dim=1))
+        shift, scale = (model.scale_shift_table + self._per_frame(inputs, part=0).unsqueeze(1)).chunk(2, dim=1)
+        hidden = (model.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+        velocity = self._guide(self._unpatchify(model.proj_out(hidden)))
+        return list(velocity.split([len(item.timesteps) for item in inputs], dim=1))
+
+    def num_tokens(self, num_frames: int) -> int:
+        return num_frames * self._grid[0] * self._grid[1]
+
+    def condition_timestep(self, level: float) -> float:
+        return round(1000 * level)
+
+    def new_cache(self, num_tokens: int) -> ChunkKVCache:
+        config, weight = self.transformer.config, self.transformer.blocks[0].attn1.to_k.weight
+        heads, head_dim = config.num_attention_heads, config.attention_head_dim
+        return ChunkKVCache(
+            config.num_layers, self.num_branches, num_tokens, heads, head_dim, weight.dtype, weight.device
+        )
+
+    def block_flops(self, num_tokens: int, num_keys: int) -> float:
+        return self.num_branches * self._flops.blocks(num_tokens, num_keys)
+
+    def edge_flops(self, num_tokens: int) -> float:
+        return self._flops.embed(num_tokens) + self.num_branches * self._flops.head(num_tokens)
+
+    def _lengths(self, inputs: Sequence[ChunkInput]) -> list[int]:
+        return [self.num_tokens(len(item.timesteps)) for item in inputs]
+
+    def _by_frame(self, tokens: Tensor) -> Tensor:
+        """``[1 or branches, tokens, dim]`` to ``[branches * frames, tokens per frame, dim]``."""
+        tokens = tokens.expand(self.num_branches, -1, -1)
+        return tokens.reshape(-1, self.num_tokens(1), tokens.shape[-1])
+
+    def _per_frame(self, inputs: Sequence[ChunkInput], part: int) -> Tensor:
+        """Time embedding (0) or its projection (1) of every packed frame, for all branches."""
+        values = torch.stack([self._time(t)[part] for item in inputs for t in item.timesteps])
+        return values.repeat(self.num_branches, *[1] * (values.ndim - 1))
+
+    def _time(self, timestep: float) -> tuple[Tensor, Tensor]:
+        """Embedding ``[dim]`` of a timestep and its projection ``[6, dim]``; each timestep is embedded once."""
+        if timestep not in self._times:
+            self._times[timestep] = self._embed_time(timestep)
+        return self._times[timestep]
+
+    def _embed_time(self, timestep: float) -> tuple[Tensor, Tensor]:
+        embedder = self.transformer.condition_embedder
+        weight = embedder.time_embedder.linear_1.weight
+        time = torch.tensor([timestep], device=weight.device)
+        embedding = embedder.time_embedder(embedder.timesteps_proj(time).to(weight.dtype))
+        embedding = embedding.type_as(self._text.embeds)
+        projection = embedder.time_proj(embedder.act_fn(embedding))
+        if self.transformer.config.inject_sample_info:
+            fps = self.transformer.fps_embedding(torch.tensor([self._fps_index], device=weight.device))
+            projection = projection + self.transformer.fps_projection(fps)
+        return embedding[0], projection.unflatten(-1, (6, -1))[0]
+
+    def _rotary_table(self, grid: tuple[int, int], num_frames: int) -> Tensor:
+        """Complex rotations, ``[frames, tokens per frame, 1, head_dim / 2]``, from the library's table."""
+        device = self.transformer.patch_embedding.weight.device
+        cos, sin = self.transformer.rope(torch.empty(1, 1, num_frames, *grid, device=device))
+        table = torch.complex(cos[0, ..., 0::2].float(), sin[0, ..., 1::2].float())
+        return table.unflatten(0, (num_frames, -1))
+
+    def _unpatchify(self, hidden: Tensor) -> Tensor:
+        """``[branches * frames, tokens per frame, features]`` to ``[branches, channels, frames, h, w]``."""
+        _, patch_h, patch_w = self.transformer.config.patch_size
+        rows, columns = self._grid
+        hidden = hidden.reshape(self.num_branches, -1, rows, columns, patch_h, patch_w, hidden.shape[-1] // (patch_h * patch_w))
+        return hidden.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+    def _guide(self, predictions: Tensor) -> Tensor:
+        """Classifier-free guidance over the branches, in fp32; ``[channels, frames, height, width]``."""
+        if self.num_branches == 1:
+            return predictions[0].float()
+        conditional, unconditional = predictions.float()
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+
+def set_chunk_processors(transformer: SkyReelsV2Transformer3DModel) -> None:
+    """Give every attention of the transformer the processor that runs chunks."""
+    for layer, block in enumerate(transformer.blocks):
+        block.attn1.set_processor(ChunkSelfAttention(layer))
+        block.attn2.set_processor(TextCrossAttention(layer))

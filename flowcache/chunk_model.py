@@ -1,0 +1,107 @@
+"""What a model implements to be driven by the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from .kv.cache import ChunkKVCache
+
+
+@dataclass(frozen=True)
+class ChunkInput:
+    """One chunk as the model sees it at one step.
+
+    Attributes:
+        chunk: index of the chunk in the window.
+        start_frame: first latent frame of the chunk, counted from the start of the window.
+        latents: ``[channels, frames, height, width]``, fp32; given frames may carry condition noise.
+        timesteps: time of the model's clock, one per frame; kept on the host, where schedules are made.
+    """
+
+    chunk: int
+    start_frame: int
+    latents: Tensor
+    timesteps: tuple[float, ...]
+
+    @property
+    def stop_frame(self) -> int:
+        """Frame behind the last one."""
+        return self.start_frame + len(self.timesteps)
+
+
+class ChunkModel(Protocol):
+    """A transformer that can run some chunks of a window while the others wait.
+
+    ``embed``, ``blocks`` and ``head`` in a row are one evaluation; they are apart because a forecast may
+    stand in for ``blocks`` alone. Lists hold one tensor per chunk; ``blocks`` packs them into one call.
+    """
+
+    #: guidance streams, each with keys and values of its own
+    num_branches: int
+
+    #: True: a chunk sees all chunks that run. False: itself and what entered the cache before it.
+    bidirectional: bool
+
+    def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
+        """Per chunk, the tensor whose relative change decides reuse."""
+        ...
+
+    def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
+        """Tokens that enter the block stack, ``[1 or branches, tokens, dim]`` per chunk."""
+        ...
+
+    def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
+        """Run the block stack on all the chunks at once, ``[branches, tokens, dim]`` per chunk.
+
+        Every layer first writes the chunks' keys and values into the cache and then lets each chunk attend
+        to what it may see there.
+        """
+        ...
+
+    def head(self, inputs: Sequence[ChunkInput], outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Guided velocity of each chunk, ``[channels, frames, height, width]``, fp32."""
+        ...
+
+    def num_tokens(self, num_frames: int) -> int:
+        """Tokens of that many latent frames."""
+        ...
+
+    def condition_timestep(self, level: float) -> float:
+        """Time of the model's clock that stands for given frames with that share of noise."""
+        ...
+
+    def new_cache(self, num_tokens: int) -> ChunkKVCache:
+        """An empty cache that holds up to ``num_tokens`` tokens per layer and branch."""
+        ...
+
+    def block_flops(self, num_tokens: int, num_keys: int) -> float:
+        """FLOPs of ``blocks`` on that many query tokens that see ``num_keys`` keys, over all branches."""
+        ...
+
+    def edge_flops(self, num_tokens: int) -> float:
+        """FLOPs of ``embed`` and ``head`` on that many tokens, over all branches."""
+        ...
+
+
+class Solver(Protocol):
+    """Integrates the velocity of one chunk over one of its steps; keeps the history it needs per chunk."""
+
+    def timestep(self, local_step: int) -> float:
+        """Time of the model's clock at the start of a local step."""
+        ...
+
+    def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:
+        """Latents at the end of the step, ``[channels, frames, height, width]``."""
+        ...
+
+    def skip(self, chunk: int) -> None:
+        """The chunk moved without the solver: what is known of its past no longer holds."""
+        ...
+
+    def forget(self, chunk: int) -> None:
+        """Drop the state of a chunk that has become clean."""
+        ...

@@ -1,0 +1,206 @@
+"""The loop: drives any chunk model through a staircase of chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .chunk_model import ChunkInput, ChunkModel, Solver
+from .flops import GainSplit
+from .kv.cache import ChunkKVCache
+from .reuse.forecast import Forecast
+from .reuse.policy import Decision, ReusePolicy
+from .schedule import StaircaseSchedule
+from .trace import ChunkEvent, Trace, WindowRecord
+from .window import Window, with_condition_noise
+
+
+@dataclass(frozen=True)
+class CleanChunk:
+    """A chunk that has just been finished: its index, first frame and latents ``[channels, frames, h, w]``."""
+
+    chunk: int
+    start_frame: int
+    latents: Tensor
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the loop runs chunks that do not move.
+
+    Attributes:
+        whole_window: also run waiting and finished chunks whenever the model runs, as a model without a
+            cache must. False: only live chunks, the others are seen through the cache.
+        refresh_given: run the given chunks at every step and not just at the first, as the original
+            FlowCache does in synchronous mode.
+        condition_noise: share of noise mixed into given frames, 0 to 1.
+        draw_noise: step and shape to a noise tensor; None draws from torch's default generator.
+    """
+
+    whole_window: bool = False
+    refresh_given: bool = False
+    condition_noise: float = 0.0
+    draw_noise: Callable[[int, torch.Size], Tensor] | None = None
+
+
+@dataclass
+class Denoiser:
+    """Denoises one window after another with the same model and method.
+
+    Args:
+        model: what evaluates chunks.
+        policy: which live chunks may skip the model.
+        forecast: what stands in for the model then.
+        options: how chunks that do not move are run.
+        trace: what happened is added here.
+        on_step: called after every step, to show progress.
+    """
+
+    model: ChunkModel
+    policy: ReusePolicy
+    forecast: Forecast
+    options: LoopOptions = field(default_factory=LoopOptions)
+    trace: Trace = field(default_factory=Trace)
+    on_step: Callable[[], None] | None = None
+
+    def run(self, window: Window, schedule: StaircaseSchedule, solver: Solver) -> Iterator[CleanChunk]:
+        """Denoise a window in place; yield each chunk at the step at which it becomes clean."""
+        self.policy.reset()
+        lengths = [self.model.num_tokens(span.frames) for span in window.chunks]
+        cache = self.model.new_cache(sum(lengths))
+        split = GainSplit(self.model, lengths, window.num_given)
+        self._record_window(window, schedule, cache)
+        for step, live in enumerate(schedule):
+            started = time.perf_counter()
+            inputs = self._inputs(window, schedule, solver, step)
+            decisions = self._decide(step, len(schedule), live, inputs)
+            reused = [c for c in live if decisions[c].reuse]
+            ran = self._chunks_to_run(window, live, reused, step)
+            for chunk in ran:
+                cache.enter(chunk, lengths[chunk])
+            moves = self._evaluate([inputs[c] for c in ran], [c for c in live if c not in reused], cache)
+            moves |= self._forecast([inputs[c] for c in reused])
+            for chunk, local_step in live.items():
+                self._advance(window, solver, chunk, local_step, moves[chunk], chunk in reused)
+            edges = ran + reused if self.forecast.runs_edges else ran
+            flops = split.step(ran, edges, list(live), first=step == 0)
+            self._record_step(step, live, decisions, time.perf_counter() - started, cache, flops)
+            for chunk in [c for c, k in live.items() if k == schedule.num_steps - 1]:
+                self._forget(chunk, solver)
+                yield CleanChunk(chunk, window.chunks[chunk].start, window.view(chunk))
+
+    def _inputs(self, window: Window, schedule: StaircaseSchedule, solver: Solver, step: int) -> list[ChunkInput]:
+        """What every chunk of the window would show the model at this step."""
+        level, latents = self.options.condition_noise, window.latents
+        given = window.given_frames
+        if level > 0 and given and self._reads_given(window, step):
+            shape = torch.Size([latents.shape[0], len(given), *latents.shape[2:]])
+            latents = with_condition_noise(window, level, self._draw_noise(step, shape, latents.device))
+        inputs = []
+        for chunk, span in enumerate(window.chunks):
+            local_step = schedule.local_step(chunk, step)
+            held = span.frames if chunk < window.num_given else span.held
+            times = [self.model.condition_timestep(level)] * held
+            times += [self._timestep(solver, schedule, local_step)] * (span.frames - held)
+            inputs.append(ChunkInput(chunk, span.start, latents[:, span.start : span.stop], tuple(times)))
+        return inputs
+
+    def _reads_given(self, window: Window, step: int) -> bool:
+        holds_frames = any(span.held for span in window.chunks[window.num_given :])
+        return step == 0 or self.options.whole_window or self.options.refresh_given or holds_frames
+
+    def _draw_noise(self, step: int, shape: torch.Size, device: torch.device) -> Tensor:
+        if self.options.draw_noise is None:
+            return torch.randn(shape, device=device)
+        return self.options.draw_noise(step, shape)
+
+    @staticmethod
+    def _timestep(solver: Solver, schedule: StaircaseSchedule, local_step: int) -> float:
+        if local_step >= schedule.num_steps:
+            return 0.0
+        return solver.timestep(max(0, local_step))
+
+    def _decide(
+        self, step: int, num_steps: int, live: dict[int, int], inputs: list[ChunkInput]
+    ) -> dict[int, Decision]:
+        indicators: dict[int, Tensor] = {}
+        if self.policy.needs_indicator:
+            shown = inputs if self.options.whole_window else [inputs[c] for c in live]
+            indicators = dict(zip((i.chunk for i in shown), self.model.indicators(shown), strict=True))
+        decisions = self.policy.decide(step, num_steps, live, indicators)
+        # A chunk that was never computed has nothing to be forecast from, whatever the policy says.
+        return {c: d if self.forecast.knows(c) else replace(d, reuse=False) for c, d in decisions.items()}
+
+    def _chunks_to_run(self, window: Window, live: dict[int, int], reused: list[int], step: int) -> list[int]:
+        computed = [c for c in live if c not in reused]
+        if self.options.whole_window:
+            return list(range(len(window.chunks))) if computed else []
+        refresh = step == 0 or self.options.refresh_given
+        return (list(range(window.num_given)) if refresh else []) + computed
+
+    def _evaluate(self, inputs: list[ChunkInput], computed: list[int], cache: ChunkKVCache) -> dict[int, Tensor]:
+        """Run the model on all inputs in one packed call; velocities of the ``computed`` chunks."""
+        if not inputs:
+            return {}
+        tokens = self.model.embed(inputs)
+        outputs = self.model.blocks(inputs, tokens, cache)
+        wanted = [i for i, item in enumerate(inputs) if item.chunk in computed]
+        inputs, tokens, outputs = ([values[i] for i in wanted] for values in (inputs, tokens, outputs))
+        if not inputs:
+            return {}
+        velocities = self.model.head(inputs, outputs)
+        self.forecast.observe_evaluation(inputs, tokens, outputs, velocities)
+        return dict(zip(computed, velocities, strict=True))
+
+    def _forecast(self, inputs: list[ChunkInput]) -> dict[int, Tensor]:
+        if not inputs:
+            return {}
+        return dict(zip((i.chunk for i in inputs), self.forecast.predict(self.model, inputs), strict=True))
+
+    def _advance(
+        self, window: Window, solver: Solver, chunk: int, local_step: int, move: Tensor, reused: bool
+    ) -> None:
+        """Take a chunk one step on, by its velocity or by a forecast displacement; given frames stay."""
+        before = window.view(chunk)
+        if reused and not self.forecast.gives_velocity:
+            after = before + move
+            solver.skip(chunk)
+        else:
+            after = solver.step(chunk, local_step, before, move)
+        held = window.chunks[chunk].held
+        if held:
+            after[:, :held] = before[:, :held]
+        if not reused:
+            self.forecast.observe_step(chunk, before, after)
+        before.copy_(after)
+
+    def _forget(self, chunk: int, solver: Solver) -> None:
+        for part in (self.policy, self.forecast, solver):
+            part.forget(chunk)
+
+    def _record_window(self, window: Window, schedule: StaircaseSchedule, cache: ChunkKVCache) -> None:
+        frames = [span.frames for span in window.chunks]
+        self.trace.begin_window(
+            WindowRecord(schedule.num_steps, schedule.stride, window.num_given, frames, cache.nbytes)
+        )
+
+    def _record_step(
+        self,
+        step: int,
+        live: dict[int, int],
+        decisions: dict[int, Decision],
+        seconds: float,
+        cache: ChunkKVCache,
+        flops: dict[str, float],
+    ) -> None:
+        events = [
+            ChunkEvent(c, k, decisions[c].reuse, decisions[c].distance, decisions[c].accumulated)
+            for c, k in live.items()
+        ]
+        self.trace.add_step(step, events, seconds, cache.num_tokens, flops)
+        if self.on_step:
+            self.on_step()

@@ -1,0 +1,1 @@
+"""When a chunk may skip the model, and what stands in for it."""

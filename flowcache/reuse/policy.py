@@ -1,0 +1,90 @@
+"""The interface of a reuse policy, and the distance that the adaptive ones measure."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy decided for one live chunk at one step.
+
+    Attributes:
+        reuse: True to skip the model and forecast instead.
+        distance: relative change of the chunk's indicator since the previous step; None if not measured.
+        accumulated: what was compared with the threshold; None if nothing was compared.
+    """
+
+    reuse: bool
+    distance: float | None = None
+    accumulated: float | None = None
+
+
+COMPUTE = Decision(reuse=False)
+
+
+class ReusePolicy(ABC):
+    """Decides, step by step, which live chunks may skip the model.
+
+    A policy keeps its state per chunk. It is asked once a step and must answer at almost no cost: at most
+    one transfer from device to host, and no clone of a latent.
+    """
+
+    #: Whether ``decide`` reads the indicator; a policy that does not spares the model from computing it.
+    needs_indicator: bool = False
+
+    @abstractmethod
+    def decide(
+        self, step: int, num_steps: int, live: dict[int, int], indicators: dict[int, Tensor]
+    ) -> dict[int, Decision]:
+        """Decide for each live chunk.
+
+        Args:
+            step: global step of the loop.
+            num_steps: global steps of the whole staircase.
+            live: live chunks mapped to their local steps, oldest first.
+            indicators: tensor whose relative change tells how much the chunk's evaluation would change.
+                Empty unless ``needs_indicator``. Policies that judge the whole window get the chunks that
+                are not live as well.
+        """
+
+    def forget(self, chunk: int) -> None:
+        """Drop the state of a chunk that has become clean."""
+
+    def reset(self) -> None:
+        """Forget everything: a new window or a new video begins."""
+
+
+class NoReuse(ReusePolicy):
+    """Compute every live chunk at every step."""
+
+    def decide(self, step, num_steps, live, indicators):
+        return dict.fromkeys(live, COMPUTE)
+
+
+def relative_l1(current: Sequence[Tensor], previous: Sequence[Tensor]) -> list[float]:
+    """Relative L1 distance ``mean|a - b| / mean|b|`` of each pair, in one transfer to the host.
+
+    The denominator is floored at 1e-8, so an all-zero previous indicator gives a large, finite distance
+    (FlowCache, section 3.2).
+    """
+    if not current:
+        return []
+    distances = [
+        (now - before).abs().mean() / before.abs().mean().clamp_min(1e-8)
+        for now, before in zip(current, previous, strict=True)
+    ]
+    return torch.stack(distances).tolist()
+
+
+def polynomial(coefficients: Sequence[float], value: float) -> float:
+    """Evaluate a polynomial, highest power first (Horner's rule)."""
+    result = 0.0
+    for coefficient in coefficients:
+        result = result * value + coefficient
+    return result

@@ -1,0 +1,67 @@
+"""Which chunks move at each step of the loop, and how far each has come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StaircaseSchedule:
+    """Denoise chunks one behind the other, each ``stride`` steps after the one before it.
+
+    Chunk ``c`` is live at step ``s`` when ``0 <= s - stride * (c - first_chunk) < num_steps``; that
+    difference is its local step. ``stride = 0`` moves all chunks together, ``stride = num_steps`` finishes
+    one before the next starts. SkyReels-V2's asynchronous mode is ``stride = ar_step``; MAGI-1 is
+    ``stride = num_steps / window_size`` (FlowCache, section 3.1).
+
+    Args:
+        num_chunks: chunks in the window, given ones included.
+        num_steps: denoising steps of every chunk.
+        stride: steps by which a chunk starts after the one before it.
+        first_chunk: the first chunk to denoise; the chunks before it are given (the prefix).
+
+    Raises:
+        ValueError: a count is out of range; the message names the argument.
+    """
+
+    num_chunks: int
+    num_steps: int
+    stride: int
+    first_chunk: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_chunks < 1:
+            raise ValueError(f"num_chunks must be at least 1, got {self.num_chunks}.")
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
+        if not 0 <= self.stride <= self.num_steps:
+            raise ValueError(f"stride must lie in 0..num_steps ({self.num_steps}), got {self.stride}.")
+        if not 0 <= self.first_chunk < self.num_chunks:
+            raise ValueError(f"first_chunk must lie in 0..{self.num_chunks - 1}, got {self.first_chunk}.")
+
+    def __len__(self) -> int:
+        """Steps of the whole staircase."""
+        return self.num_steps + (self.num_chunks - 1 - self.first_chunk) * self.stride
+
+    def __iter__(self) -> Iterator[dict[int, int]]:
+        """Yield, step by step, the live chunks with their local steps, oldest chunk first."""
+        for step in range(len(self)):
+            yield self.live(step)
+
+    def local_step(self, chunk: int, step: int) -> int:
+        """Local step of ``chunk`` at ``step``: negative before it starts, ``num_steps`` or more once clean."""
+        if chunk < self.first_chunk:
+            return self.num_steps
+        return step - self.stride * (chunk - self.first_chunk)
+
+    def live(self, step: int) -> dict[int, int]:
+        """Live chunks at ``step`` mapped to their local steps, oldest chunk first."""
+        local_steps = {c: self.local_step(c, step) for c in range(self.first_chunk, self.num_chunks)}
+        return {c: k for c, k in local_steps.items() if 0 <= k < self.num_steps}
+
+    @property
+    def max_live(self) -> int:
+        """The most chunks that are live at one step."""
+        chunks = self.num_chunks - self.first_chunk
+        return chunks if self.stride == 0 else min(chunks, -(-self.num_steps // self.stride))

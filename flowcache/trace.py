@@ -1,0 +1,135 @@
+"""What happened in a run: decisions, distances, time, memory and FLOPs."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .files import write_atomically
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ChunkEvent:
+    """One chunk at one step: whether it was computed or reused, and what the policy measured."""
+
+    chunk: int
+    local_step: int
+    reused: bool
+    distance: float | None = None
+    accumulated: float | None = None
+
+
+@dataclass
+class StepRecord:
+    """One step of the loop.
+
+    Attributes:
+        window: index of the window in a long video.
+        step: step within the window.
+        events: what became of each live chunk.
+        seconds: wall time of the step; on CUDA without a synchronisation of its own.
+        kv_tokens: tokens in the cache per layer and branch.
+        flops: computed in this step, over all branches.
+    """
+
+    window: int
+    step: int
+    events: list[ChunkEvent]
+    seconds: float = 0.0
+    kv_tokens: int = 0
+    flops: float = 0.0
+
+
+@dataclass
+class WindowRecord:
+    """Geometry of one window: its chunks, the given ones first, and their latent frames."""
+
+    num_steps: int
+    stride: int
+    first_chunk: int
+    chunk_frames: list[int]
+    kv_bytes: int = 0
+
+
+@dataclass
+class Trace:
+    """Record of a run; ``save`` writes it as JSON, ``load`` reads it back.
+
+    ``seconds`` holds wall time by stage: ``text``, ``encode``, ``denoise``, ``decode``, ``write``.
+    ``flops`` holds totals by accounting: ``actual`` (what was computed) and, to split the gain,
+    ``vanilla``, ``live_only`` and ``causal`` (what the same run would cost that way).
+    """
+
+    method: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    windows: list[WindowRecord] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+
+    def begin_window(self, window: WindowRecord) -> None:
+        """The next steps belong to this window."""
+        self.windows.append(window)
+
+    def add_step(
+        self, step: int, events: list[ChunkEvent], seconds: float, kv_tokens: int, flops: dict[str, float]
+    ) -> None:
+        """Append a step of the current window; ``flops`` is what it cost, by accounting."""
+        window = len(self.windows) - 1
+        self.steps.append(StepRecord(window, step, events, seconds, kv_tokens, flops["actual"]))
+        for accounting, amount in flops.items():
+            self.flops[accounting] = self.flops.get(accounting, 0.0) + amount
+
+    def timer(self, stage: str) -> StageTimer:
+        """Context manager that adds the time spent within to ``seconds[stage]``."""
+        return StageTimer(self, stage)
+
+    @property
+    def reuse_ratio(self) -> float:
+        """Reused share of all chunk steps."""
+        events = [event for record in self.steps for event in record.events]
+        return sum(event.reused for event in events) / len(events) if events else 0.0
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace as JSON, whole or not at all."""
+        content = {"format": FORMAT_VERSION, "reuse_ratio": self.reuse_ratio, **asdict(self)}
+        write_atomically(path, json.dumps(content).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a trace that ``save`` wrote.
+
+        Raises:
+            ValueError: the file is of another format version.
+        """
+        content = json.loads(Path(path).read_text())
+        if content.pop("format", None) != FORMAT_VERSION:
+            raise ValueError(f"{path} is no trace of format {FORMAT_VERSION}; make it again with this version.")
+        content.pop("reuse_ratio")
+        content["windows"] = [WindowRecord(**window) for window in content["windows"]]
+        content["steps"] = [
+            StepRecord(**{**record, "events": [ChunkEvent(**event) for event in record["events"]]})
+            for record in content["steps"]
+        ]
+        return cls(**content)
+
+
+class StageTimer:
+    """Adds the wall time between enter and exit to one stage of a trace."""
+
+    def __init__(self, trace: Trace, stage: str) -> None:
+        self._trace, self._stage = trace, stage
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        spent = time.perf_counter() - self._start
+        self._trace.seconds[self._stage] = self._trace.seconds.get(self._stage, 0.0) + spent
