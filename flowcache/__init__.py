@@ -1,1 +1,18 @@
 """FlowCache: chunkwise caching for autoregressive video diffusion (arXiv 2602.10825)."""
+
+from .config import FlowCacheConfig
+from .denoise import CleanChunk, Denoiser, LoopOptions
+from .schedule import StaircaseSchedule
+from .trace import Trace
+from .window import Window, cut_window
+
+__all__ = [
+    "CleanChunk",
+    "Denoiser",
+    "FlowCacheConfig",
+    "LoopOptions",
+    "StaircaseSchedule",
+    "Trace",
+    "Window",
+    "cut_window",
+]

@@ -82,7 +82,8 @@ class Denoiser:
             ran = self._chunks_to_run(window, live, reused, step)
             for chunk in ran:
                 cache.enter(chunk, lengths[chunk])
-            moves = self._evaluate([inputs[c] for c in ran], [c for c in live if c not in reused], cache)
+            unfinished = [c for c in ran if schedule.local_step(c, step) < schedule.num_steps]
+            moves = self._evaluate([inputs[c] for c in ran], unfinished, cache)
             moves |= self._forecast([inputs[c] for c in reused])
             for chunk, local_step in live.items():
                 self._advance(window, solver, chunk, local_step, moves[chunk], chunk in reused)
@@ -142,19 +143,19 @@ class Denoiser:
         refresh = step == 0 or self.options.refresh_given
         return (list(range(window.num_given)) if refresh else []) + computed
 
-    def _evaluate(self, inputs: list[ChunkInput], computed: list[int], cache: ChunkKVCache) -> dict[int, Tensor]:
-        """Run the model on all inputs in one packed call; velocities of the ``computed`` chunks."""
+    def _evaluate(self, inputs: list[ChunkInput], wanted: list[int], cache: ChunkKVCache) -> dict[int, Tensor]:
+        """Run the model on all inputs in one packed call; velocities of the ``wanted`` chunks."""
         if not inputs:
             return {}
         tokens = self.model.embed(inputs)
         outputs = self.model.blocks(inputs, tokens, cache)
-        wanted = [i for i, item in enumerate(inputs) if item.chunk in computed]
-        inputs, tokens, outputs = ([values[i] for i in wanted] for values in (inputs, tokens, outputs))
+        places = [i for i, item in enumerate(inputs) if item.chunk in wanted]
+        inputs, tokens, outputs = ([values[i] for i in places] for values in (inputs, tokens, outputs))
         if not inputs:
             return {}
         velocities = self.model.head(inputs, outputs)
         self.forecast.observe_evaluation(inputs, tokens, outputs, velocities)
-        return dict(zip(computed, velocities, strict=True))
+        return dict(zip(wanted, velocities, strict=True))
 
     def _forecast(self, inputs: list[ChunkInput]) -> dict[int, Tensor]:
         if not inputs:

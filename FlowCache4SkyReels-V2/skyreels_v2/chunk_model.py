@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
-
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
 from torch import Tensor
@@ -15,7 +13,9 @@ from flowcache.kv.cache import ChunkKVCache
 from .attention import ChunkSelfAttention, PackedChunks, TextContext, TextCrossAttention
 from .flops import TransformerFlops
 
-Indicator = Literal["timestep_embedding", "timestep_projection"]
+#: What a reuse policy can watch, with its place in an embedded time: the time embedding, or its projection
+#: to the modulation of the blocks. Neither sees the latents.
+INDICATORS = {"timestep_embedding": 0, "timestep_projection": 1}
 
 
 class SkyReelsV2ChunkModel:
@@ -30,10 +30,10 @@ class SkyReelsV2ChunkModel:
         guidance_scale: weight of classifier-free guidance; used with two branches.
         fps: frames per second; the model knows 16 and "other", if it was trained to know them at all.
         bidirectional: attend to the whole window, as the original model does, or only to the past.
-        indicator: what the reuse policy watches: the time embedding, or its projection to the modulation.
+        indicator: a key of ``INDICATORS``; None is ``timestep_projection``.
 
     Raises:
-        ValueError: the transformer takes image tokens or patches that span frames.
+        ValueError: the transformer takes image tokens or patches that span frames; unknown indicator.
     """
 
     def __init__(
@@ -45,18 +45,20 @@ class SkyReelsV2ChunkModel:
         guidance_scale: float = 1.0,
         fps: int = 24,
         bidirectional: bool = False,
-        indicator: Indicator = "timestep_projection",
+        indicator: str | None = None,
     ) -> None:
         config = transformer.config
         if config.patch_size[0] != 1:
             raise ValueError(f"patch_size must be 1 along time, got {tuple(config.patch_size)}.")
         if config.image_dim is not None:
             raise ValueError("model_id names a model with image tokens; use a diffusion-forcing (DF) model.")
+        if indicator is not None and indicator not in INDICATORS:
+            raise ValueError(f"indicator must be one of {', '.join(INDICATORS)}, got {indicator!r}.")
         self.transformer = transformer
         self.num_branches = prompt_embeds.shape[0]
         self.bidirectional = bidirectional
         self.guidance_scale = guidance_scale
-        self.indicator = indicator
+        self._indicator = INDICATORS[indicator or "timestep_projection"]
         self._grid = (grid[0] // config.patch_size[1], grid[1] // config.patch_size[2])
         self._fps_index = 0 if fps == 16 else 1
         self._times: dict[float, tuple[Tensor, Tensor]] = {}
@@ -66,8 +68,7 @@ class SkyReelsV2ChunkModel:
         self._text = TextContext(transformer.condition_embedder.text_embedder(prompt_embeds))
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
-        part = 0 if self.indicator == "timestep_embedding" else 1
-        return [torch.stack([self._time(t)[part] for t in item.timesteps]) for item in inputs]
+        return [torch.stack([self._time(t)[self._indicator] for t in item.timesteps]) for item in inputs]
 
     def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         latents = torch.cat([item.latents for item in inputs], dim=1)

@@ -59,7 +59,8 @@ class TeaCache(ReusePolicy):
     def _judge(self, step: int, num_steps: int, indicator: Tensor) -> Decision:
         period = self.period or num_steps
         position = step % period
-        forced = position < self.warmup_steps or position >= period - self.final_steps
+        last = max(position - period, step - num_steps) >= -self.final_steps
+        forced = position < self.warmup_steps or last
         if forced or self._previous is None or self._previous.shape != indicator.shape:
             return Decision(reuse=False)
         (distance,) = relative_l1([indicator], [self._previous])

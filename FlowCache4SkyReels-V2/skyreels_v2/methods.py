@@ -1,0 +1,82 @@
+"""The four ways to run SkyReels-V2, as settings of the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flowcache import FlowCacheConfig
+
+METHODS = ("vanilla", "causal", "teacache", "flowcache")
+PRESETS = ("fast", "slow", "paper_fast", "paper_slow")
+THRESHOLDS = {"fast": 0.15, "slow": 0.1, "paper_fast": 0.15, "paper_slow": 0.1}
+
+#: TeaCache's fitted polynomials, highest power first: over the modulation (with retention steps) and over
+#: the time embedding (without), for the two sizes of the model.
+COEFFICIENTS = {
+    ("1.3B", True): (-5.21862437e4, 9.23041404e3, -5.28275948e2, 13.6987616, -4.99875664e-2),
+    ("14B", True): (-3.03318725e5, 4.90537029e4, -2.65530556e3, 58.7365115, -0.315583525),
+    ("1.3B", False): (2.39676752e3, -1.31110545e3, 2.01331979e2, -8.29855975, 0.137887774),
+    ("14B", False): (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
+}
+
+
+def method_config(
+    method: str,
+    preset: str = "fast",
+    *,
+    family: str | None = None,
+    threshold: float | None = None,
+    use_ret_steps: bool = True,
+    coefficients: Sequence[float] | None = None,
+    forecast: str | None = None,
+    refresh_given: bool = False,
+    causal_attention: bool = False,
+) -> FlowCacheConfig:
+    """Settings of the cache for one of the four ways to run.
+
+    - ``vanilla``: the original; full attention over the window, everything runs at every step.
+    - ``causal``: only live blocks run, block-causally, against a KV cache; nothing is reused.
+    - ``teacache``: ``vanilla`` with one reuse decision for the whole window.
+    - ``flowcache``: ``causal`` with a reuse decision for each block.
+
+    Args:
+        method: one of ``METHODS``.
+        preset: one of ``PRESETS``; sets the threshold (0.15 fast, 0.1 slow). The ``paper_`` presets hold the
+            residual of the block stack, as the original does; ours hold the velocity, which is closer.
+        family: ``"1.3B"`` or ``"14B"`` for the fitted polynomial; others take the distance as it is.
+        threshold: overrides the preset's.
+        use_ret_steps: always compute the first five steps, and use the polynomial fitted for that.
+        coefficients: a polynomial of your own, highest power first.
+        forecast: overrides the preset's forecast.
+        refresh_given: see ``FlowCacheConfig``.
+        causal_attention: make the attention of ``vanilla`` and ``teacache`` block-causal.
+
+    Raises:
+        ValueError: unknown method, preset or forecast, or a threshold out of range.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
+    if method in ("vanilla", "causal"):
+        whole = method == "vanilla"
+        bidirectional = whole and not causal_attention
+        return FlowCacheConfig(
+            policy="none", whole_window=whole, bidirectional=bidirectional, refresh_given=refresh_given
+        )
+    if coefficients is None:
+        coefficients = COEFFICIENTS.get((family, use_ret_steps))
+    tea = method == "teacache"
+    return FlowCacheConfig(
+        policy="teacache" if tea else "chunkwise",
+        threshold=THRESHOLDS[preset] if threshold is None else threshold,
+        warmup_steps=5 if use_ret_steps else 1,
+        coefficients=None if coefficients is None else tuple(coefficients),
+        # Without retention steps, TeaCache's polynomial is over the time embedding; the original FlowCache
+        # applies it to the modulation all the same.
+        indicator="timestep_embedding" if tea and not use_ret_steps else None,
+        forecast=forecast or ("hold_residual" if tea or preset.startswith("paper") else "hold_velocity"),
+        whole_window=tea,
+        bidirectional=tea and not causal_attention,
+        refresh_given=refresh_given,
+    )

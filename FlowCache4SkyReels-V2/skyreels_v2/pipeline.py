@@ -1,0 +1,212 @@
+"""From a prompt to a video: SkyReels-V2 with FlowCache, on diffusers' pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers import SkyReelsV2DiffusionForcingPipeline
+from torch import Tensor, nn
+
+from flowcache import Denoiser, FlowCacheConfig, LoopOptions, Trace, Window, cut_window
+from flowcache.environment import describe_environment, peak_memory_bytes
+
+from .chunk_model import SkyReelsV2ChunkModel
+from .codec import VideoCodec
+from .settings import VideoSettings, pixel_frames
+from .solver import ChunkUniPC
+from .windows import WindowPlan, plan_windows
+
+@dataclass(frozen=True)
+class Condition:
+    """What a video starts from or arrives at; pixels in [-1, 1].
+
+    Attributes:
+        prefix: first frames, ``[3, frames, height, width]``: one for image-to-video, ``4 k + 1`` to extend.
+        last: frame to arrive at, ``[3, 1, height, width]``.
+    """
+
+    prefix: Tensor | None = None
+    last: Tensor | None = None
+
+
+@dataclass
+class VideoOutput:
+    """A generated video.
+
+    Attributes:
+        frames: ``[3, frames, height, width]`` in [-1, 1].
+        latents: normalised latents, ``[channels, frames', height / 8, width / 8]``, overlaps dropped.
+        trace: what happened.
+    """
+
+    frames: Tensor
+    latents: Tensor
+    trace: Trace
+
+
+@dataclass(frozen=True)
+class VideoPart:
+    """The new frames of one window, ``[3, frames, height, width]`` in [-1, 1], and their latents."""
+
+    frames: Tensor
+    latents: Tensor
+
+
+class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
+    """SkyReels-V2 diffusion forcing with chunkwise caching; components as in diffusers' pipeline.
+
+    Text-to-video, image-to-video (first frame, or first and last) and video extension differ only in the
+    condition. Latents and solver run in fp32, the transformer in its own type.
+    """
+
+    _stage_device: torch.device | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str,
+        negative_prompt: str = "",
+        settings: VideoSettings | None = None,
+        cache: FlowCacheConfig | None = None,
+        condition: Condition | None = None,
+        trace: Trace | None = None,
+    ) -> VideoOutput:
+        """Generate a video.
+
+        Args:
+            prompt: what to show.
+            negative_prompt: what to avoid; used with guidance.
+            settings: the video; see ``VideoSettings`` for the defaults.
+            cache: the method; see ``FlowCacheConfig`` for the default.
+            condition: first frames, last frame.
+            trace: filled in with what happens.
+        """
+        trace = trace if trace is not None else Trace()
+        parts = list(self.stream(prompt, negative_prompt, settings, cache, condition, trace))
+        frames = torch.cat([part.frames for part in parts], dim=1)
+        return VideoOutput(frames, torch.cat([part.latents for part in parts], dim=1), trace)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompt: str,
+        negative_prompt: str = "",
+        settings: VideoSettings | None = None,
+        cache: FlowCacheConfig | None = None,
+        condition: Condition | None = None,
+        trace: Trace | None = None,
+    ) -> Iterator[VideoPart]:
+        """Like calling the pipeline, but yields the new frames of each window as soon as they are decoded."""
+        settings, cache = settings or VideoSettings(), cache or FlowCacheConfig()
+        condition = condition or Condition()
+        trace = trace if trace is not None else Trace()
+        trace.settings |= {"prompt": prompt, "video": settings.as_dict(), "reuse": cache.as_dict()}
+        trace.environment = describe_environment(self.compute_device)
+        with trace.timer("text"), self._resident("text_encoder"):
+            embeds = self._embed_prompts(prompt, negative_prompt, settings.guidance_scale)
+        generator = torch.Generator().manual_seed(settings.seed)
+        frames = condition.prefix
+        plans = plan_windows(settings, 0 if frames is None else frames.shape[1])
+        with self._resident("transformer"):
+            denoiser = self._denoiser(settings, cache, embeds, plans[0].frames, generator, trace)
+        with self.progress_bar(total=sum(len(plan.schedule(settings)) for plan in plans)) as progress:
+            denoiser.on_step = progress.update
+            for index, plan in enumerate(plans):
+                last = condition.last if index == len(plans) - 1 else None
+                with trace.timer("encode"), self._resident("vae"):
+                    window = self._new_window(settings, plan, frames, last, generator)
+                with trace.timer("denoise"), self._resident("transformer"):
+                    solver = ChunkUniPC(settings.inference_steps, settings.shift)
+                    for _ in denoiser.run(window, plan.schedule(settings, last is not None), solver):
+                        pass
+                latents = window.latents[:, : plan.frames]
+                with trace.timer("decode"), self._resident("vae"):
+                    frames = VideoCodec(self.vae).decode(latents)
+                trace.peak_memory_bytes = peak_memory_bytes(self.compute_device)
+                yield VideoPart(frames[:, pixel_frames(plan.repeated) :], latents[:, plan.repeated :])
+
+    def _new_window(
+        self,
+        settings: VideoSettings,
+        plan: WindowPlan,
+        frames: Tensor | None,
+        last: Tensor | None,
+        generator: torch.Generator,
+    ) -> Window:
+        """Noise with what is given encoded into it: the newest of ``frames`` first, ``last`` behind the end."""
+        codec, stride = VideoCodec(self.vae), self.vae_scale_factor_spatial
+        num_frames = plan.frames + (last is not None)
+        shape = (self.transformer.config.in_channels, num_frames, settings.height // stride, settings.width // stride)
+        noise = torch.randn(shape, generator=generator).to(self.compute_device)
+        prefix = codec.encode(frames[:, -pixel_frames(plan.prefix) :]) if plan.prefix else None
+        arrival = None if last is None else codec.encode(last)
+        return cut_window(noise, settings.causal_block_size, prefix, arrival)
+
+    def enable_stage_offload(self, device: torch.device | str) -> None:
+        """Keep the components on the CPU and move each to ``device`` only for its stage."""
+        self._stage_device = torch.device(device)
+
+    @property
+    def compute_device(self) -> torch.device:
+        """Where the work is done."""
+        return self._stage_device or self.device
+
+    @property
+    def text_length(self) -> int:
+        """Tokens to which prompts are padded: the tokenizer's limit, at most the model's 512."""
+        return min(512, self.tokenizer.model_max_length)
+
+    @contextmanager
+    def _resident(self, component: str) -> Iterator[None]:
+        module: nn.Module = getattr(self, component)
+        if self._stage_device is None:
+            yield
+            return
+        module.to(self._stage_device)
+        try:
+            yield
+        finally:
+            module.to("cpu")
+
+    def _embed_prompts(self, prompt: str, negative_prompt: str, guidance_scale: float) -> Tensor:
+        """``[branches, tokens, text_dim]``: the caption and, with guidance, what to avoid."""
+        prompts = [prompt, negative_prompt] if guidance_scale > 1 else [prompt]
+        embeds, _ = self.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.text_length,
+            device=self.compute_device,
+            dtype=self.transformer.dtype,
+        )
+        return embeds
+
+    def _denoiser(
+        self,
+        settings: VideoSettings,
+        cache: FlowCacheConfig,
+        embeds: Tensor,
+        num_frames: int,
+        generator: torch.Generator,
+        trace: Trace,
+    ) -> Denoiser:
+        model = SkyReelsV2ChunkModel(
+            self.transformer,
+            embeds,
+            grid=(settings.height // self.vae_scale_factor_spatial, settings.width // self.vae_scale_factor_spatial),
+            num_frames=num_frames + 1,
+            guidance_scale=settings.guidance_scale,
+            fps=settings.fps,
+            bidirectional=cache.bidirectional,
+            indicator=cache.indicator,
+        )
+        options = LoopOptions(
+            whole_window=cache.whole_window,
+            refresh_given=cache.refresh_given,
+            condition_noise=settings.addnoise_condition / 1000,
+            draw_noise=lambda step, shape: torch.randn(shape, generator=generator).to(self.compute_device),
+        )
+        policy = cache.make_policy(settings.inference_steps)
+        return Denoiser(model, policy, cache.make_forecast(), options, trace)

@@ -1,0 +1,110 @@
+"""What to generate: every setting of a video, checked before any weight is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+TEMPORAL_STRIDE = 4  # pixel frames per latent frame of the Wan VAE, after the first
+SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
+
+#: Height and width of the named resolutions.
+RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSettings:
+    """One video, as SkyReels-V2 counts it. Frames are pixel frames unless said otherwise.
+
+    Args:
+        height, width: pixels, multiples of 16.
+        num_frames: frames of the whole video, ``4 k + 1``.
+        base_num_frames: frames of one window, ``4 k + 1``; longer videos are made of several.
+        overlap_history: frames that a window takes over from the one before it, ``4 k + 1``; needed for
+            videos longer than a window and to extend a video.
+        ar_step: steps by which a block lags behind the one before it; 0 denoises all together.
+        causal_block_size: latent frames of a block.
+        inference_steps: denoising steps of a block.
+        guidance_scale: weight of classifier-free guidance; 1 switches it off.
+        shift: flow shift of the noise grid; 8 for text, 5 for image-to-video in the original.
+        fps: frames per second of the file.
+        addnoise_condition: noise mixed into frames that are taken over, in thousandths.
+        seed: of the noise.
+
+    Raises:
+        ValueError: one sentence that names the argument and the fix.
+    """
+
+    height: int = 544
+    width: int = 960
+    num_frames: int = 97
+    base_num_frames: int = 97
+    overlap_history: int | None = None
+    ar_step: int = 0
+    causal_block_size: int = 5
+    inference_steps: int = 30
+    guidance_scale: float = 6.0
+    shift: float = 8.0
+    fps: int = 24
+    addnoise_condition: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            _check(getattr(self, name) > 0 and getattr(self, name) % SPATIAL_STRIDE == 0, name, self, "a positive multiple of 16")
+        for name in ("num_frames", "base_num_frames"):
+            _check_frames(name, getattr(self, name), least=1)
+        for name in ("inference_steps", "causal_block_size", "fps"):
+            _check(getattr(self, name) >= 1, name, self, "at least 1")
+        for name in ("guidance_scale", "shift"):
+            value = getattr(self, name)
+            _check(math.isfinite(value) and value > 0, name, self, "a finite number above 0")
+        _check(0 <= self.addnoise_condition < 1000, "addnoise_condition", self, "between 0 and 999")
+        _check(self.ar_step >= 0, "ar_step", self, "at least 0")
+        _check(0 <= self.seed < 2**63, "seed", self, "between 0 and 2^63 - 1")
+        self._check_window()
+
+    def _check_window(self) -> None:
+        window = latent_frames(min(self.num_frames, self.base_num_frames))
+        if self.causal_block_size > window:
+            raise ValueError(
+                f"causal_block_size must be at most the window's {window} latent frames, got {self.causal_block_size}."
+            )
+        if self.overlap_history is not None:
+            _check_frames("overlap_history", self.overlap_history, least=1)
+            if self.overlap_history >= self.base_num_frames:
+                raise ValueError(
+                    f"overlap_history must be smaller than base_num_frames ({self.base_num_frames}), "
+                    f"got {self.overlap_history}."
+                )
+        elif self.num_frames > self.base_num_frames:
+            raise ValueError(
+                f"overlap_history is needed because num_frames ({self.num_frames}) exceeds base_num_frames "
+                f"({self.base_num_frames}); 17 and 37 are usual."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fields by name, for logs and traces."""
+        return asdict(self)
+
+
+def latent_frames(num_frames: int) -> int:
+    """Latent frames of that many pixel frames: the first stands alone, then four share one."""
+    return (num_frames - 1) // TEMPORAL_STRIDE + 1
+
+
+def pixel_frames(num_latent_frames: int) -> int:
+    """Pixel frames of that many latent frames from the start of a video."""
+    return max(0, (num_latent_frames - 1) * TEMPORAL_STRIDE + 1)
+
+
+def _check(holds: bool, name: str, settings: VideoSettings, must_be: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {must_be}, got {getattr(settings, name)}.")
+
+
+def _check_frames(name: str, value: int, least: int) -> None:
+    if value < least or value % TEMPORAL_STRIDE != 1:
+        nearest = max(least, round((value - 1) / TEMPORAL_STRIDE) * TEMPORAL_STRIDE + 1)
+        raise ValueError(f"{name} must be 4 k + 1 (1, 5, 9, ...), got {value}; try {nearest}.")

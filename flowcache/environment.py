@@ -1,0 +1,44 @@
+"""What a run ran on."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from importlib.metadata import version
+
+import torch
+
+
+def describe_environment(device: torch.device | str) -> dict[str, str]:
+    """Versions and hardware that figures of this run hold for."""
+    device = torch.device(device)
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": version("diffusers"),
+        "device": str(device),
+        "hardware": hardware,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def peak_memory_bytes(device: torch.device | str) -> int:
+    """The most memory taken so far: allocated on a CUDA device, else resident in this process."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _processor() -> str:
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as lines:
+            name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return name

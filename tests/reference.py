@@ -1,0 +1,53 @@
+"""Where the reference tensors lie, and how to skip, loudly, where they are absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def reference_dir() -> Path:
+    """The folder named by FLOWCACHE_REFERENCE_DIR; by default ``../shared/reference`` beside the project."""
+    return Path(os.environ.get("FLOWCACHE_REFERENCE_DIR", ROOT.parent / "shared" / "reference"))
+
+
+def skyreels_reference() -> Path:
+    """The SkyReels-V2 part of it; skips the test where it is absent."""
+    folder = reference_dir() / "skyreels_v2"
+    if not folder.is_dir():
+        pytest.skip(f"REFERENCE ABSENT: no folder {folder}; set FLOWCACHE_REFERENCE_DIR to compare with the original")
+    return folder
+
+
+@dataclass(frozen=True)
+class Case:
+    """One reference: its sidecar and its tensors."""
+
+    folder: Path
+    name: str
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        return json.loads((self.folder / f"{self.name}.json").read_text())
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return load_file(self.folder / f"{self.name}.safetensors")
+
+
+def case_names(prefix: str, part: str = "skyreels_v2") -> list[str]:
+    """Names of the cases that begin with ``prefix``; one that says so where the folder is absent."""
+    folder = reference_dir() / part
+    if not folder.is_dir():
+        return ["reference-absent"]
+    return sorted(path.stem for path in folder.glob(f"{prefix}*.json"))
