@@ -56,7 +56,9 @@ class FlowCacheConfig:
         if not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ValueError(f"threshold must be a finite number of at least 0, got {self.threshold}.")
         if self.bidirectional and not self.whole_window:
-            raise ValueError("bidirectional needs whole_window: a cache holds no chunk that is still to come.")
+            raise ValueError(
+                "bidirectional needs whole_window: a cache holds no chunk that is still to come."
+            )
         if self.warmup_steps < 1:
             raise ValueError(f"warmup_steps must be at least 1, got {self.warmup_steps}.")
         if self.final_steps < 0:

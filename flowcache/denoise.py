@@ -21,7 +21,7 @@ from .window import Window, with_condition_noise
 
 @dataclass(frozen=True)
 class CleanChunk:
-    """A chunk that has just been finished: its index, first frame and latents ``[channels, frames, h, w]``."""
+    """A chunk just finished: its index, first frame and latents ``[channels, frames, h, w]``."""
 
     chunk: int
     start_frame: int
@@ -94,7 +94,9 @@ class Denoiser:
                 self._forget(chunk, solver)
                 yield CleanChunk(chunk, window.chunks[chunk].start, window.view(chunk))
 
-    def _inputs(self, window: Window, schedule: StaircaseSchedule, solver: Solver, step: int) -> list[ChunkInput]:
+    def _inputs(
+        self, window: Window, schedule: StaircaseSchedule, solver: Solver, step: int
+    ) -> list[ChunkInput]:
         """What every chunk of the window would show the model at this step."""
         level, latents = self.options.condition_noise, window.latents
         given = window.given_frames
@@ -143,7 +145,9 @@ class Denoiser:
         refresh = step == 0 or self.options.refresh_given
         return (list(range(window.num_given)) if refresh else []) + computed
 
-    def _evaluate(self, inputs: list[ChunkInput], wanted: list[int], cache: ChunkKVCache) -> dict[int, Tensor]:
+    def _evaluate(
+        self, inputs: list[ChunkInput], wanted: list[int], cache: ChunkKVCache
+    ) -> dict[int, Tensor]:
         """Run the model on all inputs in one packed call; velocities of the ``wanted`` chunks."""
         if not inputs:
             return {}

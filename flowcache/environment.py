@@ -38,7 +38,9 @@ def _processor() -> str:
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as lines:
-            name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+            name = next(
+                (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name
+            )
     except OSError:
         pass
     return name

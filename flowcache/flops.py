@@ -31,10 +31,14 @@ class GainSplit:
         total = sum(lengths)
         self._edges = [model.edge_flops(n) for n in lengths]
         self._full = [model.block_flops(n, total) for n in lengths]
-        self._causal = [model.block_flops(n, end) for n, end in zip(lengths, accumulate(lengths), strict=True)]
+        self._causal = [
+            model.block_flops(n, end) for n, end in zip(lengths, accumulate(lengths), strict=True)
+        ]
         self._actual = self._full if model.bidirectional else self._causal
 
-    def step(self, ran: Sequence[int], edges: Sequence[int], live: Sequence[int], first: bool) -> dict[str, float]:
+    def step(
+        self, ran: Sequence[int], edges: Sequence[int], live: Sequence[int], first: bool
+    ) -> dict[str, float]:
         """Cost of one step.
 
         Args:

@@ -50,7 +50,7 @@ class StaircaseSchedule:
             yield self.live(step)
 
     def local_step(self, chunk: int, step: int) -> int:
-        """Local step of ``chunk`` at ``step``: negative before it starts, ``num_steps`` or more once clean."""
+        """Local step of ``chunk`` at ``step``: below 0 before its start, ``num_steps`` or more once clean."""
         if chunk < self.first_chunk:
             return self.num_steps
         return step - self.stride * (chunk - self.first_chunk)

@@ -111,7 +111,9 @@ class Trace:
         """
         content = json.loads(Path(path).read_text())
         if content.pop("format", None) != FORMAT_VERSION:
-            raise ValueError(f"{path} is no trace of format {FORMAT_VERSION}; make it again with this version.")
+            raise ValueError(
+                f"{path} is no trace of format {FORMAT_VERSION}; make it again with this version."
+            )
         content.pop("reuse_ratio")
         content["windows"] = [WindowRecord(**window) for window in content["windows"]]
         content["steps"] = [

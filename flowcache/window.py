@@ -40,7 +40,9 @@ class Window:
     def given_frames(self) -> list[int]:
         """Indices of the given frames, in order of time."""
         given = [f for span in self.chunks[: self.num_given] for f in range(span.start, span.stop)]
-        held = [f for span in self.chunks[self.num_given :] for f in range(span.start, span.start + span.held)]
+        held = [
+            f for span in self.chunks[self.num_given :] for f in range(span.start, span.start + span.held)
+        ]
         return sorted(given + held)
 
     def view(self, chunk: int) -> Tensor:
@@ -49,7 +51,9 @@ class Window:
         return self.latents[:, span.start : span.stop]
 
 
-def cut_window(latents: Tensor, chunk_frames: int, prefix: Tensor | None = None, last: Tensor | None = None) -> Window:
+def cut_window(
+    latents: Tensor, chunk_frames: int, prefix: Tensor | None = None, last: Tensor | None = None
+) -> Window:
     """Cut a window into chunks of ``chunk_frames`` latent frames; the last one takes what is left.
 
     Args:

@@ -25,7 +25,9 @@ def skyreels_reference() -> Path:
     """The SkyReels-V2 part of it; skips the test where it is absent."""
     folder = reference_dir() / "skyreels_v2"
     if not folder.is_dir():
-        pytest.skip(f"REFERENCE ABSENT: no folder {folder}; set FLOWCACHE_REFERENCE_DIR to compare with the original")
+        pytest.skip(
+            f"REFERENCE ABSENT: no folder {folder}; set FLOWCACHE_REFERENCE_DIR to compare with the original"
+        )
     return folder
 
 

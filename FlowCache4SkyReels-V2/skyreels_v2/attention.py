@@ -96,7 +96,9 @@ class ChunkSelfAttention(SkyReelsV2AttnProcessor):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedChunks) -> Tensor:
         """Write the chunks' keys and values, then attend; ``[branches, tokens, heads, head_dim]``."""
         lengths = list(packed.lengths)
-        for chunk, keys, values in zip(packed.chunks, key.split(lengths, 1), value.split(lengths, 1), strict=True):
+        for chunk, keys, values in zip(
+            packed.chunks, key.split(lengths, 1), value.split(lengths, 1), strict=True
+        ):
             packed.cache.write(self.layer, chunk, keys, values)
         if packed.bidirectional:
             return self._dispatch(query, *packed.cache.read(self.layer))

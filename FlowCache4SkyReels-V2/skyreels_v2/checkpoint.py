@@ -1,22 +1,31 @@
-"""Finds and loads SkyReels-V2 checkpoints: diffusers' layout, the original one and the small one."""
+"""Finds and loads SkyReels-V2 checkpoints: in diffusers' layout, in the original one, and the small one."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
-from .conversion import UMT5_XXL, text_encoder_key, transformer_config, transformer_key
+from .conversion import (
+    TEXT_ENCODER_FILE,
+    VAE_FILE,
+    TensorCheck,
+    load_original_text_encoder,
+    load_original_transformer,
+    load_original_vae,
+    read_json,
+    read_shapes,
+    transformer_config,
+)
 from .pipeline import FlowCacheSkyReelsV2Pipeline
 
 logger = logging.getLogger(__name__)
@@ -25,8 +34,33 @@ OFFICIAL_DEFAULT = "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers"
 OFFICIAL = tuple(f"Skywork/SkyReels-V2-DF-{name}" for name in ("1.3B-540P", "14B-540P", "14B-720P"))
 SMALL = Path(__file__).resolve().parents[2] / "assets" / "skyreels_v2_small"
 
-_DIFFUSERS_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-_VAE_FILE, _T5_FILE, _TOKENIZER = "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl"
+#: Width and number of layers of the official models.
+FAMILIES = {(1536, 30): "1.3B", (5120, 40): "14B"}
+
+#: Scheduler of the original layout, which holds none; the shift is that of text-to-video.
+FLOW_SCHEDULER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 8.0}
+
+# Parts of diffusers' layout that hold weights, and how their weight files are called.
+_WEIGHTS = {
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+_TOKENIZER = "google/umt5-xxl"
+_DEFAULTS = "defaults.json"
+# Pipelines whose weights are of the same form, but were not trained for diffusion forcing.
+_OTHER_PIPELINES = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
+
+_PATTERNS = {
+    "diffusers": [
+        "model_index.json",
+        _DEFAULTS,
+        "scheduler/*.json",
+        "tokenizer/*",
+        *(f"{part}/*.{suffix}" for part in _WEIGHTS for suffix in ("json", "safetensors")),
+    ],
+    "original": ["config.json", _DEFAULTS, "*.safetensors", VAE_FILE, TEXT_ENCODER_FILE, f"{_TOKENIZER}/*"],
+}
 
 
 @dataclass(frozen=True)
@@ -34,24 +68,49 @@ class ModelSource:
     """Where a model comes from; decided before any weight is read.
 
     Attributes:
-        model_id: Hub id or folder.
-        folder: local folder; None for a Hub id that is not downloaded yet.
+        model_id: as the user gave it; ``location`` says what it stands for.
+        path: local folder; None for a Hub id.
         layout: ``diffusers`` or ``original``.
         family: ``1.3B``, ``14B`` or ``small``, which tells the fitted polynomials; None if unknown.
         reason: one sentence that says which model and why.
     """
 
     model_id: str
-    folder: Path | None
+    path: Path | None
     layout: str
     family: str | None
     reason: str
 
     @property
+    def location(self) -> str:
+        """The folder or the Hub id that is loaded, which ``model_id`` may leave open."""
+        return str(self.path or (OFFICIAL_DEFAULT if self.model_id == "auto" else self.model_id))
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """Settings that suit this model, from ``defaults.json`` in its folder; empty without one."""
-        path = self.folder / "defaults.json" if self.folder else None
-        return json.loads(path.read_text()) if path and path.is_file() else {}
+        return _read_defaults(self.path) if self.path else {}
+
+
+@dataclass(frozen=True)
+class Components:
+    """What a pipeline is made of; all on the CPU, in evaluation mode.
+
+    Attributes:
+        tokenizer: turns prompts to token ids.
+        text_encoder: umT5 encoder.
+        transformer: denoises; in the type asked for, with the parts that diffusers keeps in fp32.
+        vae: between pixels and latents; in fp32.
+        scheduler: configured for flow matching.
+        defaults: settings that suit this model, from ``defaults.json``; empty without one.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    text_encoder: UMT5EncoderModel
+    transformer: SkyReelsV2Transformer3DModel
+    vae: AutoencoderKLWan
+    scheduler: UniPCMultistepScheduler
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 def resolve_model(model_id: str = "auto", device: torch.device | str = "cpu") -> ModelSource:
@@ -65,29 +124,47 @@ def resolve_model(model_id: str = "auto", device: torch.device | str = "cpu") ->
     Raises:
         ValueError: one sentence that names ``model_id`` and what it may be, or what a folder lacks.
     """
+    if model_id == "auto" and torch.device(device).type == "cuda":
+        return _hub_source(model_id, OFFICIAL_DEFAULT, f"CUDA device: using the official {OFFICIAL_DEFAULT}")
     if model_id == "auto":
-        if torch.device(device).type == "cuda":
-            return _hub_source(OFFICIAL_DEFAULT, "a CUDA device is there: the official 1.3B model")
-        return _folder_source(SMALL, "no CUDA device: the small checkpoint that comes with the project")
+        return _small_source(model_id, "no CUDA device: using the small checkpoint shipped in assets/")
     if model_id == "small":
-        return _folder_source(SMALL, "the small checkpoint that comes with the project")
-    if Path(model_id).is_dir():
-        return _folder_source(Path(model_id), "a local folder")
+        return _small_source(model_id, "asked for small: using the small checkpoint shipped in assets/")
+    folder = Path(model_id).expanduser()
+    if model_id and folder.is_dir():
+        return _folder_source(model_id, folder)
     if model_id.removesuffix("-Diffusers") in OFFICIAL:
-        return _hub_source(model_id, "an official model")
+        return _hub_source(model_id, model_id, f"Hub id: using the official {model_id}")
     raise ValueError(
         f"model_id must be auto, small, an existing folder, or one of {', '.join(OFFICIAL)} "
         f"(each also with -Diffusers), got {model_id!r}."
     )
 
 
+def load_components(source: ModelSource, dtype: torch.dtype = torch.float32) -> Components:
+    """Read a model's weights, all of them strictly; downloads them first for a Hub id.
+
+    Args:
+        source: what ``resolve_model`` returned.
+        dtype: of text encoder and transformer, bf16 on CUDA; the VAE and what diffusers keeps in fp32 are
+            always in fp32.
+
+    Raises:
+        ValueError: a file is missing or corrupt, or a tensor is unknown, missing or misshapen; it is named.
+        OSError: the download failed.
+    """
+    logger.info("%s", source.reason)
+    folder = source.path or _download(source)
+    load = _load_diffusers if source.layout == "diffusers" else _load_original
+    components = load(folder, dtype)
+    _check_fit(components, folder)
+    return components
+
+
 def load_pipeline(
     source: ModelSource | str = "auto", device: torch.device | str | None = None, offload: bool = False
 ) -> FlowCacheSkyReelsV2Pipeline:
-    """Load a model as a pipeline.
-
-    On CUDA, transformer and text encoder run in bf16 (with the parts that diffusers keeps in fp32), the VAE
-    in fp32; on the CPU all runs in fp32.
+    """Load a model as a pipeline: bf16 on CUDA, fp32 elsewhere; see ``load_components``.
 
     Args:
         source: what ``resolve_model`` returned, or what it takes.
@@ -95,168 +172,187 @@ def load_pipeline(
         offload: keep every component in host memory while it does not work.
 
     Raises:
-        ValueError: see ``resolve_model``; or a file is corrupt or its keys are not those of the model.
-        OSError: a download failed.
+        ValueError: see ``resolve_model`` and ``load_components``.
+        OSError: the download failed.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(source, str):
         source = resolve_model(source, device)
-    folder = source.folder or _download(source)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    load = _load_diffusers if source.layout == "diffusers" else _load_original
-    pipeline = FlowCacheSkyReelsV2Pipeline(**load(folder, dtype))
+    parts = load_components(source, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    pipeline = FlowCacheSkyReelsV2Pipeline(
+        tokenizer=parts.tokenizer,
+        text_encoder=parts.text_encoder,
+        transformer=parts.transformer,
+        vae=parts.vae,
+        scheduler=parts.scheduler,
+    )
     if offload:
         pipeline.enable_stage_offload(device)
         return pipeline
     return pipeline.to(device)
 
 
-def _hub_source(model_id: str, reason: str) -> ModelSource:
-    layout = "diffusers" if model_id.endswith("-Diffusers") else "original"
-    return ModelSource(model_id, None, layout, _family(model_id), f"{model_id} ({reason})")
+def _hub_source(model_id: str, repository: str, reason: str) -> ModelSource:
+    layout = "diffusers" if repository.endswith("-Diffusers") else "original"
+    family = next(family for family in FAMILIES.values() if f"-{family}-" in repository)
+    return ModelSource(model_id, None, layout, family, reason)
 
 
-def _folder_source(folder: Path, reason: str) -> ModelSource:
-    if (folder / "model_index.json").is_file():
-        layout, needed = "diffusers", _DIFFUSERS_PARTS
-    elif (folder / "config.json").is_file():
-        layout, needed = "original", (_VAE_FILE, _T5_FILE, _TOKENIZER)
-    else:
+def _small_source(model_id: str, reason: str) -> ModelSource:
+    if not SMALL.is_dir():
         raise ValueError(
-            f"model_id names {folder}, which holds neither model_index.json (diffusers' layout) "
-            "nor config.json (the original layout)."
+            f"model_id {model_id} needs the small checkpoint, but there is no folder {SMALL}; "
+            "get the whole repository, or give a folder or a Hub id."
         )
-    missing = [part for part in needed if not (folder / part).exists()]
+    layout = _layout(SMALL)
+    _check_complete(SMALL, layout)
+    return ModelSource(model_id, SMALL, layout, "small", reason)
+
+
+def _folder_source(model_id: str, folder: Path) -> ModelSource:
+    layout = _layout(folder)
+    _check_complete(folder, layout)
+    config = _transformer_config(folder, layout)
+    width = config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)
+    small = SMALL.is_dir() and folder.samefile(SMALL)
+    family = "small" if small else FAMILIES.get((width, config.get("num_layers")))
+    reason = f"local folder: using {folder} in the {layout} layout"
+    return ModelSource(model_id, folder, layout, family, reason)
+
+
+def _layout(folder: Path) -> str:
+    for name, layout in (("model_index.json", "diffusers"), ("config.json", "original")):
+        if (folder / name).is_file():
+            return layout
+    raise ValueError(
+        f"model_id names {folder}, which holds neither model_index.json (diffusers' layout) "
+        "nor config.json (the original layout)."
+    )
+
+
+def _transformer_config(folder: Path, layout: str) -> dict[str, Any]:
+    """Configuration of the transformer in diffusers' terms; refuses models of another kind."""
+    if layout == "original":
+        return transformer_config(read_json(folder / "config.json"))
+    pipeline = read_json(folder / "model_index.json").get("_class_name")
+    config = read_json(folder / "transformer" / "config.json")
+    kind = config.get("_class_name", SkyReelsV2Transformer3DModel.__name__)
+    if pipeline in _OTHER_PIPELINES or kind != SkyReelsV2Transformer3DModel.__name__:
+        raise ValueError(
+            f"model_id names {folder}, a {pipeline} with a {kind}; "
+            "only SkyReels-V2 diffusion-forcing (DF) models are supported."
+        )
+    return config
+
+
+def _check_complete(folder: Path, layout: str) -> None:
+    missing = list(_missing_diffusers(folder) if layout == "diffusers" else _missing_original(folder))
     if missing:
-        raise ValueError(f"model_id names {folder}, which lacks {', '.join(missing)}.")
-    family = "small" if folder == SMALL else _family(folder.name)
-    return ModelSource(str(folder), folder, layout, family, f"{folder} ({reason})")
+        raise ValueError(f"The model folder {folder} lacks {', '.join(missing)}.")
 
 
-def _family(name: str) -> str | None:
-    return next((family for family in ("1.3B", "14B") if family in name), None)
+def _missing_diffusers(folder: Path) -> Iterator[str]:
+    configs = ("tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json")
+    for name in (*configs, *(f"{part}/config.json" for part in _WEIGHTS)):
+        if not (folder / name).is_file():
+            yield name
+    for part in _WEIGHTS:
+        for path in _weight_files(folder, part):
+            if not path.is_file():
+                yield str(path.relative_to(folder))
+
+
+def _missing_original(folder: Path) -> Iterator[str]:
+    for name in (VAE_FILE, TEXT_ENCODER_FILE, f"{_TOKENIZER}/tokenizer_config.json"):
+        if not (folder / name).is_file():
+            yield name
+    names = {path.name for path in folder.glob("*.safetensors")}
+    if not names:
+        yield "*.safetensors"
+    for name in sorted(names):
+        shard = re.fullmatch(r"(.+)-00001-of-(\d{5})\.safetensors", name)
+        numbers = range(1, int(shard[2]) + 1) if shard else ()
+        yield from sorted({f"{shard[1]}-{n:05d}-of-{shard[2]}.safetensors" for n in numbers} - names)
+
+
+def _weight_files(folder: Path, part: str) -> list[Path]:
+    """Weight files of one part of diffusers' layout: those its index names, or the only one."""
+    single = folder / part / f"{_WEIGHTS[part]}.safetensors"
+    index = single.with_name(f"{single.name}.index.json")
+    if single.is_file() or not index.is_file():
+        return [single]
+    return sorted({single.with_name(name) for name in read_json(index).get("weight_map", {}).values()})
 
 
 def _download(source: ModelSource) -> Path:
-    """Fetch the files that are needed, or find them in the Hub's cache."""
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", _VAE_FILE, _T5_FILE, f"{_TOKENIZER}/*"]
+    """Fetch the files that are needed, or find them in the Hub's cache (``HF_HOME``)."""
     try:
-        return Path(snapshot_download(source.model_id, allow_patterns=patterns))
+        folder = Path(snapshot_download(source.location, allow_patterns=_PATTERNS[source.layout]))
     except Exception as error:
         raise OSError(
-            f"{source.model_id} could not be downloaded ({type(error).__name__}); "
-            "check the connection, or give a local folder as model_id."
+            f"{source.location} could not be downloaded ({type(error).__name__}); "
+            "check the connection, or give a local folder or 'small' as model_id."
         ) from error
+    _check_complete(folder, source.layout)
+    return folder
 
 
-def _load_diffusers(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer"),
-        "text_encoder": _strict(UMT5EncoderModel, folder / "text_encoder", dtype=dtype),
-        "transformer": _strict(SkyReelsV2Transformer3DModel, folder / "transformer", torch_dtype=dtype),
-        "vae": _strict(AutoencoderKLWan, folder / "vae", torch_dtype=torch.float32),
-        "scheduler": UniPCMultistepScheduler.from_pretrained(folder / "scheduler"),
-    }
+def _read_defaults(folder: Path) -> dict[str, Any]:
+    path = folder / _DEFAULTS
+    return read_json(path) if path.is_file() else {}
 
 
-def _strict(kind: type, folder: Path, **options: Any) -> nn.Module:
-    """``from_pretrained`` that takes no missing, left-over or misshapen tensor for granted."""
-    try:
-        module, info = kind.from_pretrained(folder, output_loading_info=True, **options)
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder} cannot be read as {kind.__name__}: {_first_line(error)}") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(map(str, info.get(problem) or ()))
-        # the encoder's embedding is stored once and tied
-        keys = [key for key in keys if key != "encoder.embed_tokens.weight"]
-        if keys:
-            raise ValueError(f"{folder} does not fit {kind.__name__}: {problem.replace('_', ' ')} {', '.join(keys[:3])}.")
-    return module.eval()
+def _load_diffusers(folder: Path, dtype: torch.dtype) -> Components:
+    for part, kind in (
+        ("transformer", SkyReelsV2Transformer3DModel),
+        ("vae", AutoencoderKLWan),
+        ("text_encoder", UMT5EncoderModel),
+    ):
+        _check_tensors(folder, part, kind)
+    return Components(
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        text_encoder=UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype),
+        transformer=SkyReelsV2Transformer3DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
+        vae=AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32),
+        scheduler=UniPCMultistepScheduler.from_pretrained(folder / "scheduler"),
+        defaults=_read_defaults(folder),
+    )
 
 
-def _load_original(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    logger.info("converting the original layout of %s", folder)
-    return {
-        "tokenizer": AutoTokenizer.from_pretrained(folder / _TOKENIZER),
-        "text_encoder": load_original_text_encoder(folder / _T5_FILE, dtype),
-        "transformer": load_original_transformer(folder, dtype),
-        "vae": AutoencoderKLWan.from_single_file(str(folder / _VAE_FILE), torch_dtype=torch.float32).eval(),
-        "scheduler": UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0, num_train_timesteps=1000
-        ),
-    }
-
-
-def load_original_transformer(folder: Path, dtype: torch.dtype) -> SkyReelsV2Transformer3DModel:
-    """Transformer from ``config.json`` and the safetensors beside it, shard by shard.
-
-    Raises:
-        ValueError: a file is unreadable, or a key is unknown, missing or of the wrong shape; it is named.
-    """
-    config = transformer_config(json.loads((folder / "config.json").read_text()))
+def _check_tensors(folder: Path, part: str, kind: type[nn.Module]) -> None:
+    """Compare names and shapes before loading; ``from_pretrained`` lets some misfits pass."""
     with torch.device("meta"):
-        model = SkyReelsV2Transformer3DModel(**config)
-    weights = _convert(_shards(folder), transformer_key, model)
-    keep = tuple(SkyReelsV2Transformer3DModel._keep_in_fp32_modules)
-    for name, tensor in weights.items():
-        in_fp32 = any(part in keep for part in name.split("."))
-        weights[name] = tensor.to(torch.float32 if in_fp32 else dtype)
-    model.load_state_dict(weights, strict=True, assign=True)
-    # the rotary tables are no part of a checkpoint, so they are still without content
-    rope = SkyReelsV2Transformer3DModel(**{**config, "num_layers": 0, "text_dim": 1, "ffn_dim": 1}).rope
-    model.rope = rope
-    return model.eval()
+        if hasattr(kind, "load_config"):  # diffusers
+            model = kind.from_config(kind.load_config(folder / part, local_files_only=True))
+        else:
+            model = kind(kind.config_class.from_pretrained(folder / part, local_files_only=True))
+    check = TensorCheck(model)
+    for path in _weight_files(folder, part):
+        for key, shape in read_shapes(path):
+            check.accept(key, shape, key, path)
+    check.finish(folder / part)
 
 
-def load_original_text_encoder(path: Path, dtype: torch.dtype) -> UMT5EncoderModel:
-    """umT5 encoder from Wan's ``.pth`` file. The mapping was never tried on the real file.
-
-    Raises:
-        ValueError: the file is unreadable, or a key is unknown, missing or of the wrong shape; it is named.
-    """
-    with torch.device("meta"):
-        model = UMT5EncoderModel(UMT5Config(**UMT5_XXL))
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read: {_first_line(error)}") from error
-    weights = _convert(((key, tensor, path) for key, tensor in stored.items()), text_encoder_key, model)
-    model.load_state_dict({k: v.to(dtype) for k, v in weights.items()}, strict=False, assign=True)
-    model.tie_weights()
-    return model.eval()
+def _load_original(folder: Path, dtype: torch.dtype) -> Components:
+    return Components(
+        tokenizer=AutoTokenizer.from_pretrained(folder / _TOKENIZER, local_files_only=True),
+        text_encoder=load_original_text_encoder(folder / TEXT_ENCODER_FILE, dtype),
+        transformer=load_original_transformer(folder, dtype),
+        vae=load_original_vae(folder / VAE_FILE),
+        scheduler=UniPCMultistepScheduler(**FLOW_SCHEDULER),
+        defaults=_read_defaults(folder),
+    )
 
 
-def _shards(folder: Path) -> Iterator[tuple[str, Tensor, Path]]:
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        raise ValueError(f"{folder} holds no safetensors file.")
-    for path in paths:
-        try:
-            with safe_open(path, framework="pt") as shard:
-                for key in shard.keys():  # noqa: SIM118 - safe_open is no mapping
-                    yield key, shard.get_tensor(key), path
-        except SafetensorError as error:
-            raise ValueError(f"{path} is corrupt or cut short: {_first_line(error)}") from error
-
-
-def _convert(
-    stored: Iterator[tuple[str, Tensor, Path]], rename: Callable[[str], str | None], model: nn.Module
-) -> dict[str, Tensor]:
-    """Rename tensors to a model's keys; every key and shape must fit."""
-    expected = {key: tensor.shape for key, tensor in model.state_dict().items() if key != "encoder.embed_tokens.weight"}
-    weights: dict[str, Tensor] = {}
-    for original, tensor, path in stored:
-        key = rename(original)
-        if key not in expected:
-            raise ValueError(f"{path} holds {original}, which the model does not have.")
-        if tensor.shape != expected[key]:
-            raise ValueError(f"{path}: {original} has shape {tuple(tensor.shape)}, not {tuple(expected[key])}.")
-        weights[key] = tensor
-    missing = sorted(expected.keys() - weights.keys())
-    if missing:
-        raise ValueError(f"The checkpoint lacks {missing[0]}" + (f" and {len(missing) - 1} more." if missing[1:] else "."))
-    return weights
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _check_fit(parts: Components, folder: Path) -> None:
+    """Text encoder and VAE must speak in the widths that the transformer reads."""
+    wanted = parts.transformer.config
+    for name, part, width in (
+        ("text_dim", "text encoder", parts.text_encoder.config.d_model),
+        ("in_channels", "VAE", parts.vae.config.z_dim),
+    ):
+        if wanted[name] != width:
+            raise ValueError(
+                f"The parts of {folder} do not fit: the {part} has width {width}, "
+                f"the transformer {name} {wanted[name]}."
+            )

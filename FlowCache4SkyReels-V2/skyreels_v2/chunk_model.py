@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
 from torch import Tensor
@@ -76,12 +77,16 @@ class SkyReelsV2ChunkModel:
         tokens = embedding(latents.unsqueeze(0).to(embedding.weight.dtype)).flatten(2).transpose(1, 2)
         return list(tokens.split(self._lengths(inputs), dim=1))
 
-    def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
+    def blocks(
+        self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache
+    ) -> list[Tensor]:
         lengths = self._lengths(inputs)
         packed = PackedChunks(
             chunks=[item.chunk for item in inputs],
             lengths=lengths,
-            rotary=torch.cat([self._rotary[item.start_frame : item.stop_frame] for item in inputs]).flatten(0, 1),
+            rotary=torch.cat([self._rotary[item.start_frame : item.stop_frame] for item in inputs]).flatten(
+                0, 1
+            ),
             cache=cache,
             bidirectional=self.bidirectional,
             num_branches=self.num_branches,
@@ -95,7 +100,9 @@ class SkyReelsV2ChunkModel:
     def head(self, inputs: Sequence[ChunkInput], outputs: Sequence[Tensor]) -> list[Tensor]:
         model = self.transformer
         hidden = self._by_frame(torch.cat(list(outputs), dim=1))
-        shift, scale = (model.scale_shift_table + self._per_frame(inputs, part=0).unsqueeze(1)).chunk(2, dim=1)
+        shift, scale = (model.scale_shift_table + self._per_frame(inputs, part=0).unsqueeze(1)).chunk(
+            2, dim=1
+        )
         hidden = (model.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
         velocity = self._guide(self._unpatchify(model.proj_out(hidden)))
         return list(velocity.split([len(item.timesteps) for item in inputs], dim=1))
@@ -133,7 +140,7 @@ class SkyReelsV2ChunkModel:
         return values.repeat(self.num_branches, *[1] * (values.ndim - 1))
 
     def _time(self, timestep: float) -> tuple[Tensor, Tensor]:
-        """Embedding ``[dim]`` of a timestep and its projection ``[6, dim]``; each timestep is embedded once."""
+        """Embedding ``[dim]`` of a timestep and its projection ``[6, dim]``; each is made once."""
         if timestep not in self._times:
             self._times[timestep] = self._embed_time(timestep)
         return self._times[timestep]
@@ -161,7 +168,9 @@ class SkyReelsV2ChunkModel:
         """``[branches * frames, tokens per frame, features]`` to ``[branches, channels, frames, h, w]``."""
         _, patch_h, patch_w = self.transformer.config.patch_size
         rows, columns = self._grid
-        hidden = hidden.reshape(self.num_branches, -1, rows, columns, patch_h, patch_w, hidden.shape[-1] // (patch_h * patch_w))
+        hidden = hidden.reshape(
+            self.num_branches, -1, rows, columns, patch_h, patch_w, hidden.shape[-1] // (patch_h * patch_w)
+        )
         return hidden.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
     def _guide(self, predictions: Tensor) -> Tensor:

@@ -21,7 +21,14 @@ class VideoCodec:
         self._std = torch.tensor(vae.config.latents_std).view(shape)
 
     def encode(self, video: Tensor) -> Tensor:
-        """Latents ``[channels, frames', height / 8, width / 8]`` of a video ``[3, frames, height, width]`` in [-1, 1]."""
+        """Normalised latents of a video.
+
+        Args:
+            video: ``[3, frames, height, width]`` in [-1, 1].
+
+        Returns:
+            ``[channels, (frames - 1) / 4 + 1, height / 8, width / 8]``, fp32.
+        """
         device, dtype = self._vae.device, self._vae.dtype
         latents = self._vae.encode(video.unsqueeze(0).to(device, dtype)).latent_dist.mode().float()
         return ((latents - self._mean.to(device)) / self._std.to(device))[0]

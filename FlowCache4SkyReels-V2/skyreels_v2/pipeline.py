@@ -19,6 +19,7 @@ from .settings import VideoSettings, pixel_frames
 from .solver import ChunkUniPC
 from .windows import WindowPlan, plan_windows
 
+
 @dataclass(frozen=True)
 class Condition:
     """What a video starts from or arrives at; pixels in [-1, 1].
@@ -136,10 +137,15 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         last: Tensor | None,
         generator: torch.Generator,
     ) -> Window:
-        """Noise with what is given encoded into it: the newest of ``frames`` first, ``last`` behind the end."""
+        """Noise with what is given in its place: the newest of ``frames`` first, ``last`` at the end."""
         codec, stride = VideoCodec(self.vae), self.vae_scale_factor_spatial
         num_frames = plan.frames + (last is not None)
-        shape = (self.transformer.config.in_channels, num_frames, settings.height // stride, settings.width // stride)
+        shape = (
+            self.transformer.config.in_channels,
+            num_frames,
+            settings.height // stride,
+            settings.width // stride,
+        )
         noise = torch.randn(shape, generator=generator).to(self.compute_device)
         prefix = codec.encode(frames[:, -pixel_frames(plan.prefix) :]) if plan.prefix else None
         arrival = None if last is None else codec.encode(last)
@@ -195,7 +201,10 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         model = SkyReelsV2ChunkModel(
             self.transformer,
             embeds,
-            grid=(settings.height // self.vae_scale_factor_spatial, settings.width // self.vae_scale_factor_spatial),
+            grid=(
+                settings.height // self.vae_scale_factor_spatial,
+                settings.width // self.vae_scale_factor_spatial,
+            ),
             num_frames=num_frames + 1,
             guidance_scale=settings.guidance_scale,
             fps=settings.fps,

@@ -52,7 +52,12 @@ class VideoSettings:
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
-            _check(getattr(self, name) > 0 and getattr(self, name) % SPATIAL_STRIDE == 0, name, self, "a positive multiple of 16")
+            _check(
+                getattr(self, name) > 0 and getattr(self, name) % SPATIAL_STRIDE == 0,
+                name,
+                self,
+                "a positive multiple of 16",
+            )
         for name in ("num_frames", "base_num_frames"):
             _check_frames(name, getattr(self, name), least=1)
         for name in ("inference_steps", "causal_block_size", "fps"):
@@ -69,7 +74,8 @@ class VideoSettings:
         window = latent_frames(min(self.num_frames, self.base_num_frames))
         if self.causal_block_size > window:
             raise ValueError(
-                f"causal_block_size must be at most the window's {window} latent frames, got {self.causal_block_size}."
+                f"causal_block_size must be at most the window's {window} latent frames, "
+                f"got {self.causal_block_size}."
             )
         if self.overlap_history is not None:
             _check_frames("overlap_history", self.overlap_history, least=1)

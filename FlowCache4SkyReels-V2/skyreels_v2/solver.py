@@ -91,7 +91,9 @@ class ChunkUniPC:
             corrected = corrected + weights[2] * history.earlier_clean
         return corrected
 
-    def _table(self, rule: Callable[..., _Weights], log_snr: list[float], order: int) -> list[_Weights | None]:
+    def _table(
+        self, rule: Callable[..., _Weights], log_snr: list[float], order: int
+    ) -> list[_Weights | None]:
         """Weights for each step; None where second order is out of place, at the first and the last."""
         last = len(self._timesteps) - 1
         return [
@@ -107,8 +109,10 @@ def noise_grid(num_steps: int, shift: float) -> list[float]:
     return [*shifted.float().tolist(), 0.0]
 
 
-def _step_size(sigmas: list[float], log_snr: list[float], step: int, order: int) -> tuple[float, float, float, float | None]:
-    """Of a step: noise ratio, signal at its end, its length in log-SNR, and the relative length of the one before."""
+def _step_size(
+    sigmas: list[float], log_snr: list[float], step: int, order: int
+) -> tuple[float, float, float, float | None]:
+    """A step's noise ratio, signal at its end, length in log-SNR, and relative length of the one before."""
     length = log_snr[step + 1] - log_snr[step]
     ratio = (log_snr[step - 1] - log_snr[step]) / length if order == 2 else None
     return sigmas[step + 1] / sigmas[step], 1 - sigmas[step + 1], length, ratio

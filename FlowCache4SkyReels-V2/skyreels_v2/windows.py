@@ -48,7 +48,7 @@ def plan_windows(settings: VideoSettings, prefix_frames: int = 0) -> list[Window
     prefix = latent_frames(prefix_frames) if prefix_frames else 0
     if prefix >= min(total, base):
         raise ValueError(
-            f"num_frames and base_num_frames must exceed the {prefix_frames} frames that the video starts with, "
+            f"num_frames and base_num_frames must exceed the {prefix_frames} frames of the start, "
             f"got {settings.num_frames} and {settings.base_num_frames}."
         )
     plans = [WindowPlan(min(total, base), prefix, 0)]

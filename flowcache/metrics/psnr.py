@@ -21,7 +21,5 @@ def psnr(generated: Tensor, reference: Tensor) -> Tensor:
     """
     if generated.shape != reference.shape:
         raise ValueError(f"generated has shape {tuple(generated.shape)}, reference {tuple(reference.shape)}.")
-    values = peak_signal_noise_ratio(
-        generated, reference, data_range=1.0, reduction="none", dim=(1, 2, 3)
-    )
+    values = peak_signal_noise_ratio(generated, reference, data_range=1.0, reduction="none", dim=(1, 2, 3))
     return torch.nan_to_num(values, posinf=CEILING).clamp_max(CEILING)

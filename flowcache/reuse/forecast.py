@@ -34,7 +34,11 @@ class Forecast(ABC):
         self._held.pop(chunk, None)
 
     def observe_evaluation(
-        self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], outputs: Sequence[Tensor], velocities: Sequence[Tensor]
+        self,
+        inputs: Sequence[ChunkInput],
+        tokens: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        velocities: Sequence[Tensor],
     ) -> None:
         """Take note of an evaluation of the model.
 
@@ -67,7 +71,9 @@ class HoldResidual(Forecast):
 
     def predict(self, model, inputs):
         tokens = model.embed(inputs)
-        outputs = [item_tokens + self._held[item.chunk] for item, item_tokens in zip(inputs, tokens, strict=True)]
+        outputs = [
+            item_tokens + self._held[item.chunk] for item, item_tokens in zip(inputs, tokens, strict=True)
+        ]
         return model.head(inputs, outputs)
 
 

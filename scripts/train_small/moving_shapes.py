@@ -71,18 +71,27 @@ class Scene:
         subjects = " and ".join(shape.phrase for shape in self.shapes)
         return f"{subjects} over a {self.background} background"
 
+    @property
+    def turned_round(self) -> Scene:
+        """The same scene with its shapes named the other way round."""
+        return Scene(self.shapes[::-1], self.background)
+
 
 def draw_scene(rng: np.random.Generator, held_out: frozenset[str] = frozenset()) -> Scene:
     """A random scene whose caption is not in ``held_out``; one shape in 75% of cases, else two."""
     while True:
         count = 1 if rng.random() < 0.75 else 2
-        scene = Scene(tuple(_draw_shape(rng, count, i) for i in range(count)), str(rng.choice(list(BACKGROUNDS))))
+        scene = Scene(
+            tuple(_draw_shape(rng, count, i) for i in range(count)), str(rng.choice(list(BACKGROUNDS)))
+        )
         colours = {shape.colour for shape in scene.shapes}
-        if len(colours) == count and scene.caption not in held_out:
+        if len(colours) == count and not held_out & {scene.caption, scene.turned_round.caption}:
             return scene
 
 
-def shape_of(colour: str, form: str, motion: str, rng: np.random.Generator, lane: tuple[float, float] = (0.25, 0.75)) -> Shape:
+def shape_of(
+    colour: str, form: str, motion: str, rng: np.random.Generator, lane: tuple[float, float] = (0.25, 0.75)
+) -> Shape:
     """A shape with random size, place, speed and phase; ``lane`` bounds its centre across its motion."""
     radius = rng.uniform(0.16, 0.22)
     x, y = rng.uniform(0, 1), rng.uniform(0, 1)
@@ -94,7 +103,9 @@ def shape_of(colour: str, form: str, motion: str, rng: np.random.Generator, lane
         x, y = rng.uniform(radius, 1 - radius, 2)
     else:
         x, y = rng.uniform(*lane), rng.uniform(*lane)
-    speed = rng.uniform(0.010, 0.018) if motion in _DRIFTS or motion == "bounces" else rng.uniform(0.008, 0.014)
+    speed = (
+        rng.uniform(0.010, 0.018) if motion in _DRIFTS or motion == "bounces" else rng.uniform(0.008, 0.014)
+    )
     heading = rng.uniform(0, 2 * math.pi)
     if motion == "bounces":
         quarter = rng.integers(4) * math.pi / 2
@@ -152,7 +163,7 @@ def _pose(shape: Shape, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     elif shape.motion == "turns":
         angle = 2 * math.pi * shape.speed * time + shape.heading
     else:
-        radius = radius * (1 + 0.45 * torch.sin(2 * math.pi * 2 * shape.speed * time + shape.heading))
+        radius = radius * (1 + 0.35 * torch.sin(2 * math.pi * 2 * shape.speed * time + shape.heading))
     return x, y, radius, angle
 
 
@@ -174,7 +185,7 @@ def _distance(form: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     angle = torch.remainder(torch.atan2(x, -y) + math.pi / 5, 2 * math.pi / 5) - math.pi / 5
     length = torch.hypot(x, y)
     along, across = length * angle.cos(), length * angle.abs().sin()
-    # a spike's flank runs from the tip (1.25 r) to the notch between two spikes (0.5 r)
-    tip, notch = 1.25 * radius, 0.55 * radius
+    # a spike's flank runs from the tip (1.2 r) to the notch between two spikes (0.53 r)
+    tip, notch = 1.2 * radius, 0.53 * radius
     ex, ey = notch * math.cos(math.pi / 5) - tip, notch * math.sin(math.pi / 5)
     return ((along - tip) * ey - across * ex) / torch.hypot(ex, ey)

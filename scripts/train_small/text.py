@@ -47,8 +47,12 @@ def build_text_encoder(vocab_size: int, width: int = 64) -> UMT5EncoderModel:
     )
 
 
-def embed_captions(tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, captions: list[str]) -> Tensor:
+def embed_captions(
+    tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, captions: list[str]
+) -> Tensor:
     """Embeddings ``[captions, 32, width]`` as the pipeline makes them: zero behind the end of the caption."""
-    tokens = tokenizer(captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+    )
     hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     return torch.where(tokens.attention_mask.bool().unsqueeze(-1), hidden, 0.0)

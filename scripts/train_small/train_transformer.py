@@ -88,7 +88,7 @@ class WindowTransformer(nn.Module):
             cos, sin = core.rope(latents)
             rotary = torch.complex(cos[0, ..., 0::2].float(), sin[0, ..., 1::2].float())
             embedder = core.condition_embedder
-            temb = embedder.time_embedder(embedder.timesteps_proj(1000 * levels.flatten()))
+            temb = embedder.time_embedder(embedder.timesteps_proj(1000 * levels.flatten()).float())
             modulation = embedder.time_proj(embedder.act_fn(temb)).unflatten(-1, (6, -1))
         context = WindowContext(samples, rotary, _causal_mask(frames, tokens.shape[1]) if causal else None)
         text = embedder.text_embedder(text)
@@ -155,11 +155,13 @@ def learning_rate(peak: float, step: int, done: float) -> float:
     return peak * min(1.0, (step + 1) / 200) * min(1.0, max(0.01, (1 - done) / 0.4))
 
 
-def training_loss(model: WindowTransformer, latents: Tensor, levels: Tensor, text: Tensor, causal: bool) -> Tensor:
+def training_loss(
+    model: WindowTransformer, latents: Tensor, levels: Tensor, text: Tensor, causal: bool
+) -> Tensor:
     """Mean squared error of the velocity, over the frames that carry noise."""
     noise = torch.randn_like(latents)
     sigma = levels[:, None, :, None, None]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=False):
         velocity = model((1 - sigma) * latents + sigma * noise, levels, text, causal)
     errors = (velocity - (noise - latents)).square().mean(dim=(1, 3, 4))
     noisy = (levels > 0).float()
@@ -200,7 +202,13 @@ def train(args: argparse.Namespace) -> None:
         step += 1
         losses.append(loss.item())
         if step % 50 == 0:
-            logger.info("step %d, %.0f%%, %d clips, loss %.4f", step, 100 * done, len(pool.latents), np.mean(losses[-50:]))
+            logger.info(
+                "step %d, %.0f%%, %d clips, loss %.4f",
+                step,
+                100 * done,
+                len(pool.latents),
+                np.mean(losses[-50:]),
+            )
         if step % args.save_every == 0:
             save(average.modules, losses, args.out)
     save(average.modules, losses, args.out)

@@ -37,14 +37,18 @@ def test_staircase(tables):
             assert schedule.max_live > base, "too many live blocks for the window, as the original says"
             continue
         assert len(schedule) == case["rows"]
-        for live, row, mask in zip(schedule, case["step_index_per_block"], case["update_mask_per_block"], strict=True):
+        for live, row, mask in zip(
+            schedule, case["step_index_per_block"], case["update_mask_per_block"], strict=True
+        ):
             assert sorted(live) == [block for block, moves in enumerate(mask) if moves]
             assert all(row[block] == local_step + 1 for block, local_step in live.items())
 
 
 @pytest.mark.parametrize("steps, shift", [(1, 8.0), (2, 8.0), (3, 3.0), (8, 5.0), (50, 8.0)])
 def test_solver_equals_diffusers(steps, shift):
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+    )
     scheduler.set_timesteps(sigmas=np.linspace(0.999, 0, steps + 1)[:-1])
     solver = ChunkUniPC(steps, shift, first_correction_as_original=False)
     generator = torch.Generator().manual_seed(0)
