@@ -1,11 +1,16 @@
-"""A tiny transformer with the reference weights."""
+"""Tiny models: the one of the references, and a whole checkpoint with random weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from diffusers import SkyReelsV2Transformer3DModel
+import torch
+from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 from reference import Case
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 
 
 def tiny_transformer(folder: Path, knows_fps: bool = True) -> SkyReelsV2Transformer3DModel:
@@ -27,3 +32,36 @@ def tiny_transformer(folder: Path, knows_fps: bool = True) -> SkyReelsV2Transfor
     weights = {k: v for k, v in case.tensors.items() if knows_fps or not k.startswith("fps_")}
     transformer.load_state_dict(weights, strict=True)
     return transformer.eval()
+
+
+def write_tiny_checkpoint(folder: Path) -> Path:
+    """A whole checkpoint in diffusers' layout with random weights and few layers; returns the folder."""
+    torch.manual_seed(0)
+    words = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "circle"])}
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=8, **names)
+    text = UMT5Config(vocab_size=6, d_model=16, d_kv=8, num_heads=2, d_ff=16, num_layers=1)
+    transformer = SkyReelsV2Transformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+    )
+    vae = AutoencoderKLWan(
+        base_dim=4, z_dim=4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    )
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
+    )
+    parts = (tokenizer, UMT5EncoderModel(text), transformer, vae, scheduler)
+    FlowCacheSkyReelsV2Pipeline(*parts).save_pretrained(folder)
+    return folder

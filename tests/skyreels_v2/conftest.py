@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from reference import skyreels_reference
+from tiny import write_tiny_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +19,8 @@ def no_gradients():
 @pytest.fixture(scope="session")
 def reference() -> Path:
     return skyreels_reference()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")

@@ -465,11 +465,11 @@ def test_missing_shard_of_an_index_is_named(copy):
 
 @pytest.mark.parametrize("name", case_names("keys_"))
 def test_family_of_a_folder(copy, reference, name):
-    info = Case(reference, name).info
+    config = Case(reference, name).info["original_config"]
     folder = copy("original")
-    (folder / "config.json").write_text(json.dumps(info["original_config"]))
-    family = resolve_model(str(folder)).family
-    assert family == {1536: "1.3B", 5120: "14B"}.get(info["original_config"]["dim"])
+    (folder / "config.json").write_text(json.dumps(config))
+    official = {(1536, 30): "1.3B", (5120, 40): "14B"}
+    assert resolve_model(str(folder)).family == official.get((config["dim"], config["num_layers"]))
 
 
 def edit_json(path: Path, **fields: Any) -> None:

@@ -1,0 +1,89 @@
+"""When a chunk may skip the model."""
+
+import pytest
+import torch
+
+from flowcache.reuse.chunkwise import ChunkwiseReuse
+from flowcache.reuse.policy import NoReuse, polynomial, relative_l1
+from flowcache.reuse.teacache import TeaCache
+
+
+def indicator(value: float) -> torch.Tensor:
+    return torch.full((3,), value)
+
+
+def walk(policy, values, num_steps=None, chunk=0):
+    """Decisions for one chunk whose indicator takes these values, one a step."""
+    count = num_steps or len(values)
+    return [policy.decide(i, count, {chunk: i}, {chunk: indicator(v)})[chunk] for i, v in enumerate(values)]
+
+
+def test_relative_l1_by_hand():
+    now, before = torch.tensor([1.0, -3.0]), torch.tensor([2.0, -2.0])
+    assert relative_l1([now], [before]) == [0.5]
+    assert relative_l1([torch.ones(2)], [torch.zeros(2)])[0] == pytest.approx(1e8)
+    assert relative_l1([], []) == []
+
+
+def test_polynomial_has_its_highest_power_first():
+    assert polynomial((2.0, 0.0, -1.0), 3.0) == 17.0
+
+
+def test_chunkwise_accumulates_over_reuses_and_starts_again_when_computed():
+    policy = ChunkwiseReuse(threshold=0.25, num_chunk_steps=7, warmup_steps=1, final_steps=1)
+    decisions = walk(policy, [1.0, 1.1, 1.21, 1.331, 1.4641, 1.6105, 1.7716])
+    assert [d.reuse for d in decisions] == [False, True, True, False, True, True, False]
+    assert [d.accumulated for d in decisions[1:4]] == pytest.approx([0.1, 0.2, 0.3], rel=1e-5)
+    assert decisions[4].accumulated == pytest.approx(0.1, rel=1e-4)
+
+
+def test_threshold_is_reached_not_passed():
+    policy = ChunkwiseReuse(threshold=0.5, num_chunk_steps=3, final_steps=0)
+    assert [d.reuse for d in walk(policy, [1.0, 1.5])] == [False, False]
+
+
+def test_threshold_zero_never_reuses():
+    policy = ChunkwiseReuse(threshold=0.0, num_chunk_steps=9)
+    assert not any(d.reuse for d in walk(policy, [1.0] * 9))
+
+
+def test_warmup_and_last_steps_are_computed():
+    policy = ChunkwiseReuse(threshold=9.0, num_chunk_steps=6, warmup_steps=3, final_steps=2)
+    assert [d.reuse for d in walk(policy, [1.0] * 6)] == [False, False, False, True, False, False]
+
+
+def test_chunks_decide_apart():
+    policy = ChunkwiseReuse(threshold=0.2, num_chunk_steps=9)
+    policy.decide(0, 9, {0: 0, 1: 0}, {0: indicator(1.0), 1: indicator(1.0)})
+    decisions = policy.decide(1, 9, {0: 1, 1: 1}, {0: indicator(1.1), 1: indicator(2.0)})
+    assert decisions[0].reuse
+    assert not decisions[1].reuse
+
+
+def test_a_forgotten_chunk_is_computed():
+    policy = ChunkwiseReuse(threshold=9.0, num_chunk_steps=9)
+    walk(policy, [1.0, 1.0])
+    policy.forget(0)
+    assert not policy.decide(2, 9, {0: 2}, {0: indicator(1.0)})[0].reuse
+
+
+def test_teacache_takes_one_decision_for_all():
+    policy = TeaCache(threshold=0.3)
+    policy.decide(0, 9, {0: 0}, {0: indicator(1.0), 1: indicator(1.0)})
+    decisions = policy.decide(1, 9, {0: 1, 1: 0}, {0: indicator(1.4), 1: indicator(1.0)})
+    assert decisions[0] == decisions[1]
+    assert decisions[0].reuse
+    assert decisions[0].distance == pytest.approx(0.2)
+
+
+def test_teacache_forces_first_and_last_and_recurs_with_a_period():
+    computed = [not d.reuse for d in walk(TeaCache(threshold=9.0, warmup_steps=2), [1.0] * 6)]
+    assert computed == [True, True, False, False, False, True]
+    computed = [not d.reuse for d in walk(TeaCache(threshold=9.0, period=3), [1.0] * 8)]
+    assert computed == [True, False, True, True, False, True, True, True]
+
+
+def test_no_reuse_asks_for_nothing():
+    policy = NoReuse()
+    assert not policy.needs_indicator
+    assert not policy.decide(0, 1, {4: 0}, {})[4].reuse

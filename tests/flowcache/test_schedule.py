@@ -1,0 +1,38 @@
+"""Which chunks move when."""
+
+import pytest
+
+from flowcache import StaircaseSchedule
+
+
+def test_each_chunk_makes_every_step_once_and_in_order():
+    schedule = StaircaseSchedule(num_chunks=4, num_steps=6, stride=2, first_chunk=1)
+    made = {chunk: [] for chunk in range(4)}
+    for live in schedule:
+        for chunk, local_step in live.items():
+            made[chunk].append(local_step)
+    assert made == {0: [], 1: list(range(6)), 2: list(range(6)), 3: list(range(6))}
+
+
+def test_stride_bounds_what_is_live_together():
+    assert len(StaircaseSchedule(5, 50, 5)) == 70
+    assert StaircaseSchedule(5, 50, 0).live(0) == dict.fromkeys(range(5), 0)
+    assert all(len(live) == 1 for live in StaircaseSchedule(3, 4, 4))
+    for stride in range(7):
+        schedule = StaircaseSchedule(5, 6, stride)
+        assert schedule.max_live == max(len(live) for live in schedule)
+
+
+@pytest.mark.parametrize(
+    "wrong, name",
+    [
+        ({"num_chunks": 0}, "num_chunks"),
+        ({"num_steps": 0}, "num_steps"),
+        ({"stride": 7}, "stride"),
+        ({"stride": -1}, "stride"),
+        ({"first_chunk": 3}, "first_chunk"),
+    ],
+)
+def test_bad_counts_are_named(wrong, name):
+    with pytest.raises(ValueError, match=name):
+        StaircaseSchedule(**{"num_chunks": 3, "num_steps": 6, "stride": 2, **wrong})

@@ -1,0 +1,121 @@
+"""From a prompt to a video, on a tiny checkpoint with random weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flowcache import FlowCacheConfig
+from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config
+
+SMALL = {"height": 32, "width": 32, "inference_steps": 6, "ar_step": 2, "causal_block_size": 2}
+
+
+@pytest.fixture(scope="module")
+def pipeline(checkpoint):
+    pipeline = load_pipeline(str(checkpoint), "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def generate(pipeline, cache: FlowCacheConfig | None = None, condition: Condition | None = None, **changes):
+    settings = VideoSettings(**{**SMALL, "num_frames": 17, "base_num_frames": 17, **changes})
+    return pipeline(
+        "a red circle", settings=settings, cache=cache or method_config("causal"), condition=condition
+    )
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 13, 17, 21, 29, 37])
+@pytest.mark.parametrize("method", ["vanilla", "flowcache"])
+def test_every_legal_length_keeps_all_frames(pipeline, num_frames, method):
+    video = generate(
+        pipeline, method_config(method), num_frames=num_frames, overlap_history=5, causal_block_size=1
+    )
+    assert video.frames.shape == (3, num_frames, 32, 32)
+    assert video.latents.shape[1] == (num_frames - 1) // 4 + 1
+    assert video.frames.isfinite().all()
+
+
+@pytest.mark.parametrize("forecast", ["hold_residual", "hold_displacement", "hold_velocity"])
+def test_threshold_zero_is_causal_bit_for_bit(pipeline, forecast):
+    long = {"num_frames": 29, "overlap_history": 5, "addnoise_condition": 20}
+    causal = generate(pipeline, method_config("causal"), **long)
+    zero = generate(pipeline, method_config("flowcache", threshold=0.0, forecast=forecast), **long)
+    assert torch.equal(causal.latents, zero.latents)
+    assert zero.trace.reuse_ratio == 0
+
+
+@pytest.mark.parametrize("forecast", ["hold_residual", "hold_displacement", "hold_velocity"])
+def test_reused_chunks_cost_no_layer(pipeline, forecast):
+    calls = []
+    hook = pipeline.transformer.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    cache = method_config("flowcache", threshold=1e9, use_ret_steps=False, forecast=forecast)
+    video = generate(pipeline, cache)
+    hook.remove()
+    steps = video.trace.steps
+    computing = [step for step in steps if any(not event.reused for event in step.events)]
+    assert len(calls) == len(computing) < len(steps), "one packed call a step, and none where all reuse"
+    assert video.trace.reuse_ratio == pytest.approx(4 / 6)
+    assert video.trace.flops["actual"] < video.trace.flops["causal"]
+
+
+def test_same_seed_same_video(pipeline):
+    assert torch.equal(generate(pipeline, seed=3).frames, generate(pipeline, seed=3).frames)
+    assert not torch.equal(generate(pipeline, seed=3).frames, generate(pipeline, seed=4).frames)
+
+
+def test_given_frames_stay_as_they_were(pipeline):
+    image = torch.rand(3, 1, 32, 32) * 2 - 1
+    last = torch.rand(3, 1, 32, 32) * 2 - 1
+    video = generate(
+        pipeline, condition=Condition(prefix=image, last=last), num_frames=21, base_num_frames=21
+    )
+    plain = generate(pipeline, num_frames=21, base_num_frames=21)
+    from skyreels_v2.codec import VideoCodec
+
+    assert torch.equal(video.latents[:, :1], VideoCodec(pipeline.vae).encode(image))
+    assert video.frames.shape == plain.frames.shape, "the frame to arrive at is no frame of the video"
+    assert not torch.equal(video.latents[:, -1], plain.latents[:, -1])
+
+
+def test_extension_starts_with_the_prefix(pipeline):
+    prefix = torch.rand(3, 9, 32, 32) * 2 - 1
+    video = generate(pipeline, condition=Condition(prefix=prefix), num_frames=29, overlap_history=9)
+    assert video.frames.shape[1] == 29
+    with pytest.raises(ValueError, match="num_frames"):
+        generate(pipeline, condition=Condition(prefix=prefix), num_frames=9)
+
+
+def test_flops_split_is_ordered(pipeline):
+    flops = generate(pipeline, method_config("vanilla")).trace.flops
+    assert flops["vanilla"] == flops["actual"] > flops["live_only"] > flops["causal"] > 0
+
+
+def test_flops_agree_with_torch(pipeline):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    embeds = torch.randn(2, 8, 16)
+    from flowcache.chunk_model import ChunkInput
+    from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
+
+    model = SkyReelsV2ChunkModel(pipeline.transformer, embeds, (4, 4), 2, guidance_scale=2.0)
+    item = ChunkInput(0, 0, torch.randn(4, 2, 4, 4), (500.0, 500.0))
+    tokens = model.num_tokens(2)
+
+    def evaluate():
+        cache = model.new_cache(tokens)
+        cache.enter(0, tokens)
+        model.head([item], model.blocks([item], model.embed([item]), cache))
+
+    evaluate()  # the text's keys and values and the time are embedded once
+    with FlopCounterMode(display=False) as counter:
+        evaluate()
+    counted = model.block_flops(tokens, tokens) + model.edge_flops(tokens)
+    assert counter.get_total_flops() == pytest.approx(counted, rel=0.01)
+
+
+def test_offload_leaves_everything_on_the_host(checkpoint):
+    pipeline = load_pipeline(str(checkpoint), "cpu", offload=True)
+    pipeline.set_progress_bar_config(disable=True)
+    assert generate(pipeline).frames.isfinite().all()
+    assert pipeline.transformer.device.type == "cpu"
