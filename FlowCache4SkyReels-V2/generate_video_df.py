@@ -236,7 +236,7 @@ def run(args: argparse.Namespace, job: Job) -> Trace:
             with trace.timer("write"):
                 writer.write(frames[skip:])
             skip = max(0, skip - len(frames))
-    trace.settings["model"] = job.source.model_id
+    trace.settings["model"] = job.source.location
     trace.save(job.output.with_suffix(".trace.json"))
     reuse_map(trace, job.output.with_suffix(".reuse.png"))
     return trace

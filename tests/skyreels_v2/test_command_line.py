@@ -18,19 +18,6 @@ from flowcache.video import VideoWriter, read_video
 FRONT = ROOT / "FlowCache4SkyReels-V2" / "generate_video_df.py"
 QUICK = ["--height", 32, "--width", 32, "--num_frames", 9]
 QUICK += ["--inference_steps", 4, "--ar_step", 1, "--causal_block_size", 2]
-    "--height",
-    "32",
-    "--width",
-    "32",
-    "--num_frames",
-    "9",
-    "--inference_steps",
-    "4",
-    "--ar_step",
-    "1",
-    "--causal_block_size",
-    "2",
-]
 
 
 def run(*arguments, cwd):
