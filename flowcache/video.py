@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
 import torch
+from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from .files import replaced_when_done
 
+logger = logging.getLogger(__name__)
+
 Frames = NDArray[np.uint8]
+
+#: Encoders, best first, with settings at which their losses are hard to see.
+ENCODERS = {
+    "libx264": {"crf": "16", "preset": "medium"},
+    "mpeg4": {"qmin": "2", "qmax": "3"},
+}
+#: BT.709 in the numbering of H.273: what players assume of most videos, and written down for the others.
+BT709 = 1
 
 
 def to_uint8(video: Tensor) -> Frames:
@@ -32,55 +47,137 @@ def to_float(frames: Frames) -> Tensor:
 class VideoWriter:
     """Writes an H.264 mp4 frame by frame; the file takes its name only when all has gone well.
 
+    A context manager. If its block or the writing fails, an earlier file of that name stays and nothing
+    else is left behind. The same frames give the same file, byte for byte. Where PyAV comes without
+    libx264, the video is MPEG-4 part 2.
+
     Args:
-        path: the file; an earlier one of that name stays until the new one is whole.
+        path: the file.
         fps: frames per second.
+        height, width: size that all frames must have, in pixels; default: that of the first frame.
+
+    Raises:
+        ValueError: ``fps`` is not a positive number; at the end: no frame was written.
+        OSError: the file cannot be written, at any time from entering to leaving (a full disk: ENOSPC).
     """
 
-    def __init__(self, path: str | Path, fps: int) -> None:
-        self._target = replaced_when_done(path)
-        self._fps = fps
+    def __init__(
+        self, path: str | Path, fps: float, height: int | None = None, width: int | None = None
+    ) -> None:
+        if not (fps > 0 and math.isfinite(fps)):
+            raise ValueError(f"fps must be a positive number, got {fps}.")
+        self._path = Path(path)
+        self._fps = Fraction(fps).limit_denominator(1001)
+        self._size = (height, width)
         self._stream: av.VideoStream | None = None
+        self._num_frames = 0
 
     def __enter__(self) -> VideoWriter:
-        self._container = av.open(str(self._target.__enter__()), mode="w", format="mp4")
+        with ExitStack() as stack:
+            temporary = stack.enter_context(replaced_when_done(self._path))
+            self._container = av.open(
+                str(temporary), mode="w", format="mp4", options={"movflags": "faststart"}
+            )
+            stack.push(self._close)
+            stack.push(self._flush)
+            self._on_exit = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        try:
-            try:
-                if exception[0] is None and self._stream is not None:
-                    self._container.mux(self._stream.encode())
-            finally:
-                self._container.close()
-        except BaseException as error:
-            self._target.__exit__(type(error), error, error.__traceback__)
-            raise
-        self._target.__exit__(*exception)
+        self._on_exit.__exit__(*exception)
 
-    def write(self, frames: Frames) -> None:
-        """Append frames, ``[frames, height, width, 3]``; odd sizes lose their last row or column."""
-        height, width = (side - side % 2 for side in frames.shape[1:3])
+    def write(self, frames: Frames | Tensor) -> None:
+        """Append frames, uint8 ``[frames, height, width, 3]``; odd sizes lose their last row or column.
+
+        Raises:
+            ValueError: the frames are of another type or shape, or of another size than those before.
+        """
+        if isinstance(frames, Tensor):
+            frames = frames.cpu().numpy()
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+            raise ValueError(
+                f"frames must be uint8 [frames, height, width, 3], got {frames.dtype} {list(frames.shape)}."
+            )
+        size = frames.shape[1:3]
+        if any(wanted not in (None, got) for wanted, got in zip(self._size, size, strict=True)):
+            raise ValueError(f"frames must all have height and width {self._size}, got {size}.")
         if self._stream is None:
-            self._stream = self._container.add_stream("libx264", rate=Fraction(self._fps))
-            self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
-            self._stream.options = {"crf": "16", "preset": "medium"}
-            self._stream.thread_count = 1  # the same file on every machine
-        for frame in frames[:, :height, :width]:
+            self._size = size
+            self._stream = self._add_stream(*(side - side % 2 for side in size))
+        for frame in frames[:, : self._stream.height, : self._stream.width]:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture = picture.reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
             self._container.mux(self._stream.encode(picture))
+        self._num_frames += len(frames)
+
+    def _add_stream(self, height: int, width: int) -> av.VideoStream:
+        encoder = next(name for name in ENCODERS if name in av.codecs_available)
+        if encoder != "libx264":
+            logger.warning("PyAV comes without libx264; %s is encoded with %s.", self._path, encoder)
+        stream = self._container.add_stream(encoder, rate=self._fps)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.options = ENCODERS[encoder]
+        stream.thread_count = 1  # the same file on every machine
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = ColorRange.MPEG
+        return stream
+
+    def _flush(self, failure: type[BaseException] | None, *_: object) -> None:
+        """Write what the encoder still holds."""
+        if failure is not None:
+            return
+        if not self._num_frames:
+            raise ValueError(f"{self._path} was to be written without a single frame.")
+        self._container.mux(self._stream.encode())
+
+    def _close(self, failure: type[BaseException] | None, *_: object) -> None:
+        """Close the file; after a failure, which is then on its way to the caller, without another one."""
+        try:
+            self._container.close()
+        except OSError:
+            if failure is None:
+                raise
+
+
+class VideoInfo(NamedTuple):
+    """What the header of a video says; ``num_frames`` is None where it says nothing of it."""
+
+    num_frames: int | None
+    fps: float
+    height: int
+    width: int
+
+
+def probe_video(path: str | Path) -> VideoInfo:
+    """Length, rate and size of a video from its header; no frame is decoded, no rotation applied.
+
+    Raises:
+        ValueError: the file is missing, unreadable or holds no video.
+    """
+    _check_exists(path)
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            fps = float(stream.average_rate or 0)
+            return VideoInfo(stream.frames or None, fps, stream.height, stream.width)
+    except (OSError, IndexError, ValueError, av.FFmpegError) as error:
+        raise ValueError(f"{path} cannot be read as a video.") from error
 
 
 def read_video(path: str | Path) -> tuple[Frames, float]:
-    """Frames ``[frames, height, width, 3]`` and frames per second of a file.
+    """Frames ``[frames, height, width, 3]``, turned the way the camera was held, and frames per second.
 
     Raises:
         ValueError: the file is missing, unreadable or holds no frame.
     """
+    _check_exists(path)
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            frames = [_upright(frame) for frame in container.decode(stream)]
             fps = float(stream.average_rate or 0)
     except (OSError, IndexError, ValueError, av.FFmpegError) as error:
         raise ValueError(f"{path} cannot be read as a video.") from error
@@ -89,17 +186,28 @@ def read_video(path: str | Path) -> tuple[Frames, float]:
     return np.stack(frames), fps
 
 
+def _upright(frame: av.VideoFrame) -> Frames:
+    """Pixels ``[height, width, 3]``; the file says by how much to turn them counterclockwise."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+
+
 def read_image(path: str | Path) -> Frames:
     """Pixels ``[height, width, 3]`` of an image, turned the way its camera was held.
 
     Raises:
         ValueError: the file is missing or unreadable.
     """
+    _check_exists(path)
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image.") from error
+
+
+def _check_exists(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise ValueError(f"{path} does not exist or is not a file.")
 
 
 def resize_and_crop(frames: Frames, height: int, width: int) -> Frames:
@@ -110,25 +218,46 @@ def resize_and_crop(frames: Frames, height: int, width: int) -> Frames:
     return np.stack([np.asarray(image) for image in fitted])
 
 
-def contact_sheet(videos: Mapping[str, Frames], path: str | Path, columns: int = 9, scale: int = 2) -> None:
-    """Save a PNG with a row for each video: its label and evenly spaced frames.
+def contact_sheet(
+    videos: Mapping[str, Frames], path: str | Path, columns: int = 8, scale: float | None = None
+) -> None:
+    """Save a PNG with a row for each video: its label above evenly spaced frames, first and last included.
 
     Args:
-        videos: label to frames ``[frames, height, width, 3]``; all of one size.
-        path: of the picture.
-        columns: frames of a row.
-        scale: enlargement of a frame.
+        videos: label to frames ``[frames, height, width, 3]``; sizes and lengths may differ.
+        path: of the picture; an earlier one stays if this fails.
+        columns: the most frames in a row; a shorter video shows each frame once.
+        scale: enlargement of a frame; default: the widest comes to about 240 pixels.
+
+    Raises:
+        ValueError: there is no video, or one without a frame.
     """
-    first = next(iter(videos.values()))
-    height, width = (scale * side for side in first.shape[1:3])
-    title, gap = 14, 2
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, len(videos) * (height + title + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for row, (label, frames) in enumerate(videos.items()):
-        top = row * (height + title + gap)
-        draw.text((2, top + 1), label, fill="black")
-        for column, index in enumerate(np.linspace(0, len(frames) - 1, columns).round().astype(int)):
-            picture = Image.fromarray(frames[index]).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(picture, (column * (width + gap), top + title))
+    if not videos or any(len(frames) == 0 for frames in videos.values()):
+        raise ValueError("A contact sheet needs at least one video, and at least one frame of each.")
+    if scale is None:
+        scale = 240 / max(frames.shape[2] for frames in videos.values())
+    rows = [_sheet_row(label, frames, columns, scale) for label, frames in videos.items()]
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
     with replaced_when_done(path) as temporary:
-        sheet.save(temporary)
+        sheet.save(temporary, format="PNG")
+
+
+def _sheet_row(label: str, frames: Frames, columns: int, scale: float) -> Image.Image:
+    """One video of a contact sheet."""
+    height, width = (max(1, round(scale * side)) for side in frames.shape[1:3])
+    margin, gap, title = 8, 3, 24
+    shown = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
+    font = ImageFont.load_default(size=15)
+    total_width = max(len(shown) * (width + gap) - gap, math.ceil(font.getlength(label))) + 2 * margin
+    row = Image.new("RGB", (total_width, title + height + margin), "white")
+    ImageDraw.Draw(row).text((margin, title - 6), label, fill="black", font=font, anchor="ls")
+    # Whole pixels when enlarged, so that the picture shows what is there and nothing in between.
+    filtering = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    for column, index in enumerate(shown):
+        picture = Image.fromarray(frames[index]).resize((width, height), filtering)
+        row.paste(picture, (margin + column * (width + gap), title))
+    return row

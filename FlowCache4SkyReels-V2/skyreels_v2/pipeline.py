@@ -65,6 +65,14 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
 
     _stage_device: torch.device | None = None
 
+    @property
+    def latent_stride(self) -> int:
+        """Pixels to a latent, along height and width, as the VAE's configuration says.
+
+        Diffusers' pipeline infers it from the number of levels, and is wrong for a VAE that cuts patches.
+        """
+        return self.vae.config.scale_factor_spatial
+
     @torch.no_grad()
     def __call__(
         self,
@@ -138,7 +146,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         generator: torch.Generator,
     ) -> Window:
         """Noise with what is given in its place: the newest of ``frames`` first, ``last`` at the end."""
-        codec, stride = VideoCodec(self.vae), self.vae_scale_factor_spatial
+        codec, stride = VideoCodec(self.vae), self.latent_stride
         num_frames = plan.frames + (last is not None)
         shape = (
             self.transformer.config.in_channels,
@@ -201,10 +209,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         model = SkyReelsV2ChunkModel(
             self.transformer,
             embeds,
-            grid=(
-                settings.height // self.vae_scale_factor_spatial,
-                settings.width // self.vae_scale_factor_spatial,
-            ),
+            grid=(settings.height // self.latent_stride, settings.width // self.latent_stride),
             num_frames=num_frames + 1,
             guidance_scale=settings.guidance_scale,
             fps=settings.fps,

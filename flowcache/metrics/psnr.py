@@ -6,20 +6,27 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-#: dB at which a frame counts as identical, so that a mean over frames stays finite
+from .frames import Video, measure_frames
+
+#: dB at which a frame counts as identical, so that a mean over frames stays finite.
 CEILING = 100.0
 
 
-def psnr(generated: Tensor, reference: Tensor) -> Tensor:
-    """PSNR of each frame in dB, at most 100; the mean over frames is the video's.
+def psnr(generated: Video, reference: Video) -> tuple[float, Tensor]:
+    """PSNR in dB: the video's, and that of each frame, ``[frames]``; higher is closer.
+
+    Identical frames have an infinite PSNR. Every frame counts with at most 100 dB, identical ones with
+    just that, and a video's PSNR is the mean over its frames; so identical videos have 100 dB.
 
     Args:
-        generated, reference: ``[frames, channels, height, width]`` in [0, 1], of one shape.
+        generated, reference: ``[frames, height, width, 3]`` of one shape, uint8 or floating point in [0, 1].
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or a video is of another shape, type or range.
     """
-    if generated.shape != reference.shape:
-        raise ValueError(f"generated has shape {tuple(generated.shape)}, reference {tuple(reference.shape)}.")
+    return measure_frames(_psnr, generated, reference)
+
+
+def _psnr(generated: Tensor, reference: Tensor) -> Tensor:
     values = peak_signal_noise_ratio(generated, reference, data_range=1.0, reduction="none", dim=(1, 2, 3))
     return torch.nan_to_num(values, posinf=CEILING).clamp_max(CEILING)

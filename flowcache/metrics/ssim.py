@@ -5,16 +5,40 @@ from __future__ import annotations
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from .frames import Video, measure_frames
 
-def ssim(generated: Tensor, reference: Tensor) -> Tensor:
-    """SSIM of each frame (Gaussian window 11, sigma 1.5); the mean over frames is the video's.
+WINDOW = 11
+SIGMA = 1.5
+
+
+def ssim(generated: Video, reference: Video) -> tuple[float, Tensor]:
+    """SSIM: the video's, and that of each frame, ``[frames]``; at most 1, higher is closer.
+
+    Gaussian window of 11 x 11 with sigma 1.5, around every pixel of every colour channel, with the frame
+    reflected at its borders; a video's SSIM is the mean over its frames.
 
     Args:
-        generated, reference: ``[frames, channels, height, width]`` in [0, 1], of one shape.
+        generated, reference: ``[frames, height, width, 3]`` of one shape, uint8 or floating point in [0, 1];
+            at least 11 pixels high and wide.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or a video is of another shape, type or range.
     """
-    if generated.shape != reference.shape:
-        raise ValueError(f"generated has shape {tuple(generated.shape)}, reference {tuple(reference.shape)}.")
-    return structural_similarity_index_measure(generated, reference, data_range=1.0, reduction="none")
+    return measure_frames(_ssim, generated, reference)
+
+
+def _ssim(generated: Tensor, reference: Tensor) -> Tensor:
+    if min(generated.shape[2:]) < WINDOW:
+        raise ValueError(
+            f"SSIM needs frames of at least {WINDOW} x {WINDOW}, got {list(generated.shape[2:])}."
+        )
+    # Variances are small differences of large numbers: single precision errs in the fourth digit.
+    values = structural_similarity_index_measure(
+        generated.double(),
+        reference.double(),
+        sigma=SIGMA,
+        kernel_size=WINDOW,
+        data_range=1.0,
+        reduction="none",
+    )
+    return values.reshape(-1).float()

@@ -1,4 +1,4 @@
-"""Put the trained parts together as a checkpoint in diffusers' layout."""
+"""Put the trained parts together as a checkpoint in diffusers' layout, with the record of their training."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
+from matplotlib.figure import Figure
 from text import build_text_encoder, build_tokenizer
-from train_transformer import WindowTransformer
+from window_transformer import WindowTransformer
 
-from flowcache.files import write_atomically
+from flowcache.files import replaced_when_done, write_atomically
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 
 logger = logging.getLogger("export")
@@ -31,23 +33,11 @@ DEFAULTS = {
 }
 
 
-def export(vae_folder: Path, weights: Path, out: Path, dtype: torch.dtype) -> None:
+def export(vae_folder: Path, run: Path, out: Path, dtype: torch.dtype) -> None:
     """Write the folder; parts of an earlier one are replaced one after the other."""
-    vae = AutoencoderKLWan.from_pretrained(vae_folder)
-    tokenizer = build_tokenizer()
-    model, encoder = WindowTransformer(vae.config.z_dim), build_text_encoder(len(tokenizer))
-    state = torch.load(weights, weights_only=True)
-    model.core.load_state_dict(state["transformer"])
-    encoder.load_state_dict(state["text_encoder"])
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
-    )
-    pipeline = FlowCacheSkyReelsV2Pipeline(
-        tokenizer, encoder.to(dtype), model.core.to(dtype), vae.to(dtype), scheduler
-    )
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    pipeline.save_pretrained(draft)
+    _pipeline(vae_folder, run / "weights.pt", dtype).save_pretrained(draft)
     out.mkdir(parents=True, exist_ok=True)
     for part in draft.iterdir():
         target = out / part.name
@@ -56,19 +46,52 @@ def export(vae_folder: Path, weights: Path, out: Path, dtype: torch.dtype) -> No
         part.replace(target)
     draft.rmdir()
     write_atomically(out / "defaults.json", (json.dumps(DEFAULTS, indent=2) + "\n").encode())
+    arguments = {
+        script: json.loads((folder / "arguments.json").read_text())
+        for script, folder in (("train_vae.py", vae_folder), ("train_transformer.py", run))
+    }
+    write_atomically(out / "training.json", (json.dumps(arguments, indent=2) + "\n").encode())
+    draw_losses(json.loads((run / "losses.json").read_text()), out / "loss_curve.png")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     logger.info("wrote %s, %.1f MB", out, size / 1e6)
 
 
+def _pipeline(vae_folder: Path, weights: Path, dtype: torch.dtype) -> FlowCacheSkyReelsV2Pipeline:
+    vae = AutoencoderKLWan.from_pretrained(vae_folder)
+    tokenizer = build_tokenizer()
+    model, encoder = WindowTransformer(vae.config.z_dim), build_text_encoder(len(tokenizer))
+    state = torch.load(weights, weights_only=True, map_location="cpu")
+    model.core.load_state_dict(state["transformer"])
+    encoder.load_state_dict(state["text_encoder"])
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=DEFAULTS["shift"]
+    )
+    parts = tokenizer, encoder.to(dtype), model.core.to(dtype), vae.to(dtype), scheduler
+    return FlowCacheSkyReelsV2Pipeline(*parts)
+
+
+def draw_losses(losses: list[float], path: Path, window: int = 50) -> None:
+    """Save a PNG of the running mean of the loss."""
+    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+    figure = Figure(figsize=(7, 3.2), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    axis.plot(np.arange(len(smooth)) + window, smooth, color="#15416e", linewidth=1)
+    axis.set(xlabel="step", ylabel=f"velocity error, mean of {window} steps", yscale="log")
+    axis.grid(which="both", color="#e6e6e6", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    with replaced_when_done(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True, help="weights.pt of train_transformer.py")
+    parser.add_argument("--vae", type=Path, required=True, help="output folder of train_vae.py")
+    parser.add_argument("--run", type=Path, required=True, help="output folder of train_transformer.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="float16")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    export(args.vae, args.weights, args.out, getattr(torch, args.dtype))
+    export(args.vae, args.run, args.out, getattr(torch, args.dtype))
 
 
 if __name__ == "__main__":

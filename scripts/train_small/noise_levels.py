@@ -12,7 +12,7 @@ BLOCK = 5  # latent frames
 
 
 def draw_levels(rng: np.random.Generator, num_frames: int, causal: bool) -> Tensor:
-    """A noise level for every latent frame, ``[frames]``, 0 (clean, not trained on) to 0.999.
+    """A noise level for every latent frame, ``[frames]``, 0 (clean) to 1 (not begun).
 
     Half are rows of a staircase as sampling walks it, the rest are one level for each block or one for all.
     Then some samples get given frames: a clean or slightly noisy first block, a clean first frame, or clean
@@ -30,6 +30,11 @@ def draw_levels(rng: np.random.Generator, num_frames: int, causal: bool) -> Tens
     return torch.from_numpy(_with_given(rng, frames, causal)).float()
 
 
+def is_trained_on(levels: Tensor) -> Tensor:
+    """Where there is something to learn: not where noise is too weak to see, nor before the first step."""
+    return (levels > 0.02) & (levels < 1)
+
+
 def _staircase(rng: np.random.Generator, num_blocks: int) -> np.ndarray:
     steps, lag = int(rng.choice([30, 50])), int(rng.choice([3, 5, 5, 10]))
     grid = noise_grid(steps, float(rng.choice([3, 5, 8, 8])))
@@ -37,7 +42,7 @@ def _staircase(rng: np.random.Generator, num_blocks: int) -> np.ndarray:
     # what a finished block shows: nothing left, or the noise of its last step, as its cached keys do
     finished = 0.0 if rng.random() < 0.5 else grid[-2]
     places = [row - lag * block for block in range(num_blocks)]
-    return np.array([0.999 if p < 0 else grid[p] if p < steps else finished for p in places])
+    return np.array([1.0 if p < 0 else grid[p] if p < steps else finished for p in places])
 
 
 def _shifted(uniform: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -53,6 +53,6 @@ def embed_captions(
     """Embeddings ``[captions, 32, width]`` as the pipeline makes them: zero behind the end of the caption."""
     tokens = tokenizer(
         captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
-    )
+    ).to(encoder.device)
     hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     return torch.where(tokens.attention_mask.bool().unsqueeze(-1), hidden, 0.0)

@@ -7,132 +7,24 @@ import copy
 import json
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
-from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2AttnProcessor
-from moving_shapes import draw_scene, render
-from noise_levels import BLOCK, draw_levels
+from diffusers import AutoencoderKLWan
+from latent_pool import LatentPool
+from muon import Muon, split_parameters
+from noise_levels import draw_levels, is_trained_on
 from text import build_text_encoder, build_tokenizer, embed_captions
 from torch import Tensor, nn
+from tqdm import tqdm
+from window_transformer import WindowTransformer
 
-from flowcache.files import replaced_when_done
-from skyreels_v2.attention import rotate
+from flowcache.files import replaced_when_done, write_atomically
 
 logger = logging.getLogger("train_transformer")
 
-CONFIG = {
-    "patch_size": (1, 2, 2),
-    "num_attention_heads": 4,
-    "attention_head_dim": 64,
-    "ffn_dim": 768,
-    "num_layers": 5,
-    "text_dim": 64,
-    "freq_dim": 256,
-}
-
-
-@dataclass(frozen=True)
-class WindowContext:
-    """What self attention of a training batch needs: samples, rotations ``[tokens, 1, d / 2]``, a mask."""
-
-    samples: int
-    rotary: Tensor
-    mask: Tensor | None
-
-
-class WindowSelfAttention(SkyReelsV2AttnProcessor):
-    """Self attention over whole windows whose frames lie in the batch dimension."""
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
-        context = rotary_emb
-        sequences = hidden_states.reshape(context.samples, -1, hidden_states.shape[-1])
-        heads = (attn.heads, -1)
-        query = rotate(attn.norm_q(attn.to_q(sequences)).unflatten(2, heads), context.rotary)
-        key = rotate(attn.norm_k(attn.to_k(sequences)).unflatten(2, heads), context.rotary)
-        value = attn.to_v(sequences).unflatten(2, heads)
-        attended = nn.functional.scaled_dot_product_attention(
-            *(t.to(value.dtype).transpose(1, 2) for t in (query, key, value)), attn_mask=context.mask
-        )
-        return attn.to_out[0](attended.transpose(1, 2).flatten(2)).view_as(hidden_states)
-
-
-class WindowCrossAttention(SkyReelsV2AttnProcessor):
-    """Cross attention to one caption a sample, with the frames of a sample in the batch dimension."""
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
-        sequences = hidden_states.reshape(encoder_hidden_states.shape[0], -1, hidden_states.shape[-1])
-        return super().__call__(attn, sequences, encoder_hidden_states).view_as(hidden_states)
-
-
-class WindowTransformer(nn.Module):
-    """Diffusers' transformer, run on whole windows with a noise level for every frame."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.core = SkyReelsV2Transformer3DModel(in_channels=channels, out_channels=channels, **CONFIG)
-        for block in self.core.blocks:
-            block.attn1.set_processor(WindowSelfAttention())
-            block.attn2.set_processor(WindowCrossAttention())
-        nn.init.zeros_(self.core.proj_out.weight)
-        nn.init.zeros_(self.core.proj_out.bias)
-
-    def forward(self, latents: Tensor, levels: Tensor, text: Tensor, causal: bool) -> Tensor:
-        """Velocity of ``latents [samples, channels, frames, h, w]`` at ``levels [samples, frames]``."""
-        core, (samples, channels, frames, height, width) = self.core, latents.shape
-        with torch.autocast("cpu", enabled=False):
-            tokens = core.patch_embedding(latents).flatten(3).permute(0, 2, 3, 1).flatten(0, 1)
-            cos, sin = core.rope(latents)
-            rotary = torch.complex(cos[0, ..., 0::2].float(), sin[0, ..., 1::2].float())
-            embedder = core.condition_embedder
-            temb = embedder.time_embedder(embedder.timesteps_proj(1000 * levels.flatten()).float())
-            modulation = embedder.time_proj(embedder.act_fn(temb)).unflatten(-1, (6, -1))
-        context = WindowContext(samples, rotary, _causal_mask(frames, tokens.shape[1]) if causal else None)
-        text = embedder.text_embedder(text)
-        for block in core.blocks:
-            tokens = block(tokens, text, modulation, context, None)
-        shift, scale = (core.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
-        tokens = core.proj_out(core.norm_out(tokens.float()) * (1 + scale) + shift).float()
-        tokens = tokens.reshape(samples, frames, height // 2, width // 2, 2, 2, channels)
-        return tokens.permute(0, 6, 1, 2, 4, 3, 5).reshape(samples, channels, frames, height, width)
-
-
-def _causal_mask(frames: int, tokens: int) -> Tensor:
-    block = torch.arange(frames).repeat_interleave(tokens) // BLOCK
-    return block.unsqueeze(0) <= block.unsqueeze(1)
-
-
-class LatentPool:
-    """Encoded clips with their captions; grows while training goes on, so that training starts at once."""
-
-    def __init__(self, vae: AutoencoderKLWan, held_out: frozenset[str], frames: int, limit: int) -> None:
-        self._vae, self._held_out, self._frames, self._limit = vae, held_out, frames, limit
-        self._rng = np.random.default_rng(2)
-        shape = (1, vae.config.z_dim, 1, 1, 1)
-        self._mean = torch.tensor(vae.config.latents_mean).view(shape)
-        self._std = torch.tensor(vae.config.latents_std).view(shape)
-        self.latents: list[Tensor] = []
-        self.captions: list[str] = []
-
-    @torch.no_grad()
-    def grow(self, clips: int) -> None:
-        """Render and encode more clips, up to the limit."""
-        clips = min(clips, self._limit - len(self.latents))
-        if clips <= 0:
-            return
-        scenes = [draw_scene(self._rng, self._held_out) for _ in range(clips)]
-        video = torch.stack([render(s, self._frames, start=int(self._rng.integers(200))) for s in scenes])
-        latents = (self._vae.encode(video).latent_dist.mode() - self._mean) / self._std
-        self.latents.extend(latents.unbind())
-        self.captions.extend(scene.caption for scene in scenes)
-
-    def draw(self, rng: np.random.Generator, clips: int, frames: int) -> tuple[Tensor, list[str]]:
-        """Random clips, ``[clips, channels, frames, h, w]``, and their captions."""
-        picks = rng.integers(len(self.latents), size=clips)
-        return torch.stack([self.latents[i][:, :frames] for i in picks]), [self.captions[i] for i in picks]
+WINDOW = 25  # latent frames of the longest clip
 
 
 class Average:
@@ -150,92 +42,144 @@ class Average:
             torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
 
 
-def learning_rate(peak: float, step: int, done: float) -> float:
-    """Warm up over 200 steps, hold, and fall to nothing over the last 40 percent of the time."""
-    return peak * min(1.0, (step + 1) / 200) * min(1.0, max(0.01, (1 - done) / 0.4))
+class Training:
+    """Everything that training changes; can be saved at any step and taken up again."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        torch.manual_seed(args.seed)
+        self.rng = np.random.default_rng(args.seed)
+        vae = AutoencoderKLWan.from_pretrained(args.vae).eval().to(args.device)
+        held_out = frozenset(json.loads(Path(__file__).with_name("held_out.json").read_text()))
+        self.pool = LatentPool(vae, held_out, 4 * WINDOW - 3, args.clips, args.seed + 1)
+        self.tokenizer = build_tokenizer()
+        self.model = WindowTransformer(vae.config.z_dim).to(args.device)
+        self.encoder = build_text_encoder(len(self.tokenizer)).to(args.device)
+        self.average = Average([self.model, self.encoder], args.ema)
+        matrices, _ = split_parameters(self.model.core.blocks)
+        ids = {id(weight) for weight in matrices}
+        rest = [w for m in (self.model, self.encoder) for w in m.parameters() if id(w) not in ids]
+        self.optimizers = [
+            Muon(matrices, lr=args.lr),
+            torch.optim.AdamW(rest, lr=0.1 * args.lr, betas=(0.9, 0.99), weight_decay=0.01),
+        ]
+        self.peaks = [args.lr, 0.1 * args.lr]
+        self.losses: list[float] = []
+        self.seconds = 0.0
+
+    @property
+    def done(self) -> float:
+        """Share of the time that is spent."""
+        return self.seconds / (60 * self.args.minutes)
+
+    def step(self) -> None:
+        """One update, with full or with block-causal attention."""
+        started = time.monotonic()
+        if len(self.losses) % 2 == 0:
+            self.pool.grow(1)
+        factor = learning_rate(len(self.losses), self.done)
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * factor
+            optimizer.zero_grad()
+        loss = self._loss()
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.average.update([self.model, self.encoder])
+        self.losses.append(loss.item())
+        self.seconds += time.monotonic() - started
+
+    def _loss(self) -> Tensor:
+        """Mean squared error of the velocity, over the frames that there is something to learn on."""
+        rng, device = self.rng, self.args.device
+        causal = bool(rng.random() < 0.5)
+        frames = WINDOW if rng.random() < 0.5 else int(rng.integers(1, WINDOW))
+        clips = round(self.args.batch * WINDOW / max(frames, 5))
+        latents, captions = self.pool.draw(rng, clips, frames)
+        captions = [caption if rng.random() > 0.1 else "" for caption in captions]
+        levels = torch.stack([draw_levels(rng, frames, causal) for _ in captions]).to(device)
+        text = embed_captions(self.tokenizer, self.encoder, captions)
+        noise, sigma = torch.randn_like(latents), levels[:, None, :, None, None]
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            velocity = self.model((1 - sigma) * latents + sigma * noise, levels, text, causal)
+        errors = (velocity.float() - (noise - latents)).square().mean(dim=(1, 3, 4))
+        counted = is_trained_on(levels).float()
+        return (errors * counted).sum() / counted.sum().clamp_min(1)
+
+    def save(self, folder: Path) -> None:
+        """Write the averaged weights, the losses, and what is needed to go on."""
+        folder.mkdir(parents=True, exist_ok=True)
+        model, encoder = self.average.modules
+        weights = {"transformer": model.core.state_dict(), "text_encoder": encoder.state_dict()}
+        state = {
+            "modules": [module.state_dict() for module in (self.model, self.encoder)],
+            "average": [module.state_dict() for module in self.average.modules],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "seconds": self.seconds,
+            "losses": self.losses,
+        }
+        for name, content in (("weights.pt", weights), ("state.pt", state)):
+            with replaced_when_done(folder / name) as path:
+                torch.save(content, path)
+        losses = [round(loss, 4) for loss in self.losses]
+        write_atomically(folder / "losses.json", json.dumps(losses).encode())
+        write_atomically(folder / "arguments.json", json.dumps(vars(self.args), default=str).encode())
+
+    def resume(self, folder: Path) -> None:
+        """Take up a saved training; the clips are drawn anew."""
+        state = torch.load(folder / "state.pt", weights_only=True, map_location=self.args.device)
+        for name, objects in (
+            ("modules", (self.model, self.encoder)),
+            ("average", self.average.modules),
+            ("optimizers", self.optimizers),
+        ):
+            for target, saved in zip(objects, state[name], strict=True):
+                target.load_state_dict(saved)
+        self.seconds, self.losses = state["seconds"], state["losses"]
+        self.rng = np.random.default_rng([self.args.seed, len(self.losses)])
 
 
-def training_loss(
-    model: WindowTransformer, latents: Tensor, levels: Tensor, text: Tensor, causal: bool
-) -> Tensor:
-    """Mean squared error of the velocity, over the frames that carry noise."""
-    noise = torch.randn_like(latents)
-    sigma = levels[:, None, :, None, None]
-    with torch.autocast("cpu", torch.bfloat16, enabled=False):
-        velocity = model((1 - sigma) * latents + sigma * noise, levels, text, causal)
-    errors = (velocity - (noise - latents)).square().mean(dim=(1, 3, 4))
-    noisy = (levels > 0).float()
-    return (errors * noisy).sum() / noisy.sum()
+def learning_rate(step: int, done: float) -> float:
+    """Share of the peak: warm up over 100 steps, hold, and fall to nothing over most of the time."""
+    return min(1.0, (step + 1) / 100) * min(1.0, max(0.0, (1 - done) / 0.7))
 
 
 def train(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
-    vae = AutoencoderKLWan.from_pretrained(args.vae).eval()
-    held_out = frozenset(json.loads(Path(__file__).with_name("held_out.json").read_text()))
-    pool = LatentPool(vae, held_out, args.frames, args.clips)
-    tokenizer = build_tokenizer()
-    model, encoder = WindowTransformer(vae.config.z_dim), build_text_encoder(len(tokenizer))
-    modules = [model, encoder]
-    average = Average(modules, args.ema)
-    parameters = [p for module in modules for p in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
-    for _ in range(args.first_clips // 4):
-        pool.grow(4)
-    logger.info("training on %d clips, %d parameters", len(pool.latents), sum(p.numel() for p in parameters))
-    start, step, losses = time.monotonic(), 0, []
-    while (done := (time.monotonic() - start) / (60 * args.minutes)) < 1:
-        pool.grow(1)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(args.lr, step, done)
-        causal = rng.random() < 0.5
-        frames = 25 if rng.random() < 0.8 else BLOCK * int(rng.integers(1, 5))
-        latents, captions = pool.draw(rng, args.batch, frames)
-        captions = [caption if rng.random() > 0.1 else "" for caption in captions]
-        levels = torch.stack([draw_levels(rng, frames, causal) for _ in captions])
-        loss = training_loss(model, latents, levels, embed_captions(tokenizer, encoder, captions), causal)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        average.update(modules)
-        step += 1
-        losses.append(loss.item())
-        if step % 50 == 0:
-            logger.info(
-                "step %d, %.0f%%, %d clips, loss %.4f",
-                step,
-                100 * done,
-                len(pool.latents),
-                np.mean(losses[-50:]),
-            )
-        if step % args.save_every == 0:
-            save(average.modules, losses, args.out)
-    save(average.modules, losses, args.out)
-
-
-def save(modules: list[nn.Module], losses: list[float], folder: Path) -> None:
-    """Write the averaged weights and the loss so far."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model, encoder = modules
-    with replaced_when_done(folder / "weights.pt") as path:
-        torch.save({"transformer": model.core.state_dict(), "text_encoder": encoder.state_dict()}, path)
-    with replaced_when_done(folder / "losses.json") as path:
-        path.write_text(json.dumps(losses))
+    training = Training(args)
+    if args.resume:
+        training.resume(args.out)
+    for _ in range(args.first_clips):
+        training.pool.grow(1)
+    parameters = sum(p.numel() for p in training.model.parameters())
+    logger.info("%.2fM parameters, %d clips at first", parameters / 1e6, len(training.pool))
+    with tqdm(total=args.minutes, initial=training.seconds / 60, unit="min", mininterval=30) as bar:
+        while training.done < 1:
+            training.step()
+            bar.update(training.seconds / 60 - bar.n)
+            step, losses = len(training.losses), training.losses
+            if step % 50 == 0:
+                mean = np.mean(losses[-50:])
+                logger.info(
+                    "step %d, %.0f s, %d clips, loss %.4f", step, training.seconds, len(training.pool), mean
+                )
+            if step % args.save_every == 0:
+                training.save(args.out)
+    training.save(args.out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and losses")
-    parser.add_argument("--minutes", type=float, default=70, help="wall time to train for")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--ema", type=float, default=0.999)
-    parser.add_argument("--frames", type=int, default=97, help="pixel frames of a clip")
-    parser.add_argument("--first-clips", type=int, default=200, help="clips to encode before the first step")
+    parser.add_argument("--minutes", type=float, default=60, help="time to train for, without pauses")
+    parser.add_argument("--batch", type=int, default=8, help="clips of full length, or more short ones")
+    parser.add_argument("--lr", type=float, default=0.015, help="of Muon; AdamW takes a tenth")
+    parser.add_argument("--ema", type=float, default=0.998)
+    parser.add_argument("--first-clips", type=int, default=300, help="clips to encode before the first step")
     parser.add_argument("--clips", type=int, default=2500, help="clips to encode in all")
     parser.add_argument("--save-every", type=int, default=200, help="steps")
+    parser.add_argument("--resume", action="store_true", help="go on where the training in --out stopped")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(parser.parse_args())

@@ -1,16 +1,22 @@
-"""Videos in and out."""
+"""Videos and images in and out."""
 
 import errno
+import os
+import struct
+import subprocess
+import sys
 
+import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from flowcache.metrics import psnr, ssim
+from flowcache import video
 from flowcache.video import (
     VideoWriter,
     contact_sheet,
+    probe_video,
     read_image,
     read_video,
     resize_and_crop,
@@ -18,75 +24,283 @@ from flowcache.video import (
     to_uint8,
 )
 
-
-def moving_square(frames=9, size=64):
-    video = np.full((frames, size, size, 3), 30, np.uint8)
-    for index in range(frames):
-        video[index, 20:40, 4 + index : 24 + index] = (220, 60, 40)
-    return video
+#: Far apart in hue, so that a wrong colour matrix shows.
+COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40)], np.uint8)
 
 
-def as_unit(video):
-    return torch.from_numpy(video).permute(0, 3, 1, 2).float() / 255
+def stripes(frames=6, height=32, width=64):
+    """Four upright stripes that stand still, ``[frames, height, width, 3]``."""
+    row = np.repeat(COLOURS, width // 4, axis=0)
+    return np.broadcast_to(row, (frames, height, *row.shape)).copy()
 
 
-def test_write_and_read(tmp_path):
-    video = moving_square()
-    with VideoWriter(tmp_path / "a.mp4", fps=24) as writer:
-        writer.write(video[:4])
-        writer.write(video[4:])
-    back, fps = read_video(tmp_path / "a.mp4")
-    assert back.shape == video.shape
-    assert fps == 24
-    assert psnr(as_unit(back), as_unit(video)).mean() > 30
-    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+def noise(frames=12, height=64, width=64):
+    return np.random.default_rng(0).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("stop"), OSError(errno.ENOSPC, "No space left on device")])
-def test_a_failure_keeps_the_old_file(tmp_path, error):
+def save(path, frames, fps=24):
+    with VideoWriter(path, fps) as writer:
+        writer.write(frames)
+    return path
+
+
+def test_written_video_reads_back(tmp_path):
+    frames, fps = read_video(save(tmp_path / "a.mp4", stripes(), fps=16))
+    assert fps == 16
+    assert frames.shape == (6, 32, 64, 3)
+    middles = frames[:, :, 8::16].astype(int)
+    assert np.abs(middles - COLOURS).max() <= 4
+
+
+def test_file_is_plain_h264_that_says_its_colours(tmp_path):
+    with av.open(str(save(tmp_path / "a.mp4", stripes()))) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
+        assert context.colorspace == context.color_primaries == context.color_trc == video.BT709
+
+
+def test_same_frames_same_file(tmp_path):
+    first, second = (save(tmp_path / name, noise()) for name in ("a.mp4", "b.mp4"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_parts_equal_the_whole(tmp_path):
+    frames = noise()
+    whole = save(tmp_path / "whole.mp4", frames)
+    with VideoWriter(tmp_path / "parts.mp4", 24) as writer:
+        writer.write(frames[:5])
+        writer.write(frames[5:5])
+        writer.write(torch.from_numpy(frames[5:]))
+    assert (tmp_path / "parts.mp4").read_bytes() == whole.read_bytes()
+
+
+def test_odd_sizes_lose_a_row_and_a_column(tmp_path):
+    frames, _ = read_video(save(tmp_path / "a.mp4", stripes()[:, :31, :63]))
+    assert frames.shape[1:3] == (30, 62)
+
+
+def test_broken_rates_survive(tmp_path):
+    path = save(tmp_path / "a.mp4", stripes(), fps=24000 / 1001)
+    assert read_video(path)[1] == pytest.approx(24000 / 1001, rel=1e-6)
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
+def test_rate_must_be_positive(tmp_path, fps):
+    with pytest.raises(ValueError, match="fps"):
+        VideoWriter(tmp_path / "a.mp4", fps)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((2, 32, 32, 3), np.float32),
+        np.zeros((2, 3, 32, 32), np.uint8),
+        np.zeros((32, 32, 3), np.uint8),
+        np.zeros((2, 32, 34, 3), np.uint8),
+    ],
+)
+def test_other_frames_are_refused(tmp_path, frames):
+    with (
+        pytest.raises(ValueError, match="frames must"),
+        VideoWriter(tmp_path / "a.mp4", 24, 32, 32) as writer,
+    ):
+        writer.write(frames)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_size_may_not_change(tmp_path):
+    with pytest.raises(ValueError, match="height and width"), VideoWriter(tmp_path / "a.mp4", 24) as writer:
+        writer.write(stripes())
+        writer.write(stripes(height=48))
+
+
+def test_video_without_frames_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.mp4"), VideoWriter(tmp_path / "a.mp4", 24):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"old")
-    with pytest.raises(type(error)), VideoWriter(path, fps=24) as writer:
-        writer.write(moving_square())
-        raise error
+    with pytest.raises(KeyboardInterrupt), VideoWriter(path, 24) as writer:
+        writer.write(noise())
+        raise KeyboardInterrupt
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_floats_and_bytes():
-    video = moving_square(2, 8)
-    assert np.array_equal(to_uint8(to_float(video)), video)
-    assert to_uint8(torch.full((3, 1, 2, 2), 7.0)).max() == 255
+def test_folder_must_exist(tmp_path):
+    with pytest.raises(OSError, match="No such file"), VideoWriter(tmp_path / "no" / "a.mp4", 24):
+        pass
 
 
-@pytest.mark.parametrize("reader, name", [(read_video, "x.mp4"), (read_image, "x.png")])
-def test_unreadable_files_are_named(tmp_path, reader, name):
-    with pytest.raises(ValueError, match=name):
-        reader(tmp_path / name)
-    (tmp_path / name).write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=name):
-        reader(tmp_path / name)
+def test_failure_to_open_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(video.av, "open", refuse)
+    with pytest.raises(OSError, match="No space"), VideoWriter(tmp_path / "a.mp4", 24):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_crop_covers():
-    frames = np.zeros((1, 20, 40, 3), np.uint8)
-    frames[:, :, 20:] = 255
-    fitted = resize_and_crop(frames, 10, 10)
-    assert fitted.shape == (1, 10, 10, 3)
-    assert fitted[0, 5, 1, 0] < 10
-    assert fitted[0, 5, 8, 0] > 245
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from flowcache.video import VideoWriter
+
+path, whole = Path(sys.argv[1]), int(sys.argv[2])
+frames = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
+for limit in (0, 1, 40, whole // 2, whole - 2000, whole - 1):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        with VideoWriter(path, 24) as writer:
+            for frame in frames:
+                writer.write(frame[None])
+    except OSError:
+        assert path.read_bytes() == b"old", limit
+        assert list(path.parent.iterdir()) == [path], limit
+    else:
+        raise AssertionError(limit)
+"""
 
 
-def test_contact_sheet(tmp_path):
-    contact_sheet({"a": moving_square(), "b": moving_square()}, tmp_path / "sheet.png", columns=3, scale=1)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (3 * 66 - 2, 2 * 80)
+@pytest.mark.skipif(sys.platform == "win32", reason="needs setrlimit")
+def test_no_room_at_any_point_keeps_the_old_file(tmp_path):
+    """A limit on file sizes fails where a full disk would: at the header, a frame or the trailer."""
+    whole = save(tmp_path / "whole.mp4", noise()).stat().st_size
+    folder = tmp_path / "limited"
+    folder.mkdir()
+    (folder / "a.mp4").write_bytes(b"old")
+    subprocess.run([sys.executable, "-c", LIMITED, str(folder / "a.mp4"), str(whole)], check=True)
 
 
-def test_psnr_and_ssim_of_known_videos():
-    black, grey = torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), 0.1)
-    assert psnr(black, grey) == pytest.approx([20.0, 20.0])
-    assert psnr(black, black).tolist() == [100.0, 100.0]
-    assert ssim(grey, grey) == pytest.approx([1.0, 1.0])
-    with pytest.raises(ValueError, match="shape"):
-        psnr(black, grey[:1])
+def test_full_disk_names_its_reason(tmp_path, monkeypatch):
+    opened = av.open
+    monkeypatch.setattr(video.av, "open", lambda path, **options: opened("/dev/full", **options))
+    with pytest.raises(OSError) as caught, VideoWriter(tmp_path / "a.mp4", 24) as writer:
+        writer.write(noise())
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_next_encoder_where_x264_is_missing(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(video.av, "codecs_available", {"mpeg4"})
+    frames, _ = read_video(save(tmp_path / "a.mp4", stripes()))
+    assert np.abs(frames[:, :, 8::16].astype(int) - COLOURS).max() <= 16
+    assert "mpeg4" in caplog.text
+
+
+def test_probe(tmp_path):
+    path = save(tmp_path / "a.mp4", stripes(), fps=16)
+    assert probe_video(path) == (6, 16, 32, 64)
+
+
+def test_rotated_video_stands_upright(tmp_path):
+    """A phone held upright writes lying frames and a matrix that turns them."""
+    path = save(tmp_path / "a.mp4", stripes())
+    content = path.read_bytes()
+    plain = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    clockwise = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 32 << 16, 0, 1 << 30)
+    place = content.index(plain, content.index(b"tkhd"))
+    path.write_bytes(content[:place] + clockwise + content[place + len(plain) :])
+    frames, _ = read_video(path)
+    assert frames.shape == (6, 64, 32, 3)
+    assert np.abs(frames[0, 8::16, 16].astype(int) - COLOURS).max() <= 4
+
+
+@pytest.mark.parametrize("read", [read_video, probe_video, read_image])
+def test_missing_and_unreadable_files_are_named(tmp_path, read):
+    with pytest.raises(ValueError, match=r"^\S*none\.bin does not exist or is not a file\.$"):
+        read(tmp_path / "none.bin")
+    for content in (b"", b"neither a video nor an image" * 20):
+        (tmp_path / "some.bin").write_bytes(content)
+        with pytest.raises(ValueError, match=r"^\S*some\.bin cannot be read as an? (video|image)\.$"):
+            read(tmp_path / "some.bin")
+
+
+def test_cut_off_files_are_named(tmp_path):
+    path = save(tmp_path / "a.mp4", noise())
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(ValueError, match=r"a\.mp4"):
+        read_video(path)
+    Image.fromarray(noise()[0]).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:400])
+    with pytest.raises(ValueError, match=r"a\.png"):
+        read_image(tmp_path / "a.png")
+
+
+def test_image_is_turned_as_its_camera_was(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(stripes()[0]).save(tmp_path / "a.png", exif=exif)
+    pixels = read_image(tmp_path / "a.png")
+    assert pixels.shape == (64, 32, 3)
+    assert (pixels[8::16, 0] == COLOURS).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK"])
+def test_images_of_other_modes_become_rgb(tmp_path, mode):
+    path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
+    Image.fromarray(stripes()[0]).convert(mode).save(path)
+    pixels = read_image(path)
+    assert (pixels.shape, pixels.dtype) == ((32, 64, 3), np.uint8)
+
+
+@pytest.mark.filterwarnings("error")
+def test_image_goes_into_a_tensor_without_warning(tmp_path):
+    Image.fromarray(stripes()[0]).save(tmp_path / "a.png")
+    assert to_float(read_image(tmp_path / "a.png")[None]).shape == (3, 1, 32, 64)
+
+
+def test_float_round_trip_is_exact():
+    frames = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    assert (to_uint8(to_float(frames)) == frames).all()
+    assert to_float(frames).min() == -1
+    assert to_float(frames).max() == 1
+
+
+def test_values_beyond_the_range_are_cut():
+    beyond = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).expand(3, 1, 1, 5)
+    assert to_uint8(beyond)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_crop_takes_the_middle():
+    cropped = resize_and_crop(stripes(height=32, width=64), 32, 32)
+    assert cropped.shape == (6, 32, 32, 3)
+    assert (cropped[:, :, 4] == COLOURS[1]).all()
+    assert (cropped[:, :, -4] == COLOURS[2]).all()
+
+
+def test_resize_covers_without_ringing_through():
+    frames = np.full((2, 50, 70, 3), 77, np.uint8)
+    resized = resize_and_crop(frames, 96, 40)
+    assert resized.shape == (2, 96, 40, 3)
+    assert (resized == 77).all()
+    assert resize_and_crop(frames, 50, 70) is frames
+
+
+def test_shrinking_averages():
+    checkers = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    frames = checkers.astype(np.uint8)[None, :, :, None].repeat(3, axis=3)
+    assert np.abs(resize_and_crop(frames, 16, 16)[:, 2:-2, 2:-2].astype(int) - 127).max() <= 8
+
+
+def test_contact_sheet_shows_evenly_spaced_frames(tmp_path):
+    ramp = np.arange(9, dtype=np.uint8)[:, None, None, None] * 20
+    frames = np.broadcast_to(ramp, (9, 16, 24, 3))
+    contact_sheet({"a": frames, "b": frames[:2]}, tmp_path / "sheet.png", columns=3, scale=1)
+    sheet = read_image(tmp_path / "sheet.png")
+    rows = [[sheet[top, 8 + column * 27 + 12, 0] for column in range(3)] for top in (32, 80)]
+    assert rows == [[0, 80, 160], [0, 20, 255]]
+    assert sheet.shape == (96, 2 * 8 + 3 * 27 - 3, 3)
+
+
+@pytest.mark.parametrize("videos", [{}, {"a": np.zeros((0, 8, 8, 3), np.uint8)}])
+def test_contact_sheet_of_nothing_is_refused(tmp_path, videos):
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet(videos, tmp_path / "sheet.png")
+    assert list(tmp_path.iterdir()) == []

@@ -57,7 +57,7 @@ def test_transformer_names_and_shapes(reference, name):
 
 
 def test_transformer_mapping(reference):
-    table = json.loads((reference / "mapping_original_to_diffusers.json").read_text())["table"]
+    table = Case(reference, "mapping_original_to_diffusers").info["table"]
     assert {key: transformer_key(key) for key in table} == table
 
 

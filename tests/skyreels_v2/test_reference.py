@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,8 @@ def test_vanilla_sampling(reference, name):
 @pytest.mark.parametrize("name", case_names("tea_"))
 def test_teacache_sampling(reference, name):
     case = Case(reference, name)
-    policy = TeaCache(threshold=0.12, period=case.info["call"]["num_inference_steps"])
+    threshold = float(re.search(r"thresh ([\d.]+)", case.info["meaning"])[1])
+    policy = TeaCache(threshold, period=case.info["call"]["num_inference_steps"])
     options = loop_options(case, 0, whole_window=True)
     window, trace = run_window(case, 0, policy, options, "timestep_embedding", bidirectional=True)
     assert [not step.events[0].reused for step in trace.steps] == case.info["computed_cond"]

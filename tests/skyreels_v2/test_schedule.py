@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
+from reference import Case
 
 from flowcache import StaircaseSchedule
 from skyreels_v2.solver import ChunkUniPC, noise_grid
@@ -15,7 +14,7 @@ from skyreels_v2.solver import ChunkUniPC, noise_grid
 
 @pytest.fixture(scope="module")
 def tables(reference):
-    return json.loads((reference / "schedule.json").read_text())
+    return Case(reference, "schedule").info
 
 
 def test_noise_grid(tables):
