@@ -20,12 +20,14 @@ class ChunkInput:
         start_frame: first latent frame of the chunk, counted from the start of the window.
         latents: ``[channels, frames, height, width]``, fp32; given frames may carry condition noise.
         timesteps: time of the model's clock, one per frame; kept on the host, where schedules are made.
+        local_step: steps that the chunk has made; the number of its steps once it is clean or given.
     """
 
     chunk: int
     start_frame: int
     latents: Tensor
     timesteps: tuple[float, ...]
+    local_step: int = 0
 
     @property
     def stop_frame(self) -> int:
@@ -45,6 +47,9 @@ class ChunkModel(Protocol):
 
     #: True: a chunk sees all chunks that run. False: itself and what entered the cache before it.
     bidirectional: bool
+
+    #: Whether the original runs all chunks of a window at every step; else it runs the live ones.
+    runs_whole_window: bool
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         """Per chunk, the tensor whose relative change decides reuse."""
@@ -80,8 +85,14 @@ class ChunkModel(Protocol):
         """An empty cache that holds up to ``num_tokens`` tokens per layer and branch."""
         ...
 
-    def block_flops(self, num_tokens: int, num_keys: int) -> float:
-        """FLOPs of ``blocks`` on that many query tokens that see ``num_keys`` keys, over all branches."""
+    def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
+        """FLOPs of ``blocks`` on a chunk of that many tokens, over all branches.
+
+        Args:
+            num_tokens: of the chunk.
+            num_keys: what it sees at most, itself included.
+            local_step: how far it has come; None: it is clean, given or waits.
+        """
         ...
 
     def edge_flops(self, num_tokens: int) -> float:

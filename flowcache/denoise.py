@@ -35,14 +35,17 @@ class LoopOptions:
     Attributes:
         whole_window: also run waiting and finished chunks whenever the model runs, as a model without a
             cache must. False: only live chunks, the others are seen through the cache.
-        refresh_given: run the given chunks at every step and not just at the first, as the original
+        refresh_given: run the given chunks at every step and not just once before the first, as the original
             FlowCache does in synchronous mode.
+        clean_pass: run a chunk once more when it has become clean, so that the keys and values it leaves are
+            those of clean latents, as MAGI-1 does. False: it leaves those of its last computed step.
         condition_noise: share of noise mixed into given frames, 0 to 1.
         draw_noise: step and shape to a noise tensor; None draws from torch's default generator.
     """
 
     whole_window: bool = False
     refresh_given: bool = False
+    clean_pass: bool = False
     condition_noise: float = 0.0
     draw_noise: Callable[[int, torch.Size], Tensor] | None = None
 
@@ -79,16 +82,19 @@ class Denoiser:
             inputs = self._inputs(window, schedule, solver, step)
             decisions = self._decide(step, len(schedule), live, inputs)
             reused = [c for c in live if decisions[c].reuse]
-            ran = self._chunks_to_run(window, live, reused, step)
-            for chunk in ran:
-                cache.enter(chunk, lengths[chunk])
+            prefilled = self._prefill(inputs[: window.num_given], cache) if step == 0 else []
+            ran = self._chunks_to_run(window, schedule, live, reused, step)
             unfinished = [c for c in ran if schedule.local_step(c, step) < schedule.num_steps]
             moves = self._evaluate([inputs[c] for c in ran], unfinished, cache)
             moves |= self._forecast([inputs[c] for c in reused])
             for chunk, local_step in live.items():
                 self._advance(window, solver, chunk, local_step, moves[chunk], chunk in reused)
+            ran = prefilled + ran
             edges = ran + reused if self.forecast.runs_edges else ran
-            flops = split.step(ran, edges, list(live), first=step == 0)
+            cleaned = (
+                [c for c in ran if c not in live and c >= window.num_given] if self.options.clean_pass else []
+            )
+            flops = split.step(ran, edges, live, first=step == 0, cleaned=cleaned)
             self._record_step(step, live, decisions, time.perf_counter() - started, cache, flops)
             for chunk in [c for c, k in live.items() if k == schedule.num_steps - 1]:
                 self._forget(chunk, solver)
@@ -109,7 +115,10 @@ class Denoiser:
             held = span.frames if chunk < window.num_given else span.held
             times = [self.model.condition_timestep(level)] * held
             times += [self._timestep(solver, schedule, local_step)] * (span.frames - held)
-            inputs.append(ChunkInput(chunk, span.start, latents[:, span.start : span.stop], tuple(times)))
+            progress = min(max(0, local_step), schedule.num_steps)
+            inputs.append(
+                ChunkInput(chunk, span.start, latents[:, span.start : span.stop], tuple(times), progress)
+            )
         return inputs
 
     def _reads_given(self, window: Window, step: int) -> bool:
@@ -138,19 +147,37 @@ class Denoiser:
         # A chunk that was never computed has nothing to be forecast from, whatever the policy says.
         return {c: d if self.forecast.knows(c) else replace(d, reuse=False) for c, d in decisions.items()}
 
-    def _chunks_to_run(self, window: Window, live: dict[int, int], reused: list[int], step: int) -> list[int]:
+    def _prefill(self, given: list[ChunkInput], cache: ChunkKVCache) -> list[int]:
+        """Fill the cache with the given chunks, unless they are run at every step anyway."""
+        if self.options.whole_window or self.options.refresh_given:
+            return []
+        self._evaluate(given, [], cache)
+        return [item.chunk for item in given]
+
+    def _chunks_to_run(
+        self,
+        window: Window,
+        schedule: StaircaseSchedule,
+        live: dict[int, int],
+        reused: list[int],
+        step: int,
+    ) -> list[int]:
         computed = [c for c in live if c not in reused]
         if self.options.whole_window:
             return list(range(len(window.chunks))) if computed else []
-        refresh = step == 0 or self.options.refresh_given
-        return (list(range(window.num_given)) if refresh else []) + computed
+        given = list(range(window.num_given)) if self.options.refresh_given else []
+        finished = range(window.num_given, len(window.chunks)) if self.options.clean_pass else []
+        finished = [c for c in finished if schedule.local_step(c, step) == schedule.num_steps]
+        return given + finished + computed
 
     def _evaluate(
         self, inputs: list[ChunkInput], wanted: list[int], cache: ChunkKVCache
     ) -> dict[int, Tensor]:
-        """Run the model on all inputs in one packed call; velocities of the ``wanted`` chunks."""
+        """Run the model on all inputs in one packed call; velocities of those that are ``wanted``."""
         if not inputs:
             return {}
+        for item in inputs:
+            cache.enter(item.chunk, self.model.num_tokens(len(item.timesteps)))
         tokens = self.model.embed(inputs)
         outputs = self.model.blocks(inputs, tokens, cache)
         places = [i for i, item in enumerate(inputs) if item.chunk in wanted]
@@ -159,7 +186,7 @@ class Denoiser:
             return {}
         velocities = self.model.head(inputs, outputs)
         self.forecast.observe_evaluation(inputs, tokens, outputs, velocities)
-        return dict(zip(wanted, velocities, strict=True))
+        return dict(zip((item.chunk for item in inputs), velocities, strict=True))
 
     def _forecast(self, inputs: list[ChunkInput]) -> dict[int, Tensor]:
         if not inputs:

@@ -14,8 +14,9 @@ from .chunk_model import ChunkModel
 class GainSplit:
     """Counts each step of a window four ways, so that the gain can be told apart.
 
-    - ``vanilla``: every chunk of the window runs, each attends to the whole window;
-    - ``live_only``: only live chunks run, each still attends to the whole window;
+    - ``vanilla``: what the original runs at every step. For a model that runs its whole window, every chunk,
+      and each attends to the whole window; for others the same as ``causal``.
+    - ``live_only``: only live chunks run, each still attends to the whole window, if the original does;
     - ``causal``: only live chunks run, and attend to themselves and what the cache holds of earlier ones;
     - ``actual``: what was really run.
 
@@ -26,32 +27,45 @@ class GainSplit:
     """
 
     def __init__(self, model: ChunkModel, lengths: Sequence[int], num_given: int) -> None:
-        self._lengths = list(lengths)
-        self._num_given = num_given
-        total = sum(lengths)
+        self._model, self._lengths, self._num_given = model, list(lengths), num_given
+        self._ends = list(accumulate(lengths))
         self._edges = [model.edge_flops(n) for n in lengths]
-        self._full = [model.block_flops(n, total) for n in lengths]
-        self._causal = [
-            model.block_flops(n, end) for n, end in zip(lengths, accumulate(lengths), strict=True)
-        ]
-        self._actual = self._full if model.bidirectional else self._causal
 
     def step(
-        self, ran: Sequence[int], edges: Sequence[int], live: Sequence[int], first: bool
+        self,
+        ran: Sequence[int],
+        edges: Sequence[int],
+        live: dict[int, int],
+        first: bool,
+        cleaned: Sequence[int] = (),
     ) -> dict[str, float]:
         """Cost of one step.
 
         Args:
             ran: chunks that went through the block stack.
             edges: chunks that went through embedding and head.
-            live: chunks that moved.
+            live: chunks that moved, with their local steps.
             first: whether this is the window's first step, at which given chunks run.
+            cleaned: finished chunks among those that ran.
         """
-        everything = range(len(self._lengths))
-        needed = [*range(self._num_given), *live] if first else live
-        return {
-            "actual": sum(self._actual[c] for c in ran) + sum(self._edges[c] for c in edges),
-            "vanilla": sum(self._full[c] + self._edges[c] for c in everything),
-            "live_only": sum(self._full[c] + self._edges[c] for c in live),
-            "causal": sum(self._causal[c] + self._edges[c] for c in needed),
+        model = self._model
+        attended = self._full if model.bidirectional else self._causal
+        needed = {c: live.get(c) for c in ([*range(self._num_given)] if first else []) + [*cleaned, *live]}
+        causal = sum(self._causal(c, k) + self._edges[c] for c, k in needed.items())
+        counts = {
+            "actual": sum(attended(c, live.get(c)) for c in ran) + sum(self._edges[c] for c in edges),
+            "vanilla": causal,
+            "live_only": causal,
+            "causal": causal,
         }
+        if model.runs_whole_window:
+            everything = range(len(self._lengths))
+            counts["vanilla"] = sum(self._full(c, live.get(c)) + self._edges[c] for c in everything)
+            counts["live_only"] = sum(self._full(c, k) + self._edges[c] for c, k in live.items())
+        return counts
+
+    def _full(self, chunk: int, local_step: int | None) -> float:
+        return self._model.block_flops(self._lengths[chunk], self._ends[-1], local_step)
+
+    def _causal(self, chunk: int, local_step: int | None) -> float:
+        return self._model.block_flops(self._lengths[chunk], self._ends[chunk], local_step)

@@ -37,6 +37,8 @@ class SkyReelsV2ChunkModel:
         ValueError: the transformer takes image tokens or patches that span frames; unknown indicator.
     """
 
+    runs_whole_window = True
+
     def __init__(
         self,
         transformer: SkyReelsV2Transformer3DModel,
@@ -120,7 +122,7 @@ class SkyReelsV2ChunkModel:
             config.num_layers, self.num_branches, num_tokens, heads, head_dim, weight.dtype, weight.device
         )
 
-    def block_flops(self, num_tokens: int, num_keys: int) -> float:
+    def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
         return self.num_branches * self._flops.blocks(num_tokens, num_keys)
 
     def edge_flops(self, num_tokens: int) -> float:

@@ -89,21 +89,39 @@ class ChunkKVCache:
         self._ranges[chunk] = ChunkRange(start, start + num_tokens)
         return self._ranges[chunk]
 
-    def write(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:
-        """Store a chunk's keys and values, ``[branches, tokens, heads, head_dim]`` each."""
-        place = self._ranges[chunk]
-        self._keys[layer, :, place.start : place.end] = keys
-        self._values[layer, :, place.start : place.end] = values
+    def write(self, layer: int, chunk: int, keys: Tensor, values: Tensor, branch: int | None = None) -> None:
+        """Store a chunk's keys and values, ``[branches, tokens, heads, head_dim]`` each.
 
-    def read(self, layer: int, last_chunk: int | None = None) -> tuple[Tensor, Tensor]:
-        """Views of all keys and values up to and including ``last_chunk`` (None: of all chunks).
+        With ``branch``, those of one branch, ``[tokens, heads, head_dim]``.
+        """
+        place = self._ranges[chunk]
+        branches = slice(None) if branch is None else branch
+        self._keys[layer, branches, place.start : place.end] = keys
+        self._values[layer, branches, place.start : place.end] = values
+
+    def read(
+        self, layer: int, last_chunk: int | None = None, first_chunk: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Views of keys and values from ``first_chunk`` to ``last_chunk``, both included (None: no bound).
 
         Returns:
             Keys and values, ``[branches, tokens, heads, head_dim]`` each.
         """
-        end = self._ranges[last_chunk].end if last_chunk is not None else self.num_tokens
-        return self._keys[layer, :, :end], self._values[layer, :, :end]
+        place = self._visible(last_chunk, first_chunk)
+        return self._keys[layer, :, place.start : place.end], self._values[layer, :, place.start : place.end]
 
-    def num_visible(self, last_chunk: int | None = None) -> int:
+    def num_visible(self, last_chunk: int | None = None, first_chunk: int | None = None) -> int:
         """Tokens that ``read`` returns."""
-        return self._ranges[last_chunk].end if last_chunk is not None else self.num_tokens
+        return len(self._visible(last_chunk, first_chunk))
+
+    def copy_branch(self, chunk: int, source: int, target: int) -> None:
+        """Let one branch see a chunk as another does, in all layers."""
+        place = self._ranges[chunk]
+        for stored in (self._keys, self._values):
+            stored[:, target, place.start : place.end] = stored[:, source, place.start : place.end]
+
+    def _visible(self, last_chunk: int | None, first_chunk: int | None) -> ChunkRange:
+        end = self._ranges[last_chunk].end if last_chunk is not None else self.num_tokens
+        if first_chunk is None:
+            return ChunkRange(0, end)
+        return ChunkRange(min(r.start for chunk, r in self._ranges.items() if chunk >= first_chunk), end)

@@ -30,6 +30,7 @@ class ChunkwiseReuse(ReusePolicy):
         num_chunk_steps: local steps of every chunk.
         coefficients: polynomial, highest power first, that maps the measured distance to the expected change
             of the output (as TeaCache fits it); None leaves it as it is.
+        final_window_steps: steps at the end of the whole staircase at which every chunk is computed.
     """
 
     needs_indicator = True
@@ -41,8 +42,10 @@ class ChunkwiseReuse(ReusePolicy):
         warmup_steps: int = 1,
         final_steps: int = 1,
         coefficients: Sequence[float] | None = None,
+        final_window_steps: int = 0,
     ) -> None:
         self.threshold = threshold
+        self.final_window_steps = final_window_steps
         self.num_chunk_steps = num_chunk_steps
         self.warmup_steps = max(1, warmup_steps)
         self.final_steps = final_steps
@@ -52,7 +55,8 @@ class ChunkwiseReuse(ReusePolicy):
     def decide(
         self, step: int, num_steps: int, live: dict[int, int], indicators: dict[int, Tensor]
     ) -> dict[int, Decision]:
-        adaptive = [c for c, local_step in live.items() if self._may_reuse(c, local_step)]
+        may_reuse = step < num_steps - self.final_window_steps
+        adaptive = [c for c, local_step in live.items() if may_reuse and self._may_reuse(c, local_step)]
         distances = relative_l1(
             [indicators[c] for c in adaptive], [self._states[c].previous_indicator for c in adaptive]
         )

@@ -1,0 +1,100 @@
+"""Guidance: which branches a chunk runs in, and how their velocities are mixed (arXiv 2505.13211, 3.2)."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One guidance stream.
+
+    Attributes:
+        text: shows the caption; else the null caption.
+        slot: place of its keys and values in the cache; None: a chunk sees only itself and leaves nothing.
+    """
+
+    text: bool
+    slot: int | None
+
+
+class Guidance(Protocol):
+    """Branches of a chunk and the mix of their velocities, both by the chunk's time."""
+
+    #: places in the cache
+    num_slots: int
+
+    def branches(self, time: float) -> Sequence[Branch]:
+        """Branches that a live chunk runs in."""
+        ...
+
+    def mix(self, time: float, velocities: Tensor) -> Tensor:
+        """Velocity ``[channels, frames, height, width]`` from those of the branches, stacked in front."""
+        ...
+
+
+class DistilledGuidance:
+    """One forward: guidance is distilled into the weights.
+
+    A chunk that is nearly clean also runs alone, without the chunks before it, and the two are mixed, which
+    keeps errors from being handed on.
+
+    Args:
+        threshold: time above which a chunk counts as nearly clean; None: never.
+        weight: share of the velocity that sees the chunks before.
+    """
+
+    num_slots = 1
+    _USUAL, _ALONE = Branch(text=True, slot=0), Branch(text=True, slot=None)
+
+    def __init__(self, threshold: float | None = 0.3, weight: float = 0.7) -> None:
+        self.threshold, self.weight = threshold, weight
+
+    def branches(self, time: float) -> Sequence[Branch]:
+        if self.threshold is not None and time > self.threshold:
+            return (self._USUAL, self._ALONE)
+        return (self._USUAL,)
+
+    def mix(self, time: float, velocities: Tensor) -> Tensor:
+        if len(velocities) == 1:
+            return velocities[0]
+        usual, alone = velocities
+        return self.weight * usual + (1 - self.weight) * alone
+
+
+class ThreeWayGuidance:
+    """Three forwards: with text and earlier chunks, without text, and without either.
+
+    Args:
+        times: times from which the scales of that place hold, rising.
+        previous_scales: weight of the chunks before.
+        text_scales: weight of the text.
+
+    Raises:
+        ValueError: the lists differ in length.
+    """
+
+    num_slots = 2
+    _BRANCHES = (Branch(text=True, slot=0), Branch(text=False, slot=1), Branch(text=False, slot=None))
+
+    def __init__(
+        self, times: Sequence[float], previous_scales: Sequence[float], text_scales: Sequence[float]
+    ) -> None:
+        if not len(times) == len(previous_scales) == len(text_scales):
+            raise ValueError("cfg_t_range, prev_chunk_scales and text_scales must be of one length.")
+        self.times = [time - 1e-7 for time in times]
+        self.previous_scales, self.text_scales = previous_scales, text_scales
+
+    def branches(self, time: float) -> Sequence[Branch]:
+        return self._BRANCHES
+
+    def mix(self, time: float, velocities: Tensor) -> Tensor:
+        place = bisect_left(self.times, time) - 1
+        previous, text = self.previous_scales[place], self.text_scales[place]
+        both, without_text, alone = velocities
+        return (1 - previous) * alone + (previous - text) * without_text + text * both

@@ -1,0 +1,90 @@
+"""Times of MAGI-1's steps, and its solver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from torch import Tensor
+
+#: Of the official models; step sizes are told to distilled ones in quarters of a grid.
+CLEAN_TIME = 0.9999
+SHIFT = 3.0
+
+#: Which of every four steps of the 16-step grid a run of 12 steps makes.
+SHORTCUTS = {"8,16,16": (0, 2, 3), "16,16,8": (0, 1, 2)}
+
+
+class Timetable:
+    """Times of a chunk's steps, 0 (noise) to 1 (clean): squared, then shifted by 3 like Stable Diffusion 3.
+
+    Args:
+        num_steps: 8, 16, 32, 64 or 12; 12 leaves out every fourth step of 16.
+        shortcut: ``8,16,16`` or ``16,16,8``: which one is left out.
+        distilled: whether the model is told its step size.
+        clean_time: time at which finished and given chunks are shown.
+
+    Raises:
+        ValueError: the number of steps or the shortcut is none of these.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        shortcut: str = "8,16,16",
+        distilled: bool = False,
+        clean_time: float = CLEAN_TIME,
+    ) -> None:
+        if num_steps < 4 or num_steps % 4:
+            raise ValueError(f"num_steps must be a multiple of 4, got {num_steps}.")
+        if shortcut not in SHORTCUTS:
+            raise ValueError(f"shortcut_mode must be one of {', '.join(SHORTCUTS)}, got {shortcut!r}.")
+        self.num_steps, self.distilled, self.clean_time = num_steps, distilled, clean_time
+        self._offsets = SHORTCUTS[shortcut]
+        self.times = self._grid()
+
+    def time(self, local_step: int) -> float:
+        """Time at the start of a local step."""
+        return float(self.times[local_step])
+
+    def step_size(self, local_step: int) -> float | None:
+        """What a distilled model is told; None for others."""
+        if not self.distilled:
+            return None
+        if self.num_steps != 12:
+            return 2 * self.num_steps / 4
+        return 2 * 4 / self._intervals()[local_step % 3]
+
+    def _intervals(self) -> Sequence[int]:
+        edges = (*self._offsets, 4)
+        return [after - before for before, after in pairwise(edges)]
+
+    def _grid(self) -> np.ndarray:
+        if self.num_steps == 12:
+            places = [4 * quarter + offset for quarter in range(4) for offset in self._offsets]
+            uniform = np.array([*places, 16], np.float32) / np.float32(16)
+        else:
+            uniform = np.linspace(0, 1, self.num_steps + 1, dtype=np.float32)
+        squared = uniform * uniform
+        return squared / np.float32(SHIFT) / (1 - np.float32(1 - 1 / SHIFT) * squared)
+
+
+class Euler:
+    """Implements ``flowcache.chunk_model.Solver``: velocity times the step's time."""
+
+    def __init__(self, timetable: Timetable) -> None:
+        self._timetable = timetable
+
+    def timestep(self, local_step: int) -> float:
+        return self._timetable.time(local_step)
+
+    def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:
+        times = self._timetable.times
+        return latents + velocity * float(times[local_step + 1] - times[local_step])
+
+    def skip(self, chunk: int) -> None:
+        """Keeps no history."""
+
+    def forget(self, chunk: int) -> None:
+        """Keeps no history."""

@@ -1,0 +1,306 @@
+"""MAGI-1's diffusion transformer (arXiv 2505.13211).
+
+Tokens of all chunks lie in one packed sequence ``[tokens, dim]``. A *segment* is a run of tokens that share
+time, text and what they may attend to: a chunk in one guidance branch. The transformer does not know where
+keys and values are kept; it asks an ``Attend`` for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .layers import CaptionEmbedding, OffsetLayerNorm, TimeEmbedding, rotary_table, rotate
+
+#: The projection behind attention was trained on eight devices, each of which held a slice of the heads of
+#: self and of cross attention side by side.
+TRAINING_SHARDS = 8
+
+ProjectText = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Attend(Protocol):
+    """Runs the attention of packed segments: knows which keys each may see and where they are kept."""
+
+    def attend_video(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Self attention; ``query [tokens, heads, head_dim]``, the others with fewer heads, to the like."""
+        ...
+
+    def attend_text(self, layer: int, query: Tensor, project: ProjectText) -> Tensor:
+        """Cross attention to each segment's caption; ``project`` makes keys and values of caption tokens."""
+        ...
+
+
+class MagiAttention(nn.Module):
+    """Self and cross attention side by side, from one normalised input into one projection.
+
+    Args:
+        dim: channels of a token.
+        heads: query heads.
+        groups: key-value heads.
+        head_dim: channels of a head.
+        cross_dim: channels of a caption token.
+        eps: of the norms.
+        offset_norm: whether the norms of queries and keys store their gain minus one.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        groups: int,
+        head_dim: int,
+        cross_dim: int,
+        eps: float,
+        offset_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.heads, self.groups, self.head_dim = heads, groups, head_dim
+        self.norm = nn.LayerNorm(dim, eps)
+        self.to_q = nn.Linear(dim, heads * head_dim, bias=False)
+        self.to_q_cross = nn.Linear(dim, heads * head_dim, bias=False)
+        self.to_k = nn.Linear(dim, groups * head_dim, bias=False)
+        self.to_v = nn.Linear(dim, groups * head_dim, bias=False)
+        self.to_kv_cross = nn.Linear(cross_dim, 2 * groups * head_dim, bias=False)
+        self.norm_q = OffsetLayerNorm(head_dim, eps, offset_norm)
+        self.norm_k = OffsetLayerNorm(head_dim, eps, offset_norm)
+        self.norm_q_cross = OffsetLayerNorm(head_dim, eps, offset_norm)
+        self.norm_k_cross = OffsetLayerNorm(head_dim, eps, offset_norm)
+        self.to_out = nn.Linear(2 * heads * head_dim, dim, bias=False)
+
+    def forward(self, layer: int, hidden: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
+        """``hidden [tokens, dim]``, ``rotary [tokens, angles]`` to ``[tokens, dim]``."""
+        normed = self.norm(hidden)
+        query = rotate(self.norm_q(self._split(self.to_q(normed))), rotary)
+        key = rotate(self.norm_k(self._split(self.to_k(normed))), rotary)
+        video = attend.attend_video(layer, query, key, self._split(self.to_v(normed)))
+        query = self.norm_q_cross(self._split(self.to_q_cross(normed)))
+        text = attend.attend_text(layer, query, self.project_text)
+        both = torch.stack([video.flatten(1), text.flatten(1)], dim=1)
+        shards = both.unflatten(2, (TRAINING_SHARDS, -1)).transpose(1, 2)
+        return self.to_out(shards.flatten(1).type_as(normed))
+
+    def project_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of caption tokens ``[tokens, cross_dim]``, ``[tokens, groups, head_dim]`` each."""
+        tokens = tokens.to(self.to_kv_cross.weight.dtype)
+        key, value = self.to_kv_cross(tokens).unflatten(1, (self.groups, 2, self.head_dim)).unbind(2)
+        return self.norm_k_cross(key), value
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, self.head_dim))
+
+
+class MagiFeedForward(nn.Module):
+    """Norm, up, GELU or SiLU gate, down.
+
+    Args:
+        dim: channels of a token.
+        hidden_dim: channels in between.
+        gated: SiLU of the first half times the second half, as in the 24B models, instead of GELU.
+        eps: of the norm.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, gated: bool, eps: float) -> None:
+        super().__init__()
+        self.gated = gated
+        self.norm = nn.LayerNorm(dim, eps)
+        self.up = nn.Linear(dim, hidden_dim * (2 if gated else 1), bias=False)
+        self.down = nn.Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.up(self.norm(hidden))
+        if not self.gated:
+            return self.down(functional.gelu(hidden))
+        gate, value = hidden.chunk(2, dim=-1)
+        return self.down(functional.silu(gate) * value)
+
+
+class MagiBlock(nn.Module):
+    """Attention and feed-forward, each gated by the condition and normalised before it is added."""
+
+    def __init__(
+        self, attention: MagiAttention, feed_forward: MagiFeedForward, condition_dim: int, norm: dict
+    ) -> None:
+        super().__init__()
+        dim = attention.norm.normalized_shape[0]
+        self.gates = nn.Linear(condition_dim, 2 * dim)
+        self.attention = attention
+        self.attention_norm = OffsetLayerNorm(dim, **norm)
+        self.feed_forward = feed_forward
+        self.feed_forward_norm = OffsetLayerNorm(dim, **norm)
+
+    def forward(
+        self,
+        layer: int,
+        hidden: Tensor,
+        condition: Tensor,
+        segment_of: Tensor,
+        rotary: Tensor,
+        attend: Attend,
+    ) -> Tensor:
+        """``hidden [tokens, dim]``; ``condition [segments, condition_dim]``; ``segment_of [tokens]``."""
+        gates = torch.tanh(self.gates(functional.silu(condition.to(self.gates.weight.dtype))))
+        attention_gate, feed_forward_gate = gates[segment_of].chunk(2, dim=-1)
+        update = self.attention(layer, hidden, rotary, attend)
+        hidden = hidden + self.attention_norm(attention_gate * update)
+        update = self.feed_forward(hidden)
+        return hidden + self.feed_forward_norm(feed_forward_gate * update)
+
+
+class MagiTransformer3DModel(ModelMixin, ConfigMixin):
+    """MAGI-1's transformer; arguments as the official configuration files name them.
+
+    Args:
+        num_layers, hidden_size, ffn_hidden_size: of the block stack.
+        num_attention_heads, num_query_groups, kv_channels: query heads, key-value heads, channels of a head.
+        layernorm_epsilon: of all norms.
+        apply_layernorm_1p: the norms of queries, keys and updates store their gain minus one.
+        x_rescale_factor: latents are multiplied by this before, and velocities divided by it after.
+        half_channel_vae: latents have half of ``in_channels`` and are doubled; half of the output is kept.
+        patch_size, t_patch_size: latents to a token, along height and width, and along time.
+        in_channels, out_channels: of the patch embedding and the output.
+        cond_hidden_ratio, xattn_cond_hidden_ratio: widths of the condition and of caption tokens, as shares
+            of ``hidden_size``.
+        caption_channels, caption_max_length: of the text encoder.
+        gated_linear_unit: SiLU-gated feed-forward (24B) instead of GELU (4.5B).
+    """
+
+    _supports_gradient_checkpointing = False
+    _no_split_modules = ("MagiBlock",)
+    # The parts that the official loader promotes; the norms of cross attention stay in bf16 there, too.
+    _keep_in_fp32_modules = (
+        "patch_embed",
+        "time_embed",
+        "caption_embed",
+        "rotary_bands",
+        "norm_q",
+        "norm_k",
+        "attention_norm",
+        "feed_forward_norm",
+        "norm_out",
+        "proj_out",
+    )
+
+    @register_to_config
+    def __init__(
+        self,
+        num_layers: int = 34,
+        hidden_size: int = 3072,
+        ffn_hidden_size: int = 12288,
+        num_attention_heads: int = 24,
+        num_query_groups: int = 8,
+        kv_channels: int = 128,
+        layernorm_epsilon: float = 1e-6,
+        apply_layernorm_1p: bool = True,
+        x_rescale_factor: float = 1.0,
+        half_channel_vae: bool = False,
+        patch_size: int = 2,
+        t_patch_size: int = 1,
+        in_channels: int = 16,
+        out_channels: int = 16,
+        cond_hidden_ratio: float = 0.25,
+        caption_channels: int = 4096,
+        caption_max_length: int = 800,
+        xattn_cond_hidden_ratio: float = 1.0,
+        gated_linear_unit: bool = False,
+    ) -> None:
+        super().__init__()
+        patch = (t_patch_size, patch_size, patch_size)
+        condition_dim = int(hidden_size * cond_hidden_ratio)
+        cross_dim = int(hidden_size * xattn_cond_hidden_ratio)
+        norm = {"eps": layernorm_epsilon, "offset": apply_layernorm_1p}
+        self.patch_embed = nn.Conv3d(in_channels, hidden_size, patch, stride=patch, bias=False)
+        self.time_embed = TimeEmbedding(condition_dim)
+        self.caption_embed = CaptionEmbedding(caption_channels, caption_max_length, cross_dim, condition_dim)
+        num_bands = kv_channels // 8
+        self.rotary_bands = nn.Parameter(10000.0 ** (-torch.arange(num_bands) / num_bands))
+        self.blocks = nn.ModuleList(
+            MagiBlock(
+                MagiAttention(
+                    hidden_size,
+                    num_attention_heads,
+                    num_query_groups,
+                    kv_channels,
+                    cross_dim,
+                    layernorm_epsilon,
+                    apply_layernorm_1p,
+                ),
+                MagiFeedForward(hidden_size, ffn_hidden_size, gated_linear_unit, layernorm_epsilon),
+                condition_dim,
+                norm,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm_out = OffsetLayerNorm(hidden_size, **norm)
+        self.proj_out = nn.Linear(hidden_size, patch_size**2 * t_patch_size * out_channels, bias=False)
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """Latents ``[channels, frames, height, width]`` to fp32 tokens ``[tokens, dim]``, time outermost."""
+        scaled = latents.float() * self.config.x_rescale_factor
+        if self.config.half_channel_vae:
+            scaled = torch.cat([scaled, scaled])
+        return self.patch_embed(scaled.unsqueeze(0))[0].flatten(1).T
+
+    def forward(
+        self, tokens: Tensor, condition: Tensor, lengths: Sequence[int], rotary: Tensor, attend: Attend
+    ) -> Tensor:
+        """Run the block stack on packed segments.
+
+        Args:
+            tokens: ``[tokens, dim]``.
+            condition: ``[segments, condition_dim]``.
+            lengths: tokens of each segment.
+            rotary: angles ``[tokens, n]``, see ``rotary``.
+            attend: runs the attention.
+
+        Returns:
+            ``[tokens, dim]``.
+        """
+        counts = torch.tensor(lengths, device=tokens.device)
+        segment_of = torch.arange(len(lengths), device=tokens.device).repeat_interleave(
+            counts, output_size=len(tokens)
+        )
+        hidden = tokens.to(self.blocks[0].gates.weight.dtype)
+        for layer, block in enumerate(self.blocks):
+            hidden = block(layer, hidden, condition, segment_of, rotary, attend).type_as(hidden)
+        return hidden
+
+    def head(self, hidden: Tensor, frames: int, height: int, width: int) -> Tensor:
+        """Tokens of one segment to a velocity ``[channels, frames, height, width]``, fp32.
+
+        Args:
+            hidden: ``[tokens, dim]``.
+            frames, height, width: of the latents.
+        """
+        side, depth = self.config.patch_size, self.config.t_patch_size
+        out = self.proj_out(self.norm_out(hidden.float()))
+        grid = (frames // depth, height // side, width // side)
+        out = out.reshape(*grid, depth, side, side, self.config.out_channels)
+        out = out.permute(6, 0, 3, 1, 4, 2, 5).reshape(self.config.out_channels, frames, height, width)
+        if self.config.half_channel_vae:
+            out = out[: self.config.out_channels // 2]
+        return out / self.config.x_rescale_factor
+
+    def condition(self, times: Tensor, with_text: Sequence[bool], step_size: float | None = None) -> Tensor:
+        """What gates the blocks, ``[segments, condition_dim]``.
+
+        Args:
+            times: of the segments, 0 (noise) to 1 (clean), ``[segments]``.
+            with_text: whether a segment belongs to a branch with a caption.
+            step_size: of distilled models.
+        """
+        embedded = self.time_embed(times)
+        if step_size is not None:
+            embedded = embedded + self.time_embed(torch.full_like(times, step_size))
+        return embedded + torch.stack([self.caption_embed.condition(flag) for flag in with_text])
+
+    def rotary(self, num_frames: int, height: int, width: int) -> Tensor:
+        """Angles ``[frames, tokens per frame, n]`` for latents of that size."""
+        side, depth = self.config.patch_size, self.config.t_patch_size
+        return rotary_table(self.rotary_bands, num_frames // depth, height // side, width // side)

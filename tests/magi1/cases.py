@@ -1,0 +1,77 @@
+"""Reference cases of MAGI-1 as the objects that our code works with."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import torch
+from reference import Case, reference_dir
+from safetensors.torch import load_file
+from torch import Tensor
+
+from magi1.chunk_model import Captions, KVRange, MagiChunkModel
+from magi1.conversion import transformer_key
+from magi1.guidance import DistilledGuidance, Guidance, ThreeWayGuidance
+from magi1.schedule import Timetable
+from magi1.transformer import MagiTransformer3DModel
+
+NULL_TOKENS = 50  # of the null caption that are shown
+PREFIX_REACH = 8  # chunks that prefix chunks see where no range is set
+
+
+def magi_case(name: str) -> Case:
+    return Case(reference_dir() / "magi1", name)
+
+
+def load_transformer(case: Case) -> MagiTransformer3DModel:
+    """The transformer that a case was made with."""
+    known = inspect.signature(MagiTransformer3DModel.__init__).parameters
+    config = {k: v for k, v in case.info["config"]["model_config"].items() if k in known}
+    transformer = MagiTransformer3DModel(**config).eval()
+    weights = load_file(Path(case.folder) / case.info["weights"])
+    transformer.load_state_dict({transformer_key(key): tensor for key, tensor in weights.items()})
+    return transformer
+
+
+def captions_of(transformer: MagiTransformer3DModel, case: Case, num_chunks: int) -> Captions:
+    text = case.tensors["caption_embs"][0, 0][case.tensors["emb_masks"][0].bool()]
+    null = transformer.caption_embed.null_caption[:NULL_TOKENS]
+    return Captions([text], [0] * num_chunks, null)
+
+
+def timetable_of(case: Case) -> Timetable:
+    runtime, engine = case.info["config"]["runtime_config"], case.info["config"]["engine_config"]
+    return Timetable(
+        runtime["num_steps"], engine["shortcut_mode"], engine["distill"], clean_time=runtime["clean_t"]
+    )
+
+
+def guidance_of(case: Case, nearly_clean: bool = True) -> Guidance:
+    runtime, engine = case.info["config"]["runtime_config"], case.info["config"]["engine_config"]
+    if runtime["cfg_number"] == 1:
+        return DistilledGuidance(engine["distill_nearly_clean_chunk_threshold"] if nearly_clean else None)
+    return ThreeWayGuidance(runtime["cfg_t_range"], runtime["prev_chunk_scales"], runtime["text_scales"])
+
+
+def chunk_model(case: Case, noise: Tensor, nearly_clean: bool = True) -> MagiChunkModel:
+    runtime = case.info["config"]["runtime_config"]
+    transformer = load_transformer(case)
+    width = runtime["chunk_width"]
+    return MagiChunkModel(
+        transformer,
+        captions_of(transformer, case, -(-noise.shape[1] // width)),
+        tuple(noise.shape[2:]),
+        noise.shape[1],
+        timetable_of(case),
+        guidance_of(case, nearly_clean),
+        KVRange(tuple(runtime["noise2clean_kvrange"]), runtime["clean_chunk_kvrange"]),
+    )
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def reuse_table(case: Case) -> Tensor:
+    return case.tensors["reuse"].to(torch.int8)
