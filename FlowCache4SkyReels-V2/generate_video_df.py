@@ -2,21 +2,23 @@
 
     python generate_video_df.py --prompt "a red circle moves right over a dark background"
 
-Writes ``OUTDIR/EXPNAME/<prompt>_<method>_seed<seed>_steps<steps>.mp4``, and beside it ``.trace.json`` and
-``.reuse.png``, the map of which block skipped which step.
+Writes ``OUTDIR/EXPNAME/<prompt>_<method>_seed<seed>_steps<steps>_<digest of all settings>.mp4``, and beside
+it ``.trace.json`` and ``.reuse.png``, the map of which block skipped which step.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
+import math
 import os
 import re
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # Transformers warns about every image processor that lacks torchvision; none of them is used here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -26,23 +28,22 @@ import torch
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.plots import reuse_map
-from flowcache.video import Frames, VideoWriter, read_image, read_video, resize_and_crop, to_float, to_uint8
-from skyreels_v2 import METHODS, PRESETS, Condition, ModelSource, VideoSettings, load_pipeline, method_config
-from skyreels_v2.checkpoint import resolve_model
-from skyreels_v2.settings import RESOLUTIONS
+from flowcache.video import (
+    Frames,
+    VideoInfo,
+    VideoWriter,
+    probe_video,
+    read_image,
+    read_video,
+    resize_and_crop,
+    to_float,
+    to_uint8,
+)
+from skyreels_v2 import METHODS, PRESETS, Condition, ModelSource, VideoSettings, load_pipeline, resolve_model
+from skyreels_v2.settings import RESOLUTIONS, latent_frames
 from skyreels_v2.windows import plan_windows
 
 logger = logging.getLogger("generate_video_df")
-
-#: What the original recommends against artefacts; a model's own ``defaults.json`` may say otherwise.
-OFFICIAL_DEFAULTS = {
-    "prompt": "A serene lake surrounded by towering mountains, with a few swans gliding across the water.",
-    "negative_prompt": "",
-    "fps": 24,
-    "guidance_scale": 6.0,
-    "shift": 8.0,
-    "num_frames": 97,
-}
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,22 @@ class Job:
     condition: Condition
     prompt: str
     negative_prompt: str
-    original_frames: Frames | None
+    history: Frames | None
     output: Path
     method: str
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the list of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message.rstrip('.')}.\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The flags: the original's first, then ours. None means: what suits the model."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
     add("--model_id", default="auto", help="auto, small, a Hub id or a folder (default: auto)")
@@ -73,11 +81,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--overlap_history", type=int, help="frames that windows share; needed for longer videos (17 or 37)")
     add("--ar_step", type=int, default=0, help="steps by which a block lags; 0: all together (default: 0)")
     add("--causal_attention", action="store_true", help="block-causal attention for vanilla and teacache")
-    add("--causal_block_size", type=int, default=5, help="latent frames of a block (default: 5)")
+    add("--causal_block_size", type=int, help="latent frames of a block (default: 1; small model: 5)")
     add("--inference_steps", type=int, default=30, help="denoising steps (default: 30)")
     add("--guidance_scale", type=float, help="classifier-free guidance; 1 switches it off (default: 6)")
-    add("--shift", type=float, help="flow shift (default: 8, with an image 5)")
-    add("--fps", type=int, help="frames per second (default: 24)")
+    add("--shift", type=float, help="flow shift (default: 8)")
+    add("--fps", type=int, help="frames per second (default: 24, or those of --video_path)")
     add(
         "--addnoise_condition",
         type=int,
@@ -123,41 +131,52 @@ def prepare(args: argparse.Namespace) -> Job:
     """
     if args.use_compress or args.budget_block is not None:
         raise ValueError("use_compress and budget_block are not available yet; leave them out.")
+    _check_device(args.device)
     source = resolve_model(args.model_id, args.device)
-    defaults = {**OFFICIAL_DEFAULTS, **source.defaults}
-    if args.image is not None and args.shift is None and source.family != "small":
-        defaults["shift"] = 5.0
-    given = {name: value for name, value in vars(args).items() if value is not None}
-    wanted = {**defaults, **given}
-    first, last, history = _read_conditions(args)
-    height, width = _frame_size(args, defaults, first)
-    fields = VideoSettings.__dataclass_fields__
-    settings = VideoSettings(
-        **{k: v for k, v in wanted.items() if k in fields} | {"height": height, "width": width}
-    )
-    condition, original = _condition(settings, first, last, history)
-    plan_windows(settings, 0 if condition.prefix is None else condition.prefix.shape[1])
-    cache = method_config(
+    info = _check_conditions(args)
+    height, width = _frame_size(args, source.defaults, info)
+    given = {**vars(args), "height": height, "width": width}
+    if args.fps is None and args.video_path is not None and info.fps:
+        given["fps"] = round(info.fps)
+    if args.causal_block_size is None:
+        window = min(args.num_frames or source.defaults["num_frames"], args.base_num_frames)
+        given["causal_block_size"] = max(1, min(source.defaults["causal_block_size"], latent_frames(window)))
+    settings = source.video_settings(**given)
+    if args.teacache_thresh is not None and not (
+        math.isfinite(args.teacache_thresh) and args.teacache_thresh >= 0
+    ):
+        raise ValueError(
+            f"teacache_thresh must be a finite number of at least 0, got {args.teacache_thresh}."
+        )
+    cache = source.method_config(
         args.method,
         args.preset,
-        family=source.family,
         threshold=args.teacache_thresh,
         use_ret_steps=args.use_ret_steps,
-        coefficients=defaults.get("reuse_coefficients"),
         forecast=args.forecast,
         causal_attention=args.causal_attention,
     )
-    prompt = wanted["prompt"].strip()
+    prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:
         raise ValueError("prompt must not be empty.")
-    output = _output_path(args, prompt)
-    return Job(
-        source, settings, cache, condition, prompt, wanted["negative_prompt"], original, output, args.method
-    )
+    negative = source.defaults["negative_prompt"] if args.negative_prompt is None else args.negative_prompt
+    condition, history = _read_conditions(args, settings)
+    plan_windows(settings, 0 if condition.prefix is None else condition.prefix.shape[1])
+    output = _output_path(args, settings, cache, prompt)
+    return Job(source, settings, cache, condition, prompt, negative, history, output, args.method)
 
 
-def _read_conditions(args: argparse.Namespace) -> tuple[Frames | None, Frames | None, Frames | None]:
-    """First frame, last frame and video to continue, as they lie on disk."""
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu or cuda, got {name!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda asks for a CUDA device, but PyTorch finds none; use cpu.")
+
+
+def _check_conditions(args: argparse.Namespace) -> VideoInfo | None:
+    """Refuse what does not go together or cannot be read; rate and size of what the video starts with."""
     if args.end_image is not None and args.image is None:
         raise ValueError("end_image needs image as well: the video has to start somewhere.")
     if args.video_path is not None and args.image is not None:
@@ -166,44 +185,51 @@ def _read_conditions(args: argparse.Namespace) -> tuple[Frames | None, Frames | 
         raise ValueError(
             "video_path needs overlap_history: how many frames of it to continue from; 17 is usual."
         )
-    first = None if args.image is None else read_image(args.image)[None]
-    last = None if args.end_image is None else read_image(args.end_image)[None]
-    history = None if args.video_path is None else read_video(args.video_path)[0]
-    return first, last, history
+    info = None
+    for name, read in (("end_image", read_image), ("image", read_image), ("video_path", probe_video)):
+        path = getattr(args, name)
+        if path is None:
+            continue
+        try:
+            found = read(path)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        info = found if name == "video_path" else VideoInfo(1, 0.0, *found.shape[:2])
+    return info
 
 
-def _frame_size(args: argparse.Namespace, defaults: dict[str, Any], first: Frames | None) -> tuple[int, int]:
-    """Height and width; an upright image turns the frame upright."""
-    resolution = "540P" if args.resolution == "auto" else args.resolution
-    height, width = RESOLUTIONS[resolution]
-    if args.resolution == "auto" and "height" in defaults:
-        height, width = defaults["height"], defaults["width"]
-    if first is not None and (first.shape[1] > first.shape[2]) != (height > width) and height != width:
+def _frame_size(
+    args: argparse.Namespace, defaults: dict[str, Any], start: VideoInfo | None
+) -> tuple[int, int]:
+    """Height and width; an upright start turns the frame upright."""
+    height, width = defaults["height"], defaults["width"]
+    if args.resolution != "auto":
+        height, width = RESOLUTIONS[args.resolution]
+    if start is not None and (start.height > start.width) != (height > width) and height != width:
         height, width = width, height
-    return args.height or height, args.width or width
+    return height if args.height is None else args.height, width if args.width is None else args.width
 
 
-def _condition(
-    settings: VideoSettings, first: Frames | None, last: Frames | None, history: Frames | None
-) -> tuple[Condition, Frames | None]:
+def _read_conditions(args: argparse.Namespace, settings: VideoSettings) -> tuple[Condition, Frames | None]:
     """What the video starts from and arrives at; and the video that it continues, all in its size."""
-
-    def fit(frames: Frames) -> Frames:
-        return resize_and_crop(frames, settings.height, settings.width)
-
-    if history is not None:
+    size = (settings.height, settings.width)
+    if args.video_path is not None:
+        history, _ = read_video(args.video_path, size)
         overlap = settings.overlap_history
         if len(history) < overlap:
             raise ValueError(f"video_path has {len(history)} frames, fewer than overlap_history ({overlap}).")
-        history = fit(history)
         return Condition(prefix=to_float(history[-overlap:])), history
-    return Condition(
-        prefix=None if first is None else to_float(fit(first)),
-        last=None if last is None else to_float(fit(last)),
-    ), None
+    first, last = (
+        None if path is None else to_float(resize_and_crop(read_image(path)[None], *size))
+        for path in (args.image, args.end_image)
+    )
+    return Condition(prefix=first, last=last), None
 
 
-def _output_path(args: argparse.Namespace, prompt: str) -> Path:
+def _output_path(
+    args: argparse.Namespace, settings: VideoSettings, cache: FlowCacheConfig, prompt: str
+) -> Path:
+    """The video's path; other settings never share a name, the same ones always do."""
     folder = args.outdir / args.expname
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -212,21 +238,24 @@ def _output_path(args: argparse.Namespace, prompt: str) -> Path:
     if not os.access(folder, os.W_OK):
         raise ValueError(f"outdir {folder} is not writable.")
     words = re.sub(r"[^\w]+", "_", prompt).strip("_")[:60]
+    words = words.encode()[:120].decode(errors="ignore") or "video"
     tag = args.method if args.method in ("vanilla", "causal") else f"{args.method}_{args.preset}"
-    return folder / f"{words}_{tag}_seed{args.seed}_steps{args.inference_steps}.mp4"
+    sources = [str(path) for path in (args.image, args.end_image, args.video_path)]
+    told = repr((prompt, args.negative_prompt, args.model_id, settings, cache, sources))
+    digest = hashlib.sha256(told.encode()).hexdigest()[:6]
+    return folder / f"{words}_{tag}_seed{settings.seed}_steps{settings.inference_steps}_{digest}.mp4"
 
 
 def run(args: argparse.Namespace, job: Job) -> Trace:
     """Load, generate, write; returns the trace."""
-    logger.info("model: %s", job.source.reason)
     trace = Trace(method=job.method)
     with trace.timer("load"):
         pipeline = load_pipeline(job.source, args.device, args.offload)
     pipeline.set_progress_bar_config(desc=job.method, unit="step")
     skip = 0
     with VideoWriter(job.output, job.settings.fps) as writer:
-        if job.original_frames is not None:
-            writer.write(job.original_frames)
+        if job.history is not None:
+            writer.write(job.history)
             skip = job.settings.overlap_history
         parts = pipeline.stream(
             job.prompt, job.negative_prompt, job.settings, job.cache, job.condition, trace=trace
@@ -260,7 +289,7 @@ def main() -> int:
     started = time.perf_counter()
     try:
         job = prepare(args)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:

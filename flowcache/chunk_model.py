@@ -81,8 +81,8 @@ class ChunkModel(Protocol):
         """Time of the model's clock that stands for given frames with that share of noise."""
         ...
 
-    def new_cache(self, num_tokens: int) -> ChunkKVCache:
-        """An empty cache that holds up to ``num_tokens`` tokens per layer and branch."""
+    def new_cache(self, num_tokens: int, keeps: bool = True) -> ChunkKVCache:
+        """An empty cache that holds up to ``num_tokens`` tokens per branch, and per layer if it ``keeps``."""
         ...
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:

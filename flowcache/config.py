@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from .reuse.chunkwise import ChunkwiseReuse
@@ -78,10 +78,6 @@ class FlowCacheConfig:
     def make_forecast(self) -> Forecast:
         """A fresh forecast."""
         return FORECASTS[self.forecast]()
-
-    def changed(self, **changes: Any) -> FlowCacheConfig:
-        """A copy with some fields changed, checked anew."""
-        return replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:
         """Fields by name, for logs and traces."""

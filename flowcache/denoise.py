@@ -74,7 +74,7 @@ class Denoiser:
         """Denoise a window in place; yield each chunk at the step at which it becomes clean."""
         self.policy.reset()
         lengths = [self.model.num_tokens(span.frames) for span in window.chunks]
-        cache = self.model.new_cache(sum(lengths))
+        cache = self.model.new_cache(sum(lengths), keeps=not self.options.whole_window)
         split = GainSplit(self.model, lengths, window.num_given)
         self._record_window(window, schedule, cache)
         for step, live in enumerate(schedule):
@@ -144,8 +144,12 @@ class Denoiser:
             shown = inputs if self.options.whole_window else [inputs[c] for c in live]
             indicators = dict(zip((i.chunk for i in shown), self.model.indicators(shown), strict=True))
         decisions = self.policy.decide(step, num_steps, live, indicators)
-        # A chunk that was never computed has nothing to be forecast from, whatever the policy says.
-        return {c: d if self.forecast.knows(c) else replace(d, reuse=False) for c, d in decisions.items()}
+        # A chunk that was never computed has nothing to be forecast from, whatever the policy says; where
+        # the window runs as a whole, the others are then computed with it.
+        known = {c: self.forecast.knows(c) for c in decisions}
+        if self.options.whole_window:
+            known = dict.fromkeys(known, all(known.values()))
+        return {c: d if known[c] else replace(d, reuse=False) for c, d in decisions.items()}
 
     def _prefill(self, given: list[ChunkInput], cache: ChunkKVCache) -> list[int]:
         """Fill the cache with the given chunks, unless they are run at every step anyway."""

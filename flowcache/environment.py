@@ -24,6 +24,12 @@ def describe_environment(device: torch.device | str) -> dict[str, str]:
     }
 
 
+def synchronize(device: torch.device | str) -> None:
+    """Wait until a CUDA device has done what it was given, so that a clock read next tells the truth."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def peak_memory_bytes(device: torch.device | str) -> int:
     """The most memory taken so far: allocated on a CUDA device, else resident in this process."""
     device = torch.device(device)

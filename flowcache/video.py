@@ -167,8 +167,12 @@ def probe_video(path: str | Path) -> VideoInfo:
         raise ValueError(f"{path} cannot be read as a video.") from error
 
 
-def read_video(path: str | Path) -> tuple[Frames, float]:
+def read_video(path: str | Path, size: tuple[int, int] | None = None) -> tuple[Frames, float]:
     """Frames ``[frames, height, width, 3]``, turned the way the camera was held, and frames per second.
+
+    Args:
+        path: the file.
+        size: height and width to scale and crop each frame to as soon as it is read; None leaves them.
 
     Raises:
         ValueError: the file is missing, unreadable or holds no frame.
@@ -177,7 +181,11 @@ def read_video(path: str | Path) -> tuple[Frames, float]:
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            frames = [_upright(frame) for frame in container.decode(stream)]
+            frames = (
+                [_upright(frame) for frame in container.decode(stream)]
+                if size is None
+                else [resize_and_crop(_upright(frame)[None], *size)[0] for frame in container.decode(stream)]
+            )
             fps = float(stream.average_rate or 0)
     except (OSError, IndexError, ValueError, av.FFmpegError) as error:
         raise ValueError(f"{path} cannot be read as a video.") from error
@@ -200,13 +208,24 @@ def read_image(path: str | Path) -> Frames:
     _check_exists(path)
     try:
         with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.array(_eight_bit(ImageOps.exif_transpose(image)).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image.") from error
 
 
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits scaled to 8, which Pillow would clip."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+
+
 def _check_exists(path: str | Path) -> None:
-    if not Path(path).is_file():
+    try:
+        exists = Path(path).is_file()
+    except OSError:  # longer than a path may be
+        exists = False
+    if not exists:
         raise ValueError(f"{path} does not exist or is not a file.")
 
 

@@ -22,10 +22,9 @@ from flowcache import Trace
 from flowcache.environment import describe_environment
 from flowcache.files import write_atomically
 from flowcache.metrics import psnr, ssim
-from flowcache.plots import reuse_map
+from flowcache.plots import distance_curves, reuse_map
 from flowcache.video import Frames, contact_sheet, to_uint8
-from skyreels_v2 import METHODS, FlowCacheSkyReelsV2Pipeline, VideoSettings, load_pipeline, method_config
-from skyreels_v2.checkpoint import resolve_model
+from skyreels_v2 import METHODS, FlowCacheSkyReelsV2Pipeline, load_pipeline, method_config, resolve_model
 
 logger = logging.getLogger("bench_skyreels")
 
@@ -47,34 +46,27 @@ class Bench:
     """Runs every way on one prompt and keeps what came out."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        source = resolve_model(args.model_id, args.device)
-        self._defaults, self._family = source.defaults, source.family
-        self._pipeline: FlowCacheSkyReelsV2Pipeline = load_pipeline(source, args.device)
+        self._source = resolve_model(args.model_id, args.device)
+        self._pipeline: FlowCacheSkyReelsV2Pipeline = load_pipeline(self._source, args.device)
         self._pipeline.set_progress_bar_config(disable=True)
         self._args = args
 
     def run(self, way: str, seed: int, num_frames: int | None = None) -> tuple[Frames, Trace]:
         """One video; ``way`` is a method, with ``:preset`` for one that reuses."""
         args, (method, _, preset) = self._args, way.partition(":")
-        settings = VideoSettings(
-            height=args.height or self._defaults.get("height", 544),
-            width=args.width or self._defaults.get("width", 960),
+        settings = self._source.video_settings(
+            height=args.height,
+            width=args.width,
             num_frames=num_frames or args.num_frames,
             overlap_history=17,
             addnoise_condition=20,
             ar_step=5,
+            causal_block_size=5,
             inference_steps=args.steps,
-            guidance_scale=self._defaults.get("guidance_scale", 6.0),
-            shift=self._defaults.get("shift", 8.0),
             seed=seed,
         )
-        cache = method_config(
-            method,
-            preset or "fast",
-            family=self._family,
-            coefficients=self._defaults.get("reuse_coefficients"),
-        )
-        prompt = args.prompt or self._defaults.get("prompt", "a swan on a lake")
+        cache = self._source.method_config(method, preset or "fast")
+        prompt = args.prompt or self._source.defaults["prompt"]
         video = self._pipeline(prompt, settings=settings, cache=cache, trace=Trace(method=way))
         return to_uint8(video.frames), video.trace
 
@@ -140,7 +132,7 @@ def bench(args: argparse.Namespace) -> str:
     """Run, write everything to the output folder, and return the table."""
     args.outdir.mkdir(parents=True, exist_ok=True)
     runner = Bench(args)
-    runner.run(args.ways[0], seed=0, num_frames=17)  # a first run pays for what later ones find ready
+    runner.run(args.ways[0], seed=0, num_frames=21)  # a first run pays for what later ones find ready
     measurements: list[Measurement] = []
     for seed in tqdm(range(args.seed, args.seed + args.repeats), unit="repeat"):
         measured, videos, traces = runner.repeat(seed)
@@ -150,6 +142,8 @@ def bench(args: argparse.Namespace) -> str:
             stem = args.outdir / f"{way.replace(':', '_')}_seed{seed}"
             trace.save(stem.with_suffix(".trace.json"))
             reuse_map(trace, stem.with_suffix(".reuse.png"))
+            if trace.reuse_ratio:
+                distance_curves(trace, stem.with_suffix(".distances.png"))
     table = summarise(measurements, args.ways)
     record = {
         "arguments": {key: str(value) for key, value in vars(args).items()},
@@ -197,7 +191,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     args = parse_arguments()
-    print(bench(args))
+    try:
+        table = bench(args)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(table)
     print(f"\nmeasurements, contact sheets, traces and reuse maps: {args.outdir}")
 
 

@@ -3,7 +3,7 @@
 # An active virtual or conda environment is used as it is found; otherwise .venv is made here.
 # FLOWCACHE_NO_INSTALL=1 takes the active environment without installing anything.
 
-ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)"
+ROOT="$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)"
 export ROOT
 
 _fc_say() { printf 'flowcache: %s\n' "$*" >&2; }
@@ -22,6 +22,8 @@ _fc_is_supported() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 
 
 _fc_make_venv() { # ENV_DIR; pip is the last thing that venv puts there
     [ -x "$1/bin/pip" ] && return
+    # an environment of other tools, such as uv, may be whole without pip
+    [ -x "$1/bin/python" ] && "$1/bin/python" -m ensurepip -q >&2 2>/dev/null && return
     local python
     for python in python3.11 python3.12 python3.13 python3 ""; do
         _fc_is_supported "$python" && break
@@ -48,7 +50,7 @@ _fc_install() { # SET ENV_DIR
     [ "$2" != "$ROOT/.venv" ] || _fc_make_venv "$2" || return
     _fc_is_supported "$2/bin/python" ||
         { _fc_say "the environment $2 has no Python 3.11 or newer."; return 1; }
-    _fc_say "installing $file into $2 (once; this can take minutes)"
+    _fc_say "installing $file into $2 (once; this downloads PyTorch and can take minutes)"
     (cd -- "$ROOT" && "$2/bin/python" -m pip install -qq -r "$file") >&2 ||
         { _fc_say "pip could not install $file into $2."; return 1; }
     _fc_stamp core >"$2/.flowcache-core" && _fc_stamp "$1" >"$2/.flowcache-$1"

@@ -22,6 +22,8 @@ def reference_dir() -> Path:
     Where there is neither, the few references in ``tests/data``, and tests that need others are skipped.
     """
     if named := os.environ.get("FLOWCACHE_REFERENCE_DIR"):
+        if not Path(named).is_dir():
+            raise NotADirectoryError(f"FLOWCACHE_REFERENCE_DIR names {named}, which is no folder.")
         return Path(named)
     beside = ROOT.parent / "shared" / "reference"
     return beside if beside.is_dir() else ROOT / "tests" / "data"

@@ -35,7 +35,7 @@ class Segment:
 
 @dataclass
 class TextBank:
-    """Embedded captions ``[tokens, cross_dim]``, with the keys and values that each layer makes of them once."""
+    """Embedded captions ``[tokens, cross_dim]``, and the keys and values that each layer makes of them."""
 
     captions: list[Tensor]
     keys_values: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)

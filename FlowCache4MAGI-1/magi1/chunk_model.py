@@ -139,12 +139,11 @@ class MagiChunkModel:
     def condition_timestep(self, level: float) -> float:
         return self.timetable.clean_time
 
-    def new_cache(self, num_tokens: int) -> ChunkKVCache:
+    def new_cache(self, num_tokens: int, keeps: bool = True) -> ChunkKVCache:
         config, weight = self.transformer.config, self.transformer.blocks[0].attention.to_k.weight
         heads, head_dim = config.num_query_groups, config.kv_channels
-        return ChunkKVCache(
-            config.num_layers, self.num_branches, num_tokens, heads, head_dim, weight.dtype, weight.device
-        )
+        sizes = (config.num_layers, self.num_branches, num_tokens, heads, head_dim)
+        return ChunkKVCache(*sizes, weight.dtype, weight.device, keeps)
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
         steps = self.timetable.num_steps

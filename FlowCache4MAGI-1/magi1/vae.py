@@ -235,7 +235,7 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
             return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
         if video.shape[2] % length or video.shape[3] % side or video.shape[4] % side:
             raise ValueError(
-                f"video must have a multiple of {length} frames and of {side} pixels, got {list(video.shape)}."
+                f"video must have a multiple of {length} frames and {side} pixels, got {list(video.shape)}."
             )
         moments = self._in_tiles(video, self.encoder, encodes=True)
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMulti
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+
+from flowcache import FlowCacheConfig
 
 from .conversion import (
     TEXT_ENCODER_FILE,
@@ -26,7 +28,9 @@ from .conversion import (
     read_shapes,
     transformer_config,
 )
+from .methods import method_config
 from .pipeline import FlowCacheSkyReelsV2Pipeline
+from .settings import OFFICIAL_DEFAULTS, RESOLUTIONS, VideoSettings
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +92,27 @@ class ModelSource:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Settings that suit this model, from ``defaults.json`` in its folder; empty without one."""
-        return _read_defaults(self.path) if self.path else {}
+        """Settings that suit this model: those of ``defaults.json`` in its folder over the official ones."""
+        size = RESOLUTIONS["720P" if "720P" in self.location else "540P"]
+        own = _read_defaults(self.path) if self.path else {}
+        return {**OFFICIAL_DEFAULTS, "height": size[0], "width": size[1], **own}
+
+    def video_settings(self, **given: Any) -> VideoSettings:
+        """What suits this model, with the given fields over it; None leaves a field as it suits.
+
+        Raises:
+            ValueError: a setting is out of range; one sentence that names it.
+        """
+        wanted = {**self.defaults, **{name: value for name, value in given.items() if value is not None}}
+        fields = {name: value for name, value in wanted.items() if name in VideoSettings.__dataclass_fields__}
+        return VideoSettings(**fields)
+
+    def method_config(
+        self, method: str = "flowcache", preset: str = "fast", **changes: Any
+    ) -> FlowCacheConfig:
+        """``methods.method_config`` with the polynomial that was fitted for this model."""
+        fitted = {"family": self.family, "coefficients": self.defaults.get("reuse_coefficients")}
+        return method_config(method, preset, **{**fitted, **changes})
 
 
 @dataclass(frozen=True)
@@ -102,7 +125,6 @@ class Components:
         transformer: denoises; in the type asked for, with the parts that diffusers keeps in fp32.
         vae: between pixels and latents; in fp32.
         scheduler: configured for flow matching.
-        defaults: settings that suit this model, from ``defaults.json``; empty without one.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -110,28 +132,28 @@ class Components:
     transformer: SkyReelsV2Transformer3DModel
     vae: AutoencoderKLWan
     scheduler: UniPCMultistepScheduler
-    defaults: dict[str, Any] = field(default_factory=dict)
 
 
-def resolve_model(model_id: str = "auto", device: torch.device | str = "cpu") -> ModelSource:
+def resolve_model(model_id: str = "auto", device: torch.device | str | None = None) -> ModelSource:
     """Decide which model to load; reads no weights and opens no connection.
 
     Args:
         model_id: ``auto`` (the official 1.3B on CUDA, else the small one), ``small``, a folder in diffusers'
             or the original layout, or the Hub id of an official diffusion-forcing model in either layout.
-        device: where it is to run; only ``auto`` looks at it.
+        device: where it is to run; only ``auto`` looks at it. None takes CUDA if it is there.
 
     Raises:
         ValueError: one sentence that names ``model_id`` and what it may be, or what a folder lacks.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if model_id == "auto" and torch.device(device).type == "cuda":
         return _hub_source(model_id, OFFICIAL_DEFAULT, f"CUDA device: using the official {OFFICIAL_DEFAULT}")
     if model_id == "auto":
         return _small_source(model_id, "no CUDA device: using the small checkpoint shipped in assets/")
     if model_id == "small":
         return _small_source(model_id, "asked for small: using the small checkpoint shipped in assets/")
-    folder = Path(model_id).expanduser()
-    if model_id and folder.is_dir():
+    folder = _existing_folder(model_id)
+    if folder is not None:
         return _folder_source(model_id, folder)
     if model_id.removesuffix("-Diffusers") in OFFICIAL:
         return _hub_source(model_id, model_id, f"Hub id: using the official {model_id}")
@@ -153,7 +175,7 @@ def load_components(source: ModelSource, dtype: torch.dtype = torch.float32) -> 
         ValueError: a file is missing or corrupt, or a tensor is unknown, missing or misshapen; it is named.
         OSError: the download failed.
     """
-    logger.info("%s", source.reason)
+    logger.info("model: %s", source.reason)
     folder = source.path or _download(source)
     load = _load_diffusers if source.layout == "diffusers" else _load_original
     components = load(folder, dtype)
@@ -186,6 +208,7 @@ def load_pipeline(
         vae=parts.vae,
         scheduler=parts.scheduler,
     )
+    pipeline.default_negative_prompt = source.defaults["negative_prompt"]
     if offload:
         pipeline.enable_stage_offload(device)
         return pipeline
@@ -207,6 +230,14 @@ def _small_source(model_id: str, reason: str) -> ModelSource:
     layout = _layout(SMALL)
     _check_complete(SMALL, layout)
     return ModelSource(model_id, SMALL, layout, "small", reason)
+
+
+def _existing_folder(model_id: str) -> Path | None:
+    try:
+        folder = Path(model_id).expanduser()
+        return folder if model_id and folder.is_dir() else None
+    except (OSError, RuntimeError):  # longer than a path may be, or of a user who does not exist
+        return None
 
 
 def _folder_source(model_id: str, folder: Path) -> ModelSource:
@@ -237,7 +268,11 @@ def _transformer_config(folder: Path, layout: str) -> dict[str, Any]:
     pipeline = read_json(folder / "model_index.json").get("_class_name")
     config = read_json(folder / "transformer" / "config.json")
     kind = config.get("_class_name", SkyReelsV2Transformer3DModel.__name__)
-    if pipeline in _OTHER_PIPELINES or kind != SkyReelsV2Transformer3DModel.__name__:
+    if (
+        pipeline in _OTHER_PIPELINES
+        or config.get("image_dim") is not None
+        or kind != SkyReelsV2Transformer3DModel.__name__
+    ):
         raise ValueError(
             f"model_id names {folder}, a {pipeline} with a {kind}; "
             "only SkyReels-V2 diffusion-forcing (DF) models are supported."
@@ -315,7 +350,6 @@ def _load_diffusers(folder: Path, dtype: torch.dtype) -> Components:
         transformer=SkyReelsV2Transformer3DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
         vae=AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32),
         scheduler=UniPCMultistepScheduler.from_pretrained(folder / "scheduler"),
-        defaults=_read_defaults(folder),
     )
 
 
@@ -340,7 +374,6 @@ def _load_original(folder: Path, dtype: torch.dtype) -> Components:
         transformer=load_original_transformer(folder, dtype),
         vae=load_original_vae(folder / VAE_FILE),
         scheduler=UniPCMultistepScheduler(**FLOW_SCHEDULER),
-        defaults=_read_defaults(folder),
     )
 
 

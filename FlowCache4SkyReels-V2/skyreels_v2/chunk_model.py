@@ -115,12 +115,11 @@ class SkyReelsV2ChunkModel:
     def condition_timestep(self, level: float) -> float:
         return round(1000 * level)
 
-    def new_cache(self, num_tokens: int) -> ChunkKVCache:
+    def new_cache(self, num_tokens: int, keeps: bool = True) -> ChunkKVCache:
         config, weight = self.transformer.config, self.transformer.blocks[0].attn1.to_k.weight
         heads, head_dim = config.num_attention_heads, config.attention_head_dim
-        return ChunkKVCache(
-            config.num_layers, self.num_branches, num_tokens, heads, head_dim, weight.dtype, weight.device
-        )
+        sizes = (config.num_layers, self.num_branches, num_tokens, heads, head_dim)
+        return ChunkKVCache(*sizes, weight.dtype, weight.device, keeps)
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
         return self.num_branches * self._flops.blocks(num_tokens, num_keys)

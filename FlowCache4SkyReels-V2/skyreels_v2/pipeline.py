@@ -11,11 +11,11 @@ from diffusers import SkyReelsV2DiffusionForcingPipeline
 from torch import Tensor, nn
 
 from flowcache import Denoiser, FlowCacheConfig, LoopOptions, Trace, Window, cut_window
-from flowcache.environment import describe_environment, peak_memory_bytes
+from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
 
 from .chunk_model import SkyReelsV2ChunkModel
 from .codec import VideoCodec
-from .settings import VideoSettings, pixel_frames
+from .settings import TEMPORAL_STRIDE, VideoSettings, pixel_frames
 from .solver import ChunkUniPC
 from .windows import WindowPlan, plan_windows
 
@@ -63,6 +63,9 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
     condition. Latents and solver run in fp32, the transformer in its own type.
     """
 
+    #: What to avoid where the caller does not say; set by ``load_pipeline`` to what suits the model.
+    default_negative_prompt: str = ""
+
     _stage_device: torch.device | None = None
 
     @property
@@ -77,7 +80,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
     def __call__(
         self,
         prompt: str,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         settings: VideoSettings | None = None,
         cache: FlowCacheConfig | None = None,
         condition: Condition | None = None,
@@ -87,11 +90,14 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
 
         Args:
             prompt: what to show.
-            negative_prompt: what to avoid; used with guidance.
+            negative_prompt: what to avoid; used with guidance. None: what suits the model.
             settings: the video; see ``VideoSettings`` for the defaults.
             cache: the method; see ``FlowCacheConfig`` for the default.
             condition: first frames, last frame.
             trace: filled in with what happens.
+
+        Raises:
+            ValueError: a condition is of another size than the video, or its frames do not fit.
         """
         trace = trace if trace is not None else Trace()
         parts = list(self.stream(prompt, negative_prompt, settings, cache, condition, trace))
@@ -102,7 +108,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
     def stream(
         self,
         prompt: str,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         settings: VideoSettings | None = None,
         cache: FlowCacheConfig | None = None,
         condition: Condition | None = None,
@@ -111,26 +117,33 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         """Like calling the pipeline, but yields the new frames of each window as soon as they are decoded."""
         settings, cache = settings or VideoSettings(), cache or FlowCacheConfig()
         condition = condition or Condition()
+        _check_condition(condition, settings)
+        if negative_prompt is None:
+            negative_prompt = self.default_negative_prompt
         trace = trace if trace is not None else Trace()
         trace.settings |= {"prompt": prompt, "video": settings.as_dict(), "reuse": cache.as_dict()}
         trace.environment = describe_environment(self.compute_device)
         with trace.timer("text"), self._resident("text_encoder"):
             embeds = self._embed_prompts(prompt, negative_prompt, settings.guidance_scale)
+        # Apart, so that the noise of a window is the same whatever the method draws for its condition.
         generator = torch.Generator().manual_seed(settings.seed)
+        condition_generator = torch.Generator()
         frames = condition.prefix
         plans = plan_windows(settings, 0 if frames is None else frames.shape[1])
         with self._resident("transformer"):
-            denoiser = self._denoiser(settings, cache, embeds, plans[0].frames, generator, trace)
+            denoiser = self._denoiser(settings, cache, embeds, plans[0].frames, condition_generator, trace)
         with self.progress_bar(total=sum(len(plan.schedule(settings)) for plan in plans)) as progress:
             denoiser.on_step = progress.update
             for index, plan in enumerate(plans):
                 last = condition.last if index == len(plans) - 1 else None
+                condition_generator.manual_seed(settings.seed + index + 1)
                 with trace.timer("encode"), self._resident("vae"):
                     window = self._new_window(settings, plan, frames, last, generator)
                 with trace.timer("denoise"), self._resident("transformer"):
                     solver = ChunkUniPC(settings.inference_steps, settings.shift)
                     for _ in denoiser.run(window, plan.schedule(settings, last is not None), solver):
                         pass
+                    synchronize(self.compute_device)
                 latents = window.latents[:, : plan.frames]
                 with trace.timer("decode"), self._resident("vae"):
                     frames = VideoCodec(self.vae).decode(latents)
@@ -224,3 +237,19 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         )
         policy = cache.make_policy(settings.inference_steps)
         return Denoiser(model, policy, cache.make_forecast(), options, trace)
+
+
+def _check_condition(condition: Condition, settings: VideoSettings) -> None:
+    for name in ("prefix", "last"):
+        frames = getattr(condition, name)
+        if frames is None:
+            continue
+        if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[2:] != (settings.height, settings.width):
+            raise ValueError(
+                f"condition.{name} must be [3, frames, {settings.height}, {settings.width}], "
+                f"got {list(frames.shape)}."
+            )
+    if condition.prefix is not None and condition.prefix.shape[1] % TEMPORAL_STRIDE != 1:
+        raise ValueError(f"condition.prefix must have 4 k + 1 frames, got {condition.prefix.shape[1]}.")
+    if condition.last is not None and condition.last.shape[1] != 1:
+        raise ValueError(f"condition.last must be one frame, got {condition.last.shape[1]}.")

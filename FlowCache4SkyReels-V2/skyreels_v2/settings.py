@@ -12,6 +12,23 @@ SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
 #: Height and width of the named resolutions.
 RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}
 
+#: Largest flow shift: the first noise level must stay below 1 in fp32.
+MAX_SHIFT = 1000.0
+
+#: What the original runs with, unless told otherwise; a model's own ``defaults.json`` may say otherwise, too.
+OFFICIAL_DEFAULTS = {
+    "prompt": "A serene lake surrounded by towering mountains, with a few swans gracefully gliding across "
+    "the water and sunlight dancing on the surface.",
+    "negative_prompt": "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，"
+    "整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，"
+    "畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走",
+    "num_frames": 97,
+    "fps": 24,
+    "guidance_scale": 6.0,
+    "shift": 8.0,
+    "causal_block_size": 1,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSettings:
@@ -65,6 +82,7 @@ class VideoSettings:
         for name in ("guidance_scale", "shift"):
             value = getattr(self, name)
             _check(math.isfinite(value) and value > 0, name, self, "a finite number above 0")
+        _check(self.shift <= MAX_SHIFT, "shift", self, f"at most {MAX_SHIFT:g}")
         _check(0 <= self.addnoise_condition < 1000, "addnoise_condition", self, "between 0 and 999")
         _check(self.ar_step >= 0, "ar_step", self, "at least 0")
         _check(0 <= self.seed < 2**63, "seed", self, "between 0 and 2^63 - 1")

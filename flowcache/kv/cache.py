@@ -37,6 +37,7 @@ class ChunkKVCache:
         num_heads: key-value heads.
         head_dim: channels of a head.
         dtype, device: of the stored tensors.
+        keeps: False: layers take turns in one layer's memory, for runs that write everything anew each time.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class ChunkKVCache:
         head_dim: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        keeps: bool = True,
     ) -> None:
-        shape = (num_layers, num_branches, capacity, num_heads, head_dim)
+        shape = (num_layers if keeps else 1, num_branches, capacity, num_heads, head_dim)
         self._keys = torch.empty(shape, dtype=dtype, device=device)
         self._values = torch.empty(shape, dtype=dtype, device=device)
         self._ranges: dict[int, ChunkRange] = {}
@@ -96,8 +98,8 @@ class ChunkKVCache:
         """
         place = self._ranges[chunk]
         branches = slice(None) if branch is None else branch
-        self._keys[layer, branches, place.start : place.end] = keys
-        self._values[layer, branches, place.start : place.end] = values
+        self._keys[self._place(layer), branches, place.start : place.end] = keys
+        self._values[self._place(layer), branches, place.start : place.end] = values
 
     def read(
         self, layer: int, last_chunk: int | None = None, first_chunk: int | None = None
@@ -108,7 +110,8 @@ class ChunkKVCache:
             Keys and values, ``[branches, tokens, heads, head_dim]`` each.
         """
         place = self._visible(last_chunk, first_chunk)
-        return self._keys[layer, :, place.start : place.end], self._values[layer, :, place.start : place.end]
+        visible = (self._place(layer), slice(None), slice(place.start, place.end))
+        return self._keys[visible], self._values[visible]
 
     def num_visible(self, last_chunk: int | None = None, first_chunk: int | None = None) -> int:
         """Tokens that ``read`` returns."""
@@ -119,6 +122,9 @@ class ChunkKVCache:
         place = self._ranges[chunk]
         for stored in (self._keys, self._values):
             stored[:, target, place.start : place.end] = stored[:, source, place.start : place.end]
+
+    def _place(self, layer: int) -> int:
+        return layer if len(self._keys) > 1 else 0
 
     def _visible(self, last_chunk: int | None, first_chunk: int | None) -> ChunkRange:
         end = self._ranges[last_chunk].end if last_chunk is not None else self.num_tokens

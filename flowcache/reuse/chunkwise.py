@@ -80,7 +80,9 @@ class ChunkwiseReuse(ReusePolicy):
     def _judge(self, state: _ChunkState, distance: float) -> Decision:
         change = distance if self.coefficients is None else polynomial(self.coefficients, distance)
         accumulated = state.accumulated + change
-        return Decision(reuse=accumulated < self.threshold, distance=distance, accumulated=accumulated)
+        # A fitted polynomial may be negative, so a threshold of 0 has to be asked for by name.
+        reuse = self.threshold > 0 and accumulated < self.threshold
+        return Decision(reuse=reuse, distance=distance, accumulated=accumulated)
 
     def _remember(self, chunk: int, indicator: Tensor, decision: Decision) -> None:
         # Consecutive steps are compared, also across a reuse: the accumulator sums the way travelled.

@@ -66,4 +66,5 @@ class TeaCache(ReusePolicy):
         (distance,) = relative_l1([indicator], [self._previous])
         change = distance if self.coefficients is None else polynomial(self.coefficients, distance)
         accumulated = self._accumulated + change
-        return Decision(accumulated < self.threshold, distance, accumulated)
+        # A fitted polynomial may be negative, so a threshold of 0 has to be asked for by name.
+        return Decision(self.threshold > 0 and accumulated < self.threshold, distance, accumulated)

@@ -30,6 +30,7 @@ DEFAULTS = {
     "num_frames": 97,
     "guidance_scale": 3.0,
     "shift": 8.0,
+    "causal_block_size": 5,
 }
 
 

@@ -11,32 +11,30 @@ import torch
 from tqdm import tqdm
 
 from flowcache.video import contact_sheet, to_uint8
-from skyreels_v2 import VideoSettings, load_pipeline, method_config
+from skyreels_v2 import load_pipeline, resolve_model
 
 logger = logging.getLogger("sample_sheet")
 
 
 def draw(args: argparse.Namespace) -> None:
     """Generate every caption by turns with each method and save one sheet."""
-    pipeline = load_pipeline(str(args.model), "cpu")
+    source = resolve_model(str(args.model), "cpu")
+    pipeline = load_pipeline(source, "cpu")
     pipeline.set_progress_bar_config(disable=True)
     captions = json.loads(Path(__file__).with_name("held_out.json").read_text())[: args.captions]
     videos = {}
     for index, caption in enumerate(tqdm(captions, unit="video")):
         method = args.methods[index % len(args.methods)]
-        settings = VideoSettings(
+        settings = source.video_settings(
             num_frames=args.num_frames,
-            height=64,
-            width=64,
             overlap_history=17 if args.num_frames > 97 else None,
             addnoise_condition=20,
             inference_steps=args.steps,
             ar_step=0 if method == "vanilla" else 5,
             guidance_scale=args.guidance_scale,
-            shift=8.0,
             seed=args.seed + index,
         )
-        video = pipeline(caption, settings=settings, cache=method_config(method, family="small"))
+        video = pipeline(caption, settings=settings, cache=source.method_config(method))
         videos[f"{caption} ({method})"] = to_uint8(video.frames)
     contact_sheet(videos, args.out, columns=args.columns, scale=1)
     logger.info("wrote %s", args.out)
@@ -51,7 +49,7 @@ def main() -> None:
     parser.add_argument("--num-frames", type=int, default=97)
     parser.add_argument("--columns", type=int, default=13)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--guidance-scale", type=float, help="default: the model's")
     parser.add_argument("--seed", type=int, default=0)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_grad_enabled(False)

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from skyreels_v2 import checkpoint, conversion
 from skyreels_v2.checkpoint import load_components, load_pipeline, resolve_model
 from skyreels_v2.conversion import text_encoder_key, transformer_config, transformer_key, vae_key
+from skyreels_v2.settings import OFFICIAL_DEFAULTS
 
 SHARD = "diffusion_pytorch_model-0000{}-of-00002.safetensors"
 DIFFUSERS_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -223,7 +224,7 @@ def test_loads(folders, reference, layout):
     assert parts.tokenizer("circle").input_ids == [3]
     assert parts.scheduler.config.prediction_type == "flow_prediction"
     assert parts.scheduler.config.use_flow_sigmas and parts.scheduler.config.flow_shift == 8.0
-    assert parts.defaults == source.defaults == {"height": 64}
+    assert source.defaults == {**OFFICIAL_DEFAULTS, "height": 64, "width": 960}
 
 
 def test_layouts_agree_in_bf16(folders):

@@ -30,8 +30,10 @@ def run(*arguments, cwd):
 def test_writes_video_trace_and_map(checkpoint, tmp_path):
     done = run("--model_id", checkpoint, *QUICK, "--prompt", "a red circle", "--outdir", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    stem = tmp_path / "out" / "skyreels_v2" / "a_red_circle_flowcache_fast_seed0_steps4"
-    frames, fps = read_video(f"{stem}.mp4")
+    (video,) = (tmp_path / "out" / "skyreels_v2").glob("*.mp4")
+    assert re.fullmatch(r"a_red_circle_flowcache_fast_seed0_steps4_[0-9a-f]{6}", video.stem)
+    stem = video.with_suffix("")
+    frames, fps = read_video(video)
     assert frames.shape == (9, 32, 32, 3)
     assert fps == 24
     assert Trace.load(f"{stem}.trace.json").method == "flowcache"
@@ -40,13 +42,17 @@ def test_writes_video_trace_and_map(checkpoint, tmp_path):
 
 
 def test_continues_a_video(checkpoint, tmp_path):
-    with VideoWriter(tmp_path / "in.mp4", 24) as writer:
-        writer.write(np.random.default_rng(0).integers(0, 255, (7, 40, 48, 3), dtype=np.uint8))
+    with VideoWriter(tmp_path / "in.mp4", 12) as writer:
+        writer.write(np.full((7, 32, 32, 3), 200, dtype=np.uint8))
     flags = ["--video_path", "in.mp4", "--overlap_history", 5, "--outdir", "out", "--prompt", "a"]
     done = run("--model_id", checkpoint, *QUICK, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (video,) = (tmp_path / "out" / "skyreels_v2").glob("*.mp4")
-    assert len(read_video(video)[0]) == 7 + 9 - 5
+    frames, fps = read_video(video)
+    assert len(frames) == 7 + 9 - 5
+    assert fps == 12, "it plays as fast as before"
+    assert np.abs(frames[:7].astype(int) - 200).max() <= 3, "the video itself comes first, unchanged"
+    assert np.abs(frames[7:].astype(int) - 200).mean() > 3
 
 
 BAD = {
@@ -55,17 +61,30 @@ BAD = {
     "num_frames": ["--num_frames", 98],
     "overlap_history is needed": ["--num_frames", 177],
     "overlap_history must be smaller": ["--num_frames", 177, "--overlap_history", 97],
-    "threshold must be a finite": ["--teacache_thresh", "-0.1"],
-    "threshold must be finite|threshold must be a finite": ["--teacache_thresh", "nan"],
-    "missing.png": ["--image", "missing.png"],
-    "missing.mp4": ["--video_path", "missing.mp4", "--overlap_history", 17],
+    "teacache_thresh must be a finite number of at least 0, got -0.1": ["--teacache_thresh=-0.1"],
+    "teacache_thresh must be a finite number of at least 0, got nan": ["--teacache_thresh", "nan"],
+    "teacache_thresh .* got inf": ["--teacache_thresh", "inf", "--method", "causal"],
+    "image: missing.png": ["--image", "missing.png"],
+    "image: .*/pyproject.toml cannot be read as an image": ["--image", ROOT / "pyproject.toml"],
+    "image: x{300}": ["--image", "x" * 300],
+    "video_path: missing.mp4": ["--video_path", "missing.mp4", "--overlap_history", 17],
+    "video_path: .* cannot be read as a video": [
+        *("--video_path", ROOT / "pyproject.toml", "--overlap_history", 17),
+    ],
+    "model_id must be auto": ["--model_id", "x" * 300],
+    "device must be": ["--device", "foo"],
+    "device cuda asks": ["--device", "cuda"],
+    "shift must be at most": ["--shift", "1e9"],
+    "unrecognized arguments: --teacache": ["--teacache"],
+    "method": ["--method", "foo"],
     "video_path needs overlap_history": ["--video_path", "missing.mp4"],
     "end_image needs image": ["--end_image", "missing.png"],
     "causal_block_size": ["--causal_block_size", 0],
     "causal_block_size must be at most": ["--num_frames", 9, "--causal_block_size", 5],
     "not available yet": ["--use_compress"],
     "outdir": ["--outdir", "/proc/nowhere"],
-    "height must be": ["--height", 33],
+    "height must be a positive multiple of 16, got 33": ["--height", 33],
+    "height must be a positive multiple of 16, got 0": ["--height", 0],
     "prompt must not be empty": ["--prompt", " "],
 }
 
@@ -85,6 +104,6 @@ def test_bad_input_is_refused_in_one_sentence(message, checkpoint, tmp_path, mon
     except SystemExit as stop:
         code = stop.code
     assert code == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.search(message, last)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(message, line)
     assert not list(tmp_path.rglob("*.mp4"))

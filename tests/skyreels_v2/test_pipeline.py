@@ -32,9 +32,11 @@ def generate(pipeline, cache: FlowCacheConfig | None = None, condition: Conditio
 
 @pytest.mark.parametrize("num_frames", [1, 5, 13, 17, 21, 29, 37])
 @pytest.mark.parametrize("method", ["vanilla", "flowcache"])
-def test_every_legal_length_keeps_all_frames(pipeline, num_frames, method):
+@pytest.mark.parametrize("block", [1, 3])
+def test_every_legal_length_keeps_all_frames(pipeline, num_frames, method, block):
+    block = min(block, (num_frames - 1) // 4 + 1)
     video = generate(
-        pipeline, method_config(method), num_frames=num_frames, overlap_history=5, causal_block_size=1
+        pipeline, method_config(method), num_frames=num_frames, overlap_history=5, causal_block_size=block
     )
     assert video.frames.shape == (3, num_frames, 32, 32)
     assert video.latents.shape[1] == (num_frames - 1) // 4 + 1
@@ -42,10 +44,13 @@ def test_every_legal_length_keeps_all_frames(pipeline, num_frames, method):
 
 
 @pytest.mark.parametrize("forecast", ["hold_residual", "hold_displacement", "hold_velocity"])
-def test_threshold_zero_is_causal_bit_for_bit(pipeline, forecast):
+@pytest.mark.parametrize("family", [None, "1.3B", "14B"])
+def test_threshold_zero_is_causal_bit_for_bit(pipeline, forecast, family):
     long = {"num_frames": 29, "overlap_history": 5, "addnoise_condition": 20}
     causal = generate(pipeline, method_config("causal"), **long)
-    zero = generate(pipeline, method_config("flowcache", threshold=0.0, forecast=forecast), **long)
+    zero = generate(
+        pipeline, method_config("flowcache", threshold=0.0, forecast=forecast, family=family), **long
+    )
     assert torch.equal(causal.latents, zero.latents)
     assert zero.trace.reuse_ratio == 0
 
@@ -85,6 +90,7 @@ def test_extension_starts_with_the_prefix(pipeline):
     prefix = torch.rand(3, 9, 32, 32) * 2 - 1
     video = generate(pipeline, condition=Condition(prefix=prefix), num_frames=29, overlap_history=9)
     assert video.frames.shape[1] == 29
+    assert torch.equal(video.latents[:, :3], VideoCodec(pipeline.vae).encode(prefix))
     with pytest.raises(ValueError, match="num_frames"):
         generate(pipeline, condition=Condition(prefix=prefix), num_frames=9)
 
@@ -116,5 +122,49 @@ def test_flops_agree_with_torch(pipeline):
 def test_offload_leaves_everything_on_the_host(checkpoint):
     pipeline = load_pipeline(str(checkpoint), "cpu", offload=True)
     pipeline.set_progress_bar_config(disable=True)
+    moves = []
+    for name in ("text_encoder", "transformer", "vae"):
+        module = getattr(pipeline, name)
+        plain = module.to
+        module.to = lambda *args, name=name, plain=plain: (moves.append((name, str(args[0]))), plain(*args))[
+            1
+        ]
+    pipeline.enable_stage_offload("cpu:0")
     assert generate(pipeline).frames.isfinite().all()
-    assert pipeline.transformer.device.type == "cpu"
+    arrivals = [name for name, device in moves if device == "cpu:0"]
+    departures = [name for name, device in moves if device == "cpu"]
+    assert arrivals == departures, "every part leaves when its stage is over"
+    assert set(arrivals) == {"text_encoder", "transformer", "vae"}
+
+
+def test_noise_of_a_window_does_not_depend_on_the_method(pipeline, monkeypatch):
+    noises = {}
+    for method in ("vanilla", "causal"):
+        drawn = noises.setdefault(method, [])
+        plain = type(pipeline)._new_window
+
+        def watched(self, *args, drawn=drawn, plain=plain):
+            window = plain(self, *args)
+            drawn.append(window.latents[:, window.num_given * SMALL["causal_block_size"] :].clone())
+            return window
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(pipeline), "_new_window", watched)
+            generate(pipeline, method_config(method), num_frames=37, overlap_history=5, addnoise_condition=20)
+    assert len(noises["vanilla"]) > 2
+    for theirs, ours in zip(noises["vanilla"], noises["causal"], strict=True):
+        assert torch.equal(theirs[:, 2:], ours[:, 2:])
+
+
+def test_conditions_that_do_not_fit_are_refused(pipeline):
+    for prefix, message in (
+        (torch.zeros(3, 1, 16, 16), r"prefix must be \[3, frames, 32, 32\]"),
+        (torch.zeros(3, 4, 32, 32), "4 k . 1 frames, got 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate(pipeline, condition=Condition(prefix=prefix))
+
+
+def test_whole_window_runs_hold_one_layer(pipeline):
+    sizes = {m: generate(pipeline, method_config(m)).trace.windows[0].kv_bytes for m in ("vanilla", "causal")}
+    assert sizes["causal"] == pipeline.transformer.config.num_layers * sizes["vanilla"]

@@ -18,10 +18,13 @@ def tables(reference):
 
 
 def test_noise_grid(tables):
-    for steps, table in tables["unipc_flow_shift8"].items():
-        solver = ChunkUniPC(int(steps), 8.0)
-        assert [solver.timestep(i) for i in range(int(steps))] == table["timesteps"]
-        assert noise_grid(int(steps), 8.0) == pytest.approx(table["sigmas"], abs=1e-7)
+    prefix = "unipc_flow_shift"
+    for name in (name for name in tables if name.startswith(prefix)):
+        shift = float(name.removeprefix(prefix))
+        for steps, table in tables[name].items():
+            solver = ChunkUniPC(int(steps), shift)
+            assert [solver.timestep(i) for i in range(int(steps))] == table["timesteps"]
+            assert noise_grid(int(steps), shift) == pytest.approx(table["sigmas"], abs=1e-7)
 
 
 def test_staircase(tables):
