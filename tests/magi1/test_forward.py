@@ -1,0 +1,172 @@
+"""The transformer, its cache and its guidance against single forwards of the original code."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+import torch
+from cases import guidance_of, load_transformer, magi_case, relative_error
+from reference import Case, case_names
+from torch import Tensor
+
+from flowcache.kv.cache import ChunkKVCache
+from magi1.attention import PackedSegments, Segment, TextBank
+from magi1.guidance import Branch, DistilledGuidance, ThreeWayGuidance
+from magi1.layers import rotary_table
+from magi1.schedule import Timetable
+from magi1.transformer import MagiTransformer3DModel
+
+RELATIVE = 1e-4
+
+
+class Replay:
+    """One recorded call: its chunks, each in the branches that it ran in, against the cache before it."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.tensors = case, case.tensors
+        self.flags = ast.literal_eval(case.info["call"].split("**")[1].rstrip(")"))
+        self.width, self.first = self.flags["chunk_width"], self.flags["slice_point"]
+        self.x, self.times = self.tensors["x"][0], self.tensors["t"][0].tolist()
+        self.count = len(self.times)
+        self.transformer = load_transformer(case)
+        self.guidance = self._guidance()
+        self.cache = self._cache()
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Velocity of the whole call, and the condition of each segment."""
+        jobs = [(i, branch) for i in range(self.count) for branch in self._branches(i)]
+        tokens = self.transformer.embed(self.x).split(self.length)
+        rotary = self.transformer.rotary((self.first + self.count) * self.width, *self.x.shape[2:])
+        rotary = rotary.split(self.width)[self.first :]
+        y, mask = self.tensors["y"][:, 0], self.tensors["xattn_mask"][:, 0].bool()
+        texts = [self.transformer.caption_embed(row[shown]) for row, shown in zip(y, mask, strict=True)]
+        segments = [
+            Segment(
+                chunk=self.first + i,
+                length=self.length,
+                text=i if branch.text else self.count + i,
+                slot=branch.slot,
+                first_chunk=self.tensors["kv_range"][i, 0].item() // self.length,
+            )
+            for i, branch in jobs
+        ]
+        condition = self.transformer.condition(
+            torch.tensor([self.times[i] for i, _ in jobs]),
+            [branch.text and "[True]" not in self.case.info["call"] for _, branch in jobs],
+            self._step_size(),
+        )
+        hidden = self.transformer(
+            torch.cat([tokens[i] for i, _ in jobs]),
+            condition,
+            [self.length] * len(jobs),
+            torch.cat([rotary[i].flatten(0, 1) for i, _ in jobs]),
+            PackedSegments(segments, self.cache, TextBank(texts)),
+        )
+        size = (self.width, *self.x.shape[2:])
+        heads = [self.transformer.head(part, *size) for part in hidden.split(self.length)]
+        velocities = []
+        for i in range(self.count):
+            mine = torch.stack([h for h, (j, _) in zip(heads, jobs, strict=True) if j == i])
+            known = self.x[:, i * self.width : (i + 1) * self.width]
+            velocities.append(known if self._passes(i) else self._mix(i, mine))
+        return torch.cat(velocities, dim=1), condition
+
+    @property
+    def length(self) -> int:
+        return self.case.info["tokens_per_chunk"]
+
+    def _guidance(self) -> DistilledGuidance | ThreeWayGuidance:
+        if "forward_dispatcher" not in self.case.info["call"]:
+            return DistilledGuidance(threshold=None)
+        return guidance_of(self.case, nearly_clean=self.flags.get("distill_nearly_clean_chunk", False))
+
+    def _is_extra(self, i: int) -> bool:
+        return i == 0 and self.flags["fwd_extra_1st_chunk"]
+
+    def _passes(self, i: int) -> bool:
+        """Whether the original hands a clean chunk's latents on in place of a velocity."""
+        return self._is_extra(i) and isinstance(self.guidance, ThreeWayGuidance)
+
+    def _branches(self, i: int) -> list[Branch]:
+        branches = self.guidance.branches(self.times[i])
+        if isinstance(self.guidance, ThreeWayGuidance):
+            return [b for b in branches if b.slot is not None or not self._is_extra(i)]
+        # The flag of the original names one chunk: the oldest that is not the extra one.
+        oldest = i == int(self.flags["fwd_extra_1st_chunk"])
+        if self.guidance.threshold is not None and oldest:
+            return list(self.guidance.branches(1.0))
+        return list(branches[:1])
+
+    def _mix(self, i: int, velocities: Tensor) -> Tensor:
+        return self.guidance.mix(self.times[i], velocities)
+
+    def _step_size(self) -> float | None:
+        if not self.case.info["config"]["engine_config"]["distill"]:
+            return None
+        steps = self.flags["num_steps"]
+        table = Timetable(steps, distilled=True)
+        interval = self.flags["distill_interval"]
+        return table.step_size(0 if interval == 2 or steps != 12 else 1)
+
+    def _cache(self) -> ChunkKVCache:
+        config = self.transformer.config
+        slots, total = self.guidance.num_slots, self.first + self.count
+        sizes = (config.num_layers, slots, total * self.length, config.num_query_groups, config.kv_channels)
+        cache = ChunkKVCache(*sizes)
+        for chunk in range(total):
+            cache.enter(chunk, self.length)
+        before = self._case_before()
+        for layer in range(config.num_layers if before else 0):
+            stored = before.tensors[f"kv_cache_layer{layer}"].split(self.length)[: self.first]
+            for chunk, part in enumerate(stored):
+                keys, values = part.chunk(2, dim=-1)
+                for slot in range(slots):
+                    cache.write(layer, chunk, keys, values, slot)
+        return cache
+
+    def _case_before(self) -> Case | None:
+        if not self.first:
+            return None
+        short = re.search(r"(?:cache of|of dit_forward_)\s*([a-z]\d)", self.case.info["note"])[1]
+        (name,) = (n for n in case_names("dit_forward_", "magi1") if n.startswith(f"dit_forward_{short}_"))
+        return magi_case(name)
+
+
+@pytest.mark.parametrize("name", case_names("dit_forward_", "magi1"))
+def test_forward(name):
+    case = magi_case(name)
+    replay = Replay(case)
+    velocity, condition = replay.run()
+    assert relative_error(velocity, case.tensors["out"][0]) < RELATIVE
+    if "forward_dispatcher" not in case.info["call"]:
+        assert relative_error(condition, case.tensors["condition"][0]) < RELATIVE
+    for layer in range(replay.transformer.config.num_layers):
+        expected = case.tensors.get(f"kv_cache_layer{layer}")
+        if expected is None:
+            continue
+        keys, values = replay.cache.read(layer)
+        actual = torch.cat([keys[-1], values[-1]], dim=-1)
+        assert relative_error(actual, expected[: len(actual)]) < RELATIVE
+
+
+def test_units():
+    case = magi_case("dit_units")
+    tensors, transformer = case.tensors, load_transformer(case)
+    assert relative_error(transformer.time_embed.sinusoids(tensors["t"]), tensors["sinusoid"]) < 1e-3
+    for name, table in tensors.items():
+        if name.startswith("rope_"):
+            frames, height, width = map(int, name.split("_")[1:])
+            angles = rotary_table(transformer.rotary_bands, frames, height, width).flatten(0, 1)
+            assert relative_error(torch.cat([angles.sin(), angles.cos()], dim=-1), table) < RELATIVE
+
+
+def test_save_and_load(tmp_path):
+    sizes = {"num_layers": 1, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 2}
+    sizes |= {"num_query_groups": 1, "kv_channels": 16, "caption_channels": 8, "caption_max_length": 6}
+    model = MagiTransformer3DModel(**sizes)
+    model.save_pretrained(tmp_path)
+    again = MagiTransformer3DModel.from_pretrained(tmp_path)
+    for (name, saved), (_, read) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(saved, read), name
