@@ -34,6 +34,8 @@ class FlowCacheConfig:
         bidirectional: with ``whole_window``, let every chunk attend to the whole window. False: only to
             itself and the chunks before it.
         refresh_given: with a KV cache, run given chunks at every step instead of once.
+        clean_pass: with a KV cache, run a chunk once more when it has become clean.
+        final_window_steps: steps at the end of the whole window at which every chunk is computed.
 
     Raises:
         ValueError: one sentence that names the argument and what it may be.
@@ -49,6 +51,8 @@ class FlowCacheConfig:
     whole_window: bool = False
     bidirectional: bool = False
     refresh_given: bool = False
+    clean_pass: bool = False
+    final_window_steps: int = 0
 
     def __post_init__(self) -> None:
         _check_choice("policy", self.policy, get_args(PolicyName))
@@ -61,8 +65,9 @@ class FlowCacheConfig:
             )
         if self.warmup_steps < 1:
             raise ValueError(f"warmup_steps must be at least 1, got {self.warmup_steps}.")
-        if self.final_steps < 0:
-            raise ValueError(f"final_steps must be at least 0, got {self.final_steps}.")
+        for name in ("final_steps", "final_window_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
         if self.coefficients is not None and not all(map(math.isfinite, self.coefficients)):
             raise ValueError(f"coefficients must be finite numbers, got {self.coefficients}.")
 
@@ -73,6 +78,7 @@ class FlowCacheConfig:
         bounds = {"warmup_steps": self.warmup_steps, "final_steps": self.final_steps}
         if self.policy == "teacache":
             return TeaCache(self.threshold, coefficients=self.coefficients, **bounds)
+        bounds["final_window_steps"] = self.final_window_steps
         return ChunkwiseReuse(self.threshold, num_chunk_steps, coefficients=self.coefficients, **bounds)
 
     def make_forecast(self) -> Forecast:

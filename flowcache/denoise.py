@@ -144,10 +144,9 @@ class Denoiser:
             shown = inputs if self.options.whole_window else [inputs[c] for c in live]
             indicators = dict(zip((i.chunk for i in shown), self.model.indicators(shown), strict=True))
         decisions = self.policy.decide(step, num_steps, live, indicators)
-        # A chunk that was never computed has nothing to be forecast from, whatever the policy says; where
-        # the window runs as a whole, the others are then computed with it.
+        # A chunk that was never computed has nothing to be forecast from, whatever the policy says.
         known = {c: self.forecast.knows(c) for c in decisions}
-        if self.options.whole_window:
+        if self.policy.joint:
             known = dict.fromkeys(known, all(known.values()))
         return {c: d if known[c] else replace(d, reuse=False) for c, d in decisions.items()}
 

@@ -12,6 +12,7 @@ from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import ChunkKVCache
 
 from .attention import PackedSegments, Segment, TextBank
+from .captions import Captions
 from .flops import TransformerFlops
 from .guidance import Branch, Guidance
 from .schedule import Timetable
@@ -35,21 +36,6 @@ class KVRange:
         if local_step >= num_steps:
             return self.clean if self.clean != -1 else (self.noisy[-1] if self.noisy else None)
         return self.noisy[local_step // (num_steps // len(self.noisy))] if self.noisy else None
-
-
-@dataclass(frozen=True)
-class Captions:
-    """Caption tokens, ``[tokens, channels]`` each, padding left out.
-
-    Attributes:
-        texts: different captions of a video.
-        of_chunk: index in ``texts`` for each chunk.
-        null: the null caption.
-    """
-
-    texts: Sequence[Tensor]
-    of_chunk: Sequence[int]
-    null: Tensor
 
 
 class MagiChunkModel:

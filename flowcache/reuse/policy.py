@@ -38,6 +38,9 @@ class ReusePolicy(ABC):
     #: Whether ``decide`` reads the indicator; a policy that does not spares the model from computing it.
     needs_indicator: bool = False
 
+    #: Whether all live chunks share one decision; then one that cannot be forecast is computed with the rest.
+    joint: bool = False
+
     @abstractmethod
     def decide(
         self, step: int, num_steps: int, live: dict[int, int], indicators: dict[int, Tensor]

@@ -27,6 +27,7 @@ class TeaCache(ReusePolicy):
     """
 
     needs_indicator = True
+    joint = True
 
     def __init__(
         self,
@@ -47,21 +48,24 @@ class TeaCache(ReusePolicy):
         self, step: int, num_steps: int, live: dict[int, int], indicators: dict[int, Tensor]
     ) -> dict[int, Decision]:
         indicator = torch.cat([value.flatten() for value in indicators.values()])
-        decision = self._judge(step, num_steps, indicator)
+        # Where chunks have come or gone, there is nothing to compare with.
+        same = self._chunks == list(indicators)
+        decision = self._judge(step, num_steps, indicator) if same else Decision(reuse=False)
         self._accumulated = decision.accumulated if decision.reuse else 0.0
-        self._previous = indicator
+        self._previous, self._chunks = indicator, list(indicators)
         return dict.fromkeys(live, decision)
 
     def reset(self) -> None:
         self._accumulated = 0.0
         self._previous: Tensor | None = None
+        self._chunks: list[int] = []
 
     def _judge(self, step: int, num_steps: int, indicator: Tensor) -> Decision:
         period = self.period or num_steps
         position = step % period
         last = max(position - period, step - num_steps) >= -self.final_steps
         forced = position < self.warmup_steps or last
-        if forced or self._previous is None or self._previous.shape != indicator.shape:
+        if forced:
             return Decision(reuse=False)
         (distance,) = relative_l1([indicator], [self._previous])
         change = distance if self.coefficients is None else polynomial(self.coefficients, distance)

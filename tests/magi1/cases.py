@@ -10,14 +10,12 @@ from reference import Case, reference_dir
 from safetensors.torch import load_file
 from torch import Tensor
 
-from magi1.chunk_model import Captions, KVRange, MagiChunkModel
+from magi1.captions import Captions, make_captions
+from magi1.chunk_model import KVRange, MagiChunkModel
 from magi1.conversion import transformer_key
 from magi1.guidance import DistilledGuidance, Guidance, ThreeWayGuidance
 from magi1.schedule import Timetable
 from magi1.transformer import MagiTransformer3DModel
-
-NULL_TOKENS = 50  # of the null caption that are shown
-PREFIX_REACH = 8  # chunks that prefix chunks see where no range is set
 
 
 def magi_case(name: str) -> Case:
@@ -36,8 +34,7 @@ def load_transformer(case: Case) -> MagiTransformer3DModel:
 
 def captions_of(transformer: MagiTransformer3DModel, case: Case, num_chunks: int) -> Captions:
     text = case.tensors["caption_embs"][0, 0][case.tensors["emb_masks"][0].bool()]
-    null = transformer.caption_embed.null_caption[:NULL_TOKENS]
-    return Captions([text], [0] * num_chunks, null)
+    return make_captions(text, transformer.caption_embed.null_caption, num_chunks)
 
 
 def timetable_of(case: Case) -> Timetable:

@@ -1,0 +1,59 @@
+"""The ways to run MAGI-1, as settings of the cache."""
+
+from __future__ import annotations
+
+from flowcache import FlowCacheConfig
+
+from .config import FlowCacheOptions
+
+METHODS = ("vanilla", "teacache", "flowcache")
+
+
+def method_config(
+    method: str,
+    options: FlowCacheOptions | None = None,
+    *,
+    paper: bool = False,
+    forecast: str | None = None,
+) -> FlowCacheConfig:
+    """Settings of the cache for one of the ways to run.
+
+    - ``vanilla``: the original; every live chunk runs at every step, and once more when it is clean.
+    - ``teacache``: one reuse decision for all live chunks.
+    - ``flowcache``: a reuse decision for each chunk.
+
+    Args:
+        method: one of ``METHODS``.
+        options: threshold and warm-up.
+        paper: do as the original FlowCache does: add the last displacement again although the step is of
+            another length, and leave finished chunks with the keys and values of their last computed step.
+            Ours keeps the velocity, and runs a finished chunk once more.
+        forecast: overrides what a reused chunk gets.
+
+    Raises:
+        ValueError: unknown method or forecast, or an option that is not available.
+    """
+    options = options or FlowCacheOptions()
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    if options.compress_kv_cache:
+        raise ValueError("compress_kv_cache is not available yet; set it to false.")
+    if method == "vanilla":
+        return FlowCacheConfig(policy="none", clean_pass=True)
+    if method == "teacache":
+        return FlowCacheConfig(
+            policy="teacache",
+            threshold=options.rel_l1_thresh,
+            warmup_steps=max(1, options.warmup_steps),
+            forecast=forecast or "hold_residual",
+            clean_pass=True,
+        )
+    return FlowCacheConfig(
+        policy="chunkwise",
+        threshold=options.rel_l1_thresh,
+        warmup_steps=max(1, options.warmup_steps),
+        final_steps=0 if paper else 1,
+        final_window_steps=1,
+        forecast=forecast or ("hold_displacement" if paper else "hold_velocity"),
+        clean_pass=not paper,
+    )
