@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from matplotlib.figure import Figure
+from skyreels_transformer import WindowTransformer
 from text import build_text_encoder, build_tokenizer
-from window_transformer import WindowTransformer
 
 from flowcache.files import replaced_when_done, write_atomically
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
@@ -49,7 +49,7 @@ def export(vae_folder: Path, run: Path, out: Path, dtype: torch.dtype) -> None:
     write_atomically(out / "defaults.json", (json.dumps(DEFAULTS, indent=2) + "\n").encode())
     arguments = {
         script: json.loads((folder / "arguments.json").read_text())
-        for script, folder in (("train_vae.py", vae_folder), ("train_transformer.py", run))
+        for script, folder in (("train_vae.py", vae_folder), ("train_skyreels.py", run))
     }
     write_atomically(out / "training.json", (json.dumps(arguments, indent=2) + "\n").encode())
     draw_losses(json.loads((run / "losses.json").read_text()), out / "loss_curve.png")
@@ -87,7 +87,7 @@ def draw_losses(losses: list[float], path: Path, window: int = 50) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vae", type=Path, required=True, help="output folder of train_vae.py")
-    parser.add_argument("--run", type=Path, required=True, help="output folder of train_transformer.py")
+    parser.add_argument("--run", type=Path, required=True, help="output folder of train_skyreels.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="float16")
     args = parser.parse_args()

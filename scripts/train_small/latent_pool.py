@@ -1,21 +1,27 @@
-"""Encoded clips of moving shapes, the data of the transformer."""
+"""Encoded clips of moving shapes, the data of the transformers."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
 from moving_shapes import draw_scene, render
-from plane_conv import encode, use_planes
 from torch import Tensor
+
+
+def held_out_captions() -> frozenset[str]:
+    """Captions that training never shows."""
+    return frozenset(json.loads(Path(__file__).with_name("held_out.json").read_text()))
 
 
 class LatentPool:
     """Encoded clips with their captions; grows while training goes on, so that training starts at once.
 
     Args:
-        vae: encodes; its convolutions are exchanged for equal ones.
+        encode: video ``[1, 3, frames, height, width]`` in [-1, 1] to normalised latents.
         held_out: captions that must not be shown.
         frames: pixel frames of a clip.
         limit: clips to hold at most.
@@ -23,14 +29,15 @@ class LatentPool:
     """
 
     def __init__(
-        self, vae: AutoencoderKLWan, held_out: frozenset[str], frames: int, limit: int, seed: int
+        self,
+        encode: Callable[[Tensor], Tensor],
+        held_out: frozenset[str],
+        frames: int,
+        limit: int,
+        seed: int,
     ) -> None:
-        self._vae, self._held_out, self._frames, self._limit = vae, held_out, frames, limit
-        use_planes(vae)
+        self._encode, self._held_out, self._frames, self._limit = encode, held_out, frames, limit
         self._rng = np.random.default_rng(seed)
-        shape = (1, vae.config.z_dim, 1, 1, 1)
-        self._mean = torch.tensor(vae.config.latents_mean).view(shape).to(vae.device)
-        self._std = torch.tensor(vae.config.latents_std).view(shape).to(vae.device)
         self._latents: list[Tensor] = []
         self._captions: list[str] = []
 
@@ -38,16 +45,14 @@ class LatentPool:
         return len(self._latents)
 
     @torch.no_grad()
-    def grow(self, clips: int) -> None:
-        """Render and encode more clips, up to the limit."""
-        clips = min(clips, self._limit - len(self))
-        if clips <= 0:
+    def grow(self) -> None:
+        """Render and encode one more clip, unless the limit is reached."""
+        if len(self) >= self._limit:
             return
-        scenes = [draw_scene(self._rng, self._held_out) for _ in range(clips)]
-        video = torch.stack([render(s, self._frames, start=int(self._rng.integers(200))) for s in scenes])
-        latents = encode(self._vae, patchify(video.to(self._vae.device), self._vae.config.patch_size))
-        self._latents.extend(((latents - self._mean) / self._std).unbind())
-        self._captions.extend(scene.caption for scene in scenes)
+        scene = draw_scene(self._rng, self._held_out)
+        video = render(scene, self._frames, start=int(self._rng.integers(200)))
+        self._latents.append(self._encode(video.unsqueeze(0))[0])
+        self._captions.append(scene.caption)
 
     def draw(self, rng: np.random.Generator, clips: int, frames: int) -> tuple[Tensor, list[str]]:
         """Random clips, ``[clips, channels, frames, h, w]``, and their captions."""

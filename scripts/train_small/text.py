@@ -6,7 +6,7 @@ import torch
 from moving_shapes import BACKGROUNDS, COLOURS, FORMS, MOTIONS
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 TEXT_LENGTH = 32
 
@@ -45,6 +45,12 @@ def build_text_encoder(vocab_size: int, width: int = 64) -> UMT5EncoderModel:
             decoder_start_token_id=0,
         )
     )
+
+
+def build_t5_encoder(vocab_size: int, width: int = 64) -> T5EncoderModel:
+    """An encoder of the kind that MAGI-1 reads, with two layers."""
+    sizes = {"d_model": width, "d_kv": 16, "num_heads": 4, "d_ff": 128, "num_layers": 2}
+    return T5EncoderModel(T5Config(vocab_size=vocab_size, dropout_rate=0.0, **sizes))
 
 
 def embed_captions(

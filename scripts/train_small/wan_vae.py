@@ -1,4 +1,4 @@
-"""The Wan VAE with its 3D convolutions run as 2D ones: the same results, about twice as fast on a CPU."""
+"""A small Wan VAE, and its 3D convolutions run as 2D ones: the same results, about twice as fast on a CPU."""
 
 from __future__ import annotations
 
@@ -6,9 +6,29 @@ import math
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanAttentionBlock,
+    WanCausalConv3d,
+    WanResample,
+    WanResidualBlock,
+)
 from torch import Tensor, nn
 from torch.nn import functional
+
+#: 8 x 8 x 4 compression into 16 channels, as the official one; patches of 2 x 2 take the place of a level.
+CONFIG = {
+    "base_dim": 24,
+    "decoder_base_dim": 32,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True, True],
+    "is_residual": True,
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "scale_factor_spatial": 8,
+}
 
 
 class PlaneConv3d(WanCausalConv3d):
@@ -51,18 +71,33 @@ def use_planes(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def init_unit_gain(vae: AutoencoderKLWan) -> None:
-    """Unit gain, no bias, and kernels that start as 2D ones on the present frame.
+def new_wan_vae() -> AutoencoderKLWan:
+    """A VAE that starts by passing its input on: unit gain, no bias, residual branches that give nothing.
 
     With PyTorch's initialisation the decoder learns for hundreds of steps to ignore its input.
     """
+    vae = AutoencoderKLWan(**CONFIG)
     for module in vae.modules():
-        if not isinstance(module, (nn.Conv2d, nn.Conv3d)):
-            continue
-        nn.init.zeros_(module.bias)
-        nn.init.zeros_(module.weight)
-        present = module.weight[:, :, -1] if module.weight.ndim == 5 else module.weight
-        present.normal_(0, 1 / math.sqrt(present[0].numel()))
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            _init_unit_gain(module)
+    for module in vae.modules():
+        if isinstance(module, WanResidualBlock):
+            nn.init.zeros_(module.conv2.weight)
+        elif isinstance(module, WanAttentionBlock):
+            nn.init.zeros_(module.proj.weight)
+        elif isinstance(module, WanResample):
+            for child in module.modules():
+                if isinstance(child, (nn.Conv2d, nn.Conv3d)):
+                    nn.init.zeros_(child.weight)
+    return vae
+
+
+def _init_unit_gain(conv: nn.Conv2d | nn.Conv3d) -> None:
+    """No bias; a 3D kernel starts as a 2D one on the present frame."""
+    nn.init.zeros_(conv.bias)
+    nn.init.zeros_(conv.weight)
+    present = conv.weight[:, :, -1] if conv.weight.ndim == 5 else conv.weight
+    present.normal_(0, 1 / math.sqrt(present[0].numel()))
 
 
 def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
