@@ -41,11 +41,15 @@ def weight_folder(load: str | Path, engine: EngineSection) -> Path:
     return folder
 
 
-def load_transformer(config: MagiConfig, device: torch.device | str = "cpu") -> MagiTransformer3DModel:
+def load_transformer(config: MagiConfig, dtype: torch.dtype | None = None) -> MagiTransformer3DModel:
     """Read the transformer of a configuration: every tensor must be there, known and of the right shape.
 
-    Weights are in the configuration's ``params_dtype``, but for the parts that the official loader keeps in
-    fp32. Quantised weights are turned into plain bf16 ones.
+    Quantised weights are turned into plain bf16 ones.
+
+    Args:
+        config: what to load and where it lies.
+        dtype: of the weights, but for the parts that the official loader keeps in fp32; None takes the
+            configuration's ``params_dtype``.
 
     Raises:
         ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
@@ -55,8 +59,8 @@ def load_transformer(config: MagiConfig, device: torch.device | str = "cpu") -> 
     fp8 = config.engine_config.fp8_quant
     if fp8:
         logger.warning("fp8 weights are dequantised to bf16: slower and larger than fp8 arithmetic.")
-    tensors = _read_checked(folder, official_shapes(model, fp8), device)
-    dtype = getattr(torch, config.model_config.params_dtype.removeprefix("torch."))
+    tensors = _read_checked(folder, official_shapes(model, fp8))
+    dtype = dtype or getattr(torch, config.model_config.params_dtype.removeprefix("torch."))
     state = {}
     for official in list(tensors):
         if official.endswith("_scale"):
@@ -68,7 +72,7 @@ def load_transformer(config: MagiConfig, device: torch.device | str = "cpu") -> 
     return model.eval().requires_grad_(False)
 
 
-def load_vae(folder: str | Path, device: torch.device | str = "cpu") -> AutoencoderKLMagi:
+def load_vae(folder: str | Path) -> AutoencoderKLMagi:
     """Read the official VAE, ``config.json`` and safetensors beside it, in fp32.
 
     Raises:
@@ -83,14 +87,12 @@ def load_vae(folder: str | Path, device: torch.device | str = "cpu") -> Autoenco
     with torch.device("meta"):
         vae = AutoencoderKLMagi(**settings)
     shapes = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
-    tensors = _read_checked(folder, shapes, device)
+    tensors = _read_checked(folder, shapes)
     vae.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=True, assign=True)
     return vae.eval().requires_grad_(False)
 
 
-def _read_checked(
-    folder: Path, shapes: dict[str, tuple[int, ...]], device: torch.device | str
-) -> dict[str, Tensor]:
+def _read_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """All tensors of a folder's weight files, if they are exactly those that are wanted."""
     found: dict[str, Path] = {}
     for path in _weight_files(folder):
@@ -107,7 +109,7 @@ def _read_checked(
         raise ValueError(f"{folder} lacks {missing[0]} and {len(missing) - 1} other tensors.")
     tensors = {}
     for path in sorted(set(found.values())):
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return tensors
 

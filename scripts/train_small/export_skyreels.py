@@ -8,17 +8,16 @@ import logging
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
-from matplotlib.figure import Figure
+from record import write_record
 from skyreels_transformer import WindowTransformer
 from text import build_text_encoder, build_tokenizer
 
-from flowcache.files import replaced_when_done, write_atomically
+from flowcache.files import write_atomically
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 
-logger = logging.getLogger("export")
+logger = logging.getLogger("export_skyreels")
 
 #: Settings that suit the small model; scripts and Python front take them unless told otherwise.
 DEFAULTS = {
@@ -47,14 +46,7 @@ def export(vae_folder: Path, run: Path, out: Path, dtype: torch.dtype) -> None:
         part.replace(target)
     draft.rmdir()
     write_atomically(out / "defaults.json", (json.dumps(DEFAULTS, indent=2) + "\n").encode())
-    arguments = {
-        script: json.loads((folder / "arguments.json").read_text())
-        for script, folder in (("train_vae.py", vae_folder), ("train_skyreels.py", run))
-    }
-    write_atomically(out / "training.json", (json.dumps(arguments, indent=2) + "\n").encode())
-    draw_losses(json.loads((run / "losses.json").read_text()), out / "loss_curve.png")
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    logger.info("wrote %s, %.1f MB", out, size / 1e6)
+    write_record({"train_vae.py": vae_folder, "train_skyreels.py": run}, out)
 
 
 def _pipeline(vae_folder: Path, weights: Path, dtype: torch.dtype) -> FlowCacheSkyReelsV2Pipeline:
@@ -69,19 +61,6 @@ def _pipeline(vae_folder: Path, weights: Path, dtype: torch.dtype) -> FlowCacheS
     )
     parts = tokenizer, encoder.to(dtype), model.core.to(dtype), vae.to(dtype), scheduler
     return FlowCacheSkyReelsV2Pipeline(*parts)
-
-
-def draw_losses(losses: list[float], path: Path, window: int = 50) -> None:
-    """Save a PNG of the running mean of the loss."""
-    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    figure = Figure(figsize=(7, 3.2), dpi=120, layout="constrained")
-    axis = figure.subplots()
-    axis.plot(np.arange(len(smooth)) + window, smooth, color="#15416e", linewidth=1)
-    axis.set(xlabel="step", ylabel=f"velocity error, mean of {window} steps", yscale="log")
-    axis.grid(which="both", color="#e6e6e6", linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
-    with replaced_when_done(path) as temporary:
-        figure.savefig(temporary, format="png")
 
 
 def main() -> None:
