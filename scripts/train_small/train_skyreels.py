@@ -18,6 +18,7 @@ from trainer import new_parser, train
 from wan_vae import encode, use_planes
 
 WINDOW = 25  # latent frames of the longest clip
+SHORT = 5  # of those that are cheap, and so many, that they teach what things look like
 
 
 class SkyReelsTask:
@@ -32,12 +33,13 @@ class SkyReelsTask:
             torch.tensor(values).view(shape).to(args.device)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        self._pool = LatentPool(
-            lambda video: (encode(vae, patchify(video.to(args.device), vae.config.patch_size)) - mean) / std,
-            held_out_captions(),
-            4 * WINDOW - 3,
-            args.clips,
-            args.seed + 1,
+
+        def encode_normalised(video: Tensor) -> Tensor:
+            return (encode(vae, patchify(video.to(args.device), vae.config.patch_size)) - mean) / std
+
+        self._long, self._short = (
+            LatentPool(encode_normalised, held_out_captions(), 4 * frames - 3, limit, args.seed + frames)
+            for frames, limit in ((WINDOW, args.clips), (SHORT, 4 * args.clips))
         )
         self._tokenizer = build_tokenizer()
         self._model = WindowTransformer(vae.config.z_dim).to(args.device)
@@ -46,14 +48,18 @@ class SkyReelsTask:
         self.blocks = self._model.core.blocks
 
     def grow(self) -> None:
-        self._pool.grow()
+        self._long.grow()
+        for _ in range(4):
+            self._short.grow()
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         device = self._args.device
         causal = bool(rng.random() < 0.5)
-        frames = WINDOW if rng.random() < 0.5 else int(rng.integers(1, WINDOW))
-        clips = round(self._args.batch * WINDOW / max(frames, 5))
-        latents, captions = self._pool.draw(rng, clips, frames)
+        short = bool(rng.random() < 0.5)
+        longest = SHORT if short else WINDOW
+        frames = longest if rng.random() < 0.7 else int(rng.integers(1, longest))
+        clips = round(self._args.batch * WINDOW / longest)
+        latents, captions = (self._short if short else self._long).draw(rng, clips, frames)
         captions = [caption if rng.random() > 0.1 else "" for caption in captions]
         levels = torch.stack([draw_levels(rng, frames, causal) for _ in captions]).to(device)
         text = embed_captions(self._tokenizer, self._encoder, captions)

@@ -1,0 +1,22 @@
+"""Scores by which tokens are kept; a scorer is one file."""
+
+from .base import ScoreInput, Scorer
+from .importance import Importance
+from .key_norm import KeyNorm
+from .paper import Paper
+from .random import Random
+from .recency import Recency
+from .redundancy import Redundancy
+from .sink_window import SinkWindow
+
+__all__ = [
+    "Importance",
+    "KeyNorm",
+    "Paper",
+    "Random",
+    "Recency",
+    "Redundancy",
+    "ScoreInput",
+    "Scorer",
+    "SinkWindow",
+]

@@ -1,0 +1,26 @@
+"""Control: keep the first tokens and the newest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import ScoreInput, Scorer
+
+
+@dataclass(frozen=True)
+class SinkWindow(Scorer):
+    """The very first tokens, then the newer the better (Xiao et al., StreamingLLM, 2023).
+
+    Args:
+        sink: share of a chunk that counts as first.
+    """
+
+    sink: float = 0.25
+
+    def score(self, tokens: ScoreInput) -> Tensor:
+        ages = tokens.ages.float()
+        count = min(ages.shape[1], max(1, round(self.sink * tokens.tokens_per_chunk)))
+        oldest = ages.topk(count, dim=1).values[:, -1:]
+        return (ages >= oldest) * (2 * ages.amax() + 1) - ages

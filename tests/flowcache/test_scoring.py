@@ -1,0 +1,170 @@
+"""Scores and selection: against the originals, against their plain formulas, and in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from reference import Case, reference_dir
+
+from flowcache.kv import attention_mass as streamed
+from flowcache.kv.scorers import (
+    Importance,
+    KeyNorm,
+    Paper,
+    Random,
+    Recency,
+    Redundancy,
+    ScoreInput,
+    SinkWindow,
+)
+from flowcache.kv.selection import WEIGHTINGS, group_means, select, weight_by_place
+
+
+def listed(part: str, name: str) -> list[dict]:
+    path = reference_dir() / part / f"{name}.json"
+    return json.loads(path.read_text())["cases"] if path.is_file() else [{"name": "absent", "case": "absent"}]
+
+
+def tokens_of(keys, queries, values=None, chunk=1) -> ScoreInput:
+    ages = torch.arange(len(keys)).flip(0).expand(keys.shape[1], -1)
+    return ScoreInput(keys, keys if values is None else values, queries, ages, chunk)
+
+
+def random_tokens(count=300, heads=4, kv_heads=2, queries=70, dim=16) -> ScoreInput:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(count, kv_heads, dim, generator=generator)
+    return tokens_of(keys, torch.randn(queries, heads, dim, generator=generator), chunk=100)
+
+
+def plain_mass(queries, keys):
+    """Mean attention by its definition, in double precision."""
+    groups = queries.shape[1] // keys.shape[1]
+    keys = keys.double().repeat_interleave(groups, dim=1)
+    logits = torch.einsum("nhd,thd->hnt", queries.double(), keys) / math.sqrt(keys.shape[-1])
+    return logits.unflatten(0, (-1, groups)).amax(dim=1).softmax(dim=-1).mean(dim=1)
+
+
+@pytest.mark.parametrize("entry", listed("skyreels_v2", "compress_unit"), ids=lambda e: f"case{e['case']}")
+def test_original_on_skyreels(entry):
+    tensors = Case(reference_dir() / "skyreels_v2", "compress_unit").tensors
+    name = f"c{entry['case']}"
+    tokens = tokens_of(tensors[f"{name}_k"], tensors[f"{name}_q"])
+    mass = streamed.attention_mass(tokens.queries, tokens.keys)
+    assert torch.allclose(mass, tensors[f"{name}_attn_mean"], atol=1e-6)
+    assert torch.allclose(Importance().score(tokens), tensors[f"{name}_attn_pooled"], atol=1e-6)
+    assert torch.allclose(-Redundancy().score(tokens), tensors[f"{name}_redundancy"], atol=1e-6)
+    scores = Paper().score(tokens)
+    assert torch.allclose(scores, tensors[f"{name}_score"], atol=1e-6)
+    kept = select(scores, entry["budget"])
+    expected = tensors[f"{name}_kept"].long()
+    assert torch.equal(kept.sort().values, expected.sort().values)
+    if entry["order_gap"] > 1e-6:
+        assert torch.equal(kept, expected)
+
+
+@pytest.mark.parametrize("entry", listed("magi1", "kvcompress_unit"), ids=lambda e: e["name"])
+def test_original_on_magi(entry):
+    tensors = Case(reference_dir() / "magi1", "kvcompress_unit").tensors
+    kind, strategy, granularity, rest = entry["name"].split("_", 3)
+    weighting, power = rest.rsplit("_p", 1)
+    frame = entry["H"] * entry["W"]
+    chunk = entry["T"] * frame
+    shown = {"token": 50, "frame": frame, "chunk": chunk}[granularity]
+    tokens = tokens_of(tensors[f"{kind}_key"], tensors[f"{kind}_query"][-shown:], chunk=chunk)
+    assert torch.allclose(-Redundancy().score(tokens), tensors[f"{kind}_similarity"], atol=1e-6)
+    scores = Paper(entry["mix_lambda"], Importance(entry["kernel_size"])).score(tokens)
+    group = {"token": 1, "frame": frame, "chunk": chunk}[strategy]
+    if group == 1:
+        scores = scores - scores.amin(dim=1, keepdim=True)
+        scores = weight_by_place(scores, weighting, float(power), chunk)
+        shaped = scores
+    else:
+        shaped = group_means(scores, group)
+    expected = tensors[f"{entry['name']}_score"]
+    assert torch.allclose(shaped, expected, atol=1e-6, rtol=1e-5)
+    kept = select(scores, entry["budget"], group)
+    assert torch.equal(kept.sort().values, tensors[f"{entry['name']}_indices"].T.sort().values)
+
+
+@pytest.mark.parametrize("blocks", [(256, 2048), (7, 11), (1000, 1)])
+def test_streamed_mass_equals_its_definition(monkeypatch, blocks):
+    monkeypatch.setattr(streamed, "QUERY_BLOCK", blocks[0])
+    monkeypatch.setattr(streamed, "KEY_BLOCK", blocks[1])
+    tokens = random_tokens()
+    expected = plain_mass(tokens.queries, tokens.keys)
+    assert torch.allclose(
+        streamed.attention_mass(tokens.queries, tokens.keys).double(), expected, rtol=1e-5, atol=1e-9
+    )
+
+
+def test_redundancy_equals_its_definition():
+    keys = random_tokens().keys.double()
+    units = keys / keys.norm(dim=-1, keepdim=True)
+    cosines = torch.einsum("ihd,jhd->hij", units, units)
+    cosines.diagonal(dim1=1, dim2=2).zero_()
+    expected = cosines.mean(dim=1).softmax(dim=-1)
+    actual = -Redundancy().score(random_tokens())
+    assert torch.allclose(actual.double(), expected, rtol=1e-5)
+
+
+def test_memory_does_not_hold_queries_times_keys():
+    """The whole matrix would need a hundred times what the largest tensor made here does."""
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return out
+
+    count, heads = 12_000, 2
+    tokens = random_tokens(count, heads, 1, queries=10_000, dim=8)
+    with Watch():
+        Paper().score(tokens)
+    assert largest * 100 <= heads * count * len(tokens.queries)
+
+
+@pytest.mark.parametrize(
+    "scorer", [Importance(), Redundancy(), Paper(), Recency(), SinkWindow(), KeyNorm(), Random()]
+)
+def test_scorers_answer_for_every_head_and_token(scorer):
+    tokens = random_tokens()
+    scores = scorer.score(tokens)
+    assert scores.shape == (2, 300)
+    assert scores.dtype == torch.float32
+    assert scores.isfinite().all()
+    assert torch.equal(scores, scorer.score(tokens))
+
+
+def test_controls_keep_what_they_are_named_after():
+    tokens = random_tokens()
+    assert select(Recency().score(tokens), 3)[0].tolist() == [299, 298, 297]
+    kept = select(SinkWindow(sink=0.02).score(tokens), 4)[0].tolist()
+    assert sorted(kept) == [0, 1, 298, 299]
+    norms = tokens.keys[:, 0].norm(dim=-1)
+    assert select(KeyNorm().score(tokens), 1)[0].item() == norms.argmin()
+
+
+def test_selection_by_groups_keeps_whole_groups():
+    scores = torch.tensor([[0.0, 1, 5, 5, 2, 2, 9]])
+    assert select(scores, 5, group=2).tolist() == [[2, 3, 4, 5]]
+    assert select(scores, 99).shape == (1, 7)
+    with pytest.raises(ValueError, match="at least one group of 4"):
+        select(scores, 3, group=4)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_weightings_are_finite_and_keep_their_shape(weighting):
+    scores = torch.rand(2, 50)
+    weighted = weight_by_place(scores, weighting, 3, 10)
+    assert weighted.shape == scores.shape
+    assert np.isfinite(weighted.numpy()).all()
+    with pytest.raises(ValueError, match="score_weighting_method"):
+        weight_by_place(scores, "default", 3, 10)
