@@ -9,13 +9,11 @@ Any key of the configuration can be set: ``--num_steps 16 --seed 7``. Writes the
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # Transformers warns about every image processor that lacks torchvision; none of them is used here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -24,24 +22,15 @@ import torch
 import yaml
 
 from flowcache import FlowCacheConfig, Trace
-from flowcache.plots import reuse_map
+from flowcache.command_line import Parser, run_program, words_of, writable_folder
 from flowcache.video import VideoWriter, read_image, read_video, resize_and_crop, to_float, to_uint8
 from magi1.captions import CaptionSwitches, SpecialTokens
 from magi1.config import FlowCacheOptions
 from magi1.methods import METHODS, method_config
 from magi1.model_source import ModelSource, load_pipeline, resolve_model
 
-logger = logging.getLogger("generate_video")
-
 FOLDER = Path(__file__).resolve().parent
 DEFAULT_PROMPT = "a red circle moves right over a dark background"
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the list of all flags."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message.rstrip('.')}.\n")
 
 
 @dataclass(frozen=True)
@@ -61,9 +50,7 @@ class Job:
 
 def build_parser() -> argparse.ArgumentParser:
     """The original's flags, then ours."""
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--config_file", type=Path, default=FOLDER / "config" / "single_run" / "flowcache_t2v.json")
     add("--mode", choices=["t2v", "i2v", "v2v"], default="t2v")
@@ -110,12 +97,7 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
         tokens = SpecialTokens.from_file(args.special_tokens or "example/assets/special_tokens.npz")
     prefix = _read_prefix(args, source)
     output = args.output_path or _default_output(args, source)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output_path {output} cannot be made: {error.strerror}.") from error
-    if not os.access(output.parent, os.W_OK):
-        raise ValueError(f"output_path {output} lies in a folder that is not writable.")
+    writable_folder("output_path", output.parent)
     return Job(source, cache, options, prompt, prefix, switches, tokens, output, args.method)
 
 
@@ -147,15 +129,15 @@ def _prefix_frames(num_frames: int, fps: int, stride: int) -> int:
 
 
 def _default_output(args: argparse.Namespace, source: ModelSource) -> Path:
-    words = "".join(c if c.isalnum() else "_" for c in args.prompt.strip())[:60].strip("_") or "video"
-    words = words.encode()[:120].decode(errors="ignore")
     runtime = source.config.runtime_config
-    name = f"{words}_{args.mode}_{args.method}_seed{runtime.seed}_steps{runtime.num_steps}.mp4"
+    name = (
+        f"{words_of(args.prompt)}_{args.mode}_{args.method}_seed{runtime.seed}_steps{runtime.num_steps}.mp4"
+    )
     return Path("outputs") / "magi1" / name
 
 
-def run(args: argparse.Namespace, job: Job) -> Trace:
-    """Load, generate, write chunk by chunk; returns the trace."""
+def run(args: argparse.Namespace, job: Job) -> tuple[Trace, Path]:
+    """Load, generate, write chunk by chunk; returns the trace and the video's path."""
     trace = Trace(method=job.method)
     with trace.timer("load"):
         pipeline = load_pipeline(job.source, args.device)
@@ -174,41 +156,13 @@ def run(args: argparse.Namespace, job: Job) -> Trace:
             with trace.timer("write"):
                 writer.write(to_uint8(part.frames))
     trace.settings["model"] = job.source.config.runtime_config.load
-    trace.save(job.output.with_suffix(".trace.json"))
-    reuse_map(trace, job.output.with_suffix(".reuse.png"))
-    return trace
-
-
-def summary(trace: Trace, seconds: float) -> str:
-    """One line: time, reuse, FLOPs, memory."""
-    actual, vanilla = trace.flops["actual"], trace.flops["vanilla"]
-    return (
-        f"{seconds:.1f} s in all, {trace.seconds['denoise']:.1f} s denoising; "
-        f"reuse ratio {trace.reuse_ratio:.2f}; {actual / 1e15:.6f} PFLOPs "
-        f"({vanilla / actual:.2f}x fewer than vanilla); peak memory {trace.peak_memory_bytes / 2**30:.2f} GiB"
-    )
+    return trace, job.output
 
 
 def main() -> int:
     """Parse, check, run; 2 for bad input, 1 for a failure."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     args, rest = build_parser().parse_known_args()
-    started = time.perf_counter()
-    try:
-        job = prepare(args, rest)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        trace = run(args, job)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"video: {job.output}")
-    print(f"trace: {job.output.with_suffix('.trace.json')}")
-    print(f"reuse map: {job.output.with_suffix('.reuse.png')}")
-    print(summary(trace, time.perf_counter() - started))
-    return 0
+    return run_program(lambda: prepare(args, rest), lambda job: run(args, job))
 
 
 if __name__ == "__main__":

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import logging
 import math
 import os
-import re
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # Transformers warns about every image processor that lacks torchvision; none of them is used here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -27,7 +24,7 @@ import numpy as np
 import torch
 
 from flowcache import FlowCacheConfig, Trace
-from flowcache.plots import reuse_map
+from flowcache.command_line import Parser, run_program, words_of, writable_folder
 from flowcache.video import (
     Frames,
     VideoInfo,
@@ -42,8 +39,6 @@ from flowcache.video import (
 from skyreels_v2 import METHODS, PRESETS, Condition, ModelSource, VideoSettings, load_pipeline, resolve_model
 from skyreels_v2.settings import RESOLUTIONS, latent_frames
 from skyreels_v2.windows import plan_windows
-
-logger = logging.getLogger("generate_video_df")
 
 
 @dataclass(frozen=True)
@@ -61,18 +56,9 @@ class Job:
     method: str
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the list of all flags."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message.rstrip('.')}.\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The flags: the original's first, then ours. None means: what suits the model."""
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_id", default="auto", help="auto, small, a Hub id or a folder (default: auto)")
     add("--resolution", choices=["auto", *RESOLUTIONS], default="auto", help="auto: what suits the model")
@@ -230,24 +216,18 @@ def _output_path(
     args: argparse.Namespace, settings: VideoSettings, cache: FlowCacheConfig, prompt: str
 ) -> Path:
     """The video's path; other settings never share a name, the same ones always do."""
-    folder = args.outdir / args.expname
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"outdir {folder} cannot be made: {error.strerror}.") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"outdir {folder} is not writable.")
-    words = re.sub(r"[^\w]+", "_", prompt).strip("_")[:60]
-    words = words.encode()[:120].decode(errors="ignore") or "video"
+    folder = writable_folder("outdir", args.outdir / args.expname)
     tag = args.method if args.method in ("vanilla", "causal") else f"{args.method}_{args.preset}"
     sources = [str(path) for path in (args.image, args.end_image, args.video_path)]
     told = repr((prompt, args.negative_prompt, args.model_id, settings, cache, sources))
     digest = hashlib.sha256(told.encode()).hexdigest()[:6]
-    return folder / f"{words}_{tag}_seed{settings.seed}_steps{settings.inference_steps}_{digest}.mp4"
+    return (
+        folder / f"{words_of(prompt)}_{tag}_seed{settings.seed}_steps{settings.inference_steps}_{digest}.mp4"
+    )
 
 
-def run(args: argparse.Namespace, job: Job) -> Trace:
-    """Load, generate, write; returns the trace."""
+def run(args: argparse.Namespace, job: Job) -> tuple[Trace, Path]:
+    """Load, generate, write; returns the trace and the video's path."""
     trace = Trace(method=job.method)
     with trace.timer("load"):
         pipeline = load_pipeline(job.source, args.device, args.offload)
@@ -266,42 +246,13 @@ def run(args: argparse.Namespace, job: Job) -> Trace:
                 writer.write(frames[skip:])
             skip = max(0, skip - len(frames))
     trace.settings["model"] = job.source.location
-    trace.save(job.output.with_suffix(".trace.json"))
-    reuse_map(trace, job.output.with_suffix(".reuse.png"))
-    return trace
-
-
-def summary(trace: Trace, seconds: float) -> str:
-    """One line: time, reuse, FLOPs, memory."""
-    actual, vanilla = trace.flops["actual"], trace.flops["vanilla"]
-    return (
-        f"{seconds:.1f} s in all, {trace.seconds['denoise']:.1f} s denoising; "
-        f"reuse ratio {trace.reuse_ratio:.2f}; {actual / 1e15:.6f} PFLOPs "
-        f"({vanilla / actual:.2f}x fewer than vanilla); peak memory {trace.peak_memory_bytes / 2**30:.2f} GiB"
-    )
+    return trace, job.output
 
 
 def main() -> int:
     """Parse, check, run; 2 for bad input, 1 for a failure."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     args = build_parser().parse_args()
-    started = time.perf_counter()
-    try:
-        job = prepare(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        trace = run(args, job)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"video: {job.output}")
-    print(f"trace: {job.output.with_suffix('.trace.json')}")
-    print(f"reuse map: {job.output.with_suffix('.reuse.png')}")
-    print(summary(trace, time.perf_counter() - started))
-    return 0
+    return run_program(lambda: prepare(args), lambda job: run(args, job))
 
 
 if __name__ == "__main__":

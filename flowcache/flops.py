@@ -6,9 +6,27 @@ A multiply-add counts as two; matrix products only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from .chunk_model import ChunkModel
+
+
+@dataclass(frozen=True)
+class PatchFlops:
+    """FLOPs of a transformer's edges: its patch embedding and its output projection."""
+
+    dim: int
+    patch_features_in: int
+    patch_features_out: int
+
+    def embed(self, num_tokens: int) -> float:
+        """The patch embedding; the same for all branches."""
+        return 2.0 * num_tokens * self.patch_features_in * self.dim
+
+    def head(self, num_tokens: int) -> float:
+        """The output projection."""
+        return 2.0 * num_tokens * self.patch_features_out * self.dim
 
 
 class GainSplit:

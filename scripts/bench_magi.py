@@ -8,12 +8,11 @@ A way is a method, with ``:threshold`` for one that reuses, and ``:paper`` behin
 from __future__ import annotations
 
 import argparse
-import logging
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from interleaved import measure, new_parser
+from interleaved import main, measure, new_parser
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.video import Frames, to_uint8
@@ -65,23 +64,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--num_frames", type=int, default=240)
     add("--steps", type=int, default=64)
     args = parser.parse_args()
-    if args.repeats < 1:
-        parser.error("--repeats must be at least 1.")
     for way in args.ways:
         cache_of(way)
     return args
 
 
-def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        args = parse_arguments()
-        table = bench(args)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    print(table)
-    print(f"\nmeasurements, contact sheets, traces and pictures: {args.outdir}")
-
-
 if __name__ == "__main__":
-    main()
+    main(parse_arguments, bench)

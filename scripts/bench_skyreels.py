@@ -8,10 +8,9 @@ A way is a method, with ``:preset`` for one that reuses.
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
-from interleaved import measure, new_parser
+from interleaved import main, measure, new_parser
 
 from flowcache import Trace
 from flowcache.video import Frames, to_uint8
@@ -59,23 +58,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--height", type=int, help="default: the model's")
     add("--width", type=int, help="default: the model's")
     args = parser.parse_args()
-    if args.repeats < 1:
-        parser.error("--repeats must be at least 1.")
     for way in args.ways:
         method_config(*way.split(":")[:2])
     return args
 
 
-def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        args = parse_arguments()
-        table = bench(args)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    print(table)
-    print(f"\nmeasurements, contact sheets, traces and pictures: {args.outdir}")
-
-
 if __name__ == "__main__":
-    main()
+    main(parse_arguments, bench)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,6 +110,14 @@ def summarise(measurements: list[Measurement], ways: Sequence[str], compare_with
     return "\n".join(lines + [f"\n{split}" for split in splits if split])
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -131,6 +140,18 @@ def _split(run: Measurement) -> str:
     )
 
 
+def main(parse: Callable[[], argparse.Namespace], bench: Callable[[argparse.Namespace], str]) -> None:
+    """Parse, measure and print the table; bad input ends in one sentence."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        args = parse()
+        table = bench(args)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(table)
+    print(f"\nmeasurements, contact sheets, traces and pictures: {args.outdir}")
+
+
 def new_parser(description: str, ways: Sequence[str], outdir: Path) -> argparse.ArgumentParser:
     """The flags that all benchmarks share."""
     parser = argparse.ArgumentParser(
@@ -139,7 +160,7 @@ def new_parser(description: str, ways: Sequence[str], outdir: Path) -> argparse.
     add = parser.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--ways", nargs="+", default=list(ways), help="ratios are to the first")
-    add("--repeats", type=int, default=3, help="each has a seed of its own")
+    add("--repeats", type=positive, default=3, help="each has a seed of its own")
     add("--seed", type=int, default=0, help="of the first repeat")
     add("--prompt", help="default: the model's")
     add("--outdir", type=Path, default=outdir)

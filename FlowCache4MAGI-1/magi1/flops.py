@@ -5,23 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from flowcache.flops import PatchFlops
+
 
 @dataclass(frozen=True)
-class TransformerFlops:
+class TransformerFlops(PatchFlops):
     """FLOPs of one branch of the transformer, from its sizes.
 
     The keys and values of the text are projected once per video and left out; so is the condition, which is
     one row for a whole chunk.
     """
 
-    dim: int
     query_dim: int
     key_dim: int
     ffn_products: int
     num_layers: int
     text_tokens: int
-    patch_features_in: int
-    patch_features_out: int
 
     @classmethod
     def of(cls, config: Any, text_tokens: int) -> TransformerFlops:
@@ -45,11 +44,3 @@ class TransformerFlops:
         attention = 4 * num_tokens * self.query_dim * (num_keys + self.text_tokens)
         feed_forward = 2 * num_tokens * self.dim * self.ffn_products
         return float(self.num_layers * (projections + attention + feed_forward))
-
-    def embed(self, num_tokens: int) -> float:
-        """The patch embedding; the same for all branches."""
-        return 2.0 * num_tokens * self.patch_features_in * self.dim
-
-    def head(self, num_tokens: int) -> float:
-        """The output projection."""
-        return 2.0 * num_tokens * self.patch_features_out * self.dim

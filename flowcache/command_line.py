@@ -1,0 +1,93 @@
+"""What the programs that generate videos share: how they refuse, report and end."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from .plots import reuse_map
+from .trace import Trace
+
+Job = TypeVar("Job")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the list of all flags; takes no abbreviations."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message.rstrip('.')}.\n")
+
+
+def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Path]]) -> int:
+    """Check, run and report; returns the exit code: 2 for bad input, 1 for a failure.
+
+    Args:
+        prepare: checks the input before any weight is read; raises ValueError or OSError with one sentence.
+        run: makes the video; returns the trace and the video's path.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    started = time.perf_counter()
+    code = 2
+    try:
+        job = prepare()
+        code = 1
+        trace, video = run(job)
+        report = save_trace(trace, video)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return code
+    sys.stdout.write(f"video: {video}\n{report}\n{summary(trace, time.perf_counter() - started)}\n")
+    return 0
+
+
+def save_trace(trace: Trace, video: Path) -> str:
+    """Write trace and reuse map beside a video; says where they lie."""
+    files = {"trace": video.with_suffix(".trace.json"), "reuse map": video.with_suffix(".reuse.png")}
+    trace.save(files["trace"])
+    reuse_map(trace, files["reuse map"])
+    return "\n".join(f"{name}: {path}" for name, path in files.items())
+
+
+def summary(trace: Trace, seconds: float) -> str:
+    """One line: time, reuse, FLOPs, memory."""
+    actual, vanilla = trace.flops["actual"], trace.flops["vanilla"]
+    return (
+        f"{seconds:.1f} s in all, {trace.seconds['denoise']:.1f} s denoising; "
+        f"reuse ratio {trace.reuse_ratio:.2f}; {actual / 1e15:.6f} PFLOPs "
+        f"({vanilla / actual:.2f}x fewer than vanilla); peak memory {trace.peak_memory_bytes / 2**30:.2f} GiB"
+    )
+
+
+def writable_folder(name: str, folder: Path) -> Path:
+    """The folder, made if need be.
+
+    Raises:
+        ValueError: it cannot be made or written to; the argument ``name`` is named.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".flowcache").touch()
+        (folder / ".flowcache").unlink()
+    except OSError as error:
+        raise ValueError(f"{name} {folder} cannot be written to: {error.strerror}.") from error
+    return folder
+
+
+def words_of(prompt: str) -> str:
+    """A prompt as part of a file's name: letters and digits, at most 60 of them and 120 bytes."""
+    words = "".join(c if c.isalnum() else " " for c in prompt).split()
+    name = "_".join(words)[:60].strip("_")
+    return name.encode()[:120].decode(errors="ignore") or "video"
