@@ -139,7 +139,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
                 condition_generator.manual_seed(settings.seed + index + 1)
                 with trace.timer("encode"), self._resident("vae"):
                     window = self._new_window(settings, plan, frames, last, generator)
-                with trace.timer("denoise"), self._resident("transformer"):
+                with trace.timer("denoise"), self._resident("transformer"), torch.inference_mode():
                     solver = ChunkUniPC(settings.inference_steps, settings.shift)
                     for _ in denoiser.run(window, plan.schedule(settings, last is not None), solver):
                         pass

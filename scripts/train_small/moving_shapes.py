@@ -78,9 +78,9 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, held_out: frozenset[str] = frozenset()) -> Scene:
-    """A random scene whose caption is not in ``held_out``; one shape in 75% of cases, else two."""
+    """A random scene whose caption is not in ``held_out``; one shape in 85% of cases, else two."""
     while True:
-        count = 1 if rng.random() < 0.75 else 2
+        count = 1 if rng.random() < 0.85 else 2
         scene = Scene(
             tuple(_draw_shape(rng, count, i) for i in range(count)), str(rng.choice(list(BACKGROUNDS)))
         )
@@ -90,10 +90,15 @@ def draw_scene(rng: np.random.Generator, held_out: frozenset[str] = frozenset())
 
 
 def shape_of(
-    colour: str, form: str, motion: str, rng: np.random.Generator, lane: tuple[float, float] = (0.25, 0.75)
+    colour: str,
+    form: str,
+    motion: str,
+    rng: np.random.Generator,
+    lane: tuple[float, float] = (0.3, 0.7),
+    radius: tuple[float, float] = (0.22, 0.28),
 ) -> Shape:
     """A shape with random size, place, speed and phase; ``lane`` bounds its centre across its motion."""
-    radius = rng.uniform(0.16, 0.22)
+    radius = rng.uniform(*radius)
     x, y = rng.uniform(0, 1), rng.uniform(0, 1)
     if motion in ("moves right", "moves left"):
         y = rng.uniform(*lane)
@@ -117,8 +122,10 @@ def _draw_shape(rng: np.random.Generator, count: int, index: int) -> Shape:
     colour, form, motion = (str(rng.choice(options)) for options in (list(COLOURS), FORMS, MOTIONS))
     if form == "circle" and motion == "turns":
         motion = "grows and shrinks"
-    lane = (0.3, 0.7) if count == 1 else ((0.22, 0.32), (0.68, 0.78))[index]
-    return shape_of(colour, form, motion, rng, lane)
+    if count == 1:
+        return shape_of(colour, form, motion, rng)
+    lane = ((0.22, 0.32), (0.68, 0.78))[index]
+    return shape_of(colour, form, motion, rng, lane, radius=(0.17, 0.21))
 
 
 def render(scene: Scene, num_frames: int, size: int = 64, start: int = 0) -> Tensor:

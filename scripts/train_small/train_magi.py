@@ -44,8 +44,9 @@ class MagiTask:
     def grow(self) -> None:
         self._pool.grow()
 
-    def loss(self, rng: np.random.Generator) -> Tensor:
-        chunks = CHUNKS if rng.random() < 0.6 else int(rng.integers(1, CHUNKS))
+    def loss(self, rng: np.random.Generator, done: float) -> Tensor:
+        # first what things look like, then how they move
+        chunks = CHUNKS if rng.random() < 0.3 + 0.4 * done else int(rng.integers(1, CHUNKS))
         samples = round(self._args.batch * CHUNKS / chunks)
         latents, captions = self._pool.draw(rng, samples, chunks * CHUNK)
         plans = [draw_times(rng, chunks) for _ in range(samples)]

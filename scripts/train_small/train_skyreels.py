@@ -52,10 +52,11 @@ class SkyReelsTask:
         for _ in range(4):
             self._short.grow()
 
-    def loss(self, rng: np.random.Generator) -> Tensor:
+    def loss(self, rng: np.random.Generator, done: float) -> Tensor:
         device = self._args.device
         causal = bool(rng.random() < 0.5)
-        short = bool(rng.random() < 0.5)
+        # first what things look like, then how they move
+        short = bool(rng.random() < 0.8 - 0.5 * done)
         longest = SHORT if short else WINDOW
         frames = longest if rng.random() < 0.7 else int(rng.integers(1, longest))
         clips = round(self._args.batch * WINDOW / longest)

@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the VAE")
     parser.add_argument("--minutes", type=float, default=18, help="wall time to train for")
     parser.add_argument("--lr", type=float, default=0.012)
-    parser.add_argument("--noise", type=float, default=0.06, help="noise on latents, share of their spread")
+    parser.add_argument("--noise", type=float, default=0.2, help="noise on latents, share of their spread")
     parser.add_argument("--seed", type=int, default=0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args = parser.parse_args()

@@ -34,8 +34,8 @@ class Task(Protocol):
         """Make one more clip."""
         ...
 
-    def loss(self, rng: np.random.Generator) -> Tensor:
-        """Loss of a new batch."""
+    def loss(self, rng: np.random.Generator, done: float) -> Tensor:
+        """Loss of a new batch; ``done`` is the share of the time that is spent."""
         ...
 
 
@@ -86,7 +86,7 @@ class Training:
         for optimizer, peak in zip(self._optimizers, (self.args.lr, 0.1 * self.args.lr), strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
             optimizer.zero_grad()
-        loss = self.task.loss(self.rng)
+        loss = self.task.loss(self.rng, self.done)
         loss.backward()
         for optimizer in self._optimizers:
             optimizer.step()
