@@ -305,3 +305,9 @@ def test_contact_sheet_of_nothing_is_refused(tmp_path, videos):
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet(videos, tmp_path / "sheet.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_grey_of_16_bits_keeps_its_shades(tmp_path):
+    shades = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+    Image.fromarray(shades).save(tmp_path / "grey.png")
+    assert video.read_image(tmp_path / "grey.png")[0, :, 0].tolist() == [0, 100, 255]
