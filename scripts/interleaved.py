@@ -56,7 +56,8 @@ def measure(run: Run, args: argparse.Namespace, compare_with: Sequence[str]) -> 
         for way, (_, trace) in results.items():
             measurements.append(_measurement(way, seed, videos, trace, compare_with))
             _draw(trace, args.outdir / f"{way.replace(':', '_')}_seed{seed}")
-        contact_sheet(videos, args.outdir / f"seed{seed}.png", columns=12)
+        width = max(video.shape[2] for video in videos.values())
+        contact_sheet(videos, args.outdir / f"seed{seed}.png", columns=12, scale=112 / width)
     table = summarise(measurements, args.ways, compare_with)
     record = {
         "arguments": {key: str(value) for key, value in vars(args).items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,8 +31,8 @@ class OffsetLayerNorm(nn.Module):
         return functional.layer_norm(x.float(), (self.dim,), gain, self.bias.float(), self.eps).type_as(x)
 
 
-class TimeEmbedding(nn.Module):
-    """Sinusoids of a time in [0, 1] and two linear layers; also embeds the step size of distilled models.
+class TimeEmbedding(TimestepEmbedding):
+    """Diffusers' embedding of a time in [0, 1]; also embeds the step size of distilled models.
 
     Args:
         dim: channels of the embedding.
@@ -39,24 +40,12 @@ class TimeEmbedding(nn.Module):
     """
 
     def __init__(self, dim: int, num_sinusoids: int = 256) -> None:
-        super().__init__()
-        self.num_sinusoids = num_sinusoids
-        self.linear_1 = nn.Linear(num_sinusoids, dim)
-        self.linear_2 = nn.Linear(dim, dim)
+        super().__init__(num_sinusoids, dim)
+        self.sinusoids = Timesteps(num_sinusoids, flip_sin_to_cos=True, downscale_freq_shift=0, scale=1000)
 
     def forward(self, times: Tensor) -> Tensor:
         """``[n]`` to ``[n, dim]``."""
-        sinusoids = self.sinusoids(times).to(self.linear_1.weight.dtype)
-        return self.linear_2(functional.silu(self.linear_1(sinusoids)))
-
-    def sinusoids(self, times: Tensor) -> Tensor:
-        """Cosines, then sines, of falling frequencies, ``[n, num_sinusoids]``, fp32."""
-        half = self.num_sinusoids // 2
-        # The order of the factors is that of training: for the large times of step sizes it shows in fp32.
-        exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=times.device) / half
-        frequencies = torch.exp(exponents)
-        angles = times.float()[:, None] * frequencies[None] * 1000
-        return torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return super().forward(self.sinusoids(times).to(self.linear_1.weight.dtype))
 
 
 class CaptionEmbedding(nn.Module):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flowcache import Denoiser, FlowCacheConfig, LoopOptions, StaircaseSchedule, Trace, Window, cut_window
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
+from flowcache.output import VideoOutput, VideoPart
 
 from .captions import CaptionSwitches, SpecialTokens, make_captions
 from .chunk_model import KVRange, MagiChunkModel
@@ -21,29 +23,6 @@ from .guidance import DistilledGuidance, Guidance, ThreeWayGuidance
 from .schedule import Euler, Timetable
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi
-
-
-@dataclass(frozen=True)
-class VideoPart:
-    """New frames ``[3, frames, height, width]`` in [-1, 1] of one chunk, and its latents."""
-
-    frames: Tensor
-    latents: Tensor
-
-
-@dataclass
-class VideoOutput:
-    """A generated video.
-
-    Attributes:
-        frames: ``[3, frames, height, width]`` in [-1, 1].
-        latents: ``[channels, frames', height / 8, width / 8]``.
-        trace: what happened.
-    """
-
-    frames: Tensor
-    latents: Tensor
-    trace: Trace
 
 
 class MagiPipeline(DiffusionPipeline):
@@ -70,7 +49,13 @@ class MagiPipeline(DiffusionPipeline):
         )
 
     @torch.no_grad()
-    def __call__(
+    def __call__(self, *inputs: Any, trace: Trace | None = None, **named: Any) -> VideoOutput:
+        """Generate a video; takes what ``stream`` takes."""
+        trace = trace if trace is not None else Trace()
+        return VideoOutput.join(self.stream(*inputs, trace=trace, **named), trace)
+
+    @torch.no_grad()
+    def stream(
         self,
         prompt: str,
         config: MagiConfig,
@@ -80,8 +65,8 @@ class MagiPipeline(DiffusionPipeline):
         special_tokens: SpecialTokens | None = None,
         discard_nearly_clean: bool = False,
         trace: Trace | None = None,
-    ) -> VideoOutput:
-        """Generate a video.
+    ) -> Iterator[VideoPart]:
+        """Generate a video and yield each chunk's new frames as soon as they are clean.
 
         Args:
             prompt: what to show.
@@ -97,26 +82,6 @@ class MagiPipeline(DiffusionPipeline):
         Raises:
             ValueError: the prefix does not fit, or special tokens lack their table.
         """
-        trace = trace if trace is not None else Trace()
-        parts = list(
-            self.stream(prompt, config, cache, prefix, switches, special_tokens, discard_nearly_clean, trace)
-        )
-        frames = torch.cat([part.frames for part in parts], dim=1)
-        return VideoOutput(frames, torch.cat([part.latents for part in parts], dim=1), trace)
-
-    @torch.no_grad()
-    def stream(
-        self,
-        prompt: str,
-        config: MagiConfig,
-        cache: FlowCacheConfig | None = None,
-        prefix: Tensor | None = None,
-        switches: CaptionSwitches | None = None,
-        special_tokens: SpecialTokens | None = None,
-        discard_nearly_clean: bool = False,
-        trace: Trace | None = None,
-    ) -> Iterator[VideoPart]:
-        """Like calling the pipeline, but yields each chunk's new frames as soon as they are clean."""
         cache = cache or FlowCacheConfig()
         trace = trace if trace is not None else Trace()
         runtime = config.runtime_config

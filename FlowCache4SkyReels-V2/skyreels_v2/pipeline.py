@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import SkyReelsV2DiffusionForcingPipeline
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from flowcache import Denoiser, FlowCacheConfig, LoopOptions, Trace, Window, cut_window
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
+from flowcache.output import VideoOutput, VideoPart
 
 from .chunk_model import SkyReelsV2ChunkModel
 from .codec import VideoCodec
@@ -31,29 +33,6 @@ class Condition:
 
     prefix: Tensor | None = None
     last: Tensor | None = None
-
-
-@dataclass
-class VideoOutput:
-    """A generated video.
-
-    Attributes:
-        frames: ``[3, frames, height, width]`` in [-1, 1].
-        latents: normalised latents, ``[channels, frames', height / 8, width / 8]``, overlaps dropped.
-        trace: what happened.
-    """
-
-    frames: Tensor
-    latents: Tensor
-    trace: Trace
-
-
-@dataclass(frozen=True)
-class VideoPart:
-    """The new frames of one window, ``[3, frames, height, width]`` in [-1, 1], and their latents."""
-
-    frames: Tensor
-    latents: Tensor
 
 
 class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
@@ -77,7 +56,13 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         return self.vae.config.scale_factor_spatial
 
     @torch.no_grad()
-    def __call__(
+    def __call__(self, *inputs: Any, trace: Trace | None = None, **named: Any) -> VideoOutput:
+        """Generate a video; takes what ``stream`` takes."""
+        trace = trace if trace is not None else Trace()
+        return VideoOutput.join(self.stream(*inputs, trace=trace, **named), trace)
+
+    @torch.no_grad()
+    def stream(
         self,
         prompt: str,
         negative_prompt: str | None = None,
@@ -85,8 +70,8 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         cache: FlowCacheConfig | None = None,
         condition: Condition | None = None,
         trace: Trace | None = None,
-    ) -> VideoOutput:
-        """Generate a video.
+    ) -> Iterator[VideoPart]:
+        """Generate a video and yield the new frames of each window as soon as they are decoded.
 
         Args:
             prompt: what to show.
@@ -99,22 +84,6 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         Raises:
             ValueError: a condition is of another size than the video, or its frames do not fit.
         """
-        trace = trace if trace is not None else Trace()
-        parts = list(self.stream(prompt, negative_prompt, settings, cache, condition, trace))
-        frames = torch.cat([part.frames for part in parts], dim=1)
-        return VideoOutput(frames, torch.cat([part.latents for part in parts], dim=1), trace)
-
-    @torch.no_grad()
-    def stream(
-        self,
-        prompt: str,
-        negative_prompt: str | None = None,
-        settings: VideoSettings | None = None,
-        cache: FlowCacheConfig | None = None,
-        condition: Condition | None = None,
-        trace: Trace | None = None,
-    ) -> Iterator[VideoPart]:
-        """Like calling the pipeline, but yields the new frames of each window as soon as they are decoded."""
         settings, cache = settings or VideoSettings(), cache or FlowCacheConfig()
         condition = condition or Condition()
         _check_condition(condition, settings)

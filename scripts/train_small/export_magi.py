@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from magi_transformer import CHUNK, CONFIG
-from record import write_record
+from record import forget_origins, write_record
 from safetensors.torch import save_file
 from text import build_t5_encoder, build_tokenizer
 
@@ -40,6 +40,7 @@ def export(vae_folder: Path, run: Path, out: Path) -> None:
     tokenizer.save_pretrained(draft / "t5" / T5_FOLDER)
     vae = AutoencoderKLMagi.from_pretrained(vae_folder)
     vae.half().save_pretrained(draft / "vae")
+    forget_origins(draft)
     config = json.dumps(asdict(_config(vae)), indent=2)
     write_atomically(draft / "config.json", f"{config}\n".encode())
     write_record({"train_vae.py": vae_folder, "train_magi.py": run}, draft)

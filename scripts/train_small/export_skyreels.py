@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
-from record import write_record
+from record import forget_origins, write_record
 from skyreels_transformer import WindowTransformer
 from text import build_text_encoder, build_tokenizer
 
@@ -38,6 +38,7 @@ def export(vae_folder: Path, run: Path, out: Path, dtype: torch.dtype) -> None:
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     _pipeline(vae_folder, run / "weights.pt", dtype).save_pretrained(draft)
+    forget_origins(draft)
     out.mkdir(parents=True, exist_ok=True)
     for part in draft.iterdir():
         target = out / part.name

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,13 +24,26 @@ def write_record(runs: Mapping[str, Path], out: Path) -> None:
         out: checkpoint folder.
     """
     arguments = {
-        script: json.loads((folder / "arguments.json").read_text()) for script, folder in runs.items()
+        script: _without_folders(json.loads((folder / "arguments.json").read_text()))
+        for script, folder in runs.items()
     }
     write_atomically(out / "training.json", (json.dumps(arguments, indent=2) + "\n").encode())
     *_, last = runs.values()
     draw_losses(json.loads((last / "losses.json").read_text()), out / "loss_curve.png")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     logger.info("wrote %s, %.1f MB", out, size / 1e6)
+
+
+def _without_folders(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in ("vae", "out")}
+
+
+def forget_origins(folder: Path) -> None:
+    """Take out of all configuration files below a folder where their parts were read from."""
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text())
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            write_atomically(path, f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def draw_losses(losses: list[float], path: Path, window: int = 50) -> None:
