@@ -12,6 +12,21 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 
+#: Sizes of a text encoder with one layer, for the tokens of `tiny_tokenizer`.
+TEXT_SIZES = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 16, "num_layers": 1}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of three words; the others are unknown to it."""
+    words = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "circle"])}
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=8, **names)
+
 
 def tiny_transformer(folder: Path, knows_fps: bool = True) -> SkyReelsV2Transformer3DModel:
     """The transformer that the references were made with, sizes from the sidecar."""
@@ -37,15 +52,8 @@ def tiny_transformer(folder: Path, knows_fps: bool = True) -> SkyReelsV2Transfor
 def write_tiny_checkpoint(folder: Path) -> Path:
     """A whole checkpoint in diffusers' layout with random weights and few layers; returns the folder."""
     torch.manual_seed(0)
-    words = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "circle"])}
-    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
-    )
-    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=8, **names)
-    text = UMT5Config(vocab_size=6, d_model=16, d_kv=8, num_heads=2, d_ff=16, num_layers=1)
+    tokenizer = tiny_tokenizer()
+    text = UMT5Config(vocab_size=len(tokenizer), **TEXT_SIZES)
     transformer = SkyReelsV2Transformer3DModel(
         num_attention_heads=2,
         attention_head_dim=12,

@@ -181,8 +181,8 @@ class FlowCacheOptions:
         compress_strategy, query_granularity: ``token``, ``frame`` or ``chunk``.
         mix_lambda: weight of importance; the rest is that of redundancy.
         score_weighting_method, power: weighting of scores by place.
-        log: write decisions to the log.
-        print_peak_memory: say how much memory was needed.
+        log, print_peak_memory: of no effect: the trace always holds every decision, and the last line of a
+            run always says how much memory was needed.
     """
 
     rel_l1_thresh: float = 0.01

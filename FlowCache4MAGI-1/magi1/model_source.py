@@ -87,9 +87,17 @@ def load_pipeline(source: ModelSource, device: torch.device | str | None = None)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     logger.info("model: %s", source.reason)
     config = source.config
-    runtime = config.runtime_config
+    runtime, engine = config.runtime_config, config.engine_config
+    for name, asked in (
+        ("kv_offload", engine.kv_offload),
+        ("cp_size", engine.cp_size > 1),
+        ("pp_size", engine.pp_size > 1),
+    ):
+        if asked:
+            logger.warning("%s has no effect yet: one device holds and runs everything.", name)
     transformer = load_transformer(config, None if device.type == "cuda" else torch.float32)
     vae = load_vae(runtime.vae_pretrained)
+    vae.register_to_config(scaling_factor=runtime.scale_factor)
     vae.enable_tiling(Tiling(frames=runtime.fps // 2))
     folder = Path(runtime.t5_pretrained).expanduser() / T5_FOLDER
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -113,10 +113,6 @@ class ChunkKVCache:
         visible = (self._place(layer), slice(None), slice(place.start, place.end))
         return self._keys[visible], self._values[visible]
 
-    def num_visible(self, last_chunk: int | None = None, first_chunk: int | None = None) -> int:
-        """Tokens that ``read`` returns."""
-        return len(self._visible(last_chunk, first_chunk))
-
     def copy_branch(self, chunk: int, source: int, target: int) -> None:
         """Let one branch see a chunk as another does, in all layers."""
         place = self._ranges[chunk]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024) for weights of any number of dimensions, flattened behind the first.
 
-    Unlike `torch.optim.Muon` it takes convolution kernels, and iterates in fp32: bf16 is slow on most CPUs.
+    Unlike `torch.optim.Muon` it takes convolution kernels, and iterates in fp32, as bf16 is slow on CPUs that
+    have no instructions for it.
 
     Args:
         params: weights of at least two dimensions.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from latent_pool import LatentPool, held_out_captions
 from magi_transformer import CHUNK, ClipAttend, clip_mask, new_magi_transformer, run_clips
 from text import build_t5_encoder, build_tokenizer
 from torch import Tensor, nn
-from trainer import new_parser, train
+from trainer import main
 
 from magi1.captions import NULL_TOKENS
 from magi1.schedule import CLEAN_TIME, Timetable
@@ -135,12 +134,5 @@ def draw_held(rng: np.random.Generator, samples: int, chunks: int, clean: Tensor
     return held
 
 
-def main() -> None:
-    args = new_parser(__doc__).parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.manual_seed(args.seed)
-    train(MagiTask(args), args)
-
-
 if __name__ == "__main__":
-    main()
+    main(MagiTask, __doc__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from noise_levels import draw_levels, is_trained_on
 from skyreels_transformer import WindowTransformer
 from text import build_text_encoder, build_tokenizer, embed_captions
 from torch import Tensor
-from trainer import new_parser, train
+from trainer import main
 from wan_vae import encode, use_planes
 
 WINDOW = 25  # latent frames of the longest clip
@@ -72,12 +71,5 @@ class SkyReelsTask:
         return (errors * counted).sum() / counted.sum().clamp_min(1)
 
 
-def main() -> None:
-    args = new_parser(__doc__).parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.manual_seed(args.seed)
-    train(SkyReelsTask(args), args)
-
-
 if __name__ == "__main__":
-    main()
+    main(SkyReelsTask, __doc__)

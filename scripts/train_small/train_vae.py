@@ -160,6 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=CODECS, default="skyreels")
     parser.add_argument("--out", type=Path, required=True, help="folder for the VAE")
+    parser.add_argument("--start", type=Path, help="folder of a VAE to go on from")
     parser.add_argument("--minutes", type=float, default=18, help="wall time to train for")
     parser.add_argument("--lr", type=float, default=0.012)
     parser.add_argument("--noise", type=float, default=0.2, help="noise on latents, share of their spread")
@@ -168,6 +169,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     codec = CODECS[args.model]()
+    if args.start:
+        codec.vae.load_state_dict(type(codec.vae).from_pretrained(args.start).state_dict())
     train(codec, args)
     set_statistics(codec)
     codec.vae.save_pretrained(args.out)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+from diffusers.training_utils import EMAModel
 from muon import Muon, split_parameters
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -39,21 +40,6 @@ class Task(Protocol):
         ...
 
 
-class Average:
-    """Exponential moving average of the weights of some modules."""
-
-    def __init__(self, modules: list[nn.Module], decay: float) -> None:
-        self.modules = [copy.deepcopy(module).requires_grad_(False) for module in modules]
-        self._decay, self._updates = decay, 0
-
-    @torch.no_grad()
-    def update(self, modules: list[nn.Module]) -> None:
-        self._updates += 1
-        decay = min(self._decay, self._updates / (self._updates + 10))
-        for average, module in zip(self.modules, modules, strict=True):
-            torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
-
-
 class Training:
     """Everything that training changes; can be saved at any step and taken up again."""
 
@@ -61,10 +47,11 @@ class Training:
         self.task, self.args = task, args
         self.rng = np.random.default_rng(args.seed)
         self._modules = list(task.modules.values())
-        self._average = Average(self._modules, args.ema)
+        self._weights = [weight for module in self._modules for weight in module.parameters()]
+        self._average = EMAModel(self._weights, decay=args.ema, foreach=True)
         matrices, _ = split_parameters(task.blocks)
         ids = {id(weight) for weight in matrices}
-        rest = [w for module in self._modules for w in module.parameters() if id(w) not in ids]
+        rest = [weight for weight in self._weights if id(weight) not in ids]
         self._optimizers = [
             Muon(matrices, lr=args.lr),
             torch.optim.AdamW(rest, lr=0.1 * args.lr, betas=(0.9, 0.99), weight_decay=0.01),
@@ -90,25 +77,27 @@ class Training:
         loss.backward()
         for optimizer in self._optimizers:
             optimizer.step()
-        self._average.update(self._modules)
+        self._average.step(self._weights)
         self.losses.append(loss.item())
         self.seconds += time.monotonic() - started
 
     def save(self, folder: Path) -> None:
         """Write the averaged weights, the losses, and what is needed to go on."""
         folder.mkdir(parents=True, exist_ok=True)
-        averages = [module.state_dict() for module in self._average.modules]
         state = {
             "modules": [module.state_dict() for module in self._modules],
-            "average": averages,
+            "average": self._average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "seconds": self.seconds,
             "losses": self.losses,
         }
-        weights = dict(zip(self.task.modules, averages, strict=True))
-        for name, content in (("weights.pt", weights), ("state.pt", state)):
-            with replaced_when_done(folder / name) as path:
-                torch.save(content, path)
+        with replaced_when_done(folder / "state.pt") as path:
+            torch.save(state, path)
+        self._average.store(self._weights)
+        self._average.copy_to(self._weights)
+        with replaced_when_done(folder / "weights.pt") as path:
+            torch.save({name: module.state_dict() for name, module in self.task.modules.items()}, path)
+        self._average.restore(self._weights)
         losses = [round(loss, 4) for loss in self.losses]
         write_atomically(folder / "losses.json", json.dumps(losses).encode())
         write_atomically(folder / "arguments.json", json.dumps(vars(self.args), default=str).encode())
@@ -116,11 +105,8 @@ class Training:
     def resume(self, folder: Path) -> None:
         """Take up a saved training; the clips are drawn anew."""
         state = torch.load(folder / "state.pt", weights_only=True, map_location=self.args.device)
-        for name, objects in (
-            ("modules", self._modules),
-            ("average", self._average.modules),
-            ("optimizers", self._optimizers),
-        ):
+        self._average.load_state_dict(state["average"])
+        for name, objects in (("modules", self._modules), ("optimizers", self._optimizers)):
             for target, saved in zip(objects, state[name], strict=True):
                 target.load_state_dict(saved)
         self.seconds, self.losses = state["seconds"], state["losses"]
@@ -151,6 +137,14 @@ def train(task: Task, args: argparse.Namespace) -> None:
             if step % args.save_every == 0:
                 training.save(args.out)
     training.save(args.out)
+
+
+def main(new_task: Callable[[argparse.Namespace], Task], description: str) -> None:
+    """Train what the command line asks for."""
+    args = new_parser(description).parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.manual_seed(args.seed)
+    train(new_task(args), args)
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:

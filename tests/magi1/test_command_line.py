@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from reference import ROOT
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from tiny import TEXT_SIZES, tiny_tokenizer
+from transformers import T5Config, T5EncoderModel
 
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
@@ -47,15 +47,9 @@ def weights(tmp_path_factory):
     AutoencoderKLMagi(
         video_size=32, z_chans=4, embed_dim=256, depth=1, num_heads=2, mlp_ratio=1
     ).save_pretrained(root / "vae")
-    words = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "circle"])}
-    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    t5 = root / "t5" / T5_FOLDER
-    PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(t5)
-    sizes = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 16, "num_layers": 1}
-    T5EncoderModel(T5Config(vocab_size=6, **sizes)).save_pretrained(t5)
+    t5, tokenizer = root / "t5" / T5_FOLDER, tiny_tokenizer()
+    tokenizer.save_pretrained(t5)
+    T5EncoderModel(T5Config(vocab_size=len(tokenizer), **TEXT_SIZES)).save_pretrained(t5)
     config = MagiConfig(
         model_config=section,
         runtime_config=RuntimeSection(

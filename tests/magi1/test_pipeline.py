@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from tiny import TEXT_SIZES, tiny_tokenizer
+from transformers import T5Config, T5EncoderModel
 
 from magi1.config import EngineSection, FlowCacheOptions, MagiConfig, RuntimeSection
 from magi1.methods import METHODS, method_config
@@ -17,12 +17,8 @@ from magi1.vae import AutoencoderKLMagi
 @pytest.fixture(scope="module")
 def pipeline():
     torch.manual_seed(0)
-    words = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "circle"])}
-    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    text = T5Config(vocab_size=6, d_model=16, d_kv=8, num_heads=2, d_ff=16, num_layers=1)
+    tokenizer = tiny_tokenizer()
+    text = T5Config(vocab_size=len(tokenizer), **TEXT_SIZES)
     transformer = MagiTransformer3DModel(
         num_layers=2,
         hidden_size=32,
@@ -40,9 +36,7 @@ def pipeline():
             torch.nn.init.normal_(parameter, std=0.3)
     torch.nn.init.normal_(transformer.caption_embed.null_caption)
     vae = AutoencoderKLMagi(video_size=32, z_chans=4, embed_dim=256, depth=1, num_heads=2, mlp_ratio=1)
-    pipeline = MagiPipeline(
-        PreTrainedTokenizerFast(tokenizer_object=core, **names), T5EncoderModel(text).eval(), transformer, vae
-    )
+    pipeline = MagiPipeline(tokenizer, T5EncoderModel(text).eval(), transformer, vae)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

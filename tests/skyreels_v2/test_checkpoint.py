@@ -1,4 +1,4 @@
-"""Finding and loading checkpoints: names, shapes, strictness, and what is said when something is wrong."""
+"""Finding and loading checkpoints: strictness, and what is said when something is wrong."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
+from diffusers import AutoencoderKLWan
 from huggingface_hub.utils import filter_repo_objects
+from names import on_meta, shapes, wan_t5_names, wan_vae_names
 from reference import Case, case_names
 from safetensors.torch import load_file, save_file
 from tiny import tiny_transformer
@@ -21,123 +22,11 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from skyreels_v2 import checkpoint, conversion
 from skyreels_v2.checkpoint import load_components, load_pipeline, resolve_model
-from skyreels_v2.conversion import text_encoder_key, transformer_config, transformer_key, vae_key
+from skyreels_v2.conversion import text_encoder_key, transformer_key, vae_key
 from skyreels_v2.settings import OFFICIAL_DEFAULTS
 
 SHARD = "diffusion_pytorch_model-0000{}-of-00002.safetensors"
 DIFFUSERS_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-
-
-def on_meta(kind: type[nn.Module], *args: Any, **sizes: Any) -> nn.Module:
-    with torch.device("meta"):
-        return kind(*args, **sizes)
-
-
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-
-
-def tuples(listed: dict[str, list[int]]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(shape) for key, shape in listed.items()}
-
-
-# --- Names and shapes of the real models -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", case_names("keys_"))
-def test_transformer_names_and_shapes(reference, name):
-    info = Case(reference, name).info
-    model = on_meta(SkyReelsV2Transformer3DModel, **transformer_config(info["original_config"]))
-    original = tuples(info["original"])
-    assert {transformer_key(key): shape for key, shape in original.items()} == shapes(model)
-    assert len(original) == len(shapes(model))
-    assert tuples(info["diffusers"]) == shapes(model)
-    for field, value in info["diffusers_config"].items():
-        actual = model.config[field]
-        assert (list(actual) if isinstance(actual, tuple) else actual) == value, field
-
-
-def test_transformer_mapping(reference):
-    table = Case(reference, "mapping_original_to_diffusers").info["table"]
-    assert {key: transformer_key(key) for key in table} == table
-
-
-def test_converted_weights(reference):
-    original, expected = Case(reference, "weights").tensors, Case(reference, "weights_diffusers").tensors
-    converted = {transformer_key(key): tensor for key, tensor in original.items()}
-    assert converted.keys() == expected.keys()
-    for key, tensor in converted.items():
-        assert torch.equal(tensor, expected[key]), key
-
-
-def wan_t5_names(layers: int) -> Iterator[str]:
-    """Names in Wan's file of the umT5 encoder, all ``.weight``."""
-    yield from ("token_embedding.weight", "norm.weight")
-    inner = ("norm1", "norm2", "pos_embedding.embedding", "ffn.gate.0", "ffn.fc1", "ffn.fc2")
-    for block in range(layers):
-        yield from (f"blocks.{block}.{part}.weight" for part in (*inner, *(f"attn.{p}" for p in "qkvo")))
-
-
-def test_text_encoder_names():
-    sizes = conversion.UMT5_XXL
-    assert sizes["d_model"] == 4096
-    model = on_meta(UMT5EncoderModel, UMT5Config(**sizes))
-    expected = shapes(model)
-    expected.pop("encoder.embed_tokens.weight")  # the same as shared.weight
-    names = list(wan_t5_names(24))
-    assert sorted(map(text_encoder_key, names)) == sorted(expected)
-    assert expected[text_encoder_key("token_embedding.weight")] == (256384, 4096)
-    assert expected[text_encoder_key("blocks.3.attn.q.weight")] == (64 * 64, 4096)
-    assert expected[text_encoder_key("blocks.3.pos_embedding.embedding.weight")] == (32, 64)
-    assert expected[text_encoder_key("blocks.23.ffn.gate.0.weight")] == (10240, 4096)
-    assert expected[text_encoder_key("blocks.23.ffn.fc2.weight")] == (4096, 10240)
-    assert model.config.dense_act_fn == "gelu_new"
-
-
-def wan_vae_names() -> Iterator[str]:
-    """Names in ``Wan2.1_VAE.pth``: encoder, decoder, and the two convolutions between them."""
-
-    def conv(*stems: str) -> list[str]:
-        return [f"{stem}.{leaf}" for stem in stems for leaf in ("weight", "bias")]
-
-    def residual(stem: str, shortcut: bool = False) -> list[str]:
-        norms = [f"{stem}.residual.{i}.gamma" for i in (0, 3)]
-        return [
-            *norms,
-            *conv(f"{stem}.residual.2", f"{stem}.residual.6"),
-            *conv(*[f"{stem}.shortcut"] * shortcut),
-        ]
-
-    def coder(
-        name: str, body: str, residuals: set[int], shortcuts: set[int], timed: set[int]
-    ) -> Iterator[str]:
-        yield from conv(f"{name}.conv1", f"{name}.head.2", f"{name}.middle.1.to_qkv", f"{name}.middle.1.proj")
-        yield from (f"{name}.head.0.gamma", f"{name}.middle.1.norm.gamma")
-        yield from (*residual(f"{name}.middle.0"), *residual(f"{name}.middle.2"))
-        for i in range(max(residuals) + 1):
-            stem = f"{name}.{body}.{i}"
-            if i in residuals:
-                yield from residual(stem, i in shortcuts)
-            else:
-                yield from conv(f"{stem}.resample.1", *[f"{stem}.time_conv"] * (i in timed))
-
-    yield from conv("conv1", "conv2")
-    yield from coder("encoder", "downsamples", {0, 1, 3, 4, 6, 7, 9, 10}, {3, 6}, {5, 8})
-    yield from coder("decoder", "upsamples", {*range(15)} - {3, 7, 11}, {4}, {3, 7})
-
-
-def test_vae_names():
-    model = on_meta(AutoencoderKLWan, **conversion.WAN_VAE)
-    assert sorted(map(vae_key, wan_vae_names())) == sorted(shapes(model))
-    assert shapes(model)["encoder.conv_in.weight"] == (96, 3, 3, 3, 3)
-
-
-@pytest.mark.parametrize("rename", [transformer_key, text_encoder_key])
-@pytest.mark.parametrize(
-    "key", ["bogus.weight", "blocks.x.norm1.weight", "blocks.0.bogus.weight", "norm.gamma", ""]
-)
-def test_unknown_names_have_no_counterpart(rename, key):
-    assert rename(key) is None
 
 
 # --- A whole tiny folder in either layout ------------------------------------------------------------------
