@@ -65,9 +65,9 @@ class Training:
         return self.seconds / (60 * self.args.minutes)
 
     def step(self) -> None:
-        """One update; every second one comes with a new clip."""
+        """One update; every third one comes with a new clip."""
         started = time.monotonic()
-        if len(self.losses) % 2 == 0:
+        if len(self.losses) % 3 == 0:
             self.task.grow()
         factor = learning_rate(len(self.losses), self.done)
         for optimizer, peak in zip(self._optimizers, (self.args.lr, 0.1 * self.args.lr), strict=True):
