@@ -36,6 +36,7 @@ class FlowCacheConfig:
         refresh_given: with a KV cache, run given chunks at every step instead of once.
         clean_pass: with a KV cache, run a chunk once more when it has become clean.
         final_window_steps: steps at the end of the whole window at which every chunk is computed.
+        join_at: share of the threshold from which a chunk is computed whenever another one is; 1: never.
 
     Raises:
         ValueError: one sentence that names the argument and what it may be.
@@ -53,6 +54,7 @@ class FlowCacheConfig:
     refresh_given: bool = False
     clean_pass: bool = False
     final_window_steps: int = 0
+    join_at: float = 1.0
 
     def __post_init__(self) -> None:
         _check_choice("policy", self.policy, get_args(PolicyName))
@@ -68,6 +70,8 @@ class FlowCacheConfig:
         for name in ("final_steps", "final_window_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        if not 0 < self.join_at <= 1:
+            raise ValueError(f"join_at must be above 0 and at most 1, got {self.join_at}.")
         if self.coefficients is not None and not all(map(math.isfinite, self.coefficients)):
             raise ValueError(f"coefficients must be finite numbers, got {self.coefficients}.")
 
@@ -78,7 +82,7 @@ class FlowCacheConfig:
         bounds = {"warmup_steps": self.warmup_steps, "final_steps": self.final_steps}
         if self.policy == "teacache":
             return TeaCache(self.threshold, coefficients=self.coefficients, **bounds)
-        bounds["final_window_steps"] = self.final_window_steps
+        bounds |= {"final_window_steps": self.final_window_steps, "join_at": self.join_at}
         return ChunkwiseReuse(self.threshold, num_chunk_steps, coefficients=self.coefficients, **bounds)
 
     def make_forecast(self) -> Forecast:

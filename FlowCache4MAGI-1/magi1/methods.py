@@ -27,7 +27,8 @@ def method_config(
         options: threshold and warm-up.
         paper: do as the original FlowCache does: add the last displacement again although the step is of
             another length, and leave finished chunks with the keys and values of their last computed step.
-            Ours keeps the velocity, and runs a finished chunk once more.
+            Ours keeps the velocity, runs a finished chunk once more, and computes chunks half way to the
+            threshold along with others.
         forecast: overrides what a reused chunk gets.
 
     Raises:
@@ -56,4 +57,5 @@ def method_config(
         final_window_steps=1,
         forecast=forecast or ("hold_displacement" if paper else "hold_velocity"),
         clean_pass=not paper,
+        join_at=1.0 if paper else 0.5,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -31,6 +31,8 @@ class ChunkwiseReuse(ReusePolicy):
         coefficients: polynomial, highest power first, that maps the measured distance to the expected change
             of the output (as TeaCache fits it); None leaves it as it is.
         final_window_steps: steps at the end of the whole staircase at which every chunk is computed.
+        join_at: share of the threshold from which a chunk is computed whenever another one is: a call of two
+            chunks costs less than two calls. 1 leaves every chunk to itself, as the paper does.
     """
 
     needs_indicator = True
@@ -43,9 +45,11 @@ class ChunkwiseReuse(ReusePolicy):
         final_steps: int = 1,
         coefficients: Sequence[float] | None = None,
         final_window_steps: int = 0,
+        join_at: float = 1.0,
     ) -> None:
         self.threshold = threshold
         self.final_window_steps = final_window_steps
+        self.join_at = join_at
         self.num_chunk_steps = num_chunk_steps
         self.warmup_steps = max(1, warmup_steps)
         self.final_steps = final_steps
@@ -63,6 +67,8 @@ class ChunkwiseReuse(ReusePolicy):
         decisions = dict.fromkeys(live, COMPUTE)
         for chunk, distance in zip(adaptive, distances, strict=True):
             decisions[chunk] = self._judge(self._states[chunk], distance)
+        if not all(decision.reuse for decision in decisions.values()):
+            decisions |= {c: replace(decisions[c], reuse=False) for c in adaptive if self._joins(decisions[c])}
         for chunk in live:
             self._remember(chunk, indicators[chunk], decisions[chunk])
         return decisions
@@ -83,6 +89,9 @@ class ChunkwiseReuse(ReusePolicy):
         # A fitted polynomial may be negative, so a threshold of 0 has to be asked for by name.
         reuse = self.threshold > 0 and accumulated < self.threshold
         return Decision(reuse=reuse, distance=distance, accumulated=accumulated)
+
+    def _joins(self, decision: Decision) -> bool:
+        return decision.accumulated >= self.join_at * self.threshold
 
     def _remember(self, chunk: int, indicator: Tensor, decision: Decision) -> None:
         # Consecutive steps are compared, also across a reuse: the accumulator sums the way travelled.

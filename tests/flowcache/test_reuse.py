@@ -52,6 +52,17 @@ def test_warmup_and_last_steps_are_computed():
     assert [d.reuse for d in walk(policy, [1.0] * 6)] == [False, False, False, True, False, False]
 
 
+def test_chunks_half_way_join_the_call_of_another():
+    first = {0: indicator(1.0), 1: indicator(1.0)}
+    for changed, reused in ((1.12, False), (1.05, True)):
+        policy = ChunkwiseReuse(threshold=0.2, num_chunk_steps=9, join_at=0.5)
+        policy.decide(0, 9, {0: 0, 1: 0}, first)
+        decisions = policy.decide(1, 9, {0: 1, 1: 1}, {0: indicator(changed), 1: indicator(2.0)})
+        assert decisions[0].reuse is reused
+    alone = ChunkwiseReuse(threshold=0.2, num_chunk_steps=9, join_at=0.5)
+    assert walk(alone, [1.0, 1.12])[1].reuse
+
+
 def test_chunks_decide_apart():
     policy = ChunkwiseReuse(threshold=0.2, num_chunk_steps=9)
     policy.decide(0, 9, {0: 0, 1: 0}, {0: indicator(1.0), 1: indicator(1.0)})
