@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .kv.cache import ChunkKVCache
+from .kv.cache import CacheLayout, ChunkKVCache
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class ChunkInput:
         latents: ``[channels, frames, height, width]``, fp32; given frames may carry condition noise.
         timesteps: time of the model's clock, one per frame; kept on the host, where schedules are made.
         local_step: steps that the chunk has made; the number of its steps once it is clean or given.
+        first_chunk: oldest chunk that it sees; None: all that the cache holds.
     """
 
     chunk: int
@@ -28,6 +29,7 @@ class ChunkInput:
     latents: Tensor
     timesteps: tuple[float, ...]
     local_step: int = 0
+    first_chunk: int | None = None
 
     @property
     def stop_frame(self) -> int:
@@ -81,8 +83,12 @@ class ChunkModel(Protocol):
         """Time of the model's clock that stands for given frames with that share of noise."""
         ...
 
-    def new_cache(self, num_tokens: int, keeps: bool = True) -> ChunkKVCache:
-        """An empty cache that holds up to ``num_tokens`` tokens per branch, and per layer if it ``keeps``."""
+    def cache_layout(self) -> CacheLayout:
+        """What the model stores of a token."""
+        ...
+
+    def reach(self, local_step: int) -> int | None:
+        """Chunks that one sees at a local step, itself included; None: all before it."""
         ...
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
@@ -90,7 +96,7 @@ class ChunkModel(Protocol):
 
         Args:
             num_tokens: of the chunk.
-            num_keys: what it sees at most, itself included.
+            num_keys: what it sees, itself included.
             local_step: how far it has come; None: it is clean, given or waits.
         """
         ...

@@ -6,13 +6,75 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from .kv.scorers import SCORERS
+from .kv.selection import WEIGHTINGS, TokenSelector
 from .reuse.chunkwise import ChunkwiseReuse
 from .reuse.forecast import FORECASTS, Forecast
 from .reuse.policy import NoReuse, ReusePolicy
 from .reuse.teacache import TeaCache
 
 PolicyName = Literal["none", "teacache", "chunkwise"]
+GranularityName = Literal["token", "frame", "chunk"]
 ForecastName = Literal["hold_residual", "hold_displacement", "hold_velocity"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVCompressionConfig:
+    """How many tokens of clean chunks are kept, and which.
+
+    Args:
+        budget: chunks' worth of tokens that clean chunks may hold, per layer and head.
+        total: chunks that the cache may hold, live ones included; the budget is then what those leave.
+        scorer: a key of ``SCORERS``; ``paper`` is FlowCache's importance minus redundancy.
+        mix_lambda: weight of importance in the ``paper`` score, 0 to 1.
+        strategy: keep single tokens, whole frames or whole chunks.
+        query_granularity: the newest queries that importance is measured by: the last 50, a frame's, a
+            chunk's.
+        weighting: weight of the scores by a token's place, one of ``WEIGHTINGS``.
+        power: of the polynomial weightings.
+        in_time: let kept tokens lie in the order of time; False: best first, as the original does.
+        when: ``full`` compresses between two steps, when the next chunk does not fit; ``over`` within a step,
+            as soon as more than ``budget`` chunks are clean, as the original does on SkyReels-V2.
+
+    Raises:
+        ValueError: one sentence that names the argument and what it may be.
+    """
+
+    budget: int = 1
+    total: int | None = None
+    scorer: str = "paper"
+    mix_lambda: float = 0.07
+    strategy: GranularityName = "token"
+    query_granularity: GranularityName = "token"
+    weighting: str = "no_weight"
+    power: float = 1.0
+    in_time: bool = True
+    when: Literal["full", "over"] = "full"
+
+    def __post_init__(self) -> None:
+        _check_choice("scorer", self.scorer, tuple(SCORERS))
+        _check_choice("strategy", self.strategy, get_args(GranularityName))
+        _check_choice("query_granularity", self.query_granularity, get_args(GranularityName))
+        _check_choice("weighting", self.weighting, WEIGHTINGS)
+        _check_choice("when", self.when, ("full", "over"))
+        if self.budget < 1:
+            raise ValueError(f"budget must be at least 1 chunk, got {self.budget}.")
+        if not 0 <= self.mix_lambda <= 1:
+            raise ValueError(f"mix_lambda must lie between 0 and 1, got {self.mix_lambda}.")
+
+    def make_selector(self, tokens_per_frame: int, tokens_per_chunk: int) -> TokenSelector:
+        """What chooses the tokens of a model with frames and chunks of that many."""
+        options = {"mix_lambda": self.mix_lambda} if self.scorer == "paper" else {}
+        return TokenSelector(
+            SCORERS[self.scorer](**options),
+            tokens_per_frame,
+            tokens_per_chunk,
+            self.strategy,
+            self.query_granularity,
+            self.weighting,
+            self.power,
+            self.in_time,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +99,8 @@ class FlowCacheConfig:
         clean_pass: with a KV cache, run a chunk once more when it has become clean.
         final_window_steps: steps at the end of the whole window at which every chunk is computed.
         join_at: share of the threshold from which a chunk is computed whenever another one is; 1: never.
+        compression: with a KV cache, keep only the best tokens of clean chunks; None keeps all.
+        clean_range: with a KV cache, a live chunk sees this many of the newest clean chunks; None: all.
 
     Raises:
         ValueError: one sentence that names the argument and what it may be.
@@ -55,6 +119,8 @@ class FlowCacheConfig:
     clean_pass: bool = False
     final_window_steps: int = 0
     join_at: float = 1.0
+    compression: KVCompressionConfig | None = None
+    clean_range: int | None = None
 
     def __post_init__(self) -> None:
         _check_choice("policy", self.policy, get_args(PolicyName))
@@ -72,6 +138,12 @@ class FlowCacheConfig:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
         if not 0 < self.join_at <= 1:
             raise ValueError(f"join_at must be above 0 and at most 1, got {self.join_at}.")
+        if self.clean_range is not None and self.clean_range < 0:
+            raise ValueError(f"clean_range must be at least 0, got {self.clean_range}.")
+        if self.whole_window and (self.compression or self.clean_range is not None):
+            raise ValueError("compression and clean_range need a KV cache: set whole_window to false.")
+        if self.compression and self.refresh_given:
+            raise ValueError("compression keeps given chunks from running again: set refresh_given to false.")
         if self.coefficients is not None and not all(map(math.isfinite, self.coefficients)):
             raise ValueError(f"coefficients must be finite numbers, got {self.coefficients}.")
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .chunk_model import ChunkInput, ChunkModel, Solver
+from .config import KVCompressionConfig
 from .flops import GainSplit
-from .kv.cache import ChunkKVCache
+from .kv.window_cache import WindowCache
 from .reuse.forecast import Forecast
 from .reuse.policy import Decision, ReusePolicy
 from .schedule import StaircaseSchedule
@@ -40,6 +41,8 @@ class LoopOptions:
         clean_pass: run a chunk once more when it has become clean, so that the keys and values it leaves are
             those of clean latents, as MAGI-1 does. False: it leaves those of its last computed step.
         condition_noise: share of noise mixed into given frames, 0 to 1.
+        compression: how the cache is compressed; None: not at all.
+        clean_range: newest clean chunks that a live chunk sees; None: all.
         draw_noise: step and shape to a noise tensor; None draws from torch's default generator.
     """
 
@@ -47,6 +50,8 @@ class LoopOptions:
     refresh_given: bool = False
     clean_pass: bool = False
     condition_noise: float = 0.0
+    compression: KVCompressionConfig | None = None
+    clean_range: int | None = None
     draw_noise: Callable[[int, torch.Size], Tensor] | None = None
 
 
@@ -74,34 +79,41 @@ class Denoiser:
         """Denoise a window in place; yield each chunk at the step at which it becomes clean."""
         self.policy.reset()
         lengths = [self.model.num_tokens(span.frames) for span in window.chunks]
-        cache = self.model.new_cache(sum(lengths), keeps=not self.options.whole_window)
-        split = GainSplit(self.model, lengths, window.num_given)
+        cache = self._new_cache(schedule, lengths)
+        split = GainSplit(self.model, lengths, window.num_given, schedule.num_steps)
         self._record_window(window, schedule, cache)
         for step, live in enumerate(schedule):
             started = time.perf_counter()
-            inputs = self._inputs(window, schedule, solver, step)
+            inputs = self._inputs(window, schedule, solver, step, cache)
             decisions = self._decide(step, len(schedule), live, inputs)
             reused = [c for c in live if decisions[c].reuse]
-            prefilled = self._prefill(inputs[: window.num_given], cache) if step == 0 else []
+            before = self._prefill(inputs[: window.num_given], cache) if step == 0 else []
             ran = self._chunks_to_run(window, schedule, live, reused, step)
+            before += self._make_room(inputs, cache, ran, schedule, step)
+            ran = [c for c in ran if c not in before or c < window.num_given]
             unfinished = [c for c in ran if schedule.local_step(c, step) < schedule.num_steps]
-            moves = self._evaluate([inputs[c] for c in ran], unfinished, cache)
+            moves = self._evaluate([inputs[c] for c in ran], unfinished, cache, step)
             moves |= self._forecast([inputs[c] for c in reused])
             for chunk, local_step in live.items():
                 self._advance(window, solver, chunk, local_step, moves[chunk], chunk in reused)
-            ran = prefilled + ran
+            ran = before + ran
             edges = ran + reused if self.forecast.runs_edges else ran
             cleaned = (
                 [c for c in ran if c not in live and c >= window.num_given] if self.options.clean_pass else []
             )
-            flops = split.step(ran, edges, live, first=step == 0, cleaned=cleaned)
+            flops = split.step(ran, edges, live, first=step == 0, cleaned=cleaned, seen=cache.seen)
             self._record_step(step, live, decisions, time.perf_counter() - started, cache, flops)
             for chunk in [c for c, k in live.items() if k == schedule.num_steps - 1]:
                 self._forget(chunk, solver)
                 yield CleanChunk(chunk, window.chunks[chunk].start, window.view(chunk))
 
+    def _new_cache(self, schedule: StaircaseSchedule, lengths: list[int]) -> WindowCache:
+        options = self.options
+        keeps = not options.whole_window
+        return WindowCache(self.model, schedule, lengths, keeps, options.compression, options.clean_range)
+
     def _inputs(
-        self, window: Window, schedule: StaircaseSchedule, solver: Solver, step: int
+        self, window: Window, schedule: StaircaseSchedule, solver: Solver, step: int, cache: WindowCache
     ) -> list[ChunkInput]:
         """What every chunk of the window would show the model at this step."""
         level, latents = self.options.condition_noise, window.latents
@@ -116,9 +128,9 @@ class Denoiser:
             times = [self.model.condition_timestep(level)] * held
             times += [self._timestep(solver, schedule, local_step)] * (span.frames - held)
             progress = min(max(0, local_step), schedule.num_steps)
-            inputs.append(
-                ChunkInput(chunk, span.start, latents[:, span.start : span.stop], tuple(times), progress)
-            )
+            first = None if self.options.whole_window else cache.first_chunk(chunk, step)
+            part = latents[:, span.start : span.stop]
+            inputs.append(ChunkInput(chunk, span.start, part, tuple(times), progress, first))
         return inputs
 
     def _reads_given(self, window: Window, step: int) -> bool:
@@ -150,12 +162,34 @@ class Denoiser:
             known = dict.fromkeys(known, all(known.values()))
         return {c: d if known[c] else replace(d, reuse=False) for c, d in decisions.items()}
 
-    def _prefill(self, given: list[ChunkInput], cache: ChunkKVCache) -> list[int]:
+    def _prefill(self, given: list[ChunkInput], cache: WindowCache) -> list[int]:
         """Fill the cache with the given chunks, unless they are run at every step anyway."""
         if self.options.whole_window or self.options.refresh_given:
             return []
-        self._evaluate(given, [], cache)
-        return [item.chunk for item in given]
+        chunks = [item.chunk for item in given]
+        for group in [given] if cache.fits(chunks) else [[item] for item in given]:
+            cache.make_room([item.chunk for item in group], step=0)
+            self._evaluate(group, [], cache, step=0)
+        return chunks
+
+    def _make_room(
+        self,
+        inputs: list[ChunkInput],
+        cache: WindowCache,
+        chunks: list[int],
+        schedule: StaircaseSchedule,
+        step: int,
+    ) -> list[int]:
+        """Compress the cache if the chunks do not fit; before that, run those that have just become clean.
+
+        They would otherwise run beside the new ones, for which there is no room yet.
+        """
+        if cache.fits(chunks):
+            return []
+        finished = [c for c in chunks if c >= schedule.first_chunk and c not in schedule.live(step)]
+        self._evaluate([inputs[c] for c in finished], [], cache, step)
+        cache.make_room(chunks, step)
+        return finished
 
     def _chunks_to_run(
         self,
@@ -174,15 +208,14 @@ class Denoiser:
         return given + finished + computed
 
     def _evaluate(
-        self, inputs: list[ChunkInput], wanted: list[int], cache: ChunkKVCache
+        self, inputs: list[ChunkInput], wanted: list[int], cache: WindowCache, step: int
     ) -> dict[int, Tensor]:
         """Run the model on all inputs in one packed call; velocities of those that are ``wanted``."""
         if not inputs:
             return {}
-        for item in inputs:
-            cache.enter(item.chunk, self.model.num_tokens(len(item.timesteps)))
+        cache.enter([item.chunk for item in inputs], step)
         tokens = self.model.embed(inputs)
-        outputs = self.model.blocks(inputs, tokens, cache)
+        outputs = self.model.blocks(inputs, tokens, cache.cache)
         places = [i for i, item in enumerate(inputs) if item.chunk in wanted]
         inputs, tokens, outputs = ([values[i] for i in places] for values in (inputs, tokens, outputs))
         if not inputs:
@@ -217,10 +250,10 @@ class Denoiser:
         for part in (self.policy, self.forecast, solver):
             part.forget(chunk)
 
-    def _record_window(self, window: Window, schedule: StaircaseSchedule, cache: ChunkKVCache) -> None:
-        frames = [span.frames for span in window.chunks]
+    def _record_window(self, window: Window, schedule: StaircaseSchedule, cache: WindowCache) -> None:
+        frames, size = [span.frames for span in window.chunks], cache.cache.nbytes
         self.trace.begin_window(
-            WindowRecord(schedule.num_steps, schedule.stride, window.num_given, frames, cache.nbytes)
+            WindowRecord(schedule.num_steps, schedule.stride, window.num_given, frames, size)
         )
 
     def _record_step(
@@ -229,13 +262,13 @@ class Denoiser:
         live: dict[int, int],
         decisions: dict[int, Decision],
         seconds: float,
-        cache: ChunkKVCache,
+        cache: WindowCache,
         flops: dict[str, float],
     ) -> None:
         events = [
             ChunkEvent(c, k, decisions[c].reuse, decisions[c].distance, decisions[c].accumulated)
             for c, k in live.items()
         ]
-        self.trace.add_step(step, events, seconds, cache.num_tokens, flops)
+        self.trace.add_step(step, events, seconds, cache.cache.num_tokens, flops, cache.pop_events())
         if self.on_step:
             self.on_step()

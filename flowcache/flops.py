@@ -5,7 +5,7 @@ A multiply-add counts as two; matrix products only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -42,9 +42,11 @@ class GainSplit:
         model: tells what an evaluation costs.
         lengths: tokens of each chunk of the window.
         num_given: given chunks, which run once.
+        num_steps: local steps of a chunk.
     """
 
-    def __init__(self, model: ChunkModel, lengths: Sequence[int], num_given: int) -> None:
+    def __init__(self, model: ChunkModel, lengths: Sequence[int], num_given: int, num_steps: int) -> None:
+        self._num_steps = num_steps
         self._model, self._lengths, self._num_given = model, list(lengths), num_given
         self._ends = list(accumulate(lengths))
         self._edges = [model.edge_flops(n) for n in lengths]
@@ -56,6 +58,7 @@ class GainSplit:
         live: dict[int, int],
         first: bool,
         cleaned: Sequence[int] = (),
+        seen: Mapping[int, int] | None = None,
     ) -> dict[str, float]:
         """Cost of one step.
 
@@ -65,13 +68,13 @@ class GainSplit:
             live: chunks that moved, with their local steps.
             first: whether this is the window's first step, at which given chunks run.
             cleaned: finished chunks among those that ran.
+            seen: tokens that those that ran saw, where a cache was compressed; None: all that they could.
         """
         model = self._model
-        attended = self._full if model.bidirectional else self._causal
         needed = {c: live.get(c) for c in ([*range(self._num_given)] if first else []) + [*cleaned, *live]}
         causal = sum(self._causal(c, k) + self._edges[c] for c, k in needed.items())
         counts = {
-            "actual": sum(attended(c, live.get(c)) for c in ran) + sum(self._edges[c] for c in edges),
+            "actual": self._ran(ran, live, seen) + sum(self._edges[c] for c in edges),
             "vanilla": causal,
             "live_only": causal,
             "causal": causal,
@@ -82,8 +85,17 @@ class GainSplit:
             counts["live_only"] = sum(self._full(c, k) + self._edges[c] for c, k in live.items())
         return counts
 
+    def _ran(self, ran: Sequence[int], live: dict[int, int], seen: Mapping[int, int] | None) -> float:
+        attended = self._full if self._model.bidirectional else self._causal
+        if seen is None:
+            return sum(attended(c, live.get(c)) for c in ran)
+        return sum(self._model.block_flops(self._lengths[c], seen[c], live.get(c)) for c in ran)
+
     def _full(self, chunk: int, local_step: int | None) -> float:
         return self._model.block_flops(self._lengths[chunk], self._ends[-1], local_step)
 
     def _causal(self, chunk: int, local_step: int | None) -> float:
-        return self._model.block_flops(self._lengths[chunk], self._ends[chunk], local_step)
+        reach = self._model.reach(self._num_steps if local_step is None else local_step)
+        first = 0 if reach is None else max(0, chunk + 1 - reach)
+        keys = self._ends[chunk] - self._ends[first] + self._lengths[first]
+        return self._model.block_flops(self._lengths[chunk], keys, local_step)

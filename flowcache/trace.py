@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .files import write_atomically
+from .kv.compressed import CompressionEvent
 
 FORMAT_VERSION = 1
 
@@ -35,6 +37,7 @@ class StepRecord:
         seconds: wall time of the step; on CUDA without a synchronisation of its own.
         kv_tokens: tokens in the cache per layer and branch.
         flops: computed in this step, over all branches.
+        compressions: of the cache in this step.
     """
 
     window: int
@@ -43,6 +46,7 @@ class StepRecord:
     seconds: float = 0.0
     kv_tokens: int = 0
     flops: float = 0.0
+    compressions: list[CompressionEvent] = field(default_factory=list)
 
 
 @dataclass
@@ -79,11 +83,17 @@ class Trace:
         self.windows.append(window)
 
     def add_step(
-        self, step: int, events: list[ChunkEvent], seconds: float, kv_tokens: int, flops: dict[str, float]
+        self,
+        step: int,
+        events: list[ChunkEvent],
+        seconds: float,
+        kv_tokens: int,
+        flops: dict[str, float],
+        compressions: Sequence[CompressionEvent] = (),
     ) -> None:
         """Append a step of the current window; ``flops`` is what it cost, by accounting."""
-        window = len(self.windows) - 1
-        self.steps.append(StepRecord(window, step, events, seconds, kv_tokens, flops["actual"]))
+        window, spent = len(self.windows) - 1, flops["actual"]
+        self.steps.append(StepRecord(window, step, events, seconds, kv_tokens, spent, list(compressions)))
         for accounting, amount in flops.items():
             self.flops[accounting] = self.flops.get(accounting, 0.0) + amount
 
@@ -116,11 +126,18 @@ class Trace:
             )
         content.pop("reuse_ratio")
         content["windows"] = [WindowRecord(**window) for window in content["windows"]]
-        content["steps"] = [
-            StepRecord(**{**record, "events": [ChunkEvent(**event) for event in record["events"]]})
-            for record in content["steps"]
-        ]
+        content["steps"] = [_read_step(record) for record in content["steps"]]
         return cls(**content)
+
+
+def _read_step(record: dict[str, Any]) -> StepRecord:
+    events = [ChunkEvent(**event) for event in record["events"]]
+    compressions = [
+        # JSON knows no keys but text
+        CompressionEvent(**event | {"kept_of": {int(c): share for c, share in event["kept_of"].items()}})
+        for event in record.get("compressions", [])
+    ]
+    return StepRecord(**record | {"events": events, "compressions": compressions})
 
 
 class StageTimer:

@@ -65,6 +65,7 @@ class PackedSegments:
         parts = []
         for segment, q, k, v in zip(self.segments, query.split(lengths), keys, values, strict=True):
             if segment.slot is not None:
+                self.cache.observe(layer, segment.chunk, q, segment.slot)
                 seen = self.cache.read(layer, segment.chunk, segment.first_chunk)
                 k, v = (part[segment.slot] for part in seen)
             parts.append(_attend(q, k, v))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowcache.chunk_model import ChunkInput
-from flowcache.kv.cache import ChunkKVCache
+from flowcache.kv.cache import CacheLayout, ChunkKVCache
 
 from .attention import PackedSegments, Segment, TextBank
 from .captions import Captions
@@ -125,23 +125,24 @@ class MagiChunkModel:
     def condition_timestep(self, level: float) -> float:
         return self.timetable.clean_time
 
-    def new_cache(self, num_tokens: int, keeps: bool = True) -> ChunkKVCache:
+    def cache_layout(self) -> CacheLayout:
         config, weight = self.transformer.config, self.transformer.blocks[0].attention.to_k.weight
-        heads, head_dim = config.num_query_groups, config.kv_channels
-        sizes = (config.num_layers, self.num_branches, num_tokens, heads, head_dim)
-        return ChunkKVCache(*sizes, weight.dtype, weight.device, keeps)
+        sizes = (config.num_layers, self.num_branches, config.num_query_groups, config.kv_channels)
+        return CacheLayout(*sizes, weight.dtype, weight.device)
+
+    def reach(self, local_step: int) -> int | None:
+        return self._kv_range.reach(local_step, self.timetable.num_steps)
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
         steps = self.timetable.num_steps
         progress = steps if local_step is None else local_step
         time = self.timetable.clean_time if progress == steps else self.timetable.time(progress)
-        reach = self._kv_range.reach(progress, steps)
-        keys = num_keys if reach is None else min(num_keys, reach * num_tokens)
         branches = self.guidance.branches(time)
         if progress == steps:
             branches = [branch for branch in branches if branch.slot is not None]
         return sum(
-            self._flops.blocks(num_tokens, num_tokens if branch.slot is None else keys) for branch in branches
+            self._flops.blocks(num_tokens, num_tokens if branch.slot is None else num_keys)
+            for branch in branches
         )
 
     def edge_flops(self, num_tokens: int) -> float:
@@ -170,9 +171,7 @@ class MagiChunkModel:
     def _segment(self, item: ChunkInput, branch: Branch) -> Segment:
         shows_text = branch.text and not self._is_clean(item)
         text = self._captions.of_chunk[item.chunk] if shows_text else len(self._captions.texts)
-        reach = self._kv_range.reach(item.local_step, self.timetable.num_steps)
-        first = None if reach is None else max(0, item.chunk + 1 - reach)
-        return Segment(item.chunk, self.num_tokens(len(item.timesteps)), text, branch.slot, first)
+        return Segment(item.chunk, self.num_tokens(len(item.timesteps)), text, branch.slot, item.first_chunk)
 
     def _condition(self, items: Sequence[ChunkInput], branches: Sequence[Branch]) -> Tensor:
         times = torch.tensor([self._time(item) for item in items], device=self._rotary.device)

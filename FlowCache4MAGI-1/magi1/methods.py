@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flowcache import FlowCacheConfig
+from flowcache.config import KVCompressionConfig
 
 from .config import FlowCacheOptions
 
@@ -37,10 +38,9 @@ def method_config(
     options = options or FlowCacheOptions()
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
-    if options.compress_kv_cache:
-        raise ValueError("compress_kv_cache is not available yet; set it to false.")
+    compression = _compression(options, paper)
     if method == "vanilla":
-        return FlowCacheConfig(policy="none", clean_pass=True)
+        return FlowCacheConfig(policy="none", clean_pass=True, compression=compression)
     if method == "teacache":
         return FlowCacheConfig(
             policy="teacache",
@@ -48,6 +48,7 @@ def method_config(
             warmup_steps=max(1, options.warmup_steps),
             forecast=forecast or "hold_residual",
             clean_pass=True,
+            compression=compression,
         )
     return FlowCacheConfig(
         policy="chunkwise",
@@ -58,4 +59,19 @@ def method_config(
         forecast=forecast or ("hold_displacement" if paper else "hold_velocity"),
         clean_pass=not paper,
         join_at=1.0 if paper else 0.5,
+        compression=compression,
+    )
+
+
+def _compression(options: FlowCacheOptions, paper: bool) -> KVCompressionConfig | None:
+    if not options.compress_kv_cache:
+        return None
+    return KVCompressionConfig(
+        total=options.total_cache_chunk_nums,
+        mix_lambda=options.mix_lambda,
+        strategy=options.compress_strategy,
+        query_granularity=options.query_granularity,
+        weighting=options.score_weighting_method,
+        power=options.power,
+        in_time=not paper,
     )

@@ -110,7 +110,7 @@ class MagiPipeline(DiffusionPipeline):
         stride = runtime.num_steps // runtime.window_size
         schedule = StaircaseSchedule(len(window.chunks), runtime.num_steps, stride, window.num_given)
         policy = cache.make_policy(runtime.num_steps)
-        options = LoopOptions(clean_pass=cache.clean_pass)
+        options = LoopOptions(clean_pass=cache.clean_pass, compression=cache.compression)
         denoiser = Denoiser(model, policy, cache.make_forecast(), options, trace)
         yield from self._decode_chunks(denoiser, window, schedule, timetable, given, config, trace)
 

@@ -25,6 +25,7 @@ class PackedChunks:
 
     Attributes:
         chunks: indices, in the order in which they are packed.
+        first_chunks: oldest chunk that each sees; None: all.
         lengths: tokens of each.
         rotary: complex rotation of every packed token, ``[tokens, 1, head_dim / 2]``.
         cache: where their keys and values go, and where they find those of others.
@@ -33,6 +34,7 @@ class PackedChunks:
     """
 
     chunks: Sequence[int]
+    first_chunks: Sequence[int | None]
     lengths: Sequence[int]
     rotary: Tensor
     cache: ChunkKVCache
@@ -102,10 +104,12 @@ class ChunkSelfAttention(SkyReelsV2AttnProcessor):
             packed.cache.write(self.layer, chunk, keys, values)
         if packed.bidirectional:
             return self._dispatch(query, *packed.cache.read(self.layer))
-        parts = [
-            self._dispatch(queries, *packed.cache.read(self.layer, chunk))
-            for chunk, queries in zip(packed.chunks, query.split(lengths, 1), strict=True)
-        ]
+        parts = []
+        for chunk, first, queries in zip(
+            packed.chunks, packed.first_chunks, query.split(lengths, 1), strict=True
+        ):
+            packed.cache.observe(self.layer, chunk, queries)
+            parts.append(self._dispatch(queries, *packed.cache.read(self.layer, chunk, first)))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def _dispatch(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from diffusers import SkyReelsV2Transformer3DModel
 from torch import Tensor
 
 from flowcache.chunk_model import ChunkInput
-from flowcache.kv.cache import ChunkKVCache
+from flowcache.kv.cache import CacheLayout, ChunkKVCache
 
 from .attention import ChunkSelfAttention, PackedChunks, TextContext, TextCrossAttention
 from .flops import TransformerFlops
@@ -85,6 +85,7 @@ class SkyReelsV2ChunkModel:
         lengths = self._lengths(inputs)
         packed = PackedChunks(
             chunks=[item.chunk for item in inputs],
+            first_chunks=[item.first_chunk for item in inputs],
             lengths=lengths,
             rotary=torch.cat([self._rotary[item.start_frame : item.stop_frame] for item in inputs]).flatten(
                 0, 1
@@ -115,11 +116,14 @@ class SkyReelsV2ChunkModel:
     def condition_timestep(self, level: float) -> float:
         return round(1000 * level)
 
-    def new_cache(self, num_tokens: int, keeps: bool = True) -> ChunkKVCache:
+    def cache_layout(self) -> CacheLayout:
         config, weight = self.transformer.config, self.transformer.blocks[0].attn1.to_k.weight
         heads, head_dim = config.num_attention_heads, config.attention_head_dim
-        sizes = (config.num_layers, self.num_branches, num_tokens, heads, head_dim)
-        return ChunkKVCache(*sizes, weight.dtype, weight.device, keeps)
+        sizes = (config.num_layers, self.num_branches, heads, head_dim)
+        return CacheLayout(*sizes, weight.dtype, weight.device)
+
+    def reach(self, local_step: int) -> int | None:
+        return None
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
         return self.num_branches * self._flops.blocks(num_tokens, num_keys)

@@ -203,6 +203,8 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
             refresh_given=cache.refresh_given,
             condition_noise=settings.addnoise_condition / 1000,
             draw_noise=lambda step, shape: torch.randn(shape, generator=generator).to(self.compute_device),
+            compression=cache.compression,
+            clean_range=cache.clean_range,
         )
         policy = cache.make_policy(settings.inference_steps)
         return Denoiser(model, policy, cache.make_forecast(), options, trace)

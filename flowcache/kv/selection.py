@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from .scorers import ScoreInput, Scorer
+
+STRATEGIES = GRANULARITIES = ("token", "frame", "chunk")
+
+#: Queries that count with granularity ``token``.
+NEWEST_QUERIES = 50
 
 #: How a score is weighted by a token's place among those that may be dropped, oldest first.
 WEIGHTINGS = ("no_weight", "hard_code", "exponential", "polynomial", "upper_convex_polynomial", "gaussian")
@@ -70,3 +79,50 @@ def group_means(scores: Tensor, group: int) -> Tensor:
     """Mean scores of whole groups of consecutive tokens, ``[kv_heads, groups]``; a rest is left out."""
     count = scores.shape[1] // group
     return scores[:, : count * group].unflatten(1, (count, group)).mean(dim=2)
+
+
+@dataclass(frozen=True)
+class TokenSelector:
+    """Chooses the tokens that stay.
+
+    Args:
+        scorer: says how much each token is worth.
+        tokens_per_frame, tokens_per_chunk: sizes of groups.
+        strategy: ``token``; or ``frame`` or ``chunk``, to let so many consecutive tokens stay or go together.
+        query_granularity: which of the newest queries count: the last 50 (``token``), those of the last
+            ``frame``, or of the whole ``chunk``.
+        weighting, power: see ``weight_by_place``; with strategy ``token`` alone.
+        in_time: let kept tokens lie in the order of time, so that neighbours stay neighbours in the next
+            round. False: best first, as in the original.
+    """
+
+    scorer: Scorer
+    tokens_per_frame: int
+    tokens_per_chunk: int
+    strategy: str = "token"
+    query_granularity: str = "token"
+    weighting: str = "no_weight"
+    power: float = 1.0
+    in_time: bool = True
+
+    def newest(self, queries: Tensor) -> Tensor:
+        """Those queries ``[tokens, heads, head_dim]`` that count."""
+        counts = {"token": NEWEST_QUERIES, "frame": self.tokens_per_frame, "chunk": len(queries)}
+        return queries[-counts[self.query_granularity] :]
+
+    def scores(self, tokens: ScoreInput) -> Tensor:
+        """Scores by which is chosen, ``[kv_heads, tokens]``."""
+        scores = self.scorer.score(tokens)
+        if self.strategy != "token":
+            return scores
+        scores = scores - scores.amin(dim=1, keepdim=True)
+        return weight_by_place(scores, self.weighting, self.power, self.tokens_per_chunk)
+
+    def choose(self, tokens: ScoreInput, budget: int) -> Tensor:
+        """Indices of the tokens to keep, ``[kv_heads, kept]``; at most ``budget`` a head."""
+        group = {"token": 1, "frame": self.tokens_per_frame, "chunk": self.tokens_per_chunk}[self.strategy]
+        chosen = select(self.scores(tokens), budget, group)
+        if not self.in_time:
+            return chosen
+        order = tokens.ages.gather(1, chosen).argsort(dim=1, descending=True)
+        return chosen.gather(1, order)

@@ -68,7 +68,9 @@ class ChunkwiseReuse(ReusePolicy):
         for chunk, distance in zip(adaptive, distances, strict=True):
             decisions[chunk] = self._judge(self._states[chunk], distance)
         if not all(decision.reuse for decision in decisions.values()):
-            decisions |= {c: replace(decisions[c], reuse=False) for c in adaptive if self._joins(decisions[c])}
+            decisions |= {
+                c: replace(decisions[c], reuse=False) for c in adaptive if self._joins(decisions[c])
+            }
         for chunk in live:
             self._remember(chunk, indicators[chunk], decisions[chunk])
         return decisions

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from flowcache.kv.cache import CacheFullError, ChunkKVCache
+from flowcache.kv.cache import CacheFullError, CacheLayout, ChunkKVCache
 
 
 def make_cache(capacity=10):
-    return ChunkKVCache(num_layers=2, num_branches=2, capacity=capacity, num_heads=3, head_dim=4)
+    return ChunkKVCache(CacheLayout(num_layers=2, num_branches=2, num_heads=3, head_dim=4), capacity)
 
 
 def test_a_chunk_sees_itself_and_what_came_before():

@@ -11,7 +11,7 @@ from cases import guidance_of, load_transformer, magi_case, relative_error
 from reference import Case, case_names
 from torch import Tensor
 
-from flowcache.kv.cache import ChunkKVCache
+from flowcache.kv.cache import CacheLayout, ChunkKVCache
 from magi1.attention import PackedSegments, Segment, TextBank
 from magi1.guidance import Branch, DistilledGuidance, ThreeWayGuidance
 from magi1.layers import rotary_table
@@ -113,8 +113,8 @@ class Replay:
     def _cache(self) -> ChunkKVCache:
         config = self.transformer.config
         slots, total = self.guidance.num_slots, self.first + self.count
-        sizes = (config.num_layers, slots, total * self.length, config.num_query_groups, config.kv_channels)
-        cache = ChunkKVCache(*sizes)
+        layout = CacheLayout(config.num_layers, slots, config.num_query_groups, config.kv_channels)
+        cache = ChunkKVCache(layout, total * self.length)
         for chunk in range(total):
             cache.enter(chunk, self.length)
         before = self._case_before()

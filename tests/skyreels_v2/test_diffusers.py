@@ -7,6 +7,7 @@ import torch
 from diffusers import SkyReelsV2Transformer3DModel
 
 from flowcache.chunk_model import ChunkInput
+from flowcache.kv.cache import ChunkKVCache
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 
 SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4}
@@ -37,7 +38,7 @@ def test_causal_through_the_cache_equals_diffusers(block, knows_fps, calls):
         ChunkInput(i, start, latents[0, :, start : start + block], tuple(times[start : start + block]))
         for i, start in enumerate(range(0, FRAMES, block))
     ]
-    cache = ours.new_cache(ours.num_tokens(FRAMES))
+    cache = ChunkKVCache(ours.cache_layout(), ours.num_tokens(FRAMES))
     velocities = []
     for batch in [inputs] if calls == "one call" else [[item] for item in inputs]:
         for item in batch:

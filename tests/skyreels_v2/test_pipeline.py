@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowcache import FlowCacheConfig
 from flowcache.chunk_model import ChunkInput
+from flowcache.kv.cache import ChunkKVCache
 from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 from skyreels_v2.codec import VideoCodec
@@ -107,7 +108,7 @@ def test_flops_agree_with_torch(pipeline):
     tokens = model.num_tokens(2)
 
     def evaluate():
-        cache = model.new_cache(tokens)
+        cache = ChunkKVCache(model.cache_layout(), tokens)
         cache.enter(0, tokens)
         model.head([item], model.blocks([item], model.embed([item]), cache))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, Window, cut_window
 from flowcache.chunk_model import ChunkInput
+from flowcache.config import KVCompressionConfig
+from flowcache.kv.cache import ChunkKVCache
 from flowcache.reuse.chunkwise import ChunkwiseReuse
 from flowcache.reuse.forecast import HoldResidual
 from flowcache.reuse.policy import NoReuse, ReusePolicy
@@ -21,18 +25,6 @@ from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 from skyreels_v2.solver import ChunkUniPC
 
 RELATIVE = 1e-4
-
-
-def is_covered(name: str) -> bool:
-    """Whether a case needs no compression and no KV range, which are not built yet."""
-    case = Case(reference_dir() / "skyreels_v2", name)
-    if not (case.folder / f"{name}.json").is_file():
-        return True
-    return not (case.info["args"]["use_compress"] or case.info["args"]["use_kvrange"])
-
-
-FLOW_CASES = [name for name in case_names("flow_") if is_covered(name)]
-WAITING_CASES = [name for name in case_names("flow_") if not is_covered(name)] + case_names("compress_")
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
@@ -73,7 +65,7 @@ def test_forward(reference, name):
         ChunkInput(i, start, latents[:, start : start + block], tuple(times[start : start + block]))
         for i, start in enumerate(range(0, frames, block))
     ]
-    cache = model.new_cache(model.num_tokens(frames))
+    cache = ChunkKVCache(model.cache_layout(), model.num_tokens(frames))
     for item in inputs:
         cache.enter(item.chunk, model.num_tokens(len(item.timesteps)))
     velocities = model.head(inputs, model.blocks(inputs, model.embed(inputs), cache))
@@ -122,6 +114,15 @@ def loop_options(case: Case, index: int, whole_window: bool, refresh_given: bool
     )
 
 
+def kv_options(case: Case) -> dict[str, Any]:
+    """How a case limits what blocks see of clean ones; compression wins over a range."""
+    args = case.info["args"]
+    if args["use_compress"]:
+        paper = {"query_granularity": "chunk", "in_time": False, "when": "over"}
+        return {"compression": KVCompressionConfig(budget=args["budget_block"], **paper)}
+    return {"clean_range": args["kvrange"]} if args["use_kvrange"] else {}
+
+
 def num_windows(case: Case) -> int:
     return sum(name.startswith("noise_w") for name in case.tensors)
 
@@ -147,7 +148,7 @@ def test_teacache_sampling(reference, name):
     assert_close(window.latents, case.tensors["latents_w0"])
 
 
-@pytest.mark.parametrize("name", FLOW_CASES)
+@pytest.mark.parametrize("name", case_names("flow_"))
 def test_flowcache_sampling(reference, name):
     case = Case(reference, name)
     tea, call = case.info["teacache"], case.info["call"]
@@ -159,7 +160,9 @@ def test_flowcache_sampling(reference, name):
             )
         # The original runs a prefix once only if blocks are staggered and caching is on.
         refresh = call["ar_step"] == 0 or not tea["enabled"]
-        options = loop_options(case, index, whole_window=False, refresh_given=refresh)
+        options = replace(
+            loop_options(case, index, whole_window=False, refresh_given=refresh), **kv_options(case)
+        )
         window, trace = run_window(case, index, policy, options)
         assert_decisions(trace, case.info["skip_tables"][f"w{index}"])
         assert_close(window.latents, case.tensors[f"latents_w{index}"])
@@ -180,8 +183,3 @@ def assert_decisions(trace: Trace, tables: dict) -> None:
             for (_, event), accumulated in zip(events, table["acc_before_reset"], strict=True):
                 if accumulated is not None:
                     assert event.accumulated == pytest.approx(accumulated, rel=1e-4)
-
-
-@pytest.mark.parametrize("name", WAITING_CASES)
-def test_not_yet_covered(name):
-    pytest.skip(f"{name}: KV compression and KV ranges are not built yet")

@@ -1,0 +1,147 @@
+"""A cache that compresses what finished chunks left, and so never needs more than its capacity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from .cache import KEPT, CacheFullError, CacheLayout, ChunkKVCache
+from .scorers import ScoreInput
+from .selection import TokenSelector
+
+
+@dataclass(frozen=True)
+class CompressionEvent:
+    """One compression, the same for all layers.
+
+    Attributes:
+        chunks: that lost their ranges.
+        rows_before, rows_after: of compressed and clean tokens, per layer, branch and head.
+        kept_of: share of those rows that stems from each chunk, over layers, branches and heads.
+    """
+
+    chunks: list[int]
+    rows_before: int
+    rows_after: int
+    kept_of: dict[int, float]
+
+
+class CompressedKVCache(ChunkKVCache):
+    """Keeps the best tokens of clean chunks, each head its own (FlowCache, section 3.3).
+
+    Live chunks are never compressed. It happens either between two steps, when the next chunk does not fit,
+    by the newest queries that were seen (``make_room``); or within a step, right before a given chunk reads,
+    by that chunk's own queries (``merge_before``).
+
+    Args:
+        layout: what is stored per token.
+        capacity: most tokens that the cache may hold per layer and branch.
+        selector: chooses the tokens to keep.
+    """
+
+    def __init__(self, layout: CacheLayout, capacity: int, selector: TokenSelector) -> None:
+        super().__init__(layout, capacity)
+        self._selector = selector
+        self._queries: dict[tuple[int, int], Tensor] = {}
+        self._due: dict[int, tuple[list[int], int]] = {}
+        self._starts: dict[int, int] = {}
+        self._positions = [self._no_positions() for _ in range(layout.num_layers)]
+        self._events: list[CompressionEvent] = []
+
+    def pop_events(self) -> list[CompressionEvent]:
+        """What was compressed since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def enter(self, chunk: int, num_tokens: int) -> None:
+        if chunk not in self:
+            super().enter(chunk, num_tokens)
+            self._starts[chunk] = max(self._starts.values(), default=-num_tokens) + num_tokens
+
+    def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:
+        streams = enumerate(queries) if branch is None else [(branch, queries)]
+        for index, stream in streams:
+            # A copy, lest the few rows hold on to the memory of all.
+            self._queries[layer, index] = self._selector.newest(stream).clone()
+        if chunk in self._due:
+            self._merge_layer(layer, *self._due[chunk])
+
+    def make_room(self, clean: Sequence[int], num_tokens: int) -> None:
+        """Compress clean chunks so far that ``num_tokens`` more fit; does nothing if they fit already.
+
+        Args:
+            clean: finished or given chunks, oldest first.
+
+        Raises:
+            CacheFullError: they do not fit even so.
+        """
+        missing = self.num_tokens + num_tokens - self.capacity
+        if missing <= 0:
+            return
+        clean = self._oldest(clean)
+        budget = self._rows(clean) - missing
+        if not clean or budget < 1:
+            raise CacheFullError(
+                f"{num_tokens} tokens do not fit: {self.num_tokens} of {self.capacity} are taken, no more "
+                "of them by clean chunks. Give the cache a budget of more chunks."
+            )
+        for layer in range(self.layout.num_layers):
+            self._merge_layer(layer, clean, budget)
+
+    def merge_before(self, chunk: int, clean: Sequence[int], budget: int) -> None:
+        """Compress ``clean`` chunks to ``budget`` tokens as soon as ``chunk`` reads, in each layer."""
+        self._due[chunk] = (self._oldest(clean), budget)
+
+    def forget_due(self) -> None:
+        """Nothing is to be compressed before a chunk any more."""
+        self._due.clear()
+
+    def _oldest(self, clean: Sequence[int]) -> list[int]:
+        """The clean chunks before the first one that is not, in order of entry: they lie together."""
+        return list(takewhile(set(clean).__contains__, self.chunks))
+
+    def _rows(self, clean: Sequence[int]) -> int:
+        return sum(len(self._ranges[0][c]) for c in (KEPT, *clean) if c in self._ranges[0])
+
+    def _merge_layer(self, layer: int, clean: list[int], budget: int) -> None:
+        end = self._ranges[layer][clean[-1]].end
+        positions = torch.cat([self._positions[layer], self._positions_of(layer, clean)], dim=-1)
+        newest = positions.amax()
+        chosen = []
+        for branch in range(self.layout.num_branches):
+            tokens = ScoreInput(
+                keys=self._keys[layer, branch, :end],
+                values=self._values[layer, branch, :end],
+                queries=self._queries[layer, branch],
+                ages=newest - positions[branch],
+                tokens_per_chunk=self._selector.tokens_per_chunk,
+            )
+            chosen.append(self._selector.choose(tokens, budget))
+        kept = torch.stack(chosen)
+        self.merge(layer, clean, kept)
+        self._positions[layer] = positions.gather(2, kept)
+        if layer == self.layout.num_layers - 1:
+            self._events.append(CompressionEvent(list(clean), end, kept.shape[-1], self._origins()))
+
+    def _positions_of(self, layer: int, chunks: Sequence[int]) -> Tensor:
+        """Places of chunks' tokens in the video, ``[branches, heads, tokens]``."""
+        ranges = self._ranges[layer]
+        places = [torch.arange(len(ranges[c]), dtype=torch.int32) + self._starts[c] for c in chunks]
+        shape = (self.layout.num_branches, self.layout.num_heads, -1)
+        return torch.cat(places).to(self.layout.device).expand(shape)
+
+    def _no_positions(self) -> Tensor:
+        shape = (self.layout.num_branches, self.layout.num_heads, 0)
+        return torch.empty(shape, dtype=torch.int32, device=self.layout.device)
+
+    def _origins(self) -> dict[int, float]:
+        positions = torch.stack(self._positions)
+        bounds = torch.tensor(list(self._starts.values()), dtype=torch.int32, device=positions.device)
+        counts = torch.bincount(torch.bucketize(positions.flatten(), bounds, right=True) - 1).tolist()
+        total = max(1, positions.numel())
+        chunks = list(self._starts)
+        return {chunks[i]: count / total for i, count in enumerate(counts) if count}

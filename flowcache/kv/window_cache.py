@@ -1,0 +1,143 @@
+"""The cache of one window: what each chunk sees of the others, and when to compress."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..chunk_model import ChunkModel
+from ..config import KVCompressionConfig
+from ..schedule import StaircaseSchedule
+from .cache import ChunkKVCache
+from .compressed import CompressedKVCache, CompressionEvent
+
+
+class WindowCache:
+    """Makes the cache of a window and keeps it within its budget.
+
+    Args:
+        model: whose keys and values are stored.
+        schedule: of the window.
+        lengths: tokens of each chunk.
+        keeps: False for runs that write everything anew each time; see ``ChunkKVCache``.
+        compression: how to compress; None: never.
+        clean_range: newest clean chunks that a live chunk sees; None: all.
+    """
+
+    def __init__(
+        self,
+        model: ChunkModel,
+        schedule: StaircaseSchedule,
+        lengths: Sequence[int],
+        keeps: bool = True,
+        compression: KVCompressionConfig | None = None,
+        clean_range: int | None = None,
+    ) -> None:
+        self._model, self._schedule, self._lengths = model, schedule, lengths
+        self._compression, self._clean_range = compression, clean_range
+        self._budget = self._budget_chunks() * max(lengths)
+        self._seen: dict[int, int] = {}
+        self.cache = self._new_cache(keeps)
+
+    def first_chunk(self, chunk: int, step: int) -> int | None:
+        """The oldest chunk that one sees at a step; None: all that the cache holds."""
+        schedule, given = self._schedule, self._schedule.first_chunk
+        reach = self._model.reach(max(0, min(schedule.local_step(chunk, step), schedule.num_steps)))
+        if reach is not None:
+            return max(0, chunk + 1 - reach)
+        if chunk < given or (self._clean_range is None and not self._compresses_within):
+            return None
+        if self._clean_range is None:
+            return given if step == 0 else None
+        clean = self._clean_before(chunk, step)
+        seen = clean[len(clean) - self._clean_range :] if len(clean) > self._clean_range else clean
+        live = [c for c in range(given, chunk + 1) if c not in clean]
+        return (seen + live)[0]
+
+    def fits(self, chunks: Sequence[int]) -> bool:
+        """Whether chunks fit beside what is there."""
+        return self.cache.num_tokens + self._needed(chunks) <= self.cache.capacity
+
+    def make_room(self, chunks: Sequence[int], step: int) -> None:
+        """Compress clean chunks until ``chunks`` fit.
+
+        Raises:
+            CacheFullError: they do not fit even so.
+        """
+        if isinstance(self.cache, CompressedKVCache):
+            done = self._schedule.num_steps
+            clean = [c for c in self.cache.chunks if self._schedule.local_step(c, step) >= done]
+            self.cache.make_room(clean, self._needed(chunks))
+
+    def enter(self, chunks: Sequence[int], step: int) -> None:
+        """Give the chunks that are about to run their places, and plan what is compressed while they do."""
+        for chunk in chunks:
+            self.cache.enter(chunk, self._lengths[chunk])
+        freed = self._plan(chunks, step) if self._compresses_within else {}
+        gone = 0
+        for chunk in chunks:
+            gone += freed.get(chunk, 0)
+            self._seen[chunk] = self.cache.num_visible(chunk, self.first_chunk(chunk, step)) - gone
+
+    @property
+    def seen(self) -> dict[int, int] | None:
+        """Tokens that each chunk saw when it last ran; None: all that it could."""
+        return self._seen if self._compression or self._clean_range is not None else None
+
+    def pop_events(self) -> list[CompressionEvent]:
+        """What was compressed since the last call."""
+        return self.cache.pop_events() if isinstance(self.cache, CompressedKVCache) else []
+
+    def _plan(self, chunks: Sequence[int], step: int) -> dict[int, int]:
+        """Choose before which of the chunks too many are clean; tokens that go, by that chunk."""
+        self.cache.forget_due()
+        freed, merged, held = dict[int, int](), set[int](), self.cache.num_kept
+        for chunk in chunks:
+            clean = [c for c in self._clean_before(chunk, step) if c in self.cache and c not in merged]
+            rows = held + sum(self._lengths[c] for c in clean)
+            if chunk >= self._given and rows > self._budget:
+                self.cache.merge_before(chunk, clean, self._budget)
+                freed[chunk] = rows - self._budget
+                merged |= set(clean)
+                held = self._budget
+        return freed
+
+    @property
+    def _given(self) -> int:
+        return self._schedule.first_chunk
+
+    @property
+    def _compresses_within(self) -> bool:
+        return self._compression is not None and self._compression.when == "over"
+
+    def _budget_chunks(self) -> int:
+        if self._compression is None:
+            return 0
+        if self._compression.total is None:
+            return self._compression.budget
+        live = self._schedule.max_live
+        if self._compression.total <= live:
+            raise ValueError(
+                f"total must be at least {live + 1} chunks, as {live} are live at once, "
+                f"got {self._compression.total}."
+            )
+        return self._compression.total - live
+
+    def _needed(self, chunks: Sequence[int]) -> int:
+        return sum(self._lengths[c] for c in chunks if c not in self.cache)
+
+    def _clean_before(self, chunk: int, step: int) -> list[int]:
+        """Chunks that count as clean for a later one: given ones from the second step on, and those that
+        have taken their last step, in this very step included."""
+        given = list(range(self._given)) if step > 0 else []
+        last = self._schedule.num_steps - 1
+        done = [c for c in range(self._given, chunk) if self._schedule.local_step(c, step) >= last]
+        return given + done
+
+    def _new_cache(self, keeps: bool) -> ChunkKVCache:
+        layout, total = self._model.cache_layout(), sum(self._lengths)
+        if self._compression is None:
+            return ChunkKVCache(layout, total, keeps)
+        chunk = max(self._lengths)
+        live = self._schedule.max_live + (1 if self._compresses_within else 0)
+        selector = self._compression.make_selector(self._model.num_tokens(1), chunk)
+        return CompressedKVCache(layout, min(total, self._budget + live * chunk), selector)
