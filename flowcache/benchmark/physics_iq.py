@@ -3,7 +3,10 @@
 Reference videos are those of ``split-videos/testing/<rate>FPS`` in the benchmark's data
 (github.com/google-deepmind/physics-IQ-benchmark), with names such as
 ``0001_testing-videos_30FPS_perspective-left_take-1_scenario.mp4``. The name of a generated video begins with
-the id of the first take that it continues, ``0001_``. Motion masks are made here, from both.
+the id of the first take that it continues, ``0001_``.
+
+Unlike the benchmark's program, this writes no mask to a lossy video in between and rounds nothing before the
+end, so scores can differ a little.
 """
 
 from __future__ import annotations
