@@ -1,4 +1,4 @@
-"""What the programs that generate videos share: how they refuse, report and end."""
+"""What the programs share: how they refuse, report and end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+from .extras import Unavailable
 from .plots import reuse_map
 from .trace import Trace
 
@@ -19,11 +20,12 @@ Job = TypeVar("Job")
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without the list of all flags; takes no abbreviations."""
 
-    def __init__(self, description: str | None) -> None:
+    def __init__(self, description: str | None = None, **options: Any) -> None:
         super().__init__(
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            **options,
         )
 
     def error(self, message: str) -> NoReturn:
@@ -31,25 +33,40 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Path]]) -> int:
-    """Check, run and report; returns the exit code: 2 for bad input, 1 for a failure.
+    """Check, make a video and report; returns the exit code: 2 for bad input, 1 for a failure.
 
     Args:
         prepare: checks the input before any weight is read; raises ValueError or OSError with one sentence.
         run: makes the video; returns the trace and the video's path.
     """
+    started = time.perf_counter()
+
+    def report(job: Job) -> str:
+        trace, video = run(job)
+        files = save_trace(trace, video)
+        return f"video: {video}\n{files}\n{summary(trace, time.perf_counter() - started)}"
+
+    return run_checked(prepare, report)
+
+
+def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
+    """Check, run and say what came of it; returns the exit code: 2 for bad input, 1 for a failure.
+
+    Args:
+        prepare: checks the input; raises ValueError or OSError with one sentence.
+        run: does the work; returns what to say.
+    """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    started = time.perf_counter()
     code = 2
     try:
         job = prepare()
         code = 1
-        trace, video = run(job)
-        report = save_trace(trace, video)
-    except (OSError, ValueError) as error:
+        report = run(job)
+    except (OSError, ValueError, Unavailable) as error:
         sys.stderr.write(f"error: {error}\n")
         return code
-    sys.stdout.write(f"video: {video}\n{report}\n{summary(trace, time.perf_counter() - started)}\n")
+    sys.stdout.write(f"{report}\n")
     return 0
 
 

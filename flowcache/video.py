@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -177,21 +177,28 @@ def read_video(path: str | Path, size: tuple[int, int] | None = None) -> tuple[F
     Raises:
         ValueError: the file is missing, unreadable or holds no frame.
     """
+    frames = [
+        frame if size is None else resize_and_crop(frame[None], *size)[0] for frame in stream_video(path)
+    ]
+    return np.stack(frames), probe_video(path).fps
+
+
+def stream_video(path: str | Path) -> Iterator[Frames]:
+    """Frames ``[height, width, 3]`` one by one, turned the way the camera was held.
+
+    Raises:
+        ValueError: the file is missing, unreadable or holds no frame.
+    """
     _check_exists(path)
+    frame = None
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            frames = (
-                [_upright(frame) for frame in container.decode(stream)]
-                if size is None
-                else [resize_and_crop(_upright(frame)[None], *size)[0] for frame in container.decode(stream)]
-            )
-            fps = float(stream.average_rate or 0)
+            for frame in container.decode(container.streams.video[0]):
+                yield _upright(frame)
     except (OSError, IndexError, ValueError, av.FFmpegError) as error:
         raise ValueError(f"{path} cannot be read as a video.") from error
-    if not frames:
+    if frame is None:
         raise ValueError(f"{path} holds no frame.")
-    return np.stack(frames), fps
 
 
 def _upright(frame: av.VideoFrame) -> Frames:

@@ -13,8 +13,8 @@ from flowcache.flops import PatchFlops
 class TransformerFlops(PatchFlops):
     """FLOPs of one branch of the transformer, from its sizes.
 
-    The keys and values of the text are projected once per video and left out; so is everything that only
-    depends on the time.
+    ``blocks`` leaves out what is done once per video: the keys and values of the text, and everything that
+    only depends on the time.
     """
 
     ffn_dim: int
@@ -42,3 +42,7 @@ class TransformerFlops(PatchFlops):
         attention = 4 * num_tokens * self.dim * (num_keys + self.text_tokens)
         feed_forward = 4 * num_tokens * self.dim * self.ffn_dim
         return float(self.num_layers * (projections + attention + feed_forward))
+
+    def text_projections(self) -> float:
+        """Keys and values of the text in all layers, for those who project them in every call."""
+        return 4.0 * self.num_layers * self.text_tokens * self.dim**2

@@ -18,6 +18,10 @@ def psnr(generated: Video, reference: Video) -> tuple[float, Tensor]:
     Identical frames have an infinite PSNR. Every frame counts with at most 100 dB, identical ones with
     just that, and a video's PSNR is the mean over its frames; so identical videos have 100 dB.
 
+    Of a frame, this is torchmetrics' ``peak_signal_noise_ratio`` with a data range of 1, over all pixels and
+    colours at once. Of a video it is not that of torchmetrics' class, which takes the PSNR of the mean error
+    over all frames, where the worst of them decide.
+
     Args:
         generated, reference: ``[frames, height, width, 3]`` of one shape, uint8 or floating point in [0, 1].
 

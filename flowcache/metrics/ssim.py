@@ -19,6 +19,9 @@ def ssim(generated: Video, reference: Video) -> tuple[float, Tensor]:
     reflected at its borders; a video's SSIM is the mean over its frames. In single precision, flat regions
     err by up to 3e-4.
 
+    This is torchmetrics' ``structural_similarity_index_measure`` frame by frame, with its defaults (``k1``
+    0.01, ``k2`` 0.03) and a data range of 1; torchmetrics' class has the same mean over frames.
+
     Args:
         generated, reference: ``[frames, height, width, 3]`` of one shape, uint8 or floating point in [0, 1];
             at least 11 pixels high and wide.

@@ -20,6 +20,7 @@ from flowcache.video import (
     read_image,
     read_video,
     resize_and_crop,
+    stream_video,
     to_float,
     to_uint8,
 )
@@ -311,3 +312,16 @@ def test_grey_of_16_bits_keeps_its_shades(tmp_path):
     shades = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
     Image.fromarray(shades).save(tmp_path / "grey.png")
     assert video.read_image(tmp_path / "grey.png")[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_streamed_frames_are_those_that_are_read(tmp_path):
+    path = save(tmp_path / "a.mp4", noise())
+    streamed = list(stream_video(path))
+    assert np.array_equal(np.stack(streamed), read_video(path)[0])
+    assert np.array_equal(next(stream_video(path)), streamed[0]), "one can stop after the first"
+
+
+def test_streaming_what_is_no_video_is_refused(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match="cannot be read as a video"):
+        next(stream_video(tmp_path / "a.mp4"))

@@ -83,8 +83,8 @@ def test_flowcache(name, monkeypatch):
     settings = case.info["flowcache"]
     if settings["compress_kv_cache"] and not settings["discard_nearly_clean_chunk"]:
         pytest.skip(
-            "once compressed, the original lets the second run of a nearly clean chunk see all kept tokens, and "
-            "scores by its queries as if it stood behind the newest chunk; ours sees itself alone, as is meant"
+            "once compressed, the original lets the second run of a nearly clean chunk see all kept tokens, "
+            "and scores by its queries as if it stood behind the newest chunk; ours sees itself alone"
         )
     named = settings | (settings.get("compression") or {})
     known = FlowCacheOptions.__dataclass_fields__

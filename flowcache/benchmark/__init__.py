@@ -1,0 +1,1 @@
+"""Measuring against published figures and benchmarks; ``python -m flowcache.benchmark --help``."""

@@ -1,0 +1,85 @@
+"""Measure against published figures and benchmarks.
+
+    python -m flowcache.benchmark flops
+    python -m flowcache.benchmark physics_iq --generated_videos G --reference_videos R
+
+``flops`` prints the paper's PFLOPs beside those that we count. ``physics_iq`` scores a folder of videos that
+continue those of Physics-IQ, and writes CSV and JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..command_line import Parser, run_checked, writable_folder
+from ..extras import require
+from .paper_flops import PaperFlops, markdown, registered_models
+from .physics_iq import PARTS, Collection, PhysicsIQReport, check_views, find_views, measure_view
+
+FLOPS_NOTE = (
+    "Reused: the share of those chunk-steps that the paper's row leaves out, if each costs what they cost on "
+    "average; empty where the row costs more than all of them."
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their flags."""
+    parser = Parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("flops", description="The paper's PFLOPs beside those that we count.")
+    add = commands.add_parser("physics_iq", description="Score videos by Physics-IQ.").add_argument
+    add("--generated_videos", type=Path, required=True, help="folder; names begin with the first take's id")
+    add("--reference_videos", type=Path, required=True, help="folder of both takes, at the same rate")
+    add(
+        "--part", choices=PARTS, default=PARTS[0], help="seconds that count: last, if given frames come first"
+    )
+    add("--output", type=Path, help="of CSV and JSON, without suffix (default: GENERATED_VIDEOS/physics_iq)")
+    return parser
+
+
+def flops(tables: Sequence[PaperFlops]) -> str:
+    """What to print of the models' tables."""
+    return "\n\n".join([*map(markdown, tables), FLOPS_NOTE])
+
+
+def prepare_physics_iq(args: argparse.Namespace) -> Collection:
+    """Check all that was asked for, before any video is decoded.
+
+    Raises:
+        ValueError: one sentence that names the argument.
+        Unavailable: OpenCV is not installed.
+    """
+    require("cv2", "Physics-IQ", "metrics")
+    collection = find_views(args.generated_videos, args.reference_videos)
+    check_views(collection.views)
+    args.output = args.output or args.generated_videos / "physics_iq"
+    writable_folder("output", args.output.parent)
+    return collection
+
+
+def run_physics_iq(args: argparse.Namespace, collection: Collection) -> str:
+    """Measure, write, and return what to say."""
+    report = PhysicsIQReport(collection)
+    for view in tqdm(collection.views, unit="view"):
+        generated, physical = measure_view(view, args.part)
+        report.generated.append(generated)
+        report.physical.append(physical)
+    paths = report.save(args.output)
+    return "\n".join([report.text(), *map(str, paths)])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, check, measure; 2 for bad input, 1 for a failure."""
+    args = build_parser().parse_args(arguments)
+    if args.command == "flops":
+        return run_checked(registered_models, flops)
+    return run_checked(lambda: prepare_physics_iq(args), lambda found: run_physics_iq(args, found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Physics-IQ from folders in the benchmark's own naming.
+
+Reference videos are those of ``split-videos/testing/<rate>FPS`` in the benchmark's data
+(github.com/google-deepmind/physics-IQ-benchmark), with names such as
+``0001_testing-videos_30FPS_perspective-left_take-1_scenario.mp4``. The name of a generated video begins with
+the id of the first take that it continues, ``0001_``.
+
+Unlike the benchmark's program, this writes no mask to a lossy video in between and rounds nothing before the
+end, so scores can differ a little.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from itertools import islice
+from pathlib import Path
+
+from ..files import write_csv, write_json
+from ..metrics.physics_iq import Measures, PhysicsIQ, compare_clips, make_clip, physics_iq
+from ..video import VideoInfo, probe_video, stream_video
+
+#: What the benchmark looks at of every video.
+SECONDS = 5
+#: It measures at this part of the reference's height and width.
+SCALE = 4
+PARTS = ("first", "last")
+
+_REFERENCE = re.compile(
+    r"(?P<id>\d{4})_testing-videos_\d+FPS_(?P<view>perspective-[a-z]+)_take-(?P<take>[12])_(?P<scenario>.+)\.mp4"
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """A scene from one perspective: what was generated, and the two takes that were filmed."""
+
+    scenario: str
+    perspective: str
+    generated: Path
+    takes: tuple[Path, Path]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Views to measure, and names of first takes for which nothing was generated."""
+
+    views: Sequence[View]
+    absent: Sequence[str]
+
+
+def find_views(generated: Path, reference: Path) -> Collection:
+    """Match generated videos with the takes.
+
+    Args:
+        generated: folder of videos whose names begin with the id of a first take.
+        reference: folder of both takes, at the rate of the generated videos.
+
+    Raises:
+        ValueError: a folder is missing or empty, a name is not the benchmark's, or a second take is missing.
+    """
+    by_id: dict[str, Path] = {}
+    for path in _videos("generated_videos", generated):
+        identity = path.name.partition("_")[0]
+        if identity in by_id:
+            raise ValueError(f"generated_videos: {by_id[identity].name} and {path.name} bear the same id.")
+        by_id[identity] = path
+    first, second = _takes(reference)
+    unknown = by_id.keys() - {identity for identity, _ in first.values()}
+    if unknown:
+        raise ValueError(
+            f"generated_videos: {by_id[min(unknown)].name} does not begin with the id of a first take."
+        )
+    views, absent = [], []
+    for scene, (identity, path) in sorted(first.items(), key=lambda item: item[1]):
+        if scene not in second:
+            raise ValueError(f"reference_videos: there is no second take of {path.name}.")
+        if identity in by_id:
+            views.append(View(*scene, by_id[identity], (path, second[scene][1])))
+        else:
+            absent.append(path.name)
+    return Collection(views, absent)
+
+
+def _takes(folder: Path) -> list[dict[tuple[str, str], tuple[str, Path]]]:
+    """First and second takes by scenario and perspective, each as its id and path."""
+    takes: list[dict[tuple[str, str], tuple[str, Path]]] = [{}, {}]
+    for path in _videos("reference_videos", folder):
+        match = _REFERENCE.fullmatch(path.name)
+        if match is None:
+            raise ValueError(
+                f"reference_videos: {path.name} is not named like "
+                "0001_testing-videos_30FPS_perspective-left_take-1_scenario.mp4."
+            )
+        takes[int(match["take"]) - 1][match["scenario"], match["view"]] = (match["id"], path)
+    return takes
+
+
+def _videos(name: str, folder: Path) -> list[Path]:
+    paths = sorted(folder.glob("*.mp4")) if folder.is_dir() else []
+    if not paths:
+        raise ValueError(f"{name}: {folder} is no folder with mp4 files.")
+    return paths
+
+
+def check_views(views: Iterable[View]) -> None:
+    """Look at the headers of all videos before any is decoded.
+
+    Raises:
+        ValueError: one is unreadable or too short, or the rates of a view differ.
+    """
+    for view in views:
+        paths = {"generated_videos": [view.generated], "reference_videos": view.takes}
+        infos = {path: _probe(name, path) for name, group in paths.items() for path in group}
+        rate = round(infos[view.takes[0]].fps)
+        for path, info in infos.items():
+            if round(info.fps) != rate:
+                raise ValueError(
+                    f"generated_videos and reference_videos must have one rate, but {path.name} has "
+                    f"{info.fps:g} frames a second and {view.takes[0].name} {rate}."
+                )
+
+
+def _probe(name: str, path: Path) -> VideoInfo:
+    try:
+        info = probe_video(path)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    wanted = SECONDS * round(info.fps)
+    if info.num_frames is not None and info.num_frames < wanted:
+        raise ValueError(f"{name}: {path.name} has {info.num_frames} frames, {SECONDS} s take {wanted}.")
+    return info
+
+
+def measure_view(view: View, part: str = "first") -> tuple[Measures, Measures]:
+    """The generated video against the first take, and the second take against the first.
+
+    Args:
+        view: from ``find_views``.
+        part: which five seconds of the generated video count; ``last`` for one that begins with given frames.
+
+    Raises:
+        Unavailable: OpenCV is not installed.
+        ValueError: a video cannot be read or is too short.
+    """
+    info = probe_video(view.takes[0])
+    count = SECONDS * round(info.fps)
+    size = (max(1, info.height // SCALE), max(1, info.width // SCALE))
+    first, second = (make_clip(islice(stream_video(take), count), size) for take in view.takes)
+    # of the last seconds, too, motion is sought from the beginning: what rests is known by then
+    frames = stream_video(view.generated)
+    generated = make_clip(islice(frames, count) if part == "first" else frames, size).last(count)
+    return compare_clips(generated, first), compare_clips(second, first)
+
+
+@dataclass
+class PhysicsIQReport:
+    """What was measured of each view, in the order of its first takes' ids.
+
+    Attributes:
+        collection: what was to be measured.
+        generated: generated videos against first takes.
+        physical: second takes against first takes.
+    """
+
+    collection: Collection
+    generated: list[Measures] = field(default_factory=list)
+    physical: list[Measures] = field(default_factory=list)
+
+    def score(self) -> PhysicsIQ:
+        """The score over everything measured.
+
+        Raises:
+            ValueError: nothing was, or the takes never overlap.
+        """
+        return physics_iq(self.generated, self.physical)
+
+    def save(self, stem: Path) -> list[Path]:
+        """Write ``stem.csv``, a row for each view, and ``stem.json``, the score and what it is made of."""
+        paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
+        names = [f.name for f in fields(Measures)]
+        columns = ["scenario", "perspective", *names, *(f"physical_{name}" for name in names)]
+        write_csv(paths[0], columns, [self._row(index) for index in range(len(self.generated))])
+        score = self.score()
+        content = {**asdict(score), "videos": len(self.generated), "absent": list(self.collection.absent)}
+        write_json(paths[1], content)
+        return paths
+
+    def _row(self, index: int) -> dict[str, str | float]:
+        view = self.collection.views[index]
+        physical = {f"physical_{name}": value for name, value in asdict(self.physical[index]).items()}
+        names = {"scenario": view.scenario, "perspective": view.perspective}
+        return {**names, **asdict(self.generated[index]), **physical}
+
+    def text(self) -> str:
+        """The score, then each measure beside that of two takes; says so where videos are absent."""
+        score, absent = self.score(), self.collection.absent
+        lines = [f"Physics-IQ score: {score.score:.1f} of 100, {len(self.generated)} videos"]
+        if absent:
+            lines.append(
+                f"not comparable with published scores: {len(absent)} first takes, such as {absent[0]}, "
+                "have no generated video"
+            )
+        for f in fields(Measures):
+            ours, takes = getattr(score.generated, f.name), getattr(score.physical, f.name)
+            lines.append(f"{f.name}: {ours:.4f} (two takes: {takes:.4f})")
+        return "\n".join(lines)

@@ -1,0 +1,32 @@
+"""Packages that only a part of the project needs, and that may be absent."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+
+class Unavailable(RuntimeError):
+    """Something needs a package or a download that is not there; says what in one sentence."""
+
+
+def require(module: str, purpose: str, extra: str) -> ModuleType:
+    """Import an optional module.
+
+    Args:
+        module: its name.
+        purpose: what needs it, as the subject of the message.
+        extra: of this project's optional dependencies, the one that installs it.
+
+    Raises:
+        Unavailable: it is not installed, or does not fit what is.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise Unavailable(
+            f"{purpose} needs {module}: pip install -e '.[{extra}]' in this project."
+        ) from error
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise Unavailable(f"{purpose} needs {module}, which cannot be loaded here: {reason}") from error

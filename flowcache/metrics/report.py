@@ -1,0 +1,96 @@
+"""What a comparison found, as CSV, JSON and a few lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..files import write_csv, write_json
+from .compare import Comparison, Pairing
+
+UNITS = {"psnr": " dB"}
+
+
+@dataclass
+class Report:
+    """Everything that was compared.
+
+    Attributes:
+        original, generated: files or folders.
+        metrics: that were asked for.
+        pairing: what was to be compared.
+        missing: why a metric was measured nowhere, by metric.
+        videos: what was measured, by file name.
+        environment: that figures hold for.
+    """
+
+    original: Path
+    generated: Path
+    metrics: tuple[str, ...]
+    pairing: Pairing
+    missing: Mapping[str, str]
+    videos: dict[str, Comparison] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def mean(self, metric: str) -> float | None:
+        """Mean over the videos that have the metric, each counting alike; None where none has."""
+        means = [video.mean(metric) for video in self.videos.values()]
+        means = [mean for mean in means if mean is not None]
+        return sum(means) / len(means) if means else None
+
+    def save(self, stem: Path) -> list[Path]:
+        """Write ``stem.csv`` and ``stem.json``; returns both."""
+        paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
+        write_csv(paths[0], ["video", "frame", *self.metrics], list(self._rows()))
+        write_json(paths[1], self._content())
+        return paths
+
+    def text(self) -> str:
+        """The means, a line for each metric, then everything that is not in them and why."""
+        lines = [self._line(metric) for metric in self.metrics]
+        for name, video in self.videos.items():
+            lines += [f"{name}: no {metric}: {why}" for metric, why in video.missing.items()]
+        lines += [f"{name}: only in original_video" for name in self.pairing.only_original]
+        lines += [f"{name}: only in generated_video" for name in self.pairing.only_generated]
+        return "\n".join(lines)
+
+    def _line(self, metric: str) -> str:
+        mean = self.mean(metric)
+        if mean is None:
+            return f"{metric}: none: {self.missing.get(metric, 'no video has it.')}"
+        count = sum(metric in video.frames for video in self.videos.values())
+        over = f", mean of {count} videos" if count > 1 else ""
+        return f"{metric}: {mean:.4f}{UNITS.get(metric, '')}{over}"
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """A row for each frame, one for the mean of each video, and one for the mean of all."""
+        rows = []
+        for name, video in self.videos.items():
+            length = max(map(len, video.frames.values()), default=0)
+            for index in range(length):
+                values = {metric: frames[index] for metric, frames in video.frames.items()}
+                rows.append({"video": name, "frame": index, **values})
+            rows.append({"video": name, "frame": "mean", **{m: video.mean(m) for m in self.metrics}})
+        rows.append({"video": "all", "frame": "mean", **{m: self.mean(m) for m in self.metrics}})
+        return rows
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "original_video": str(self.original),
+            "generated_video": str(self.generated),
+            "mean": {metric: self.mean(metric) for metric in self.metrics},
+            "missing": dict(self.missing),
+            "videos": {
+                name: {
+                    "mean": {metric: video.mean(metric) for metric in self.metrics},
+                    "missing": video.missing,
+                    "frames": video.frames,
+                }
+                for name, video in self.videos.items()
+            },
+            "only_in_original_video": list(self.pairing.only_original),
+            "only_in_generated_video": list(self.pairing.only_generated),
+            "environment": dict(self.environment),
+        }
