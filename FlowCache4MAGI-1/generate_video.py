@@ -88,6 +88,12 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
     options = FlowCacheOptions.from_file(additional, for_options)
     cache = method_config(args.method, options, paper=args.paper, forecast=args.forecast)
     source = resolve_model(args.config_file, overrides, args.model)
+    live = source.config.runtime_config.window_size
+    if options.compress_kv_cache and options.total_cache_chunk_nums <= live:
+        raise ValueError(
+            f"total_cache_chunk_nums must be above window_size ({live}), as that many chunks are live at once, "
+            f"got {options.total_cache_chunk_nums}."
+        )
     prompt = args.prompt.strip()
     if not prompt:
         raise ValueError("prompt must not be empty.")

@@ -114,7 +114,9 @@ BAD = {
     "there is no num_step; did you mean num_steps": ["--num_step", 8],
     "num_steps must be a multiple of 4": ["--num_steps", 10],
     "rel_l1_thresh must be a finite number": ["--rel_l1_thresh", ".nan"],
-    "compress_kv_cache is not available yet": ["--compress_kv_cache", "true"],
+    "total_cache_chunk_nums must be above window_size (4)": [
+        *("--compress_kv_cache", "true", "--total_cache_chunk_nums", 4)
+    ],
     "nothing.json cannot be read": ["--config_file", "nothing.json"],
     "mode i2v needs image_path": ["--mode", "i2v"],
     "mode t2v does not take image_path": ["--image_path", "a.png"],
