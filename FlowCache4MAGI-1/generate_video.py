@@ -91,7 +91,7 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
     live = source.config.runtime_config.window_size
     if options.compress_kv_cache and options.total_cache_chunk_nums <= live:
         raise ValueError(
-            f"total_cache_chunk_nums must be above window_size ({live}), as that many chunks are live at once, "
+            f"total_cache_chunk_nums must be above window_size ({live}), as so many chunks are live at once, "
             f"got {options.total_cache_chunk_nums}."
         )
     prompt = args.prompt.strip()
