@@ -69,9 +69,7 @@ def method_config(
     tea, paper = method == "teacache", preset.startswith("paper")
     limits = _cache_limits(budget_block, kvrange, paper)
     if limits and method in ("vanilla", "teacache"):
-        raise ValueError(
-            f"use_compress and use_kvrange need a cache, which {method} lacks; use flowcache."
-        )
+        raise ValueError(f"use_compress and use_kvrange need a cache, which {method} lacks; use flowcache.")
     if method in ("vanilla", "causal"):
         whole = method == "vanilla"
         return FlowCacheConfig(
