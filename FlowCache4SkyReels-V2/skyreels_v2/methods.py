@@ -10,7 +10,7 @@ from flowcache.config import KVCompressionConfig
 
 METHODS = ("vanilla", "causal", "teacache", "flowcache")
 PRESETS = ("fast", "slow", "paper_fast", "paper_slow")
-THRESHOLDS = {"fast": 0.2, "slow": 0.13, "paper_fast": 0.15, "paper_slow": 0.1}
+THRESHOLDS = {"fast": 0.15, "slow": 0.1}
 
 #: TeaCache's fitted polynomials, highest power first: over the modulation (with retention steps) and over
 #: the time embedding (without), for the two sizes of the model.
@@ -45,9 +45,9 @@ def method_config(
 
     Args:
         method: one of ``METHODS``.
-        preset: one of ``PRESETS``; sets the threshold. The ``paper_`` presets are the original's (0.15 and
-            0.1, the residual of the block stack is held). Ours hold the velocity, which is closer, and let
-            blocks that have come half way to a higher threshold (0.2 and 0.13) join the calls of others.
+        preset: one of ``PRESETS``; the threshold is 0.15 (fast) or 0.1 (slow). The ``paper_`` presets hold
+            the residual of the block stack, as the original does. Ours hold the velocity, which is closer,
+            and let blocks that have come half way to the threshold join the calls of others.
         family: ``"1.3B"`` or ``"14B"`` for the fitted polynomial; others take the distance as it is.
         threshold: overrides the preset's.
         use_ret_steps: always compute the first five steps, and use the polynomial fitted for that.
@@ -81,11 +81,9 @@ def method_config(
         )
     if coefficients is None:
         coefficients = COEFFICIENTS.get((family, use_ret_steps))
-    if threshold is None:
-        threshold = THRESHOLDS[f"paper_{preset}" if tea and not paper else preset]
     return FlowCacheConfig(
         policy="teacache" if tea else "chunkwise",
-        threshold=threshold,
+        threshold=THRESHOLDS[preset.removeprefix("paper_")] if threshold is None else threshold,
         warmup_steps=5 if use_ret_steps else 1,
         coefficients=None if coefficients is None else tuple(coefficients),
         # Without retention steps, TeaCache's polynomial is over the time embedding; the original FlowCache

@@ -174,7 +174,10 @@ def main() -> None:
     train(codec, args)
     set_statistics(codec)
     codec.vae.save_pretrained(args.out)
-    write_atomically(args.out / "arguments.json", json.dumps(vars(args), default=str).encode())
+    record = vars(args)
+    if args.start:
+        record |= {"start": json.loads((args.start / "arguments.json").read_text())}
+    write_atomically(args.out / "arguments.json", json.dumps(record, default=str).encode())
     logger.info("wrote %s", args.out)
 
 
