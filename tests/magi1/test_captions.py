@@ -48,7 +48,7 @@ def test_the_table_is_needed_only_when_a_token_is_asked_for(tmp_path):
     make_captions(caption, null, 3)
     with pytest.raises(ValueError, match="no table of them"):
         make_captions(caption, null, 3, switches=CaptionSwitches(high_quality=True))
-    with pytest.raises(ValueError, match=r"tokens\.npz cannot be read"):
+    with pytest.raises(ValueError, match=r"tokens\.npz cannot be used: .* No such file"):
         SpecialTokens.from_file(tmp_path / "tokens.npz")
     tables = {
         "other_tokens": np.ones((100, 8)),

@@ -7,10 +7,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowcache import StaircaseSchedule
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import ChunkKVCache
 from magi1.captions import NULL_TOKENS, make_captions
-from magi1.chunk_model import MagiChunkModel
+from magi1.chunk_model import MagiChunkModel, Sampling
 from magi1.guidance import DistilledGuidance
 from magi1.paper_flops import paper_flops
 from magi1.schedule import Timetable
@@ -31,7 +32,8 @@ def model(request):
     caption = torch.randn(NULL_TOKENS, SIZES["caption_channels"])
     captions = make_captions(caption, transformer.caption_embed.null_caption, num_chunks=2)
     timetable = Timetable(STEPS, distilled=True)
-    return MagiChunkModel(transformer, captions, GRID, 2 * FRAMES, timetable, DistilledGuidance())
+    sampling = Sampling(timetable, DistilledGuidance(), StaircaseSchedule(2, STEPS, STEPS // 4))
+    return MagiChunkModel(transformer, captions, (2 * FRAMES, *GRID), sampling)
 
 
 @pytest.mark.parametrize("step", [0, STEPS - 1], ids=["usual", "nearly clean, and so also alone"])
@@ -50,7 +52,7 @@ def test_flops_of_a_chunk_that_sees_another(model, step):
     # of the attention kernels, torch's counter knows the plain one
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         evaluate()
-    counted = model.block_flops(tokens, 2 * tokens, step) + model.edge_flops(tokens)
+    counted = model.block_flops(tokens, 2 * tokens, step) + model.edge_flops(tokens, step)
     assert counter.get_total_flops() == pytest.approx(counted, rel=0.01)
 
 

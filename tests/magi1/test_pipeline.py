@@ -10,6 +10,7 @@ from transformers import T5Config, T5EncoderModel
 from magi1.config import EngineSection, FlowCacheOptions, MagiConfig, RuntimeSection
 from magi1.methods import METHODS, method_config
 from magi1.pipeline import MagiPipeline
+from magi1.request import VideoRequest
 from magi1.transformer import MagiTransformer3DModel
 from magi1.vae import AutoencoderKLMagi
 
@@ -47,10 +48,14 @@ def config(distill=True, **runtime) -> MagiConfig:
     return MagiConfig(runtime_config=RuntimeSection(**wanted), engine_config=EngineSection(distill=distill))
 
 
+def ask(config, cache=None, prompt="a red circle", **more) -> VideoRequest:
+    return VideoRequest(prompt=prompt, config=config, **({"cache": cache} if cache else {}), **more)
+
+
 @pytest.mark.parametrize("num_frames", [4, 8, 30, 32])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_length(pipeline, num_frames, method):
-    video = pipeline("a red circle", config(num_frames=num_frames), method_config(method))
+    video = pipeline(ask(config(num_frames=num_frames), method_config(method)))
     assert video.frames.shape == (3, num_frames, 32, 32)
     assert video.frames.isfinite().all()
 
@@ -61,31 +66,29 @@ def test_prefixes(pipeline, distill, frames):
     prefix = torch.rand(3, frames, 32, 32) * 2 - 1
     options = FlowCacheOptions(rel_l1_thresh=0.2, warmup_steps=1)
     cache = method_config("flowcache", options)
-    video = pipeline("a red circle", config(distill), cache, prefix=prefix)
-    # a single frame is shown with the rest, a video's frames are not shown again
-    assert video.frames.shape[1] == 32 + (4 if frames == 1 else 0)
+    video = pipeline(ask(config(distill), cache, prefix=prefix))
+    # a single frame is the first of those that were asked for, a video's frames are not shown again
+    assert video.frames.shape[1] == 32
 
 
 @pytest.mark.parametrize("distill", [True, False])
 def test_threshold_zero_is_vanilla(pipeline, distill):
-    vanilla = pipeline("a red circle", config(distill), method_config("vanilla"))
-    zero = pipeline(
-        "a red circle", config(distill), method_config("flowcache", FlowCacheOptions(rel_l1_thresh=0))
-    )
+    vanilla = pipeline(ask(config(distill), method_config("vanilla")))
+    zero = pipeline(ask(config(distill), method_config("flowcache", FlowCacheOptions(rel_l1_thresh=0))))
     assert torch.equal(vanilla.latents, zero.latents)
     assert zero.trace.reuse_ratio == 0
 
 
 def test_teacache_takes_one_decision(pipeline):
     options = FlowCacheOptions(rel_l1_thresh=0.5, warmup_steps=1)
-    trace = pipeline("a red circle", config(num_steps=16), method_config("teacache", options)).trace
+    trace = pipeline(ask(config(num_steps=16), method_config("teacache", options))).trace
     assert trace.reuse_ratio > 0
     for step in trace.steps:
         assert len({event.reused for event in step.events}) == 1
 
 
 def test_chunks_come_one_by_one(pipeline):
-    parts = pipeline.stream("a red circle", config(), method_config("vanilla"))
+    parts = pipeline.stream(ask(config(), method_config("vanilla")))
     first = next(parts)
     assert first.frames.shape[1] == 8
     assert sum(part.frames.shape[1] for part in parts) == 24
@@ -93,14 +96,14 @@ def test_chunks_come_one_by_one(pipeline):
 
 def test_flops_agree_with_what_was_run(pipeline):
     options = FlowCacheOptions(rel_l1_thresh=0.3, warmup_steps=1)
-    flops = pipeline("a", config(), method_config("flowcache", options)).trace.flops
+    flops = pipeline(ask(config(), method_config("flowcache", options))).trace.flops
     assert flops["actual"] < flops["vanilla"]
-    flops = pipeline("a", config(), method_config("vanilla")).trace.flops
+    flops = pipeline(ask(config(), method_config("vanilla"))).trace.flops
     assert flops["actual"] == pytest.approx(flops["vanilla"])
 
 
-def test_prefixes_that_do_not_fit_are_refused(pipeline):
+def test_prefixes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="multiple of 4"):
-        pipeline("a", config(), prefix=torch.zeros(3, 6, 32, 32))
+        ask(config(), prefix=torch.zeros(3, 6, 32, 32))
     with pytest.raises(ValueError, match="prefix must be"):
-        pipeline("a", config(), prefix=torch.zeros(3, 8, 16, 32))
+        ask(config(), prefix=torch.zeros(3, 8, 16, 32))
