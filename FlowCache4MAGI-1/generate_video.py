@@ -1,6 +1,6 @@
 """Generate a video with MAGI-1, with or without FlowCache.
 
-    python generate_video.py --config_file config/single_run/flowcache_t2v.json --mode t2v --prompt "..."
+    python generate_video.py --config_file config/single_run/4.5B_distill.json --mode t2v --prompt "..."
 
 Any key of the configuration can be set: ``--num_steps 16 --seed=7``. Writes the video, and beside it
 ``.trace.json`` and ``.reuse.png``, the map of which chunk skipped which step.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tiny import TEXT_SIZES, tiny_tokenizer
+from torch._dynamo.testing import CompileCounter
 from transformers import T5Config, T5EncoderModel
 
+from magi1.attention import TextBank
+from magi1.captions import CaptionSwitches, SpecialTokens
 from magi1.config import EngineSection, FlowCacheOptions, MagiConfig, RuntimeSection
 from magi1.methods import METHODS, method_config
 from magi1.pipeline import MagiPipeline
@@ -69,6 +74,94 @@ def test_prefixes(pipeline, distill, frames):
     video = pipeline(ask(config(distill), cache, prefix=prefix))
     # a single frame is the first of those that were asked for, a video's frames are not shown again
     assert video.frames.shape[1] == 32
+
+
+@pytest.mark.parametrize(
+    ("chunk_width", "prefix_frames", "num_frames"), [(2, 12, 36), (6, 20, 28), (1, 8, 32), (1, 0, 32)]
+)
+def test_a_single_latent_frame_of_a_chunk_gives_all_its_frames(
+    pipeline, chunk_width, prefix_frames, num_frames
+):
+    prefix = torch.rand(3, prefix_frames, 32, 32) * 2 - 1 if prefix_frames else None
+    asked = config(chunk_width=chunk_width, num_frames=num_frames)
+    video = pipeline(ask(asked, method_config("vanilla"), prefix=prefix))
+    assert video.frames.shape[1] == num_frames
+
+
+@pytest.mark.parametrize("chunk_width", [1, 2, 6])
+@pytest.mark.parametrize("num_frames", [1, 4, 32])
+def test_a_video_begins_with_the_image_it_was_given(pipeline, chunk_width, num_frames):
+    image = torch.rand(3, 1, 32, 32) * 2 - 1
+    asked = config(chunk_width=chunk_width, num_frames=num_frames)
+    video = pipeline(ask(asked, method_config("flowcache"), prefix=image))
+    assert video.frames.shape[1] == num_frames
+    assert torch.equal(video.latents[:, :1], pipeline._encode(image))
+
+
+def test_a_captions_projections_are_kept_no_longer_than_needed(pipeline, monkeypatch):
+    held = []
+    forget = TextBank.forget_before
+
+    def watched(bank, caption):
+        forget(bank, caption)
+        held.append(len({text for _, text in bank.keys_values}))
+
+    monkeypatch.setattr(TextBank, "forget_before", watched)
+    tokens = SpecialTokens(torch.randn(100, 16), torch.randn(1, 16), torch.randn(1, 16))
+    switches = CaptionSwitches(duration=True)
+    asked = config(num_frames=96)
+    pipeline(ask(asked, method_config("vanilla"), switches=switches, special_tokens=tokens))
+    assert max(held) <= 4 + 1, "those of a window's chunks, and the null caption"
+
+
+def test_weights_may_be_stored_in_fp8(pipeline):
+    pipeline = copy.deepcopy(pipeline)
+    plain = pipeline(ask(config(), method_config("vanilla")))
+    pipeline.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    assert pipeline.transformer.blocks[0].gates.weight.dtype == torch.float8_e4m3fn
+    video = pipeline(ask(config(), method_config("vanilla")))
+    assert video.frames.isfinite().all()
+    assert not torch.equal(video.latents, plain.latents)
+
+
+def test_offloaded_models_are_moved_for_all_that_runs_outside_of_forward(pipeline, monkeypatch):
+    class Moved(Exception):
+        pass
+
+    class Hook:
+        def pre_forward(self, module):
+            raise Moved
+
+    outside = {"transformer": ("embed", "head", "condition", "rotary", "embed_caption")}
+    outside |= {"vae": ("encode", "decode")}
+    for component, methods in outside.items():
+        module = copy.deepcopy(getattr(pipeline, component))
+        module._hf_hook = Hook()
+        for method in methods:
+            with pytest.raises(Moved):
+                getattr(module, method)()
+
+
+def test_offload_changes_nothing(pipeline, monkeypatch):
+    pipeline = copy.deepcopy(pipeline)
+    plain = pipeline(ask(config(), method_config("vanilla")))
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.empty_device_cache", lambda *_: None)
+    pipeline.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(plain.latents, pipeline(ask(config(), method_config("vanilla"))).latents)
+
+
+def test_a_compiled_block_is_not_compiled_for_every_layer_and_step(pipeline):
+    pipeline = copy.deepcopy(pipeline)
+    plain = pipeline(ask(config(), method_config("vanilla")))
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    pipeline.transformer.compile_repeated_blocks(backend=counter)
+    video = pipeline(ask(config(), method_config("vanilla")))
+    assert torch.allclose(video.latents, plain.latents, atol=1e-5)
+    few = counter.frame_count
+    pipeline(ask(config(num_frames=64), method_config("vanilla")))
+    assert counter.frame_count == few, "more chunks, steps and layers ask for nothing new"
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("distill", [True, False])
