@@ -103,10 +103,11 @@ def load_pipeline(source: ModelSource, device: torch.device | str | None = None)
     folder = Path(runtime.t5_pretrained).expanduser() / T5_FOLDER
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     encoder = T5EncoderModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    pipeline = MagiPipeline(tokenizer, encoder, transformer, vae).to(device)
-    if runtime.t5_device == "cpu":
-        encoder.to("cpu")
-    return pipeline
+    for part in (transformer, vae):
+        part.to(device)
+    if runtime.t5_device != "cpu":
+        encoder.to(device)
+    return MagiPipeline(tokenizer, encoder, transformer, vae)
 
 
 def _why_official(

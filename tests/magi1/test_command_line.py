@@ -232,11 +232,12 @@ def test_auto_takes_the_official_weights_only_where_they_fit(weights, monkeypatc
         resolve_model(weights, gone, device="cuda")
 
 
-def test_the_text_encoder_stays_where_it_was_told(weights, monkeypatch):
-    moved = []
-    monkeypatch.setattr(T5EncoderModel, "to", lambda self, *where, **_: moved.append(where) or self)
-    load_pipeline(resolve_model(weights, {"t5_device": "cpu"}, "official"), "cpu")
-    assert moved[-1] == ("cpu",)
+@pytest.mark.parametrize(("told", "stays"), [("cpu", "cpu"), ("cuda", "meta")])
+def test_the_text_encoder_stays_where_it_was_told(weights, told, stays):
+    # the meta device stands for the one that the rest runs on
+    pipeline = load_pipeline(resolve_model(weights, {"t5_device": told}, "official"), "meta")
+    assert pipeline.transformer.device.type == pipeline.vae.device.type == "meta"
+    assert pipeline.text_encoder.device.type == stays
 
 
 def test_few_frames_a_second(front, weights):
