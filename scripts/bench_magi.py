@@ -54,9 +54,8 @@ def with_seed(config: MagiConfig, seed: int, num_frames: int) -> MagiConfig:
 
 def bench(args: argparse.Namespace) -> str:
     """Load, measure, and return the table."""
-    device = check_device(args.device)
-    source = resolve_model(args.config_file, {"num_steps": args.steps}, args.model, device)
-    pipeline = load_pipeline(source, device)
+    source = resolve_model(args.config_file, {"num_steps": args.steps}, args.model, args.device)
+    pipeline = load_pipeline(source, args.device)
     pipeline.set_progress_bar_config(disable=True)
 
     def run(way: str, seed: int, num_frames: int = args.num_frames) -> tuple[Frames, Trace]:
@@ -77,6 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--num_frames", type=int, default=240)
     add("--steps", type=int, default=64)
     args = parser.parse_args()
+    check_device(args.device)
     for way in args.ways:
         cache_of(way)
     return args

@@ -68,7 +68,7 @@ def resolve_model(
     if not SMALL.is_dir():
         raise ValueError(
             f"model {model} takes the small checkpoint here, but there is no folder {SMALL}; get the whole "
-            "repository, or set load to a folder of official weights and model to official."
+            "repository, or set model to official and load to a folder of official weights."
         )
     kept = {name: getattr(config.runtime_config, name) for name in _KEPT}
     kept["shortcut_mode"] = config.engine_config.shortcut_mode

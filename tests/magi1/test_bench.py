@@ -44,3 +44,11 @@ def test_ways(bench):
 def test_wrong_ways_are_refused(bench, way, message):
     with pytest.raises(ValueError, match=message):
         bench.cache_of(way)
+
+
+def test_bad_input_ends_in_one_sentence(bench, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench_magi.py", "--device", "foo"])
+    with pytest.raises(SystemExit) as stop:
+        bench.main(bench.parse_arguments, bench.bench)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: device must be cpu or cuda, got 'foo'.\n"
