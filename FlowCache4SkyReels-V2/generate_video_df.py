@@ -94,8 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
         default=True,
         help="always compute the first 5 steps",
     )
-    add("--use_compress", action="store_true", help="not yet available")
-    add("--budget_block", type=int, help="not yet available")
+    add("--use_compress", action="store_true", help="keep only the best tokens of finished blocks")
+    add("--budget_block", type=int, default=1, help="blocks' worth of tokens kept so (default: 1)")
+    add("--use_kvrange", action="store_true", help="let blocks see only the newest finished ones")
+    add("--kvrange", type=int, default=0, help="how many finished blocks they see then (default: 0)")
     add("--method", choices=METHODS, default="flowcache", help="(default: flowcache)")
     add("--preset", choices=PRESETS, default="fast", help="threshold and forecast (default: fast)")
     add(
@@ -115,8 +117,9 @@ def prepare(args: argparse.Namespace) -> Job:
     Raises:
         ValueError: one sentence that names the argument and the fix.
     """
-    if args.use_compress or args.budget_block is not None:
-        raise ValueError("use_compress and budget_block are not available yet; leave them out.")
+    for name, least in (("budget_block", 1), ("kvrange", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(args, name)}.")
     check_device(args.device)
     source = resolve_model(args.model_id, args.device)
     info = _check_conditions(args)
@@ -141,6 +144,8 @@ def prepare(args: argparse.Namespace) -> Job:
         use_ret_steps=args.use_ret_steps,
         forecast=args.forecast,
         causal_attention=args.causal_attention,
+        budget_block=args.budget_block if args.use_compress else None,
+        kvrange=args.kvrange if args.use_kvrange and not args.use_compress else None,
     )
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from flowcache import FlowCacheConfig
+from flowcache.config import KVCompressionConfig
 
 METHODS = ("vanilla", "causal", "teacache", "flowcache")
 PRESETS = ("fast", "slow", "paper_fast", "paper_slow")
@@ -31,6 +33,8 @@ def method_config(
     forecast: str | None = None,
     refresh_given: bool = False,
     causal_attention: bool = False,
+    budget_block: int | None = None,
+    kvrange: int | None = None,
 ) -> FlowCacheConfig:
     """Settings of the cache for one of the four ways to run.
 
@@ -51,23 +55,32 @@ def method_config(
         forecast: overrides the preset's forecast.
         refresh_given: see ``FlowCacheConfig``.
         causal_attention: make the attention of ``vanilla`` and ``teacache`` block-causal.
+        budget_block: keep only the best tokens of finished blocks, this many blocks' worth; None: all.
+        kvrange: finished blocks that a block sees, the newest; None: all.
 
     Raises:
-        ValueError: unknown method, preset or forecast, or a threshold out of range.
+        ValueError: unknown method, preset or forecast, a threshold out of range, or a limit on the cache of a
+            method without one.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
+    tea, paper = method == "teacache", preset.startswith("paper")
+    limits = _cache_limits(budget_block, kvrange, paper)
+    if limits and method in ("vanilla", "teacache"):
+        raise ValueError(f"use_compress and use_kvrange need a cache, which {method} lacks; use flowcache.")
     if method in ("vanilla", "causal"):
         whole = method == "vanilla"
-        bidirectional = whole and not causal_attention
         return FlowCacheConfig(
-            policy="none", whole_window=whole, bidirectional=bidirectional, refresh_given=refresh_given
+            policy="none",
+            whole_window=whole,
+            bidirectional=whole and not causal_attention,
+            refresh_given=refresh_given,
+            **limits,
         )
     if coefficients is None:
         coefficients = COEFFICIENTS.get((family, use_ret_steps))
-    tea, paper = method == "teacache", preset.startswith("paper")
     if threshold is None:
         threshold = THRESHOLDS[f"paper_{preset}" if tea and not paper else preset]
     return FlowCacheConfig(
@@ -83,4 +96,15 @@ def method_config(
         whole_window=tea,
         bidirectional=tea and not causal_attention,
         refresh_given=refresh_given,
+        **limits,
     )
+
+
+def _cache_limits(budget_block: int | None, kvrange: int | None, paper: bool) -> dict[str, Any]:
+    """What blocks may see of finished ones, as fields of ``FlowCacheConfig``."""
+    limits: dict[str, Any] = {} if kvrange is None else {"clean_range": kvrange}
+    if budget_block is not None:
+        limits["compression"] = KVCompressionConfig(
+            budget=budget_block, query_granularity="chunk", in_time=not paper, when="over"
+        )
+    return limits

@@ -155,11 +155,11 @@ class ChunkKVCache:
 
         Args:
             layer: where.
-            chunks: the oldest chunks, which lose their ranges.
+            chunks: the oldest chunks, which lose their ranges; none, to compress again what is compressed.
             kept: indices of rows, ``[branches, heads, rows]``, in the order in which they are to lie.
         """
         ranges = self._ranges[layer]
-        end, used, count = ranges[chunks[-1]].end, self._used(layer), kept.shape[-1]
+        end, used, count = self.rows_of(chunks, layer), self._used(layer), kept.shape[-1]
         index = kept.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, self.layout.head_dim)
         for stored in (self._keys[layer], self._values[layer]):
             stored[:, : count + used - end] = torch.cat(
@@ -170,6 +170,11 @@ class ChunkKVCache:
         self._ranges[layer] = {KEPT: ChunkRange(0, count)} | {
             c: ChunkRange(r.start + shift, r.end + shift) for c, r in others.items()
         }
+
+    def rows_of(self, chunks: Sequence[int], layer: int = 0) -> int:
+        """Rows of what is compressed already and of these chunks."""
+        ranges = self._ranges[layer]
+        return sum(len(ranges[chunk]) for chunk in (KEPT, *chunks) if chunk in ranges)
 
     def _used(self, layer: int) -> int:
         return sum(map(len, self._ranges[layer].values()))

@@ -82,9 +82,8 @@ class CompressedKVCache(ChunkKVCache):
         missing = self.num_tokens + num_tokens - self.capacity
         if missing <= 0:
             return
-        clean = self._oldest(clean)
-        budget = self._rows(clean) - missing
-        if not clean or budget < 1:
+        budget = self.rows_of(self._oldest(clean)) - missing
+        if budget < 1:
             raise CacheFullError(
                 f"{num_tokens} tokens do not fit: {self.num_tokens} of {self.capacity} are taken, no more "
                 "of them by clean chunks. Give the cache a budget of more chunks."
@@ -94,21 +93,20 @@ class CompressedKVCache(ChunkKVCache):
 
     def merge_before(self, chunk: int, clean: Sequence[int], budget: int) -> None:
         """Compress ``clean`` chunks to ``budget`` tokens as soon as ``chunk`` reads, in each layer."""
-        self._due[chunk] = (self._oldest(clean), budget)
+        self._due[chunk] = (list(clean), budget)
 
     def forget_due(self) -> None:
         """Nothing is to be compressed before a chunk any more."""
         self._due.clear()
 
-    def _oldest(self, clean: Sequence[int]) -> list[int]:
+    def _oldest(self, clean: Sequence[int], layer: int = 0) -> list[int]:
         """The clean chunks before the first one that is not, in order of entry: they lie together."""
-        return list(takewhile(set(clean).__contains__, self.chunks))
+        own = (chunk for chunk in self._ranges[layer] if chunk != KEPT)
+        return list(takewhile(set(clean).__contains__, own))
 
-    def _rows(self, clean: Sequence[int]) -> int:
-        return sum(len(self._ranges[0][c]) for c in (KEPT, *clean) if c in self._ranges[0])
-
-    def _merge_layer(self, layer: int, clean: list[int], budget: int) -> None:
-        end = self._ranges[layer][clean[-1]].end
+    def _merge_layer(self, layer: int, clean: Sequence[int], budget: int) -> None:
+        clean = self._oldest(clean, layer)
+        end = self.rows_of(clean, layer)
         positions = torch.cat([self._positions[layer], self._positions_of(layer, clean)], dim=-1)
         newest = positions.amax()
         chosen = []
@@ -125,12 +123,13 @@ class CompressedKVCache(ChunkKVCache):
         self.merge(layer, clean, kept)
         self._positions[layer] = positions.gather(2, kept)
         if layer == self.layout.num_layers - 1:
-            self._events.append(CompressionEvent(list(clean), end, kept.shape[-1], self._origins()))
+            self._events.append(CompressionEvent(clean, end, kept.shape[-1], self._origins()))
 
     def _positions_of(self, layer: int, chunks: Sequence[int]) -> Tensor:
         """Places of chunks' tokens in the video, ``[branches, heads, tokens]``."""
         ranges = self._ranges[layer]
-        places = [torch.arange(len(ranges[c]), dtype=torch.int32) + self._starts[c] for c in chunks]
+        places = [torch.empty(0, dtype=torch.int32)]
+        places += [torch.arange(len(ranges[c]), dtype=torch.int32) + self._starts[c] for c in chunks]
         shape = (self.layout.num_branches, self.layout.num_heads, -1)
         return torch.cat(places).to(self.layout.device).expand(shape)
 

@@ -1,0 +1,216 @@
+"""A cache that keeps within its budget, on a model of random numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowcache import Denoiser, LoopOptions, StaircaseSchedule, cut_window
+from flowcache.config import FlowCacheConfig, KVCompressionConfig
+from flowcache.kv.cache import CacheFullError, CacheLayout, ChunkKVCache
+from flowcache.kv.compressed import CompressedKVCache
+from flowcache.reuse.forecast import HoldVelocity
+from flowcache.reuse.policy import NoReuse
+
+LAYOUT = CacheLayout(num_layers=2, num_branches=2, num_heads=2, head_dim=4)
+TOKENS = 6  # of a chunk
+
+
+def make_cache(capacity: int, **options) -> CompressedKVCache:
+    selector = KVCompressionConfig(**options).make_selector(tokens_per_frame=2, tokens_per_chunk=TOKENS)
+    return CompressedKVCache(LAYOUT, capacity, selector)
+
+
+def fill(cache: ChunkKVCache, chunk: int) -> tuple[Tensor, Tensor]:
+    """A chunk with random keys, values and queries; its keys and values, ``[layers, branches, ...]``."""
+    cache.enter(chunk, TOKENS)
+    keys, values, queries = (torch.randn(2, 2, TOKENS, 2, 4) for _ in range(3))
+    for layer in range(2):
+        cache.write(layer, chunk, keys[layer], values[layer])
+        cache.observe(layer, chunk, queries[layer])
+    return keys, values
+
+
+def test_keeps_whole_tokens_and_leaves_live_chunks_alone():
+    cache = make_cache(capacity=4 * TOKENS)
+    stored = [fill(cache, chunk) for chunk in range(4)]
+    cache.make_room([0, 1], TOKENS)
+    cache.enter(4, TOKENS)
+    assert cache.chunks == [2, 3, 4]
+    assert cache.num_kept == TOKENS
+    clean_keys = torch.cat([stored[0][0], stored[1][0]], dim=2)
+    clean_values = torch.cat([stored[0][1], stored[1][1]], dim=2)
+    for layer in range(2):
+        keys, values = cache.read(layer, 3)
+        assert torch.equal(keys[:, TOKENS:], torch.cat([stored[2][0], stored[3][0]], dim=2)[layer])
+        for branch in range(2):
+            for head in range(2):
+                kept = keys[branch, :TOKENS, head]
+                places = [
+                    int((clean_keys[layer, branch, :, head] == key).all(dim=-1).nonzero()) for key in kept
+                ]
+                assert places == sorted(set(places)), "each once, in the order of time"
+                assert torch.equal(
+                    values[branch, :TOKENS, head], clean_values[layer, branch, places, head]
+                ), "values stay with their keys"
+
+
+def test_events_tell_where_kept_tokens_come_from():
+    cache = make_cache(capacity=3 * TOKENS, scorer="recency")
+    for chunk in range(3):
+        fill(cache, chunk)
+    cache.make_room([0, 1], TOKENS)
+    fill(cache, 3)
+    cache.make_room([2], TOKENS)
+    first, second = cache.pop_events()
+    assert (first.chunks, first.rows_before, first.rows_after) == ([0, 1], 12, 6)
+    assert first.kept_of == {1: 1.0}
+    assert (second.chunks, second.kept_of) == ([2], {2: 1.0})
+    assert cache.pop_events() == []
+
+
+def test_sink_survives_many_rounds():
+    cache = make_cache(capacity=3 * TOKENS, scorer="sink_window")
+    keys, _ = fill(cache, 0)
+    fill(cache, 1)
+    for chunk in range(2, 12):
+        fill(cache, chunk)
+        cache.make_room([chunk - 2, chunk - 1] if chunk == 2 else [chunk - 1], TOKENS)
+    assert torch.equal(cache.read(0)[0][:, 0], keys[0][:, 0]), "the very first token is still there"
+
+
+def test_full_of_live_chunks_is_an_error():
+    cache = make_cache(capacity=2 * TOKENS)
+    fill(cache, 0)
+    fill(cache, 1)
+    with pytest.raises(CacheFullError, match="Give the cache a budget of more chunks"):
+        cache.make_room([], TOKENS)
+    with pytest.raises(CacheFullError, match="Chunk 2 needs 6 tokens"):
+        cache.enter(2, TOKENS)
+
+
+def test_memory_is_that_of_the_capacity():
+    short, long = (make_cache(capacity=5 * TOKENS) for _ in range(2))
+    for cache, count in ((short, 5), (long, 50)):
+        for chunk in range(count):
+            cache.make_room(cache.chunks[:2], TOKENS)
+            fill(cache, chunk)
+    assert short.nbytes == long.nbytes == ChunkKVCache(LAYOUT, 5 * TOKENS).nbytes
+    assert long.num_tokens <= long.capacity
+
+
+class RandomModel:
+    """One attention layer with random weights; every chunk has tokens of one frame each."""
+
+    num_branches, bidirectional, runs_whole_window = 1, False, False
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.weights = torch.randn(3, 4, 8, generator=generator) / 2
+        self.out = torch.randn(8, 4, generator=generator) / 3
+
+    def cache_layout(self):
+        return CacheLayout(1, 1, 2, 4)
+
+    def reach(self, local_step):
+        return None
+
+    def num_tokens(self, num_frames):
+        return num_frames
+
+    def condition_timestep(self, level):
+        return level
+
+    def embed(self, inputs):
+        return [item.latents[:, :, 0, 0].T.unsqueeze(0) for item in inputs]
+
+    def blocks(self, inputs, tokens, cache):
+        states = [[(x @ w).unflatten(-1, (2, 4)) for w in self.weights] for x in tokens]
+        for item, (_, k, v) in zip(inputs, states, strict=True):
+            cache.write(0, item.chunk, k, v)
+        outputs = []
+        for item, (q, _, _) in zip(inputs, states, strict=True):
+            cache.observe(0, item.chunk, q)
+            k, v = cache.read(0, item.chunk, item.first_chunk)
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+            attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            outputs.append(attended.transpose(1, 2).flatten(2) @ self.out)
+        return outputs
+
+    def head(self, inputs, outputs):
+        return [out[0].T.unflatten(1, (-1, 1, 1)) for out in outputs]
+
+    def block_flops(self, num_tokens, num_keys, local_step=None):
+        return num_tokens * num_keys
+
+    def edge_flops(self, num_tokens):
+        return 0.0
+
+
+class StraightSolver:
+    def timestep(self, local_step):
+        return 1.0 - 0.1 * local_step
+
+    def step(self, chunk, local_step, latents, velocity):
+        return latents + 0.1 * velocity
+
+    def skip(self, chunk): ...
+
+    def forget(self, chunk): ...
+
+
+def run(num_chunks=8, given=0, **options):
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(4, 3 * num_chunks, 1, 1, generator=generator)
+    prefix = noise[:, : 3 * given].clone() if given else None
+    window = cut_window(noise, 3, prefix)
+    schedule = StaircaseSchedule(len(window.chunks), 4, 2, window.num_given)
+    denoiser = Denoiser(RandomModel(), NoReuse(), HoldVelocity(), LoopOptions(**options))
+    for _ in denoiser.run(window, schedule, StraightSolver()):
+        pass
+    return window.latents, denoiser.trace
+
+
+@pytest.mark.parametrize("clean_pass", [False, True])
+def test_a_budget_that_never_fills_changes_nothing(clean_pass):
+    plain, _ = run(clean_pass=clean_pass)
+    roomy, trace = run(clean_pass=clean_pass, compression=KVCompressionConfig(budget=8))
+    assert torch.equal(plain, roomy)
+    assert not any(record.compressions for record in trace.steps)
+
+
+@pytest.mark.parametrize("when", ["full", "over"])
+@pytest.mark.parametrize("clean_pass", [False, True])
+@pytest.mark.parametrize("given", [0, 1, 5])
+def test_the_loop_keeps_within_the_budget(when, clean_pass, given):
+    options = {"clean_pass": clean_pass, "compression": KVCompressionConfig(budget=1, when=when)}
+    latents, trace = run(16, given, **options)
+    live = 2 + (when == "over")
+    assert latents.isfinite().all()
+    assert max(record.kv_tokens for record in trace.steps) <= 3 * (1 + live)
+    assert sum(len(record.compressions) for record in trace.steps) > 5
+    longer = run(64, given, **options)[1]
+    assert longer.windows[0].kv_bytes == trace.windows[0].kv_bytes
+    assert trace.flops["actual"] < trace.flops["causal"]
+
+
+def test_newest_clean_chunks_alone_are_seen():
+    _, trace = run(12, clean_range=1)
+    plain = run(12)[1]
+    assert trace.flops["actual"] < 0.6 * plain.flops["actual"]
+
+
+def test_settings_that_exclude_each_other():
+    compression = KVCompressionConfig()
+    with pytest.raises(ValueError, match="need a KV cache"):
+        FlowCacheConfig(whole_window=True, compression=compression)
+    with pytest.raises(ValueError, match="refresh_given"):
+        FlowCacheConfig(refresh_given=True, compression=compression)
+    with pytest.raises(ValueError, match="total must be at least 3 chunks, as 2 are live"):
+        run(compression=replace(compression, total=2))
+    for name, value in (("budget", 0), ("mix_lambda", 2.0), ("scorer", "best"), ("strategy", "row")):
+        with pytest.raises(ValueError, match=name):
+            KVCompressionConfig(**{name: value})
