@@ -1,8 +1,8 @@
 """Generate a video with MAGI-1, with or without FlowCache.
 
-    python generate_video.py --config_file config/single_run/flowcache_t2v.json --mode t2v --prompt "..."
+    python generate_video.py --config_file config/single_run/4.5B_distill.json --mode t2v --prompt "..."
 
-Any key of the configuration can be set: ``--num_steps 16 --seed 7``. Writes the video, and beside it
+Any key of the configuration can be set: ``--num_steps 16 --seed=7``. Writes the video, and beside it
 ``.trace.json`` and ``.reuse.png``, the map of which chunk skipped which step.
 """
 
@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
+from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +21,24 @@ from typing import Any
 # Transformers warns about every image processor that lacks torchvision; none of them is used here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import numpy as np
 import torch
 import yaml
 
-from flowcache import FlowCacheConfig, Trace
-from flowcache.command_line import Parser, run_program, words_of, writable_folder
-from flowcache.video import VideoWriter, read_image, read_video, resize_and_crop, to_float, to_uint8
+from flowcache import Trace
+from flowcache.command_line import Parser, check_device, output_file, run_program, words_of
+from flowcache.video import Frames, VideoWriter, read_image, resize_and_crop, stream_video, to_float, to_uint8
 from magi1.captions import CaptionSwitches, SpecialTokens
-from magi1.config import FlowCacheOptions
-from magi1.methods import METHODS, method_config
+from magi1.config import FRAMES, FlowCacheOptions, MagiConfig, RuntimeSection
+from magi1.config_files import COMMAND_LINE, check_keys, without_unread
+from magi1.guidance import PREVIOUS_WEIGHT
+from magi1.methods import METHODS, PRESETS, method_config
 from magi1.model_source import ModelSource, load_pipeline, resolve_model
+from magi1.request import VideoRequest
 
 FOLDER = Path(__file__).resolve().parent
 DEFAULT_PROMPT = "a red circle moves right over a dark background"
+PREFIX_SECONDS = 5  # of a video that is continued
 
 
 @dataclass(frozen=True)
@@ -38,12 +46,7 @@ class Job:
     """Everything that a run needs, checked, before any weight is read."""
 
     source: ModelSource
-    cache: FlowCacheConfig
-    options: FlowCacheOptions
-    prompt: str
-    prefix: torch.Tensor | None
-    switches: CaptionSwitches
-    special_tokens: SpecialTokens | None
+    request: VideoRequest
     output: Path
     method: str
 
@@ -52,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The original's flags, then ours."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--config_file", type=Path, default=FOLDER / "config" / "single_run" / "flowcache_t2v.json")
+    add("--config_file", type=Path, default=FOLDER / "config" / "single_run" / "4.5B_distill.json")
     add("--mode", choices=["t2v", "i2v", "v2v"], default="t2v")
     add("--prompt", default=DEFAULT_PROMPT, help="what to show")
     add("--image_path", type=Path, help="first frame, for i2v")
@@ -60,19 +63,49 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_path", type=Path, help="the mp4 (default: under outputs/)")
     add("--additional_config", type=Path, help="FlowCache's options, YAML")
     add("--method", choices=METHODS, default="flowcache", help="(default: flowcache)")
-    add("--paper", action="store_true", help="do as the original FlowCache does, see magi1/methods.py")
-    add("--forecast", choices=["hold_residual", "hold_displacement", "hold_velocity"])
+    add("--preset", choices=PRESETS, default="fast", help="threshold, and how reuse is done (default: fast)")
+    add(
+        "--forecast",
+        choices=["hold_residual", "hold_displacement", "hold_velocity"],
+        help="overrides the preset's",
+    )
     add("--model", choices=["auto", "official", "small"], default="auto", help="(default: auto)")
-    add("--special_tokens", type=Path, help="special_tokens.npz of the official code, for PAD_HQ=1 and such")
+    add(
+        "--special_tokens",
+        type=Path,
+        help="special_tokens.npz of the official code, for PAD_HQ=1 and such (default: SPECIAL_TOKEN_PATH)",
+    )
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
 
 def parse_overrides(rest: list[str]) -> dict[str, Any]:
-    """``--key value`` pairs, values read as YAML: ``--noise2clean_kvrange "[5, 4, 3, 2]"``."""
-    if len(rest) % 2 or any(not flag.startswith("--") for flag in rest[::2]):
-        raise ValueError(f"arguments must be pairs of --key value, got {' '.join(rest)}.")
-    return {flag[2:]: yaml.safe_load(value) for flag, value in zip(rest[::2], rest[1::2], strict=True)}
+    """``--key value`` or ``--key=value``, values read as YAML: ``--noise2clean_kvrange "[5, 4, 3, 2]"``."""
+    overrides, words = {}, iter(rest)
+    for word in words:
+        flag, equals, text = word.partition("=")
+        if not re.fullmatch(r"--\w+", flag):
+            raise ValueError(f"arguments must be pairs of --key value, or --key=value, got {word!r}.")
+        if not equals:
+            text = next(words, "--")
+        if text.startswith("--"):
+            raise ValueError(f"arguments must be pairs of --key value, but {flag} has no value.")
+        try:
+            overrides[flag[2:]] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{flag[2:]} has a value that cannot be read: {text!r}.") from error
+    return overrides
+
+
+def split_overrides(
+    overrides: Mapping[str, Any], flags: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those that belong to the configuration, and those to FlowCache's options; ``flags`` are neither."""
+    overrides = without_unread(overrides, COMMAND_LINE)
+    options = list(FlowCacheOptions.__dataclass_fields__)
+    check_keys(overrides, [*MagiConfig.keys(), *options, *flags], COMMAND_LINE)
+    for_options = {key: value for key, value in overrides.items() if key in options}
+    return {key: value for key, value in overrides.items() if key not in options}, for_options
 
 
 def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
@@ -81,35 +114,66 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
     Raises:
         ValueError: one sentence that names the argument and the fix.
     """
-    overrides = parse_overrides(rest)
-    known = FlowCacheOptions.__dataclass_fields__
-    for_options = {key: overrides.pop(key) for key in list(overrides) if key in known}
+    overrides, for_options = split_overrides(parse_overrides(rest), vars(args))
+    device = check_device(args.device)
     additional = args.additional_config or FOLDER / "yaml_config" / "single_run" / "config.yaml"
     options = FlowCacheOptions.from_file(additional, for_options)
-    cache = method_config(args.method, options, paper=args.paper, forecast=args.forecast)
-    source = resolve_model(args.config_file, overrides, args.model)
+    cache = method_config(args.method, options, preset=args.preset, forecast=args.forecast)
+    source = resolve_model(args.config_file, overrides, args.model, device)
+    _check_cache_size(options, source)
+    prompt = args.prompt.strip()
+    if not prompt:
+        raise ValueError("prompt must not be empty.")
+    switches, tokens = _read_special_tokens(args, source)
+    request = VideoRequest(
+        prompt=prompt,
+        config=source.config,
+        cache=cache,
+        prefix=_read_prefix(args, source.config.runtime_config),
+        switches=switches,
+        special_tokens=tokens,
+        discard_nearly_clean=options.discard_nearly_clean_chunk,
+        previous_weight=_previous_weight(os.environ),
+    )
+    output = _default_output(args, source) if args.output_path is None else args.output_path
+    return Job(source, request, output_file("output_path", output), args.method)
+
+
+def _check_cache_size(options: FlowCacheOptions, source: ModelSource) -> None:
     live = source.config.runtime_config.window_size
     if options.compress_kv_cache and options.total_cache_chunk_nums <= live:
         raise ValueError(
             f"total_cache_chunk_nums must be above window_size ({live}), as so many chunks are live at once, "
             f"got {options.total_cache_chunk_nums}."
         )
-    prompt = args.prompt.strip()
-    if not prompt:
-        raise ValueError("prompt must not be empty.")
+
+
+def _read_special_tokens(
+    args: argparse.Namespace, source: ModelSource
+) -> tuple[CaptionSwitches, SpecialTokens | None]:
     switches = CaptionSwitches.from_environment()
-    tokens = None
-    if switches.any:
-        tokens = SpecialTokens.from_file(args.special_tokens or "example/assets/special_tokens.npz")
-    prefix = _read_prefix(args, source)
-    output = args.output_path or _default_output(args, source)
-    writable_folder("output_path", output.parent)
-    return Job(source, cache, options, prompt, prefix, switches, tokens, output, args.method)
+    if not switches.any:
+        return switches, None
+    path = args.special_tokens or os.environ.get("SPECIAL_TOKEN_PATH")
+    if not path:
+        raise ValueError(
+            "special tokens are asked for by the environment (PAD_HQ and such), but their table is not: give "
+            "special_tokens, or set SPECIAL_TOKEN_PATH, to special_tokens.npz of the official code."
+        )
+    return switches, SpecialTokens.from_file(path, source.config.model_config.caption_channels)
 
 
-def _read_prefix(args: argparse.Namespace, source: ModelSource) -> torch.Tensor | None:
+def _previous_weight(environment: Mapping[str, str]) -> float:
+    """As the original's variable says."""
+    text = environment.get("prev_chunks_scale", "").strip()
+    try:
+        return float(text) if text else PREVIOUS_WEIGHT
+    except ValueError as error:
+        raise ValueError(f"the environment's prev_chunks_scale must be a number, got {text!r}.") from error
+
+
+def _read_prefix(args: argparse.Namespace, runtime: RuntimeSection) -> torch.Tensor | None:
     """What the video starts from, in its size: an image, or the last seconds of a video."""
-    runtime = source.config.runtime_config
     size = (runtime.video_size_h, runtime.video_size_w)
     wanted = {"i2v": "image_path", "v2v": "prefix_video_path"}.get(args.mode)
     for name in ("image_path", "prefix_video_path"):
@@ -122,16 +186,23 @@ def _read_prefix(args: argparse.Namespace, source: ModelSource) -> torch.Tensor 
     try:
         if wanted == "image_path":
             return to_float(resize_and_crop(read_image(args.image_path)[None], *size))
-        frames, fps = read_video(args.prefix_video_path, size)
+        return to_float(_last_seconds(args.prefix_video_path, runtime.fps, size))
     except ValueError as error:
         raise ValueError(f"{wanted}: {error}") from error
-    return to_float(frames[-_prefix_frames(len(frames), round(fps), runtime.temporal_downsample_factor) :])
 
 
-def _prefix_frames(num_frames: int, fps: int, stride: int) -> int:
-    """Whole seconds of a video, at most five; of one shorter than a second, as much as can be encoded."""
-    count = min(num_frames // fps, 5) * fps if fps and num_frames >= fps else num_frames
-    return max(count // stride * stride, 1)
+def _last_seconds(path: Path, fps: int, size: tuple[int, int]) -> Frames:
+    """The last whole seconds of a video, at most five, at the rate of the video to make.
+
+    Of one shorter than a second, all that makes whole latent frames. No more than what may be needed is held.
+    """
+    count, last = 0, deque[Frames](maxlen=PREFIX_SECONDS * fps)
+    for frame in stream_video(path, fps):
+        last.append(frame)
+        count += 1
+    kept = min(count // fps, PREFIX_SECONDS) * fps or count
+    kept = max(kept // FRAMES * FRAMES, 1)
+    return np.stack([resize_and_crop(frame[None], *size)[0] for frame in list(last)[-kept:]])
 
 
 def _default_output(args: argparse.Namespace, source: ModelSource) -> Path:
@@ -149,16 +220,7 @@ def run(args: argparse.Namespace, job: Job) -> tuple[Trace, Path]:
         pipeline = load_pipeline(job.source, args.device)
     pipeline.set_progress_bar_config(desc=job.method, unit="step")
     with VideoWriter(job.output, job.source.config.runtime_config.fps) as writer:
-        for part in pipeline.stream(
-            job.prompt,
-            job.source.config,
-            job.cache,
-            job.prefix,
-            job.switches,
-            job.special_tokens,
-            job.options.discard_nearly_clean_chunk,
-            trace,
-        ):
+        for part in pipeline.stream(job.request, trace):
             with trace.timer("write"):
                 writer.write(to_uint8(part.frames))
     trace.settings["model"] = job.source.config.runtime_config.load

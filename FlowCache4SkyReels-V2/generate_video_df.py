@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from flowcache import FlowCacheConfig, Trace
-from flowcache.command_line import Parser, run_program, words_of, writable_folder
+from flowcache.command_line import Parser, check_device, run_program, words_of, writable_folder
 from flowcache.video import (
     Frames,
     VideoInfo,
@@ -120,7 +120,7 @@ def prepare(args: argparse.Namespace) -> Job:
     for name, least in (("budget_block", 1), ("kvrange", 0)):
         if getattr(args, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(args, name)}.")
-    _check_device(args.device)
+    check_device(args.device)
     source = resolve_model(args.model_id, args.device)
     info = _check_conditions(args)
     height, width = _frame_size(args, source.defaults, info)
@@ -155,15 +155,6 @@ def prepare(args: argparse.Namespace) -> Job:
     plan_windows(settings, 0 if condition.prefix is None else condition.prefix.shape[1])
     output = _output_path(args, settings, cache, prompt)
     return Job(source, settings, cache, condition, prompt, negative, history, output, args.method)
-
-
-def _check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be cpu or cuda, got {name!r}.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda asks for a CUDA device, but PyTorch finds none; use cpu.")
 
 
 def _check_conditions(args: argparse.Namespace) -> VideoInfo | None:

@@ -97,12 +97,18 @@ class ChunkModel(Protocol):
         Args:
             num_tokens: of the chunk.
             num_keys: what it sees, itself included.
-            local_step: how far it has come; None: it is clean, given or waits.
+            local_step: how far it has come, the number of its steps once it is clean; None: it is given or
+                waits.
         """
         ...
 
-    def edge_flops(self, num_tokens: int) -> float:
-        """FLOPs of ``embed`` and ``head`` on that many tokens, over all branches."""
+    def edge_flops(self, num_tokens: int, local_step: int | None = None) -> float:
+        """FLOPs of ``embed`` and ``head`` on a chunk of that many tokens, over all branches.
+
+        Args:
+            num_tokens: of the chunk.
+            local_step: as in ``block_flops``.
+        """
         ...
 
 

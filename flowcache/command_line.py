@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import torch
+
 from .extras import Unavailable
 from .plots import reuse_map
 from .trace import Trace
@@ -86,6 +88,37 @@ def summary(trace: Trace, seconds: float) -> str:
         f"reuse ratio {trace.reuse_ratio:.2f}; {actual / 1e15:.6f} PFLOPs "
         f"({vanilla / actual:.2f}x fewer than vanilla); peak memory {trace.peak_memory_bytes / 2**30:.2f} GiB"
     )
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name, ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises:
+        ValueError: there is no such device; one sentence that names the argument ``device``.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu or cuda, got {name!r}.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {name!r}.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda asks for a CUDA device, but PyTorch finds none; use cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name} is not there: PyTorch finds {torch.cuda.device_count()}; use cuda.")
+    return device
+
+
+def output_file(name: str, path: Path) -> Path:
+    """The path, if a file can be written there; its folder is made if need be.
+
+    Raises:
+        ValueError: it names a folder or lies where nothing can be written; the argument ``name`` is named.
+    """
+    if path.is_dir():
+        raise ValueError(f"{name} must name a file to write, but {path} is a folder.")
+    writable_folder(name, path.parent)
+    return path
 
 
 def writable_folder(name: str, folder: Path) -> Path:

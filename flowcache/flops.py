@@ -49,7 +49,6 @@ class GainSplit:
         self._num_steps = num_steps
         self._model, self._lengths, self._num_given = model, list(lengths), num_given
         self._ends = list(accumulate(lengths))
-        self._edges = [model.edge_flops(n) for n in lengths]
 
     def step(
         self,
@@ -71,25 +70,31 @@ class GainSplit:
             seen: tokens that those that ran saw, where a cache was compressed; None: all that they could.
         """
         model = self._model
-        needed = {c: live.get(c) for c in ([*range(self._num_given)] if first else []) + [*cleaned, *live]}
-        causal = sum(self._causal(c, k) + self._edges[c] for c, k in needed.items())
+        progress = dict.fromkeys(cleaned, self._num_steps) | live
+        needed = dict.fromkeys(range(self._num_given) if first else []) | progress
+        causal = sum(self._causal(c, k) + self._edge(c, k) for c, k in needed.items())
         counts = {
-            "actual": self._ran(ran, live, seen) + sum(self._edges[c] for c in edges),
+            "actual": self._ran(ran, progress, seen) + sum(self._edge(c, progress.get(c)) for c in edges),
             "vanilla": causal,
             "live_only": causal,
             "causal": causal,
         }
         if model.runs_whole_window:
             everything = range(len(self._lengths))
-            counts["vanilla"] = sum(self._full(c, live.get(c)) + self._edges[c] for c in everything)
-            counts["live_only"] = sum(self._full(c, k) + self._edges[c] for c, k in live.items())
+            counts["vanilla"] = sum(
+                self._full(c, live.get(c)) + self._edge(c, live.get(c)) for c in everything
+            )
+            counts["live_only"] = sum(self._full(c, k) + self._edge(c, k) for c, k in live.items())
         return counts
 
-    def _ran(self, ran: Sequence[int], live: dict[int, int], seen: Mapping[int, int] | None) -> float:
+    def _ran(self, ran: Sequence[int], progress: dict[int, int], seen: Mapping[int, int] | None) -> float:
         attended = self._full if self._model.bidirectional else self._causal
         if seen is None:
-            return sum(attended(c, live.get(c)) for c in ran)
-        return sum(self._model.block_flops(self._lengths[c], seen[c], live.get(c)) for c in ran)
+            return sum(attended(c, progress.get(c)) for c in ran)
+        return sum(self._model.block_flops(self._lengths[c], seen[c], progress.get(c)) for c in ran)
+
+    def _edge(self, chunk: int, local_step: int | None) -> float:
+        return self._model.edge_flops(self._lengths[chunk], local_step)
 
     def _full(self, chunk: int, local_step: int | None) -> float:
         return self._model.block_flops(self._lengths[chunk], self._ends[-1], local_step)

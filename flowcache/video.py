@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -183,22 +183,49 @@ def read_video(path: str | Path, size: tuple[int, int] | None = None) -> tuple[F
     return np.stack(frames), probe_video(path).fps
 
 
-def stream_video(path: str | Path) -> Iterator[Frames]:
+def stream_video(path: str | Path, fps: float | None = None) -> Iterator[Frames]:
     """Frames ``[height, width, 3]`` one by one, turned the way the camera was held.
+
+    Args:
+        path: the file.
+        fps: give the frame that is shown at each of that many times a second, by the frames' time stamps, so
+            that some are left out or repeated; None: each once.
 
     Raises:
         ValueError: the file is missing, unreadable or holds no frame.
     """
     _check_exists(path)
-    frame = None
+    found = False
     try:
         with av.open(str(path)) as container:
-            for frame in container.decode(container.streams.video[0]):
+            stream = container.streams.video[0]
+            decoded = container.decode(stream)
+            for frame in decoded if fps is None else _at_rate(decoded, fps, stream.average_rate):
+                found = True
                 yield _upright(frame)
     except (OSError, IndexError, ValueError, av.FFmpegError) as error:
         raise ValueError(f"{path} cannot be read as a video.") from error
-    if frame is None:
+    if not found:
         raise ValueError(f"{path} holds no frame.")
+
+
+def _at_rate(frames: Iterable[av.VideoFrame], fps: float, stored: Fraction | None) -> Iterator[av.VideoFrame]:
+    """The frame that is shown at each of ``fps`` times a second; ``stored`` is the rate of the frames."""
+    stored = float(stored or fps)
+    start = shown = None
+    count, time = 0, 0.0
+    for place, frame in enumerate(frames):
+        stamp = place / stored if frame.time is None else frame.time
+        start = stamp if start is None else start
+        time = stamp - start
+        # Time stamps are rounded, by some formats to milliseconds.
+        while shown is not None and count / fps < time - 1e-3:
+            yield shown
+            count += 1
+        shown = frame
+    while shown is not None and count / fps < time + 1 / stored - 1e-3:
+        yield shown
+        count += 1
 
 
 def _upright(frame: av.VideoFrame) -> Frames:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,13 +143,16 @@ def _split(run: Measurement) -> str:
 
 
 def main(parse: Callable[[], argparse.Namespace], bench: Callable[[argparse.Namespace], str]) -> None:
-    """Parse, measure and print the table; bad input ends in one sentence."""
+    """Parse, measure and print the table; bad input ends in one sentence and code 2, a failure in 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    code = 2
     try:
         args = parse()
+        code = 1
         table = bench(args)
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(code)
     print(table)
     print(f"\nmeasurements, contact sheets, traces and pictures: {args.outdir}")
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ _SWITCHES = {
 }
 _FIRST_DURATION, _NUM_DURATIONS = 7, 8
 _NEGATIVE_ROWS = {"transition": 0, "borderness": 4}
+_NUM_ROWS = 1 + max(_FIRST_DURATION + _NUM_DURATIONS - 1, *(row or 0 for _, row in _SWITCHES.values()))
+
+_WORDS = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +56,19 @@ class CaptionSwitches:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> CaptionSwitches:
-        """As the original's variables say: ``PAD_HQ=1``, ``PAD_DURATION=1``, ..., ``NEG_PROMPT=1``."""
-        on = {name: environment.get(variable, "") for name, (variable, _) in _SWITCHES.items()}
-        on["negative"] = environment.get("NEG_PROMPT", "")
-        return cls(**{name: value.strip().lower() in ("1", "true") for name, value in on.items()})
+        """As the original's variables say: ``PAD_HQ=1``, ``PAD_DURATION=1``, ..., ``NEG_PROMPT=1``.
+
+        Raises:
+            ValueError: a variable is neither 1 nor 0; it is named.
+        """
+        variables = {name: variable for name, (variable, _) in _SWITCHES.items()} | {"negative": "NEG_PROMPT"}
+        on = {}
+        for name, variable in variables.items():
+            word = environment.get(variable, "")
+            if word.strip().lower() not in _WORDS:
+                raise ValueError(f"the environment's {variable} must be 1 or 0, got {word!r}.")
+            on[name] = _WORDS[word.strip().lower()]
+        return cls(**on)
 
     @property
     def any(self) -> bool:
@@ -72,22 +85,31 @@ class SpecialTokens:
     logo: Tensor
 
     @classmethod
-    def from_file(cls, path: str | Path) -> SpecialTokens:
+    def from_file(cls, path: str | Path, channels: int | None = None) -> SpecialTokens:
         """Read the ``special_tokens.npz`` that comes with the official code.
 
+        Args:
+            path: the file.
+            channels: that the tokens must have: those of the text encoder. None: any.
+
         Raises:
-            ValueError: the file is missing or lacks a table.
+            ValueError: the file is missing, lacks a table, or holds one of another shape.
         """
+        shapes = {"other_tokens": (_NUM_ROWS, channels), "caption_token": (1, channels)}
+        shapes |= {"logo_token": (1, channels)}
         try:
-            with np.load(path) as tables:
-                names = ("other_tokens", "caption_token", "logo_token")
+            with _open_tables(path) as tables:
                 # The original rounds them to fp16.
-                return cls(*(torch.from_numpy(tables[name].astype(np.float16)).float() for name in names))
-        except (OSError, KeyError, ValueError) as error:
+                found = {name: torch.from_numpy(tables[name].astype(np.float16)).float() for name in shapes}
+            for name, shape in shapes.items():
+                _check_table(name, found[name], *shape)
+        except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
+            reason = str(error).rstrip(".")
             raise ValueError(
-                f"special tokens are asked for, but {path} cannot be read: {error}; "
+                f"special tokens are asked for, but {path} cannot be used: {reason}; "
                 "give special_tokens.npz of the official code, or switch them off."
             ) from error
+        return cls(*found.values())
 
     def before(self, switches: CaptionSwitches, chunks_to_come: int) -> Tensor:
         """Tokens in front of the caption of a chunk, ``[tokens, channels]``.
@@ -159,8 +181,26 @@ def make_captions(
         return Captions([null], [0] * num_chunks, null)
     if not switches.any:
         return Captions([caption[:longest]], [0] * num_chunks, null)
+    # Only the duration tells chunks apart, and only the last few of a video.
+    different = min(num_chunks - num_given, _NUM_DURATIONS) if switches.duration else 1
     texts = [
         torch.cat([tokens.before(switches, to_come).to(caption), caption])[:longest]
-        for to_come in reversed(range(num_chunks - num_given))
+        for to_come in reversed(range(different))
     ]
-    return Captions(texts, [max(0, chunk - num_given) for chunk in range(num_chunks)], null)
+    of_chunk = [max(0, different - (num_chunks - chunk)) for chunk in range(num_chunks)]
+    return Captions(texts, of_chunk, null)
+
+
+def _open_tables(path: str | Path) -> np.lib.npyio.NpzFile:
+    tables = np.load(path)
+    if not isinstance(tables, np.lib.npyio.NpzFile):
+        raise ValueError("it is a single array and no npz archive")
+    return tables
+
+
+def _check_table(name: str, table: Tensor, rows: int, channels: int | None) -> None:
+    if table.ndim != 2 or len(table) < rows or channels not in (None, table.shape[1]):
+        wanted = "any number of" if channels is None else f"the text encoder's {channels}"
+        raise ValueError(
+            f"{name} must have at least {rows} rows and {wanted} channels, has shape {list(table.shape)}"
+        )

@@ -6,17 +6,28 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .config import EngineSection, MagiConfig, ModelSection
-from .conversion import dequantise, official_shapes, transformer_key
+from .config_files import cast, check_mapping, read_file
+from .conversion import dequantise, official_key, official_shapes
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi
 
 logger = logging.getLogger(__name__)
+
+#: What the official configuration says besides, and must say: the autoencoder has no other way.
+_VAE_ALWAYS = {
+    "conv_last_layer": True,
+    "double_z": True,
+    "norm_code": False,
+    "use_rope": False,
+    "with_cls_token": True,
+}
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -44,7 +55,7 @@ def weight_folder(load: str | Path, engine: EngineSection) -> Path:
 def load_transformer(config: MagiConfig, dtype: torch.dtype | None = None) -> MagiTransformer3DModel:
     """Read the transformer of a configuration: every tensor must be there, known and of the right shape.
 
-    Quantised weights are turned into plain bf16 ones.
+    Quantised weights are turned into plain ones, also where the device could compute in fp8.
 
     Args:
         config: what to load and where it lies.
@@ -58,16 +69,18 @@ def load_transformer(config: MagiConfig, dtype: torch.dtype | None = None) -> Ma
     model = new_transformer(config.model_config)
     fp8 = config.engine_config.fp8_quant
     if fp8:
-        logger.warning("fp8 weights are dequantised to bf16: slower and larger than fp8 arithmetic.")
+        logger.warning(
+            "fp8 weights are turned into plain ones, on GPUs that know fp8, too: twice the memory in bf16, "
+            "and no faster than a checkpoint that is not quantised."
+        )
     tensors = _read_checked(folder, official_shapes(model, fp8))
     dtype = dtype or getattr(torch, config.model_config.params_dtype.removeprefix("torch."))
     state = {}
-    for official in list(tensors):
-        if official.endswith("_scale"):
-            continue
-        name = transformer_key(official)
+    for name in model.state_dict():
+        official = official_key(name)
         kept = any(part in model._keep_in_fp32_modules for part in name.split("."))
         state[name] = dequantise(tensors, official).to(torch.float32 if kept else dtype)
+        del tensors[official]  # else the weights would be held twice
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -79,17 +92,40 @@ def load_vae(folder: str | Path) -> AutoencoderKLMagi:
         ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
     """
     folder = Path(folder).expanduser()
-    content = _read_json(folder / "config.json")
-    if content.get("_class_name") not in ("ViTVAE", "AutoencoderKLMagi"):
-        raise ValueError(f"{folder / 'config.json'} describes a {content.get('_class_name')}, not a ViTVAE.")
-    known = AutoencoderKLMagi._get_init_keys(AutoencoderKLMagi)
-    settings = {k: v for k, v in content.get("ddconfig", content).items() if k in known}
     with torch.device("meta"):
-        vae = AutoencoderKLMagi(**settings)
+        vae = AutoencoderKLMagi(**vae_settings(folder))
     shapes = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
     tensors = _read_checked(folder, shapes)
     vae.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=True, assign=True)
     return vae.eval().requires_grad_(False)
+
+
+def vae_settings(folder: Path) -> dict[str, Any]:
+    """Arguments of the VAE in a folder, from its ``config.json``; no weight is read.
+
+    Raises:
+        ValueError: the file is missing, no JSON, or describes another model; the key is named.
+    """
+    path = folder / "config.json"
+    content = read_file(path, json.loads, "JSON")
+    if content.get("_class_name") not in ("ViTVAE", "AutoencoderKLMagi"):
+        raise ValueError(f"{path} describes a {content.get('_class_name')}, not a ViTVAE.")
+    described = check_mapping(content.get("ddconfig", content), f"{path}, ddconfig")
+    kinds = get_type_hints(AutoencoderKLMagi.__init__)
+    settings = {}
+    for key, value in described.items():
+        if key in kinds:
+            settings[key] = cast(value, kinds[key].__name__, key, str(path))
+        elif value != _VAE_ALWAYS.get(key, value):
+            raise ValueError(
+                f"{path}: {key} must be {json.dumps(_VAE_ALWAYS[key])}, got {json.dumps(value)}."
+            )
+        elif key not in _VAE_ALWAYS and not key.startswith("_"):
+            logger.warning("%s: %s has no effect: the autoencoder does not know it.", path, key)
+    for key in ("embed_dim", "num_heads", "patch_size", "patch_length", "z_chans", "depth", "in_chans"):
+        if settings.get(key, 1) < 1:
+            raise ValueError(f"{path}: {key} must be at least 1, got {settings[key]}.")
+    return settings
 
 
 def _read_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -117,7 +153,10 @@ def _read_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if index.is_file():
-        files = sorted({folder / name for name in _read_json(index).get("weight_map", {}).values()})
+        listed = check_mapping(
+            read_file(index, json.loads, "JSON").get("weight_map", {}), f"{index}, weight_map"
+        )
+        files = sorted({folder / str(name) for name in listed.values()})
     else:
         files = [folder / _SINGLE]
         if not files[0].is_file() and not files[0].with_name(f"{_SINGLE}.zst").is_file():
@@ -136,12 +175,3 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}.") from error
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from flowcache import StaircaseSchedule
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
 
-from .attention import PackedSegments, Segment, TextBank
+from .attention import PackedSegments, Segment, TextBank, choose_backend
 from .captions import Captions
 from .flops import TransformerFlops
 from .guidance import Branch, Guidance
 from .schedule import Timetable
 from .transformer import MagiTransformer3DModel
+
+#: Chunks that a given one sees where nothing is said of ranges.
+GIVEN_REACH = 8
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class KVRange:
 
     Attributes:
         noisy: by the chunk's progress, in equal parts of its steps; empty: all chunks before it.
-        clean: of a finished or given chunk; -1: as the last of ``noisy``.
+        clean: of a finished or given chunk; -1: as the last of ``noisy``, without which a finished chunk sees
+            all before it and a given one ``GIVEN_REACH``, as in the original.
     """
 
     noisy: Sequence[int] = ()
@@ -38,18 +43,46 @@ class KVRange:
         return self.noisy[local_step // (num_steps // len(self.noisy))] if self.noisy else None
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a video is sampled.
+
+    Attributes:
+        timetable: times of the steps.
+        guidance: branches and their mix.
+        schedule: which chunks move at a step, and which are given.
+        kv_range: which chunks one sees.
+    """
+
+    timetable: Timetable
+    guidance: Guidance
+    schedule: StaircaseSchedule
+    kv_range: KVRange = field(default_factory=KVRange)
+
+    def is_given(self, chunk: int) -> bool:
+        """Whether a chunk is part of the prefix."""
+        return chunk < self.schedule.first_chunk
+
+    def is_oldest(self, chunk: int | None, local_step: int) -> bool:
+        """Whether no other live chunk is further on; None stands for one that is not the first."""
+        first = chunk is not None and chunk <= self.schedule.first_chunk
+        return first or local_step + self.schedule.stride >= self.schedule.num_steps
+
+    def first_seen(self, item: ChunkInput) -> int | None:
+        """The oldest chunk that one sees; None: all that the cache holds."""
+        if item.first_chunk is None and self.is_given(item.chunk):
+            return max(0, item.chunk + 1 - GIVEN_REACH)
+        return item.first_chunk
+
+
 class MagiChunkModel:
     """Implements ``flowcache.chunk_model.ChunkModel``.
 
     Args:
         transformer: runs the segments.
         captions: of the video.
-        grid: height and width of the latents.
-        num_frames: latent frames of the window.
-        timetable: times of the steps.
-        guidance: branches and their mix.
-        kv_range: which chunks one sees.
-        num_given: given chunks.
+        size: latent frames of the window, height and width of the latents.
+        sampling: how it is sampled.
     """
 
     bidirectional = False
@@ -59,21 +92,20 @@ class MagiChunkModel:
         self,
         transformer: MagiTransformer3DModel,
         captions: Captions,
-        grid: tuple[int, int],
-        num_frames: int,
-        timetable: Timetable,
-        guidance: Guidance,
-        kv_range: KVRange | None = None,
+        size: tuple[int, int, int],
+        sampling: Sampling,
     ) -> None:
-        self.transformer, self.timetable, self.guidance = transformer, timetable, guidance
-        self.num_branches = guidance.num_slots
-        self._kv_range = kv_range or KVRange()
-        self._grid = grid
-        self._captions = captions
-        self._text = TextBank([transformer.caption_embed(text) for text in (*captions.texts, captions.null)])
-        self._rotary = transformer.rotary(num_frames, *grid)
+        self.transformer, self.sampling = transformer, sampling
+        self.timetable, self.guidance = sampling.timetable, sampling.guidance
+        self.num_branches = sampling.guidance.num_slots
+        self._grid, self._captions = size[1:], captions
+        texts = (*captions.texts, captions.null)
+        self._text = TextBank([transformer.embed_caption(text) for text in texts])
+        self._rotary = transformer.rotary(*size)
         self._tokens_per_frame = self._rotary.shape[1]
-        self._flops = TransformerFlops.of(transformer.config, max(map(len, (*captions.texts, captions.null))))
+        self._conditions = self._all_conditions()
+        self._backend = choose_backend(self._rotary.device, transformer.dtype)
+        self._flops = TransformerFlops.of(transformer.config)
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         return [tokens[0] for tokens in self.embed(inputs)]
@@ -85,8 +117,8 @@ class MagiChunkModel:
     def blocks(
         self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache
     ) -> list[Tensor]:
-        alone = all(self._is_clean(item) for item in inputs)
-        branches = [self._branches(item, alone) for item in inputs]
+        self._forget_texts(inputs)
+        branches = [self._branches(item) for item in inputs]
         packed = [
             (item, branch) for item, of_item in zip(inputs, branches, strict=True) for branch in of_item
         ]
@@ -102,10 +134,10 @@ class MagiChunkModel:
         )
         hidden = self.transformer(
             hidden,
-            self._condition([item for item, _ in packed], [branch for _, branch in packed]),
+            torch.stack([self._condition(item, branch) for item, branch in packed]),
             [segment.length for segment in segments],
             rotary,
-            PackedSegments(segments, cache, self._text),
+            PackedSegments(segments, cache, self._text, self._backend),
         )
         self._share_clean(inputs, cache)
         outputs = hidden.split([len(b) * n for b, n in zip(branches, self._lengths(inputs), strict=True)])
@@ -126,27 +158,30 @@ class MagiChunkModel:
         return self.timetable.clean_time
 
     def cache_layout(self) -> CacheLayout:
-        config, weight = self.transformer.config, self.transformer.blocks[0].attention.to_k.weight
+        config = self.transformer.config
         sizes = (config.num_layers, self.num_branches, config.num_query_groups, config.kv_channels)
-        return CacheLayout(*sizes, weight.dtype, weight.device)
+        return CacheLayout(*sizes, self.transformer.dtype, self._rotary.device)
 
     def reach(self, local_step: int) -> int | None:
-        return self._kv_range.reach(local_step, self.timetable.num_steps)
+        return self.sampling.kv_range.reach(local_step, self.timetable.num_steps)
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
-        steps = self.timetable.num_steps
-        progress = steps if local_step is None else local_step
-        time = self.timetable.clean_time if progress == steps else self.timetable.time(progress)
-        branches = self.guidance.branches(time)
-        if progress == steps:
-            branches = [branch for branch in branches if branch.slot is not None]
+        live = local_step is not None and local_step < self.timetable.num_steps
+        caption, null = max(map(len, self._captions.texts)), len(self._captions.null)
         return sum(
-            self._flops.blocks(num_tokens, num_tokens if branch.slot is None else num_keys)
-            for branch in branches
+            self._flops.blocks(
+                num_tokens,
+                num_tokens if branch.slot is None else num_keys,
+                caption if live and branch.text else null,
+            )
+            for branch in self._branches_at(None, local_step)
         )
 
-    def edge_flops(self, num_tokens: int) -> float:
-        return self._flops.embed(num_tokens) + self.num_branches * self._flops.head(num_tokens)
+    def edge_flops(self, num_tokens: int, local_step: int | None = None) -> float:
+        # A chunk that does not move has no use for a velocity.
+        live = local_step is not None and local_step < self.timetable.num_steps
+        heads = len(self._branches_at(None, local_step)) if live else 0
+        return self._flops.embed(num_tokens) + heads * self._flops.head(num_tokens)
 
     def _lengths(self, inputs: Sequence[ChunkInput]) -> list[int]:
         return [self.num_tokens(len(item.timesteps)) for item in inputs]
@@ -155,29 +190,55 @@ class MagiChunkModel:
         return item.local_step >= self.timetable.num_steps
 
     def _time(self, item: ChunkInput) -> float:
-        return self.timetable.clean_time if self._is_clean(item) else self.timetable.time(item.local_step)
+        return self._time_at(item.local_step)
 
-    def _branches(self, item: ChunkInput, alone: bool) -> Sequence[Branch]:
-        """Branches to run a chunk in; a clean one only leaves its keys and values.
+    def _time_at(self, local_step: int | None) -> float:
+        live = local_step is not None and local_step < self.timetable.num_steps
+        return self.timetable.time(local_step) if live else self.timetable.clean_time
 
-        Clean chunks are seen without text by all branches. ``alone``, with no live chunk beside them, they
-        run only in the branch that shows none.
+    def _branches(self, item: ChunkInput) -> Sequence[Branch]:
+        return self._branches_at(item.chunk, None if self.sampling.is_given(item.chunk) else item.local_step)
+
+    def _branches_at(self, chunk: int | None, local_step: int | None) -> Sequence[Branch]:
+        """Branches that a chunk runs in at a local step, None if it is given; a clean one only leaves keys.
+
+        Clean chunks are seen without text by all branches. A finished one runs in each, beside live chunks
+        that see it there; a given one only in the last, which shows no text, before there are any.
         """
-        if not self._is_clean(item):
-            return self.guidance.branches(self._time(item))
-        cached = [branch for branch in self.guidance.branches(self._time(item)) if branch.slot is not None]
-        return cached[-1:] if alone else cached
+        time = self._time_at(local_step)
+        if local_step is not None and local_step < self.timetable.num_steps:
+            return self.guidance.branches(time, self.sampling.is_oldest(chunk, local_step))
+        cached = [branch for branch in self.guidance.branches(time, oldest=False) if branch.slot is not None]
+        return cached[-1:] if local_step is None else cached
 
     def _segment(self, item: ChunkInput, branch: Branch) -> Segment:
         shows_text = branch.text and not self._is_clean(item)
         text = self._captions.of_chunk[item.chunk] if shows_text else len(self._captions.texts)
-        return Segment(item.chunk, self.num_tokens(len(item.timesteps)), text, branch.slot, item.first_chunk)
+        length, first = self.num_tokens(len(item.timesteps)), self.sampling.first_seen(item)
+        return Segment(item.chunk, length, text, branch.slot, first)
 
-    def _condition(self, items: Sequence[ChunkInput], branches: Sequence[Branch]) -> Tensor:
-        times = torch.tensor([self._time(item) for item in items], device=self._rotary.device)
-        live = [item.local_step for item in items if not self._is_clean(item)]
-        step_size = self.timetable.step_size(live[0] if live else 0)
-        return self.transformer.condition(times, [branch.text for branch in branches], step_size)
+    def _all_conditions(self) -> Tensor:
+        """Conditions of every step and of clean chunks, without text and with, ``[steps + 1, 2, dim]``.
+
+        Made once a video, so that no step waits for times on their way to the device.
+        """
+        count, device = self.timetable.num_steps, self._rotary.device
+        steps = [*range(count), 0]  # clean chunks run when a chunk begins, and are told its step size
+        times = [*(self.timetable.time(step) for step in range(count)), self.timetable.clean_time]
+        sizes = None
+        if self.timetable.distilled:
+            sizes = torch.tensor([self.timetable.step_size(step) for step in steps], device=device)
+        times = torch.tensor(times, device=device)
+        by_text = [self.transformer.condition(times, [flag] * (count + 1), sizes) for flag in (False, True)]
+        return torch.stack(by_text, dim=1)
+
+    def _condition(self, item: ChunkInput, branch: Branch) -> Tensor:
+        return self._conditions[min(item.local_step, self.timetable.num_steps), int(branch.text)]
+
+    def _forget_texts(self, inputs: Sequence[ChunkInput]) -> None:
+        """Drop the keys and values of captions that only finished chunks were shown."""
+        oldest = max(item.chunk for item in inputs) + 1 - self.sampling.schedule.max_live
+        self._text.forget_before(self._captions.of_chunk[max(0, oldest)])
 
     def _share_clean(self, inputs: Sequence[ChunkInput], cache: ChunkKVCache) -> None:
         """From now on all branches see the keys and values that the last one has of clean chunks."""

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
+from flowcache.kv.selection import WEIGHTINGS
+
+from .config_files import COMMAND_LINE, build, check_keys, check_mapping, read_file
+from .guidance import ThreeWayGuidance
 from .schedule import Timetable
 
-logger = logging.getLogger(__name__)
+#: Pixels of a latent along height and width, and frames of one along time.
+PIXELS, FRAMES = 8, 4
 
-T = TypeVar("T")
+PARAMS_DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")
 
-#: Keys of users' files that the original reads nowhere.
-UNREAD = frozenset(
-    {"budget_cache_chunk_nums", "budget_chunk_nums", "budget_cache_len", "reuse_strategy", "debug"}
-)
+#: Keys of the engine's section that are read and have no effect yet.
+UNUSED = ("pp_size", "cp_size", "ulysses_overlap_degree", "kv_offload", "enable_cuda_graph")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
-    """The transformer, as ``MagiTransformer3DModel`` takes it, and what the files say besides."""
+    """The transformer, as ``MagiTransformer3DModel`` takes it; ``model_name`` has no effect.
+
+    Raises:
+        ValueError: one sentence that names the key and what it must be.
+    """
 
     model_name: str = "videodit_ardf"
     num_layers: int = 34
@@ -52,6 +57,22 @@ class ModelSection:
     cond_gating_ratio: float = 1.0
     gated_linear_unit: bool = False
 
+    def __post_init__(self) -> None:
+        for name, kind in self.__annotations__.items():
+            if kind == "int":
+                _check(getattr(self, name) >= 1, name, self, "at least 1")
+        positive = ("layernorm_epsilon", "x_rescale_factor", "cond_hidden_ratio", "xattn_cond_hidden_ratio")
+        for name in positive:
+            _check(_positive(getattr(self, name)), name, self, "a finite number above 0")
+        _check(self.params_dtype in PARAMS_DTYPES, "params_dtype", self, " or ".join(PARAMS_DTYPES))
+        _check(self.kv_channels % 8 == 0, "kv_channels", self, "a multiple of 8")
+        heads, groups = self.num_attention_heads, self.num_query_groups
+        _check(heads % groups == 0, "num_query_groups", self, f"a divisor of num_attention_heads ({heads})")
+        # its last two rows say whether a forward shows text
+        _check(self.caption_max_length >= 2, "caption_max_length", self, "at least 2")
+        _check(self.t_patch_size == 1, "t_patch_size", self, "1: chunks are counted in latent frames")
+        _check(self.cond_gating_ratio == 1, "cond_gating_ratio", self, "1, as in all official models")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSection:
@@ -68,6 +89,12 @@ class RuntimeSection:
         num_steps, window_size: steps of a chunk, and chunks that are on their way at once.
         chunk_width: latent frames of a chunk.
         t5_pretrained, vae_pretrained, load: folders of the text encoder, the VAE and the transformer.
+        t5_device: ``cpu``, or ``cuda``: where the rest runs.
+        scale_factor: latents that the transformer sees are those of the VAE times this.
+        temporal_downsample_factor: pixel frames of a latent one; 4 in all models.
+
+    Raises:
+        ValueError: one sentence that names the key and what it must be.
     """
 
     cfg_number: int = 1
@@ -89,13 +116,36 @@ class RuntimeSection:
     t5_device: str = "cuda"
     vae_pretrained: str = ""
     scale_factor: float = 0.18215
-    temporal_downsample_factor: int = 4
+    temporal_downsample_factor: int = FRAMES
     load: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("window_size", "chunk_width", "num_frames", "fps"):
+            _check(getattr(self, name) >= 1, name, self, "at least 1")
+        _check(0 <= self.seed < 2**63, "seed", self, "between 0 and 2^63 - 1")
+        _check(0 < self.clean_t <= 1, "clean_t", self, "above 0 and at most 1")
+        _check(_positive(self.scale_factor), "scale_factor", self, "a finite number above 0")
+        factor = self.temporal_downsample_factor
+        _check(factor == FRAMES, "temporal_downsample_factor", self, f"{FRAMES}, as the autoencoder has it")
+        _check(self.t5_device in ("cpu", "cuda"), "t5_device", self, "cpu or cuda")
+        sees_itself = all(length >= 1 for length in self.noise2clean_kvrange)
+        _check(sees_itself, "noise2clean_kvrange", self, "numbers of at least 1, as a chunk sees itself")
+        clean = self.clean_chunk_kvrange
+        _check(
+            clean == -1 or clean >= 1,
+            "clean_chunk_kvrange",
+            self,
+            "at least 1, or -1 for the last of noise2clean_kvrange",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSection:
-    """How it is run; what concerns several devices is read and checked, but not yet used."""
+    """How it is run. One device holds and runs everything so far: see ``UNUSED``.
+
+    Raises:
+        ValueError: one sentence that names the key and what it must be.
+    """
 
     distributed_backend: str = "nccl"
     distributed_timeout_minutes: int = 15
@@ -109,6 +159,16 @@ class EngineSection:
     distill: bool = False
     kv_offload: bool = False
     enable_cuda_graph: bool = False
+
+    def __post_init__(self) -> None:
+        name = "distill_nearly_clean_chunk_threshold"
+        _check(math.isfinite(getattr(self, name)), name, self, "a finite number")
+
+    @property
+    def unused(self) -> list[str]:
+        """Keys that ask for something that has no effect yet."""
+        plain = EngineSection()
+        return [name for name in UNUSED if getattr(self, name) != getattr(plain, name)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +187,13 @@ class MagiConfig:
                 f"cfg_number must be {wanted} for a {'distilled' if wanted == 1 else 'base'} model, "
                 f"got {runtime.cfg_number}."
             )
-        if not len(runtime.cfg_t_range) == len(runtime.prev_chunk_scales) == len(runtime.text_scales):
-            raise ValueError("cfg_t_range, prev_chunk_scales and text_scales must be of one length.")
+        if wanted == 3:
+            ThreeWayGuidance(runtime.cfg_t_range, runtime.prev_chunk_scales, runtime.text_scales)
         Timetable(runtime.num_steps, engine.shortcut_mode)
-        for name in ("window_size", "chunk_width", "num_frames", "fps", "video_size_h", "video_size_w"):
-            if getattr(runtime, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(runtime, name)}.")
+        side = PIXELS * self.model_config.patch_size
+        for name in ("video_size_h", "video_size_w"):
+            size = getattr(runtime, name)
+            _check(size >= 1 and size % side == 0, name, runtime, f"a positive multiple of {side}")
         if runtime.num_steps % runtime.window_size:
             raise ValueError(
                 f"window_size must divide num_steps ({runtime.num_steps}), got {runtime.window_size}."
@@ -145,27 +206,28 @@ class MagiConfig:
             )
 
     @classmethod
+    def keys(cls) -> list[str]:
+        """Keys of all sections."""
+        return [key for kind in _sections().values() for key in kind.__dataclass_fields__]
+
+    @classmethod
     def from_file(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> MagiConfig:
         """Read a JSON file; ``overrides`` replace keys of any section by their bare names.
 
         Raises:
             ValueError: the file is missing or no JSON, or a key or value is wrong; the key is named.
         """
-        content = _read(path, json.loads, "JSON")
-        sections = {f.name: f.default_factory for f in fields(cls)}
-        _check_keys(content, sections, f"{path}")
-        for name, section in content.items():
-            _check_keys(section, {*section} if isinstance(section, Mapping) else (), f"{path}, {name}")
-        content = {name: dict(content.get(name, {})) for name in sections}
-        for key, value in (overrides or {}).items():
-            homes = [name for name, kind in sections.items() if key in kind.__dataclass_fields__]
-            if not homes:
-                known = [key for kind in sections.values() for key in kind.__dataclass_fields__]
-                raise ValueError(_unknown(key, known, "the command line"))
-            content[homes[0]][key] = value
-        return cls(
-            **{name: _build(kind, content[name], f"{path}, {name}") for name, kind in sections.items()}
-        )
+        content, overrides = read_file(path, json.loads, "JSON"), dict(overrides or {})
+        sections = _sections()
+        check_keys(content, sections, f"{path}")
+        check_keys(overrides, cls.keys(), COMMAND_LINE)
+        built = {}
+        for name, kind in sections.items():
+            where = f"{path}, {name}"
+            section = check_mapping(content.get(name, {}), where)
+            own = {key: value for key, value in overrides.items() if key in kind.__dataclass_fields__}
+            built[name] = build(kind, section, where, own)
+        return cls(**built)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +235,11 @@ class FlowCacheOptions:
     """FlowCache's options for MAGI-1, as in the original's YAML files.
 
     Attributes:
-        rel_l1_thresh: accumulated relative change at which a chunk is computed again; 0 never reuses.
+        rel_l1_thresh: accumulated relative change at which a chunk is computed again; 0 never reuses. None:
+            what the preset says.
         warmup_steps: steps of a chunk that are always computed.
-        discard_nearly_clean_chunk: leave out the second, lonely run of chunks that are nearly clean.
+        discard_nearly_clean_chunk: leave out the second, lonely run of the oldest chunk when it is nearly
+            clean.
         compress_kv_cache: keep the keys and values of finished chunks within a budget.
         total_cache_chunk_nums: chunks that the cache holds then.
         compress_strategy, query_granularity: ``token``, ``frame`` or ``chunk``.
@@ -183,9 +247,12 @@ class FlowCacheOptions:
         score_weighting_method, power: weighting of scores by place.
         log, print_peak_memory: of no effect: the trace always holds every decision, and the last line of a
             run always says how much memory was needed.
+
+    Raises:
+        ValueError: one sentence that names the key and what it must be.
     """
 
-    rel_l1_thresh: float = 0.01
+    rel_l1_thresh: float | None = None
     warmup_steps: int = 5
     discard_nearly_clean_chunk: bool = False
     compress_kv_cache: bool = False
@@ -199,77 +266,39 @@ class FlowCacheOptions:
     print_peak_memory: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.rel_l1_thresh) and self.rel_l1_thresh >= 0):
-            raise ValueError(
-                f"rel_l1_thresh must be a finite number of at least 0, got {self.rel_l1_thresh}."
-            )
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be at least 0, got {self.warmup_steps}.")
+        threshold = self.rel_l1_thresh
+        finite = threshold is None or (math.isfinite(threshold) and threshold >= 0)
+        _check(finite, "rel_l1_thresh", self, "a finite number of at least 0")
+        _check(self.warmup_steps >= 0, "warmup_steps", self, "at least 0")
         for name in ("compress_strategy", "query_granularity"):
-            if getattr(self, name) not in ("token", "frame", "chunk"):
-                raise ValueError(f"{name} must be token, frame or chunk, got {getattr(self, name)!r}.")
-        if not 0 <= self.mix_lambda <= 1:
-            raise ValueError(f"mix_lambda must lie between 0 and 1, got {self.mix_lambda}.")
+            choices = ("token", "frame", "chunk")
+            _check(getattr(self, name) in choices, name, self, "token, frame or chunk")
+        _check(self.total_cache_chunk_nums >= 1, "total_cache_chunk_nums", self, "at least 1")
+        _check(0 <= self.mix_lambda <= 1, "mix_lambda", self, "between 0 and 1")
+        method, known = "score_weighting_method", ", ".join(WEIGHTINGS)
+        _check(getattr(self, method) in WEIGHTINGS, method, self, f"one of {known}")
+        _check(_positive(self.power), "power", self, "a finite number above 0")
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> FlowCacheOptions:
-        """Read a YAML file.
+        """Read a YAML file; ``overrides`` replace its keys.
 
         Raises:
             ValueError: the file is missing or no YAML, or a key or value is wrong; the key is named.
         """
-        content = {**(_read(path, yaml.safe_load, "YAML") or {}), **(overrides or {})}
-        return _build(cls, content, str(path))
+        return build(cls, read_file(path, yaml.safe_load, "YAML"), str(path), overrides or {})
 
 
-def _read(path: str | Path, parse: Any, kind: str) -> Any:
-    try:
-        return parse(Path(path).read_text())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not valid {kind}: {str(error).splitlines()[0]}.") from error
+def _sections() -> dict[str, type]:
+    return {section.name: section.default_factory for section in fields(MagiConfig)}
 
 
-def _build(kind: type[T], content: Mapping[str, Any], where: str) -> T:
-    """A dataclass from a mapping; numbers become what the field is, lists tuples."""
-    content = dict(content)
-    for key in sorted(UNREAD & content.keys()):
-        logger.warning("%s: %s has no effect: neither the original nor we read it.", where, key)
-        del content[key]
-    known = kind.__dataclass_fields__
-    _check_keys(content, known, where)
-    return kind(**{key: _cast(value, known[key].type, key, where) for key, value in content.items()})
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
 
 
-def _cast(value: Any, kind: str, key: str, where: str) -> Any:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind == "int" and number and float(value).is_integer():
-        return int(value)
-    if kind == "float" and number:
-        return float(value)
-    if kind == "bool" and isinstance(value, bool):
-        return value
-    if kind == "str" and (value is None or isinstance(value, str)):
-        return value or ""
-    if kind.startswith("tuple") and isinstance(value, (list, tuple)):
-        inner = kind.removeprefix("tuple[").split(",")[0]
-        return tuple(_cast(item, inner, key, where) for item in value)
-    raise ValueError(f"{where}: {key} must be {_READABLE.get(kind, 'a list of numbers')}, got {value!r}.")
-
-
-_READABLE = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-
-
-def _check_keys(content: Any, known: Collection[str], where: str) -> None:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{where} must hold named values, got {type(content).__name__}.")
-    for key in content:
-        if key not in known:
-            raise ValueError(_unknown(key, known, where))
-
-
-def _unknown(key: str, known: Collection[str], where: str) -> str:
-    close = difflib.get_close_matches(str(key), list(known), 1, 0.5)
-    hint = f"; did you mean {close[0]}?" if close else "."
-    return f"{where}: there is no {key}{hint}"
+def _check(holds: bool, name: str, section: Any, must_be: str) -> None:
+    if not holds:
+        value = getattr(section, name)
+        shown = list(value) if isinstance(value, tuple) else value
+        raise ValueError(f"{name} must be {must_be}, got {shown!r}.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from .transformer import MagiTransformer3DModel
@@ -100,7 +99,7 @@ def official_key(name: str) -> str:
 
 
 def dequantise(tensors: Mapping[str, Tensor], official: str) -> Tensor:
-    """The plain weight behind a quantised one; others are returned as they are.
+    """The plain weight behind a quantised one, in fp32; others are returned as they are.
 
     A quantised layer multiplies its rounded, scaled input with the stored weight and undoes both scales; so
     the weight that it stands for is the stored one times its scale, and, where each input channel has a scale
@@ -113,7 +112,7 @@ def dequantise(tensors: Mapping[str, Tensor], official: str) -> Tensor:
     if f"{stem}smooth_scale" in tensors:
         scale = tensors[f"{stem}input_scale"].float() / tensors[f"{stem}smooth_scale"].float()
         plain = plain * scale
-    return plain.to(torch.bfloat16)
+    return plain
 
 
 def _fp8_kind(name: str, num_layers: int) -> str | None:

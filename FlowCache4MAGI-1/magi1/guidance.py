@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from torch import Tensor
+
+#: Share of the velocity that sees the chunks before, when a chunk also runs alone.
+PREVIOUS_WEIGHT = 0.7
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class Guidance(Protocol):
     #: places in the cache
     num_slots: int
 
-    def branches(self, time: float) -> Sequence[Branch]:
-        """Branches that a live chunk runs in."""
+    def branches(self, time: float, oldest: bool) -> Sequence[Branch]:
+        """Branches that a live chunk runs in; ``oldest``: no other live chunk is further on."""
         ...
 
     def mix(self, time: float, velocities: Tensor) -> Tensor:
@@ -41,8 +46,8 @@ class Guidance(Protocol):
 class DistilledGuidance:
     """One forward: guidance is distilled into the weights.
 
-    A chunk that is nearly clean also runs alone, without the chunks before it, and the two are mixed, which
-    keeps errors from being handed on.
+    When the oldest live chunk is nearly clean, it also runs alone, without the chunks before it, and the two
+    are mixed, which keeps errors from being handed on.
 
     Args:
         threshold: time above which a chunk counts as nearly clean; None: never.
@@ -52,11 +57,11 @@ class DistilledGuidance:
     num_slots = 1
     _USUAL, _ALONE = Branch(text=True, slot=0), Branch(text=True, slot=None)
 
-    def __init__(self, threshold: float | None = 0.3, weight: float = 0.7) -> None:
+    def __init__(self, threshold: float | None = 0.3, weight: float = PREVIOUS_WEIGHT) -> None:
         self.threshold, self.weight = threshold, weight
 
-    def branches(self, time: float) -> Sequence[Branch]:
-        if self.threshold is not None and time > self.threshold:
+    def branches(self, time: float, oldest: bool) -> Sequence[Branch]:
+        if oldest and self.threshold is not None and time > self.threshold:
             return (self._USUAL, self._ALONE)
         return (self._USUAL,)
 
@@ -71,12 +76,12 @@ class ThreeWayGuidance:
     """Three forwards: with text and earlier chunks, without text, and without either.
 
     Args:
-        times: times from which the scales of that place hold, rising.
+        times: times from which the scales of that place hold, rising from 0.
         previous_scales: weight of the chunks before.
         text_scales: weight of the text.
 
     Raises:
-        ValueError: the lists differ in length.
+        ValueError: the lists differ in length, hold no finite numbers, or the times do not rise from 0.
     """
 
     num_slots = 2
@@ -87,10 +92,14 @@ class ThreeWayGuidance:
     ) -> None:
         if not len(times) == len(previous_scales) == len(text_scales):
             raise ValueError("cfg_t_range, prev_chunk_scales and text_scales must be of one length.")
+        if not all(map(math.isfinite, (*times, *previous_scales, *text_scales))):
+            raise ValueError("cfg_t_range, prev_chunk_scales and text_scales must hold finite numbers.")
+        if not times or times[0] != 0 or any(after <= before for before, after in pairwise(times)):
+            raise ValueError(f"cfg_t_range must hold times that rise from 0, got {list(times)}.")
         self.times = [time - 1e-7 for time in times]
         self.previous_scales, self.text_scales = previous_scales, text_scales
 
-    def branches(self, time: float) -> Sequence[Branch]:
+    def branches(self, time: float, oldest: bool) -> Sequence[Branch]:
         return self._BRANCHES
 
     def mix(self, time: float, velocities: Tensor) -> Tensor:

@@ -38,11 +38,13 @@ def paper_flops() -> PaperFlops:
 
 def _denoising(guidance: Guidance) -> float:
     """FLOPs of all steps of all chunks; finished chunks are not run again."""
-    flops, timetable = TransformerFlops.of(ModelSection(), text_tokens=0), Timetable(STEPS)
-    branches = [branch for step in range(STEPS) for branch in guidance.branches(timetable.time(step))]
+    flops, timetable = TransformerFlops.of(ModelSection()), Timetable(STEPS)
+    # Of four live chunks, which the window holds, only the oldest is ever nearly clean.
+    times = map(timetable.time, range(STEPS))
+    branches = [branch for time in times for branch in guidance.branches(time, oldest=True)]
     edges = STEPS * flops.embed(CHUNK_TOKENS) + len(branches) * flops.head(CHUNK_TOKENS)
     blocks = sum(
-        flops.blocks(CHUNK_TOKENS, CHUNK_TOKENS * (1 if branch.slot is None else chunk + 1))
+        flops.blocks(CHUNK_TOKENS, CHUNK_TOKENS * (1 if branch.slot is None else chunk + 1), text_tokens=0)
         for chunk in range(CHUNKS)
         for branch in branches
     )

@@ -8,8 +8,9 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
-#: Of the official models; step sizes are told to distilled ones in quarters of a grid.
+#: Time at which the official models are shown chunks that are finished.
 CLEAN_TIME = 0.9999
+#: By which the grid of times is shifted towards noise.
 SHIFT = 3.0
 
 #: Which of every four steps of the 16-step grid a run of 12 steps makes.
@@ -20,7 +21,8 @@ class Timetable:
     """Times of a chunk's steps, 0 (noise) to 1 (clean): squared, then shifted by 3 like Stable Diffusion 3.
 
     Args:
-        num_steps: 8, 16, 32, 64 or 12; 12 leaves out every fourth step of 16.
+        num_steps: a multiple of 4; the official models make 8, 16, 32 or 64, or 12, which are those of 16
+            without every fourth.
         shortcut: ``8,16,16`` or ``16,16,8``: which one is left out.
         distilled: whether the model is told its step size.
         clean_time: time at which finished and given chunks are shown.
@@ -49,7 +51,7 @@ class Timetable:
         return float(self.times[local_step])
 
     def step_size(self, local_step: int) -> float | None:
-        """What a distilled model is told; None for others."""
+        """What a distilled model is told, in quarters of the grid; None for others."""
         if not self.distilled:
             return None
         if self.num_steps != 12:

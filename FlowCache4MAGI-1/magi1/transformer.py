@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -77,9 +78,11 @@ class MagiAttention(nn.Module):
     def forward(self, layer: int, hidden: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
         """``hidden [tokens, dim]``, ``rotary [tokens, angles]`` to ``[tokens, dim]``."""
         normed = self.norm(hidden)
-        query = rotate(self.norm_q(self._split(self.to_q(normed))), rotary)
-        key = rotate(self.norm_k(self._split(self.to_k(normed))), rotary)
-        video = attend.attend_video(layer, query, key, self._split(self.to_v(normed)))
+        value = self._split(self.to_v(normed))
+        # queries and keys stay in fp32 from their norms until they are turned
+        query = rotate(self.norm_q(self._split(self.to_q(normed)).float()), rotary).type_as(value)
+        key = rotate(self.norm_k(self._split(self.to_k(normed)).float()), rotary).type_as(value)
+        video = attend.attend_video(layer, query, key, value)
         query = self.norm_q_cross(self._split(self.to_q_cross(normed)))
         text = attend.attend_text(layer, query, self.project_text)
         both = torch.stack([video.flatten(1), text.flatten(1)], dim=1)
@@ -88,7 +91,6 @@ class MagiAttention(nn.Module):
 
     def project_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of caption tokens ``[tokens, cross_dim]``, ``[tokens, groups, head_dim]`` each."""
-        tokens = tokens.to(self.to_kv_cross.weight.dtype)
         key, value = self.to_kv_cross(tokens).unflatten(1, (self.groups, 2, self.head_dim)).unbind(2)
         return self.norm_k_cross(key), value
 
@@ -145,7 +147,7 @@ class MagiBlock(nn.Module):
         attend: Attend,
     ) -> Tensor:
         """``hidden [tokens, dim]``; ``condition [segments, condition_dim]``; ``segment_of [tokens]``."""
-        gates = torch.tanh(self.gates(functional.silu(condition.to(self.gates.weight.dtype))))
+        gates = torch.tanh(self.gates(functional.silu(condition)))
         attention_gate, feed_forward_gate = gates[segment_of].chunk(2, dim=-1)
         update = self.attention(layer, hidden, rotary, attend)
         hidden = hidden + self.attention_norm(attention_gate * update)
@@ -173,6 +175,7 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = False
     _no_split_modules = ("MagiBlock",)
+    _repeated_blocks = ("MagiBlock",)
     # The parts that the official loader promotes; the norms of cross attention stay in bf16 there, too.
     _keep_in_fp32_modules = (
         "patch_embed",
@@ -240,6 +243,8 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
         self.norm_out = OffsetLayerNorm(hidden_size, **norm)
         self.proj_out = nn.Linear(hidden_size, patch_size**2 * t_patch_size * out_channels, bias=False)
 
+    # What is called from outside beside ``forward`` runs the hooks that move an offloaded model.
+    @apply_forward_hook
     def embed(self, latents: Tensor) -> Tensor:
         """Latents ``[channels, frames, height, width]`` to fp32 tokens ``[tokens, dim]``, time outermost."""
         scaled = latents.float() * self.config.x_rescale_factor
@@ -262,15 +267,15 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
         Returns:
             ``[tokens, dim]``.
         """
-        counts = torch.tensor(lengths, device=tokens.device)
-        segment_of = torch.arange(len(lengths), device=tokens.device).repeat_interleave(
-            counts, output_size=len(tokens)
-        )
-        hidden = tokens.to(self.blocks[0].gates.weight.dtype)
+        # Filled on the device: a tensor made of a list would have to be copied, and waited for.
+        places = [torch.full((length,), place, device=tokens.device) for place, length in enumerate(lengths)]
+        segment_of, dtype = torch.cat(places), self.dtype
+        hidden, condition = tokens.to(dtype), condition.to(dtype)
         for layer, block in enumerate(self.blocks):
             hidden = block(layer, hidden, condition, segment_of, rotary, attend).type_as(hidden)
         return hidden
 
+    @apply_forward_hook
     def head(self, hidden: Tensor, frames: int, height: int, width: int) -> Tensor:
         """Tokens of one segment to a velocity ``[channels, frames, height, width]``, fp32.
 
@@ -287,19 +292,26 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
             out = out[: self.config.out_channels // 2]
         return out / self.config.x_rescale_factor
 
-    def condition(self, times: Tensor, with_text: Sequence[bool], step_size: float | None = None) -> Tensor:
+    @apply_forward_hook
+    def embed_caption(self, caption: Tensor) -> Tensor:
+        """Caption ``[tokens, channels]`` to the tokens of cross attention, ``[tokens, cross_dim]``."""
+        return self.caption_embed(caption).to(self.dtype)
+
+    @apply_forward_hook
+    def condition(self, times: Tensor, with_text: Sequence[bool], step_sizes: Tensor | None = None) -> Tensor:
         """What gates the blocks, ``[segments, condition_dim]``.
 
         Args:
             times: of the segments, 0 (noise) to 1 (clean), ``[segments]``.
             with_text: whether a segment belongs to a branch with a caption.
-            step_size: of distilled models.
+            step_sizes: of distilled models, in quarters of the grid of times, ``[segments]``.
         """
         embedded = self.time_embed(times)
-        if step_size is not None:
-            embedded = embedded + self.time_embed(torch.full_like(times, step_size))
+        if step_sizes is not None:
+            embedded = embedded + self.time_embed(step_sizes)
         return embedded + torch.stack([self.caption_embed.condition(flag) for flag in with_text])
 
+    @apply_forward_hook
     def rotary(self, num_frames: int, height: int, width: int) -> Tensor:
         """Angles ``[frames, tokens per frame, n]`` for latents of that size."""
         side, depth = self.config.patch_size, self.config.t_patch_size

@@ -11,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -219,6 +220,7 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
         """Run every clip at once."""
         self.tiling = None
 
+    @apply_forward_hook
     def encode(self, video: Tensor) -> AutoencoderKLOutput:
         """Posterior of the latents of ``[batch, 3, frames, height, width]`` in [-1, 1].
 
@@ -240,10 +242,17 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
         moments = self._in_tiles(video, self.encoder, encodes=True)
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Video ``[batch, 3, frames, height, width]``, not clamped; a single latent frame gives one frame."""
+    @apply_forward_hook
+    def decode(self, latents: Tensor, still: bool = True) -> Tensor:
+        """Video ``[batch, 3, frames, height, width]``, not clamped.
+
+        Args:
+            latents: ``[batch, channels, frames / 4, height / 8, width / 8]``.
+            still: a single latent frame stands for an image and gives one frame; False: it is part of a video
+                and gives four, like any other.
+        """
         video = self._in_tiles(latents, self.decoder, encodes=False)
-        return video[:, :, :1] if latents.shape[2] == 1 else video
+        return video[:, :, :1] if still and latents.shape[2] == 1 else video
 
     def _in_tiles(self, x: Tensor, run: Callable[[Tensor], Tensor], encodes: bool) -> Tensor:
         """Run on the whole, or tile by tile; neighbours are blended when ``x`` is larger than a tile."""

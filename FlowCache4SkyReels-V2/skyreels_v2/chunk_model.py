@@ -128,7 +128,7 @@ class SkyReelsV2ChunkModel:
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
         return self.num_branches * self._flops.blocks(num_tokens, num_keys)
 
-    def edge_flops(self, num_tokens: int) -> float:
+    def edge_flops(self, num_tokens: int, local_step: int | None = None) -> float:
         return self._flops.embed(num_tokens) + self.num_branches * self._flops.head(num_tokens)
 
     def _lengths(self, inputs: Sequence[ChunkInput]) -> list[int]:

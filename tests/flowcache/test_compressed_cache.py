@@ -146,7 +146,7 @@ class RandomModel:
     def block_flops(self, num_tokens, num_keys, local_step=None):
         return num_tokens * num_keys
 
-    def edge_flops(self, num_tokens):
+    def edge_flops(self, num_tokens, local_step=None):
         return 0.0
 
 

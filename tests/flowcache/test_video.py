@@ -325,3 +325,12 @@ def test_streaming_what_is_no_video_is_refused(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match="cannot be read as a video"):
         next(stream_video(tmp_path / "a.mp4"))
+
+
+@pytest.mark.parametrize(("stored", "asked", "count"), [(8, 24, 36), (24, 24, 12), (24, 8, 4), (30, 24, 10)])
+def test_frames_at_another_rate_are_those_shown_then(tmp_path, stored, asked, count):
+    levels = np.arange(12, dtype=np.uint8) * 20
+    path = save(tmp_path / "a.mp4", np.broadcast_to(levels[:, None, None, None], (12, 32, 32, 3)), stored)
+    frames = np.stack(list(stream_video(path, asked)))
+    expected = levels[np.floor(np.arange(count) / asked * stored + 1e-6).astype(int)]
+    assert np.abs(frames.mean(axis=(1, 2, 3)) - expected).max() < 3

@@ -10,8 +10,9 @@ from reference import Case, reference_dir
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flowcache import StaircaseSchedule
 from magi1.captions import Captions, make_captions
-from magi1.chunk_model import KVRange, MagiChunkModel
+from magi1.chunk_model import KVRange, MagiChunkModel, Sampling
 from magi1.conversion import transformer_key
 from magi1.guidance import DistilledGuidance, Guidance, ThreeWayGuidance
 from magi1.schedule import Timetable
@@ -51,19 +52,19 @@ def guidance_of(case: Case, nearly_clean: bool = True) -> Guidance:
     return ThreeWayGuidance(runtime["cfg_t_range"], runtime["prev_chunk_scales"], runtime["text_scales"])
 
 
-def chunk_model(case: Case, noise: Tensor, nearly_clean: bool = True) -> MagiChunkModel:
+def chunk_model(
+    case: Case, noise: Tensor, schedule: StaircaseSchedule, nearly_clean: bool = True
+) -> MagiChunkModel:
     runtime = case.info["config"]["runtime_config"]
     transformer = load_transformer(case)
-    width = runtime["chunk_width"]
-    return MagiChunkModel(
-        transformer,
-        captions_of(transformer, case, -(-noise.shape[1] // width)),
-        tuple(noise.shape[2:]),
-        noise.shape[1],
+    sampling = Sampling(
         timetable_of(case),
         guidance_of(case, nearly_clean),
+        schedule,
         KVRange(tuple(runtime["noise2clean_kvrange"]), runtime["clean_chunk_kvrange"]),
     )
+    captions = captions_of(transformer, case, schedule.num_chunks)
+    return MagiChunkModel(transformer, captions, tuple(noise.shape[1:]), sampling)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -48,7 +48,7 @@ def test_the_table_is_needed_only_when_a_token_is_asked_for(tmp_path):
     make_captions(caption, null, 3)
     with pytest.raises(ValueError, match="no table of them"):
         make_captions(caption, null, 3, switches=CaptionSwitches(high_quality=True))
-    with pytest.raises(ValueError, match=r"tokens\.npz cannot be read"):
+    with pytest.raises(ValueError, match=r"tokens\.npz cannot be used: .* No such file"):
         SpecialTokens.from_file(tmp_path / "tokens.npz")
     tables = {
         "other_tokens": np.ones((100, 8)),
@@ -57,3 +57,13 @@ def test_the_table_is_needed_only_when_a_token_is_asked_for(tmp_path):
     }
     np.savez(tmp_path / "tokens.npz", **tables)
     assert SpecialTokens.from_file(tmp_path / "tokens.npz").others.shape == (100, 8)
+
+
+def test_equal_captions_are_one():
+    caption, null = torch.randn(4, 8), torch.randn(60, 8)
+    tokens = SpecialTokens(torch.randn(100, 8), torch.randn(1, 8), torch.randn(1, 8))
+    same = make_captions(caption, null, 12, 2, CaptionSwitches(high_quality=True), tokens)
+    assert len(same.texts) == 1 and same.of_chunk == [0] * 12
+    timed = make_captions(caption, null, 14, 2, CaptionSwitches(duration=True), tokens)
+    assert len(timed.texts) == 8
+    assert timed.of_chunk == [0] * 7 + list(range(1, 8))

@@ -151,6 +151,9 @@ def test_quantised_weights_become_plain_ones(tmp_path):
     assert ((actual - expected).abs() <= bound).all()
     plain = dequantise(tensors, "videodit_blocks.layers.0.mlp.linear_fc2.weight")
     assert torch.equal(loaded["blocks.0.feed_forward.down.weight"], plain)
+    exact = load_transformer(tiny_config(tmp_path, fp8=True), torch.float32).state_dict()
+    plain = dequantise(tensors, f"{stem}weight")
+    assert torch.equal(exact["blocks.1.feed_forward.down.weight"], plain), "not rounded on the way to fp32"
 
 
 def test_vae(tmp_path):
@@ -164,6 +167,30 @@ def test_vae(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
     with pytest.raises(ValueError, match="not a ViTVAE"):
         load_vae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], "must hold named values, got list"),
+        ({"_class_name": "ViTVAE", "ddconfig": [1]}, "ddconfig must hold named values, got list"),
+        ({"_class_name": "ViTVAE", "ddconfig": {"embed_dim": "wide"}}, "embed_dim must be a whole number"),
+        ({"_class_name": "ViTVAE", "ddconfig": {"embed_dim": 0}}, "embed_dim must be at least 1"),
+        ({"_class_name": "ViTVAE", "ddconfig": {"use_rope": True}}, "use_rope must be false, got true"),
+    ],
+)
+def test_wrong_descriptions_of_the_vae_are_refused(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_vae(tmp_path)
+
+
+@pytest.mark.parametrize("content", [[1], {"weight_map": [1]}, "text"])
+def test_a_wrong_index_is_refused(official, content):
+    root, folder, _ = official
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"index\.json.* must hold named values"):
+        load_transformer(tiny_config(root))
 
 
 def test_reference_weights_are_official_ones():

@@ -19,17 +19,22 @@ from transformers import T5Config, T5EncoderModel
 
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
+from magi1 import model_source
 from magi1.checkpoint import new_transformer
 from magi1.config import EngineSection, MagiConfig, ModelSection, RuntimeSection
 from magi1.conversion import official_shapes
-from magi1.model_source import T5_FOLDER
+from magi1.methods import THRESHOLDS
+from magi1.model_source import T5_FOLDER, load_pipeline, resolve_model
 from magi1.vae import AutoencoderKLMagi
 
 FOLDER = ROOT / "FlowCache4MAGI-1"
 MODEL = {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 2}
 MODEL |= {"num_query_groups": 1, "kv_channels": 16, "caption_channels": 16, "caption_max_length": 60}
+EMPTY = ["--cfg_t_range", "[]", "--prev_chunk_scales", "[]", "--text_scales", "[]"]
+UNSORTED = ["--cfg_t_range", "[0.0, 0.3, 0.1, 0.5, 0.999]"]
+COMPRESS = ["--compress_kv_cache", "true"]
 VIDEO = {"video_size_h": 32, "video_size_w": 32, "num_frames": 32, "num_steps": 8, "chunk_width": 2}
-QUICK = ["--warmup_steps", 1, "--rel_l1_thresh", 0.2]
+QUICK = ["--model", "official", "--warmup_steps", 1, "--rel_l1_thresh", 0.2]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +78,7 @@ def front(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "generate_video", module)
     spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
-    for name in ("PAD_HQ", "PAD_DURATION"):
+    for name in ("PAD_HQ", "PAD_DURATION", "SPECIAL_TOKEN_PATH", "prev_chunks_scale"):
         monkeypatch.delenv(name, raising=False)
 
     def run(*arguments):
@@ -105,47 +110,206 @@ def test_starts_from_an_image_or_a_video(front, weights, tmp_path):
         writer.write(np.full((21, 32, 32, 3), 90, np.uint8))
     common = ["--config_file", weights, "--prompt", "a", *QUICK]
     assert front(*common, "--mode", "i2v", "--image_path", "first.png", "--output_path", "i.mp4") == 0
-    assert len(read_video("i.mp4")[0]) == 36, "the given frame and what was asked for"
+    assert len(read_video("i.mp4")[0]) == 32, "the given frame among them"
     assert front(*common, "--mode", "v2v", "--prefix_video_path", "in.mp4", "--output_path", "v.mp4") == 0
     assert len(read_video("v.mp4")[0]) == 32
 
 
-BAD = {
-    "there is no num_step; did you mean num_steps": ["--num_step", 8],
-    "num_steps must be a multiple of 4": ["--num_steps", 10],
-    "rel_l1_thresh must be a finite number": ["--rel_l1_thresh", ".nan"],
-    "total_cache_chunk_nums must be above window_size (4)": [
-        *("--compress_kv_cache", "true", "--total_cache_chunk_nums", 4)
-    ],
-    "nothing.json cannot be read": ["--config_file", "nothing.json"],
-    "mode i2v needs image_path": ["--mode", "i2v"],
-    "mode t2v does not take image_path": ["--image_path", "a.png"],
-    "image_path: a.png does not exist": ["--mode", "i2v", "--image_path", "a.png"],
-    "pairs of --key value": ["--num_steps"],
-    "argument --method": ["--method", "magic"],
-    "prompt must not be empty": ["--prompt", " "],
-    "output_path": ["--output_path", "/proc/nowhere/a.mp4"],
-    "has no folder inference_weight.fp8.distill": ["--fp8_quant", "true"],
-}
+BAD = [
+    ("there is no num_step; did you mean num_steps", ["--num_step", 8]),
+    ("there is no rel_l1_tresh; did you mean rel_l1_thresh", ["--rel_l1_tresh", 0.1]),
+    ("there is no warmup_step; did you mean warmup_steps", ["--warmup_step", 1]),
+    ("there is no propmt; did you mean prompt", ["--propmt", "a"]),
+    ("num_steps must be a multiple of 4", ["--num_steps", 10]),
+    ("num_steps must be a multiple of 4", ["--num_steps=10"]),
+    ("the command line: num_steps must be a whole number", ["--num_steps", "many"]),
+    ("rel_l1_thresh must be a finite number", ["--rel_l1_thresh", ".nan"]),
+    ("the command line: rel_l1_thresh must be a number", ["--rel_l1_thresh", "low"]),
+    ("video_size_h must be a positive multiple of 16, got 40", ["--video_size_h", 40]),
+    ("video_size_w must be a positive multiple of 16, got 72", ["--video_size_w", 72]),
+    ("video_size_h must be a positive multiple of 16, got 8", ["--video_size_h", 8]),
+    ("video_size_h must be a positive multiple of 16, got 0", ["--video_size_h", 0]),
+    ("noise2clean_kvrange must be numbers of at least 1", ["--noise2clean_kvrange", "[0]"]),
+    ("noise2clean_kvrange has a value that cannot be read", ["--noise2clean_kvrange", "[5,4,"]),
+    ("clean_chunk_kvrange must be at least 1, or -1", ["--clean_chunk_kvrange", -5]),
+    ("clean_chunk_kvrange must be at least 1, or -1", ["--clean_chunk_kvrange", 0]),
+    ("device must be cpu or cuda, got 'foo'", ["--device", "foo"]),
+    ("device must be cpu or cuda, got 'mps'", ["--device", "mps"]),
+    ("output_path must name a file", ["--output_path", "."]),
+    ("output_path must name a file", ["--output_path", ""]),
+    ("output_path", ["--output_path", "/proc/nowhere/a.mp4"]),
+    ("scale_factor must be a finite number above 0", ["--scale_factor", 0]),
+    ("clean_t must be above 0 and at most 1", ["--clean_t", ".nan"]),
+    ("x_rescale_factor must be a finite number above 0", ["--x_rescale_factor", 0]),
+    ("params_dtype must be torch.bfloat16", ["--params_dtype", "torch.foo"]),
+    ("total_cache_chunk_nums must be at least 1", ["--total_cache_chunk_nums", 0]),
+    ("score_weighting_method must be one of no_weight", ["--score_weighting_method", "nonsense"]),
+    ("hidden_size must be at least 1", ["--hidden_size", -1]),
+    ("seed must be between 0 and 2^63 - 1", ["--seed", 10**30]),
+    ("seed must be between 0 and 2^63 - 1", ["--seed", -1]),
+    ("temporal_downsample_factor must be 4", ["--temporal_downsample_factor", 0]),
+    ("t_patch_size must be 1", ["--t_patch_size", 2]),
+    ("cond_gating_ratio must be 1", ["--cond_gating_ratio", 0.5]),
+    ("t5_device must be cpu or cuda", ["--t5_device", "tpu"]),
+    ("cfg_t_range must hold times that rise from 0", ["--distill", "false", "--cfg_number", 3, *EMPTY]),
+    ("cfg_t_range must hold times that rise from 0", ["--distill", "false", "--cfg_number", 3, *UNSORTED]),
+    ("total_cache_chunk_nums must be above window_size (4)", [*COMPRESS, "--total_cache_chunk_nums", 4]),
+    ("nothing.json cannot be read", ["--config_file", "nothing.json"]),
+    ("list.yaml must hold named values, got list", ["--additional_config", "list.yaml"]),
+    ("text.yaml must hold named values, got str", ["--additional_config", "text.yaml"]),
+    ("mode i2v needs image_path", ["--mode", "i2v"]),
+    ("mode t2v does not take image_path", ["--image_path", "a.png"]),
+    ("image_path: a.png does not exist", ["--mode", "i2v", "--image_path", "a.png"]),
+    ("num_steps has no value", ["--num_steps"]),
+    ("num_steps has no value", ["--num_steps", "--fps", 3]),
+    ("pairs of --key value, or --key=value, got '--'", ["--", "x"]),
+    ("pairs of --key value, or --key=value, got 'x'", ["x"]),
+    ("argument --method", ["--method", "magic"]),
+    ("argument --preset", ["--preset", "quick"]),
+    ("prompt must not be empty", ["--prompt", " "]),
+    ("has no folder inference_weight.fp8.distill", ["--fp8_quant", "true"]),
+    ("there is no folder", ["--model", "small"]),
+]
 
 
-@pytest.mark.parametrize("message", BAD)
-def test_bad_input_is_refused_in_one_sentence(front, weights, capsys, monkeypatch, message):
+@pytest.mark.parametrize(("message", "arguments"), BAD)
+def test_bad_input_is_refused_in_one_sentence(
+    front, weights, capsys, monkeypatch, tmp_path, message, arguments
+):
     monkeypatch.setattr(front.module, "load_pipeline", lambda *_: pytest.fail("weights were read"))
-    code = front("--config_file", weights, "--prompt", "a", *BAD[message])
+    monkeypatch.setattr(model_source, "SMALL", tmp_path / "nowhere")
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    (tmp_path / "text.yaml").write_text("rel_l1_thresh 0.1")
+    code = front("--config_file", weights, "--model", "official", "--prompt", "a", *arguments)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert code == 2
     assert message in line
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_needs_a_cuda_device(front, weights, capsys):
+    assert front("--config_file", weights, "--prompt", "a", "--device", "cuda") == 2
+    assert "PyTorch finds none" in capsys.readouterr().err
+
+
+def test_keys_that_nobody_reads_are_a_warning(front, weights, caplog):
+    args, rest = front.module.build_parser().parse_known_args(
+        ["--config_file", str(weights), "--model", "official", "--reuse_strategy", "x"]
+    )
+    assert front.module.prepare(args, rest).request.prompt
+    assert "reuse_strategy has no effect" in caplog.text
+
+
+def prepared(front, weights, *arguments):
+    words = ["--config_file", weights, "--model", "official", *arguments]
+    return front.module.prepare(*front.module.build_parser().parse_known_args([str(w) for w in words]))
+
+
+def test_a_preset_sets_the_threshold_unless_one_is_given(front, weights):
+    assert prepared(front, weights, "--preset", "slow").request.cache.threshold == THRESHOLDS["slow"]
+    given = prepared(front, weights, "--preset", "paper_fast", "--rel_l1_thresh", "1e-2").request.cache
+    assert (given.threshold, given.forecast, given.clean_pass) == (0.01, "hold_displacement", False)
+
+
+def test_previous_weight_is_that_of_the_environment(front, weights, monkeypatch):
+    assert prepared(front, weights).request.guidance.weight == 0.7
+    monkeypatch.setenv("prev_chunks_scale", "0.5")
+    assert prepared(front, weights).request.guidance.weight == 0.5
+    monkeypatch.setenv("prev_chunks_scale", "much")
+    with pytest.raises(ValueError, match="prev_chunks_scale must be a number"):
+        prepared(front, weights)
+
+
+def test_auto_takes_the_official_weights_only_where_they_fit(weights, monkeypatch, tmp_path):
+    monkeypatch.setattr(model_source, "SMALL", tmp_path)
+    (tmp_path / "config.json").write_text(weights.read_text())
+    assert "no CUDA device" in resolve_model(weights, device="cpu").reason
+    assert "CUDA device: using the official" in resolve_model(weights, device="cuda").reason
+    load = json.loads(weights.read_text())["runtime_config"]["load"]
+    assert "load was given" in resolve_model(weights, {"load": load}, device="cpu").reason
+    gone = {"load": str(tmp_path / "gone")}
+    with pytest.raises(ValueError, match="has no folder"):
+        resolve_model(weights, gone, device="cuda")
+
+
+@pytest.mark.parametrize(("told", "stays"), [("cpu", "cpu"), ("cuda", "meta")])
+def test_the_text_encoder_stays_where_it_was_told(weights, told, stays):
+    # the meta device stands for the one that the rest runs on
+    pipeline = load_pipeline(resolve_model(weights, {"t5_device": told}, "official"), "meta")
+    assert pipeline.transformer.device.type == pipeline.vae.device.type == "meta"
+    assert pipeline.text_encoder.device.type == stays
+
+
+def test_few_frames_a_second(front, weights):
+    assert front("--config_file", weights, "--prompt", "a", "--fps", 6, "--output_path", "a.mp4", *QUICK) == 0
+    assert len(read_video("a.mp4")[0]) == 32
+
+
+def save_tokens(path, rows=100, channels=16, **changes):
+    tables = {"other_tokens": np.ones((rows, channels))}
+    tables |= {name: np.ones((1, channels)) for name in ("caption_token", "logo_token")}
+    np.savez(path, **(tables | changes))
+
+
 def test_special_tokens_need_their_table(front, weights, capsys, monkeypatch):
+    asked = ["--config_file", weights, "--model", "official", "--prompt", "a"]
     monkeypatch.setenv("PAD_HQ", "1")
-    assert front("--config_file", weights, "--prompt", "a") == 2
-    assert "special_tokens.npz" in capsys.readouterr().err
+    assert front(*asked) == 2
+    assert "SPECIAL_TOKEN_PATH" in capsys.readouterr().err
+    save_tokens("t.npz")
+    monkeypatch.setenv("SPECIAL_TOKEN_PATH", "t.npz")
+    assert prepared(front, weights).request.special_tokens.others.shape == (100, 16)
+    monkeypatch.setenv("PAD_HQ", "maybe")
+    assert front(*asked) == 2
+    assert "PAD_HQ must be 1 or 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (lambda path: save_tokens(path, rows=5), "other_tokens must have at least 17 rows"),
+        (lambda path: save_tokens(path, channels=8), "the text encoder's 16 channels"),
+        (lambda path: save_tokens(path, logo_token=np.ones(16)), "logo_token must have at least 1 rows"),
+        (lambda path: save_tokens(path, logo_token=np.array(["x"])), "cannot be used"),
+        (lambda path: np.save(path.open("wb"), np.ones((100, 16))), "single array"),
+        (lambda path: path.write_bytes(b""), "cannot be used"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 no zip"), "cannot be used"),
+    ],
+)
+def test_wrong_tables_of_special_tokens_are_refused(
+    front, weights, capsys, monkeypatch, tmp_path, save, message
+):
+    monkeypatch.setenv("PAD_DURATION", "1")
+    save(tmp_path / "t.npz")
+    asked = ["--model", "official", "--special_tokens", "t.npz"]
+    assert front("--config_file", weights, "--prompt", "a", *asked) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+
+
+def test_a_prefix_is_shown_at_the_rate_of_the_video(front, weights):
+    with VideoWriter("in.mp4", 8) as writer:
+        for level in range(0, 240, 10):  # three seconds
+            writer.write(np.full((1, 32, 32, 3), level, np.uint8))
+    arguments = ["--mode", "v2v", "--prefix_video_path", "in.mp4"]
+    prefix = prepared(front, weights, *arguments, "--fps", 24).request.prefix
+    assert prefix.shape[1] == 72
+    levels = (prefix.mean(dim=(0, 2, 3)) + 1) * 127.5
+    assert torch.allclose(levels, (torch.arange(72) // 3 * 10).float(), atol=3)
+    assert prepared(front, weights, *arguments, "--fps", 4).request.prefix.shape[1] == 12
+
+
+def test_of_a_long_prefix_only_the_last_seconds_are_kept(front, weights):
+    with VideoWriter("in.mp4", 8) as writer:
+        for second in range(7):
+            writer.write(np.full((8, 32, 32, 3), 30 * second, np.uint8))
+    prefix = prepared(front, weights, "--mode", "v2v", "--prefix_video_path", "in.mp4", "--fps", 8)
+    levels = (prefix.request.prefix.mean(dim=(0, 2, 3)) + 1) * 127.5
+    assert torch.allclose(levels, torch.arange(2, 7).repeat_interleave(8) * 30.0, atol=3)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (FOLDER / "config").rglob("*.json")))
 def test_shipped_configurations_are_valid(name):
     (path,) = (FOLDER / "config").rglob(name)
     config = MagiConfig.from_file(path)
-    assert config.model_config.num_layers == 34
+    assert config.model_config.hidden_size in (3072, 6144)

@@ -61,6 +61,40 @@ def test_wrong_files_are_refused_by_the_key(write, content, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("model_config", "num_query_groups", 5, "a divisor of num_attention_heads (24)"),
+        ("model_config", "kv_channels", 20, "kv_channels must be a multiple of 8"),
+        ("model_config", "caption_max_length", 1, "caption_max_length must be at least 2"),
+        ("runtime_config", "seed", 1e400, "seed must be a whole number"),
+        ("runtime_config", "noise2clean_kvrange", [[1]], "noise2clean_kvrange must be a whole number"),
+        ("engine_config", "distill_nearly_clean_chunk_threshold", float("nan"), "a finite number"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_the_key(write, section, key, value, message):
+    content = {"runtime_config": {"cfg_number": 3}}
+    content.setdefault(section, {})[key] = value
+    with pytest.raises(ValueError) as error:
+        MagiConfig.from_file(write(content))
+    assert message in str(error.value)
+
+
+def test_keys_without_effect_are_told(write):
+    engine = {"enable_cuda_graph": True, "ulysses_overlap_degree": 2, "kv_offload": True}
+    content = {"runtime_config": {"cfg_number": 3}, "engine_config": engine}
+    assert MagiConfig.from_file(write(content)).engine_config.unused == [
+        "ulysses_overlap_degree",
+        "kv_offload",
+        "enable_cuda_graph",
+    ]
+
+
+def test_numbers_may_be_spelt_as_yaml_takes_for_text(write):
+    assert FlowCacheOptions.from_file(write("rel_l1_thresh: 1e-2", "a.yaml")).rel_l1_thresh == 0.01
+    assert FlowCacheOptions.from_file(write("", "a.yaml")).rel_l1_thresh is None
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nothing\.json cannot be read"):
         MagiConfig.from_file(tmp_path / "nothing.json")
@@ -87,6 +121,9 @@ def test_options_warn_of_keys_that_nobody_reads(write, caplog):
         ("mix_lambda: 2", "between 0 and 1"),
         ("log: maybe", "log must be true or false"),
         ("a: [", "is not valid YAML"),
+        ("[1, 2]", "must hold named values, got list"),
+        ("7", "must hold named values, got int"),
+        ("score_weighting_method: nonsense", "score_weighting_method must be one of no_weight"),
     ],
 )
 def test_wrong_options_are_refused_by_the_key(write, text, message):

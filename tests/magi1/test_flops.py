@@ -7,11 +7,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowcache import StaircaseSchedule
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import ChunkKVCache
-from magi1.captions import NULL_TOKENS, make_captions
-from magi1.chunk_model import MagiChunkModel
-from magi1.guidance import DistilledGuidance
+from magi1.captions import NULL_TOKENS, Captions, make_captions
+from magi1.chunk_model import MagiChunkModel, Sampling
+from magi1.guidance import DistilledGuidance, ThreeWayGuidance
 from magi1.paper_flops import paper_flops
 from magi1.schedule import Timetable
 from magi1.transformer import MagiTransformer3DModel
@@ -31,7 +32,8 @@ def model(request):
     caption = torch.randn(NULL_TOKENS, SIZES["caption_channels"])
     captions = make_captions(caption, transformer.caption_embed.null_caption, num_chunks=2)
     timetable = Timetable(STEPS, distilled=True)
-    return MagiChunkModel(transformer, captions, GRID, 2 * FRAMES, timetable, DistilledGuidance())
+    sampling = Sampling(timetable, DistilledGuidance(), StaircaseSchedule(2, STEPS, STEPS // 4))
+    return MagiChunkModel(transformer, captions, (2 * FRAMES, *GRID), sampling)
 
 
 @pytest.mark.parametrize("step", [0, STEPS - 1], ids=["usual", "nearly clean, and so also alone"])
@@ -50,8 +52,36 @@ def test_flops_of_a_chunk_that_sees_another(model, step):
     # of the attention kernels, torch's counter knows the plain one
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         evaluate()
-    counted = model.block_flops(tokens, 2 * tokens, step) + model.edge_flops(tokens)
+    counted = model.block_flops(tokens, 2 * tokens, step) + model.edge_flops(tokens, step)
     assert counter.get_total_flops() == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["given", "live", "finished"])
+def test_flops_of_three_way_guidance(kind):
+    torch.manual_seed(0)
+    transformer = MagiTransformer3DModel(hidden_size=64, ffn_hidden_size=256, **SIZES).requires_grad_(False)
+    # much longer than the null caption
+    caption, null = torch.randn(58, SIZES["caption_channels"]), transformer.caption_embed.null_caption[:2]
+    captions = Captions([caption], [0, 0], null)
+    guidance = ThreeWayGuidance((0.0,), (1.5,), (7.5,))
+    schedule = StaircaseSchedule(2, STEPS, STEPS // 4, first_chunk=int(kind == "given"))
+    model = MagiChunkModel(transformer, captions, (2, *GRID), Sampling(Timetable(STEPS), guidance, schedule))
+    tokens = model.num_tokens(1)
+    cache = ChunkKVCache(model.cache_layout(), 2 * tokens)
+    cache.enter(0, tokens)
+    item = ChunkInput(0, 0, torch.randn(4, 1, *GRID), (0.0,), local_step=0 if kind == "live" else STEPS)
+    step = {"given": None, "live": 0, "finished": STEPS}[kind]
+
+    def evaluate():
+        out = model.blocks([item], model.embed([item]), cache)
+        if kind == "live":
+            model.head([item], out)
+
+    evaluate()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        evaluate()
+    counted = model.block_flops(tokens, tokens, step) + model.edge_flops(tokens, step)
+    assert counter.get_total_flops() == pytest.approx(counted, rel=0.002)
 
 
 def test_vanilla_costs_what_the_paper_says():

@@ -55,7 +55,7 @@ class Replay:
         condition = self.transformer.condition(
             torch.tensor([self.times[i] for i, _ in jobs]),
             [branch.text and "[True]" not in self.case.info["call"] for _, branch in jobs],
-            self._step_size(),
+            self._step_sizes(len(jobs)),
         )
         hidden = self.transformer(
             torch.cat([tokens[i] for i, _ in jobs]),
@@ -90,25 +90,22 @@ class Replay:
         return self._is_extra(i) and isinstance(self.guidance, ThreeWayGuidance)
 
     def _branches(self, i: int) -> list[Branch]:
-        branches = self.guidance.branches(self.times[i])
-        if isinstance(self.guidance, ThreeWayGuidance):
-            return [b for b in branches if b.slot is not None or not self._is_extra(i)]
-        # The flag of the original names one chunk: the oldest that is not the extra one.
+        # The original's flag says by itself that the oldest chunk, the extra one aside, is nearly clean.
         oldest = i == int(self.flags["fwd_extra_1st_chunk"])
-        if self.guidance.threshold is not None and oldest:
-            return list(self.guidance.branches(1.0))
-        return list(branches[:1])
+        branches = self.guidance.branches(1.0, oldest)
+        return [b for b in branches if b.slot is not None or not self._is_extra(i)]
 
     def _mix(self, i: int, velocities: Tensor) -> Tensor:
         return self.guidance.mix(self.times[i], velocities)
 
-    def _step_size(self) -> float | None:
+    def _step_sizes(self, count: int) -> Tensor | None:
         if not self.case.info["config"]["engine_config"]["distill"]:
             return None
         steps = self.flags["num_steps"]
         table = Timetable(steps, distilled=True)
         interval = self.flags["distill_interval"]
-        return table.step_size(0 if interval == 2 or steps != 12 else 1)
+        size = table.step_size(0 if interval == 2 or steps != 12 else 1)
+        return torch.full((count,), size)
 
     def _cache(self) -> ChunkKVCache:
         config = self.transformer.config

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tiny import TEXT_SIZES, tiny_tokenizer
+from torch._dynamo.testing import CompileCounter
 from transformers import T5Config, T5EncoderModel
 
+from magi1.attention import TextBank
+from magi1.captions import CaptionSwitches, SpecialTokens
 from magi1.config import EngineSection, FlowCacheOptions, MagiConfig, RuntimeSection
 from magi1.methods import METHODS, method_config
 from magi1.pipeline import MagiPipeline
+from magi1.request import VideoRequest
 from magi1.transformer import MagiTransformer3DModel
 from magi1.vae import AutoencoderKLMagi
 
@@ -47,10 +53,14 @@ def config(distill=True, **runtime) -> MagiConfig:
     return MagiConfig(runtime_config=RuntimeSection(**wanted), engine_config=EngineSection(distill=distill))
 
 
+def ask(config, cache=None, prompt="a red circle", **more) -> VideoRequest:
+    return VideoRequest(prompt=prompt, config=config, **({"cache": cache} if cache else {}), **more)
+
+
 @pytest.mark.parametrize("num_frames", [4, 8, 30, 32])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_length(pipeline, num_frames, method):
-    video = pipeline("a red circle", config(num_frames=num_frames), method_config(method))
+    video = pipeline(ask(config(num_frames=num_frames), method_config(method)))
     assert video.frames.shape == (3, num_frames, 32, 32)
     assert video.frames.isfinite().all()
 
@@ -61,31 +71,117 @@ def test_prefixes(pipeline, distill, frames):
     prefix = torch.rand(3, frames, 32, 32) * 2 - 1
     options = FlowCacheOptions(rel_l1_thresh=0.2, warmup_steps=1)
     cache = method_config("flowcache", options)
-    video = pipeline("a red circle", config(distill), cache, prefix=prefix)
-    # a single frame is shown with the rest, a video's frames are not shown again
-    assert video.frames.shape[1] == 32 + (4 if frames == 1 else 0)
+    video = pipeline(ask(config(distill), cache, prefix=prefix))
+    # a single frame is the first of those that were asked for, a video's frames are not shown again
+    assert video.frames.shape[1] == 32
+
+
+@pytest.mark.parametrize(
+    ("chunk_width", "prefix_frames", "num_frames"), [(2, 12, 36), (6, 20, 28), (1, 8, 32), (1, 0, 32)]
+)
+def test_a_single_latent_frame_of_a_chunk_gives_all_its_frames(
+    pipeline, chunk_width, prefix_frames, num_frames
+):
+    prefix = torch.rand(3, prefix_frames, 32, 32) * 2 - 1 if prefix_frames else None
+    asked = config(chunk_width=chunk_width, num_frames=num_frames)
+    video = pipeline(ask(asked, method_config("vanilla"), prefix=prefix))
+    assert video.frames.shape[1] == num_frames
+
+
+@pytest.mark.parametrize("chunk_width", [1, 2, 6])
+@pytest.mark.parametrize("num_frames", [1, 4, 32])
+def test_a_video_begins_with_the_image_it_was_given(pipeline, chunk_width, num_frames):
+    image = torch.rand(3, 1, 32, 32) * 2 - 1
+    asked = config(chunk_width=chunk_width, num_frames=num_frames)
+    video = pipeline(ask(asked, method_config("flowcache"), prefix=image))
+    assert video.frames.shape[1] == num_frames
+    assert torch.equal(video.latents[:, :1], pipeline._encode(image))
+
+
+def test_a_captions_projections_are_kept_no_longer_than_needed(pipeline, monkeypatch):
+    held = []
+    forget = TextBank.forget_before
+
+    def watched(bank, caption):
+        forget(bank, caption)
+        held.append(len({text for _, text in bank.keys_values}))
+
+    monkeypatch.setattr(TextBank, "forget_before", watched)
+    tokens = SpecialTokens(torch.randn(100, 16), torch.randn(1, 16), torch.randn(1, 16))
+    switches = CaptionSwitches(duration=True)
+    asked = config(num_frames=96)
+    pipeline(ask(asked, method_config("vanilla"), switches=switches, special_tokens=tokens))
+    assert max(held) <= 4 + 1, "those of a window's chunks, and the null caption"
+
+
+def test_weights_may_be_stored_in_fp8(pipeline):
+    pipeline = copy.deepcopy(pipeline)
+    plain = pipeline(ask(config(), method_config("vanilla")))
+    pipeline.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    assert pipeline.transformer.blocks[0].gates.weight.dtype == torch.float8_e4m3fn
+    video = pipeline(ask(config(), method_config("vanilla")))
+    assert video.frames.isfinite().all()
+    assert not torch.equal(video.latents, plain.latents)
+
+
+def test_offloaded_models_are_moved_for_all_that_runs_outside_of_forward(pipeline, monkeypatch):
+    class Moved(Exception):
+        pass
+
+    class Hook:
+        def pre_forward(self, module):
+            raise Moved
+
+    outside = {"transformer": ("embed", "head", "condition", "rotary", "embed_caption")}
+    outside |= {"vae": ("encode", "decode")}
+    for component, methods in outside.items():
+        module = copy.deepcopy(getattr(pipeline, component))
+        module._hf_hook = Hook()
+        for method in methods:
+            with pytest.raises(Moved):
+                getattr(module, method)()
+
+
+def test_offload_changes_nothing(pipeline, monkeypatch):
+    pipeline = copy.deepcopy(pipeline)
+    plain = pipeline(ask(config(), method_config("vanilla")))
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.empty_device_cache", lambda *_: None)
+    pipeline.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(plain.latents, pipeline(ask(config(), method_config("vanilla"))).latents)
+
+
+def test_a_compiled_block_is_not_compiled_for_every_layer_and_step(pipeline):
+    pipeline = copy.deepcopy(pipeline)
+    plain = pipeline(ask(config(), method_config("vanilla")))
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    pipeline.transformer.compile_repeated_blocks(backend=counter)
+    video = pipeline(ask(config(), method_config("vanilla")))
+    assert torch.allclose(video.latents, plain.latents, atol=1e-5)
+    few = counter.frame_count
+    pipeline(ask(config(num_frames=64), method_config("vanilla")))
+    assert counter.frame_count == few, "more chunks, steps and layers ask for nothing new"
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("distill", [True, False])
 def test_threshold_zero_is_vanilla(pipeline, distill):
-    vanilla = pipeline("a red circle", config(distill), method_config("vanilla"))
-    zero = pipeline(
-        "a red circle", config(distill), method_config("flowcache", FlowCacheOptions(rel_l1_thresh=0))
-    )
+    vanilla = pipeline(ask(config(distill), method_config("vanilla")))
+    zero = pipeline(ask(config(distill), method_config("flowcache", FlowCacheOptions(rel_l1_thresh=0))))
     assert torch.equal(vanilla.latents, zero.latents)
     assert zero.trace.reuse_ratio == 0
 
 
 def test_teacache_takes_one_decision(pipeline):
     options = FlowCacheOptions(rel_l1_thresh=0.5, warmup_steps=1)
-    trace = pipeline("a red circle", config(num_steps=16), method_config("teacache", options)).trace
+    trace = pipeline(ask(config(num_steps=16), method_config("teacache", options))).trace
     assert trace.reuse_ratio > 0
     for step in trace.steps:
         assert len({event.reused for event in step.events}) == 1
 
 
 def test_chunks_come_one_by_one(pipeline):
-    parts = pipeline.stream("a red circle", config(), method_config("vanilla"))
+    parts = pipeline.stream(ask(config(), method_config("vanilla")))
     first = next(parts)
     assert first.frames.shape[1] == 8
     assert sum(part.frames.shape[1] for part in parts) == 24
@@ -93,14 +189,14 @@ def test_chunks_come_one_by_one(pipeline):
 
 def test_flops_agree_with_what_was_run(pipeline):
     options = FlowCacheOptions(rel_l1_thresh=0.3, warmup_steps=1)
-    flops = pipeline("a", config(), method_config("flowcache", options)).trace.flops
+    flops = pipeline(ask(config(), method_config("flowcache", options))).trace.flops
     assert flops["actual"] < flops["vanilla"]
-    flops = pipeline("a", config(), method_config("vanilla")).trace.flops
+    flops = pipeline(ask(config(), method_config("vanilla"))).trace.flops
     assert flops["actual"] == pytest.approx(flops["vanilla"])
 
 
-def test_prefixes_that_do_not_fit_are_refused(pipeline):
+def test_prefixes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="multiple of 4"):
-        pipeline("a", config(), prefix=torch.zeros(3, 6, 32, 32))
+        ask(config(), prefix=torch.zeros(3, 6, 32, 32))
     with pytest.raises(ValueError, match="prefix must be"):
-        pipeline("a", config(), prefix=torch.zeros(3, 8, 16, 32))
+        ask(config(), prefix=torch.zeros(3, 8, 16, 32))

@@ -27,9 +27,9 @@ def denoise(case: Case, cache: FlowCacheConfig, nearly_clean: bool = True) -> tu
     runtime = case.info["config"]["runtime_config"]
     noise, prefix = case.tensors["noise"][0], case.tensors.get("prefix_video")
     window = cut_window(noise, runtime["chunk_width"], None if prefix is None else prefix[0])
-    model = chunk_model(case, noise, nearly_clean)
     stride = runtime["num_steps"] // runtime["window_size"]
     schedule = StaircaseSchedule(len(window.chunks), runtime["num_steps"], stride, window.num_given)
+    model = chunk_model(case, noise, schedule, nearly_clean)
     policy = cache.make_policy(runtime["num_steps"])
     options = LoopOptions(clean_pass=cache.clean_pass, compression=cache.compression)
     denoiser = Denoiser(model, policy, cache.make_forecast(), options)
@@ -89,7 +89,7 @@ def test_flowcache(name, monkeypatch):
     named = settings | (settings.get("compression") or {})
     known = FlowCacheOptions.__dataclass_fields__
     options = FlowCacheOptions(**{key: value for key, value in named.items() if key in known})
-    cache = method_config("flowcache", options, paper=True)
+    cache = method_config("flowcache", options, preset="paper_fast")
     monkeypatch.setattr(TokenSelector, "choose", checked_choose(case, TokenSelector.choose))
     window, trace = denoise(case, cache, nearly_clean=not options.discard_nearly_clean_chunk)
     table = torch.full_like(reuse_table(case), -1)

@@ -6,5 +6,5 @@ shift 2
 source "$(dirname -- "${BASH_SOURCE[0]}")/../../../scripts/env.sh" core
 folder="$ROOT/FlowCache4MAGI-1"
 exec "$PYTHON" "$folder/generate_video.py" --method "$method" --mode "$mode" \
-    --config_file "$folder/config/single_run/flowcache_$mode.json" \
+    --config_file "$folder/config/single_run/4.5B_distill.json" \
     --additional_config "$folder/yaml_config/single_run/config.yaml" "$@"
