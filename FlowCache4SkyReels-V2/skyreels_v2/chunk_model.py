@@ -71,7 +71,12 @@ class SkyReelsV2ChunkModel:
         self._text = TextContext(transformer.condition_embedder.text_embedder(prompt_embeds))
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
-        return [torch.stack([self._time(t)[self._indicator] for t in item.timesteps]) for item in inputs]
+        indicators = []
+        for item in inputs:
+            # frames of one time count as one
+            times = item.timesteps if len(set(item.timesteps)) > 1 else item.timesteps[:1]
+            indicators.append(torch.stack([self._time(t)[self._indicator] for t in times]))
+        return indicators
 
     def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         latents = torch.cat([item.latents for item in inputs], dim=1)
