@@ -87,8 +87,8 @@ class ChunkModel(Protocol):
         """What the model stores of a token."""
         ...
 
-    def reach(self, local_step: int) -> int | None:
-        """Chunks that one sees at a local step, itself included; None: all before it."""
+    def reach(self, local_step: int | None) -> int | None:
+        """Chunks that one sees at a local step (None: it is given), itself included; None: all before it."""
         ...
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:

@@ -142,6 +142,10 @@ class FlowCacheConfig:
             raise ValueError(f"clean_range must be at least 0, got {self.clean_range}.")
         if self.whole_window and (self.compression or self.clean_range is not None):
             raise ValueError("compression and clean_range need a KV cache: set whole_window to false.")
+        if self.compression and self.compression.when == "over" and self.clean_pass:
+            raise ValueError(
+                "compression within a step comes before clean_pass: set when to full or clean_pass to false."
+            )
         if self.compression and self.refresh_given:
             raise ValueError("compression keeps given chunks from running again: set refresh_given to false.")
         if self.coefficients is not None and not all(map(math.isfinite, self.coefficients)):

@@ -100,7 +100,7 @@ class GainSplit:
         return self._model.block_flops(self._lengths[chunk], self._ends[-1], local_step)
 
     def _causal(self, chunk: int, local_step: int | None) -> float:
-        reach = self._model.reach(self._num_steps if local_step is None else local_step)
+        reach = self._model.reach(local_step)
         first = 0 if reach is None else max(0, chunk + 1 - reach)
         keys = self._ends[chunk] - self._ends[first] + self._lengths[first]
         return self._model.block_flops(self._lengths[chunk], keys, local_step)

@@ -29,8 +29,7 @@ class KVRange:
 
     Attributes:
         noisy: by the chunk's progress, in equal parts of its steps; empty: all chunks before it.
-        clean: of a finished or given chunk; -1: as the last of ``noisy``, without which a finished chunk sees
-            all before it and a given one ``GIVEN_REACH``, as in the original.
+        clean: of a finished or given chunk; -1: as the last of ``noisy``.
     """
 
     noisy: Sequence[int] = ()
@@ -67,12 +66,6 @@ class Sampling:
         """Whether no other live chunk is further on; None stands for one that is not the first."""
         first = chunk is not None and chunk <= self.schedule.first_chunk
         return first or local_step + self.schedule.stride >= self.schedule.num_steps
-
-    def first_seen(self, item: ChunkInput) -> int | None:
-        """The oldest chunk that one sees; None: all that the cache holds."""
-        if item.first_chunk is None and self.is_given(item.chunk):
-            return max(0, item.chunk + 1 - GIVEN_REACH)
-        return item.first_chunk
 
 
 class MagiChunkModel:
@@ -162,8 +155,10 @@ class MagiChunkModel:
         sizes = (config.num_layers, self.num_branches, config.num_query_groups, config.kv_channels)
         return CacheLayout(*sizes, self.transformer.dtype, self._rotary.device)
 
-    def reach(self, local_step: int) -> int | None:
-        return self.sampling.kv_range.reach(local_step, self.timetable.num_steps)
+    def reach(self, local_step: int | None) -> int | None:
+        steps = self.timetable.num_steps
+        reach = self.sampling.kv_range.reach(steps if local_step is None else local_step, steps)
+        return GIVEN_REACH if reach is None and local_step is None else reach
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
         live = local_step is not None and local_step < self.timetable.num_steps
@@ -214,8 +209,7 @@ class MagiChunkModel:
     def _segment(self, item: ChunkInput, branch: Branch) -> Segment:
         shows_text = branch.text and not self._is_clean(item)
         text = self._captions.of_chunk[item.chunk] if shows_text else len(self._captions.texts)
-        length, first = self.num_tokens(len(item.timesteps)), self.sampling.first_seen(item)
-        return Segment(item.chunk, length, text, branch.slot, first)
+        return Segment(item.chunk, self.num_tokens(len(item.timesteps)), text, branch.slot, item.first_chunk)
 
     def _all_conditions(self) -> Tensor:
         """Conditions of every step and of clean chunks, without text and with, ``[steps + 1, 2, dim]``.

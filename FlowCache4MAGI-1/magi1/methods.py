@@ -9,7 +9,7 @@ from .config import FlowCacheOptions
 
 METHODS = ("vanilla", "teacache", "flowcache")
 PRESETS = ("fast", "slow", "paper_fast", "paper_slow")
-THRESHOLDS = {"fast": 0.01, "slow": 0.005, "paper_fast": 0.01, "paper_slow": 0.005}
+THRESHOLDS = {"fast": 0.01, "slow": 0.005}
 
 
 def method_config(
@@ -48,7 +48,9 @@ def method_config(
     compression = _compression(options, paper)
     if method == "vanilla":
         return FlowCacheConfig(policy="none", clean_pass=True, compression=compression)
-    threshold = THRESHOLDS[preset] if options.rel_l1_thresh is None else options.rel_l1_thresh
+    threshold = options.rel_l1_thresh
+    if threshold is None:
+        threshold = THRESHOLDS[preset.removeprefix("paper_")]
     shared = {
         "threshold": threshold,
         "warmup_steps": max(1, options.warmup_steps),

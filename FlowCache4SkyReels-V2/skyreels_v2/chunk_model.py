@@ -127,7 +127,7 @@ class SkyReelsV2ChunkModel:
         sizes = (config.num_layers, self.num_branches, heads, head_dim)
         return CacheLayout(*sizes, weight.dtype, weight.device)
 
-    def reach(self, local_step: int) -> int | None:
+    def reach(self, local_step: int | None) -> int | None:
         return None
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:

@@ -41,7 +41,8 @@ class WindowCache:
     def first_chunk(self, chunk: int, step: int) -> int | None:
         """The oldest chunk that one sees at a step; None: all that the cache holds."""
         schedule, given = self._schedule, self._schedule.first_chunk
-        reach = self._model.reach(max(0, min(schedule.local_step(chunk, step), schedule.num_steps)))
+        local_step = max(0, min(schedule.local_step(chunk, step), schedule.num_steps))
+        reach = self._model.reach(None if chunk < given else local_step)
         if reach is not None:
             return max(0, chunk + 1 - reach)
         if chunk < given or (self._clean_range is None and not self._compresses_within):

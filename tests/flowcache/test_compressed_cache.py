@@ -182,8 +182,7 @@ def test_a_budget_that_never_fills_changes_nothing(clean_pass):
     assert not any(record.compressions for record in trace.steps)
 
 
-@pytest.mark.parametrize("when", ["full", "over"])
-@pytest.mark.parametrize("clean_pass", [False, True])
+@pytest.mark.parametrize(("when", "clean_pass"), [("full", False), ("full", True), ("over", False)])
 @pytest.mark.parametrize("given", [0, 1, 5])
 def test_the_loop_keeps_within_the_budget(when, clean_pass, given):
     options = {"clean_pass": clean_pass, "compression": KVCompressionConfig(budget=1, when=when)}
@@ -207,6 +206,8 @@ def test_settings_that_exclude_each_other():
     compression = KVCompressionConfig()
     with pytest.raises(ValueError, match="need a KV cache"):
         FlowCacheConfig(whole_window=True, compression=compression)
+    with pytest.raises(ValueError, match="clean_pass"):
+        FlowCacheConfig(clean_pass=True, compression=replace(compression, when="over"))
     with pytest.raises(ValueError, match="refresh_given"):
         FlowCacheConfig(refresh_given=True, compression=compression)
     with pytest.raises(ValueError, match="total must be at least 3 chunks, as 2 are live"):

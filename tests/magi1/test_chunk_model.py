@@ -10,6 +10,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 
 from flowcache import StaircaseSchedule
 from flowcache.chunk_model import ChunkInput
+from flowcache.kv.window_cache import WindowCache
 from magi1 import attention
 from magi1.attention import choose_backend
 from magi1.captions import make_captions
@@ -35,8 +36,8 @@ def model_of(schedule: StaircaseSchedule, distilled: bool = True, kv_range: KVRa
     return MagiChunkModel(transformer, captions, (schedule.num_chunks, 4, 4), sampling)
 
 
-def item(chunk: int, local_step: int, first_chunk: int | None = None) -> ChunkInput:
-    return ChunkInput(chunk, chunk, torch.zeros(4, 1, 4, 4), (0.0,), local_step, first_chunk)
+def item(chunk: int, local_step: int) -> ChunkInput:
+    return ChunkInput(chunk, chunk, torch.zeros(4, 1, 4, 4), (0.0,), local_step)
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, 8])
@@ -65,11 +66,13 @@ def test_every_chunk_is_told_its_own_step_size():
 
 def test_a_given_chunk_sees_eight_where_nothing_is_said_of_ranges():
     model = model_of(StaircaseSchedule(12, 16, 4, first_chunk=10))
-    branch = model.guidance.branches(0.0, oldest=False)[0]
-    assert model._segment(item(9, 16), branch).first_chunk == 9 + 1 - GIVEN_REACH == 2
-    assert model._segment(item(3, 16), branch).first_chunk == 0
-    assert model._segment(item(10, 16), branch).first_chunk is None, "a finished one sees all"
-    assert model._segment(item(9, 16, first_chunk=8), branch).first_chunk == 8
+    cache = WindowCache(model, model.sampling.schedule, [model.num_tokens(1)] * 12)
+    assert cache.first_chunk(9, step=0) == 9 + 1 - GIVEN_REACH == 2
+    assert cache.first_chunk(3, step=0) == 0
+    assert cache.first_chunk(10, step=16) is None, "a finished one sees all"
+    ranged = model_of(model.sampling.schedule, kv_range=KVRange((4, 3, 2, 2), 2))
+    cache = WindowCache(ranged, model.sampling.schedule, [model.num_tokens(1)] * 12)
+    assert cache.first_chunk(9, step=0) == 8
 
 
 def test_queries_and_keys_are_rounded_once():
