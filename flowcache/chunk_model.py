@@ -115,6 +115,10 @@ class ChunkModel(Protocol):
 class Solver(Protocol):
     """Integrates the velocity of one chunk over one of its steps; keeps the history it needs per chunk."""
 
+    #: places of the starts of the steps and, last, of the end on the path from noise to a clean chunk, whose
+    #: velocity the model gives: the variable that is integrated over
+    times: Sequence[float]
+
     def timestep(self, local_step: int) -> float:
         """Time of the model's clock at the start of a local step."""
         ...

@@ -9,13 +9,15 @@ from typing import Any, Literal, get_args
 from .kv.scorers import SCORERS
 from .kv.selection import WEIGHTINGS, TokenSelector
 from .reuse.chunkwise import ChunkwiseReuse
+from .reuse.error_controlled import ErrorControlled
 from .reuse.forecast import FORECASTS, Forecast
+from .reuse.interval import FixedInterval
+from .reuse.planned import Planned
 from .reuse.policy import NoReuse, ReusePolicy
 from .reuse.teacache import TeaCache
 
-PolicyName = Literal["none", "teacache", "chunkwise"]
+PolicyName = Literal["none", "teacache", "chunkwise", "fixed_interval", "error_controlled", "planned"]
 GranularityName = Literal["token", "frame", "chunk"]
-ForecastName = Literal["hold_residual", "hold_displacement", "hold_velocity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +85,20 @@ class FlowCacheConfig:
 
     Args:
         policy: ``none`` computes every live chunk; ``teacache`` takes one decision for the whole window;
-            ``chunkwise`` lets every chunk decide for itself (FlowCache).
+            ``chunkwise`` lets every chunk decide for itself (FlowCache); ``fixed_interval`` computes every
+            ``interval``-th step; ``error_controlled`` skips while forecasts can be trusted; ``planned``
+            computes ``computed_steps``.
         threshold: accumulated relative-L1 distance at which a chunk is computed again; 0 never reuses.
         warmup_steps: steps at the start of a chunk (``teacache``: of the window) that are always computed.
         final_steps: steps at the end that are always computed.
         coefficients: polynomial over the distance, highest power first; None takes the distance itself.
         indicator: what the policy watches, by a name that the model knows; None takes the model's default.
-        forecast: what a reused chunk gets: the block stack's last residual, the last displacement of the
-            latents or the last velocity.
+        tolerance: relative error that a row of skipped steps may add (``error_controlled``).
+        interval: steps of the loop from one computed step to the next (``fixed_interval``).
+        computed_steps: a chunk's own steps at which it is computed (``planned``).
+        max_reuses: the most steps that a chunk skips in a row (``error_controlled``); None: no bound.
+        forecast: what a reused chunk gets, a key of ``FORECASTS``: the last velocity, residual of the block
+            stack or displacement of the latents, or the line or parabola through the last ones.
         whole_window: run the whole window whenever the model runs, as the original models do without a
             cache. False: only live chunks run, against a KV cache.
         bidirectional: with ``whole_window``, let every chunk attend to the whole window. False: only to
@@ -98,7 +106,7 @@ class FlowCacheConfig:
         refresh_given: with a KV cache, run given chunks at every step instead of once.
         clean_pass: with a KV cache, run a chunk once more when it has become clean.
         final_window_steps: steps at the end of the whole window at which every chunk is computed.
-        join_at: share of the threshold from which a chunk is computed whenever another one is; 1: never.
+        join_at: share of the threshold or tolerance from which a chunk is computed whenever another one is; 1: never.
         compression: with a KV cache, keep only the best tokens of clean chunks; None keeps all.
         clean_range: with a KV cache, a live chunk sees this many of the newest clean chunks; None: all.
 
@@ -112,7 +120,11 @@ class FlowCacheConfig:
     final_steps: int = 1
     coefficients: tuple[float, ...] | None = None
     indicator: str | None = None
-    forecast: ForecastName = "hold_velocity"
+    tolerance: float = 0.01
+    interval: int = 3
+    computed_steps: tuple[int, ...] = ()
+    max_reuses: int | None = None
+    forecast: str = "hold_velocity"
     whole_window: bool = False
     bidirectional: bool = False
     refresh_given: bool = False
@@ -125,14 +137,22 @@ class FlowCacheConfig:
     def __post_init__(self) -> None:
         _check_choice("policy", self.policy, get_args(PolicyName))
         _check_choice("forecast", self.forecast, tuple(FORECASTS))
-        if not (math.isfinite(self.threshold) and self.threshold >= 0):
-            raise ValueError(f"threshold must be a finite number of at least 0, got {self.threshold}.")
+        for name in ("threshold", "tolerance"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
+        if self.policy == "planned" and not self.computed_steps:
+            raise ValueError("computed_steps must name the steps that a planned chunk is computed at.")
+        if self.policy == "error_controlled" and self.forecast == "hold_displacement":
+            raise ValueError("forecast must be of a velocity or a residual, for their errors to be known.")
         if self.bidirectional and not self.whole_window:
             raise ValueError(
                 "bidirectional needs whole_window: a cache holds no chunk that is still to come."
             )
-        if self.warmup_steps < 1:
-            raise ValueError(f"warmup_steps must be at least 1, got {self.warmup_steps}.")
+        for name in ("warmup_steps", "interval", "max_reuses"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
         for name in ("final_steps", "final_window_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
@@ -155,11 +175,19 @@ class FlowCacheConfig:
         """A fresh policy for chunks of that many steps."""
         if self.policy == "none":
             return NoReuse()
+        if self.policy == "planned":
+            return Planned(self.computed_steps)
         bounds = {"warmup_steps": self.warmup_steps, "final_steps": self.final_steps}
         if self.policy == "teacache":
             return TeaCache(self.threshold, coefficients=self.coefficients, **bounds)
-        bounds |= {"final_window_steps": self.final_window_steps, "join_at": self.join_at}
-        return ChunkwiseReuse(self.threshold, num_chunk_steps, coefficients=self.coefficients, **bounds)
+        bounds["num_chunk_steps"] = num_chunk_steps
+        if self.policy == "fixed_interval":
+            return FixedInterval(self.interval, **bounds)
+        bounds["join_at"] = self.join_at
+        if self.policy == "error_controlled":
+            return ErrorControlled(self.tolerance, max_reuses=self.max_reuses, **bounds)
+        bounds |= {"coefficients": self.coefficients, "final_window_steps": self.final_window_steps}
+        return ChunkwiseReuse(self.threshold, **bounds)
 
     def make_forecast(self) -> Forecast:
         """A fresh forecast."""

@@ -77,7 +77,8 @@ class Denoiser:
 
     def run(self, window: Window, schedule: StaircaseSchedule, solver: Solver) -> Iterator[CleanChunk]:
         """Denoise a window in place; yield each chunk at the step at which it becomes clean."""
-        self.policy.reset()
+        self.policy.begin(solver.times, self.forecast)
+        self.forecast.begin(solver.times, self.policy.needs_errors)
         lengths = [self.model.num_tokens(span.frames) for span in window.chunks]
         cache = self._new_cache(schedule, lengths)
         split = GainSplit(self.model, lengths, window.num_given, schedule.num_steps)
@@ -243,7 +244,7 @@ class Denoiser:
         if held:
             after[:, :held] = before[:, :held]
         if not reused:
-            self.forecast.observe_step(chunk, before, after)
+            self.forecast.observe_step(chunk, local_step, before, after)
         before.copy_(after)
 
     def _forget(self, chunk: int, solver: Solver) -> None:

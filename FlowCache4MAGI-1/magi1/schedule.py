@@ -77,6 +77,7 @@ class Euler:
 
     def __init__(self, timetable: Timetable) -> None:
         self._timetable = timetable
+        self.times = timetable.times.tolist()
 
     def timestep(self, local_step: int) -> float:
         return self._timetable.time(local_step)

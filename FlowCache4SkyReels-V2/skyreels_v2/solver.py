@@ -45,7 +45,7 @@ class ChunkUniPC:
     def __init__(self, num_steps: int, shift: float, first_correction_as_original: bool = True) -> None:
         sigmas = noise_grid(num_steps, shift)
         self._timesteps = [int(1000 * sigma) for sigma in sigmas[:-1]]
-        self._sigmas = sigmas
+        self.times = sigmas
         log_snr = [math.log(1 - s) - math.log(s) if s > 0 else math.inf for s in sigmas]
         self._predictor = {order: self._table(_predictor, log_snr, order) for order in (1, 2)}
         self._corrector = {order: self._table(_corrector, log_snr, order) for order in (1, 2)}
@@ -58,7 +58,7 @@ class ChunkUniPC:
 
     def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:
         """Correct the last step with what the model says now, then predict the next latents."""
-        clean = latents - self._sigmas[local_step] * velocity
+        clean = latents - self.times[local_step] * velocity
         history = self._histories.get(chunk)
         if history is None:
             corrected, known = latents.clone(), 1
@@ -97,7 +97,7 @@ class ChunkUniPC:
         """Weights for each step; None where second order is out of place, at the first and the last."""
         last = len(self._timesteps) - 1
         return [
-            rule(*_step_size(self._sigmas, log_snr, i, order)) if order == 1 or 0 < i < last else None
+            rule(*_step_size(self.times, log_snr, i, order)) if order == 1 or 0 < i < last else None
             for i in range(last + 1)
         ]
 

@@ -78,7 +78,7 @@ class ChunkwiseReuse(ReusePolicy):
     def forget(self, chunk: int) -> None:
         self._states.pop(chunk, None)
 
-    def reset(self) -> None:
+    def begin(self, times, forecast):
         self._states.clear()
 
     def _may_reuse(self, chunk: int, local_step: int) -> bool:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .forecast import Forecast
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -41,6 +43,17 @@ class ReusePolicy(ABC):
     #: Whether all live chunks share one decision; then one that cannot be forecast is computed with the rest.
     joint: bool = False
 
+    #: Whether the forecast is to be compared with every evaluation of the model.
+    needs_errors: bool = False
+
+    def begin(self, times: Sequence[float], forecast: Forecast) -> None:
+        """Forget everything: a new window or a new video begins.
+
+        Args:
+            times: of the starts of a chunk's steps and, last, of its end, in the solver's own unit.
+            forecast: what stands in for the model when a chunk is reused.
+        """
+
     @abstractmethod
     def decide(
         self, step: int, num_steps: int, live: dict[int, int], indicators: dict[int, Tensor]
@@ -58,9 +71,6 @@ class ReusePolicy(ABC):
 
     def forget(self, chunk: int) -> None:
         """Drop the state of a chunk that has become clean."""
-
-    def reset(self) -> None:
-        """Forget everything: a new window or a new video begins."""
 
 
 class NoReuse(ReusePolicy):

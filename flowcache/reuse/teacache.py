@@ -42,7 +42,7 @@ class TeaCache(ReusePolicy):
         self.final_steps = final_steps
         self.coefficients = coefficients
         self.period = period
-        self.reset()
+        self.begin((), None)
 
     def decide(
         self, step: int, num_steps: int, live: dict[int, int], indicators: dict[int, Tensor]
@@ -55,7 +55,7 @@ class TeaCache(ReusePolicy):
         self._previous, self._chunks = indicator, list(indicators)
         return dict.fromkeys(live, decision)
 
-    def reset(self) -> None:
+    def begin(self, times, forecast):
         self._accumulated = 0.0
         self._previous: Tensor | None = None
         self._chunks: list[int] = []

@@ -12,7 +12,7 @@ from flowcache import Denoiser, LoopOptions, StaircaseSchedule, cut_window
 from flowcache.config import FlowCacheConfig, KVCompressionConfig
 from flowcache.kv.cache import CacheFullError, CacheLayout, ChunkKVCache
 from flowcache.kv.compressed import CompressedKVCache
-from flowcache.reuse.forecast import HoldVelocity
+from flowcache.reuse.forecast import VelocityForecast
 from flowcache.reuse.policy import NoReuse
 
 LAYOUT = CacheLayout(num_layers=2, num_branches=2, num_heads=2, head_dim=4)
@@ -151,6 +151,8 @@ class RandomModel:
 
 
 class StraightSolver:
+    times = [1.0 - 0.1 * i for i in range(11)]
+
     def timestep(self, local_step):
         return 1.0 - 0.1 * local_step
 
@@ -168,7 +170,7 @@ def run(num_chunks=8, given=0, **options):
     prefix = noise[:, : 3 * given].clone() if given else None
     window = cut_window(noise, 3, prefix)
     schedule = StaircaseSchedule(len(window.chunks), 4, 2, window.num_given)
-    denoiser = Denoiser(RandomModel(), NoReuse(), HoldVelocity(), LoopOptions(**options))
+    denoiser = Denoiser(RandomModel(), NoReuse(), VelocityForecast(), LoopOptions(**options))
     for _ in denoiser.run(window, schedule, StraightSolver()):
         pass
     return window.latents, denoiser.trace

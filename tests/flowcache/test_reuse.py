@@ -3,7 +3,13 @@
 import pytest
 import torch
 
+from flowcache import FlowCacheConfig
+from flowcache.chunk_model import ChunkInput
 from flowcache.reuse.chunkwise import ChunkwiseReuse
+from flowcache.reuse.error_controlled import ErrorControlled
+from flowcache.reuse.forecast import VelocityForecast
+from flowcache.reuse.interval import FixedInterval
+from flowcache.reuse.planned import Planned
 from flowcache.reuse.policy import NoReuse, polynomial, relative_l1
 from flowcache.reuse.teacache import TeaCache
 
@@ -98,3 +104,74 @@ def test_no_reuse_asks_for_nothing():
     policy = NoReuse()
     assert not policy.needs_indicator
     assert not policy.decide(0, 1, {4: 0}, {})[4].reuse
+
+
+def test_fixed_interval_computes_all_chunks_in_the_same_calls():
+    policy = FixedInterval(3, num_chunk_steps=9, warmup_steps=2, final_steps=1)
+    live = [{c: s - 2 * c for c in range(2) if 0 <= s - 2 * c < 9} for s in range(11)]
+    computed = [{c for c, d in policy.decide(s, 11, live[s], {}).items() if not d.reuse} for s in range(11)]
+    assert computed == [{0}, {0}, {1}, {0, 1}, set(), set(), {0, 1}, set(), {0}, {1}, {1}]
+
+
+def test_planned_computes_the_steps_of_the_plan_and_the_first():
+    policy = Planned((2, 3))
+    assert [policy.decide(s, 5, {7: s}, {})[7].reuse for s in range(5)] == [False, True, False, False, True]
+
+
+def control(tolerance, path, **options):
+    """Which steps of one chunk are computed when its velocity takes this path over ten even steps."""
+    times = [1 - 0.1 * i for i in range(11)]
+    forecast = VelocityForecast(1)
+    policy = ErrorControlled(tolerance, 10, **options)
+    policy.begin(times, forecast)
+    forecast.begin(times, policy.needs_errors)
+    decisions = []
+    for step in range(10):
+        decisions.append(policy.decide(step, 10, {0: step}, {})[0])
+        if not decisions[-1].reuse:
+            item = ChunkInput(0, 0, torch.zeros(1, 1, 1, 1), (0.0,), step)
+            forecast.observe_evaluation([item], [], [], [torch.full((1, 1, 1, 1), path(times[step]))])
+    return decisions
+
+
+def test_error_control_skips_all_of_a_straight_path_once_it_knows():
+    decisions = control(0.01, lambda t: 1 + t)
+    assert [d.reuse for d in decisions] == [False] * 3 + [True] * 6 + [False]
+
+
+def test_error_control_spends_no_more_than_its_tolerance():
+    mild, strict = (control(tolerance, lambda t: 1 + t**2) for tolerance in (0.01, 0.002))
+    assert sum(d.reuse for d in mild) > sum(d.reuse for d in strict) > 0
+    assert all(d.accumulated < 0.002 for d in strict if d.reuse)
+    assert not any(d.reuse for d in control(0.0, lambda t: 1 + t))
+
+
+def test_error_control_is_bounded_in_a_row_and_warms_up():
+    decisions = control(9.0, lambda t: 1 + t**2, max_reuses=2, warmup_steps=4)
+    assert [d.reuse for d in decisions] == [False] * 4 + [True, True, False] * 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "made"),
+    [
+        ({"policy": "fixed_interval", "interval": 2}, FixedInterval),
+        ({"policy": "planned", "computed_steps": (0, 4)}, Planned),
+        ({"policy": "error_controlled", "forecast": "linear_velocity"}, ErrorControlled),
+    ],
+)
+def test_a_configuration_makes_its_policy(policy, made):
+    assert isinstance(FlowCacheConfig(**policy).make_policy(10), made)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"policy": "planned"}, "computed_steps must name"),
+        ({"interval": 0}, "interval must be at least 1, got 0"),
+        ({"tolerance": -1.0}, "tolerance must be a finite number of at least 0, got -1.0"),
+        ({"forecast": "cubic"}, "forecast must be one of hold_residual"),
+    ],
+)
+def test_wrong_settings_are_named(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        FlowCacheConfig(**wrong)

@@ -18,7 +18,7 @@ from flowcache.chunk_model import ChunkInput
 from flowcache.config import KVCompressionConfig
 from flowcache.kv.cache import ChunkKVCache
 from flowcache.reuse.chunkwise import ChunkwiseReuse
-from flowcache.reuse.forecast import HoldResidual
+from flowcache.reuse.forecast import ResidualForecast
 from flowcache.reuse.policy import NoReuse, ReusePolicy
 from flowcache.reuse.teacache import TeaCache
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
@@ -98,7 +98,7 @@ def run_window(
     )
     steps = call["num_inference_steps"]
     schedule = StaircaseSchedule(len(window.chunks), steps, call["ar_step"], window.num_given)
-    denoiser = Denoiser(model, policy, HoldResidual(), options)
+    denoiser = Denoiser(model, policy, ResidualForecast(), options)
     for chunk in denoiser.run(window, schedule, ChunkUniPC(steps, call["shift"])):
         assert chunk.latents.isfinite().all()
     return window, denoiser.trace
