@@ -106,7 +106,8 @@ class FlowCacheConfig:
         refresh_given: with a KV cache, run given chunks at every step instead of once.
         clean_pass: with a KV cache, run a chunk once more when it has become clean.
         final_window_steps: steps at the end of the whole window at which every chunk is computed.
-        join_at: share of the threshold or tolerance from which a chunk is computed whenever another one is; 1: never.
+        join_at: share of the threshold or tolerance from which a chunk is computed whenever another one is;
+            1: never.
         compression: with a KV cache, keep only the best tokens of clean chunks; None keeps all.
         clean_range: with a KV cache, a live chunk sees this many of the newest clean chunks; None: all.
 

@@ -74,8 +74,8 @@ class Forecast(ABC):
     def spread(self, chunk: int, local_step: int) -> float | None:
         """Product of the time differences between a step and the evaluations that it is forecast from.
 
-        The error of interpolation is this times a derivative of the order ``order + 1``, and so grows with it.
-        None while the chunk has fewer evaluations than the order needs.
+        The error of interpolation is this times a derivative of the order ``order + 1``, and so grows with
+        it. None while the chunk has fewer evaluations than the order needs.
         """
         known = self._known.get(chunk, ())
         if len(known) <= self.order:
