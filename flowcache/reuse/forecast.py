@@ -113,9 +113,8 @@ class Forecast(ABC):
     def _learn(self, chunk: int, local_step: int, value: Tensor) -> None:
         if self._with_errors and (spread := self.spread(chunk, local_step)) is not None:
             wrong = (self._carry_on(chunk, local_step) - value).square().mean()
-            self._errors[chunk] = ForecastError(
-                (wrong / value.square().mean().clamp_min(1e-12)).sqrt(), spread
-            )
+            relative = (wrong / value.square().mean().clamp_min(1e-12)).sqrt()
+            self._errors[chunk] = ForecastError(relative, spread)
         known = self._known.setdefault(chunk, [])
         known.append((self._times[local_step], value))
         del known[: -self.order - 1]

@@ -151,7 +151,7 @@ class RandomModel:
 
 
 class StraightSolver:
-    times = [1.0 - 0.1 * i for i in range(11)]
+    times = tuple(1.0 - 0.1 * i for i in range(11))
 
     def timestep(self, local_step):
         return 1.0 - 0.1 * local_step
