@@ -1,0 +1,59 @@
+"""Plans against plain search."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from flowcache.reuse.forecast import VelocityForecast
+from flowcache.reuse.planning import harm_of, plan_steps
+
+TIMES = np.linspace(1, 0, 10) ** 1.5
+
+
+@pytest.fixture
+def velocities():
+    rng = np.random.default_rng(0)
+    phases = rng.uniform(0, 6, (1, 40))
+    return np.sin(4 * TIMES[:-1, None] ** 2 + phases)
+
+
+def gram_of(velocities):
+    return velocities @ velocities.T / velocities.shape[1]
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("num_computed", [3, 5, 8])
+def test_no_other_plan_does_less_harm(velocities, order, num_computed):
+    gram, weights = gram_of(velocities), np.linspace(5, 1, 9)
+    plan = plan_steps(TIMES, gram, num_computed, order, weights)
+    plans = [(0, *rest, 8) for rest in combinations(range(1, 8), num_computed - 2)]
+    best = min(plans, key=lambda steps: harm_of(TIMES, gram, steps, order, weights))
+    assert plan == list(best)
+
+
+def test_harm_is_the_squared_displacement_of_the_forecasts(velocities):
+    forecast = VelocityForecast(1)
+    forecast.begin(TIMES)
+    computed, astray, total = (0, 1, 4, 8), 0, 0.0
+    for step in range(9):
+        if step in computed:
+            total += (np.square(astray)).mean() if step else 0.0
+            astray = np.zeros(40)
+            forecast._learn(0, step, velocities[step])
+        else:
+            length = TIMES[step + 1] - TIMES[step]
+            astray += length * (velocities[step] - forecast._carry_on(0, step))
+    assert harm_of(TIMES, gram_of(velocities), computed) == pytest.approx(total, rel=1e-9)
+
+
+def test_both_ends_are_kept(velocities):
+    plan = plan_steps(TIMES, gram_of(velocities), 6, warmup_steps=3, final_steps=2)
+    assert {0, 1, 2, 7, 8} <= set(plan)
+    assert len(plan) == 6
+
+
+@pytest.mark.parametrize(("wrong", "name"), [({"num_computed": 1}, "num_computed"), ({"order": 2}, "order")])
+def test_what_cannot_be_planned_is_named(velocities, wrong, name):
+    with pytest.raises(ValueError, match=name):
+        plan_steps(TIMES, gram_of(velocities), **{"num_computed": 4} | wrong)
