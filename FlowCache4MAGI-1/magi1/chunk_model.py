@@ -12,7 +12,7 @@ from flowcache import StaircaseSchedule
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
 
-from .attention import PackedSegments, Segment, TextBank, choose_backend
+from .attention import PackedSegments, Segment, TextBank, choose_attention
 from .captions import Captions
 from .flops import TransformerFlops
 from .guidance import Branch, Guidance
@@ -97,7 +97,7 @@ class MagiChunkModel:
         self._rotary = transformer.rotary(*size)
         self._tokens_per_frame = self._rotary.shape[1]
         self._conditions = self._all_conditions()
-        self._backend = choose_backend(self._rotary.device, transformer.dtype)
+        self._attention = choose_attention(self._rotary.device, transformer.dtype)
         self._flops = TransformerFlops.of(transformer.config)
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
@@ -130,7 +130,7 @@ class MagiChunkModel:
             torch.stack([self._condition(item, branch) for item, branch in packed]),
             [segment.length for segment in segments],
             rotary,
-            PackedSegments(segments, cache, self._text, self._backend),
+            PackedSegments(segments, cache, self._text, self._attention),
         )
         self._share_clean(inputs, cache)
         outputs = hidden.split([len(b) * n for b, n in zip(branches, self._lengths(inputs), strict=True)])

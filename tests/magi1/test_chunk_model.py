@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import logging
+import sys
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
+from torch.nn.functional import scaled_dot_product_attention
 
 from flowcache import StaircaseSchedule
 from flowcache.chunk_model import ChunkInput
+from flowcache.kv.cache import CacheLayout, ChunkKVCache
 from flowcache.kv.window_cache import WindowCache
 from magi1 import attention
-from magi1.attention import choose_backend
+from magi1.attention import (
+    FlashVarlen,
+    OneByOne,
+    PackedSegments,
+    Segment,
+    TextBank,
+    choose_attention,
+)
 from magi1.captions import make_captions
 from magi1.chunk_model import GIVEN_REACH, KVRange, MagiChunkModel, Sampling
 from magi1.guidance import DistilledGuidance
@@ -98,17 +110,70 @@ def test_queries_and_keys_are_rounded_once():
 
 def test_attention_is_chosen_once_and_said(monkeypatch, caplog):
     monkeypatch.delenv(attention.BACKEND_VARIABLE, raising=False)
+    functions = {name: lambda: None for name in ("flash_attn", "flash_attn_interface")}
+    for name, function in functions.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(flash_attn_varlen_func=function))
     cuda = torch.device("cuda")
     with caplog.at_level(logging.INFO):
-        assert choose_backend(torch.device("cpu"), torch.float32) is AttentionBackendName.NATIVE
-    assert "attention: native" in caplog.text
+        assert choose_attention(torch.device("cpu"), torch.float32) == OneByOne(AttentionBackendName.NATIVE)
+    assert "attention: PyTorch's own" in caplog.text
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(attention, "is_flash_attn_3_available", lambda: True)
-    assert choose_backend(cuda, torch.bfloat16) is AttentionBackendName._FLASH_3
-    assert choose_backend(cuda, torch.float32) is AttentionBackendName.NATIVE
+    with caplog.at_level(logging.INFO):
+        chosen = choose_attention(cuda, torch.bfloat16)
+    assert chosen.function is functions["flash_attn_interface"]
+    assert "attention: flash-attention 3, all segments in one call" in caplog.text
+    assert choose_attention(cuda, torch.float32) == OneByOne(AttentionBackendName.NATIVE)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     monkeypatch.setattr(attention, "is_flash_attn_available", lambda: True)
     monkeypatch.setattr(attention, "is_flash_attn_version", lambda *_: True)
-    assert choose_backend(cuda, torch.bfloat16) is AttentionBackendName.FLASH
+    assert choose_attention(cuda, torch.bfloat16).function is functions["flash_attn"]
     monkeypatch.setenv(attention.BACKEND_VARIABLE, "sage")
-    assert choose_backend(cuda, torch.bfloat16) is None
+    assert choose_attention(cuda, torch.bfloat16) == OneByOne(None)
+
+
+class FlashStandIn:
+    """What ``flash_attn_varlen_func`` is documented to do, on the CPU; counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
+        assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+        assert cu_seqlens_k[-1] == len(k) == len(v)
+        assert max_seqlen_q == cu_seqlens_q.diff().max() and max_seqlen_k == cu_seqlens_k.diff().max()
+        self.calls += 1
+        parts = []
+        for queries, keys in zip(pairwise(cu_seqlens_q), pairwise(cu_seqlens_k), strict=True):
+            own, seen = slice(*queries), slice(*keys)
+            args = (part.transpose(0, 1) for part in (q[own], k[seen], v[seen]))
+            parts.append(scaled_dot_product_attention(*args, enable_gqa=True).transpose(0, 1))
+        return torch.cat(parts), None
+
+
+@pytest.mark.parametrize("branches", ["one", "with a lonely run"])
+def test_flash_attention_runs_all_segments_in_one_call(branches):
+    torch.manual_seed(0)
+    layout = CacheLayout(num_layers=1, num_branches=1, num_heads=2, head_dim=8)
+    cache, text = ChunkKVCache(layout, 12), TextBank([torch.randn(5, 16), torch.randn(3, 16)])
+    for chunk in range(3):
+        cache.enter(chunk, 4)
+    cache.write(0, 0, *torch.randn(2, 4, 2, 8), branch=0)
+    segments = [Segment(1, 4, 0, 0), Segment(2, 4, 1, 0, first_chunk=1)]
+    if branches != "one":
+        segments.append(Segment(1, 4, 0, None))
+    tokens = 4 * len(segments)
+    query, key, value = torch.randn(tokens, 4, 8), torch.randn(tokens, 2, 8), torch.randn(tokens, 2, 8)
+
+    def project(caption):
+        return caption.unflatten(1, (2, 8)), caption.flip(1).unflatten(1, (2, 8))
+
+    function = FlashStandIn()
+    packed = PackedSegments(segments, cache, text, FlashVarlen(function))
+    plain = PackedSegments(segments, cache, text, OneByOne())
+    for run in ("attend_video", "attend_text"):
+        arguments = (0, query, key, value) if run == "attend_video" else (0, query, project)
+        calls = function.calls
+        actual, expected = getattr(packed, run)(*arguments), getattr(plain, run)(*arguments)
+        assert torch.allclose(actual, expected, atol=1e-6)
+        assert function.calls == calls + 1
