@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .config import EngineSection, MagiConfig, ModelSection
 from .config_files import cast, check_mapping, read_file
-from .conversion import dequantise, official_key, official_shapes
+from .conversion import dequantise, is_quantised, official_key, official_shapes, quantised_state
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi
 
@@ -32,11 +32,12 @@ _VAE_ALWAYS = {
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
-def new_transformer(section: ModelSection) -> MagiTransformer3DModel:
-    """The transformer of a configuration, on the meta device."""
+def new_transformer(section: ModelSection, fp8: bool = False) -> MagiTransformer3DModel:
+    """The transformer of a configuration, on the meta device; ``fp8``: laid out for quantised weights."""
     known = MagiTransformer3DModel._get_init_keys(MagiTransformer3DModel)
     with torch.device("meta"):
-        return MagiTransformer3DModel(**{k: v for k, v in asdict(section).items() if k in known})
+        settings = {k: v for k, v in asdict(section).items() if k in known}
+        return MagiTransformer3DModel(**settings, fp8_quant=fp8)
 
 
 def weight_folder(load: str | Path, engine: EngineSection) -> Path:
@@ -52,35 +53,43 @@ def weight_folder(load: str | Path, engine: EngineSection) -> Path:
     return folder
 
 
-def load_transformer(config: MagiConfig, dtype: torch.dtype | None = None) -> MagiTransformer3DModel:
+def load_transformer(
+    config: MagiConfig, dtype: torch.dtype | None = None, keep_fp8: bool = False
+) -> MagiTransformer3DModel:
     """Read the transformer of a configuration: every tensor must be there, known and of the right shape.
-
-    Quantised weights are turned into plain ones, also where the device could compute in fp8.
 
     Args:
         config: what to load and where it lies.
         dtype: of the weights, but for the parts that the official loader keeps in fp32; None takes the
             configuration's ``params_dtype``.
+        keep_fp8: leave quantised weights in fp8, which only some GPUs can run (``multiplies_fp8``); False turns
+            them into plain ones, with a warning.
 
     Raises:
         ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
     """
     folder = weight_folder(config.runtime_config.load, config.engine_config)
-    model = new_transformer(config.model_config)
+    plain = new_transformer(config.model_config)
     fp8 = config.engine_config.fp8_quant
-    if fp8:
-        logger.warning(
-            "fp8 weights are turned into plain ones, on GPUs that know fp8, too: twice the memory in bf16, "
-            "and no faster than a checkpoint that is not quantised."
-        )
-    tensors = _read_checked(folder, official_shapes(model, fp8))
     dtype = dtype or getattr(torch, config.model_config.params_dtype.removeprefix("torch."))
+    if fp8 and not keep_fp8:
+        logger.warning(
+            "fp8 weights are turned into %s, as the device does not multiply in fp8 (GPUs from compute capability "
+            "8.9 on do): they need more memory, and are no faster than those of a checkpoint without fp8.",
+            str(dtype).removeprefix("torch."),
+        )
+    tensors = _read_checked(folder, official_shapes(plain, fp8))
     state = {}
-    for name in model.state_dict():
+    for name in plain.state_dict():
         official = official_key(name)
-        kept = any(part in model._keep_in_fp32_modules for part in name.split("."))
-        state[name] = dequantise(tensors, official).to(torch.float32 if kept else dtype)
+        if keep_fp8 and is_quantised(tensors, official):
+            stem = name.removesuffix("weight")
+            state |= {f"{stem}{part}": value for part, value in quantised_state(tensors, official).items()}
+        else:
+            kept = any(part in plain._keep_in_fp32_modules for part in name.split("."))
+            state[name] = dequantise(tensors, official).to(torch.float32 if kept else dtype)
         del tensors[official]  # else the weights would be held twice
+    model = new_transformer(config.model_config, fp8 and keep_fp8)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 

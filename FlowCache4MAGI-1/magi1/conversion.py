@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from .quantised import PLAIN, SMOOTHED
 from .transformer import MagiTransformer3DModel
 
 #: Official name, up to its last part, to ours; ``{n}`` is the layer.
@@ -59,17 +60,11 @@ def transformer_key(official: str) -> str:
     return f"{_OUTER[stem]}.{last}"
 
 
-#: Linear layers of a block that quantised checkpoints hold in fp8: with one scale for the input, or with one
-#: for each of its channels. The first and the last block are never quantised.
-_FP8_PLAIN = ("attention.to_q", "attention.to_q_cross", "attention.to_k", "attention.to_v", "feed_forward.up")
-_FP8_SMOOTHED = ("attention.to_out", "feed_forward.down")
-
-
 def official_shapes(model: MagiTransformer3DModel, fp8: bool = False) -> dict[str, tuple[int, ...]]:
     """Official names and shapes of all tensors of a model, which may lie on the meta device.
 
     Args:
-        model: of the configuration in question.
+        model: of the configuration in question, its layout that of plain weights.
         fp8: of a quantised checkpoint.
     """
     shapes = {}
@@ -98,30 +93,43 @@ def official_key(name: str) -> str:
     return f"{_OUTER_BACK[stem]}.{last}"
 
 
-def dequantise(tensors: Mapping[str, Tensor], official: str) -> Tensor:
-    """The plain weight behind a quantised one, in fp32; others are returned as they are.
+def is_quantised(tensors: Mapping[str, Tensor], official: str) -> bool:
+    """Whether a weight of a checkpoint comes with scales."""
+    return f"{official.removesuffix('weight')}weight_scale" in tensors
 
-    A quantised layer multiplies its rounded, scaled input with the stored weight and undoes both scales; so
-    the weight that it stands for is the stored one times its scale, and, where each input channel has a scale
-    of its own, times the input's scale and divided by the channel's.
+
+def quantised_state(tensors: Mapping[str, Tensor], official: str) -> dict[str, Tensor]:
+    """A quantised weight of a checkpoint as the state of a ``QuantisedLinear``.
+
+    The scale of the input comes as a vector where there is one scale for all channels; the original's kernel
+    reads its first number.
     """
-    weight, stem = tensors[official], official.removesuffix("weight")
-    if f"{stem}weight_scale" not in tensors:
-        return weight
-    plain = weight[0].float() * tensors[f"{stem}weight_scale"].float()
-    if f"{stem}smooth_scale" in tensors:
-        scale = tensors[f"{stem}input_scale"].float() / tensors[f"{stem}smooth_scale"].float()
-        plain = plain * scale
-    return plain
+    stem = official.removesuffix("weight")
+    input_scale = tensors[f"{stem}input_scale"].float()
+    return {
+        "weight": tensors[official][0],
+        "channel_scale": tensors.get(f"{stem}smooth_scale", input_scale).float().flatten(),
+        "input_scale": input_scale[:1],
+        "weight_scale": tensors[f"{stem}weight_scale"].float(),
+    }
+
+
+def dequantise(tensors: Mapping[str, Tensor], official: str) -> Tensor:
+    """The plain weight behind a quantised one, in fp32; others are returned as they are."""
+    if not is_quantised(tensors, official):
+        return tensors[official]
+    state = quantised_state(tensors, official)
+    scale = state["input_scale"] / state["channel_scale"] * state["weight_scale"]
+    return state["weight"].float() * scale
 
 
 def _fp8_kind(name: str, num_layers: int) -> str | None:
     layer = re.fullmatch(r"blocks\.(\d+)\.(.+)\.weight", name)
     if not layer or int(layer[1]) in (0, num_layers - 1):
         return None
-    if layer[2] in _FP8_PLAIN:
+    if layer[2] in PLAIN:
         return "plain"
-    return "smoothed" if layer[2] in _FP8_SMOOTHED else None
+    return "smoothed" if layer[2] in SMOOTHED else None
 
 
 _OUTER_BACK, _WHOLE_BACK, _LAYER_BACK = (

@@ -31,6 +31,21 @@ class OffsetLayerNorm(nn.Module):
         return functional.layer_norm(x.float(), (self.dim,), gain, self.bias.float(), self.eps).type_as(x)
 
 
+class Fp32Linear(nn.Linear):
+    """Linear layer without bias whose product is given in fp32, and not rounded to the type of its weights."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[tokens, in_features]`` to ``[tokens, out_features]``."""
+        if type(self.weight) is not nn.Parameter:  # a library's quantised weight knows this product alone
+            return super().forward(x).float()
+        if x.is_cuda and x.dtype != torch.float32:
+            return torch.mm(x, self.weight.T, out_dtype=torch.float32)
+        return functional.linear(x.float(), self.weight.float())
+
+
 class TimeEmbedding(TimestepEmbedding):
     """Diffusers' embedding of a time in [0, 1]; also embeds the step size of distilled models.
 

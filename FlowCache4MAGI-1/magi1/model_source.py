@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 from .checkpoint import load_transformer, load_vae, vae_settings, weight_folder
 from .config import FRAMES, PIXELS, MagiConfig
 from .pipeline import MagiPipeline
+from .quantised import multiplies_fp8
 from .vae import Tiling
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ def load_pipeline(source: ModelSource, device: torch.device | str | None = None)
     runtime, engine = config.runtime_config, config.engine_config
     for name in engine.unused:
         logger.warning("%s has no effect yet: one device holds and runs everything.", name)
-    transformer = load_transformer(config, None if device.type == "cuda" else torch.float32)
+    dtype = None if device.type == "cuda" else torch.float32
+    transformer = load_transformer(config, dtype, keep_fp8=multiplies_fp8(device))
     vae = load_vae(runtime.vae_pretrained)
     vae.register_to_config(scaling_factor=runtime.scale_factor)
     vae.enable_tiling(Tiling(frames=max(runtime.fps // 2, vae.config.patch_length)))

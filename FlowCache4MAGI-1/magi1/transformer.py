@@ -17,7 +17,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .layers import CaptionEmbedding, OffsetLayerNorm, TimeEmbedding, rotary_table, rotate
+from .layers import CaptionEmbedding, Fp32Linear, OffsetLayerNorm, TimeEmbedding, rotary_table, rotate
+from .quantised import quantise_layout
 
 #: The projection behind attention was trained on eight devices, each of which held a slice of the heads of
 #: self and of cross attention side by side.
@@ -73,7 +74,7 @@ class MagiAttention(nn.Module):
         self.norm_k = OffsetLayerNorm(head_dim, eps, offset_norm)
         self.norm_q_cross = OffsetLayerNorm(head_dim, eps, offset_norm)
         self.norm_k_cross = OffsetLayerNorm(head_dim, eps, offset_norm)
-        self.to_out = nn.Linear(2 * heads * head_dim, dim, bias=False)
+        self.to_out = Fp32Linear(2 * heads * head_dim, dim)
 
     def forward(self, layer: int, hidden: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
         """``hidden [tokens, dim]``, ``rotary [tokens, angles]`` to ``[tokens, dim]``."""
@@ -150,7 +151,7 @@ class MagiBlock(nn.Module):
         gates = torch.tanh(self.gates(functional.silu(condition)))
         attention_gate, feed_forward_gate = gates[segment_of].chunk(2, dim=-1)
         update = self.attention(layer, hidden, rotary, attend)
-        hidden = hidden + self.attention_norm(attention_gate * update)
+        hidden = (hidden + self.attention_norm(attention_gate * update)).type_as(hidden)
         update = self.feed_forward(hidden)
         return hidden + self.feed_forward_norm(feed_forward_gate * update)
 
@@ -171,6 +172,7 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
             of ``hidden_size``.
         caption_channels, caption_max_length: of the text encoder.
         gated_linear_unit: SiLU-gated feed-forward (24B) instead of GELU (4.5B).
+        fp8_quant: weights of the linear layers between the first and the last block lie in fp8.
     """
 
     _supports_gradient_checkpointing = False
@@ -212,6 +214,7 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
         caption_max_length: int = 800,
         xattn_cond_hidden_ratio: float = 1.0,
         gated_linear_unit: bool = False,
+        fp8_quant: bool = False,
     ) -> None:
         super().__init__()
         patch = (t_patch_size, patch_size, patch_size)
@@ -240,6 +243,8 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
             )
             for _ in range(num_layers)
         )
+        if fp8_quant:
+            quantise_layout(self.blocks)
         self.norm_out = OffsetLayerNorm(hidden_size, **norm)
         self.proj_out = nn.Linear(hidden_size, patch_size**2 * t_patch_size * out_channels, bias=False)
 

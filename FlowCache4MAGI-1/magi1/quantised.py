@@ -1,0 +1,56 @@
+"""Linear layers whose weights stay in fp8, as the official quantised checkpoints hold them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+FP8 = torch.float8_e4m3fn
+
+#: The oldest GPUs that multiply in fp8.
+CAPABILITY = (8, 9)
+
+#: Linear layers of a block that quantised checkpoints hold in fp8: with one scale for the input, or with one
+#: for each of its channels. The first and the last block are never quantised.
+PLAIN = ("attention.to_q", "attention.to_q_cross", "attention.to_k", "attention.to_v", "feed_forward.up")
+SMOOTHED = ("attention.to_out", "feed_forward.down")
+
+_LARGEST = torch.finfo(FP8).max
+
+
+def multiplies_fp8(device: torch.device) -> bool:
+    """Whether a device multiplies fp8 matrices: CUDA from compute capability 8.9 on (Ada, Hopper)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY
+
+
+def quantise_layout(blocks: nn.ModuleList) -> None:
+    """Put a ``QuantisedLinear`` in the place of each layer that quantised checkpoints hold in fp8."""
+    for block in blocks[1:-1]:
+        for name in (*PLAIN, *SMOOTHED):
+            plain = block.get_submodule(name)
+            block.set_submodule(name, QuantisedLinear(plain.in_features, plain.out_features))
+
+
+class QuantisedLinear(nn.Module):
+    """Linear layer without bias that scales and rounds its input to fp8 and multiplies it there.
+
+    The official layers do the same: the input is divided channel by channel, the product multiplied by the
+    scales of input and weight.
+
+    Args:
+        in_features, out_features: multiples of 16.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(out_features, in_features, dtype=FP8), requires_grad=False)
+        self.register_buffer("channel_scale", torch.ones(in_features))
+        self.register_buffer("input_scale", torch.ones(1))
+        self.register_buffer("weight_scale", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[tokens, in_features]`` to ``[tokens, out_features]`` in the same type."""
+        # The input is rounded twice, as the original does.
+        scaled = (x / self.channel_scale).clamp(-_LARGEST, _LARGEST).to(torch.bfloat16).to(FP8)
+        scales = {"scale_a": self.input_scale, "scale_b": self.weight_scale}
+        return torch._scaled_mm(scaled, self.weight.T, **scales, out_dtype=x.dtype)
