@@ -203,9 +203,7 @@ class PackedSegments:
         seen = (self.text.project(layer, segment.text, project) for segment in self.segments)
         return self.attention(query, self._lengths, seen)
 
-    def _seen(
-        self, layer: int, queries: Sequence[Tensor], own: Sequence[KeysValues]
-    ) -> Iterator[KeysValues]:
+    def _seen(self, layer: int, queries: Sequence[Tensor], own: Sequence[KeysValues]) -> Iterator[KeysValues]:
         """What each segment sees: of the cache, or, if it leaves nothing there, itself."""
         for segment, query, alone in zip(self.segments, queries, own, strict=True):
             if segment.slot is None:

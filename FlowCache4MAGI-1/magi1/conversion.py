@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from .quantised import PLAIN, SMOOTHED
@@ -107,9 +108,9 @@ def quantised_state(tensors: Mapping[str, Tensor], official: str) -> dict[str, T
     stem = official.removesuffix("weight")
     input_scale = tensors[f"{stem}input_scale"].float()
     return {
-        "weight": tensors[official][0],
+        "weight": tensors[official][0].view(torch.uint8),
         "channel_scale": tensors.get(f"{stem}smooth_scale", input_scale).float().flatten(),
-        "input_scale": input_scale[:1],
+        "input_scale": input_scale[:1].clone(),  # a file could not hold a view
         "weight_scale": tensors[f"{stem}weight_scale"].float(),
     }
 
@@ -120,7 +121,7 @@ def dequantise(tensors: Mapping[str, Tensor], official: str) -> Tensor:
         return tensors[official]
     state = quantised_state(tensors, official)
     scale = state["input_scale"] / state["channel_scale"] * state["weight_scale"]
-    return state["weight"].float() * scale
+    return tensors[official][0].float() * scale
 
 
 def _fp8_kind(name: str, num_layers: int) -> str | None:

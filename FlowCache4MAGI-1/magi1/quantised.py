@@ -43,7 +43,9 @@ class QuantisedLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(out_features, in_features, dtype=FP8), requires_grad=False)
+        # Kept as bytes, which nothing that changes a model's type touches.
+        held = torch.zeros(out_features, in_features, dtype=torch.uint8)
+        self.weight = nn.Parameter(held, requires_grad=False)
         self.register_buffer("channel_scale", torch.ones(in_features))
         self.register_buffer("input_scale", torch.ones(1))
         self.register_buffer("weight_scale", torch.ones(1))
@@ -53,4 +55,4 @@ class QuantisedLinear(nn.Module):
         # The input is rounded twice, as the original does.
         scaled = (x / self.channel_scale).clamp(-_LARGEST, _LARGEST).to(torch.bfloat16).to(FP8)
         scales = {"scale_a": self.input_scale, "scale_b": self.weight_scale}
-        return torch._scaled_mm(scaled, self.weight.T, **scales, out_dtype=x.dtype)
+        return torch._scaled_mm(scaled, self.weight.view(FP8).T, **scales, out_dtype=x.dtype)

@@ -8,7 +8,7 @@ keys and values are kept; it asks an ``Attend`` for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -179,7 +179,8 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
     _no_split_modules = ("MagiBlock",)
     _repeated_blocks = ("MagiBlock",)
     # The parts that the official loader promotes; the norms of cross attention stay in bf16 there, too.
-    _keep_in_fp32_modules = (
+    # A list, as diffusers does not look into a tuple.
+    _keep_in_fp32_modules: ClassVar = [
         "patch_embed",
         "time_embed",
         "caption_embed",
@@ -190,7 +191,10 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
         "feed_forward_norm",
         "norm_out",
         "proj_out",
-    )
+        "channel_scale",
+        "input_scale",
+        "weight_scale",
+    ]
 
     @register_to_config
     def __init__(
