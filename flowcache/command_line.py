@@ -59,7 +59,8 @@ def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
         run: does the work; returns what to say.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "httpx2"):  # by the version of huggingface_hub
+        logging.getLogger(name).setLevel(logging.WARNING)
     code = 2
     try:
         job = prepare()

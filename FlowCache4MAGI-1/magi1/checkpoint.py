@@ -29,6 +29,9 @@ _VAE_ALWAYS = {
     "with_cls_token": True,
 }
 
+#: A folder on the Hub; see ``hub``.
+HUB_EXAMPLE = "sand-ai/MAGI-1/ckpt/magi/4.5B_distill"
+
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -40,16 +43,22 @@ def new_transformer(section: ModelSection, fp8: bool = False) -> MagiTransformer
         return MagiTransformer3DModel(**settings, fp8_quant=fp8)
 
 
+def weight_folder_name(engine: EngineSection) -> str:
+    """Where, inside a checkpoint folder, the weights of a configuration lie."""
+    return "inference_weight" + ".fp8" * engine.fp8_quant + ".distill" * engine.distill
+
+
 def weight_folder(load: str | Path, engine: EngineSection) -> Path:
-    """Where a checkpoint folder holds the weights of a configuration.
+    """The folder that holds the weights of a configuration.
 
     Raises:
         ValueError: there is no such folder.
     """
-    name = "inference_weight" + ".fp8" * engine.fp8_quant + ".distill" * engine.distill
+    name = weight_folder_name(engine)
     folder = Path(load).expanduser() / name
     if not folder.is_dir():
-        raise ValueError(f"load names {load}, which has no folder {name}.")
+        hint = "" if folder.parent.is_dir() else f"; a folder on the Hub is named as {HUB_EXAMPLE} is"
+        raise ValueError(f"load names {load}, which has no folder {name}{hint}.")
     return folder
 
 
@@ -62,8 +71,8 @@ def load_transformer(
         config: what to load and where it lies.
         dtype: of the weights, but for the parts that the official loader keeps in fp32; None takes the
             configuration's ``params_dtype``.
-        keep_fp8: leave quantised weights in fp8, which only some GPUs can run (``multiplies_fp8``); False turns
-            them into plain ones, with a warning.
+        keep_fp8: leave quantised weights in fp8, which only some GPUs can run (``multiplies_fp8``); False
+            turns them into plain ones, with a warning.
 
     Raises:
         ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
@@ -74,8 +83,8 @@ def load_transformer(
     dtype = dtype or getattr(torch, config.model_config.params_dtype.removeprefix("torch."))
     if fp8 and not keep_fp8:
         logger.warning(
-            "fp8 weights are turned into %s, as the device does not multiply in fp8 (GPUs from compute capability "
-            "8.9 on do): they need more memory, and are no faster than those of a checkpoint without fp8.",
+            "fp8 weights are turned into %s, as the device does not multiply in fp8 (GPUs from compute "
+            "capability 8.9 on do): they need more memory, and are no faster than plain ones.",
             str(dtype).removeprefix("torch."),
         )
     tensors = _read_checked(folder, official_shapes(plain, fp8))

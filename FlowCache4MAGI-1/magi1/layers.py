@@ -32,7 +32,7 @@ class OffsetLayerNorm(nn.Module):
 
 
 class Fp32Linear(nn.Linear):
-    """Linear layer without bias whose product is given in fp32, and not rounded to the type of its weights."""
+    """Linear layer without bias whose product stays in fp32, and is not rounded to its weights' type."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)

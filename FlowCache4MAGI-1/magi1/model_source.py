@@ -1,4 +1,7 @@
-"""Which model a run takes: the official weights that its configuration names, or the small checkpoint."""
+"""Which model a run takes: the official weights that its configuration names, or the small checkpoint.
+
+Official weights lie in local folders or on the Hub, from where they are downloaded when they are loaded.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, T5EncoderModel
 
-from .checkpoint import load_transformer, load_vae, vae_settings, weight_folder
+from .checkpoint import load_transformer, load_vae, vae_settings, weight_folder, weight_folder_name
 from .config import FRAMES, PIXELS, MagiConfig
+from .hub import Download, HubFolder
 from .pipeline import MagiPipeline
 from .quantised import multiplies_fp8
 from .vae import Tiling
@@ -22,13 +27,16 @@ logger = logging.getLogger(__name__)
 SMALL = Path(__file__).resolve().parents[2] / "assets" / "magi1_small"
 T5_FOLDER = "t5-v1_1-xxl"
 
+#: Where the official repository holds what the transformer does not bring along.
+_BESIDE = {"vae_pretrained": "ckpt/vae", "t5_pretrained": "ckpt/t5"}
+
 #: What a user's configuration says of the sampling and not of the model; it holds for the small one, too.
 _KEPT = ("num_steps", "window_size", "seed", "noise2clean_kvrange", "clean_chunk_kvrange")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A configuration whose folders are there; decided before any weight is read.
+    """A configuration whose folders are there, or are named on the Hub; decided before any weight is read.
 
     Attributes:
         config: what to load and to run.
@@ -45,14 +53,19 @@ def resolve_model(
     model: str = "auto",
     device: torch.device | str | None = None,
 ) -> ModelSource:
-    """Decide which model to load; reads no weights.
+    """Decide which model to load; reads no weights and opens no connection.
+
+    The folders that the configuration names, ``load``, ``vae_pretrained`` and ``t5_pretrained``, may lie on
+    the Hub: ``sand-ai/MAGI-1/ckpt/magi/4.5B_distill``. If ``load`` does, the others are looked for in the
+    same repository unless they are here or were given in ``overrides``.
 
     Args:
         config_file: a configuration in three sections.
         overrides: keys of any section that replace those of the file.
         model: ``official`` takes the folders that the configuration names; ``small`` the small checkpoint,
             with the steps, window, seed and ranges of the configuration; ``auto`` the official one if
-            ``overrides`` say where it lies, or on CUDA if its folder is there, else the small one.
+            ``overrides`` say where it lies, or on CUDA if its folder is there or on the Hub, else the small
+            one.
         device: where it is to run; only ``auto`` looks at it. None takes CUDA if it is there.
 
     Raises:
@@ -64,6 +77,7 @@ def resolve_model(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     load, why = config.runtime_config.load, _why_official(config, overrides or {}, model, device)
     if why is not None:
+        config = _with_neighbours(config, overrides or {})
         _check_folders(config)
         return ModelSource(config, f"{why}: using the official weights in {load}")
     if not SMALL.is_dir():
@@ -83,17 +97,25 @@ def resolve_model(
     )
 
 
-def load_pipeline(source: ModelSource, device: torch.device | str | None = None) -> MagiPipeline:
+def load_pipeline(
+    source: ModelSource, device: torch.device | str | None = None, download: Download = snapshot_download
+) -> MagiPipeline:
     """Read text encoder, transformer and VAE: in the configuration's types on CUDA, in fp32 elsewhere.
 
     The text encoder, in fp32 always, stays on the CPU if ``t5_device`` says so.
 
+    Args:
+        source: what ``resolve_model`` returned.
+        device: where to run; None takes CUDA if it is there.
+        download: fetches folders that lie on the Hub.
+
     Raises:
         ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
+        OSError: a download failed.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     logger.info("model: %s", source.reason)
-    config = source.config
+    config = _fetched(source.config, download)
     runtime, engine = config.runtime_config, config.engine_config
     for name in engine.unused:
         logger.warning("%s has no effect yet: one device holds and runs everything.", name)
@@ -121,19 +143,58 @@ def _why_official(
     load = config.runtime_config.load
     if model == "auto" and overrides.get("load"):
         return "load was given"
-    if model == "auto" and device.type == "cuda" and load and Path(load).expanduser().is_dir():
+    reachable = load and (Path(load).expanduser().is_dir() or HubFolder.parse(load))
+    if model == "auto" and device.type == "cuda" and reachable:
         return "CUDA device"
     return None
 
 
+def _with_neighbours(config: MagiConfig, overrides: Mapping[str, Any]) -> MagiConfig:
+    """With the repository of ``load`` for parts that are neither here nor asked for from elsewhere."""
+    hub = HubFolder.parse(config.runtime_config.load)
+    if hub is None:
+        return config
+    absent = {
+        name: str(HubFolder(hub.repository, folder))
+        for name, folder in _BESIDE.items()
+        if name not in overrides and not Path(getattr(config.runtime_config, name)).expanduser().is_dir()
+    }
+    return replace(config, runtime_config=replace(config.runtime_config, **absent))
+
+
+def _fetched(config: MagiConfig, download: Download) -> MagiConfig:
+    """With local folders in the place of those on the Hub."""
+    needed = {"load": weight_folder_name(config.engine_config), "vae_pretrained": ""}
+    needed["t5_pretrained"] = T5_FOLDER
+    local = {}
+    for name, inside in needed.items():
+        hub = HubFolder.parse(getattr(config.runtime_config, name))
+        if hub is not None:
+            logger.info("%s: %s, from the Hub unless it is in its cache", name, hub)
+            local[name] = str(hub.fetch(name, inside, download))
+    if not local:
+        return config
+    config = replace(config, runtime_config=replace(config.runtime_config, **local))
+    _check_folders(config)
+    return config
+
+
 def _check_folders(config: MagiConfig) -> None:
+    """Refuse local folders that lack what is read first; those on the Hub are checked when they are here."""
     runtime = config.runtime_config
-    weight_folder(runtime.load, config.engine_config)
+    on_hub = {name for name in ("load", *_BESIDE) if HubFolder.parse(getattr(runtime, name))}
+    if "load" not in on_hub:
+        weight_folder(runtime.load, config.engine_config)
     for name, inside in (("vae_pretrained", "config.json"), ("t5_pretrained", f"{T5_FOLDER}/config.json")):
         folder = Path(getattr(runtime, name)).expanduser()
-        if not (folder / inside).is_file():
+        if name not in on_hub and not (folder / inside).is_file():
             raise ValueError(f"{name} names {folder}, which has no {inside}.")
-    model, vae = config.model_config, vae_settings(Path(runtime.vae_pretrained).expanduser())
+    if "vae_pretrained" not in on_hub:
+        _check_vae(config)
+
+
+def _check_vae(config: MagiConfig) -> None:
+    model, vae = config.model_config, vae_settings(Path(config.runtime_config.vae_pretrained).expanduser())
     wanted = {"patch_size": PIXELS, "patch_length": FRAMES}
     wanted["z_chans"] = model.in_channels // (2 if model.half_channel_vae else 1)
     for name, value in wanted.items():

@@ -1,0 +1,146 @@
+"""Weights that lie on the Hub; nothing here opens a connection."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from magi1.hub import HubFolder
+from magi1.model_source import load_pipeline, resolve_model
+
+REPOSITORY = "sand-ai/MAGI-1"
+LOAD = f"{REPOSITORY}/ckpt/magi/4.5B_distill"
+
+
+@pytest.fixture
+def hub_cache(weights, tmp_path):
+    """The Hub's own cache on the disk, with the official repository's layout and tiny weights."""
+    folder = tmp_path / "hub" / "models--sand-ai--MAGI-1"
+    snapshot = folder / "snapshots" / ("0" * 40)
+    for inside, part in (("ckpt/magi/4.5B_distill", "magi"), ("ckpt/vae", "vae"), ("ckpt/t5", "t5")):
+        shutil.copytree(weights.parent / part, snapshot / inside)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def config(weights, tmp_path):
+    """A configuration that names folders which are not here, as the shipped ones do at first."""
+    content = json.loads(weights.read_text())
+    absent = ("load", "vae_pretrained", "t5_pretrained")
+    content["runtime_config"] |= {name: f"./downloads/{name}" for name in absent}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "repository", "folder"),
+    [
+        (LOAD, REPOSITORY, "ckpt/magi/4.5B_distill"),
+        (f"{REPOSITORY}/ckpt/vae/", REPOSITORY, "ckpt/vae"),
+        ("someone/fine_tuned.v2/x", "someone/fine_tuned.v2", "x"),
+    ],
+)
+def test_names(name, repository, folder):
+    assert HubFolder.parse(name) == HubFolder(repository, folder)
+    assert str(HubFolder.parse(name)) == f"{repository}/{folder}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "a", "a/b", "./a/b/c", "/a/b/c", "~/a/b/c", "a/../b/c", "https://huggingface.co/a/b/c", "here/b/c"],
+)
+def test_local_paths_are_no_names(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    assert HubFolder.parse(name) is None
+
+
+def test_the_folders_of_the_official_repository_are_loaded(hub_cache, config):
+    source = resolve_model(config, {"load": LOAD}, "official", "cpu")
+    assert LOAD in source.reason
+    assert source.config.runtime_config.t5_pretrained == f"{REPOSITORY}/ckpt/t5", "not here, so from there"
+    cached = partial(snapshot_download, cache_dir=hub_cache, local_files_only=True)
+    pipeline = load_pipeline(source, "cpu", cached)
+    assert pipeline.transformer.config.num_layers == 2
+
+
+def test_only_what_is_needed_is_downloaded(hub_cache, config):
+    wanted = []
+
+    def download(repository, allow_patterns):
+        wanted.append((repository, *allow_patterns))
+        return str(next(hub_cache.glob("*/snapshots/*")))
+
+    load_pipeline(resolve_model(config, {"load": LOAD}, "official", "cpu"), "cpu", download)
+    assert wanted == [
+        (REPOSITORY, "ckpt/magi/4.5B_distill/inference_weight.distill/*"),
+        (REPOSITORY, "ckpt/vae/*"),
+        (REPOSITORY, "ckpt/t5/t5-v1_1-xxl/*"),
+    ]
+
+
+def test_local_parts_are_not_downloaded(hub_cache, weights):
+    wanted = []
+
+    def download(repository, allow_patterns):
+        wanted.extend(allow_patterns)
+        return str(next(hub_cache.glob("*/snapshots/*")))
+
+    load_pipeline(resolve_model(weights, {"load": LOAD}, device="cpu"), "cpu", download)
+    assert len(wanted) == 1, "the VAE and the text encoder are here"
+
+
+def test_on_cuda_a_configuration_may_name_the_hub(weights, tmp_path):
+    content = json.loads(weights.read_text())
+    content["runtime_config"]["load"] = LOAD
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert (
+        f"CUDA device: using the official weights in {LOAD}"
+        in resolve_model(tmp_path / "config.json", device="cuda").reason
+    )
+
+
+def no_repository(*_, **__):
+    response = SimpleNamespace(headers={}, request=None)
+    raise RepositoryNotFoundError("404", response=response)
+
+
+def offline(*_, **__):
+    raise ConnectionError("no route")
+
+
+@pytest.mark.parametrize(
+    ("load", "download", "message"),
+    [
+        (LOAD, no_repository, "load names .*4.5B_distill, but the Hub has no repository sand-ai/MAGI-1"),
+        (LOAD, offline, r"could not be downloaded \(ConnectionError\); check the connection"),
+        (f"{REPOSITORY}/ckpt/magi/5B", None, "has no folder ckpt/magi/5B/inference_weight.distill"),
+    ],
+)
+def test_a_failed_download_is_one_sentence(hub_cache, config, load, download, message):
+    cached = partial(snapshot_download, cache_dir=hub_cache, local_files_only=True)
+    source = resolve_model(config, {"load": load}, "official", "cpu")
+    with pytest.raises((OSError, ValueError), match=message) as raised:
+        load_pipeline(source, "cpu", download or cached)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_empty_cache_and_no_connection(config, tmp_path):
+    cached = partial(snapshot_download, cache_dir=tmp_path / "empty", local_files_only=True)
+    with pytest.raises(OSError, match=r"could not be downloaded \(LocalEntryNotFoundError\)"):
+        load_pipeline(resolve_model(config, {"load": LOAD}, "official", "cpu"), "cpu", cached)
+
+
+def test_a_repository_without_a_folder_is_refused(config):
+    with pytest.raises(ValueError, match=r"a folder on the Hub is named as sand-ai/MAGI-1/ckpt/magi"):
+        resolve_model(config, {"load": REPOSITORY}, "official", "cpu")
