@@ -135,7 +135,7 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
         discard_nearly_clean=options.discard_nearly_clean_chunk,
         previous_weight=_previous_weight(os.environ),
     )
-    output = _default_output(args, source) if args.output_path is None else args.output_path
+    output = _default_output(args, source) if args.output_path is None else _mp4(args.output_path)
     return Job(source, request, output_file("output_path", output), args.method)
 
 
@@ -203,6 +203,13 @@ def _last_seconds(path: Path, fps: int, size: tuple[int, int]) -> Frames:
     kept = min(count // fps, PREFIX_SECONDS) * fps or count
     kept = max(kept // FRAMES * FRAMES, 1)
     return np.stack([resize_and_crop(frame[None], *size)[0] for frame in list(last)[-kept:]])
+
+
+def _mp4(path: Path) -> Path:
+    """The path, with the suffix of what is written if it has none."""
+    if path.name and path.suffix.lower() not in ("", ".mp4"):
+        raise ValueError(f"output_path must end in .mp4, which is what is written, got {path}.")
+    return path if path.suffix or path.is_dir() else path.with_suffix(".mp4")
 
 
 def _default_output(args: argparse.Namespace, source: ModelSource) -> Path:

@@ -69,6 +69,12 @@ def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
     except (OSError, ValueError, Unavailable) as error:
         sys.stderr.write(f"error: {error}\n")
         return code
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        sys.stderr.write(
+            f"error: {reason}; fewer or smaller frames, or a compressed cache, need less memory.\n"
+        )
+        return code
     sys.stdout.write(f"{report}\n")
     return 0
 

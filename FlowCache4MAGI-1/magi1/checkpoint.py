@@ -54,6 +54,8 @@ def weight_folder(load: str | Path, engine: EngineSection) -> Path:
     Raises:
         ValueError: there is no such folder.
     """
+    if not str(load):
+        raise ValueError(f"load must name a folder of weights, here or on the Hub ({HUB_EXAMPLE}).")
     name = weight_folder_name(engine)
     folder = Path(load).expanduser() / name
     if not folder.is_dir():

@@ -20,6 +20,10 @@ from .schedule import Timetable
 #: Pixels of a latent along height and width, and frames of one along time.
 PIXELS, FRAMES = 8, 4
 
+#: The most that is taken for meant; beyond lie slips of the keyboard, at which memory would give out.
+_MOST = {"num_frames": 10**6, "chunk_width": 1000, "window_size": 1000, "num_steps": 1000, "fps": 1000}
+_MOST |= {"video_size_h": 2**14, "video_size_w": 2**14}
+
 PARAMS_DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")
 
 #: Keys of the engine's section that are read and have no effect yet.
@@ -122,6 +126,8 @@ class RuntimeSection:
     def __post_init__(self) -> None:
         for name in ("window_size", "chunk_width", "num_frames", "fps"):
             _check(getattr(self, name) >= 1, name, self, "at least 1")
+        for name, most in _MOST.items():
+            _check(getattr(self, name) <= most, name, self, f"at most {most}")
         _check(0 <= self.seed < 2**63, "seed", self, "between 0 and 2^63 - 1")
         _check(0 < self.clean_t <= 1, "clean_t", self, "above 0 and at most 1")
         _check(_positive(self.scale_factor), "scale_factor", self, "a finite number above 0")

@@ -118,11 +118,10 @@ def cast(value: Any, kind: str, key: str, where: str) -> Any:
 
 def _number(value: Any) -> int | float | None:
     """The number that a value is or spells; YAML takes ``1e-2`` for text."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return None
-    return value if isinstance(value, (int, float)) else None
+    try:
+        as_float = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return as_float if isinstance(value, str) else value

@@ -13,19 +13,18 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoTokenizer, T5EncoderModel
 
 from .checkpoint import load_transformer, load_vae, vae_settings, weight_folder, weight_folder_name
 from .config import FRAMES, PIXELS, MagiConfig
 from .hub import Download, HubFolder
 from .pipeline import MagiPipeline
 from .quantised import multiplies_fp8
+from .text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder
 from .vae import Tiling
 
 logger = logging.getLogger(__name__)
 
 SMALL = Path(__file__).resolve().parents[2] / "assets" / "magi1_small"
-T5_FOLDER = "t5-v1_1-xxl"
 
 #: Where the official repository holds what the transformer does not bring along.
 _BESIDE = {"vae_pretrained": "ckpt/vae", "t5_pretrained": "ckpt/t5"}
@@ -124,9 +123,7 @@ def load_pipeline(
     vae = load_vae(runtime.vae_pretrained)
     vae.register_to_config(scaling_factor=runtime.scale_factor)
     vae.enable_tiling(Tiling(frames=max(runtime.fps // 2, vae.config.patch_length)))
-    folder = Path(runtime.t5_pretrained).expanduser() / T5_FOLDER
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    encoder = T5EncoderModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    tokenizer, encoder = load_text_encoder(runtime.t5_pretrained)
     for part in (transformer, vae):
         part.to(device)
     if runtime.t5_device != "cpu":
@@ -185,16 +182,17 @@ def _check_folders(config: MagiConfig) -> None:
     on_hub = {name for name in ("load", *_BESIDE) if HubFolder.parse(getattr(runtime, name))}
     if "load" not in on_hub:
         weight_folder(runtime.load, config.engine_config)
-    for name, inside in (("vae_pretrained", "config.json"), ("t5_pretrained", f"{T5_FOLDER}/config.json")):
-        folder = Path(getattr(runtime, name)).expanduser()
-        if name not in on_hub and not (folder / inside).is_file():
-            raise ValueError(f"{name} names {folder}, which has no {inside}.")
     if "vae_pretrained" not in on_hub:
         _check_vae(config)
+    if "t5_pretrained" not in on_hub:
+        check_text_encoder(runtime.t5_pretrained, config.model_config.caption_channels)
 
 
 def _check_vae(config: MagiConfig) -> None:
-    model, vae = config.model_config, vae_settings(Path(config.runtime_config.vae_pretrained).expanduser())
+    folder = Path(config.runtime_config.vae_pretrained).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"vae_pretrained names {folder}, which has no config.json.")
+    model, vae = config.model_config, vae_settings(folder)
     wanted = {"patch_size": PIXELS, "patch_length": FRAMES}
     wanted["z_chans"] = model.in_channels // (2 if model.half_channel_vae else 1)
     for name, value in wanted.items():

@@ -18,7 +18,7 @@ from text import build_t5_encoder, build_tokenizer
 from flowcache.files import write_atomically
 from magi1.config import EngineSection, MagiConfig, ModelSection, RuntimeSection
 from magi1.conversion import official_key
-from magi1.model_source import T5_FOLDER
+from magi1.text_encoder import T5_FOLDER
 from magi1.vae import AutoencoderKLMagi
 
 logger = logging.getLogger("export_magi")

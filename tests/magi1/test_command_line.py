@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +96,13 @@ BAD = [
     ("output_path must name a file", ["--output_path", "."]),
     ("output_path must name a file", ["--output_path", ""]),
     ("output_path", ["--output_path", "/proc/nowhere/a.mp4"]),
+    ("output_path must end in .mp4", ["--output_path", "a.avi"]),
+    ("num_frames must be at most 1000000", ["--num_frames", 10**15]),
+    ("chunk_width must be at most 1000", ["--chunk_width", 10**6]),
+    ("video_size_w must be at most 16384", ["--video_size_w", 160000]),
+    ("load must name a folder of weights, here or on the Hub", ["--load", ""]),
+    ("clean_t must be a number", ["--clean_t", 10**400]),
+    ("d_model is 16; this model's caption_channels are 32", ["--caption_channels", 32]),
     ("scale_factor must be a finite number above 0", ["--scale_factor", 0]),
     ("clean_t must be above 0 and at most 1", ["--clean_t", ".nan"]),
     ("x_rescale_factor must be a finite number above 0", ["--x_rescale_factor", 0]),
@@ -195,6 +203,22 @@ def test_the_text_encoder_stays_where_it_was_told(weights, told, stays):
     pipeline = load_pipeline(resolve_model(weights, {"t5_device": told}, "official"), "meta")
     assert pipeline.transformer.device.type == pipeline.vae.device.type == "meta"
     assert pipeline.text_encoder.device.type == stays
+
+
+def test_a_video_gets_its_suffix(front, weights):
+    assert prepared(front, weights, "--output_path", "new/a").output == Path("new/a.mp4")
+    assert prepared(front, weights, "--output_path", "new/a.MP4").output == Path("new/a.MP4")
+
+
+def test_memory_that_gives_out_is_one_sentence(front, weights, capsys, monkeypatch):
+    def load(*_):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has a total capacity of"
+        )
+
+    monkeypatch.setattr(front.module, "load_pipeline", load)
+    assert front("--config_file", weights, "--model", "official", "--prompt", "a") == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: CUDA out of memory; fewer or smaller")
 
 
 def test_few_frames_a_second(front, weights):
