@@ -95,7 +95,7 @@ def load_pipeline(source: ModelSource, device: torch.device | str | None = None)
     config = source.config
     runtime, engine = config.runtime_config, config.engine_config
     for name in engine.unused:
-        logger.warning("%s has no effect yet: one device holds and runs everything.", name)
+        logger.warning("%s has no effect yet: one device runs everything.", name)
     transformer = load_transformer(config, None if device.type == "cuda" else torch.float32)
     vae = load_vae(runtime.vae_pretrained)
     vae.register_to_config(scaling_factor=runtime.scale_factor)
