@@ -119,7 +119,7 @@ class QuantizedRows:
     ) -> list[Tensor]:
         per_byte = 8 // self.bits
         if layout.head_dim % per_byte:
-            raise ValueError(f"bits=4 needs heads of an even number of channels, got {layout.head_dim}.")
+            raise ValueError(f"bits=4 needs heads with an even number of channels, got {layout.head_dim}.")
         outer, heads, width = (layout.num_layers, layout.num_branches), layout.num_heads, layout.head_dim
         codes = (*outer, rows, heads, width // per_byte)
         of_keys, of_values = (*outer, rows // self.group, heads, width), (*outer, rows, heads, 1)
