@@ -101,9 +101,9 @@ class ChunkKVCache:
         return len(self._ranges[0].get(KEPT, ()))
 
     @property
-    def num_free(self) -> int:
-        """Tokens that may still enter."""
-        return self.capacity - (self.num_tokens - self._settled[0])
+    def num_taken(self) -> int:
+        """Those that are not in the store."""
+        return self.num_tokens - self._settled[0]
 
     @property
     def nbytes(self) -> int:
@@ -132,8 +132,8 @@ class ChunkKVCache:
             if held != num_tokens:
                 raise ValueError(f"Chunk {chunk} holds {held} tokens, not {num_tokens}.")
             return
-        start, taken = self.num_tokens, self.capacity - self.num_free
-        if num_tokens > self.num_free:
+        start, taken = self.num_tokens, self.num_taken
+        if taken + num_tokens > self.capacity:
             raise CacheFullError(
                 f"Chunk {chunk} needs {num_tokens} tokens, but {taken} of {self.capacity} are taken."
             )

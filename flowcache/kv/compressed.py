@@ -83,13 +83,13 @@ class CompressedKVCache(ChunkKVCache):
         Raises:
             CacheFullError: they do not fit even so.
         """
-        missing = num_tokens - self.num_free
+        missing = self.num_taken + num_tokens - self.capacity
         if missing <= 0:
             return
         budget = self._budget(self.rows_of(self._oldest(clean)), missing)
         if budget < 1:
             raise CacheFullError(
-                f"{num_tokens} tokens do not fit: {self.num_tokens} of {self.capacity} are taken, no more "
+                f"{num_tokens} tokens do not fit: {self.num_taken} of {self.capacity} are taken, no more "
                 "of them by clean chunks. Give the cache a budget of more chunks."
             )
         for layer in range(self.layout.num_layers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from .cache import CacheLayout, ChunkKVCache
 from .compressed import CompressedKVCache, CompressionEvent
 from .quantized import QuantizationEvent
 from .stores import RowStore
+
+logger = logging.getLogger(__name__)
 
 
 class WindowCache:
@@ -64,7 +67,7 @@ class WindowCache:
 
     def fits(self, chunks: Sequence[int]) -> bool:
         """Whether chunks fit beside what is there."""
-        return self._needed(chunks) <= self.cache.num_free
+        return self.cache.num_taken + self._needed(chunks) <= self.cache.capacity
 
     def make_room(self, chunks: Sequence[int], step: int) -> None:
         """Compress clean chunks until ``chunks`` fit.
@@ -173,6 +176,11 @@ class WindowCache:
         return self._schedule.max_live + (1 if self._compresses_within or runs_again else 0)
 
     def _new_store(self, layout: CacheLayout, rows: int) -> RowStore | None:
-        if self._storage is None or rows == 0:
+        if self._storage is None:
+            return None
+        if rows == 0:
+            logger.warning(
+                "kv_bits and kv_offload have no effect in this window: all its chunks may be live at once."
+            )
             return None
         return self._storage.make_store(layout, rows, math.gcd(*self._lengths))

@@ -263,3 +263,10 @@ def test_settings_that_exclude_each_other():
     for name, value in (("budget", 0), ("mix_lambda", 2.0), ("scorer", "best"), ("strategy", "row")):
         with pytest.raises(ValueError, match=name):
             KVCompressionConfig(**{name: value})
+
+
+def test_a_store_without_use_is_told(caplog):
+    plain, stored = run(2), run(2, storage=KVStorageConfig(bits=8))
+    assert torch.equal(plain[0], stored[0])
+    assert plain[1].windows == stored[1].windows
+    assert "kv_bits and kv_offload have no effect" in caplog.text

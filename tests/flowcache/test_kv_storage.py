@@ -114,7 +114,7 @@ def test_settled_chunks_are_read_with_the_live_ones(bits, most):
             if first == 4:
                 assert torch.equal(read[0], keys[layer, :, own]), "live rows are as they were"
     assert cache.num_tokens == 5 * TOKENS
-    assert cache.num_free == TOKENS
+    assert cache.num_taken == TOKENS
 
 
 def test_what_is_written_between_two_reads_is_seen():
@@ -139,10 +139,10 @@ def test_a_chunk_stays_where_there_is_no_room_for_it():
     for chunk in range(3):
         fill(cache, chunk)
     cache.settle(1)
-    assert cache.num_free == 0, "an older one is live"
+    assert cache.num_taken == 3 * TOKENS, "an older one is live"
     cache.settle(0)
     cache.settle(1)
-    assert cache.num_free == TOKENS, "one has room"
+    assert cache.num_taken == 2 * TOKENS, "one has room"
     fill(cache, 3)
     with pytest.raises(CacheFullError, match="18 of 18 are taken"):
         cache.enter(4, TOKENS)
