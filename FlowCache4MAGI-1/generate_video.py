@@ -118,8 +118,11 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
     device = check_device(args.device)
     additional = args.additional_config or FOLDER / "yaml_config" / "single_run" / "config.yaml"
     options = FlowCacheOptions.from_file(additional, for_options)
-    cache = method_config(args.method, options, preset=args.preset, forecast=args.forecast)
     source = resolve_model(args.config_file, overrides, args.model, device)
+    offload = source.config.engine_config.kv_offload
+    cache = method_config(
+        args.method, options, preset=args.preset, forecast=args.forecast, kv_offload=offload
+    )
     _check_cache_size(options, source)
     prompt = args.prompt.strip()
     if not prompt:

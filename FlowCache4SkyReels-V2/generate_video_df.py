@@ -25,6 +25,7 @@ import torch
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.command_line import Parser, check_device, run_program, words_of, writable_folder
+from flowcache.kv.quantized import BITS
 from flowcache.video import (
     Frames,
     VideoInfo,
@@ -98,6 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--budget_block", type=int, default=1, help="blocks' worth of tokens kept so (default: 1)")
     add("--use_kvrange", action="store_true", help="let blocks see only the newest finished ones")
     add("--kvrange", type=int, default=0, help="how many finished blocks they see then (default: 0)")
+    add("--kv_bits", type=int, choices=BITS, help="keep keys and values of finished blocks in so many bits")
+    add("--kv_offload", action="store_true", help="keep keys and values of finished blocks in host memory")
     add("--method", choices=METHODS, default="flowcache", help="(default: flowcache)")
     add("--preset", choices=PRESETS, default="fast", help="threshold and forecast (default: fast)")
     add(
@@ -146,6 +149,8 @@ def prepare(args: argparse.Namespace) -> Job:
         causal_attention=args.causal_attention,
         budget_block=args.budget_block if args.use_compress else None,
         kvrange=args.kvrange if args.use_kvrange and not args.use_compress else None,
+        kv_bits=args.kv_bits,
+        kv_offload=args.kv_offload,
     )
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:

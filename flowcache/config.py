@@ -6,8 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from .kv.cache import CacheLayout
+from .kv.quantized import BITS, QuantizedRows, group_size
 from .kv.scorers import SCORERS
 from .kv.selection import WEIGHTINGS, TokenSelector
+from .kv.stores import HostStore, PlainRows, RowStore
 from .reuse.chunkwise import ChunkwiseReuse
 from .reuse.error_controlled import ErrorControlled
 from .reuse.forecast import FORECASTS, Forecast
@@ -80,6 +83,38 @@ class KVCompressionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KVStorageConfig:
+    """How keys and values of clean chunks are kept, instead of beside those of live ones as they are.
+
+    Args:
+        bits: of a number: 8 or 4; None: as the model makes them.
+        offload: keep them in host memory; while a layer computes, the next one's are on their way.
+
+    Raises:
+        ValueError: one sentence that names the argument and what it may be.
+    """
+
+    bits: Literal[8, 4] | None = None
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bits is not None and self.bits not in BITS:
+            raise ValueError(f"bits must be 8 or 4, got {self.bits!r}.")
+        if self.bits is None and not self.offload:
+            raise ValueError("storage must ask for something: set bits to 8 or 4, or offload to true.")
+
+    @classmethod
+    def of(cls, bits: int | None, offload: bool) -> KVStorageConfig | None:
+        """The settings, or None if they ask for nothing."""
+        return cls(bits=bits, offload=offload) if bits is not None or offload else None
+
+    def make_store(self, layout: CacheLayout, rows: int, unit: int) -> RowStore:
+        """Memory for so many rows of clean chunks, which come in multiples of ``unit``."""
+        form = PlainRows() if self.bits is None else QuantizedRows(self.bits, group_size(unit))
+        return (HostStore if self.offload else RowStore)(layout, rows, form)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FlowCacheConfig:
     """Which chunks run at a step, and what stands in for those that do not.
 
@@ -110,6 +145,8 @@ class FlowCacheConfig:
             1: never.
         compression: with a KV cache, keep only the best tokens of clean chunks; None keeps all.
         clean_range: with a KV cache, a live chunk sees this many of the newest clean chunks; None: all.
+        storage: with a KV cache, keep clean chunks in fewer bits or in host memory; None: as live ones. No
+            effect where all chunks move together, as none is clean before the end.
 
     Raises:
         ValueError: one sentence that names the argument and what it may be.
@@ -134,6 +171,7 @@ class FlowCacheConfig:
     join_at: float = 1.0
     compression: KVCompressionConfig | None = None
     clean_range: int | None = None
+    storage: KVStorageConfig | None = None
 
     def __post_init__(self) -> None:
         _check_choice("policy", self.policy, get_args(PolicyName))
@@ -167,6 +205,10 @@ class FlowCacheConfig:
             raise ValueError(
                 "compression within a step comes before clean_pass: set when to full or clean_pass to false."
             )
+        if self.whole_window and self.storage:
+            raise ValueError("storage needs a KV cache: set whole_window to false.")
+        if self.storage and self.refresh_given:
+            raise ValueError("storage keeps given chunks from running again: set refresh_given to false.")
         if self.compression and self.refresh_given:
             raise ValueError("compression keeps given chunks from running again: set refresh_given to false.")
         if self.coefficients is not None and not all(map(math.isfinite, self.coefficients)):

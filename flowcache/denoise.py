@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .chunk_model import ChunkInput, ChunkModel, Solver
-from .config import KVCompressionConfig
+from .config import KVCompressionConfig, KVStorageConfig
 from .flops import GainSplit
 from .kv.window_cache import WindowCache
 from .reuse.forecast import Forecast
@@ -43,6 +43,7 @@ class LoopOptions:
         condition_noise: share of noise mixed into given frames, 0 to 1.
         compression: how the cache is compressed; None: not at all.
         clean_range: newest clean chunks that a live chunk sees; None: all.
+        storage: how the cache keeps clean chunks; None: as live ones.
         draw_noise: step and shape to a noise tensor; None draws from torch's default generator.
     """
 
@@ -52,6 +53,7 @@ class LoopOptions:
     condition_noise: float = 0.0
     compression: KVCompressionConfig | None = None
     clean_range: int | None = None
+    storage: KVStorageConfig | None = None
     draw_noise: Callable[[int, torch.Size], Tensor] | None = None
 
 
@@ -102,6 +104,7 @@ class Denoiser:
             cleaned = (
                 [c for c in ran if c not in live and c >= window.num_given] if self.options.clean_pass else []
             )
+            cache.settle(self._settled(window, schedule, step))
             flops = split.step(ran, edges, live, first=step == 0, cleaned=cleaned, seen=cache.seen)
             self._record_step(step, live, decisions, time.perf_counter() - started, cache, flops)
             for chunk in [c for c, k in live.items() if k == schedule.num_steps - 1]:
@@ -110,8 +113,16 @@ class Denoiser:
 
     def _new_cache(self, schedule: StaircaseSchedule, lengths: list[int]) -> WindowCache:
         options = self.options
-        keeps = not options.whole_window
-        return WindowCache(self.model, schedule, lengths, keeps, options.compression, options.clean_range)
+        return WindowCache(
+            self.model,
+            schedule,
+            lengths,
+            keeps=not options.whole_window,
+            compression=options.compression,
+            clean_range=options.clean_range,
+            storage=options.storage,
+            clean_pass=options.clean_pass,
+        )
 
     def _inputs(
         self, window: Window, schedule: StaircaseSchedule, solver: Solver, step: int, cache: WindowCache
@@ -171,6 +182,7 @@ class Denoiser:
         for group in [given] if cache.fits(chunks) else [[item] for item in given]:
             cache.make_room([item.chunk for item in group], step=0)
             self._evaluate(group, [], cache, step=0)
+            cache.settle([item.chunk for item in group])
         return chunks
 
     def _make_room(
@@ -189,6 +201,7 @@ class Denoiser:
             return []
         finished = [c for c in chunks if c >= schedule.first_chunk and c not in schedule.live(step)]
         self._evaluate([inputs[c] for c in finished], [], cache, step)
+        cache.settle(finished)
         cache.make_room(chunks, step)
         return finished
 
@@ -207,6 +220,14 @@ class Denoiser:
         finished = range(window.num_given, len(window.chunks)) if self.options.clean_pass else []
         finished = [c for c in finished if schedule.local_step(c, step) == schedule.num_steps]
         return given + finished + computed
+
+    def _settled(self, window: Window, schedule: StaircaseSchedule, step: int) -> list[int]:
+        """Chunks whose keys and values are final after this step; none after the last one."""
+        if step + 1 == len(schedule):
+            return []
+        last = schedule.num_steps if self.options.clean_pass else schedule.num_steps - 1
+        chunks = range(window.num_given, len(window.chunks))
+        return [c for c in chunks if schedule.local_step(c, step) == last]
 
     def _evaluate(
         self, inputs: list[ChunkInput], wanted: list[int], cache: WindowCache, step: int
@@ -252,9 +273,10 @@ class Denoiser:
             part.forget(chunk)
 
     def _record_window(self, window: Window, schedule: StaircaseSchedule, cache: WindowCache) -> None:
-        frames, size = [span.frames for span in window.chunks], cache.cache.nbytes
+        frames, held = [span.frames for span in window.chunks], cache.cache
+        sizes = (held.nbytes, held.host_nbytes)
         self.trace.begin_window(
-            WindowRecord(schedule.num_steps, schedule.stride, window.num_given, frames, size)
+            WindowRecord(schedule.num_steps, schedule.stride, window.num_given, frames, *sizes)
         )
 
     def _record_step(
@@ -270,6 +292,7 @@ class Denoiser:
             ChunkEvent(c, k, decisions[c].reuse, decisions[c].distance, decisions[c].accumulated)
             for c, k in live.items()
         ]
-        self.trace.add_step(step, events, seconds, cache.cache.num_tokens, flops, cache.pop_events())
+        changes = (cache.pop_events(), cache.pop_quantizations())
+        self.trace.add_step(step, events, seconds, cache.cache.num_tokens, flops, *changes)
         if self.on_step:
             self.on_step()

@@ -11,6 +11,7 @@ from typing import Any
 
 from .files import write_atomically
 from .kv.compressed import CompressionEvent
+from .kv.quantized import QuantizationEvent
 
 FORMAT_VERSION = 1
 
@@ -38,6 +39,7 @@ class StepRecord:
         kv_tokens: tokens in the cache per layer and branch.
         flops: computed in this step, over all branches.
         compressions: of the cache in this step.
+        quantizations: of keys and values in this step, with the error that they made.
     """
 
     window: int
@@ -47,17 +49,22 @@ class StepRecord:
     kv_tokens: int = 0
     flops: float = 0.0
     compressions: list[CompressionEvent] = field(default_factory=list)
+    quantizations: list[QuantizationEvent] = field(default_factory=list)
 
 
 @dataclass
 class WindowRecord:
-    """Geometry of one window: its chunks, the given ones first, and their latent frames."""
+    """Geometry of one window: its chunks, the given ones first, and their latent frames.
+
+    ``kv_bytes`` is what its cache takes on the model's device, ``kv_host_bytes`` in host memory beside that.
+    """
 
     num_steps: int
     stride: int
     first_chunk: int
     chunk_frames: list[int]
     kv_bytes: int = 0
+    kv_host_bytes: int = 0
 
 
 @dataclass
@@ -90,10 +97,12 @@ class Trace:
         kv_tokens: int,
         flops: dict[str, float],
         compressions: Sequence[CompressionEvent] = (),
+        quantizations: Sequence[QuantizationEvent] = (),
     ) -> None:
         """Append a step of the current window; ``flops`` is what it cost, by accounting."""
         window, spent = len(self.windows) - 1, flops["actual"]
-        self.steps.append(StepRecord(window, step, events, seconds, kv_tokens, spent, list(compressions)))
+        changes = (list(compressions), list(quantizations))
+        self.steps.append(StepRecord(window, step, events, seconds, kv_tokens, spent, *changes))
         for accounting, amount in flops.items():
             self.flops[accounting] = self.flops.get(accounting, 0.0) + amount
 
@@ -137,7 +146,9 @@ def _read_step(record: dict[str, Any]) -> StepRecord:
         CompressionEvent(**event | {"kept_of": {int(c): share for c, share in event["kept_of"].items()}})
         for event in record.get("compressions", [])
     ]
-    return StepRecord(**record | {"events": events, "compressions": compressions})
+    quantizations = [QuantizationEvent(**event) for event in record.get("quantizations", [])]
+    changes = {"compressions": compressions, "quantizations": quantizations}
+    return StepRecord(**record | {"events": events, **changes})
 
 
 class StageTimer:

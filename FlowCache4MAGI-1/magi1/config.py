@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from flowcache.kv.quantized import BITS
 from flowcache.kv.selection import WEIGHTINGS
 
 from .config_files import COMMAND_LINE, build, check_keys, check_mapping, read_file
@@ -27,7 +28,7 @@ _MOST |= {"video_size_h": 2**14, "video_size_w": 2**14}
 PARAMS_DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")
 
 #: Keys of the engine's section that are read and have no effect yet.
-UNUSED = ("pp_size", "cp_size", "ulysses_overlap_degree", "kv_offload", "enable_cuda_graph")
+UNUSED = ("pp_size", "cp_size", "ulysses_overlap_degree", "enable_cuda_graph")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,10 @@ class RuntimeSection:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSection:
-    """How it is run. One device holds and runs everything so far: see ``UNUSED``.
+    """How it is run. One device runs everything so far: see ``UNUSED``.
+
+    Attributes:
+        kv_offload: keep keys and values of finished chunks in host memory.
 
     Raises:
         ValueError: one sentence that names the key and what it must be.
@@ -238,7 +242,7 @@ class MagiConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowCacheOptions:
-    """FlowCache's options for MAGI-1, as in the original's YAML files.
+    """FlowCache's options for MAGI-1, as in the original's YAML files, and ``kv_bits``, which is ours.
 
     Attributes:
         rel_l1_thresh: accumulated relative change at which a chunk is computed again; 0 never reuses. None:
@@ -251,6 +255,7 @@ class FlowCacheOptions:
         compress_strategy, query_granularity: ``token``, ``frame`` or ``chunk``.
         mix_lambda: weight of importance; the rest is that of redundancy.
         score_weighting_method, power: weighting of scores by place.
+        kv_bits: keep keys and values of finished chunks in 8 or 4 bits; None: as the model makes them.
         log, print_peak_memory: of no effect: the trace always holds every decision, and the last line of a
             run always says how much memory was needed.
 
@@ -268,6 +273,7 @@ class FlowCacheOptions:
     mix_lambda: float = 0.07
     score_weighting_method: str = "no_weight"
     power: float = 3.0
+    kv_bits: int | None = None
     log: bool = False
     print_peak_memory: bool = False
 
@@ -283,6 +289,7 @@ class FlowCacheOptions:
         _check(0 <= self.mix_lambda <= 1, "mix_lambda", self, "between 0 and 1")
         method, known = "score_weighting_method", ", ".join(WEIGHTINGS)
         _check(getattr(self, method) in WEIGHTINGS, method, self, f"one of {known}")
+        _check(self.kv_bits in (None, *BITS), "kv_bits", self, "8 or 4")
         _check(_positive(self.power), "power", self, "a finite number above 0")
 
     @classmethod

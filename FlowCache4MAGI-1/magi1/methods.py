@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flowcache import FlowCacheConfig
-from flowcache.config import KVCompressionConfig
+from flowcache.config import KVCompressionConfig, KVStorageConfig
 
 from .config import FlowCacheOptions
 
@@ -18,6 +18,7 @@ def method_config(
     *,
     preset: str = "fast",
     forecast: str | None = None,
+    kv_offload: bool = False,
 ) -> FlowCacheConfig:
     """Settings of the cache for one of the ways to run.
 
@@ -27,7 +28,7 @@ def method_config(
 
     Args:
         method: one of ``METHODS``.
-        options: warm-up, compression, and a threshold that overrides the preset's.
+        options: warm-up, compression, bits, and a threshold that overrides the preset's.
         preset: one of ``PRESETS``; sets the threshold. ``fast`` is 0.01, as in the original's file; ``slow``,
             half of it, is ours and not tuned on the official weights. The ``paper_`` presets do as the
             original FlowCache does: add the last displacement again although the step is of another length,
@@ -35,6 +36,7 @@ def method_config(
             velocity, run a finished chunk once more, and compute chunks half way to the threshold along with
             others.
         forecast: overrides what a reused chunk gets.
+        kv_offload: keep keys and values of finished chunks in host memory.
 
     Raises:
         ValueError: unknown method, preset or forecast.
@@ -46,8 +48,9 @@ def method_config(
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
     paper = preset.startswith("paper")
     compression = _compression(options, paper)
+    storage = KVStorageConfig.of(options.kv_bits, kv_offload)
     if method == "vanilla":
-        return FlowCacheConfig(policy="none", clean_pass=True, compression=compression)
+        return FlowCacheConfig(policy="none", clean_pass=True, compression=compression, storage=storage)
     threshold = options.rel_l1_thresh
     if threshold is None:
         threshold = THRESHOLDS[preset.removeprefix("paper_")]
@@ -55,6 +58,7 @@ def method_config(
         "threshold": threshold,
         "warmup_steps": max(1, options.warmup_steps),
         "compression": compression,
+        "storage": storage,
     }
     if method == "teacache":
         return FlowCacheConfig(

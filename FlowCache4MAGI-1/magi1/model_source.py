@@ -117,7 +117,7 @@ def load_pipeline(
     config = _fetched(source.config, download)
     runtime, engine = config.runtime_config, config.engine_config
     for name in engine.unused:
-        logger.warning("%s has no effect yet: one device holds and runs everything.", name)
+        logger.warning("%s has no effect yet: one device runs everything.", name)
     dtype = None if device.type == "cuda" else torch.float32
     transformer = load_transformer(config, dtype, keep_fp8=multiplies_fp8(device))
     vae = load_vae(runtime.vae_pretrained)

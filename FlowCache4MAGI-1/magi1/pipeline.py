@@ -105,7 +105,9 @@ class MagiPipeline(DiffusionPipeline):
             KVRange(runtime.noise2clean_kvrange, runtime.clean_chunk_kvrange),
         )
         model = MagiChunkModel(self.transformer, captions, tuple(window.latents.shape[1:]), sampling)
-        options = LoopOptions(clean_pass=cache.clean_pass, compression=cache.compression)
+        options = LoopOptions(
+            clean_pass=cache.clean_pass, compression=cache.compression, storage=cache.storage
+        )
         return Denoiser(model, cache.make_policy(runtime.num_steps), cache.make_forecast(), options)
 
     def _clean_latents(

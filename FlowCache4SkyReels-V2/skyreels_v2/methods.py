@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowcache import FlowCacheConfig
-from flowcache.config import KVCompressionConfig
+from flowcache.config import KVCompressionConfig, KVStorageConfig
 
 METHODS = ("vanilla", "causal", "teacache", "flowcache")
 PRESETS = ("fast", "slow", "paper_fast", "paper_slow")
@@ -35,6 +35,8 @@ def method_config(
     causal_attention: bool = False,
     budget_block: int | None = None,
     kvrange: int | None = None,
+    kv_bits: int | None = None,
+    kv_offload: bool = False,
 ) -> FlowCacheConfig:
     """Settings of the cache for one of the four ways to run.
 
@@ -57,6 +59,8 @@ def method_config(
         causal_attention: make the attention of ``vanilla`` and ``teacache`` block-causal.
         budget_block: keep only the best tokens of finished blocks, this many blocks' worth; None: all.
         kvrange: finished blocks that a block sees, the newest; None: all.
+        kv_bits: keep keys and values of finished blocks in 8 or 4 bits; None: as the model makes them.
+        kv_offload: keep them in host memory.
 
     Raises:
         ValueError: unknown method, preset or forecast, a threshold out of range, or a limit on the cache of a
@@ -70,6 +74,10 @@ def method_config(
     limits = _cache_limits(budget_block, kvrange, paper)
     if limits and method in ("vanilla", "teacache"):
         raise ValueError(f"use_compress and use_kvrange need a cache, which {method} lacks; use flowcache.")
+    storage = KVStorageConfig.of(kv_bits, kv_offload)
+    if storage and method in ("vanilla", "teacache"):
+        raise ValueError(f"kv_bits and kv_offload need a cache, which {method} lacks; use flowcache.")
+    limits["storage"] = storage
     if method in ("vanilla", "causal"):
         whole = method == "vanilla"
         return FlowCacheConfig(

@@ -205,6 +205,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
             draw_noise=lambda step, shape: torch.randn(shape, generator=generator).to(self.compute_device),
             compression=cache.compression,
             clean_range=cache.clean_range,
+            storage=cache.storage,
         )
         policy = cache.make_policy(settings.inference_steps)
         return Denoiser(model, policy, cache.make_forecast(), options, trace)

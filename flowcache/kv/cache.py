@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .quantized import QuantizationEvent
+from .stores import LayerBuffer, RowStore, bytes_of
+
 #: Stands in the table of ranges for the rows that are left of compressed chunks; they are seen by all.
 KEPT = -1
 
@@ -55,13 +58,19 @@ class ChunkKVCache:
     positions applied, so a token keeps its place in time wherever it is moved. The memory is allocated once
     and never grows.
 
+    With a store, chunks move there once they are settled. They keep their ranges; what spans them is then
+    read through a buffer of one layer.
+
     Args:
         layout: what is stored per token.
-        capacity: most tokens that the cache may hold per layer and branch.
+        capacity: most tokens that the cache may hold per layer and branch, beside those in the store.
         keeps: False: layers take turns in one layer's memory, for runs that write everything anew each time.
+        store: of settled chunks; None: they stay where they are.
     """
 
-    def __init__(self, layout: CacheLayout, capacity: int, keeps: bool = True) -> None:
+    def __init__(
+        self, layout: CacheLayout, capacity: int, keeps: bool = True, store: RowStore | None = None
+    ) -> None:
         layers = layout.num_layers if keeps else 1
         shape = (layers, layout.num_branches, capacity, layout.num_heads, layout.head_dim)
         self._keys = torch.empty(shape, dtype=layout.dtype, device=layout.device)
@@ -69,6 +78,9 @@ class ChunkKVCache:
         # Layers have tables of their own: while they run, one after another, they may be compressed.
         self._ranges: list[dict[int, ChunkRange]] = [{} for _ in range(layers)]
         self.layout, self.capacity = layout, capacity
+        self._store, self._settled = store, [0] * layers
+        self._buffer = LayerBuffer(layout, store, capacity) if store else None
+        self._errors: dict[tuple[int, ...], list[Tensor]] = {}
 
     def __contains__(self, chunk: int) -> bool:
         return chunk in self._ranges[0]
@@ -89,9 +101,20 @@ class ChunkKVCache:
         return len(self._ranges[0].get(KEPT, ()))
 
     @property
+    def num_taken(self) -> int:
+        """Those that are not in the store."""
+        return self.num_tokens - self._settled[0]
+
+    @property
     def nbytes(self) -> int:
-        """Bytes allocated for keys and values of all layers and branches."""
-        return 2 * self._keys.numel() * self._keys.element_size()
+        """Bytes allocated for keys and values of all layers and branches, on the model's device."""
+        size = bytes_of([self._keys, self._values])
+        return size + self._store.nbytes + self._buffer.nbytes if self._store else size
+
+    @property
+    def host_nbytes(self) -> int:
+        """Bytes allocated beside those in host memory, if it is not the model's device."""
+        return self._store.host_nbytes if self._store else 0
 
     def num_visible(self, last_chunk: int, first_chunk: int | None = None) -> int:
         """Tokens that ``read`` returns."""
@@ -109,10 +132,10 @@ class ChunkKVCache:
             if held != num_tokens:
                 raise ValueError(f"Chunk {chunk} holds {held} tokens, not {num_tokens}.")
             return
-        start = self.num_tokens
-        if start + num_tokens > self.capacity:
+        start, taken = self.num_tokens, self.num_taken
+        if taken + num_tokens > self.capacity:
             raise CacheFullError(
-                f"Chunk {chunk} needs {num_tokens} tokens, but {start} of {self.capacity} are taken."
+                f"Chunk {chunk} needs {num_tokens} tokens, but {taken} of {self.capacity} are taken."
             )
         for ranges in self._ranges:
             ranges[chunk] = ChunkRange(start, start + num_tokens)
@@ -122,10 +145,13 @@ class ChunkKVCache:
 
         With ``branch``, those of one branch, ``[tokens, heads, head_dim]``.
         """
-        place = self._ranges[self._place(layer)][chunk]
+        place = self._place(layer)
+        live = self._live(place, self._ranges[place][chunk])
         branches = slice(None) if branch is None else branch
-        self._keys[self._place(layer), branches, place.start : place.end] = keys
-        self._values[self._place(layer), branches, place.start : place.end] = values
+        self._keys[place, branches, live] = keys
+        self._values[place, branches, live] = values
+        if self._buffer:
+            self._buffer.forget()
 
     def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:
         """Hear which queries are about to read as ``chunk``; shaped as in ``write``, of all query heads."""
@@ -135,20 +161,42 @@ class ChunkKVCache:
     ) -> tuple[Tensor, Tensor]:
         """Views of keys and values from ``first_chunk`` to ``last_chunk``, both included (None: no bound).
 
-        Once chunks are compressed, ``first_chunk`` is no bound any more: what is left of them is seen by all.
+        They are good until another layer is read. Once chunks are compressed, ``first_chunk`` is no bound any
+        more: what is left of them is seen by all.
 
         Returns:
             Keys and values, ``[branches, tokens, heads, head_dim]`` each.
         """
-        place = self._visible(self._ranges[self._place(layer)], last_chunk, first_chunk)
-        visible = (self._place(layer), slice(None), slice(place.start, place.end))
-        return self._keys[visible], self._values[visible]
+        place = self._place(layer)
+        visible = self._visible(self._ranges[place], last_chunk, first_chunk)
+        return self._rows(place, visible)
 
     def copy_branch(self, chunk: int, source: int, target: int) -> None:
         """Let one branch see a chunk as another does, in all layers."""
-        place = self._ranges[0][chunk]
+        live = self._live(0, self._ranges[0][chunk])
         for stored in (self._keys, self._values):
-            stored[:, target, place.start : place.end] = stored[:, source, place.start : place.end]
+            stored[:, target, live] = stored[:, source, live]
+
+    def settle(self, chunk: int) -> None:
+        """Move a chunk that will not be written any more to the store.
+
+        It stays where it is if there is no store, if that has no room, or if an older chunk stays.
+        """
+        place, settled = self._ranges[0][chunk], self._settled[0]
+        if self._store is None or place.start != settled or place.end > self._store.capacity:
+            return
+        for layer in range(self.layout.num_layers):
+            live = self._live(layer, place)
+            keys, values = self._keys[layer, :, live], self._values[layer, :, live]
+            self._settle_rows(layer, [chunk], place.start, keys, values)
+            self._move_live(layer, len(place), 0)
+            self._settled[layer] = place.end
+
+    def pop_quantizations(self) -> list[QuantizationEvent]:
+        """What was quantised since the last call."""
+        errors, self._errors = self._errors, {}
+        means = [torch.stack(layers).mean(dim=0).tolist() for layers in errors.values()]
+        return [QuantizationEvent(list(chunks), *mean) for chunks, mean in zip(errors, means, strict=True)]
 
     def merge(self, layer: int, chunks: Sequence[int], kept: Tensor) -> None:
         """Keep some rows of what is already compressed and of the oldest chunks; the others move up.
@@ -159,12 +207,16 @@ class ChunkKVCache:
             kept: indices of rows, ``[branches, heads, rows]``, in the order in which they are to lie.
         """
         ranges = self._ranges[layer]
-        end, used, count = self.rows_of(chunks, layer), self._used(layer), kept.shape[-1]
+        end, count = self.rows_of(chunks, layer), kept.shape[-1]
         index = kept.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, self.layout.head_dim)
-        for stored in (self._keys[layer], self._values[layer]):
-            stored[:, : count + used - end] = torch.cat(
-                [stored[:, :end].gather(1, index), stored[:, end:used]], dim=1
-            )
+        best = [rows.gather(1, index) for rows in self._rows(layer, ChunkRange(0, end))]
+        if self._store is None:
+            self._move_live(layer, end, count)
+            self._keys[layer, :, :count], self._values[layer, :, :count] = best
+        else:
+            self._move_live(layer, end - self._settled[layer], 0)
+            self._settled[layer] = count
+            self._settle_rows(layer, chunks, 0, *best)
         shift = count - end
         others = {c: r for c, r in ranges.items() if c not in (KEPT, *chunks)}
         self._ranges[layer] = {KEPT: ChunkRange(0, count)} | {
@@ -175,6 +227,41 @@ class ChunkKVCache:
         """Rows of what is compressed already and of these chunks."""
         ranges = self._ranges[layer]
         return sum(len(ranges[chunk]) for chunk in (KEPT, *chunks) if chunk in ranges)
+
+    def _rows(self, place: int, rows: ChunkRange) -> tuple[Tensor, Tensor]:
+        """Keys and values of some rows, ``[branches, rows, heads, head_dim]``: views of what is kept if all
+        are live, else of the buffer."""
+        settled = self._settled[place]
+        if self._buffer is None or rows.start >= settled:
+            live = self._live(place, rows)
+            return self._keys[place, :, live], self._values[place, :, live]
+        live = slice(0, self._used(place) - settled)
+        parts = self._keys[place, :, live], self._values[place, :, live]
+        keys, values = self._buffer.read(place, rows.start, settled, *parts)
+        return keys[:, : len(rows)], values[:, : len(rows)]
+
+    def _live(self, place: int, rows: ChunkRange) -> slice:
+        """Where live rows lie."""
+        settled = self._settled[place]
+        if rows.start < settled:
+            raise ValueError("A settled chunk is not written any more.")
+        return slice(rows.start - settled, rows.end - settled)
+
+    def _move_live(self, layer: int, start: int, to: int) -> None:
+        """Move the live rows from ``start`` on."""
+        stop = self._used(layer) - self._settled[layer]
+        for stored in (self._keys[layer], self._values[layer]):
+            stored[:, to : to + stop - start] = stored[:, start:stop].clone()
+
+    def _settle_rows(
+        self, layer: int, chunks: Sequence[int], start: int, keys: Tensor, values: Tensor
+    ) -> None:
+        """Write rows of ``chunks`` to the store, and remember by how much it changes them."""
+        self._buffer.forget()
+        self._store.write(layer, start, keys, values)
+        if self._store.lossy:
+            errors = self._buffer.errors(layer, start, keys, values)
+            self._errors.setdefault(tuple(chunks), []).append(errors)
 
     def _used(self, layer: int) -> int:
         return sum(map(len, self._ranges[layer].values()))

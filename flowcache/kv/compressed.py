@@ -9,9 +9,10 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from .cache import KEPT, CacheFullError, CacheLayout, ChunkKVCache
+from .cache import KEPT, CacheFullError, CacheLayout, ChunkKVCache, ChunkRange
 from .scorers import ScoreInput
 from .selection import TokenSelector
+from .stores import RowStore
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,15 @@ class CompressedKVCache(ChunkKVCache):
 
     Args:
         layout: what is stored per token.
-        capacity: most tokens that the cache may hold per layer and branch.
+        capacity: most tokens that the cache may hold per layer and branch, beside those in the store.
         selector: chooses the tokens to keep.
+        store: of settled chunks and of what is kept of compressed ones, as many as it has room for.
     """
 
-    def __init__(self, layout: CacheLayout, capacity: int, selector: TokenSelector) -> None:
-        super().__init__(layout, capacity)
+    def __init__(
+        self, layout: CacheLayout, capacity: int, selector: TokenSelector, store: RowStore | None = None
+    ) -> None:
+        super().__init__(layout, capacity, store=store)
         self._selector = selector
         self._queries: dict[tuple[int, int], Tensor] = {}
         self._due: dict[int, tuple[list[int], int]] = {}
@@ -79,13 +83,13 @@ class CompressedKVCache(ChunkKVCache):
         Raises:
             CacheFullError: they do not fit even so.
         """
-        missing = self.num_tokens + num_tokens - self.capacity
+        missing = self.num_taken + num_tokens - self.capacity
         if missing <= 0:
             return
-        budget = self.rows_of(self._oldest(clean)) - missing
+        budget = self._budget(self.rows_of(self._oldest(clean)), missing)
         if budget < 1:
             raise CacheFullError(
-                f"{num_tokens} tokens do not fit: {self.num_tokens} of {self.capacity} are taken, no more "
+                f"{num_tokens} tokens do not fit: {self.num_taken} of {self.capacity} are taken, no more "
                 "of them by clean chunks. Give the cache a budget of more chunks."
             )
         for layer in range(self.layout.num_layers):
@@ -99,6 +103,12 @@ class CompressedKVCache(ChunkKVCache):
         """Nothing is to be compressed before a chunk any more."""
         self._due.clear()
 
+    def _budget(self, rows: int, missing: int) -> int:
+        """How many of the oldest rows to keep, so that the missing ones become free; below 1: they cannot."""
+        if self._store is None:
+            return rows - missing
+        return self._store.capacity if rows - self._settled[0] >= missing else 0
+
     def _oldest(self, clean: Sequence[int], layer: int = 0) -> list[int]:
         """The clean chunks before the first one that is not, in order of entry: they lie together."""
         own = (chunk for chunk in self._ranges[layer] if chunk != KEPT)
@@ -109,11 +119,11 @@ class CompressedKVCache(ChunkKVCache):
         end = self.rows_of(clean, layer)
         positions = torch.cat([self._positions[layer], self._positions_of(layer, clean)], dim=-1)
         newest = positions.amax()
-        chosen = []
+        chosen, (keys, values) = [], self._rows(layer, ChunkRange(0, end))
         for branch in range(self.layout.num_branches):
             tokens = ScoreInput(
-                keys=self._keys[layer, branch, :end],
-                values=self._values[layer, branch, :end],
+                keys=keys[branch],
+                values=values[branch],
                 queries=self._queries[layer, branch],
                 ages=newest - positions[branch],
                 tokens_per_chunk=self._selector.tokens_per_chunk,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 
 from ..chunk_model import ChunkModel
-from ..config import KVCompressionConfig
+from ..config import KVCompressionConfig, KVStorageConfig
 from ..schedule import StaircaseSchedule
-from .cache import ChunkKVCache
+from .cache import CacheLayout, ChunkKVCache
 from .compressed import CompressedKVCache, CompressionEvent
+from .quantized import QuantizationEvent
+from .stores import RowStore
+
+logger = logging.getLogger(__name__)
 
 
 class WindowCache:
@@ -21,6 +27,8 @@ class WindowCache:
         keeps: False for runs that write everything anew each time; see ``ChunkKVCache``.
         compression: how to compress; None: never.
         clean_range: newest clean chunks that a live chunk sees; None: all.
+        storage: how clean chunks are kept; None: as live ones.
+        clean_pass: whether a chunk runs once more when it is clean; it then has a place among the live ones.
     """
 
     def __init__(
@@ -31,9 +39,12 @@ class WindowCache:
         keeps: bool = True,
         compression: KVCompressionConfig | None = None,
         clean_range: int | None = None,
+        storage: KVStorageConfig | None = None,
+        clean_pass: bool = False,
     ) -> None:
         self._model, self._schedule, self._lengths = model, schedule, lengths
         self._compression, self._clean_range = compression, clean_range
+        self._storage, self._clean_pass = storage, clean_pass
         self._budget = self._budget_chunks() * max(lengths)
         self._seen: dict[int, int] = {}
         self.cache = self._new_cache(keeps)
@@ -56,7 +67,7 @@ class WindowCache:
 
     def fits(self, chunks: Sequence[int]) -> bool:
         """Whether chunks fit beside what is there."""
-        return self.cache.num_tokens + self._needed(chunks) <= self.cache.capacity
+        return self.cache.num_taken + self._needed(chunks) <= self.cache.capacity
 
     def make_room(self, chunks: Sequence[int], step: int) -> None:
         """Compress clean chunks until ``chunks`` fit.
@@ -79,6 +90,12 @@ class WindowCache:
             gone += freed.get(chunk, 0)
             self._seen[chunk] = self.cache.num_visible(chunk, self.first_chunk(chunk, step)) - gone
 
+    def settle(self, chunks: Sequence[int]) -> None:
+        """These chunks are clean, and their keys and values final; oldest first."""
+        for chunk in chunks:
+            if chunk in self.cache:
+                self.cache.settle(chunk)
+
     @property
     def seen(self) -> dict[int, int] | None:
         """Tokens that each chunk saw when it last ran; None: all that it could."""
@@ -87,6 +104,10 @@ class WindowCache:
     def pop_events(self) -> list[CompressionEvent]:
         """What was compressed since the last call."""
         return self.cache.pop_events() if isinstance(self.cache, CompressedKVCache) else []
+
+    def pop_quantizations(self) -> list[QuantizationEvent]:
+        """What was quantised since the last call."""
+        return self.cache.pop_quantizations()
 
     def _plan(self, chunks: Sequence[int], step: int) -> dict[int, int]:
         """Choose before which of the chunks too many are clean; tokens that go, by that chunk."""
@@ -135,10 +156,31 @@ class WindowCache:
         return given + done
 
     def _new_cache(self, keeps: bool) -> ChunkKVCache:
-        layout, total = self._model.cache_layout(), sum(self._lengths)
+        layout, total, chunk = self._model.cache_layout(), sum(self._lengths), max(self._lengths)
+        live = min(total, self._live_chunks() * chunk)
         if self._compression is None:
-            return ChunkKVCache(layout, total, keeps)
-        chunk = max(self._lengths)
-        live = self._schedule.max_live + (1 if self._compresses_within else 0)
+            store = self._new_store(layout, sum(self._lengths[: -self._live_chunks()]))
+            return ChunkKVCache(layout, live if store else total, keeps, store)
+        clean = min(self._budget, total - live)
+        store = self._new_store(layout, clean)
         selector = self._compression.make_selector(self._model.num_tokens(1), chunk)
-        return CompressedKVCache(layout, min(total, self._budget + live * chunk), selector)
+        return CompressedKVCache(layout, live if store else live + clean, selector, store)
+
+    def _live_chunks(self) -> int:
+        """Chunks that may be there at once and are not kept as clean ones are.
+
+        A chunk that runs once more when it is clean is one of them, unless it then runs alone, as it does
+        where room is scarce anyway.
+        """
+        runs_again = self._clean_pass and self._compression is None
+        return self._schedule.max_live + (1 if self._compresses_within or runs_again else 0)
+
+    def _new_store(self, layout: CacheLayout, rows: int) -> RowStore | None:
+        if self._storage is None:
+            return None
+        if rows == 0:
+            logger.warning(
+                "kv_bits and kv_offload have no effect in this window: all its chunks may be live at once."
+            )
+            return None
+        return self._storage.make_store(layout, rows, math.gcd(*self._lengths))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, cut_window
-from flowcache.config import FlowCacheConfig, KVCompressionConfig
+from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
 from flowcache.kv.cache import CacheFullError, CacheLayout, ChunkKVCache
 from flowcache.kv.compressed import CompressedKVCache
 from flowcache.reuse.forecast import VelocityForecast
@@ -198,6 +198,52 @@ def test_the_loop_keeps_within_the_budget(when, clean_pass, given):
     assert trace.flops["actual"] < trace.flops["causal"]
 
 
+@pytest.mark.parametrize("clean_pass", [False, True])
+@pytest.mark.parametrize("given", [0, 1, 2])
+@pytest.mark.parametrize("clean_range", [None, 1])
+def test_where_clean_chunks_lie_changes_nothing(clean_pass, given, clean_range):
+    options = {"clean_pass": clean_pass, "clean_range": clean_range}
+    plain, _ = run(9, given, **options)
+    stored, trace = run(9, given, storage=KVStorageConfig(offload=True), **options)
+    assert torch.equal(plain, stored)
+    assert not any(record.quantizations for record in trace.steps)
+    assert torch.allclose(plain, run(9, given, storage=KVStorageConfig(bits=8), **options)[0], atol=0.02)
+
+
+def test_more_given_chunks_than_fit_are_run_one_by_one():
+    plain, storage = run(9, 5)[0], KVStorageConfig(offload=True)
+    for compression in (None, KVCompressionConfig(budget=7)):
+        stored, _ = run(9, 5, storage=storage, compression=compression)
+        assert torch.allclose(plain, stored, atol=1e-6)
+
+
+def test_every_chunk_that_others_follow_is_quantised_once():
+    _, trace = run(9, 2, storage=KVStorageConfig(bits=4))
+    events = [event for record in trace.steps for event in record.quantizations]
+    assert [event.chunks for event in events] == [[chunk] for chunk in range(7)]
+    assert all(0 < event.key_error < 0.2 and 0 < event.value_error < 0.2 for event in events)
+
+
+@pytest.mark.parametrize(("when", "clean_pass"), [("full", False), ("full", True), ("over", False)])
+@pytest.mark.parametrize("given", [0, 1, 5])
+@pytest.mark.parametrize("storage", [KVStorageConfig(offload=True), KVStorageConfig(bits=8)])
+def test_a_budget_of_stored_chunks(when, clean_pass, given, storage):
+    options = {"clean_pass": clean_pass, "compression": KVCompressionConfig(budget=1, when=when)}
+    plain, _ = run(16, given, **options)
+    stored, trace = run(16, given, storage=storage, **options)
+    # more given chunks than one: where nothing is live yet, a cache without a store keeps more of them
+    if given <= 1:
+        error = (plain - stored).norm() / plain.norm()
+        assert error < 0.1 if storage.bits else torch.equal(plain, stored)
+    assert max(record.kv_tokens for record in trace.steps) <= 3 * (1 + 2 + (when == "over"))
+    compressed = sum(len(record.compressions) for record in trace.steps)
+    quantised = sum(len(record.quantizations) for record in trace.steps)
+    assert compressed > 5
+    assert quantised == (compressed + 1 if storage.bits else 0), "each compression, and the first chunk"
+    longer = run(64, given, storage=storage, **options)[1]
+    assert longer.windows[0].kv_bytes == trace.windows[0].kv_bytes
+
+
 def test_newest_clean_chunks_alone_are_seen():
     _, trace = run(12, clean_range=1)
     plain = run(12)[1]
@@ -217,3 +263,10 @@ def test_settings_that_exclude_each_other():
     for name, value in (("budget", 0), ("mix_lambda", 2.0), ("scorer", "best"), ("strategy", "row")):
         with pytest.raises(ValueError, match=name):
             KVCompressionConfig(**{name: value})
+
+
+def test_a_store_without_use_is_told(caplog):
+    plain, stored = run(2), run(2, storage=KVStorageConfig(bits=8))
+    assert torch.equal(plain[0], stored[0])
+    assert plain[1].windows == stored[1].windows
+    assert "kv_bits and kv_offload have no effect" in caplog.text

@@ -2,6 +2,7 @@
 
 import pytest
 
+from flowcache.kv.quantized import QuantizationEvent
 from flowcache.trace import ChunkEvent, Trace, WindowRecord
 
 
@@ -20,6 +21,14 @@ def test_round_trip(tmp_path):
     assert Trace.load(tmp_path / "trace.json") == trace
     assert trace.reuse_ratio == pytest.approx(1 / 3)
     assert trace.flops == {"actual": 2.0, "vanilla": 8.0}
+
+
+def test_quantisations_come_back(tmp_path):
+    trace = make_trace()
+    events = [QuantizationEvent([0], 0.01, 0.02)]
+    trace.add_step(2, [ChunkEvent(1, 1, False)], 0.5, 20, {"actual": 1.0}, quantizations=events)
+    trace.save(tmp_path / "trace.json")
+    assert Trace.load(tmp_path / "trace.json").steps[2].quantizations == events
 
 
 def test_another_format_is_refused(tmp_path):

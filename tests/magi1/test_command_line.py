@@ -107,6 +107,8 @@ BAD = [
     ("clean_t must be above 0 and at most 1", ["--clean_t", ".nan"]),
     ("x_rescale_factor must be a finite number above 0", ["--x_rescale_factor", 0]),
     ("params_dtype must be torch.bfloat16", ["--params_dtype", "torch.foo"]),
+    ("kv_bits must be 8 or 4, got 2", ["--kv_bits", 2]),
+    ("kv_offload must be true or false", ["--kv_offload", 1]),
     ("total_cache_chunk_nums must be at least 1", ["--total_cache_chunk_nums", 0]),
     ("score_weighting_method must be one of no_weight", ["--score_weighting_method", "nonsense"]),
     ("hidden_size must be at least 1", ["--hidden_size", -1]),

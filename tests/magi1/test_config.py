@@ -81,11 +81,11 @@ def test_values_out_of_range_are_refused_by_the_key(write, section, key, value, 
 
 
 def test_keys_without_effect_are_told(write):
-    engine = {"enable_cuda_graph": True, "ulysses_overlap_degree": 2, "kv_offload": True}
+    engine = {"enable_cuda_graph": True, "ulysses_overlap_degree": 2, "cp_size": 2}
     content = {"runtime_config": {"cfg_number": 3}, "engine_config": engine}
     assert MagiConfig.from_file(write(content)).engine_config.unused == [
+        "cp_size",
         "ulysses_overlap_degree",
-        "kv_offload",
         "enable_cuda_graph",
     ]
 

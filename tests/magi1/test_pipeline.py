@@ -195,6 +195,44 @@ def test_flops_agree_with_what_was_run(pipeline):
     assert flops["actual"] == pytest.approx(flops["vanilla"])
 
 
+@pytest.mark.parametrize("distill", [True, False])
+@pytest.mark.parametrize("preset", ["fast", "paper_fast"])
+@pytest.mark.parametrize("prefix_frames", [0, 16])
+def test_finished_chunks_in_host_memory_change_nothing(pipeline, distill, preset, prefix_frames):
+    prefix = torch.rand(3, prefix_frames, 32, 32) * 2 - 1 if prefix_frames else None
+    asked = config(distill, num_frames=64, window_size=2, noise2clean_kvrange=(4, 3))
+    options = FlowCacheOptions(rel_l1_thresh=0.2, warmup_steps=1)
+    videos = {
+        offload: pipeline(
+            ask(
+                asked,
+                method_config("flowcache", options, preset=preset, kv_offload=offload),
+                prefix=prefix,
+            )
+        )
+        for offload in (False, True)
+    }
+    assert torch.equal(videos[False].latents, videos[True].latents)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_finished_chunks_in_fewer_bits(pipeline, compress):
+    asked = config(num_frames=96, window_size=2)
+    videos = {}
+    for bits in (None, 8, 4):
+        budget = {"compress_kv_cache": compress, "total_cache_chunk_nums": 6}
+        options = FlowCacheOptions(kv_bits=bits, **budget)
+        videos[bits] = pipeline(ask(asked, method_config("vanilla", options)))
+    plain = videos[None].latents
+    errors = {bits: (videos[bits].latents - plain).norm() / plain.norm() for bits in (8, 4)}
+    assert 0 < errors[8] < 0.01
+    assert errors[8] < errors[4] < 0.2
+    events = [event for step in videos[8].trace.steps for event in step.quantizations]
+    alone = [event.chunks for event in events if len(event.chunks) == 1]
+    assert alone[:4] == [[chunk] for chunk in range(4)]
+    assert all(event.key_error < 0.01 and event.value_error < 0.01 for event in events)
+
+
 def test_prefixes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="multiple of 4"):
         ask(config(), prefix=torch.zeros(3, 6, 32, 32))

@@ -83,6 +83,8 @@ BAD = {
     "causal_block_size must be at most": ["--num_frames", 9, "--causal_block_size", 5],
     "budget_block must be at least 1": ["--use_compress", "--budget_block", 0],
     "use_compress and use_kvrange need a cache": ["--use_compress", "--method", "vanilla"],
+    "kv_bits: invalid choice: 3": ["--kv_bits", 3],
+    "kv_bits and kv_offload need a cache, which teacache lacks": ["--kv_offload", "--method", "teacache"],
     "outdir": ["--outdir", "/proc/nowhere"],
     "height must be a positive multiple of 16, got 33": ["--height", 33],
     "height must be a positive multiple of 16, got 0": ["--height", 0],

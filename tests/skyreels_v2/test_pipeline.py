@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from flowcache import FlowCacheConfig
-from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config
+from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, resolve_model
 from skyreels_v2.codec import VideoCodec
 
 SMALL = {"height": 32, "width": 32, "inference_steps": 6, "ar_step": 2, "causal_block_size": 2}
@@ -145,3 +147,47 @@ def test_conditions_that_do_not_fit_are_refused(pipeline):
 def test_whole_window_runs_hold_one_layer(pipeline):
     sizes = {m: generate(pipeline, method_config(m)).trace.windows[0].kv_bytes for m in ("vanilla", "causal")}
     assert sizes["causal"] == pipeline.transformer.config.num_layers * sizes["vanilla"]
+
+
+@pytest.mark.parametrize("method", ["causal", "flowcache"])
+def test_finished_blocks_in_host_memory_change_nothing(pipeline, method):
+    long = {"num_frames": 41, "base_num_frames": 41, "ar_step": 3, "addnoise_condition": 20}
+    image = Condition(prefix=torch.rand(3, 1, 32, 32) * 2 - 1)
+    plain = generate(pipeline, method_config(method), image, **long)
+    stored = generate(pipeline, method_config(method, kv_offload=True), image, **long)
+    assert torch.equal(plain.latents, stored.latents)
+    assert plain.trace.steps[-1].kv_tokens == stored.trace.steps[-1].kv_tokens
+
+
+def test_settings_of_the_store_are_in_the_trace(pipeline, tmp_path):
+    cache = method_config("causal", kv_bits=4)
+    trace = generate(pipeline, cache, num_frames=41, base_num_frames=41, ar_step=6).trace
+    trace.save(tmp_path / "trace.json")
+    content = json.loads((tmp_path / "trace.json").read_text())
+    assert content["settings"]["reuse"]["storage"] == {"bits": 4, "offload": False}
+    events = [event for step in content["steps"] for event in step["quantizations"]]
+    assert [event["chunks"] for event in events] == [[0], [1], [2], [3], [4]]
+    assert all(0 < event["key_error"] < 0.2 for event in events)
+    assert content["windows"][0]["kv_host_bytes"] == 0
+
+
+def test_the_small_model_hardly_notices_eight_bits():
+    """Blocks one after the other, so that all but one are stored."""
+    source = resolve_model("small", "cpu")
+    pipeline = load_pipeline(source, "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    settings = source.video_settings(
+        num_frames=17, base_num_frames=17, inference_steps=6, ar_step=6, causal_block_size=1
+    )
+    videos = {}
+    for bits, budget in ((None, None), (8, None), (4, None), (None, 1), (8, 1)):
+        cache = source.method_config("causal", kv_bits=bits, budget_block=budget)
+        videos[bits, budget] = pipeline("a red circle", settings=settings, cache=cache)
+    for budget, least in ((None, 45), (1, 30)):
+        plain, stored = videos[None, budget], videos[8, budget]
+        error = (plain.latents - stored.latents).square().mean()
+        span = plain.latents.amax() - plain.latents.amin()
+        assert 10 * torch.log10(span**2 / error) > least
+    sizes = {key: video.trace.windows[0].kv_bytes for key, video in videos.items()}
+    assert sizes[4, None] < sizes[8, None] < sizes[None, None]
+    assert sizes[8, 1] < sizes[None, 1]
