@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import platform
 import resource
+import subprocess
 import sys
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -22,6 +25,17 @@ def describe_environment(device: torch.device | str) -> dict[str, str]:
         "hardware": hardware,
         "threads": str(torch.get_num_threads()),
     }
+
+
+@cache
+def repository_commit() -> str:
+    """The commit of this code, with ``-dirty`` where files differ from it; ``unknown`` outside of a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 def synchronize(device: torch.device | str) -> None:

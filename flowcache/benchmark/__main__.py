@@ -2,9 +2,10 @@
 
     python -m flowcache.benchmark flops
     python -m flowcache.benchmark physics_iq --generated_videos G --reference_videos R
+    python -m flowcache.benchmark vbench --generated_videos G --environment ENV
 
 ``flops`` prints the paper's PFLOPs beside those that we count. ``physics_iq`` scores a folder of videos that
-continue those of Physics-IQ, and writes CSV and JSON.
+continue those of Physics-IQ, ``vbench`` one of videos of VBench's prompts; both write CSV and JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ..command_line import Parser, run_checked, writable_folder
 from ..extras import require
 from .paper_flops import PaperFlops, markdown, registered_models
 from .physics_iq import PARTS, Collection, PhysicsIQReport, check_views, find_views, measure_view
+from .vbench import check_environment, package_full_info, prepare_environment, score
+from .vbench_prompts import DIMENSIONS, choose_dimensions, read_full_info
 
 FLOPS_NOTE = (
     "Reused: the share of those chunk-steps that the paper's row leaves out, if each costs what they cost on "
@@ -39,7 +42,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--part", choices=PARTS, default=PARTS[0], help="seconds that count: last, if given frames come first"
     )
     add("--output", type=Path, help="of CSV and JSON, without suffix (default: GENERATED_VIDEOS/physics_iq)")
+    add_vbench_flags(commands.add_parser("vbench", description="Score videos by VBench."))
     return parser
+
+
+def add_vbench_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``vbench``."""
+    add = parser.add_argument
+    add("--generated_videos", type=Path, required=True, help="folder of PROMPT-INDEX.mp4 and nothing else")
+    add("--environment", type=Path, required=True, help="Python environment with vbench; made if need be")
+    add("--python", default=sys.executable, help="to make the environment with (default: this one)")
+    add("--dimension", default="all", help="one, several with commas between them, or all (default)")
+    add("--full_info", type=Path, help="prompts in VBench's format (default: those of the package)")
+    add("--device", default="cuda", choices=["cuda", "cpu"], help="(default: cuda)")
+    add("--output", type=Path, help="of CSV and JSON, without suffix (default: vbench, beside the folder)")
 
 
 def flops(tables: Sequence[PaperFlops]) -> str:
@@ -73,11 +89,42 @@ def run_physics_iq(args: argparse.Namespace, collection: Collection) -> str:
     return "\n".join([report.text(), *map(str, paths)])
 
 
+def prepare_vbench(args: argparse.Namespace) -> list[str]:
+    """Check all that was asked for; returns the dimensions.
+
+    Raises:
+        ValueError: one sentence that names the argument.
+    """
+    if not any(args.generated_videos.glob("*.mp4")):
+        raise ValueError(f"generated_videos: {args.generated_videos} is no folder with mp4 files.")
+    check_environment(args.environment, args.python)
+    if args.full_info is not None:
+        read_full_info(args.full_info)
+    dimensions = choose_dimensions(args.dimension, DIMENSIONS)
+    args.output = args.output or args.generated_videos.absolute().parent / "vbench"
+    writable_folder("output", args.output.parent)
+    return dimensions
+
+
+def run_vbench(args: argparse.Namespace, dimensions: Sequence[str]) -> str:
+    """Score, write, and return what to say."""
+    python = prepare_environment(args.environment, args.python)
+    full_info = args.full_info or package_full_info(python)
+    results = Path(f"{args.output}_results")
+    report = score(
+        python, args.generated_videos.absolute(), results, dimensions, args.device, full_info.absolute()
+    )
+    paths = report.save(args.output)
+    return "\n".join([report.text(), *map(str, paths)])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, check, measure; 2 for bad input, 1 for a failure."""
     args = build_parser().parse_args(arguments)
     if args.command == "flops":
         return run_checked(registered_models, flops)
+    if args.command == "vbench":
+        return run_checked(lambda: prepare_vbench(args), lambda dimensions: run_vbench(args, dimensions))
     return run_checked(lambda: prepare_physics_iq(args), lambda found: run_physics_iq(args, found))
 
 
