@@ -29,7 +29,7 @@ def describe_environment(device: torch.device | str) -> dict[str, str]:
 
 @cache
 def repository_commit() -> str:
-    """The commit of this code, with ``-dirty`` where files differ from it; ``unknown`` outside of a checkout."""
+    """The commit of this code, ``-dirty`` where files differ from it; ``unknown`` outside of a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)

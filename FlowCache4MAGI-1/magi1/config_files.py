@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +43,28 @@ def read_file(path: str | Path, parse: Callable[[str], Any], kind: str) -> dict[
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is not valid {kind}: {str(error).splitlines()[0]}.") from error
     return check_mapping({} if content is None else content, str(path))
+
+
+def parse_overrides(rest: list[str]) -> dict[str, Any]:
+    """``--key value`` or ``--key=value``, values read as YAML: ``--noise2clean_kvrange "[5, 4, 3, 2]"``.
+
+    Raises:
+        ValueError: a word is no such pair, or its value cannot be read.
+    """
+    overrides, words = {}, iter(rest)
+    for word in words:
+        flag, equals, text = word.partition("=")
+        if not re.fullmatch(r"--\w+", flag):
+            raise ValueError(f"arguments must be pairs of --key value, or --key=value, got {word!r}.")
+        if not equals:
+            text = next(words, "--")
+        if text.startswith("--"):
+            raise ValueError(f"arguments must be pairs of --key value, but {flag} has no value.")
+        try:
+            overrides[flag[2:]] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{flag[2:]} has a value that cannot be read: {text!r}.") from error
+    return overrides
 
 
 def build(kind: type[T], content: Mapping[str, Any], where: str, overrides: Mapping[str, Any]) -> T:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from .physics_iq_samples import find_scenes
-from .sample_folder import Sample
+from .sample import Sample
 from .vbench_prompts import SAMPLES, read_prompts
 
 BENCHMARKS = ("vbench", "physicsiq")
@@ -56,11 +56,6 @@ class BenchmarkOptions:
             raise ValueError(f"start must be at least 0 and below end, got {self.start} and {self.end}.")
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}.")
-
-    @classmethod
-    def keys(cls) -> list[str]:
-        """Names of the keys."""
-        return [f.name for f in fields(cls)]
 
     def devices_text(self, environment: Mapping[str, str]) -> tuple[str, str]:
         """Which devices are asked for, and the name under which they are."""
@@ -109,6 +104,12 @@ class BenchmarkOptions:
         if self.start >= len(items):
             raise ValueError(f"start is {self.start}, but there are only {len(items)} {kind}.")
         return items[self.start : self.end]
+
+
+def given_flags(args: Namespace) -> dict[str, Any]:
+    """Keys that the command line says something of."""
+    told = {f.name: getattr(args, f.name) for f in fields(BenchmarkOptions)}
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def add_benchmark_flags(parser: ArgumentParser) -> None:

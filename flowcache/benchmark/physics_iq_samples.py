@@ -57,18 +57,22 @@ def find_scenes(folder: Path, table: Path | None, fps: int) -> list[Scene]:
             continue
         name, identity = row["generated_video_name"].removesuffix(".mp4"), match["id"]
         if not name.startswith(f"{identity}_"):
-            raise ValueError(f"descriptions_file: {name} does not begin with the id {identity} of its scenario.")
+            raise ValueError(f"descriptions_file: {name} does not begin with its scenario's id, {identity}.")
         video = videos / f"{identity}_conditioning-videos_{rate}FPS_{match['rest']}.mp4"
         scenes[identity] = Scene(name, row["description"], video)
     if not scenes:
-        raise ValueError("descriptions_file: it names no first take, such as 0001_perspective-left_take-1_x.mp4.")
+        raise ValueError(
+            "descriptions_file: it names no first take, such as 0001_perspective-left_take-1_x.mp4."
+        )
     return [scenes[identity] for identity in sorted(scenes)]
 
 
 def _conditioning_folder(folder: Path, fps: int) -> Path:
     """The folder of the videos to continue, at the rate if there is one."""
     names = ("conditioning", "conditioning-videos")
-    found = [path for name in names for path in (folder / "split-videos" / name).glob("*FPS") if path.is_dir()]
+    found = [
+        path for name in names for path in (folder / "split-videos" / name).glob("*FPS") if path.is_dir()
+    ]
     rates = {int(path.name[:-3]): path for path in found if path.name[:-3].isdecimal()}
     if not rates:
         raise ValueError(f"physicsiq_data_dir: {folder} holds no split-videos/conditioning/{fps}FPS.")

@@ -60,7 +60,7 @@ def list_devices(name: str, text: str) -> list[str]:
         raise ValueError(f"{name} names a GPU twice, got {text!r}.")
     absent = [number for number in numbers if int(number) >= found]
     if absent:
-        raise ValueError(f"{name} names GPU {absent[0]}, but PyTorch finds {found or 'none'}; numbers start at 0.")
+        raise ValueError(f"{name} names GPU {absent[0]}, but PyTorch finds {found}, counted from 0.")
     return [f"cuda:{int(number)}" for number in numbers]
 
 
@@ -74,8 +74,8 @@ def device_of(rank: Rank, devices: Sequence[str]) -> str:
         return "cpu"
     if rank.local >= len(devices):
         raise ValueError(
-            f"the launcher starts more processes on this machine than it has devices to give ({len(devices)}); "
-            "start fewer, or name more GPUs."
+            f"the launcher starts more processes on this machine than GPUs are named ({len(devices)}); "
+            "start fewer, or name more."
         )
     return devices[rank.local]
 

@@ -16,7 +16,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,47 +23,9 @@ from ..command_line import writable_folder
 from ..files import write_json
 from ..trace import Trace
 from .locks import Locks
+from .sample import Sample
 
 logger = logging.getLogger(__name__)
-
-#: Room for suffixes and for the name that a file bears while it is written; a name has 255 bytes at most.
-MAX_NAME_BYTES = 230
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A video to make.
-
-    Attributes:
-        name: of the file, without suffix.
-        prompt: what to show.
-        seed: of the noise.
-        image: first frame.
-        video: what to continue.
-
-    Raises:
-        ValueError: the name cannot be a file's, or it starts from an image and from a video.
-    """
-
-    name: str
-    prompt: str
-    seed: int
-    image: Path | None = None
-    video: Path | None = None
-
-    def __post_init__(self) -> None:
-        if not self.name or any(c in "/\0\n" for c in self.name) or self.name.startswith("."):
-            raise ValueError(f"a video cannot be named {self.name!r}.")
-        if len(self.name.encode()) > MAX_NAME_BYTES:
-            raise ValueError(f"a name may have {MAX_NAME_BYTES} bytes, but this one has more: {self.name!r}.")
-        if self.image is not None and self.video is not None:
-            raise ValueError(f"{self.name}: a video starts from an image or from a video, not from both.")
-
-    def as_dict(self) -> dict[str, Any]:
-        """What tells it from others, for the manifest."""
-        given = {"image": self.image, "video": self.video}
-        sources = {key: None if path is None else str(path) for key, path in given.items()}
-        return {"name": self.name, "prompt": self.prompt, "seed": self.seed, **sources}
 
 
 class SampleFolder:
@@ -75,26 +36,33 @@ class SampleFolder:
         settings: everything that decides about a video but the sample itself; plain values, as JSON has them.
 
     Raises:
-        ValueError: it cannot be written to, or holds videos of other settings; both differing values are named.
+        ValueError: it cannot be written to, or holds videos of other settings; the difference is named.
         OSError: its file system has no locks.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = writable_folder("base_save_path", path)
-        self.videos, self._traces, self._scratch = (path / name for name in ("videos", "traces", ".unfinished"))
+        self.videos, self._traces, self._scratch = (
+            path / name for name in ("videos", "traces", ".unfinished")
+        )
         for folder in (self.videos, self._traces, self._scratch):
             folder.mkdir(exist_ok=True)
         self.locks = Locks(path / ".locks")
         self._settings = json.loads(json.dumps(settings))
-        with self.locks.hold("settings"):
-            self._share_settings(path / "settings.json")
         self._manifest = Manifest(path / "manifest.jsonl")
+        with self.locks.hold("manifest"):
+            if self._manifest.records():
+                self._check_settings()
+            else:  # those of a run that made nothing bind nobody
+                write_json(self._settings_file, self._settings)
 
-    def _share_settings(self, path: Path) -> None:
-        if not path.exists():
-            write_json(path, self._settings)
-            return
-        difference = _first_difference(json.loads(path.read_text()), self._settings)
+    @property
+    def _settings_file(self) -> Path:
+        return self.path / "settings.json"
+
+    def _check_settings(self) -> None:
+        there = json.loads(self._settings_file.read_text())
+        difference = _first_difference(there, self._settings)
         if difference is not None:
             key, there, here = difference
             raise ValueError(
@@ -139,15 +107,19 @@ class SampleFolder:
 
         Args:
             details: more to write into the line.
+
+        Raises:
+            ValueError: another run has meanwhile begun to fill the folder with videos of other settings.
         """
         files = {
             "file": self.videos / f"{sample.name}{video.suffix}",
             "trace": self._traces / f"{sample.name}.trace.json",
         }
-        trace.save(files["trace"])
-        os.replace(video, files["file"])
         places = {key: str(file.relative_to(self.path)) for key, file in files.items()}
         with self.locks.hold("manifest"):
+            self._check_settings()
+            trace.save(files["trace"])
+            os.replace(video, files["file"])
             self._manifest.append({**sample.as_dict(), **places, "settings": self._settings, **details})
 
 
@@ -183,7 +155,9 @@ class Manifest:
         """Add a line; it is on the disk when this returns."""
         with self._path.open("a+b") as file:
             ends_whole = file.tell() == 0 or _last_byte(file) == b"\n"
-            file.write((b"" if ends_whole else b"\n") + json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.write(
+                (b"" if ends_whole else b"\n") + json.dumps(record, ensure_ascii=False).encode() + b"\n"
+            )
             file.flush()
             os.fsync(file.fileno())
 

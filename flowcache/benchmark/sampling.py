@@ -1,15 +1,18 @@
 """Makes the videos of a benchmark, with as many processes as there are; knows no model.
 
-Every process takes its share of what is not finished, and then what others left: a video at which nobody works
-because the process that had it was killed. A sample gives the same video whichever process makes it.
+Every process takes its share of what is not finished, and then what others left: videos at which nobody
+works, be it that a process was killed or that it is slower. A sample gives the same video whichever process
+makes it.
 """
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,8 +21,9 @@ from tqdm import tqdm
 
 from ..environment import repository_commit
 from ..trace import Trace
-from .ranks import Rank
-from .sample_folder import Sample, SampleFolder
+from .ranks import Rank, start_on_all, starts_others
+from .sample import Sample
+from .sample_folder import SampleFolder
 
 
 class Sampler(Protocol):
@@ -50,7 +54,7 @@ class SamplingJob:
     samples: Sequence[Sample]
     sampler: Sampler
     folder: SampleFolder
-    rank: Rank = Rank()
+    rank: Rank = field(default_factory=Rank)
 
     def check(self) -> None:
         """Refuse what cannot be done, before any weight is read.
@@ -84,10 +88,9 @@ class SamplingJob:
                 for sample in (*share, *others):
                     made += self._make_unless_taken(sample)
                     bar.update(len(self.samples) - len(self.unfinished()) - bar.n)
-        left = len(self.unfinished())
-        state = "all are there" if not left else f"{left} are still to come, from other processes or the next run"
+        there = len(self.samples) - len(self.unfinished())
         return (
-            f"rank {self.rank.index}: {made} videos made; of {len(self.samples)}, {state}\n"
+            f"rank {self.rank.index} made {made} videos; {there} of {len(self.samples)} are there\n"
             f"videos: {self.folder.videos}"
         )
 
@@ -110,6 +113,17 @@ class SamplingJob:
                 "environment": {**trace.environment, "commit": repository_commit()},
             }
             self.folder.keep(sample, path, trace, details)
+
+
+def run_on(devices: Sequence[str], job: SamplingJob) -> str:
+    """Sample, or hand over to one process for each device, started with this one's arguments.
+
+    Returns:
+        What to say of it.
+    """
+    if starts_others(os.environ, devices):
+        start_on_all(devices, sys.argv)
+    return job.run()
 
 
 def _split(samples: Sequence[Sample], rank: Rank) -> tuple[list[Sample], Iterable[Sample]]:

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = "vbench==0.1.5"
 _WORKER = Path(__file__).with_name("vbench_worker.py")
+#: Neither PYTHONPATH nor the worker's own folder, which has a module vbench, may come before its packages.
+_ISOLATED = ("-I",)
 
 #: Lowest and highest score that VBench's leaderboard stretches to 0 and 1, and the weight there.
 SCALES = {
@@ -141,7 +142,7 @@ def prepare_environment(folder: Path, base: str) -> Path:
         if not python.is_file():
             logger.info("making %s", folder)
             subprocess.run([base, "-m", "venv", folder], check=True)
-        if subprocess.run([python, "-c", "import vbench"], capture_output=True).returncode:
+        if _package_folder(python) is None:
             logger.info("installing %s into %s", PACKAGE, folder)
             # setuptools: packages that VBench needs still import pkg_resources
             subprocess.run([python, "-m", "pip", "install", PACKAGE, "setuptools<81"], check=True)
@@ -156,12 +157,18 @@ def package_full_info(python: Path) -> Path:
     Raises:
         OSError: it has none.
     """
-    script = "import importlib.util as u; print(u.find_spec('vbench').submodule_search_locations[0])"
-    done = subprocess.run([python, "-c", script], capture_output=True, text=True)
-    found = find_full_info(Path(done.stdout.strip())) if done.returncode == 0 else None
+    folder = _package_folder(python)
+    found = None if folder is None else find_full_info(folder)
     if found is None:
         raise OSError(f"the vbench package of {python} has no list of prompts; name one as full_info.")
     return found
+
+
+def _package_folder(python: Path) -> Path | None:
+    """Where an environment has its VBench; None: nowhere."""
+    script = "import importlib.util as u; print(u.find_spec('vbench').submodule_search_locations[0])"
+    done = subprocess.run([python, *_ISOLATED, "-c", script], capture_output=True, text=True)
+    return Path(done.stdout.strip()) if done.returncode == 0 else None
 
 
 def score(
@@ -186,15 +193,16 @@ def score(
         if absent == len(set(wanted)):
             report.missing[dimension] = "no video of its prompts."
             continue
-        logger.info("scoring %s", dimension)
-        command = [python, _WORKER, videos, results, dimension, device, full_info]
-        done = subprocess.run(list(map(str, command)), stderr=subprocess.PIPE, stdout=sys.stderr, text=True)
-        path = results / f"{dimension}_eval_results.json"
+        log = results / f"{dimension}.log"
+        logger.info("scoring %s; VBench's words go to %s", dimension, log)
+        command = [python, *_ISOLATED, _WORKER, videos, results, dimension, device, full_info]
+        with log.open("w") as words:
+            done = subprocess.run(list(map(str, command)), stdout=words, stderr=words)
         if done.returncode:
-            report.missing[dimension] = _last_line(done.stderr)
+            report.missing[dimension] = _last_line(log.read_text(errors="replace"))
             continue
         report.absent[dimension] = absent
-        _read_result(path, dimension, report)
+        _read_result(results / f"{dimension}_eval_results.json", dimension, report)
     return report
 
 

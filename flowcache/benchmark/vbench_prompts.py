@@ -49,7 +49,9 @@ def read_prompts(folder: Path, dimension: str) -> list[str]:
         raise ValueError(f"vbench_prompt_dir: there is no folder {folder}.")
     lists = _from_full_info(folder) or _from_texts(folder)
     if not lists:
-        raise ValueError(f"vbench_prompt_dir: {folder} holds neither {FULL_INFO} nor lists such as scene.txt.")
+        raise ValueError(
+            f"vbench_prompt_dir: {folder} holds neither {FULL_INFO} nor lists such as scene.txt."
+        )
     prompts = [prompt for name in choose_dimensions(dimension, lists) for prompt in lists[name]]
     return list(dict.fromkeys(prompts))
 

@@ -16,7 +16,7 @@ from reference import ROOT
 
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
-from magi1 import model_source
+from magi1 import model_source, sampler
 from magi1.config import MagiConfig
 from magi1.methods import THRESHOLDS
 from magi1.model_source import load_pipeline, resolve_model
@@ -143,7 +143,7 @@ BAD = [
 def test_bad_input_is_refused_in_one_sentence(
     front, weights, capsys, monkeypatch, tmp_path, message, arguments
 ):
-    monkeypatch.setattr(front.module, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
     monkeypatch.setattr(model_source, "SMALL", tmp_path / "nowhere")
     (tmp_path / "list.yaml").write_text("[1, 2]")
     (tmp_path / "text.yaml").write_text("rel_l1_thresh 0.1")
@@ -218,7 +218,7 @@ def test_memory_that_gives_out_is_one_sentence(front, weights, capsys, monkeypat
             "CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has a total capacity of"
         )
 
-    monkeypatch.setattr(front.module, "load_pipeline", load)
+    monkeypatch.setattr(sampler, "load_pipeline", load)
     assert front("--config_file", weights, "--model", "official", "--prompt", "a") == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: CUDA out of memory; fewer or smaller")
 

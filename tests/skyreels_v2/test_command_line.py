@@ -14,6 +14,7 @@ from reference import ROOT
 
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
+from skyreels_v2 import sampler
 
 FRONT = ROOT / "FlowCache4SkyReels-V2" / "generate_video_df.py"
 QUICK = ["--height", 32, "--width", 32, "--num_frames", 9]
@@ -98,7 +99,7 @@ def test_bad_input_is_refused_in_one_sentence(message, checkpoint, tmp_path, mon
     front = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "generate_video_df", front)
     spec.loader.exec_module(front)
-    monkeypatch.setattr(front, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
     monkeypatch.chdir(tmp_path)
     arguments = ["--model_id", checkpoint, "--height", 32, "--width", 32, *BAD[message]]
     monkeypatch.setattr(sys, "argv", ["generate_video_df.py", *map(str, arguments)])

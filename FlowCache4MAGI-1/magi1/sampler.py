@@ -1,0 +1,145 @@
+"""A model and settings, ready to make one video after another."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from flowcache import FlowCacheConfig, Trace
+from flowcache.benchmark.sample import Sample
+from flowcache.output import write_parts
+from flowcache.video import Frames, probe_video, read_image, resize_and_crop, stream_video, to_float
+
+from .captions import CaptionSwitches, SpecialTokens
+from .config import FRAMES, RuntimeSection
+from .guidance import PREVIOUS_WEIGHT
+from .model_source import ModelSource, load_pipeline
+from .pipeline import MagiPipeline
+from .request import VideoRequest
+
+PREFIX_SECONDS = 5  # of a video that is continued
+
+
+@dataclass(kw_only=True)
+class MagiSampler:
+    """Makes videos that differ in prompt, seed and start only.
+
+    Attributes:
+        source: model and configuration.
+        cache: the method's settings.
+        method: its name, for the trace.
+        device: where to run.
+        switches, special_tokens, discard_nearly_clean, previous_weight: see ``VideoRequest``.
+        shows_steps: whether a bar shows the steps of a video.
+    """
+
+    source: ModelSource
+    cache: FlowCacheConfig
+    method: str
+    device: str
+    switches: CaptionSwitches = field(default_factory=CaptionSwitches)
+    special_tokens: SpecialTokens | None = None
+    discard_nearly_clean: bool = False
+    previous_weight: float = PREVIOUS_WEIGHT
+    shows_steps: bool = True
+    _pipeline: MagiPipeline | None = field(default=None, init=False, repr=False)
+
+    @property
+    def runtime(self) -> RuntimeSection:
+        """The video and its sampling."""
+        return self.source.config.runtime_config
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides about a video but the sample itself."""
+        config = asdict(self.source.config)
+        del config["runtime_config"]["seed"]
+        return {
+            **config,
+            "method": self.method,
+            "reuse": self.cache.as_dict(),
+            "special_tokens": asdict(self.switches),
+            "discard_nearly_clean": self.discard_nearly_clean,
+            "previous_weight": self.previous_weight,
+        }
+
+    def check(self, sample: Sample) -> None:
+        """Refuse a sample whose image or video cannot be read; no frame of a video is decoded.
+
+        Raises:
+            ValueError: it is named.
+        """
+        if sample.image is not None:
+            read_image(sample.image)
+        if sample.video is not None:
+            probe_video(sample.video)
+
+    def load(self) -> None:
+        """Read the weights."""
+        self._pipeline = load_pipeline(self.source, self.device)
+        self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not self.shows_steps)
+
+    def generate(self, sample: Sample, path: Path) -> Trace:
+        """Make a sample's video and write it; returns what happened. ``load`` comes before."""
+        trace = Trace(method=self.method)
+        prefix = None
+        if sample.image is not None:
+            prefix = self.image_prefix(sample.image)
+        elif sample.video is not None:
+            prefix = self.video_prefix(sample.video)
+        self.write(self.request(sample.prompt, prefix, sample.seed), path, trace)
+        return trace
+
+    def request(self, prompt: str, prefix: Tensor | None = None, seed: int | None = None) -> VideoRequest:
+        """What to ask of the pipeline for a video; ``seed`` None takes the configuration's."""
+        config = self.source.config
+        if seed is not None:
+            config = replace(config, runtime_config=replace(config.runtime_config, seed=seed))
+        return VideoRequest(
+            prompt=prompt,
+            config=config,
+            cache=self.cache,
+            prefix=prefix,
+            switches=self.switches,
+            special_tokens=self.special_tokens,
+            discard_nearly_clean=self.discard_nearly_clean,
+            previous_weight=self.previous_weight,
+        )
+
+    def write(self, request: VideoRequest, path: Path, trace: Trace) -> None:
+        """Make a video and write it chunk by chunk; ``load`` comes before."""
+        if self._pipeline is None:
+            raise RuntimeError("load must come before write")
+        write_parts(self._pipeline.stream(request, trace), path, self.runtime.fps, trace)
+        trace.settings["model"] = self.runtime.load
+
+    def image_prefix(self, path: Path) -> Tensor:
+        """An image in the video's size, ``[3, 1, height, width]`` in [-1, 1]."""
+        return to_float(resize_and_crop(read_image(path)[None], *self._size))
+
+    def video_prefix(self, path: Path) -> Tensor:
+        """The last seconds of a video in this one's size, ``[3, frames, height, width]`` in [-1, 1]."""
+        return to_float(_last_seconds(path, self.runtime.fps, self._size))
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.runtime.video_size_h, self.runtime.video_size_w
+
+
+def _last_seconds(path: Path, fps: int, size: tuple[int, int]) -> Frames:
+    """The last whole seconds of a video, at most five, at the rate of the video to make.
+
+    Of one shorter than a second, all that makes whole latent frames. No more than what may be needed is held.
+    """
+    count, last = 0, deque[Frames](maxlen=PREFIX_SECONDS * fps)
+    for frame in stream_video(path, fps):
+        last.append(frame)
+        count += 1
+    kept = min(count // fps, PREFIX_SECONDS) * fps or count
+    kept = max(kept // FRAMES * FRAMES, 1)
+    return np.stack([resize_and_crop(frame[None], *size)[0] for frame in list(last)[-kept:]])

@@ -1,0 +1,101 @@
+"""Sample a benchmark with SkyReels-V2, with or without FlowCache, on all GPUs of a machine or of many.
+
+    python sample_video.py --benchmark vbench --vbench_prompt_dir VBench --dimension scene
+    torchrun --nproc_per_node 8 --nnodes 2 ... sample_video.py --benchmark vbench ...
+
+Videos that are there are not made again; the folder also holds their traces and ``manifest.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# Transformers warns about every image processor that lacks torchvision; none of them is used here.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from flowcache.benchmark.options import BenchmarkOptions, add_benchmark_flags, given_flags
+from flowcache.benchmark.physics_iq import SECONDS
+from flowcache.benchmark.ranks import Rank, device_of, list_devices
+from flowcache.benchmark.sample_folder import SampleFolder
+from flowcache.benchmark.sampling import SamplingJob, run_on
+from flowcache.command_line import Parser, run_checked
+from skyreels_v2 import ModelSource, VideoSettings, resolve_model
+from skyreels_v2.command_line import add_video_flags, cache_of, frame_size, settings_of
+from skyreels_v2.sampler import SkyReelsSampler
+from skyreels_v2.windows import plan_windows
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of every program of SkyReels-V2, and those of the benchmark."""
+    parser = Parser(__doc__)
+    add_video_flags(parser)
+    add_benchmark_flags(parser)
+    return parser
+
+
+def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob]:
+    """Check all that was asked for; returns this machine's devices and the work.
+
+    Raises:
+        ValueError: one sentence that names the argument and the fix.
+    """
+    options = BenchmarkOptions(**given_flags(args))
+    rank, devices = Rank.from_environment(os.environ), list_devices(*options.devices_text(os.environ))
+    device = device_of(rank, devices)
+    source = resolve_model(args.model_id, device)
+    video = _video_settings(args, options, source)
+    sampler = SkyReelsSampler(
+        source=source,
+        video=video,
+        cache=cache_of(args, source),
+        method=args.method,
+        device=device,
+        negative_prompt=args.negative_prompt,
+        offload=args.offload,
+        shows_steps=False,
+    )
+    samples = options.list_samples(video.seed, video.fps, small=source.family == "small")
+    plain = args.method in ("vanilla", "causal")
+    name = args.method if plain else f"{args.method}_{args.preset}"
+    output = options.base_save_path or Path("outputs") / "skyreels_v2" / f"{options.benchmark}_{name}"
+    job = SamplingJob(samples, sampler, SampleFolder(Path(output).expanduser(), sampler.settings), rank)
+    job.check()
+    return devices, job
+
+
+def _video_settings(
+    args: argparse.Namespace, options: BenchmarkOptions, source: ModelSource
+) -> VideoSettings:
+    """The video to make; a continuation has the benchmark's length, and the frames that it takes over."""
+    height, width = frame_size(args, source)
+    if options.benchmark != "physicsiq":
+        settings = settings_of(args, source, height=height, width=width)
+        plan_windows(settings, 0)
+        return settings
+    overlap = args.overlap_history
+    if overlap is None:
+        raise ValueError("overlap_history is needed to continue the videos of physicsiq; 17 is usual.")
+    wanted = overlap + SECONDS * (args.fps or source.defaults["fps"])
+    if args.num_frames is not None and args.num_frames < wanted:
+        raise ValueError(
+            f"num_frames must be at least {wanted} for physicsiq, overlap_history and {SECONDS} s, "
+            f"got {args.num_frames}."
+        )
+    # 4 k + 1, as the model makes them
+    whole = args.num_frames or wanted + (1 - wanted) % 4
+    settings = settings_of(args, source, height=height, width=width, num_frames=whole)
+    plan_windows(settings, overlap)
+    return settings
+
+
+def main() -> int:
+    """Parse, check, sample; 2 for bad input, 1 for a failure."""
+    args = build_parser().parse_args()
+    return run_checked(lambda: prepare(args), lambda found: run_on(*found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""What the programs of SkyReels-V2 share: flags of the model, the video and the method, and what they say."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from flowcache import FlowCacheConfig
+from flowcache.kv.quantized import BITS
+
+from .checkpoint import ModelSource
+from .methods import METHODS, PRESETS
+from .settings import RESOLUTIONS, VideoSettings, latent_frames
+
+
+def add_video_flags(parser: ArgumentParser) -> None:
+    """Flags of model, video and method: the original's first, then ours. None means: what suits the model."""
+    add = parser.add_argument
+    add("--model_id", default="auto", help="auto, small, a Hub id or a folder (default: auto)")
+    add("--resolution", choices=["auto", *RESOLUTIONS], default="auto", help="auto: what suits the model")
+    add("--num_frames", type=int, help="frames of the video, 4 k + 1 (default: 97)")
+    add("--base_num_frames", type=int, default=97, help="frames of one window (default: 97)")
+    add("--overlap_history", type=int, help="frames that windows share; needed for longer videos (17 or 37)")
+    add("--ar_step", type=int, default=0, help="steps by which a block lags; 0: all together (default: 0)")
+    add("--causal_attention", action="store_true", help="block-causal attention for vanilla and teacache")
+    add("--causal_block_size", type=int, help="latent frames of a block (default: 1; small model: 5)")
+    add("--inference_steps", type=int, default=30, help="denoising steps (default: 30)")
+    add("--guidance_scale", type=float, help="classifier-free guidance; 1 switches it off (default: 6)")
+    add("--shift", type=float, help="flow shift (default: 8)")
+    add("--fps", type=int, help="frames per second (default: 24, or those of a video that is continued)")
+    add(
+        "--addnoise_condition",
+        type=int,
+        default=0,
+        help="noise on frames taken over, in thousandths; 20 is usual",
+    )
+    add("--seed", type=int, default=0)
+    add("--negative_prompt", help="what to avoid")
+    add("--offload", action="store_true", help="keep what does not work in host memory")
+    add("--teacache_thresh", type=float, help="reuse threshold; overrides the preset's")
+    add(
+        "--use_ret_steps",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="always compute the first 5 steps",
+    )
+    add("--use_compress", action="store_true", help="keep only the best tokens of finished blocks")
+    add("--budget_block", type=int, default=1, help="blocks' worth of tokens kept so (default: 1)")
+    add("--use_kvrange", action="store_true", help="let blocks see only the newest finished ones")
+    add("--kvrange", type=int, default=0, help="how many finished blocks they see then (default: 0)")
+    add("--kv_bits", type=int, choices=BITS, help="keep keys and values of finished blocks in so many bits")
+    add("--kv_offload", action="store_true", help="keep keys and values of finished blocks in host memory")
+    add("--method", choices=METHODS, default="flowcache", help="(default: flowcache)")
+    add("--preset", choices=PRESETS, default="fast", help="threshold and forecast (default: fast)")
+    add(
+        "--forecast",
+        choices=["hold_residual", "hold_displacement", "hold_velocity"],
+        help="overrides the preset's",
+    )
+    add("--height", type=int, help="pixels, a multiple of 16; overrides --resolution")
+    add("--width", type=int, help="pixels, a multiple of 16; overrides --resolution")
+
+
+def settings_of(args: Namespace, source: ModelSource, **fixed: Any) -> VideoSettings:
+    """The video that the flags ask for; ``fixed`` settings go before them.
+
+    Raises:
+        ValueError: one sentence that names the argument and the fix.
+    """
+    given = {**vars(args), **fixed}
+    if args.causal_block_size is None:
+        window = min(given["num_frames"] or source.defaults["num_frames"], args.base_num_frames)
+        given["causal_block_size"] = max(1, min(source.defaults["causal_block_size"], latent_frames(window)))
+    return source.video_settings(**given)
+
+
+def cache_of(args: Namespace, source: ModelSource) -> FlowCacheConfig:
+    """The method that the flags ask for.
+
+    Raises:
+        ValueError: one sentence that names the argument and the fix.
+    """
+    for name, least in (("budget_block", 1), ("kvrange", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(args, name)}.")
+    threshold = args.teacache_thresh
+    if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
+        raise ValueError(f"teacache_thresh must be a finite number of at least 0, got {threshold}.")
+    return source.method_config(
+        args.method,
+        args.preset,
+        threshold=threshold,
+        use_ret_steps=args.use_ret_steps,
+        forecast=args.forecast,
+        causal_attention=args.causal_attention,
+        budget_block=args.budget_block if args.use_compress else None,
+        kvrange=args.kvrange if args.use_kvrange and not args.use_compress else None,
+        kv_bits=args.kv_bits,
+        kv_offload=args.kv_offload,
+    )
+
+
+def frame_size(args: Namespace, source: ModelSource, upright: bool | None = None) -> tuple[int, int]:
+    """Height and width; ``upright`` says how to hold the frame, None leaves that as it suits the model."""
+    height, width = source.defaults["height"], source.defaults["width"]
+    if args.resolution != "auto":
+        height, width = RESOLUTIONS[args.resolution]
+    if upright is not None and upright != (height > width) and height != width:
+        height, width = width, height
+    return height if args.height is None else args.height, width if args.width is None else args.width

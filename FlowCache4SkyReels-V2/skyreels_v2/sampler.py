@@ -1,0 +1,132 @@
+"""A model and settings, ready to make one video after another."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowcache import FlowCacheConfig, Trace
+from flowcache.benchmark.sample import Sample
+from flowcache.output import write_parts
+from flowcache.video import Frames, probe_video, read_image, resize_and_crop, stream_video, to_float
+
+from .checkpoint import ModelSource, load_pipeline
+from .pipeline import Condition, FlowCacheSkyReelsV2Pipeline
+from .settings import VideoSettings
+
+
+@dataclass(kw_only=True)
+class SkyReelsSampler:
+    """Makes videos that differ in prompt, seed and start only.
+
+    Attributes:
+        source: the model.
+        video: its settings; the seed is that of videos that say none.
+        cache: the method's settings.
+        method: its name, for the trace.
+        device: where to run.
+        negative_prompt: what to avoid; None: what suits the model.
+        offload: keep what does not work in host memory.
+        shows_steps: whether a bar shows the steps of a video.
+    """
+
+    source: ModelSource
+    video: VideoSettings
+    cache: FlowCacheConfig
+    method: str
+    device: str
+    negative_prompt: str | None = None
+    offload: bool = False
+    shows_steps: bool = True
+    _pipeline: FlowCacheSkyReelsV2Pipeline | None = field(default=None, init=False, repr=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides about a video but the sample itself."""
+        video = self.video.as_dict()
+        del video["seed"]
+        return {
+            "model": self.source.location,
+            "video": video,
+            "negative_prompt": self.negative_prompt,
+            "method": self.method,
+            "reuse": self.cache.as_dict(),
+        }
+
+    def check(self, sample: Sample) -> None:
+        """Refuse a sample whose image or video cannot be read; no frame of a video is decoded.
+
+        Raises:
+            ValueError: it is named, or the settings do not say how many of its frames to continue from.
+        """
+        if sample.image is not None:
+            read_image(sample.image)
+        if sample.video is None:
+            return
+        probe_video(sample.video)
+        if self.video.overlap_history is None:
+            raise ValueError("overlap_history is needed to continue a video; 17 is usual.")
+
+    def load(self) -> None:
+        """Read the weights."""
+        self._pipeline = load_pipeline(self.source, self.device, self.offload)
+        self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not self.shows_steps)
+
+    def generate(self, sample: Sample, path: Path) -> Trace:
+        """Make a sample's video and write it; returns what happened. ``load`` comes before.
+
+        Of a video that is continued, only what is new is written.
+        """
+        trace, condition, skip = Trace(method=self.method), Condition(), 0
+        if sample.image is not None:
+            image = resize_and_crop(read_image(sample.image)[None], self.video.height, self.video.width)
+            condition = Condition(prefix=to_float(image))
+        elif sample.video is not None:
+            condition = Condition(prefix=to_float(self._last_frames(sample.video)))
+            skip = self.video.overlap_history
+        self.write(sample.prompt, condition, path, trace, seed=sample.seed, skip=skip)
+        return trace
+
+    def write(
+        self,
+        prompt: str,
+        condition: Condition,
+        path: Path,
+        trace: Trace,
+        *,
+        seed: int | None = None,
+        before: Frames | None = None,
+        skip: int = 0,
+    ) -> None:
+        """Make a video and write it window by window; ``load`` comes before.
+
+        Args:
+            prompt: what to show.
+            condition: first frames, last frame.
+            path: of the mp4.
+            trace: filled in with what happens.
+            seed: of the noise; None takes the settings'.
+            before: frames ``[frames, height, width, 3]`` to write first.
+            skip: frames at the start of the video not to write.
+        """
+        if self._pipeline is None:
+            raise RuntimeError("load must come before write")
+        settings = self.video if seed is None else replace(self.video, seed=seed)
+        parts = self._pipeline.stream(
+            prompt, self.negative_prompt, settings, self.cache, condition, trace=trace
+        )
+        write_parts(parts, path, settings.fps, trace, before=before, skip=skip)
+        trace.settings["model"] = self.source.location
+
+    def _last_frames(self, path: Path) -> Frames:
+        """As many of a video's last frames as windows share, in rate and size of the one to make."""
+        wanted = self.video.overlap_history
+        last = deque[Frames](stream_video(path, self.video.fps), maxlen=wanted)
+        if len(last) < wanted:
+            raise ValueError(f"{path} has {len(last)} frames, fewer than overlap_history ({wanted}).")
+        size = (self.video.height, self.video.width)
+        return np.stack([resize_and_crop(frame[None], *size)[0] for frame in last])

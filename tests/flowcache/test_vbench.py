@@ -1,0 +1,117 @@
+"""VBench's scores, from a stand-in for its package in an environment of its own."""
+
+import csv
+import json
+import venv
+
+import pytest
+
+from flowcache.benchmark import __main__ as program
+from flowcache.benchmark.vbench import QUALITY, SCALES, SEMANTIC, VBenchReport
+from flowcache.benchmark.vbench_prompts import DIMENSIONS
+
+PACKAGE = """
+import json, os
+
+class VBench:
+    def __init__(self, device, full_info_dir, output_path):
+        self.device, self.full_info, self.output = device, full_info_dir, output_path
+
+    def evaluate(self, videos_path, name, dimension_list, mode):
+        (dimension,) = dimension_list
+        if dimension == "scene":
+            raise RuntimeError("there is no detectron2")
+        names = sorted(os.listdir(videos_path))
+        results = [{"video_path": f"{videos_path}/{n}", "video_results": i / 10} for i, n in enumerate(names)]
+        path = f"{self.output}/{name}_eval_results.json"
+        json.dump({dimension: [0.5, results]}, open(path, "w"))
+"""
+PROMPTS = [
+    {"prompt_en": "a dog", "dimension": ["subject_consistency"]},
+    {"prompt_en": "a beach", "dimension": ["scene"]},
+    {"prompt_en": "a red car", "dimension": ["color"]},
+]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A virtual environment with a package named vbench, and one named torch, which would only take time."""
+    folder = tmp_path / "environment"
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "torch.py").write_text("device = str\n")
+    package = site / "vbench"
+    package.mkdir()
+    (package / "__init__.py").write_text(PACKAGE)
+    (package / "VBench_full_info.json").write_text(json.dumps(PROMPTS))
+    return folder
+
+
+@pytest.fixture
+def videos(tmp_path):
+    folder = tmp_path / "out" / "videos"
+    folder.mkdir(parents=True)
+    for name in [*(f"a dog-{index}" for index in range(5)), "a beach-0"]:
+        (folder / f"{name}.mp4").touch()
+    return folder
+
+
+@pytest.fixture
+def front(environment, videos):
+    def run(*arguments):
+        given = {"--generated_videos": videos, "--environment": environment, "--device": "cpu"}
+        words = [str(word) for pair in given.items() for word in pair]
+        return program.main(["vbench", *words, *arguments])
+
+    return run
+
+
+def test_scores_are_read_back_into_a_table(front, videos, capsys):
+    assert front("--dimension", "subject_consistency,scene,color") == 0
+    out = capsys.readouterr().out
+    assert "subject_consistency: 50.00\n" in out
+    assert "scene: none: RuntimeError: there is no detectron2" in out
+    assert "color: none: no video of its prompts." in out
+    content = json.loads((videos.parent / "vbench.json").read_text())
+    assert content["mean"] == {"subject_consistency": 0.5, "scene": None, "color": None}
+    assert content["totals"] == {"quality": None, "semantic": None, "total": None}
+    assert content["videos"]["a dog-3.mp4"] == {"subject_consistency": 0.4}
+    with (videos.parent / "vbench.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[-1] == {"video": "all", "subject_consistency": "0.5", "scene": "", "color": ""}
+    assert not list(videos.glob("vbench*")), "what VBench takes for a list of videos stays one"
+
+
+def test_absent_videos_are_counted(front, videos, capsys):
+    (videos / "a dog-4.mp4").unlink()
+    assert front("--dimension", "subject_consistency") == 0
+    assert "not comparable with published scores: 1 videos are absent" in capsys.readouterr().out
+
+
+def test_totals_are_those_of_the_leaderboard(tmp_path):
+    best = VBenchReport(tmp_path, list(DIMENSIONS), {name: high for name, (_, high, _) in SCALES.items()})
+    assert best.totals() == pytest.approx({"quality": 100, "semantic": 100, "total": 100})
+    assert len(QUALITY) + len(SEMANTIC) == len(SCALES) == len(DIMENSIONS)
+    worse = VBenchReport(tmp_path, list(DIMENSIONS), {**best.scores, "dynamic_degree": 0.0, "scene": 0.0})
+    # the dynamic degree has half a weight among 6.5, the scene one among nine
+    quality, semantic = 100 * 6 / 6.5, 100 * 8 / 9
+    expected = {"quality": quality, "semantic": semantic, "total": (4 * quality + semantic) / 5}
+    assert worse.totals() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dimension", "colour"], "dimension: there is no 'colour'; did you mean color?"),
+        (["--environment", "."], "environment: . is no Python environment"),
+        (["--environment", "new", "--python", "python9"], "python: there is no Python python9"),
+        (["--generated_videos", "nowhere"], "generated_videos: nowhere is no folder with mp4 files"),
+        (["--full_info", "list.json"], "list.json is not in the format of VBench_full_info.json"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(front, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text('["a dog"]')
+    assert front(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1

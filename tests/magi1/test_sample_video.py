@@ -1,0 +1,190 @@
+"""Sampling of benchmarks with MAGI-1, on a tiny checkpoint with random weights."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+from reference import ROOT
+
+from flowcache.benchmark import __main__ as scoring
+from flowcache.benchmark.sample_folder import read_manifest
+from flowcache.video import VideoWriter, read_video
+from magi1 import model_source, sampler
+
+FOLDER = ROOT / "FlowCache4MAGI-1"
+FILES = sorted((FOLDER / "yaml_config" / "sample").glob("*.yaml"))
+FPS = 8
+
+
+@pytest.fixture
+def front(monkeypatch, tmp_path, weights):
+    """The program, run in an empty folder on the tiny checkpoint."""
+    spec = importlib.util.spec_from_file_location("sample_video", FOLDER / "sample_video.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "sample_video", module)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "PAD_HQ",
+        "PAD_DURATION",
+        "prev_chunks_scale",
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "DEVICES",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(file, *arguments):
+        path = FOLDER / "yaml_config" / "sample" / file
+        words = ["--yaml_config", path, "--config_file", weights, "--model", "official", "--gpus", "cpu"]
+        monkeypatch.setattr(sys, "argv", ["sample_video.py", *map(str, words), *map(str, arguments)])
+        try:
+            return module.main()
+        except SystemExit as stop:
+            return stop.code
+
+    run.module = module
+    return run
+
+
+@pytest.fixture
+def vbench(tmp_path):
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    (folder / "scene.txt").write_text("a red circle\na circle\n")
+    return folder
+
+
+@pytest.fixture
+def physics(tmp_path):
+    """Physics-IQ's folder with one scene: both takes, the first seconds of one, and what they show."""
+    root = tmp_path / "physics"
+    names = {
+        "conditioning": ["0001_conditioning-videos_8FPS_perspective-left_take-1_roll.mp4"],
+        "testing": [
+            "0001_testing-videos_8FPS_perspective-left_take-1_roll.mp4",
+            "0199_testing-videos_8FPS_perspective-left_take-2_roll.mp4",
+        ],
+    }
+    for kind, files in names.items():
+        folder = root / "split-videos" / kind / "8FPS"
+        folder.mkdir(parents=True)
+        for file in files:
+            save_slide(folder / file, frames=24 if kind == "conditioning" else 40)
+    with (root / "descriptions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["scenario", "description", "category", "generated_video_name"])
+        scenario = "0001_perspective-left_take-1_roll.mp4"
+        table.writerow([scenario, "a red circle", "Solid Mechanics", "0001_perspective-left_roll.mp4"])
+    return root
+
+
+def save_slide(path, frames):
+    """A square that slides to the right."""
+    video = np.full((frames, 32, 64, 3), 30, np.uint8)
+    for index, frame in enumerate(video):
+        frame[8:20, index % 40 : index % 40 + 12] = 220
+    with VideoWriter(path, FPS) as writer:
+        writer.write(video)
+
+
+def test_vbench_is_sampled_under_its_names(front, vbench, tmp_path, capsys):
+    arguments = ["--vbench_prompt_dir", vbench, "--samples", 2, "--end", 1, "--base_save_path", "out"]
+    assert front("flowcache_vbench.yaml", *arguments) == 0, capsys.readouterr().err
+    videos = sorted((tmp_path / "out" / "videos").iterdir())
+    assert [video.name for video in videos] == ["a red circle-0.mp4", "a red circle-1.mp4"]
+    first, second = (read_video(video)[0] for video in videos)
+    assert first.shape == (32, 32, 32, 3) and not np.array_equal(first, second)
+    records = read_manifest(tmp_path / "out")
+    assert [record["seed"] for record in records] == [1234, 1235]
+    assert records[0]["settings"]["method"] == "flowcache"
+    assert records[0]["settings"]["reuse"]["compression"]["total"] == 6
+    assert front("teacache_vbench.yaml", *arguments) == 2
+    error = capsys.readouterr().err
+    assert "base_save_path out holds videos of other settings (method is 'flowcache' there" in error
+
+
+def test_physics_iq_is_continued_and_scored(front, physics, tmp_path, capsys):
+    pytest.importorskip("cv2", reason="OpenCV, of the extra metrics, is not installed")
+    arguments = ["--physicsiq_data_dir", physics, "--fps", FPS, "--base_save_path", "out"]
+    assert front("teacache_physicsiq.yaml", *arguments) == 0, capsys.readouterr().err
+    (video,) = (tmp_path / "out" / "videos").iterdir()
+    assert video.name == "0001_perspective-left_roll.mp4"
+    frames, fps = read_video(video)
+    assert (len(frames), fps) == (40, FPS), "five seconds, without those that were given"
+    reference = physics / "split-videos" / "testing" / "8FPS"
+    given = ["--generated_videos", video.parent, "--reference_videos", reference, "--output", tmp_path / "iq"]
+    assert scoring.main(["physics_iq", *map(str, given)]) == 0
+    assert json.loads((tmp_path / "iq.json").read_text())["videos"] == 1
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
+def test_shipped_files_are_valid(front, file):
+    args, rest = front.module.build_parser().parse_known_args(["--yaml_config", str(file)])
+    settings = front.module.read_settings(args, rest)
+    assert settings.benchmark.benchmark in file.name
+    assert args.method in file.name
+    assert settings.config_file.is_file()
+    assert settings.reuse.rel_l1_thresh is None, "the preset's"
+
+
+def test_keys_of_the_original_mean_what_they_say(front, tmp_path):
+    path = tmp_path / "mine.yaml"
+    told = "config_file: config/sample/vbench.json\ngpus: 0\ndimension: scene\nreuse_strategy: all\nend: 4\n"
+    path.write_text(told + "rel_l1_thresh: 0.02\nbudget_cache_chunk_nums: 1\n")
+    words = ["--yaml_config", str(path), "--end", "9", "--warmup_steps", "3", "--num_steps", "8"]
+    args, rest = front.module.build_parser().parse_known_args(words)
+    settings = front.module.read_settings(args, rest)
+    assert (args.method, args.preset) == ("teacache", "fast")
+    assert (settings.benchmark.gpus, settings.benchmark.dimension, settings.benchmark.end) == (
+        "0",
+        "scene",
+        9,
+    )
+    assert (settings.reuse.rel_l1_thresh, settings.reuse.warmup_steps) == (0.02, 3)
+    assert settings.overrides == {"num_steps": 8}
+    path.write_text("config_file: ''")
+    with pytest.raises(ValueError, match="config_file must name a file"):
+        front.module.read_settings(*front.module.build_parser().parse_known_args(words))
+
+
+BAD = {
+    "there is no dimenson; did you mean dimension": ("dimenson: scene", []),
+    "there is no dimensions; did you mean dimension": ("", ["--dimensions", "scene"]),
+    "reuse_strategy must be one of chunkwise, all, none, got 'some'": ("reuse_strategy: some", []),
+    "nothing.json cannot be read": ("", ["--config_file", "nothing.json"]),
+    "benchmark must be one of vbench, physicsiq, got 'vbnech'": ("benchmark: vbnech", []),
+    "samples must be a whole number": ("samples: many", []),
+    "vbench_prompt_dir: there is no folder nowhere": ("vbench_prompt_dir: nowhere", []),
+    "vbench_prompt_dir is missing": ("", []),
+    "there is no 'scen'; did you mean scene?": ("vbench_prompt_dir: prompts\ndimension: scen", []),
+    "gpus must be cpu or numbers of GPUs, such as 0,1,3, got 'a,b'": ("", ["--gpus", "a,b"]),
+    "physicsiq_data_dir is missing": ("benchmark: physicsiq", []),
+    "num_frames must be at least 120 for physicsiq, 5 s, got 8": (
+        "benchmark: physicsiq\nphysicsiq_data_dir: physics",
+        ["--num_frames", 8],
+    ),
+    "base_save_path": ("vbench_prompt_dir: prompts\nbase_save_path: /proc/nowhere", []),
+    "total_cache_chunk_nums must be above window_size": (
+        "compress_kv_cache: true\ntotal_cache_chunk_nums: 2",
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_refused_in_one_sentence(front, vbench, physics, monkeypatch, capsys, tmp_path, message):
+    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(model_source, "SMALL", tmp_path / "nowhere")
+    content, arguments = BAD[message]
+    (tmp_path / "mine.yaml").write_text(content)
+    code = front(tmp_path / "mine.yaml", *arguments)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert message in line

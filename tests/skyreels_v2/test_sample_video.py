@@ -1,0 +1,103 @@
+"""Sampling of benchmarks with SkyReels-V2, on a tiny checkpoint with random weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+from reference import ROOT
+
+from flowcache.benchmark.sample_folder import read_manifest
+from flowcache.trace import Trace
+from flowcache.video import VideoWriter, read_video
+from skyreels_v2 import sampler
+
+QUICK = ["--height", 32, "--width", 32, "--num_frames", 9, "--fps", 4]
+QUICK += ["--inference_steps", 4, "--ar_step", 1, "--causal_block_size", 2]
+
+
+@pytest.fixture
+def front(monkeypatch, tmp_path, checkpoint):
+    """The program, run in an empty folder on the tiny checkpoint."""
+    path = ROOT / "FlowCache4SkyReels-V2" / "sample_video.py"
+    spec = importlib.util.spec_from_file_location("sample_video", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "sample_video", module)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments):
+        words = ["sample_video.py", "--model_id", checkpoint, "--gpus", "cpu", *QUICK, *arguments]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        try:
+            return module.main()
+        except SystemExit as stop:
+            return stop.code
+
+    return run
+
+
+@pytest.fixture
+def benchmarks(tmp_path):
+    """VBench's list of a dimension, and a scene of Physics-IQ."""
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "scene.txt").write_text("a red circle\n")
+    physics = tmp_path / "physics"
+    videos = physics / "split-videos" / "conditioning" / "8FPS"
+    videos.mkdir(parents=True)
+    with VideoWriter(videos / "0001_conditioning-videos_8FPS_perspective-left_take-1_roll.mp4", 8) as writer:
+        writer.write(np.full((24, 32, 32, 3), 200, np.uint8))
+    row = "0001_perspective-left_take-1_roll.mp4,a circle,0001_perspective-left_roll.mp4"
+    (physics / "descriptions.csv").write_text(f"scenario,description,generated_video_name\n{row}\n")
+
+
+def test_vbench_is_sampled_under_its_names(front, benchmarks, tmp_path, capsys):
+    assert front("--vbench_prompt_dir", "prompts", "--samples", 2) == 0, capsys.readouterr().err
+    folder = tmp_path / "outputs" / "skyreels_v2" / "vbench_flowcache_fast"
+    names = sorted(path.name for path in (folder / "videos").iterdir())
+    assert names == ["a red circle-0.mp4", "a red circle-1.mp4"]
+    records = read_manifest(folder)
+    assert [record["seed"] for record in records] == [0, 1]
+    assert Trace.load(folder / records[0]["trace"]).settings["prompt"] == "a red circle"
+
+
+def test_physics_iq_is_continued_for_five_seconds(front, benchmarks, tmp_path, capsys):
+    arguments = ["--benchmark", "physicsiq", "--physicsiq_data_dir", "physics", "--overlap_history", 5]
+    code = front(*arguments, "--num_frames", 25, "--method", "causal", "--base_save_path", "out")
+    assert code == 0, capsys.readouterr().err
+    frames, fps = read_video(tmp_path / "out" / "videos" / "0001_perspective-left_roll.mp4")
+    assert (len(frames), fps) == (20, 4), "those that were taken over are not among them"
+
+
+BAD = {
+    "RANK must be a number below WORLD_SIZE": [],
+    "vbench_prompt_dir is missing": [],
+    "vbench_prompt_dir: there is no folder nowhere": ["--vbench_prompt_dir", "nowhere"],
+    "dimension: there is no 'scenes'; did you mean": [
+        "--vbench_prompt_dir",
+        "prompts",
+        "--dimension",
+        "scenes",
+    ],
+    "DEVICES must be cpu or numbers of GPUs": [],
+    "overlap_history is needed": ["--benchmark", "physicsiq", "--physicsiq_data_dir", "physics"],
+    "num_frames must be at least 25 for physicsiq": ["--benchmark", "physicsiq", "--overlap_history", 5],
+    "argument --benchmark": ["--benchmark", "vbnech"],
+    "unrecognized arguments: --prompt": ["--prompt", "a"],
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_refused_in_one_sentence(front, benchmarks, monkeypatch, capsys, message):
+    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    if message.startswith("RANK"):
+        monkeypatch.setenv("RANK", "3")
+    if message.startswith("DEVICES"):
+        monkeypatch.setenv("DEVICES", "first")
+    assert front(*BAD[message]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
