@@ -38,6 +38,13 @@ def repository_commit() -> str:
     return done.stdout.strip()
 
 
+def make_current(device: torch.device | str) -> None:
+    """Make a CUDA device the current one, on which some kernels run whatever their inputs lie on."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def synchronize(device: torch.device | str) -> None:
     """Wait until a CUDA device has done what it was given, so that a clock read next tells the truth."""
     if torch.device(device).type == "cuda":

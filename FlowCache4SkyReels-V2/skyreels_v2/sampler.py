@@ -11,6 +11,7 @@ import numpy as np
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.benchmark.sample import Sample
+from flowcache.environment import make_current
 from flowcache.output import write_parts
 from flowcache.video import Frames, probe_video, read_image, resize_and_crop, stream_video, to_float
 
@@ -73,6 +74,7 @@ class SkyReelsSampler:
 
     def load(self) -> None:
         """Read the weights."""
+        make_current(self.device)
         self._pipeline = load_pipeline(self.source, self.device, self.offload)
         self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not self.shows_steps)
 
