@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..chunk_model import ChunkModel
@@ -21,6 +22,8 @@ class WindowCache:
         keeps: False for runs that write everything anew each time; see ``ChunkKVCache``.
         compression: how to compress; None: never.
         clean_range: newest clean chunks that a live chunk sees; None: all.
+        rolls: without compression, let go of chunks that nothing will see again, so that the cache stays as
+            small as ``clean_range`` or the model's reach allow. False for runs that write given chunks anew.
     """
 
     def __init__(
@@ -31,10 +34,12 @@ class WindowCache:
         keeps: bool = True,
         compression: KVCompressionConfig | None = None,
         clean_range: int | None = None,
+        rolls: bool = True,
     ) -> None:
         self._model, self._schedule, self._lengths = model, schedule, lengths
         self._compression, self._clean_range = compression, clean_range
         self._budget = self._budget_chunks() * max(lengths)
+        self._reach_back = self._chunks_behind() if rolls and compression is None else None
         self._seen: dict[int, int] = {}
         self.cache = self._new_cache(keeps)
 
@@ -50,9 +55,16 @@ class WindowCache:
         if self._clean_range is None:
             return given if step == 0 else None
         clean = self._clean_before(chunk, step)
-        seen = clean[len(clean) - self._clean_range :] if len(clean) > self._clean_range else clean
-        live = [c for c in range(given, chunk + 1) if c not in clean]
-        return (seen + live)[0]
+        return max(clean.start, clean.stop - self._clean_range)
+
+    def release(self, step: int) -> None:
+        """Let go of chunks that nothing will see from this step on."""
+        if self._reach_back is None:
+            return
+        oldest = self._schedule.first_below(self._schedule.num_steps + 1, step) - self._reach_back
+        gone = [chunk for chunk in self.cache.chunks if chunk < oldest]
+        if gone:
+            self.cache.drop(gone)
 
     def fits(self, chunks: Sequence[int]) -> bool:
         """Whether chunks fit beside what is there."""
@@ -93,7 +105,8 @@ class WindowCache:
         self.cache.forget_due()
         freed, merged, held = dict[int, int](), set[int](), self.cache.num_kept
         for chunk in chunks:
-            clean = [c for c in self._clean_before(chunk, step) if c in self.cache and c not in merged]
+            done = self._clean_before(chunk, step)
+            clean = [c for c in self.cache.chunks if c in done and c not in merged]
             rows = held + sum(self._lengths[c] for c in clean)
             if chunk >= self._given and rows > self._budget:
                 self.cache.merge_before(chunk, clean, self._budget)
@@ -126,19 +139,30 @@ class WindowCache:
     def _needed(self, chunks: Sequence[int]) -> int:
         return sum(self._lengths[c] for c in chunks if c not in self.cache)
 
-    def _clean_before(self, chunk: int, step: int) -> list[int]:
+    def _clean_before(self, chunk: int, step: int) -> range:
         """Chunks that count as clean for a later one: given ones from the second step on, and those that
         have taken their last step, in this very step included."""
-        given = list(range(self._given)) if step > 0 else []
-        last = self._schedule.num_steps - 1
-        done = [c for c in range(self._given, chunk) if self._schedule.local_step(c, step) >= last]
-        return given + done
+        done = self._schedule.first_below(self._schedule.num_steps - 1, step)
+        return range(0 if step > 0 else self._given, min(chunk, done))
+
+    def _chunks_behind(self) -> int | None:
+        """The most chunks before the oldest live one that any chunk sees; None: all."""
+        reaches = [self._model.reach(local_step) for local_step in range(self._schedule.num_steps + 1)]
+        behind = [self._clean_range if reach is None else reach - 1 for reach in reaches]
+        return None if None in behind else max(behind)
 
     def _new_cache(self, keeps: bool) -> ChunkKVCache:
         layout, total = self._model.cache_layout(), sum(self._lengths)
         if self._compression is None:
-            return ChunkKVCache(layout, total, keeps)
+            return ChunkKVCache(layout, min(total, self._rolling_capacity()), keeps)
         chunk = max(self._lengths)
         live = self._schedule.max_live + (1 if self._compresses_within else 0)
         selector = self._compression.make_selector(self._model.num_tokens(1), chunk)
         return CompressedKVCache(layout, min(total, self._budget + live * chunk), selector)
+
+    def _rolling_capacity(self) -> float:
+        """Tokens that are held at most when chunks are let go of."""
+        if self._reach_back is None:
+            return math.inf
+        live = self._schedule.max_live + 1  # one has just finished
+        return max(self._reach_back + live, self._given + len(self._schedule.live(0))) * max(self._lengths)

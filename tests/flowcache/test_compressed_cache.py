@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from denoised import denoised
 from torch import Tensor
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, cut_window
@@ -171,9 +172,7 @@ def run(num_chunks=8, given=0, **options):
     window = cut_window(noise, 3, prefix)
     schedule = StaircaseSchedule(len(window.chunks), 4, 2, window.num_given)
     denoiser = Denoiser(RandomModel(), NoReuse(), VelocityForecast(), LoopOptions(**options))
-    for _ in denoiser.run(window, schedule, StraightSolver()):
-        pass
-    return window.latents, denoiser.trace
+    return denoised(denoiser, window, schedule, StraightSolver()), denoiser.trace
 
 
 @pytest.mark.parametrize("clean_pass", [False, True])
