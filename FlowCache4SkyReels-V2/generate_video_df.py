@@ -3,7 +3,8 @@
     python generate_video_df.py --prompt "a red circle moves right over a dark background"
 
 Writes ``OUTDIR/EXPNAME/<prompt>_<method>_seed<seed>_steps<steps>_<digest of all settings>.mp4``, and beside
-it ``.trace.json`` and ``.reuse.png``, the map of which block skipped which step.
+it ``.trace.json`` and ``.reuse.png``, the map of which block skipped which step. While it runs, the video
+grows as ``.part.mp4``, which can be played at any moment.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from flowcache.video import (
 )
 from skyreels_v2 import METHODS, PRESETS, Condition, ModelSource, VideoSettings, load_pipeline, resolve_model
 from skyreels_v2.settings import RESOLUTIONS, latent_frames
-from skyreels_v2.windows import plan_windows
+from skyreels_v2.windows import check_streaming, plan_windows
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num_frames", type=int, help="frames of the video, 4 k + 1 (default: 97)")
     add("--base_num_frames", type=int, default=97, help="frames of one window (default: 97)")
     add("--overlap_history", type=int, help="frames that windows share; needed for longer videos (17 or 37)")
+    add(
+        "--streaming",
+        action="store_true",
+        help="longer videos go on as one staircase, without windows; needs --ar_step, and --use_compress or "
+        "--use_kvrange; --overlap_history is then what is taken of --video_path",
+    )
     add("--ar_step", type=int, default=0, help="steps by which a block lags; 0: all together (default: 0)")
     add("--causal_attention", action="store_true", help="block-causal attention for vanilla and teacache")
     add("--causal_block_size", type=int, help="latent frames of a block (default: 1; small model: 5)")
@@ -156,6 +163,7 @@ def prepare(args: argparse.Namespace) -> Job:
     if not prompt:
         raise ValueError("prompt must not be empty.")
     negative = source.defaults["negative_prompt"] if args.negative_prompt is None else args.negative_prompt
+    check_streaming(settings, cache, arrives=args.end_image is not None)
     condition, history = _read_conditions(args, settings)
     plan_windows(settings, 0 if condition.prefix is None else condition.prefix.shape[1])
     output = _output_path(args, settings, cache, prompt)
