@@ -3,7 +3,8 @@
     python generate_video_df.py --prompt "a red circle moves right over a dark background"
 
 Writes ``OUTDIR/EXPNAME/<prompt>_<method>_seed<seed>_steps<steps>_<digest of all settings>.mp4``, and beside
-it ``.trace.json`` and ``.reuse.png``, the map of which block skipped which step.
+it ``.trace.json`` and ``.reuse.png``, the map of which block skipped which step. While it runs, the video
+grows as ``.part.mp4``, which can be played at any moment.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from flowcache.video import (
 from skyreels_v2 import Condition, VideoSettings, resolve_model
 from skyreels_v2.command_line import add_video_flags, cache_of, frame_size, settings_of
 from skyreels_v2.sampler import SkyReelsSampler
-from skyreels_v2.windows import plan_windows
+from skyreels_v2.windows import check_streaming, plan_windows
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def prepare(args: argparse.Namespace) -> Job:
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:
         raise ValueError("prompt must not be empty.")
+    check_streaming(settings, cache, arrives=args.end_image is not None)
     condition, history = _read_conditions(args, settings)
     plan_windows(settings, 0 if condition.prefix is None else condition.prefix.shape[1])
     sampler = SkyReelsSampler(

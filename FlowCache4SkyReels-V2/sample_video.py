@@ -25,7 +25,7 @@ from flowcache.command_line import Parser, run_checked
 from skyreels_v2 import ModelSource, VideoSettings, resolve_model
 from skyreels_v2.command_line import add_video_flags, cache_of, frame_size, settings_of
 from skyreels_v2.sampler import SkyReelsSampler
-from skyreels_v2.windows import plan_windows
+from skyreels_v2.windows import check_streaming, plan_windows
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,11 +46,12 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob]:
     rank, devices = Rank.from_environment(os.environ), list_devices(*options.devices_text(os.environ))
     device = device_of(rank, devices)
     source = resolve_model(args.model_id, device)
-    video = _video_settings(args, options, source)
+    video, cache = _video_settings(args, options, source), cache_of(args, source)
+    check_streaming(video, cache, arrives=False)
     sampler = SkyReelsSampler(
         source=source,
         video=video,
-        cache=cache_of(args, source),
+        cache=cache,
         method=args.method,
         device=device,
         negative_prompt=args.negative_prompt,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -78,7 +78,11 @@ class Denoiser:
     on_step: Callable[[], None] | None = None
 
     def run(self, window: Window, schedule: StaircaseSchedule, solver: Solver) -> Iterator[CleanChunk]:
-        """Denoise a window in place; yield each chunk at the step at which it becomes clean."""
+        """Denoise a window in place; yield each chunk at the step at which it becomes clean.
+
+        Chunks that nothing reads any more are dropped from the window and, as far as the model's reach or
+        ``clean_range`` bounds what is seen, from the cache.
+        """
         self.policy.begin(solver.times, self.forecast)
         self.forecast.begin(solver.times, self.policy.needs_errors)
         lengths = [self.model.num_tokens(span.frames) for span in window.chunks]
@@ -87,10 +91,11 @@ class Denoiser:
         self._record_window(window, schedule, cache)
         for step, live in enumerate(schedule):
             started = time.perf_counter()
+            cache.release(step)
             inputs = self._inputs(window, schedule, solver, step, cache)
             decisions = self._decide(step, len(schedule), live, inputs)
             reused = [c for c in live if decisions[c].reuse]
-            before = self._prefill(inputs[: window.num_given], cache) if step == 0 else []
+            before = self._prefill([inputs[c] for c in range(window.num_given)], cache) if step == 0 else []
             ran = self._chunks_to_run(window, schedule, live, reused, step)
             before += self._make_room(inputs, cache, ran, schedule, step)
             ran = [c for c in ran if c not in before or c < window.num_given]
@@ -104,12 +109,13 @@ class Denoiser:
             cleaned = (
                 [c for c in ran if c not in live and c >= window.num_given] if self.options.clean_pass else []
             )
-            cache.settle(self._settled(window, schedule, step))
+            cache.settle(self._final(schedule, step))
             flops = split.step(ran, edges, live, first=step == 0, cleaned=cleaned, seen=cache.seen)
             self._record_step(step, live, decisions, time.perf_counter() - started, cache, flops)
             for chunk in [c for c, k in live.items() if k == schedule.num_steps - 1]:
                 self._forget(chunk, solver)
-                yield CleanChunk(chunk, window.chunks[chunk].start, window.view(chunk))
+                yield CleanChunk(chunk, window.chunks[chunk].start, window.latents(chunk))
+            self._drop_unread(window, schedule, step)
 
     def _new_cache(self, schedule: StaircaseSchedule, lengths: list[int]) -> WindowCache:
         options = self.options
@@ -122,32 +128,49 @@ class Denoiser:
             clean_range=options.clean_range,
             storage=options.storage,
             clean_pass=options.clean_pass,
+            rolls=not (options.whole_window or options.refresh_given),
         )
 
     def _inputs(
         self, window: Window, schedule: StaircaseSchedule, solver: Solver, step: int, cache: WindowCache
-    ) -> list[ChunkInput]:
-        """What every chunk of the window would show the model at this step."""
-        level, latents = self.options.condition_noise, window.latents
-        given = window.given_frames
-        if level > 0 and given and self._reads_given(window, step):
-            shape = torch.Size([latents.shape[0], len(given), *latents.shape[2:]])
-            latents = with_condition_noise(window, level, self._draw_noise(step, shape, latents.device))
-        inputs = []
-        for chunk, span in enumerate(window.chunks):
+    ) -> dict[int, ChunkInput]:
+        """What the chunks that may run at this step would show the model."""
+        chunks, level = self._shown(window, schedule, step), self.options.condition_noise
+        if level > 0 and any(window.num_given_of(chunk) for chunk in chunks):
+            channels, *size = window.frame_shape
+            shape = torch.Size((channels, len(window.given_frames), *size))
+            noise = self._draw_noise(step, shape, window.latents(chunks[0]).device)
+            latents = with_condition_noise(window, chunks, level, noise)
+        else:
+            latents = {chunk: window.latents(chunk) for chunk in chunks}
+        inputs = {}
+        for chunk in chunks:
+            span, held = window.chunks[chunk], window.num_given_of(chunk)
             local_step = schedule.local_step(chunk, step)
-            held = span.frames if chunk < window.num_given else span.held
             times = [self.model.condition_timestep(level)] * held
             times += [self._timestep(solver, schedule, local_step)] * (span.frames - held)
             progress = min(max(0, local_step), schedule.num_steps)
             first = None if self.options.whole_window else cache.first_chunk(chunk, step)
-            part = latents[:, span.start : span.stop]
-            inputs.append(ChunkInput(chunk, span.start, part, tuple(times), progress, first))
+            inputs[chunk] = ChunkInput(chunk, span.start, latents[chunk], tuple(times), progress, first)
         return inputs
 
-    def _reads_given(self, window: Window, step: int) -> bool:
-        holds_frames = any(span.held for span in window.chunks[window.num_given :])
-        return step == 0 or self.options.whole_window or self.options.refresh_given or holds_frames
+    def _shown(self, window: Window, schedule: StaircaseSchedule, step: int) -> list[int]:
+        """Chunks that may run at a step, in order; no others are looked at."""
+        if self.options.whole_window:
+            return list(range(len(window.chunks)))
+        given = range(window.num_given) if step == 0 or self.options.refresh_given else ()
+        finished = schedule.finished(step) if self.options.clean_pass else ()
+        return [*given, *finished, *schedule.live(step)]
+
+    def _drop_unread(self, window: Window, schedule: StaircaseSchedule, step: int) -> None:
+        """Drop the latents of chunks that no later step shows the model."""
+        if self.options.whole_window:
+            return
+        given = range(window.num_given) if step == 0 and not self.options.refresh_given else ()
+        # a clean pass reads a chunk once more, at the step after its last
+        read_until = step if self.options.clean_pass else step + 1
+        for chunk in (*given, *schedule.finished(read_until)):
+            window.drop(chunk)
 
     def _draw_noise(self, step: int, shape: torch.Size, device: torch.device) -> Tensor:
         if self.options.draw_noise is None:
@@ -161,11 +184,11 @@ class Denoiser:
         return solver.timestep(max(0, local_step))
 
     def _decide(
-        self, step: int, num_steps: int, live: dict[int, int], inputs: list[ChunkInput]
+        self, step: int, num_steps: int, live: dict[int, int], inputs: dict[int, ChunkInput]
     ) -> dict[int, Decision]:
         indicators: dict[int, Tensor] = {}
         if self.policy.needs_indicator:
-            shown = inputs if self.options.whole_window else [inputs[c] for c in live]
+            shown = [inputs[c] for c in (inputs if self.options.whole_window else live)]
             indicators = dict(zip((i.chunk for i in shown), self.model.indicators(shown), strict=True))
         decisions = self.policy.decide(step, num_steps, live, indicators)
         # A chunk that was never computed has nothing to be forecast from, whatever the policy says.
@@ -187,7 +210,7 @@ class Denoiser:
 
     def _make_room(
         self,
-        inputs: list[ChunkInput],
+        inputs: dict[int, ChunkInput],
         cache: WindowCache,
         chunks: list[int],
         schedule: StaircaseSchedule,
@@ -217,17 +240,14 @@ class Denoiser:
         if self.options.whole_window:
             return list(range(len(window.chunks))) if computed else []
         given = list(range(window.num_given)) if self.options.refresh_given else []
-        finished = range(window.num_given, len(window.chunks)) if self.options.clean_pass else []
-        finished = [c for c in finished if schedule.local_step(c, step) == schedule.num_steps]
-        return given + finished + computed
+        finished = schedule.finished(step) if self.options.clean_pass else []
+        return [*given, *finished, *computed]
 
-    def _settled(self, window: Window, schedule: StaircaseSchedule, step: int) -> list[int]:
+    def _final(self, schedule: StaircaseSchedule, step: int) -> Sequence[int]:
         """Chunks whose keys and values are final after this step; none after the last one."""
         if step + 1 == len(schedule):
-            return []
-        last = schedule.num_steps if self.options.clean_pass else schedule.num_steps - 1
-        chunks = range(window.num_given, len(window.chunks))
-        return [c for c in chunks if schedule.local_step(c, step) == last]
+            return ()
+        return schedule.finished(step if self.options.clean_pass else step + 1)
 
     def _evaluate(
         self, inputs: list[ChunkInput], wanted: list[int], cache: WindowCache, step: int
@@ -255,7 +275,7 @@ class Denoiser:
         self, window: Window, solver: Solver, chunk: int, local_step: int, move: Tensor, reused: bool
     ) -> None:
         """Take a chunk one step on, by its velocity or by a forecast displacement; given frames stay."""
-        before = window.view(chunk)
+        before = window.latents(chunk)
         if reused and not self.forecast.gives_velocity:
             after = before + move
             solver.skip(chunk)

@@ -57,8 +57,22 @@ class StaircaseSchedule:
 
     def live(self, step: int) -> dict[int, int]:
         """Live chunks at ``step`` mapped to their local steps, oldest chunk first."""
-        local_steps = {c: self.local_step(c, step) for c in range(self.first_chunk, self.num_chunks)}
-        return {c: k for c, k in local_steps.items() if 0 <= k < self.num_steps}
+        chunks = range(self.first_below(self.num_steps, step), self.first_below(0, step))
+        return {chunk: self.local_step(chunk, step) for chunk in chunks}
+
+    def finished(self, step: int) -> range:
+        """Chunks to denoise that took their last step right before ``step``."""
+        return range(self.first_below(self.num_steps + 1, step), self.first_below(self.num_steps, step))
+
+    def first_below(self, local_step: int, step: int) -> int:
+        """The oldest chunk to denoise that stands below a local step at ``step``.
+
+        ``num_chunks`` if there is none; no chunk is looked at, so it costs the same in a video of any length.
+        """
+        if self.stride == 0:
+            return self.first_chunk if step < local_step else self.num_chunks
+        beyond = (step - local_step) // self.stride + 1
+        return min(self.num_chunks, self.first_chunk + max(0, beyond))
 
     @property
     def max_live(self) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -13,24 +14,16 @@ from typing import NamedTuple
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from .files import replaced_when_done
+from .fragments import ENCODERS, FragmentEncoder, copy_packets
 
 logger = logging.getLogger(__name__)
 
 Frames = NDArray[np.uint8]
-
-#: Encoders, best first, with settings at which their losses are hard to see.
-ENCODERS = {
-    "libx264": {"crf": "16", "preset": "medium"},
-    "mpeg4": {"qmin": "2", "qmax": "3"},
-}
-#: BT.709 in the numbering of H.273: what players assume of most videos, and written down for the others.
-BT709 = 1
 
 
 def to_uint8(video: Tensor) -> Frames:
@@ -45,11 +38,14 @@ def to_float(frames: Frames) -> Tensor:
 
 
 class VideoWriter:
-    """Writes an H.264 mp4 frame by frame; the file takes its name only when all has gone well.
+    """Writes an H.264 mp4 part by part; the file takes its name only when all has gone well.
 
-    A context manager. If its block or the writing fails, an earlier file of that name stays and nothing
-    else is left behind. The same frames give the same file, byte for byte. Where PyAV comes without
-    libx264, the video is MPEG-4 part 2.
+    A context manager. What is written grows as ``NAME.part.mp4`` beside it: whenever ``write`` returns, that
+    file holds all frames so far and can be played, also if the process is killed right then. At the end its
+    packets are copied, not encoded again, into a plain mp4 with its index in front, and the part is removed.
+    After a failure an earlier file of that name stays, and so does the part with what it holds, if anything.
+    The same parts give the same file, byte for byte. Where PyAV comes without libx264, the video is MPEG-4
+    part 2.
 
     Args:
         path: the file.
@@ -69,22 +65,32 @@ class VideoWriter:
         self._path = Path(path)
         self._fps = Fraction(fps).limit_denominator(1001)
         self._size = (height, width)
-        self._stream: av.VideoStream | None = None
+        self._encoder: FragmentEncoder | None = None
         self._num_frames = 0
 
+    @property
+    def part_path(self) -> Path:
+        """Where the video grows."""
+        return self._path.with_name(f"{self._path.stem}.part.mp4")
+
     def __enter__(self) -> VideoWriter:
-        with ExitStack() as stack:
-            temporary = stack.enter_context(replaced_when_done(self._path))
-            self._container = av.open(
-                str(temporary), mode="w", format="mp4", options={"movflags": "faststart"}
-            )
-            stack.push(self._close)
-            stack.push(self._flush)
-            self._on_exit = stack.pop_all()
+        # Another run of that name keeps its own file, which has no name any more.
+        self.part_path.unlink(missing_ok=True)
+        self._file = self.part_path.open("x+b", buffering=0)
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._on_exit.__exit__(*exception)
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        finished = False
+        with self._file:
+            try:
+                if failure is None:
+                    self._finish()
+                    finished = True
+            finally:
+                if finished or not self._num_frames:
+                    self._remove_part()
+                else:
+                    logger.warning("What was finished of the video is in %s.", self.part_path)
 
     def write(self, frames: Frames | Tensor) -> None:
         """Append frames, uint8 ``[frames, height, width, 3]``; odd sizes lose their last row or column.
@@ -101,45 +107,42 @@ class VideoWriter:
         size = frames.shape[1:3]
         if any(wanted not in (None, got) for wanted, got in zip(self._size, size, strict=True)):
             raise ValueError(f"frames must all have height and width {self._size}, got {size}.")
-        if self._stream is None:
+        if self._encoder is None:
             self._size = size
-            self._stream = self._add_stream(*(side - side % 2 for side in size))
-        for frame in frames[:, : self._stream.height, : self._stream.width]:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            picture = picture.reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-            )
-            self._container.mux(self._stream.encode(picture))
-        self._num_frames += len(frames)
+            self._encoder = self._new_encoder(*(side - side % 2 for side in size))
+        if len(frames):
+            self._append(self._encoder.encode(frames[:, : self._encoder.height, : self._encoder.width]))
+            self._num_frames += len(frames)
 
-    def _add_stream(self, height: int, width: int) -> av.VideoStream:
+    def _new_encoder(self, height: int, width: int) -> FragmentEncoder:
         encoder = next(name for name in ENCODERS if name in av.codecs_available)
         if encoder != "libx264":
             logger.warning("PyAV comes without libx264; %s is encoded with %s.", self._path, encoder)
-        stream = self._container.add_stream(encoder, rate=self._fps)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.options = ENCODERS[encoder]
-        stream.thread_count = 1  # the same file on every machine
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = BT709
-        context.color_range = ColorRange.MPEG
-        return stream
+        return FragmentEncoder(encoder, self._fps, height, width)
 
-    def _flush(self, failure: type[BaseException] | None, *_: object) -> None:
-        """Write what the encoder still holds."""
-        if failure is not None:
-            return
+    def _append(self, fragment: bytes) -> None:
+        """Write a fragment whole, or leave the file as it was."""
+        whole = self._file.tell()
+        try:
+            written = 0
+            while written < len(fragment):
+                written += self._file.write(fragment[written:])
+        except OSError:
+            self._file.truncate(whole)
+            raise
+
+    def _finish(self) -> None:
         if not self._num_frames:
             raise ValueError(f"{self._path} was to be written without a single frame.")
-        self._container.mux(self._stream.encode())
+        self._file.seek(0)
+        with replaced_when_done(self._path) as temporary:
+            copy_packets(self._file, temporary)
 
-    def _close(self, failure: type[BaseException] | None, *_: object) -> None:
-        """Close the file; after a failure, which is then on its way to the caller, without another one."""
-        try:
-            self._container.close()
-        except OSError:
-            if failure is None:
-                raise
+    def _remove_part(self) -> None:
+        """Remove the part, unless the name is another run's by now."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self.part_path.stat(), os.fstat(self._file.fileno())):
+                self.part_path.unlink()
 
 
 class VideoInfo(NamedTuple):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .noise import HeldNoise, Noise
 
 
 @dataclass(frozen=True)
@@ -21,20 +24,30 @@ class ChunkSpan:
         return self.start + self.frames
 
 
-@dataclass
 class Window:
-    """Latents of a window and its chunks in the order in which they enter the cache.
+    """Chunks of a window in the order in which they enter the cache, and the latents of those in use.
 
-    Attributes:
-        latents: ``[channels, frames, height, width]``, fp32: noise, with the given frames filled in. The loop
-            advances them in place.
+    Noise becomes latents when a chunk is first asked for, and the loop drops a chunk that nothing reads any
+    more; so the memory of a window is that of its live chunks, however long it is.
+
+    Args:
+        noise: what chunks start from.
         chunks: given chunks first, then those to denoise in order of time.
+        given: the given latents at the start of each chunk that has any, ``[channels, n, height, width]``.
         num_given: chunks whose frames are all given.
     """
 
-    latents: Tensor
-    chunks: list[ChunkSpan]
-    num_given: int = 0
+    def __init__(
+        self, noise: Noise, chunks: list[ChunkSpan], given: dict[int, Tensor], num_given: int = 0
+    ) -> None:
+        self.chunks, self.num_given = chunks, num_given
+        self._noise, self._given = noise, given
+        self._latents: dict[int, Tensor] = {}
+
+    @property
+    def frame_shape(self) -> torch.Size:
+        """``[channels, height, width]``."""
+        return torch.Size((self._noise.shape[0], *self._noise.shape[2:]))
 
     @property
     def given_frames(self) -> list[int]:
@@ -45,19 +58,44 @@ class Window:
         ]
         return sorted(given + held)
 
-    def view(self, chunk: int) -> Tensor:
-        """Latents of a chunk, a view."""
+    @property
+    def held_chunks(self) -> list[int]:
+        """Chunks whose latents are in memory."""
+        return sorted(self._latents)
+
+    def num_given_of(self, chunk: int) -> int:
+        """Given frames at the start of a chunk."""
         span = self.chunks[chunk]
-        return self.latents[:, span.start : span.stop]
+        return span.frames if chunk < self.num_given else span.held
+
+    def latents(self, chunk: int) -> Tensor:
+        """Latents of a chunk, ``[channels, frames, height, width]``; the loop advances them in place."""
+        if chunk not in self._latents:
+            self._latents[chunk] = self._start(chunk)
+        return self._latents[chunk]
+
+    def drop(self, chunk: int) -> None:
+        """Let go of a chunk's latents; it must not be asked for again."""
+        self._latents.pop(chunk, None)
+        self._given.pop(chunk, None)
+
+    def _start(self, chunk: int) -> Tensor:
+        given, span = self._given.get(chunk), self.chunks[chunk]
+        if chunk < self.num_given:
+            return given.clone()
+        latents = self._noise.frames(span.start, span.stop)
+        if given is not None:
+            latents[:, : span.held] = given
+        return latents
 
 
 def cut_window(
-    latents: Tensor, chunk_frames: int, prefix: Tensor | None = None, last: Tensor | None = None
+    noise: Tensor | Noise, chunk_frames: int, prefix: Tensor | None = None, last: Tensor | None = None
 ) -> Window:
     """Cut a window into chunks of ``chunk_frames`` latent frames; the last one takes what is left.
 
     Args:
-        latents: noise, ``[channels, frames, height, width]``; copied.
+        noise: ``[channels, frames, height, width]``, or what draws it piece by piece.
         chunk_frames: latent frames of a chunk.
         prefix: given latents that replace the first frames, ``[channels, n, height, width]``. Whole chunks
             of it are given; a rest is held inside the first chunk that is denoised, so that no given frame
@@ -68,37 +106,48 @@ def cut_window(
     Raises:
         ValueError: nothing is left to denoise.
     """
-    latents = latents.clone()
-    num_frames = latents.shape[1]
+    noise = HeldNoise(noise) if isinstance(noise, Tensor) else noise
+    num_frames = noise.shape[1]
     num_prefix = 0 if prefix is None else prefix.shape[1]
     end = num_frames if last is None else num_frames - 1
     if num_prefix >= end:
         raise ValueError(f"The prefix of {num_prefix} latent frames leaves nothing to denoise of {end}.")
-    chunks = []
+    chunks, given = [], {}
     if last is not None:
-        latents[:, end:] = last
+        given[0] = last
         chunks.append(ChunkSpan(end, 1))
-    if prefix is not None:
-        latents[:, :num_prefix] = prefix
     for start in range(0, end, chunk_frames):
-        held = max(0, num_prefix - start)
         frames = min(chunk_frames, end - start)
+        held = min(frames, max(0, num_prefix - start))
+        if held:
+            given[len(chunks)] = prefix[:, start : start + held].clone()
         chunks.append(ChunkSpan(start, frames, held if held < frames else 0))
-    return Window(latents, chunks, num_given=num_prefix // chunk_frames + (last is not None))
+    return Window(noise, chunks, given, num_given=num_prefix // chunk_frames + (last is not None))
 
 
-def with_condition_noise(window: Window, level: float, noise: Tensor) -> Tensor:
-    """The window's latents with noise mixed into the given frames, ``(1 - level) x + level n``.
+def with_condition_noise(
+    window: Window, chunks: Iterable[int], level: float, noise: Tensor
+) -> dict[int, Tensor]:
+    """Latents of chunks with noise mixed into their given frames, ``(1 - level) x + level n``.
 
     A little noise on the condition keeps long videos from drifting (SkyReels-V2, ``addnoise_condition``).
 
     Args:
+        chunks: those that are wanted.
         level: between 0 and 1.
-        noise: ``[channels, given frames, height, width]``, the frames in order of time.
+        noise: ``[channels, given frames, height, width]``, all given frames of the window in order of time.
 
     Returns:
-        ``[channels, frames, height, width]``; the window itself is left as it is.
+        ``[channels, frames, height, width]`` by chunk; the window itself is left as it is.
     """
-    frames = torch.tensor(window.given_frames, device=window.latents.device)
-    given = window.latents[:, frames]
-    return window.latents.index_copy(1, frames, (1 - level) * given + level * noise)
+    places = {frame: place for place, frame in enumerate(window.given_frames)}
+    shown = {}
+    for chunk in chunks:
+        latents, count = window.latents(chunk), window.num_given_of(chunk)
+        if count:
+            # given frames of a chunk follow one another, also among all that are given
+            place = places[window.chunks[chunk].start]
+            mixed = (1 - level) * latents[:, :count] + level * noise[:, place : place + count]
+            latents = torch.cat([mixed, latents[:, count:]], dim=1)
+        shown[chunk] = latents
+    return shown

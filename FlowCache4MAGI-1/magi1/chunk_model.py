@@ -74,7 +74,7 @@ class MagiChunkModel:
     Args:
         transformer: runs the segments.
         captions: of the video.
-        size: latent frames of the window, height and width of the latents.
+        size: height and width of the latents.
         sampling: how it is sampled.
     """
 
@@ -85,19 +85,19 @@ class MagiChunkModel:
         self,
         transformer: MagiTransformer3DModel,
         captions: Captions,
-        size: tuple[int, int, int],
+        size: tuple[int, int],
         sampling: Sampling,
     ) -> None:
         self.transformer, self.sampling = transformer, sampling
         self.timetable, self.guidance = sampling.timetable, sampling.guidance
         self.num_branches = sampling.guidance.num_slots
-        self._grid, self._captions = size[1:], captions
+        self._grid, self._captions = size, captions
         texts = (*captions.texts, captions.null)
         self._text = TextBank([transformer.embed_caption(text) for text in texts])
-        self._rotary = transformer.rotary(*size)
-        self._tokens_per_frame = self._rotary.shape[1]
+        first_frame = transformer.rotary(1, *size)
+        self._tokens_per_frame, self._device = first_frame.shape[1], first_frame.device
         self._conditions = self._all_conditions()
-        self._attention = choose_attention(self._rotary.device, transformer.dtype)
+        self._attention = choose_attention(self._device, transformer.dtype)
         self._flops = TransformerFlops.of(transformer.config)
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
@@ -123,7 +123,10 @@ class MagiChunkModel:
             ]
         )
         rotary = torch.cat(
-            [self._rotary[item.start_frame : item.stop_frame].flatten(0, 1) for item, _ in packed]
+            [
+                self._rotary(item).repeat(len(of_item), 1)
+                for item, of_item in zip(inputs, branches, strict=True)
+            ]
         )
         hidden = self.transformer(
             hidden,
@@ -153,7 +156,7 @@ class MagiChunkModel:
     def cache_layout(self) -> CacheLayout:
         config = self.transformer.config
         sizes = (config.num_layers, self.num_branches, config.num_query_groups, config.kv_channels)
-        return CacheLayout(*sizes, self.transformer.dtype, self._rotary.device)
+        return CacheLayout(*sizes, self.transformer.dtype, self._device)
 
     def reach(self, local_step: int | None) -> int | None:
         steps = self.timetable.num_steps
@@ -180,6 +183,10 @@ class MagiChunkModel:
 
     def _lengths(self, inputs: Sequence[ChunkInput]) -> list[int]:
         return [self.num_tokens(len(item.timesteps)) for item in inputs]
+
+    def _rotary(self, item: ChunkInput) -> Tensor:
+        """Angles ``[tokens, n]``, made anew in every call: a table for a long video would not end."""
+        return self.transformer.rotary(len(item.timesteps), *self._grid, item.start_frame).flatten(0, 1)
 
     def _is_clean(self, item: ChunkInput) -> bool:
         return item.local_step >= self.timetable.num_steps
@@ -216,7 +223,7 @@ class MagiChunkModel:
 
         Made once a video, so that no step waits for times on their way to the device.
         """
-        count, device = self.timetable.num_steps, self._rotary.device
+        count, device = self.timetable.num_steps, self._device
         steps = [*range(count), 0]  # clean chunks run when a chunk begins, and are told its step size
         times = [*(self.timetable.time(step) for step in range(count)), self.timetable.clean_time]
         sizes = None

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from flowcache.reuse.forecast import FORECASTS
+
 from .captions import CaptionSwitches, SpecialTokens
 from .config import FlowCacheOptions, MagiConfig
 from .config_files import COMMAND_LINE, check_keys, without_unread
@@ -22,11 +24,7 @@ def add_method_flags(parser: ArgumentParser, method: str | None = "flowcache") -
     add = parser.add_argument
     add("--method", choices=METHODS, default=method, help="(default: flowcache)")
     add("--preset", choices=PRESETS, default="fast", help="threshold, and how reuse is done (default: fast)")
-    add(
-        "--forecast",
-        choices=["hold_residual", "hold_displacement", "hold_velocity"],
-        help="overrides the preset's",
-    )
+    add("--forecast", choices=FORECASTS, help="overrides the preset's")
     add("--model", choices=["auto", "official", "small"], default="auto", help="(default: auto)")
     add(
         "--special_tokens",

@@ -91,7 +91,7 @@ class CaptionEmbedding(nn.Module):
         return self.to_condition(self.null_caption[-2 if with_text else -1])
 
 
-def rotary_table(bands: Tensor, num_frames: int, height: int, width: int) -> Tensor:
+def rotary_table(bands: Tensor, num_frames: int, height: int, width: int, first_frame: int = 0) -> Tensor:
     """Angles of the rotary positions, ``[frames, height * width, 3 * bands]``, fp32.
 
     Time is counted in frames from 0. Height and width are centred, and scaled to a frame of 16 x 16 patches'
@@ -100,9 +100,11 @@ def rotary_table(bands: Tensor, num_frames: int, height: int, width: int) -> Ten
     Args:
         bands: learned frequencies, ``[head_dim / 8]``.
         num_frames, height, width: size of the grid, in patches.
+        first_frame: place in the video of the grid's first frame.
     """
     shrink = math.sqrt(height * width / 256)
-    axes = [torch.arange(num_frames, dtype=torch.float32, device=bands.device)]
+    stop = first_frame + num_frames
+    axes = [torch.arange(first_frame, stop, dtype=torch.float32, device=bands.device)]
     for size in (height, width):
         place = torch.arange(size, dtype=torch.float32, device=bands.device) - (size - 1) / 2
         axes.append(place / (size - 1) * (size / shrink - 1) if size > 1 else place)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, Window, cut_window
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
+from flowcache.noise import BlockNoise
 from flowcache.output import VideoOutput, VideoPart
 
 from .captions import make_captions
@@ -23,6 +24,9 @@ from .request import VideoRequest
 from .schedule import Euler
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi
+
+#: Latent frames whose noise is drawn at once: 384 frames of video, beyond which others come in later draws.
+NOISE_FRAMES = 96
 
 
 class MagiPipeline(DiffusionPipeline):
@@ -87,7 +91,7 @@ class MagiPipeline(DiffusionPipeline):
         latents, held = self._clean_latents(denoiser, window, schedule), window.chunks[window.num_given].held
         if request.shows_prefix:
             # A chunk that is given whole is not denoised, and so does not come from there.
-            latents, held = chain(map(window.view, range(window.num_given)), latents), 0
+            latents, held = chain(map(window.latents, range(window.num_given)), latents), 0
         yield from self._decode_parts(latents, held, request, trace)
 
     def _new_denoiser(
@@ -104,7 +108,7 @@ class MagiPipeline(DiffusionPipeline):
             schedule,
             KVRange(runtime.noise2clean_kvrange, runtime.clean_chunk_kvrange),
         )
-        model = MagiChunkModel(self.transformer, captions, tuple(window.latents.shape[1:]), sampling)
+        model = MagiChunkModel(self.transformer, captions, tuple(window.frame_shape[1:]), sampling)
         options = LoopOptions(
             clean_pass=cache.clean_pass, compression=cache.compression, storage=cache.storage
         )
@@ -177,5 +181,5 @@ class MagiPipeline(DiffusionPipeline):
         frames = -(-frames // runtime.chunk_width) * runtime.chunk_width
         size = (runtime.video_size_h // vae.patch_size, runtime.video_size_w // vae.patch_size)
         generator = torch.Generator().manual_seed(runtime.seed)
-        noise = torch.randn((vae.z_chans, frames, *size), generator=generator)
-        return cut_window(noise.to(self._execution_device), runtime.chunk_width, given)
+        noise = BlockNoise(generator, (vae.z_chans, frames, *size), NOISE_FRAMES, self._execution_device)
+        return cut_window(noise, runtime.chunk_width, given)

@@ -321,7 +321,8 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
         return embedded + torch.stack([self.caption_embed.condition(flag) for flag in with_text])
 
     @apply_forward_hook
-    def rotary(self, num_frames: int, height: int, width: int) -> Tensor:
-        """Angles ``[frames, tokens per frame, n]`` for latents of that size."""
+    def rotary(self, num_frames: int, height: int, width: int, first_frame: int = 0) -> Tensor:
+        """Angles ``[frames, tokens per frame, n]`` for latents of that size, from a latent frame on."""
         side, depth = self.config.patch_size, self.config.t_patch_size
-        return rotary_table(self.rotary_bands, num_frames // depth, height // side, width // side)
+        size = (num_frames // depth, height // side, width // side)
+        return rotary_table(self.rotary_bands, *size, first_frame // depth)

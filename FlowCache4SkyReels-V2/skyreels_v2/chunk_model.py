@@ -13,6 +13,7 @@ from flowcache.kv.cache import CacheLayout, ChunkKVCache
 
 from .attention import ChunkSelfAttention, PackedChunks, TextContext, TextCrossAttention
 from .flops import TransformerFlops
+from .rotary import FrameRotary
 
 #: What a reuse policy can watch, with its place in an embedded time: the time embedding, or its projection
 #: to the modulation of the blocks. Neither sees the latents.
@@ -27,17 +28,16 @@ class SkyReelsV2ChunkModel:
             fall back to the library's for its own ``forward``.
         prompt_embeds: ``[branches, tokens, text_dim]``: the caption, then, with guidance, the negative one.
         grid: height and width of the latent frames.
-        num_frames: latent frames of the longest window, for the rotary table.
+        num_frames: latent frames of the longest window.
         guidance_scale: weight of classifier-free guidance; used with two branches.
         fps: frames per second; the model knows 16 and "other", if it was trained to know them at all.
         bidirectional: attend to the whole window, as the original model does, or only to the past.
         indicator: a key of ``INDICATORS``; None is ``timestep_projection``.
+        runs_whole_window: see ``ChunkModel``; False for streaming, which the original does not have.
 
     Raises:
         ValueError: the transformer takes image tokens or patches that span frames; unknown indicator.
     """
-
-    runs_whole_window = True
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class SkyReelsV2ChunkModel:
         fps: int = 24,
         bidirectional: bool = False,
         indicator: str | None = None,
+        runs_whole_window: bool = True,
     ) -> None:
         config = transformer.config
         if config.patch_size[0] != 1:
@@ -59,7 +60,7 @@ class SkyReelsV2ChunkModel:
             raise ValueError(f"indicator must be one of {', '.join(INDICATORS)}, got {indicator!r}.")
         self.transformer = transformer
         self.num_branches = prompt_embeds.shape[0]
-        self.bidirectional = bidirectional
+        self.bidirectional, self.runs_whole_window = bidirectional, runs_whole_window
         self.guidance_scale = guidance_scale
         self._indicator = INDICATORS[indicator or "timestep_projection"]
         self._grid = (grid[0] // config.patch_size[1], grid[1] // config.patch_size[2])
@@ -67,7 +68,7 @@ class SkyReelsV2ChunkModel:
         self._times: dict[float, tuple[Tensor, Tensor]] = {}
         self._flops = TransformerFlops.of(config, prompt_embeds.shape[1])
         set_chunk_processors(transformer)
-        self._rotary = self._rotary_table(grid, num_frames)
+        self._rotary = FrameRotary(transformer.rope, self._grid, num_frames)
         self._text = TextContext(transformer.condition_embedder.text_embedder(prompt_embeds))
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
@@ -92,9 +93,7 @@ class SkyReelsV2ChunkModel:
             chunks=[item.chunk for item in inputs],
             first_chunks=[item.first_chunk for item in inputs],
             lengths=lengths,
-            rotary=torch.cat([self._rotary[item.start_frame : item.stop_frame] for item in inputs]).flatten(
-                0, 1
-            ),
+            rotary=torch.cat([self._rotary.frames(item.start_frame, item.stop_frame) for item in inputs]),
             cache=cache,
             bidirectional=self.bidirectional,
             num_branches=self.num_branches,
@@ -166,13 +165,6 @@ class SkyReelsV2ChunkModel:
             fps = self.transformer.fps_embedding(torch.tensor([self._fps_index], device=weight.device))
             projection = projection + self.transformer.fps_projection(fps)
         return embedding[0], projection.unflatten(-1, (6, -1))[0]
-
-    def _rotary_table(self, grid: tuple[int, int], num_frames: int) -> Tensor:
-        """Complex rotations, ``[frames, tokens per frame, 1, head_dim / 2]``, from the library's table."""
-        device = self.transformer.patch_embedding.weight.device
-        cos, sin = self.transformer.rope(torch.empty(1, 1, num_frames, *grid, device=device))
-        table = torch.complex(cos[0, ..., 0::2].float(), sin[0, ..., 1::2].float())
-        return table.unflatten(0, (num_frames, -1))
 
     def _unpatchify(self, hidden: Tensor) -> Tensor:
         """``[branches * frames, tokens per frame, features]`` to ``[branches, channels, frames, h, w]``."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from flowcache import FlowCacheConfig
 from flowcache.kv.quantized import BITS
+from flowcache.reuse.forecast import FORECASTS
 
 from .checkpoint import ModelSource
 from .methods import METHODS, PRESETS
@@ -23,6 +24,12 @@ def add_video_flags(parser: ArgumentParser) -> None:
     add("--num_frames", type=int, help="frames of the video, 4 k + 1 (default: 97)")
     add("--base_num_frames", type=int, default=97, help="frames of one window (default: 97)")
     add("--overlap_history", type=int, help="frames that windows share; needed for longer videos (17 or 37)")
+    add(
+        "--streaming",
+        action="store_true",
+        help="longer videos go on as one staircase, without windows; needs --ar_step, and --use_compress or "
+        "--use_kvrange; --overlap_history is then what is taken of a video that is continued",
+    )
     add("--ar_step", type=int, default=0, help="steps by which a block lags; 0: all together (default: 0)")
     add("--causal_attention", action="store_true", help="block-causal attention for vanilla and teacache")
     add("--causal_block_size", type=int, help="latent frames of a block (default: 1; small model: 5)")
@@ -54,11 +61,7 @@ def add_video_flags(parser: ArgumentParser) -> None:
     add("--kv_offload", action="store_true", help="keep keys and values of finished blocks in host memory")
     add("--method", choices=METHODS, default="flowcache", help="(default: flowcache)")
     add("--preset", choices=PRESETS, default="fast", help="threshold and forecast (default: fast)")
-    add(
-        "--forecast",
-        choices=["hold_residual", "hold_displacement", "hold_velocity"],
-        help="overrides the preset's",
-    )
+    add("--forecast", choices=FORECASTS, help="overrides the preset's")
     add("--height", type=int, help="pixels, a multiple of 16; overrides --resolution")
     add("--width", type=int, help="pixels, a multiple of 16; overrides --resolution")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +11,24 @@ import torch
 from diffusers import SkyReelsV2DiffusionForcingPipeline
 from torch import Tensor, nn
 
-from flowcache import Denoiser, FlowCacheConfig, LoopOptions, Trace, Window, cut_window
+from flowcache import (
+    Denoiser,
+    FlowCacheConfig,
+    LoopOptions,
+    StaircaseSchedule,
+    Trace,
+    Window,
+    cut_window,
+)
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
+from flowcache.noise import BlockNoise
 from flowcache.output import VideoOutput, VideoPart
 
 from .chunk_model import SkyReelsV2ChunkModel
-from .codec import VideoCodec
-from .settings import TEMPORAL_STRIDE, VideoSettings, pixel_frames
+from .codec import VideoCodec, VideoDecoder
+from .settings import TEMPORAL_STRIDE, VideoSettings, latent_frames, pixel_frames
 from .solver import ChunkUniPC
-from .windows import WindowPlan, plan_windows
+from .windows import WindowPlan, check_streaming, plan_windows
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         condition: Condition | None = None,
         trace: Trace | None = None,
     ) -> Iterator[VideoPart]:
-        """Generate a video and yield the new frames of each window as soon as they are decoded.
+        """Generate a video and yield the new frames of each block as soon as it is clean.
 
         Args:
             prompt: what to show.
@@ -82,11 +91,13 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
             trace: filled in with what happens.
 
         Raises:
-            ValueError: a condition is of another size than the video, or its frames do not fit.
+            ValueError: a condition is of another size than the video, or its frames do not fit; or streaming
+                does not go with the rest.
         """
         settings, cache = settings or VideoSettings(), cache or FlowCacheConfig()
         condition = condition or Condition()
         _check_condition(condition, settings)
+        check_streaming(settings, cache, condition.last is not None)
         if negative_prompt is None:
             negative_prompt = self.default_negative_prompt
         trace = trace if trace is not None else Trace()
@@ -97,8 +108,8 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         # Apart, so that the noise of a window is the same whatever the method draws for its condition.
         generator = torch.Generator().manual_seed(settings.seed)
         condition_generator = torch.Generator()
-        frames = condition.prefix
-        plans = plan_windows(settings, 0 if frames is None else frames.shape[1])
+        history = condition.prefix
+        plans = plan_windows(settings, 0 if history is None else history.shape[1])
         with self._resident("transformer"):
             denoiser = self._denoiser(settings, cache, embeds, plans[0].frames, condition_generator, trace)
         with self.progress_bar(total=sum(len(plan.schedule(settings)) for plan in plans)) as progress:
@@ -107,17 +118,61 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
                 last = condition.last if index == len(plans) - 1 else None
                 condition_generator.manual_seed(settings.seed + index + 1)
                 with trace.timer("encode"), self._resident("vae"):
-                    window = self._new_window(settings, plan, frames, last, generator)
-                with trace.timer("denoise"), self._resident("transformer"), torch.inference_mode():
-                    solver = ChunkUniPC(settings.inference_steps, settings.shift)
-                    for _ in denoiser.run(window, plan.schedule(settings, last is not None), solver):
-                        pass
-                    synchronize(self.compute_device)
-                latents = window.latents[:, : plan.frames]
-                with trace.timer("decode"), self._resident("vae"):
-                    frames = VideoCodec(self.vae).decode(latents)
-                trace.peak_memory_bytes = peak_memory_bytes(self.compute_device)
-                yield VideoPart(frames[:, pixel_frames(plan.repeated) :], latents[:, plan.repeated :])
+                    window = self._new_window(settings, plan, history, last, generator)
+                history = None
+                schedule = plan.schedule(settings, last is not None)
+                solver = ChunkUniPC(settings.inference_steps, settings.shift)
+                clean = self._clean_latents(plan, denoiser, window, schedule, solver)
+                for frames, part in self._decoded(plan, clean, trace):
+                    history = self._newest(settings, history, frames)
+                    if part is not None:
+                        yield part
+
+    def _decoded(
+        self, plan: WindowPlan, clean: Iterable[Tensor], trace: Trace
+    ) -> Iterator[tuple[Tensor, VideoPart | None]]:
+        """Frames of each chunk of a window, from its latents, and what of them is new."""
+        decoder, start = VideoDecoder(VideoCodec(self.vae)), 0
+        for latents in clean:
+            stop = start + latents.shape[1]
+            with trace.timer("decode"), self._resident("vae"):
+                frames = decoder.decode(latents)
+            trace.peak_memory_bytes = peak_memory_bytes(self.compute_device)
+            shown_from = max(start, plan.repeated)
+            part = None
+            if shown_from < stop:
+                new = frames[:, pixel_frames(shown_from) - pixel_frames(start) :]
+                part = VideoPart(new, latents[:, shown_from - start :].clone())
+            yield frames, part
+            start = stop
+
+    def _clean_latents(
+        self,
+        plan: WindowPlan,
+        denoiser: Denoiser,
+        window: Window,
+        schedule: StaircaseSchedule,
+        solver: ChunkUniPC,
+    ) -> Iterator[Tensor]:
+        """Run the loop; latents of each chunk in order of time as it is clean, given ones first."""
+        shown = [c for c in range(window.num_given) if window.chunks[c].start < plan.frames]
+        yield from map(window.latents, shown)
+        chunks = denoiser.run(window, schedule, solver)
+        while True:
+            with denoiser.trace.timer("denoise"), self._resident("transformer"), torch.inference_mode():
+                chunk = next(chunks, None)
+                synchronize(self.compute_device)
+            if chunk is None:
+                return
+            yield chunk.latents
+
+    @staticmethod
+    def _newest(settings: VideoSettings, history: Tensor | None, frames: Tensor) -> Tensor | None:
+        """The frames that the next window takes over, as far as there are any yet."""
+        if settings.streaming or settings.overlap_history is None:
+            return None
+        frames = frames if history is None else torch.cat([history, frames], dim=1)
+        return frames[:, -settings.overlap_history :].clone()
 
     def _new_window(
         self,
@@ -136,7 +191,8 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
             settings.height // stride,
             settings.width // stride,
         )
-        noise = torch.randn(shape, generator=generator).to(self.compute_device)
+        at_once = latent_frames(settings.base_num_frames) if settings.streaming else num_frames
+        noise = BlockNoise(generator, shape, at_once, self.compute_device)
         prefix = codec.encode(frames[:, -pixel_frames(plan.prefix) :]) if plan.prefix else None
         arrival = None if last is None else codec.encode(last)
         return cut_window(noise, settings.causal_block_size, prefix, arrival)
@@ -197,6 +253,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
             fps=settings.fps,
             bidirectional=cache.bidirectional,
             indicator=cache.indicator,
+            runs_whole_window=not settings.streaming,
         )
         options = LoopOptions(
             whole_window=cache.whole_window,

@@ -40,6 +40,8 @@ class VideoSettings:
         base_num_frames: frames of one window, ``4 k + 1``; longer videos are made of several.
         overlap_history: frames that a window takes over from the one before it, ``4 k + 1``; needed for
             videos longer than a window and to extend a video.
+        streaming: make a video of any length as one staircase of blocks instead, without windows that
+            overlap; needs ``ar_step``, and a method whose cache does not grow (``check_streaming``).
         ar_step: steps by which a block lags behind the one before it; 0 denoises all together.
         causal_block_size: latent frames of a block.
         inference_steps: denoising steps of a block.
@@ -58,6 +60,7 @@ class VideoSettings:
     num_frames: int = 97
     base_num_frames: int = 97
     overlap_history: int | None = None
+    streaming: bool = False
     ar_step: int = 0
     causal_block_size: int = 5
     inference_steps: int = 30
@@ -86,6 +89,10 @@ class VideoSettings:
         _check(0 <= self.addnoise_condition < 1000, "addnoise_condition", self, "between 0 and 999")
         _check(self.ar_step >= 0, "ar_step", self, "at least 0")
         _check(0 <= self.seed < 2**63, "seed", self, "between 0 and 2^63 - 1")
+        if self.streaming and self.ar_step == 0:
+            raise ValueError(
+                "streaming needs ar_step of at least 1, else all blocks are live at once; try 5."
+            )
         self._check_window()
 
     def _check_window(self) -> None:
@@ -102,10 +109,10 @@ class VideoSettings:
                     f"overlap_history must be smaller than base_num_frames ({self.base_num_frames}), "
                     f"got {self.overlap_history}."
                 )
-        elif self.num_frames > self.base_num_frames:
+        elif self.num_frames > self.base_num_frames and not self.streaming:
             raise ValueError(
                 f"overlap_history is needed because num_frames ({self.num_frames}) exceeds base_num_frames "
-                f"({self.base_num_frames}); 17 and 37 are usual."
+                f"({self.base_num_frames}); 17 and 37 are usual. Or use streaming."
             )
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""How a long video is made of windows that overlap."""
+"""How a long video is made: of windows that overlap, or as one that goes on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowcache import StaircaseSchedule
+from flowcache import FlowCacheConfig, StaircaseSchedule
 
 from .settings import VideoSettings, latent_frames
 
@@ -34,7 +34,7 @@ class WindowPlan:
 
 
 def plan_windows(settings: VideoSettings, prefix_frames: int = 0) -> list[WindowPlan]:
-    """Windows that cover the video; the last one is as short as it can be.
+    """Windows that cover the video; the last one is as short as it can be. One alone for streaming.
 
     Args:
         settings: the video.
@@ -51,7 +51,7 @@ def plan_windows(settings: VideoSettings, prefix_frames: int = 0) -> list[Window
             f"num_frames and base_num_frames must exceed the {prefix_frames} frames of the start, "
             f"got {settings.num_frames} and {settings.base_num_frames}."
         )
-    plans = [WindowPlan(min(total, base), prefix, 0)]
+    plans = [WindowPlan(total if settings.streaming else min(total, base), prefix, 0)]
     done = plans[0].frames
     while done < total:
         overlap = latent_frames(settings.overlap_history)
@@ -59,3 +59,26 @@ def plan_windows(settings: VideoSettings, prefix_frames: int = 0) -> list[Window
         plans.append(WindowPlan(frames, overlap, overlap))
         done += frames - overlap
     return plans
+
+
+def check_streaming(settings: VideoSettings, cache: FlowCacheConfig, arrives: bool) -> None:
+    """Refuse what streaming cannot do; nothing is refused without it.
+
+    Args:
+        settings: the video.
+        cache: the method.
+        arrives: whether the video is to arrive at a last frame.
+
+    Raises:
+        ValueError: one sentence that names the argument and the fix.
+    """
+    if not settings.streaming:
+        return
+    if cache.whole_window:
+        raise ValueError("streaming needs a KV cache: use method causal or flowcache.")
+    if cache.compression is None and cache.clean_range is None:
+        raise ValueError(
+            "streaming needs use_compress or use_kvrange, or the cache would grow with the video."
+        )
+    if arrives:
+        raise ValueError("streaming has no window that could arrive at end_image: leave one of them out.")

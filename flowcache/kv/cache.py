@@ -206,7 +206,6 @@ class ChunkKVCache:
             chunks: the oldest chunks, which lose their ranges; none, to compress again what is compressed.
             kept: indices of rows, ``[branches, heads, rows]``, in the order in which they are to lie.
         """
-        ranges = self._ranges[layer]
         end, count = self.rows_of(chunks, layer), kept.shape[-1]
         index = kept.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, self.layout.head_dim)
         best = [rows.gather(1, index) for rows in self._rows(layer, ChunkRange(0, end))]
@@ -217,16 +216,29 @@ class ChunkKVCache:
             self._move_live(layer, end - self._settled[layer], 0)
             self._settled[layer] = count
             self._settle_rows(layer, chunks, 0, *best)
-        shift = count - end
-        others = {c: r for c, r in ranges.items() if c not in (KEPT, *chunks)}
-        self._ranges[layer] = {KEPT: ChunkRange(0, count)} | {
-            c: ChunkRange(r.start + shift, r.end + shift) for c, r in others.items()
-        }
+        self._ranges[layer] = {KEPT: ChunkRange(0, count)} | self._moved(layer, chunks, count - end)
+
+    def drop(self, chunks: Sequence[int]) -> None:
+        """Let go of the oldest chunks, of which nothing is compressed yet; the others move up."""
+        for layer in range(len(self._ranges)):
+            end, settled = self.rows_of(chunks, layer), self._settled[layer]
+            gone = min(end, settled)
+            self._move_live(layer, end - gone, 0)
+            if gone:
+                self._store.move_up(layer, gone, settled)
+                self._buffer.forget()
+            self._settled[layer] = settled - gone
+            self._ranges[layer] = self._moved(layer, chunks, -end)
 
     def rows_of(self, chunks: Sequence[int], layer: int = 0) -> int:
         """Rows of what is compressed already and of these chunks."""
         ranges = self._ranges[layer]
         return sum(len(ranges[chunk]) for chunk in (KEPT, *chunks) if chunk in ranges)
+
+    def _moved(self, layer: int, gone: Sequence[int], shift: int) -> dict[int, ChunkRange]:
+        """Ranges of the chunks that stay, so many rows on."""
+        others = {c: r for c, r in self._ranges[layer].items() if c not in (KEPT, *gone)}
+        return {c: ChunkRange(r.start + shift, r.end + shift) for c, r in others.items()}
 
     def _rows(self, place: int, rows: ChunkRange) -> tuple[Tensor, Tensor]:
         """Keys and values of some rows, ``[branches, rows, heads, head_dim]``: views of what is kept if all

@@ -89,6 +89,12 @@ class RowStore:
         """Fill ``keys`` and ``values``, shaped as in ``write``, with the rows from ``start`` on."""
         self._format.decode(self._load(layer, start, start + keys.shape[1]), keys, values)
 
+    def move_up(self, layer: int, start: int, stop: int) -> None:
+        """Move some rows to the beginning."""
+        for part in self._parts:
+            rows = self._entries(part[layer], start, stop).clone()
+            self._entries(part[layer], 0, stop - start).copy_(rows)
+
     def _allocate(self) -> list[Tensor]:
         return self._format.allocate(self._layout, self.capacity, self._layout.device)
 
@@ -135,6 +141,13 @@ class HostStore(RowStore):
         super().write(layer, start, keys, values)
         if self._stream is not None and self._ahead[0] == layer:
             self._ahead = (-1, 0, 0)
+
+    def move_up(self, layer: int, start: int, stop: int) -> None:
+        if self._stream is not None:
+            # The host is ahead of the device, where copies of these rows may still be wanted.
+            self._stream.synchronize()
+            self._ahead = (-1, 0, 0)
+        super().move_up(layer, start, stop)
 
     def _load(self, layer: int, start: int, stop: int) -> list[Tensor]:
         if self._stream is None:

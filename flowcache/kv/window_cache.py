@@ -27,6 +27,8 @@ class WindowCache:
         keeps: False for runs that write everything anew each time; see ``ChunkKVCache``.
         compression: how to compress; None: never.
         clean_range: newest clean chunks that a live chunk sees; None: all.
+        rolls: without compression, let go of chunks that nothing will see again, so that the cache stays as
+            small as ``clean_range`` or the model's reach allow. False for runs that write given chunks anew.
         storage: how clean chunks are kept; None: as live ones.
         clean_pass: whether a chunk runs once more when it is clean; it then has a place among the live ones.
     """
@@ -39,6 +41,7 @@ class WindowCache:
         keeps: bool = True,
         compression: KVCompressionConfig | None = None,
         clean_range: int | None = None,
+        rolls: bool = True,
         storage: KVStorageConfig | None = None,
         clean_pass: bool = False,
     ) -> None:
@@ -46,6 +49,7 @@ class WindowCache:
         self._compression, self._clean_range = compression, clean_range
         self._storage, self._clean_pass = storage, clean_pass
         self._budget = self._budget_chunks() * max(lengths)
+        self._reach_back = self._chunks_behind() if rolls and compression is None else None
         self._seen: dict[int, int] = {}
         self.cache = self._new_cache(keeps)
 
@@ -61,9 +65,16 @@ class WindowCache:
         if self._clean_range is None:
             return given if step == 0 else None
         clean = self._clean_before(chunk, step)
-        seen = clean[len(clean) - self._clean_range :] if len(clean) > self._clean_range else clean
-        live = [c for c in range(given, chunk + 1) if c not in clean]
-        return (seen + live)[0]
+        return max(clean.start, clean.stop - self._clean_range)
+
+    def release(self, step: int) -> None:
+        """Let go of chunks that nothing will see from this step on."""
+        if self._reach_back is None:
+            return
+        oldest = self._schedule.first_below(self._schedule.num_steps + 1, step) - self._reach_back
+        gone = [chunk for chunk in self.cache.chunks if chunk < oldest]
+        if gone:
+            self.cache.drop(gone)
 
     def fits(self, chunks: Sequence[int]) -> bool:
         """Whether chunks fit beside what is there."""
@@ -114,7 +125,8 @@ class WindowCache:
         self.cache.forget_due()
         freed, merged, held = dict[int, int](), set[int](), self.cache.num_kept
         for chunk in chunks:
-            clean = [c for c in self._clean_before(chunk, step) if c in self.cache and c not in merged]
+            done = self._clean_before(chunk, step)
+            clean = [c for c in self.cache.chunks if c in done and c not in merged]
             rows = held + sum(self._lengths[c] for c in clean)
             if chunk >= self._given and rows > self._budget:
                 self.cache.merge_before(chunk, clean, self._budget)
@@ -147,20 +159,26 @@ class WindowCache:
     def _needed(self, chunks: Sequence[int]) -> int:
         return sum(self._lengths[c] for c in chunks if c not in self.cache)
 
-    def _clean_before(self, chunk: int, step: int) -> list[int]:
+    def _clean_before(self, chunk: int, step: int) -> range:
         """Chunks that count as clean for a later one: given ones from the second step on, and those that
         have taken their last step, in this very step included."""
-        given = list(range(self._given)) if step > 0 else []
-        last = self._schedule.num_steps - 1
-        done = [c for c in range(self._given, chunk) if self._schedule.local_step(c, step) >= last]
-        return given + done
+        done = self._schedule.first_below(self._schedule.num_steps - 1, step)
+        return range(0 if step > 0 else self._given, min(chunk, done))
+
+    def _chunks_behind(self) -> int | None:
+        """The most chunks before the oldest live one that any chunk sees; None: all."""
+        reaches = [self._model.reach(local_step) for local_step in range(self._schedule.num_steps + 1)]
+        behind = [self._clean_range if reach is None else reach - 1 for reach in reaches]
+        return None if None in behind else max(behind)
 
     def _new_cache(self, keeps: bool) -> ChunkKVCache:
         layout, total, chunk = self._model.cache_layout(), sum(self._lengths), max(self._lengths)
         live = min(total, self._live_chunks() * chunk)
         if self._compression is None:
-            store = self._new_store(layout, sum(self._lengths[: -self._live_chunks()]))
-            return ChunkKVCache(layout, live if store else total, keeps, store)
+            clean = min(sum(self._lengths[: -self._live_chunks()]), self._rolling_clean())
+            store = self._new_store(layout, clean)
+            held = live if store else min(total, self._rolling_capacity())
+            return ChunkKVCache(layout, held, keeps, store)
         clean = min(self._budget, total - live)
         store = self._new_store(layout, clean)
         selector = self._compression.make_selector(self._model.num_tokens(1), chunk)
@@ -184,3 +202,16 @@ class WindowCache:
             )
             return None
         return self._storage.make_store(layout, rows, math.gcd(*self._lengths))
+
+    def _rolling_capacity(self) -> float:
+        """Tokens that are held at most when chunks are let go of."""
+        if self._reach_back is None:
+            return math.inf
+        live = self._schedule.max_live + 1  # one has just finished
+        return max(self._reach_back + live, self._given + len(self._schedule.live(0))) * max(self._lengths)
+
+    def _rolling_clean(self) -> float:
+        """Tokens of clean chunks among those."""
+        if self._reach_back is None:
+            return math.inf
+        return max(self._reach_back + 1, self._given) * max(self._lengths)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from denoised import denoised
 from torch import Tensor
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, cut_window
 from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
 from flowcache.kv.cache import CacheFullError, CacheLayout, ChunkKVCache
 from flowcache.kv.compressed import CompressedKVCache
+from flowcache.kv.window_cache import WindowCache
 from flowcache.reuse.forecast import VelocityForecast
 from flowcache.reuse.policy import NoReuse
 
@@ -171,9 +174,7 @@ def run(num_chunks=8, given=0, **options):
     window = cut_window(noise, 3, prefix)
     schedule = StaircaseSchedule(len(window.chunks), 4, 2, window.num_given)
     denoiser = Denoiser(RandomModel(), NoReuse(), VelocityForecast(), LoopOptions(**options))
-    for _ in denoiser.run(window, schedule, StraightSolver()):
-        pass
-    return window.latents, denoiser.trace
+    return denoised(denoiser, window, schedule, StraightSolver()), denoiser.trace
 
 
 @pytest.mark.parametrize("clean_pass", [False, True])
@@ -250,6 +251,46 @@ def test_newest_clean_chunks_alone_are_seen():
     assert trace.flops["actual"] < 0.6 * plain.flops["actual"]
 
 
+class ReachingModel(RandomModel):
+    """Sees fewer chunks the further on it is, and most once it is clean."""
+
+    def reach(self, local_step):
+        return (3, 2, 2, 1, 4)[4 if local_step is None else local_step]
+
+
+@pytest.mark.parametrize("clean_pass", [False, True])
+@pytest.mark.parametrize("given", [0, 2, 5])
+@pytest.mark.parametrize(
+    ("model", "clean_range"), [(ReachingModel, None), (RandomModel, 0), (RandomModel, 2)]
+)
+def test_what_nothing_sees_again_is_not_kept(monkeypatch, model, clean_range, given, clean_pass):
+    monkeypatch.setattr(sys.modules[__name__], "RandomModel", model)
+    options = {"clean_pass": clean_pass, "clean_range": clean_range}
+    rolled, trace = run(12, given, **options)
+    assert run(40, given, **options)[1].windows[0].kv_bytes == trace.windows[0].kv_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowCache, "_chunks_behind", lambda _: None)
+        whole, unrolled = run(12, given, **options)
+    assert torch.equal(rolled, whole)
+    assert trace.windows[0].kv_bytes < unrolled.windows[0].kv_bytes
+    assert trace.flops == unrolled.flops
+
+
+def test_a_long_window_is_not_looked_at_whole_at_every_step(monkeypatch):
+    """What is made for a step is for the chunks that may run at it."""
+    counts = []
+    plain = Denoiser._inputs
+
+    def watched(*args):
+        inputs = plain(*args)
+        counts.append(len(inputs))
+        return inputs
+
+    monkeypatch.setattr(Denoiser, "_inputs", watched)
+    run(64, 3, clean_pass=True, compression=KVCompressionConfig(budget=1))
+    assert max(counts[1:]) <= 3, "two live chunks and the one that has just finished"
+
+
 def test_settings_that_exclude_each_other():
     compression = KVCompressionConfig()
     with pytest.raises(ValueError, match="need a KV cache"):
@@ -270,3 +311,19 @@ def test_a_store_without_use_is_told(caplog):
     assert torch.equal(plain[0], stored[0])
     assert plain[1].windows == stored[1].windows
     assert "kv_bits and kv_offload have no effect" in caplog.text
+
+
+@pytest.mark.parametrize("clean_pass", [False, True])
+@pytest.mark.parametrize("given", [0, 2, 5])
+@pytest.mark.parametrize("clean_range", [0, 1, 3])
+def test_a_rolling_cache_of_stored_chunks(clean_pass, given, clean_range):
+    options = {"clean_pass": clean_pass, "clean_range": clean_range}
+    plain, _ = run(16, given, **options)
+    stored, trace = run(16, given, storage=KVStorageConfig(offload=True), **options)
+    assert torch.allclose(plain, stored, atol=1e-6)
+    quantised, longer = (run(n, given, storage=KVStorageConfig(bits=8), **options) for n in (16, 48))
+    assert torch.allclose(plain, quantised[0], atol=0.05)
+    assert quantised[1].windows[0].kv_bytes == longer[1].windows[0].kv_bytes
+    assert max(step.kv_tokens for step in trace.steps) == max(
+        step.kv_tokens for step in run(16, given, **options)[1].steps
+    )

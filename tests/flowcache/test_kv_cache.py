@@ -44,3 +44,21 @@ def test_capacity_is_a_promise():
     with pytest.raises(ValueError, match="holds 4 tokens, not 3"):
         cache.enter(0, 3)
     assert cache.nbytes == before == 2 * 2 * 2 * 5 * 3 * 4 * 4
+
+
+def test_dropping_the_oldest_leaves_the_others_as_they_are():
+    cache = make_cache()
+    stored = []
+    for chunk in range(5):
+        if chunk > 2:
+            cache.drop([chunk - 3])
+        cache.enter(chunk, 3)
+        stored.append(torch.randn(2, 2, 3, 3, 4))
+        for layer in range(2):
+            cache.write(layer, chunk, stored[-1][layer], -stored[-1][layer])
+    assert cache.chunks == [2, 3, 4]
+    for layer in range(2):
+        keys, values = cache.read(layer)
+        assert torch.equal(keys, torch.cat([part[layer] for part in stored[2:]], dim=1))
+        assert torch.equal(values, -keys)
+        assert torch.equal(cache.read(layer, 3, 3)[0], stored[3][layer])

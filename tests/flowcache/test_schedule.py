@@ -36,3 +36,16 @@ def test_stride_bounds_what_is_live_together():
 def test_bad_counts_are_named(wrong, name):
     with pytest.raises(ValueError, match=name):
         StaircaseSchedule(**{"num_chunks": 3, "num_steps": 6, "stride": 2, **wrong})
+
+
+@pytest.mark.parametrize("stride", [0, 1, 3, 7])
+@pytest.mark.parametrize("given", [0, 2])
+def test_chunks_are_found_without_looking_at_all(stride, given):
+    schedule = StaircaseSchedule(9, 7, stride, given)
+    chunks = range(given, 9)
+    for step in range(len(schedule) + 2):
+        steps = {c: schedule.local_step(c, step) for c in chunks}
+        assert schedule.live(step) == {c: k for c, k in steps.items() if 0 <= k < 7}
+        assert list(schedule.finished(step)) == [c for c, k in steps.items() if k == 7]
+        for bound in range(9):
+            assert schedule.first_below(bound, step) == next((c for c in chunks if steps[c] < bound), 9)

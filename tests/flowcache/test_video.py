@@ -5,6 +5,8 @@ import os
 import struct
 import subprocess
 import sys
+from contextlib import suppress
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flowcache import video
+from flowcache import fragments, video
+from flowcache.fragments import BT709
 from flowcache.video import (
     VideoWriter,
     contact_sheet,
@@ -58,7 +61,7 @@ def test_file_is_plain_h264_that_says_its_colours(tmp_path):
         stream = container.streams.video[0]
         context = stream.codec_context
         assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
-        assert context.colorspace == context.color_primaries == context.color_trc == video.BT709
+        assert context.colorspace == context.color_primaries == context.color_trc == BT709
 
 
 def test_same_frames_same_file(tmp_path):
@@ -66,14 +69,82 @@ def test_same_frames_same_file(tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_parts_equal_the_whole(tmp_path):
-    frames = noise()
-    whole = save(tmp_path / "whole.mp4", frames)
-    with VideoWriter(tmp_path / "parts.mp4", 24) as writer:
-        writer.write(frames[:5])
-        writer.write(frames[5:5])
-        writer.write(torch.from_numpy(frames[5:]))
-    assert (tmp_path / "parts.mp4").read_bytes() == whole.read_bytes()
+def write_parts(path, frames, *ends):
+    """Write frames in parts that end there; the growing file's content after each."""
+    contents = []
+    with VideoWriter(path, 24) as writer:
+        for start, end in pairwise((0, *ends)):
+            writer.write(frames[start:end])
+            contents.append(writer.part_path.read_bytes())
+    return contents
+
+
+def test_same_parts_same_file(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        write_parts(tmp_path / name, noise(), 5, 5, 12)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_growing_file_plays_after_every_part(tmp_path):
+    ends = (5, 5, 6, 30, 41)
+    contents = write_parts(tmp_path / "a.mp4", noise(41), *ends)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"], "the part is gone when all is done"
+    whole, fps = read_video(tmp_path / "a.mp4")
+    for content, end in zip(contents, ends, strict=True):
+        (tmp_path / "cut.mp4").write_bytes(content)
+        frames, rate = read_video(tmp_path / "cut.mp4")
+        assert np.array_equal(frames, whole[:end])
+        assert rate == fps == 24
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_file_cut_within_a_part_plays_up_to_it(tmp_path, share):
+    first, second = write_parts(tmp_path / "a.mp4", noise(20), 8, 20)
+    cut = len(first) + int(share * (len(second) - len(first)))
+    (tmp_path / "cut.mp4").write_bytes(second[:cut])
+    frames = []
+    with suppress(ValueError):  # our own reader complains when it comes to the cut
+        frames.extend(stream_video(tmp_path / "cut.mp4"))
+    assert np.array_equal(np.stack(frames[:8]), read_video(tmp_path / "a.mp4")[0][:8])
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from flowcache.video import VideoWriter
+
+with VideoWriter(sys.argv[1], 24) as writer:
+    for _ in range(3):
+        writer.write(np.full((7, 32, 32, 3), 90, np.uint8))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_what_a_killed_run_leaves_plays(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"old")
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.mp4")]).returncode != 0
+    assert (tmp_path / "a.mp4").read_bytes() == b"old"
+    assert len(read_video(tmp_path / "a.part.mp4")[0]) == 21
+    save(tmp_path / "a.mp4", stripes())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"], "the next run clears it away"
+
+
+def test_final_file_has_its_index_in_front(tmp_path):
+    content = save(tmp_path / "a.mp4", noise()).read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+    assert b"moof" not in content
+    assert probe_video(tmp_path / "a.mp4").num_frames == 12
+
+
+def test_two_runs_of_one_name_do_not_mix(tmp_path):
+    with VideoWriter(tmp_path / "a.mp4", 24) as first:
+        first.write(stripes())
+        with VideoWriter(tmp_path / "a.mp4", 24) as second:
+            second.write(stripes(frames=3))
+            first.write(stripes())
+        assert len(read_video(tmp_path / "a.mp4")[0]) == 3
+    assert len(read_video(tmp_path / "a.mp4")[0]) == 12
 
 
 def test_odd_sizes_lose_a_row_and_a_column(tmp_path):
@@ -129,7 +200,13 @@ def test_failure_keeps_the_old_file(tmp_path):
         writer.write(noise())
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert len(read_video(tmp_path / "a.part.mp4")[0]) == 12, "what was finished can be looked at"
+
+
+def test_failure_before_the_first_frame_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "a.mp4", 24):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_must_exist(tmp_path):
@@ -137,33 +214,26 @@ def test_folder_must_exist(tmp_path):
         pass
 
 
-def test_failure_to_open_leaves_nothing(tmp_path, monkeypatch):
-    def refuse(*args, **options):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(video.av, "open", refuse)
-    with pytest.raises(OSError, match="No space"), VideoWriter(tmp_path / "a.mp4", 24):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
 LIMITED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from flowcache.video import VideoWriter
+from flowcache.video import VideoWriter, read_video
 
 path, whole = Path(sys.argv[1]), int(sys.argv[2])
 frames = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
 for limit in (0, 1, 40, whole // 2, whole - 2000, whole - 1):
+    part = path.with_name("a.part.mp4")
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         with VideoWriter(path, 24) as writer:
-            for frame in frames:
-                writer.write(frame[None])
+            for place in range(0, 12, 3):
+                writer.write(frames[place : place + 3])
     except OSError:
         assert path.read_bytes() == b"old", limit
-        assert list(path.parent.iterdir()) == [path], limit
+        assert set(path.parent.iterdir()) <= {path, part}, limit
+        if part.exists():
+            assert len(read_video(part)[0]) in (3, 6, 9, 12), limit
     else:
         raise AssertionError(limit)
 """
@@ -171,8 +241,8 @@ for limit in (0, 1, 40, whole // 2, whole - 2000, whole - 1):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs setrlimit")
 def test_no_room_at_any_point_keeps_the_old_file(tmp_path):
-    """A limit on file sizes fails where a full disk would: at the header, a frame or the trailer."""
-    whole = save(tmp_path / "whole.mp4", noise()).stat().st_size
+    """A limit on file sizes fails where a full disk would: at a part or at the copy in the end."""
+    whole = len(write_parts(tmp_path / "whole.mp4", noise(), 3, 6, 9, 12)[-1])
     folder = tmp_path / "limited"
     folder.mkdir()
     (folder / "a.mp4").write_bytes(b"old")
@@ -182,11 +252,15 @@ def test_no_room_at_any_point_keeps_the_old_file(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_full_disk_names_its_reason(tmp_path, monkeypatch):
     opened = av.open
-    monkeypatch.setattr(video.av, "open", lambda path, **options: opened("/dev/full", **options))
+    monkeypatch.setattr(
+        fragments.av,
+        "open",
+        lambda file, **options: opened("/dev/full" if isinstance(file, str) else file, **options),
+    )
     with pytest.raises(OSError) as caught, VideoWriter(tmp_path / "a.mp4", 24) as writer:
         writer.write(noise())
     assert caught.value.errno == errno.ENOSPC
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["a.part.mp4"]
 
 
 def test_next_encoder_where_x264_is_missing(tmp_path, monkeypatch, caplog):

@@ -4,9 +4,16 @@ import pytest
 import torch
 
 from flowcache import cut_window
+from flowcache.noise import BlockNoise
 from flowcache.window import with_condition_noise
 
 NOISE = torch.randn(4, 13, 2, 2)
+
+
+def latents(window):
+    """All latents of a window, in order of time."""
+    chunks = sorted(range(len(window.chunks)), key=lambda chunk: window.chunks[chunk].start)
+    return torch.cat([window.latents(chunk) for chunk in chunks], dim=1)
 
 
 def spans(window):
@@ -23,8 +30,8 @@ def test_whole_chunks_of_a_prefix_are_given_and_the_rest_is_held():
     assert window.num_given == 1
     assert spans(window) == [(0, 5, 0), (5, 5, 2), (10, 3, 0)]
     assert window.given_frames == list(range(7))
-    assert torch.equal(window.latents[:, :7], prefix)
-    assert torch.equal(window.latents[:, 7:], NOISE[:, 7:])
+    assert torch.equal(latents(window)[:, :7], prefix)
+    assert torch.equal(latents(window)[:, 7:], NOISE[:, 7:])
 
 
 def test_a_last_frame_enters_first():
@@ -33,7 +40,8 @@ def test_a_last_frame_enters_first():
     assert window.num_given == 1
     assert spans(window) == [(12, 1, 0), (0, 5, 1), (5, 5, 0), (10, 2, 0)]
     assert window.given_frames == [0, 12]
-    assert torch.equal(window.latents[:, 12:], last)
+    assert torch.equal(window.latents(0), last)
+    assert torch.equal(latents(window)[:, 1:12], NOISE[:, 1:12])
 
 
 def test_a_prefix_must_leave_something():
@@ -43,7 +51,58 @@ def test_a_prefix_must_leave_something():
 
 def test_condition_noise_touches_given_frames_alone():
     window = cut_window(NOISE, 5, prefix=torch.ones(4, 2, 2, 2))
-    noisy = with_condition_noise(window, 0.25, torch.full((4, 2, 2, 2), 5.0))
-    assert torch.equal(noisy[:, :2], torch.full((4, 2, 2, 2), 2.0))
-    assert torch.equal(noisy[:, 2:], window.latents[:, 2:])
-    assert torch.equal(window.latents[:, :2], torch.ones(4, 2, 2, 2))
+    noisy = with_condition_noise(window, [0, 1], 0.25, torch.full((4, 2, 2, 2), 5.0))
+    assert torch.equal(noisy[0][:, :2], torch.full((4, 2, 2, 2), 2.0))
+    assert torch.equal(noisy[0][:, 2:], window.latents(0)[:, 2:])
+    assert torch.equal(noisy[1], window.latents(1))
+    assert torch.equal(window.latents(0)[:, :2], torch.ones(4, 2, 2, 2))
+
+
+def test_condition_noise_finds_its_frames_in_order_of_time():
+    """The last frame's chunk comes first in the window, and last among the given frames."""
+    window = cut_window(NOISE, 2, prefix=torch.zeros(4, 3, 2, 2), last=torch.zeros(4, 1, 2, 2))
+    noise = torch.arange(4.0).view(1, 4, 1, 1).expand(4, 4, 2, 2)
+    noisy = with_condition_noise(window, [0, 1, 2], 0.5, noise)
+    assert [noisy[chunk][0, :, 0, 0].tolist() for chunk in (0, 1)] == [[1.5], [0, 0.5]]
+    assert noisy[2][0, 0, 0, 0] == 1.0
+
+
+def test_a_window_holds_the_chunks_in_use_alone():
+    window = cut_window(NOISE, 5)
+    assert window.held_chunks == []
+    for chunk in range(3):
+        window.latents(chunk).fill_(1)
+        window.drop(chunk - 1)
+        assert window.held_chunks == [chunk]
+    assert not (NOISE == 1).any(), "the noise is the caller's"
+
+
+@pytest.mark.parametrize("frames", [7, 8, 20])
+def test_a_window_of_one_block_gets_the_noise_of_one_draw(frames):
+    shape = (4, frames, 3, 3)
+    whole = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    noise = BlockNoise(torch.Generator().manual_seed(5), shape, block_frames=20)
+    parts = [noise.frames(start, min(frames, start + 3)) for start in range(0, frames, 3)]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 7, 9])
+def test_noise_does_not_depend_on_how_it_is_asked_for(step):
+    def draw(step):
+        noise = BlockNoise(torch.Generator().manual_seed(5), (2, 40, 2, 2), block_frames=4)
+        held = []
+        parts = []
+        for start in range(0, 40, step):
+            parts.append(noise.frames(start, min(40, start + step)))
+            held.append(sum(block.shape[1] for block in noise._blocks))
+        assert max(held) <= step + 2 * 4, "blocks behind are gone"
+        return torch.cat(parts, dim=1)
+
+    assert torch.equal(draw(step), draw(40))
+
+
+def test_noise_that_is_gone_is_not_made_up():
+    noise = BlockNoise(torch.Generator(), (2, 40, 2, 2), block_frames=4)
+    noise.frames(20, 22)
+    with pytest.raises(ValueError, match="before 20 is gone; 3 was asked for"):
+        noise.frames(3, 5)

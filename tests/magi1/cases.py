@@ -64,7 +64,7 @@ def chunk_model(
         KVRange(tuple(runtime["noise2clean_kvrange"]), runtime["clean_chunk_kvrange"]),
     )
     captions = captions_of(transformer, case, schedule.num_chunks)
-    return MagiChunkModel(transformer, captions, tuple(noise.shape[1:]), sampling)
+    return MagiChunkModel(transformer, captions, tuple(noise.shape[2:]), sampling)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -45,7 +45,7 @@ def model_of(schedule: StaircaseSchedule, distilled: bool = True, kv_range: KVRa
     captions = make_captions(torch.randn(3, 16), transformer.caption_embed.null_caption, schedule.num_chunks)
     table = Timetable(schedule.num_steps, distilled=distilled)
     sampling = Sampling(table, DistilledGuidance(), schedule, kv_range or KVRange())
-    return MagiChunkModel(transformer, captions, (schedule.num_chunks, 4, 4), sampling)
+    return MagiChunkModel(transformer, captions, (4, 4), sampling)
 
 
 def item(chunk: int, local_step: int) -> ChunkInput:

@@ -33,7 +33,7 @@ def model(request):
     captions = make_captions(caption, transformer.caption_embed.null_caption, num_chunks=2)
     timetable = Timetable(STEPS, distilled=True)
     sampling = Sampling(timetable, DistilledGuidance(), StaircaseSchedule(2, STEPS, STEPS // 4))
-    return MagiChunkModel(transformer, captions, (2 * FRAMES, *GRID), sampling)
+    return MagiChunkModel(transformer, captions, GRID, sampling)
 
 
 @pytest.mark.parametrize("step", [0, STEPS - 1], ids=["usual", "nearly clean, and so also alone"])
@@ -65,7 +65,7 @@ def test_flops_of_three_way_guidance(kind):
     captions = Captions([caption], [0, 0], null)
     guidance = ThreeWayGuidance((0.0,), (1.5,), (7.5,))
     schedule = StaircaseSchedule(2, STEPS, STEPS // 4, first_chunk=int(kind == "given"))
-    model = MagiChunkModel(transformer, captions, (2, *GRID), Sampling(Timetable(STEPS), guidance, schedule))
+    model = MagiChunkModel(transformer, captions, GRID, Sampling(Timetable(STEPS), guidance, schedule))
     tokens = model.num_tokens(1)
     cache = ChunkKVCache(model.cache_layout(), 2 * tokens)
     cache.enter(0, tokens)

@@ -8,10 +8,11 @@ from itertools import accumulate, count
 import pytest
 import torch
 from cases import chunk_model, magi_case, relative_error, reuse_table
+from denoised import denoised
 from reference import Case, case_names
 from torch import Tensor
 
-from flowcache import Denoiser, FlowCacheConfig, LoopOptions, StaircaseSchedule, Trace, Window, cut_window
+from flowcache import Denoiser, FlowCacheConfig, LoopOptions, StaircaseSchedule, Trace, cut_window
 from flowcache.kv.scorers import ScoreInput
 from flowcache.kv.selection import TokenSelector
 from magi1.config import FlowCacheOptions
@@ -23,7 +24,8 @@ RELATIVE = 1e-4
 Choose = Callable[[TokenSelector, ScoreInput, int], Tensor]
 
 
-def denoise(case: Case, cache: FlowCacheConfig, nearly_clean: bool = True) -> tuple[Window, Trace]:
+def denoise(case: Case, cache: FlowCacheConfig, nearly_clean: bool = True) -> tuple[Tensor, list[int], Trace]:
+    """Denoise a case: its latents, its given frames and the trace."""
     runtime = case.info["config"]["runtime_config"]
     noise, prefix = case.tensors["noise"][0], case.tensors.get("prefix_video")
     window = cut_window(noise, runtime["chunk_width"], None if prefix is None else prefix[0])
@@ -33,23 +35,22 @@ def denoise(case: Case, cache: FlowCacheConfig, nearly_clean: bool = True) -> tu
     policy = cache.make_policy(runtime["num_steps"])
     options = LoopOptions(clean_pass=cache.clean_pass, compression=cache.compression)
     denoiser = Denoiser(model, policy, cache.make_forecast(), options)
-    for chunk in denoiser.run(window, schedule, Euler(model.timetable)):
-        assert chunk.latents.isfinite().all()
-    return window, denoiser.trace
+    latents = denoised(denoiser, window, schedule, Euler(model.timetable))
+    return latents, window.given_frames, denoiser.trace
 
 
-def assert_latents(case: Case, window: Window) -> None:
+def assert_latents(case: Case, latents: Tensor, given: list[int]) -> None:
     """Equal wherever frames were not given; the original leaves something of its own in those."""
     expected = case.tensors["final_x"][0]
-    made = [frame for frame in range(expected.shape[1]) if frame not in window.given_frames]
-    assert relative_error(window.latents[:, made], expected[:, made]) < RELATIVE
+    made = [frame for frame in range(expected.shape[1]) if frame not in given]
+    assert relative_error(latents[:, made], expected[:, made]) < RELATIVE
 
 
 @pytest.mark.parametrize("name", case_names("sample_vanilla_", "magi1"))
 def test_vanilla(name):
     case = magi_case(name)
-    window, _ = denoise(case, method_config("vanilla"))
-    assert_latents(case, window)
+    latents, given, _ = denoise(case, method_config("vanilla"))
+    assert_latents(case, latents, given)
 
 
 #: Scores closer than this come out in an order that rounding decides: they are about 0.01, and keys agree
@@ -91,7 +92,7 @@ def test_flowcache(name, monkeypatch):
     options = FlowCacheOptions(**{key: value for key, value in named.items() if key in known})
     cache = method_config("flowcache", options, preset="paper_fast")
     monkeypatch.setattr(TokenSelector, "choose", checked_choose(case, TokenSelector.choose))
-    window, trace = denoise(case, cache, nearly_clean=not options.discard_nearly_clean_chunk)
+    latents, given, trace = denoise(case, cache, nearly_clean=not options.discard_nearly_clean_chunk)
     table = torch.full_like(reuse_table(case), -1)
     for record in trace.steps:
         for event in record.events:
@@ -99,4 +100,4 @@ def test_flowcache(name, monkeypatch):
     assert torch.equal(table, reuse_table(case))
     compressed = list(accumulate(e.chunks for record in trace.steps for e in record.compressions))
     assert compressed == [e["clean_chunk_ids"] for e in case.info.get("compression_events") or []]
-    assert_latents(case, window)
+    assert_latents(case, latents, given)

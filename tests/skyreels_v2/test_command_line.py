@@ -56,6 +56,34 @@ def test_continues_a_video(checkpoint, tmp_path):
     assert np.abs(frames[7:].astype(int) - 200).mean() > 3
 
 
+@pytest.fixture
+def front(monkeypatch, tmp_path):
+    """The program in this process, run in an empty folder; gives its exit code."""
+    spec = importlib.util.spec_from_file_location("generate_video_df", FRONT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "generate_video_df", module)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["generate_video_df.py", *map(str, arguments)])
+        try:
+            return module.main()
+        except SystemExit as stop:
+            return stop.code
+
+    run.module = module
+    return run
+
+
+def test_streams_a_long_video(front, checkpoint, tmp_path):
+    flags = ["--streaming", "--use_compress", "--num_frames", 69, "--base_num_frames", 17, "--outdir", "out"]
+    assert front("--model_id", checkpoint, *QUICK, *flags, "--prompt", "a") == 0
+    (video,) = (tmp_path / "out" / "skyreels_v2").glob("*.mp4")
+    assert len(read_video(video)[0]) == 69
+    assert len(Trace.load(video.with_suffix(".trace.json")).windows) == 1
+
+
 BAD = {
     "model_id": ["--model_id", "Skywork/Nothing"],
     "resolution": ["--resolution", "1080P"],
@@ -86,6 +114,13 @@ BAD = {
     "use_compress and use_kvrange need a cache": ["--use_compress", "--method", "vanilla"],
     "kv_bits: invalid choice: 3": ["--kv_bits", 3],
     "kv_bits and kv_offload need a cache, which teacache lacks": ["--kv_offload", "--method", "teacache"],
+    "streaming needs ar_step of at least 1": ["--streaming", "--use_compress"],
+    "streaming needs use_compress or use_kvrange": ["--streaming", "--ar_step", 2],
+    "streaming needs a KV cache: use method": ["--streaming", "--ar_step", 2, "--method", "teacache"],
+    "streaming has no window": [
+        *("--streaming", "--ar_step", 2, "--use_compress"),
+        *("--image", "first.png", "--end_image", "first.png"),
+    ],
     "outdir": ["--outdir", "/proc/nowhere"],
     "height must be a positive multiple of 16, got 33": ["--height", 33],
     "height must be a positive multiple of 16, got 0": ["--height", 0],
@@ -94,20 +129,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_bad_input_is_refused_in_one_sentence(message, checkpoint, tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("generate_video_df", FRONT)
-    front = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "generate_video_df", front)
-    spec.loader.exec_module(front)
+def test_bad_input_is_refused_in_one_sentence(front, message, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
-    monkeypatch.chdir(tmp_path)
-    arguments = ["--model_id", checkpoint, "--height", 32, "--width", 32, *BAD[message]]
-    monkeypatch.setattr(sys, "argv", ["generate_video_df.py", *map(str, arguments)])
-    try:
-        code = front.main()
-    except SystemExit as stop:
-        code = stop.code
-    assert code == 2
+    Image.new("RGB", (32, 32)).save("first.png")
+    assert front("--model_id", checkpoint, "--height", 32, "--width", 32, *BAD[message]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert re.search(message, line)
     assert not list(tmp_path.rglob("*.mp4"))

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from flowcache import FlowCacheConfig
+from flowcache import FlowCacheConfig, Window
 from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, resolve_model
-from skyreels_v2.codec import VideoCodec
+from skyreels_v2.codec import VideoCodec, VideoDecoder
 
 SMALL = {"height": 32, "width": 32, "inference_steps": 6, "ar_step": 2, "causal_block_size": 2}
 
@@ -124,7 +124,8 @@ def test_noise_of_a_window_does_not_depend_on_the_method(pipeline, monkeypatch):
 
         def watched(self, *args, drawn=drawn, plain=plain):
             window = plain(self, *args)
-            drawn.append(window.latents[:, window.num_given * SMALL["causal_block_size"] :].clone())
+            noise = [window.latents(c) for c in range(window.num_given, len(window.chunks))]
+            drawn.append(torch.cat(noise, dim=1).clone())
             return window
 
         with monkeypatch.context() as patch:
@@ -191,3 +192,85 @@ def test_the_small_model_hardly_notices_eight_bits():
     sizes = {key: video.trace.windows[0].kv_bytes for key, video in videos.items()}
     assert sizes[4, None] < sizes[8, None] < sizes[None, None]
     assert sizes[8, 1] < sizes[None, 1]
+
+
+STREAMING = {"streaming": True, "base_num_frames": 17}
+
+
+@pytest.mark.parametrize("limits", [{"budget_block": 9}, {"kvrange": 9}])
+@pytest.mark.parametrize("method", ["causal", "flowcache"])
+def test_streaming_is_the_window_if_one_would_do(pipeline, method, limits):
+    cache = method_config(method, **limits)
+    window = generate(pipeline, method_config(method))
+    stream = generate(pipeline, cache, **STREAMING)
+    assert torch.equal(stream.latents, window.latents)
+    assert torch.equal(stream.frames, window.frames)
+
+
+def test_streaming_begins_as_the_first_window(pipeline):
+    """Until something is forgotten, what comes later makes no difference: the noise is the same, too."""
+    cache = method_config("causal", kvrange=9)
+    long = generate(pipeline, cache, **STREAMING, num_frames=41)
+    windows = generate(pipeline, cache, num_frames=41, overlap_history=5)
+    assert torch.equal(long.latents[:, :4], windows.latents[:, :4])
+    assert not torch.equal(long.latents[:, 4:], windows.latents[:, 4:])
+
+
+@pytest.mark.parametrize("limits", [{"budget_block": 1}, {"kvrange": 1}])
+def test_streaming_needs_the_memory_of_a_short_video(pipeline, limits, monkeypatch):
+    held = []
+    plain = Window.latents
+
+    def watched(window, chunk):
+        latents = plain(window, chunk)
+        held.append(len(window.held_chunks))
+        return latents
+
+    monkeypatch.setattr(Window, "latents", watched)
+    sizes = []
+    for num_frames in (73, 201):
+        video = generate(pipeline, method_config("flowcache", **limits), **STREAMING, num_frames=num_frames)
+        assert video.frames.shape[1] == num_frames
+        assert video.frames.isfinite().all()
+        sizes.append(video.trace.windows[0].kv_bytes)
+    assert sizes[0] == sizes[1]
+    assert max(held) <= 3 + 1, "of three live blocks, and the one that is handed over"
+
+
+def test_streaming_gives_every_block_as_it_is_clean(pipeline):
+    settings = VideoSettings(**{**SMALL, **STREAMING, "num_frames": 41})
+    parts = pipeline.stream("a red circle", settings=settings, cache=method_config("causal", kvrange=1))
+    assert [part.frames.shape[1] for part in parts] == [5, 8, 8, 8, 8, 4]
+
+
+def test_streaming_goes_on_from_a_prefix(pipeline):
+    prefix = torch.rand(3, 13, 32, 32) * 2 - 1
+    cache = method_config("flowcache", budget_block=1)
+    video = generate(pipeline, cache, Condition(prefix=prefix), **STREAMING, num_frames=57)
+    assert video.frames.shape[1] == 57
+    assert torch.equal(video.latents[:, :4], VideoCodec(pipeline.vae).encode(prefix))
+
+
+def test_streaming_refuses_what_would_grow(pipeline):
+    with pytest.raises(ValueError, match="streaming needs use_compress or use_kvrange"):
+        generate(pipeline, **STREAMING)
+    with pytest.raises(ValueError, match="streaming needs ar_step"):
+        generate(pipeline, ar_step=0, **STREAMING)
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 1, 4], [5, 2], [7]])
+def test_decoding_piece_by_piece_is_decoding_the_whole(pipeline, lengths):
+    codec = VideoCodec(pipeline.vae)
+    latents = torch.randn(4, 7, 4, 4)
+    whole = pipeline.vae.decode(latents.unsqueeze(0)).sample[0]
+    decoder = VideoDecoder(codec)
+    pieces = torch.cat([decoder.decode(piece) for piece in latents.split(lengths, dim=1)], dim=1)
+    assert torch.equal(pieces, whole)
+    assert torch.equal(codec.decode(latents), whole)
+
+
+def test_tiles_are_refused(checkpoint):
+    pipeline = load_pipeline(str(checkpoint), "cpu")
+    pipeline.vae.enable_tiling()
+    with pytest.raises(ValueError, match="vae cannot decode tiles"):
+        generate(pipeline)

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from denoised import denoised
 from reference import Case, case_names, reference_dir
 from tiny import tiny_transformer
 from torch import Tensor
 
-from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, Window, cut_window
+from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, cut_window
 from flowcache.chunk_model import ChunkInput
 from flowcache.config import KVCompressionConfig
 from flowcache.kv.cache import ChunkKVCache
@@ -79,8 +80,8 @@ def run_window(
     options: LoopOptions,
     indicator: str | None = None,
     bidirectional=False,
-) -> tuple[Window, Trace]:
-    """Denoise one window of a case from its stored noise, prefix and condition noise."""
+) -> tuple[Tensor, Trace]:
+    """Denoise one window of a case from its stored noise, prefix and condition noise; its latents."""
     call, tensors = case.info["call"], case.tensors
     noise = tensors[f"noise_w{index}"]
     overlap = case.info.get("overlap_latent", 0)
@@ -99,9 +100,7 @@ def run_window(
     steps = call["num_inference_steps"]
     schedule = StaircaseSchedule(len(window.chunks), steps, call["ar_step"], window.num_given)
     denoiser = Denoiser(model, policy, ResidualForecast(), options)
-    for chunk in denoiser.run(window, schedule, ChunkUniPC(steps, call["shift"])):
-        assert chunk.latents.isfinite().all()
-    return window, denoiser.trace
+    return denoised(denoiser, window, schedule, ChunkUniPC(steps, call["shift"])), denoiser.trace
 
 
 def loop_options(case: Case, index: int, whole_window: bool, refresh_given: bool = False) -> LoopOptions:
@@ -133,8 +132,8 @@ def test_vanilla_sampling(reference, name):
     for index in range(num_windows(case)):
         options = loop_options(case, index, whole_window=True)
         full = case.info["attention"].startswith("full")
-        window, _ = run_window(case, index, NoReuse(), options, bidirectional=full)
-        assert_close(window.latents, case.tensors[f"latents_w{index}"])
+        latents, _ = run_window(case, index, NoReuse(), options, bidirectional=full)
+        assert_close(latents, case.tensors[f"latents_w{index}"])
 
 
 @pytest.mark.parametrize("name", case_names("tea_"))
@@ -143,9 +142,9 @@ def test_teacache_sampling(reference, name):
     threshold = float(re.search(r"thresh ([\d.]+)", case.info["meaning"])[1])
     policy = TeaCache(threshold, period=case.info["call"]["num_inference_steps"])
     options = loop_options(case, 0, whole_window=True)
-    window, trace = run_window(case, 0, policy, options, "timestep_embedding", bidirectional=True)
+    latents, trace = run_window(case, 0, policy, options, "timestep_embedding", bidirectional=True)
     assert [not step.events[0].reused for step in trace.steps] == case.info["computed_cond"]
-    assert_close(window.latents, case.tensors["latents_w0"])
+    assert_close(latents, case.tensors["latents_w0"])
 
 
 @pytest.mark.parametrize("name", case_names("flow_"))
@@ -163,9 +162,9 @@ def test_flowcache_sampling(reference, name):
         options = replace(
             loop_options(case, index, whole_window=False, refresh_given=refresh), **kv_options(case)
         )
-        window, trace = run_window(case, index, policy, options)
+        latents, trace = run_window(case, index, policy, options)
         assert_decisions(trace, case.info["skip_tables"][f"w{index}"])
-        assert_close(window.latents, case.tensors[f"latents_w{index}"])
+        assert_close(latents, case.tensors[f"latents_w{index}"])
 
 
 def assert_decisions(trace: Trace, tables: dict) -> None:
