@@ -40,7 +40,8 @@ def reuse_map(trace: Trace, path: str | Path) -> None:
     _check_windows(trace)
     steps = [_num_steps(trace, window) for window in range(len(trace.windows))]
     chunks = max(len(window.chunk_frames) for window in trace.windows)
-    row_height = float(np.clip(8 / chunks, 0.15, 0.34))
+    # the picture of a video without an end has one
+    row_height = min(float(np.clip(8 / chunks, 0.15, 0.34)), 40 / chunks)
     size = float(np.clip(1.4 + 0.09 * sum(steps), 8, 16)), 1.2 + row_height * chunks
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     figure.get_layout_engine().set(wspace=0.0, w_pad=0.03)

@@ -1,0 +1,213 @@
+"""Show what a long video costs: memory over its length, and time per chunk over the video.
+
+    bash scripts/long_video.sh --model skyreels --chunks 10 40 160
+
+Every run is a process of its own, with and without compression, and writes its video. Memory is the most
+that the process ever held and what was allocated for keys and values. The time of a chunk is that between
+its frames and those of the one before, all that happens included: on a CPU the time that the process had,
+which does not tell how busy the machine was otherwise; on a GPU that of the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+from interleaved import main, positive
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from flowcache import Trace
+from flowcache.command_line import check_device
+from flowcache.environment import describe_environment, peak_memory_bytes
+from flowcache.files import replaced_when_done, write_json
+from flowcache.output import VideoPart
+from flowcache.plots import COMPUTED, REUSED
+from flowcache.video import VideoWriter, to_uint8
+
+ROOT = Path(__file__).resolve().parents[1]
+MAGI_CONFIG = ROOT / "FlowCache4MAGI-1/config/single_run/4.5B_distill.json"
+WAYS = {"compressed": COMPUTED, "plain": REUSED}
+#: Chunks that are live at once: a chunk starts when the one before it has made one step in four.
+LIVE = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """One video: how, how long, and with what."""
+
+    way: str
+    chunks: int
+    model: str
+    steps: int
+    budget: int
+    device: str
+    outdir: Path
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a run took; ``seconds`` lie between a chunk's frames and those of the one before."""
+
+    way: str
+    chunks: int
+    frames: int
+    kv_bytes: int
+    process_bytes: int
+    seconds: list[float]
+
+    @property
+    def slowdown(self) -> float | None:
+        """Median time of the last tenth of the chunks over the first; None for too few.
+
+        Chunks during which fewer than usual are live, the last ones, are left out; the first, which takes
+        all of its steps, has no one before it.
+        """
+        steady = self.seconds[: len(self.seconds) + 1 - LIVE]
+        tenth = len(steady) // 10
+        return median(steady[-tenth:]) / median(steady[:tenth]) if tenth >= 3 else None
+
+
+def stream_skyreels(run: Run, trace: Trace) -> Iterator[VideoPart]:
+    """A streamed video; without compression, blocks see all that are finished."""
+    from skyreels_v2 import load_pipeline, resolve_model
+
+    source = resolve_model("auto", run.device)
+    block = source.defaults["causal_block_size"]
+    settings = source.video_settings(
+        num_frames=4 * block * run.chunks - 3,
+        streaming=True,
+        inference_steps=run.steps,
+        ar_step=run.steps // LIVE,
+    )
+    limit = {"budget_block": run.budget} if run.way == "compressed" else {"kvrange": run.chunks}
+    pipeline = load_pipeline(source, run.device)
+    pipeline.set_progress_bar_config(disable=True)
+    cache = source.method_config("flowcache", "slow", **limit)
+    return pipeline.stream(source.defaults["prompt"], settings=settings, cache=cache, trace=trace)
+
+
+def stream_magi(run: Run, trace: Trace) -> Iterator[VideoPart]:
+    """A video of MAGI-1; without compression, chunks see all before them."""
+    from magi1.config import FRAMES, FlowCacheOptions
+    from magi1.methods import method_config
+    from magi1.model_source import load_pipeline, resolve_model
+    from magi1.request import VideoRequest
+
+    overrides = {"num_steps": run.steps, "window_size": LIVE, "noise2clean_kvrange": []}
+    source = resolve_model(MAGI_CONFIG, {**overrides, "clean_chunk_kvrange": -1}, "auto", run.device)
+    runtime = source.config.runtime_config
+    runtime = replace(runtime, num_frames=FRAMES * runtime.chunk_width * run.chunks)
+    options = FlowCacheOptions(
+        compress_kv_cache=run.way == "compressed", total_cache_chunk_nums=LIVE + run.budget
+    )
+    pipeline = load_pipeline(source, run.device)
+    pipeline.set_progress_bar_config(disable=True)
+    request = VideoRequest(
+        prompt="a red circle moves right over a dark background",
+        config=replace(source.config, runtime_config=runtime),
+        cache=method_config("flowcache", options, preset="slow"),
+    )
+    return pipeline.stream(request, trace)
+
+
+STREAMS = {"skyreels": stream_skyreels, "magi": stream_magi}
+
+
+def measure(run: Run) -> Measurement:
+    """Make one video and write it; to be called in a process of its own."""
+    trace = Trace(method=run.way)
+    parts = STREAMS[run.model](run, trace)
+    now = time.process_time if run.device == "cpu" else time.perf_counter
+    times, frames = [], 0
+    with VideoWriter(run.outdir / f"{run.model}_{run.way}_{run.chunks}.mp4", fps=24) as writer:
+        for part in parts:
+            writer.write(to_uint8(part.frames))
+            times.append(now())
+            frames += part.frames.shape[1]
+    seconds = [after - before for before, after in pairwise(times)]
+    kv_bytes = trace.windows[0].kv_bytes
+    return Measurement(run.way, run.chunks, frames, kv_bytes, peak_memory_bytes("cpu"), seconds)
+
+
+def bench(args: argparse.Namespace) -> str:
+    """Run everything, one process after another; returns a Markdown table."""
+    args.outdir.mkdir(parents=True, exist_ok=True)
+    shared = (args.model, args.steps, args.budget, args.device, args.outdir)
+    runs = [Run(way, chunks, *shared) for chunks in args.chunks for way in WAYS]
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
+        measurements = list(tqdm(pool.map(measure, runs), total=len(runs), unit="video"))
+    record = {
+        "arguments": {key: str(value) for key, value in vars(args).items()},
+        "environment": describe_environment(torch.device(args.device)),
+        "measurements": [asdict(m) | {"slowdown": m.slowdown} for m in measurements],
+    }
+    write_json(args.outdir / f"long_video_{args.model}.json", record)
+    draw(measurements, args.outdir / f"long_video_{args.model}.png")
+    return table(measurements)
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """A row for each run."""
+    lines = ["| chunks | frames | cache | KV MiB | process MiB | s per chunk | last tenth / first tenth |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for m in measurements:
+        slowdown = "" if m.slowdown is None else f"{m.slowdown:.2f}"
+        cells = [m.chunks, m.frames, m.way, f"{m.kv_bytes / 2**20:.1f}", f"{m.process_bytes / 2**20:.0f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} | {median(m.seconds):.2f} | {slowdown} |")
+    return "\n".join(lines)
+
+
+def draw(measurements: Sequence[Measurement], path: Path) -> None:
+    """Save a PNG: memory over the length of the video, and the time of each chunk of the longest."""
+    figure = Figure(figsize=(11, 3.6), dpi=150, layout="constrained")
+    keys, process, clock = figure.subplots(1, 3)
+    for way, colour in WAYS.items():
+        runs = sorted((m for m in measurements if m.way == way), key=lambda m: m.chunks)
+        chunks = [m.chunks for m in runs]
+        style = {"color": colour, "label": way}
+        keys.plot(chunks, [m.kv_bytes / 2**20 for m in runs], marker="o", **style)
+        process.plot(chunks, [m.process_bytes / 2**20 for m in runs], marker="o", **style)
+        clock.plot(range(1, chunks[-1]), runs[-1].seconds, linewidth=0.9, **style)
+    for axis, title in ((keys, "keys and values, MiB"), (process, "process at its peak, MiB")):
+        axis.set(title=title, xlabel="chunks of the video")
+    clock.set(title="time of a chunk, s", xlabel="chunk of the longest video")
+    for axis in (keys, process, clock):
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    keys.legend(frameon=False)
+    with replaced_when_done(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", choices=STREAMS, default="skyreels")
+    add("--chunks", type=positive, nargs="+", default=[10, 40, 160], help="lengths of the videos")
+    add("--steps", type=positive, default=20, help="denoising steps, a multiple of 4")
+    add("--budget", type=positive, default=4, help="chunks' worth of tokens kept of finished ones")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--outdir", type=Path, default=Path("outputs/long_video"))
+    args = parser.parse_args()
+    check_device(args.device)
+    if args.steps % LIVE:
+        raise ValueError(f"steps must be a multiple of {LIVE}, got {args.steps}.")
+    if min(args.chunks) < 2:
+        raise ValueError(f"chunks must be at least 2, got {min(args.chunks)}.")
+    return args
+
+
+if __name__ == "__main__":
+    main(parse_arguments, bench)
