@@ -23,7 +23,7 @@ def add_method_flags(parser: ArgumentParser, method: str | None = "flowcache") -
     """Flags for the way to run and the model; ``method`` is the default."""
     add = parser.add_argument
     add("--method", choices=METHODS, default=method, help="(default: flowcache)")
-    add("--preset", choices=PRESETS, default="fast", help="threshold, and how reuse is done (default: fast)")
+    add("--preset", choices=PRESETS, default="fast", help="which steps are skipped, and how (default: fast)")
     add("--forecast", choices=FORECASTS, help="overrides the preset's")
     add("--model", choices=["auto", "official", "small"], default="auto", help="(default: auto)")
     add(

@@ -247,7 +247,7 @@ class FlowCacheOptions:
     Attributes:
         rel_l1_thresh: accumulated relative change at which a chunk is computed again; 0 never reuses. None:
             what the preset says.
-        warmup_steps: steps of a chunk that are always computed.
+        warmup_steps: steps of a chunk that are always computed; None: what the preset says.
         discard_nearly_clean_chunk: leave out the second, lonely run of the oldest chunk when it is nearly
             clean.
         compress_kv_cache: keep the keys and values of finished chunks within a budget.
@@ -264,7 +264,7 @@ class FlowCacheOptions:
     """
 
     rel_l1_thresh: float | None = None
-    warmup_steps: int = 5
+    warmup_steps: int | None = None
     discard_nearly_clean_chunk: bool = False
     compress_kv_cache: bool = False
     total_cache_chunk_nums: int = 8
@@ -281,7 +281,7 @@ class FlowCacheOptions:
         threshold = self.rel_l1_thresh
         finite = threshold is None or (math.isfinite(threshold) and threshold >= 0)
         _check(finite, "rel_l1_thresh", self, "a finite number of at least 0")
-        _check(self.warmup_steps >= 0, "warmup_steps", self, "at least 0")
+        _check((self.warmup_steps or 0) >= 0, "warmup_steps", self, "at least 0")
         for name in ("compress_strategy", "query_granularity"):
             choices = ("token", "frame", "chunk")
             _check(getattr(self, name) in choices, name, self, "token, frame or chunk")

@@ -9,7 +9,12 @@ from .config import FlowCacheOptions
 
 METHODS = ("vanilla", "teacache", "flowcache")
 PRESETS = ("fast", "slow", "paper_fast", "paper_slow")
+#: Half of the original's is ours, and not tuned on the official weights.
 THRESHOLDS = {"fast": 0.01, "slow": 0.005}
+#: Steps from one computed step to the next.
+INTERVALS = {"fast": 3, "slow": 2}
+#: Steps at the start that are all computed: by accumulated distance, at intervals.
+WARMUP_STEPS = {"threshold": 5, "interval": 2}
 
 
 def method_config(
@@ -29,12 +34,13 @@ def method_config(
     Args:
         method: one of ``METHODS``.
         options: warm-up, compression, bits, and a threshold that overrides the preset's.
-        preset: one of ``PRESETS``; sets the threshold. ``fast`` is 0.01, as in the original's file; ``slow``,
-            half of it, is ours and not tuned on the official weights. The ``paper_`` presets do as the
-            original FlowCache does: add the last displacement again although the step is of another length,
-            and leave finished chunks with the keys and values of their last computed step. Ours keep the
-            velocity, run a finished chunk once more, and compute chunks half way to the threshold along with
-            others.
+        preset: one of ``PRESETS``. ``fast`` and ``slow`` compute every third or second step, the same for all
+            chunks, carry the velocity on along a line in between, and run a finished chunk once more. The
+            ``paper_`` presets do as the original FlowCache does: a chunk is computed when its accumulated
+            distance reaches 0.01 or 0.005; in between, the last displacement is added again although the step
+            is of another length; and finished chunks are left with the keys and values of their last computed
+            step. ``teacache`` takes the threshold of either. A threshold of your own, in ``options``, is one
+            of accumulated distance for all presets.
         forecast: overrides what a reused chunk gets.
         kv_offload: keep keys and values of finished chunks in host memory.
 
@@ -52,14 +58,22 @@ def method_config(
     if method == "vanilla":
         return FlowCacheConfig(policy="none", clean_pass=True, compression=compression, storage=storage)
     threshold = options.rel_l1_thresh
+    by_interval = method == "flowcache" and not paper and threshold is None
+    warmup = options.warmup_steps
+    if warmup is None:
+        warmup = WARMUP_STEPS["interval" if by_interval else "threshold"]
+    shared = {"warmup_steps": max(1, warmup), "compression": compression, "storage": storage}
+    if by_interval:
+        return FlowCacheConfig(
+            policy="fixed_interval",
+            interval=INTERVALS[preset],
+            forecast=forecast or "linear_velocity",
+            clean_pass=True,
+            **shared,
+        )
     if threshold is None:
         threshold = THRESHOLDS[preset.removeprefix("paper_")]
-    shared = {
-        "threshold": threshold,
-        "warmup_steps": max(1, options.warmup_steps),
-        "compression": compression,
-        "storage": storage,
-    }
+    shared["threshold"] = threshold
     if method == "teacache":
         return FlowCacheConfig(
             policy="teacache", forecast=forecast or "hold_residual", clean_pass=True, **shared
@@ -68,7 +82,7 @@ def method_config(
         policy="chunkwise",
         final_steps=0 if paper else 1,
         final_window_steps=1,
-        forecast=forecast or ("hold_displacement" if paper else "hold_velocity"),
+        forecast=forecast or ("hold_displacement" if paper else "linear_velocity"),
         clean_pass=not paper,
         join_at=1.0 if paper else 0.5,
         **shared,

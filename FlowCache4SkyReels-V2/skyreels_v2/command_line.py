@@ -46,7 +46,7 @@ def add_video_flags(parser: ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--negative_prompt", help="what to avoid")
     add("--offload", action="store_true", help="keep what does not work in host memory")
-    add("--teacache_thresh", type=float, help="reuse threshold; overrides the preset's")
+    add("--teacache_thresh", type=float, help="decide by accumulated distance, with this threshold")
     add(
         "--use_ret_steps",
         action=argparse.BooleanOptionalAction,
@@ -60,7 +60,7 @@ def add_video_flags(parser: ArgumentParser) -> None:
     add("--kv_bits", type=int, choices=BITS, help="keep keys and values of finished blocks in so many bits")
     add("--kv_offload", action="store_true", help="keep keys and values of finished blocks in host memory")
     add("--method", choices=METHODS, default="flowcache", help="(default: flowcache)")
-    add("--preset", choices=PRESETS, default="fast", help="threshold and forecast (default: fast)")
+    add("--preset", choices=PRESETS, default="fast", help="which steps are skipped, and how (default: fast)")
     add("--forecast", choices=FORECASTS, help="overrides the preset's")
     add("--height", type=int, help="pixels, a multiple of 16; overrides --resolution")
     add("--width", type=int, help="pixels, a multiple of 16; overrides --resolution")

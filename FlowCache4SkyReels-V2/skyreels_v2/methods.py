@@ -11,6 +11,9 @@ from flowcache.config import KVCompressionConfig, KVStorageConfig
 METHODS = ("vanilla", "causal", "teacache", "flowcache")
 PRESETS = ("fast", "slow", "paper_fast", "paper_slow")
 THRESHOLDS = {"fast": 0.15, "slow": 0.1}
+#: Steps from one computed step to the next, and those at the start that are all computed.
+INTERVALS = {"fast": 5, "slow": 3}
+WARMUP_STEPS = 3
 
 #: TeaCache's fitted polynomials, highest power first: over the modulation (with retention steps) and over
 #: the time embedding (without), for the two sizes of the model.
@@ -47,11 +50,12 @@ def method_config(
 
     Args:
         method: one of ``METHODS``.
-        preset: one of ``PRESETS``; the threshold is 0.15 (fast) or 0.1 (slow). The ``paper_`` presets hold
-            the residual of the block stack, as the original does. Ours hold the velocity, which is closer,
-            and let blocks that have come half way to the threshold join the calls of others.
+        preset: one of ``PRESETS``. ``fast`` and ``slow`` compute every fifth or third step, the same for all
+            blocks, and carry the velocity on along a line in between. The ``paper_`` presets do as the
+            original: a block is computed when its accumulated distance reaches 0.15 or 0.1, and holds the
+            residual of the block stack in between. ``teacache`` takes the threshold of either.
         family: ``"1.3B"`` or ``"14B"`` for the fitted polynomial; others take the distance as it is.
-        threshold: overrides the preset's.
+        threshold: decide by the accumulated distance, as the ``paper_`` presets do, with this threshold.
         use_ret_steps: always compute the first five steps, and use the polynomial fitted for that.
         coefficients: a polynomial of your own, highest power first.
         forecast: overrides the preset's forecast.
@@ -87,6 +91,15 @@ def method_config(
             refresh_given=refresh_given,
             **limits,
         )
+    if not tea and not paper and threshold is None:
+        return FlowCacheConfig(
+            policy="fixed_interval",
+            interval=INTERVALS[preset],
+            warmup_steps=WARMUP_STEPS,
+            forecast=forecast or "linear_velocity",
+            refresh_given=refresh_given,
+            **limits,
+        )
     if coefficients is None:
         coefficients = COEFFICIENTS.get((family, use_ret_steps))
     return FlowCacheConfig(
@@ -97,7 +110,7 @@ def method_config(
         # Without retention steps, TeaCache's polynomial is over the time embedding; the original FlowCache
         # applies it to the modulation all the same.
         indicator="timestep_embedding" if tea and not use_ret_steps else None,
-        forecast=forecast or ("hold_residual" if tea or paper else "hold_velocity"),
+        forecast=forecast or ("hold_residual" if tea or paper else "linear_velocity"),
         join_at=1.0 if tea or paper else 0.5,
         whole_window=tea,
         bidirectional=tea and not causal_attention,

@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 from reference import ROOT
 
-from magi1.methods import THRESHOLDS
+from magi1.methods import INTERVALS
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def bench(monkeypatch):
 def test_ways(bench):
     for way in bench.WAYS:
         bench.cache_of(way)
-    assert bench.cache_of("flowcache:slow").threshold == THRESHOLDS["slow"]
+    assert bench.cache_of("flowcache:slow").interval == INTERVALS["slow"]
     paper = bench.cache_of("flowcache:paper_fast:0.1")
     assert (paper.threshold, paper.forecast) == (0.1, "hold_displacement")
     assert bench.cache_of("vanilla").policy == "none"

@@ -18,7 +18,7 @@ from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
 from magi1 import model_source, sampler
 from magi1.config import MagiConfig
-from magi1.methods import THRESHOLDS
+from magi1.methods import INTERVALS
 from magi1.model_source import load_pipeline, resolve_model
 
 FOLDER = ROOT / "FlowCache4MAGI-1"
@@ -172,8 +172,8 @@ def prepared(front, weights, *arguments):
     return front.module.prepare(*front.module.build_parser().parse_known_args([str(w) for w in words]))
 
 
-def test_a_preset_sets_the_threshold_unless_one_is_given(front, weights):
-    assert prepared(front, weights, "--preset", "slow").request.cache.threshold == THRESHOLDS["slow"]
+def test_a_preset_says_which_steps_are_skipped_unless_a_threshold_is_given(front, weights):
+    assert prepared(front, weights, "--preset", "slow").request.cache.interval == INTERVALS["slow"]
     given = prepared(front, weights, "--preset", "paper_fast", "--rel_l1_thresh", "1e-2").request.cache
     assert (given.threshold, given.forecast, given.clean_pass) == (0.01, "hold_displacement", False)
 
