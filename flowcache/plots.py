@@ -76,7 +76,7 @@ def distance_curves(trace: Trace, path: str | Path) -> None:
         ValueError: the trace holds no window or no distance.
     """
     _check_windows(trace)
-    if all(event.distance is None for record in trace.steps for event in record.events):
+    if not trace.has_distances:
         raise ValueError("The trace holds no distance; its policy measured none.")
     columns = len(trace.windows)
     figure = Figure(figsize=(min(16, 3.5 + 4.5 * columns), 5.6), dpi=150, layout="constrained")

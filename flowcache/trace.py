@@ -111,6 +111,11 @@ class Trace:
         return StageTimer(self, stage)
 
     @property
+    def has_distances(self) -> bool:
+        """Whether the policy measured any."""
+        return any(event.distance is not None for record in self.steps for event in record.events)
+
+    @property
     def reuse_ratio(self) -> float:
         """Reused share of all chunk steps."""
         events = [event for record in self.steps for event in record.events]

@@ -88,7 +88,7 @@ def _measurement(
 def _draw(trace: Trace, stem: Path) -> None:
     trace.save(stem.with_suffix(".trace.json"))
     reuse_map(trace, stem.with_suffix(".reuse.png"))
-    if trace.reuse_ratio:
+    if trace.has_distances:
         distance_curves(trace, stem.with_suffix(".distances.png"))
 
 
