@@ -182,7 +182,7 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
         axis.set(title=title, xlabel="chunks of the video")
     clock.set(title="time of a chunk, s", xlabel="chunk of the longest video")
     for axis in (keys, process, clock):
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
         axis.spines[["top", "right"]].set_visible(False)
     keys.legend(frameon=False)
     with replaced_when_done(path) as temporary:
