@@ -69,7 +69,7 @@ def run(device: str, policy: ReusePolicy, forecast: str, distilled: bool = True)
     timetable = Timetable(STEPS, "8,16,16", distilled, 0.9999)
     guidance = DistilledGuidance() if distilled else ThreeWayGuidance([0.0, 0.3], [1.5, 1.0], [7.5, 0.0])
     sampling = Sampling(timetable, guidance, schedule, KVRange((4, 3), 2))
-    model = MagiChunkModel(transformer, captions, (8, 4, 4), sampling)
+    model = MagiChunkModel(transformer, captions, (4, 4), sampling)
     loop = Denoiser(model, policy, FORECASTS[forecast](), LoopOptions(clean_pass=True), Trace())
     steps: list[list[str]] = []
     with Waits() as waits:
