@@ -11,6 +11,7 @@ from torch import Tensor
 from flowcache import StaircaseSchedule
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
+from flowcache.reuse.spectral import FILTERED_LATENT, filtered_latent
 
 from .attention import PackedSegments, Segment, TextBank, choose_attention
 from .captions import Captions
@@ -18,6 +19,9 @@ from .flops import TransformerFlops
 from .guidance import Branch, Guidance
 from .schedule import Timetable
 from .transformer import MagiTransformer3DModel
+
+#: What a reuse policy can watch.
+INDICATORS = ("embedded_latent", FILTERED_LATENT)
 
 #: Chunks that a given one sees where nothing is said of ranges.
 GIVEN_REACH = 8
@@ -76,6 +80,10 @@ class MagiChunkModel:
         captions: of the video.
         size: height and width of the latents.
         sampling: how it is sampled.
+        indicator: what a reuse policy watches, one of ``INDICATORS``; None is ``embedded_latent``.
+
+    Raises:
+        ValueError: unknown indicator.
     """
 
     bidirectional = False
@@ -87,7 +95,11 @@ class MagiChunkModel:
         captions: Captions,
         size: tuple[int, int],
         sampling: Sampling,
+        indicator: str | None = None,
     ) -> None:
+        if indicator not in (None, *INDICATORS):
+            raise ValueError(f"indicator must be one of {', '.join(INDICATORS)}, got {indicator!r}.")
+        self._filters = indicator == FILTERED_LATENT
         self.transformer, self.sampling = transformer, sampling
         self.timetable, self.guidance = sampling.timetable, sampling.guidance
         self.num_branches = sampling.guidance.num_slots
@@ -101,6 +113,8 @@ class MagiChunkModel:
         self._flops = TransformerFlops.of(transformer.config)
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
+        if self._filters:
+            return [filtered_latent(item.latents, 1 - self._time(item)) for item in inputs]
         return [tokens[0] for tokens in self.embed(inputs)]
 
     def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:

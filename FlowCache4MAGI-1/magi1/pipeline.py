@@ -108,7 +108,9 @@ class MagiPipeline(DiffusionPipeline):
             schedule,
             KVRange(runtime.noise2clean_kvrange, runtime.clean_chunk_kvrange),
         )
-        model = MagiChunkModel(self.transformer, captions, tuple(window.frame_shape[1:]), sampling)
+        model = MagiChunkModel(
+            self.transformer, captions, tuple(window.frame_shape[1:]), sampling, cache.indicator
+        )
         options = LoopOptions(
             clean_pass=cache.clean_pass, compression=cache.compression, storage=cache.storage
         )

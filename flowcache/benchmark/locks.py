@@ -2,63 +2,55 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 
 class Locks:
-    """Locks by name, each a byte of one file.
+    """Locks by name, each a file.
 
-    The system gives a lock back when the process that holds it ends, however it ends; so nothing is left to
-    clean up after a crash. Processes of other machines are seen where the file system passes POSIX locks on,
-    as NFS, Lustre and GPFS do. Within one process a lock does not keep anyone out.
+    The system gives a lock back when the process that holds it ends, however it ends; so a crash keeps
+    nobody out. Processes of other machines are seen where the file system passes locks on, as NFS, Lustre
+    and GPFS do.
 
     Args:
-        path: the file; made if need be, and always empty.
+        folder: for the files; made if need be.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("ab")
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
         """Wait for the lock and hold it within the block."""
-        place = _place(name)
-        self._lock(fcntl.LOCK_EX, place)
-        try:
+        with self._taken(name, wait=True):
             yield
-        finally:
-            self._lock(fcntl.LOCK_UN, place)
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[bool]:
         """Hold the lock within the block if nobody else does; says whether that worked."""
-        place = _place(name)
+        with self._taken(name, wait=False) as free:
+            yield free
+
+    @contextmanager
+    def _taken(self, name: str, wait: bool) -> Iterator[bool]:
+        # names hold what file names cannot
+        lock = FileLock(self._folder / hashlib.sha256(name.encode()).hexdigest()[:16])
         try:
-            self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, place)
-        except BlockingIOError:
+            lock.acquire(blocking=wait)
+        except Timeout:
             yield False
             return
+        except NotImplementedError as error:
+            raise OSError(
+                f"{self._folder.parent} lies on a file system without locks; choose another."
+            ) from error
         try:
             yield True
         finally:
-            self._lock(fcntl.LOCK_UN, place)
-
-    def _lock(self, operation: int, place: int) -> None:
-        try:
-            fcntl.lockf(self._file, operation, 1, place)
-        except (BlockingIOError, PermissionError) as error:  # POSIX allows either where someone else holds it
-            raise BlockingIOError(str(error)) from error
-        except OSError as error:
-            raise OSError(
-                f"{self._path.parent} lies on a file system without locks ({error.strerror}); choose another."
-            ) from error
-
-
-def _place(name: str) -> int:
-    """The byte of a name; that two of a benchmark's names share one is as good as impossible."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
+            lock.release()

@@ -89,7 +89,7 @@ class SampleFolder:
         return True
 
     @contextmanager
-    def workplace(self, sample: Sample) -> Iterator[Path]:
+    def scratch(self, sample: Sample) -> Iterator[Path]:
         """A path to write a sample's video to, in a folder of its own that is gone afterwards.
 
         What a killed process left there goes first; only who holds the sample's lock may come here.

@@ -103,7 +103,7 @@ class SamplingJob:
 
     def _make(self, sample: Sample) -> None:
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-        with self.folder.workplace(sample) as path:
+        with self.folder.scratch(sample) as path:
             trace = self.sampler.generate(sample, path)
             details = {
                 "started": started,

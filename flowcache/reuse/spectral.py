@@ -8,6 +8,9 @@ from torch import Tensor
 #: Exponent of the power law that video latents' spectra are taken to follow.
 POWER = 3.0
 
+#: What models call this as an indicator of reuse.
+FILTERED_LATENT = "filtered_latent"
+
 
 def filtered_latent(latents: Tensor, noise_level: float) -> Tensor:
     """Pass the frequencies that stand out of the noise, as SeaCache does (arXiv 2602.18993, section 3).

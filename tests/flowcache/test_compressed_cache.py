@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cached import TOKENS, fill
 from denoised import denoised
-from torch import Tensor
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, cut_window
 from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
@@ -19,22 +19,11 @@ from flowcache.reuse.forecast import VelocityForecast
 from flowcache.reuse.policy import NoReuse
 
 LAYOUT = CacheLayout(num_layers=2, num_branches=2, num_heads=2, head_dim=4)
-TOKENS = 6  # of a chunk
 
 
 def make_cache(capacity: int, **options) -> CompressedKVCache:
     selector = KVCompressionConfig(**options).make_selector(tokens_per_frame=2, tokens_per_chunk=TOKENS)
     return CompressedKVCache(LAYOUT, capacity, selector)
-
-
-def fill(cache: ChunkKVCache, chunk: int) -> tuple[Tensor, Tensor]:
-    """A chunk with random keys, values and queries; its keys and values, ``[layers, branches, ...]``."""
-    cache.enter(chunk, TOKENS)
-    keys, values, queries = (torch.randn(2, 2, TOKENS, 2, 4) for _ in range(3))
-    for layer in range(2):
-        cache.write(layer, chunk, keys[layer], values[layer])
-        cache.observe(layer, chunk, queries[layer])
-    return keys, values
 
 
 def test_keeps_whole_tokens_and_leaves_live_chunks_alone():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from cached import TOKENS, fill
 
 from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
 from flowcache.kv.cache import CacheFullError, CacheLayout, ChunkKVCache
@@ -12,7 +12,6 @@ from flowcache.kv.compressed import CompressedKVCache
 from flowcache.kv.quantized import Codes, dequantize, group_size, quantize
 
 LAYOUT = CacheLayout(num_layers=3, num_branches=2, num_heads=2, head_dim=8)
-TOKENS = 6  # of a chunk
 
 
 def make_store(rows: int, bits: int | None = None, offload: bool = False, layout: CacheLayout = LAYOUT):
@@ -22,16 +21,6 @@ def make_store(rows: int, bits: int | None = None, offload: bool = False, layout
 def make_cache(bits: int | None = None, live: int = 2, clean: int = 4) -> ChunkKVCache:
     store = make_store(clean * TOKENS, bits, offload=bits is None)
     return ChunkKVCache(LAYOUT, live * TOKENS, store=store)
-
-
-def fill(cache: ChunkKVCache, chunk: int) -> tuple[Tensor, Tensor]:
-    """A chunk with random keys and values, ``[layers, branches, tokens, heads, head_dim]``."""
-    cache.enter(chunk, TOKENS)
-    keys, values, queries = (torch.randn(3, 2, TOKENS, 2, 8) for _ in range(3))
-    for layer in range(3):
-        cache.write(layer, chunk, keys[layer], values[layer])
-        cache.observe(layer, chunk, queries[layer])
-    return keys, values
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -4,9 +4,11 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 
+from flowcache.chunk_model import ChunkInput
 from flowcache.reuse.forecast import VelocityForecast
-from flowcache.reuse.planning import harm_of, plan_steps
+from flowcache.reuse.planning import PathRecorder, harm_of, plan_steps
 
 TIMES = np.linspace(1, 0, 10) ** 1.5
 
@@ -57,3 +59,16 @@ def test_both_ends_are_kept(velocities):
 def test_what_cannot_be_planned_is_named(velocities, wrong, name):
     with pytest.raises(ValueError, match=name):
         plan_steps(TIMES, gram_of(velocities), **{"num_computed": 4} | wrong)
+
+
+def test_a_recorder_averages_inner_products_over_chunks():
+    recorder, paths = PathRecorder(), torch.randn(2, 3, 4, 1, 2, 2)
+    recorder.begin((1.0, 0.6, 0.3, 0.0))
+    for chunk, path in enumerate(paths):
+        for step, velocity in enumerate(path):
+            item = ChunkInput(chunk, 0, torch.zeros(4, 1, 2, 2), (0.0,), step)
+            recorder.observe_evaluation([item], [], [], [velocity])
+        recorder.forget(chunk)
+    expected = torch.stack([path.flatten(1) @ path.flatten(1).T / 16 for path in paths]).mean(0)
+    np.testing.assert_allclose(recorder.gram, expected.numpy(), rtol=1e-6, atol=1e-7)
+    assert plan_steps(recorder.times, recorder.gram, 3) == [0, 1, 2]

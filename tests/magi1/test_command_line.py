@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from programs import Program
 from reference import ROOT
 
 from flowcache.trace import Trace
@@ -31,23 +30,8 @@ QUICK = ["--model", "official", "--warmup_steps", 1, "--rel_l1_thresh", 0.2]
 @pytest.fixture
 def front(monkeypatch, tmp_path):
     """The program, run in an empty folder."""
-    spec = importlib.util.spec_from_file_location("generate_video", FOLDER / "generate_video.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "generate_video", module)
-    spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
-    for name in ("PAD_HQ", "PAD_DURATION", "SPECIAL_TOKEN_PATH", "prev_chunks_scale"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["generate_video.py", *map(str, arguments)])
-        try:
-            return module.main()
-        except SystemExit as stop:
-            return stop.code
-
-    run.module = module
-    return run
+    return Program(FOLDER / "generate_video.py", monkeypatch)
 
 
 @pytest.mark.parametrize("method", ["vanilla", "teacache", "flowcache"])

@@ -10,6 +10,7 @@ from tiny import TEXT_SIZES, tiny_tokenizer
 from torch._dynamo.testing import CompileCounter
 from transformers import T5Config, T5EncoderModel
 
+from flowcache import FlowCacheConfig
 from magi1.attention import TextBank
 from magi1.captions import CaptionSwitches, SpecialTokens
 from magi1.config import EngineSection, FlowCacheOptions, MagiConfig, RuntimeSection
@@ -238,3 +239,15 @@ def test_prefixes_that_do_not_fit_are_refused():
         ask(config(), prefix=torch.zeros(3, 6, 32, 32))
     with pytest.raises(ValueError, match="prefix must be"):
         ask(config(), prefix=torch.zeros(3, 8, 16, 32))
+
+
+def test_reuse_may_watch_the_filtered_latent(pipeline):
+    distances = []
+    for indicator in ("embedded_latent", "filtered_latent"):
+        cache = FlowCacheConfig(threshold=1e9, warmup_steps=1, indicator=indicator, clean_pass=True)
+        steps = pipeline(ask(config(), cache)).trace.steps
+        distances.append([e.distance for step in steps for e in step.events if e.distance is not None])
+    assert all(distances)
+    assert distances[0] != distances[1]
+    with pytest.raises(ValueError, match="indicator must be one of embedded_latent, filtered_latent"):
+        pipeline(ask(config(), FlowCacheConfig(indicator="latent", clean_pass=True)))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
 
 import numpy as np
 import pytest
+from programs import Program
 from reference import ROOT
 
 from flowcache.benchmark import __main__ as scoring
@@ -21,36 +20,19 @@ FILES = sorted((FOLDER / "yaml_config" / "sample").glob("*.yaml"))
 FPS = 8
 
 
+class SampleProgram(Program):
+    """Takes the name of a YAML file before the other arguments."""
+
+    def __call__(self, file, *arguments):
+        return super().__call__("--yaml_config", FOLDER / "yaml_config" / "sample" / file, *arguments)
+
+
 @pytest.fixture
 def front(monkeypatch, tmp_path, weights):
     """The program, run in an empty folder on the tiny checkpoint."""
-    spec = importlib.util.spec_from_file_location("sample_video", FOLDER / "sample_video.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "sample_video", module)
-    spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
-    for name in (
-        "PAD_HQ",
-        "PAD_DURATION",
-        "prev_chunks_scale",
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "DEVICES",
-    ):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(file, *arguments):
-        path = FOLDER / "yaml_config" / "sample" / file
-        words = ["--yaml_config", path, "--config_file", weights, "--model", "official", "--gpus", "cpu"]
-        monkeypatch.setattr(sys, "argv", ["sample_video.py", *map(str, words), *map(str, arguments)])
-        try:
-            return module.main()
-        except SystemExit as stop:
-            return stop.code
-
-    run.module = module
-    return run
+    first = ("--config_file", weights, "--model", "official", "--gpus", "cpu")
+    return SampleProgram(FOLDER / "sample_video.py", monkeypatch, first)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from programs import Program
 from reference import ROOT
 
 from flowcache.trace import Trace
@@ -58,22 +58,9 @@ def test_continues_a_video(checkpoint, tmp_path):
 
 @pytest.fixture
 def front(monkeypatch, tmp_path):
-    """The program in this process, run in an empty folder; gives its exit code."""
-    spec = importlib.util.spec_from_file_location("generate_video_df", FRONT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "generate_video_df", module)
-    spec.loader.exec_module(module)
+    """The program in this process, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["generate_video_df.py", *map(str, arguments)])
-        try:
-            return module.main()
-        except SystemExit as stop:
-            return stop.code
-
-    run.module = module
-    return run
+    return Program(FRONT, monkeypatch)
 
 
 def test_streams_a_long_video(front, checkpoint, tmp_path):

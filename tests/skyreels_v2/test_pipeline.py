@@ -274,3 +274,13 @@ def test_tiles_are_refused(checkpoint):
     pipeline.vae.enable_tiling()
     with pytest.raises(ValueError, match="vae cannot decode tiles"):
         generate(pipeline)
+
+
+def test_reuse_may_watch_the_filtered_latent(pipeline):
+    cache = FlowCacheConfig(threshold=1e9, warmup_steps=1, indicator="filtered_latent")
+    one, other = (
+        [e.distance for s in generate(pipeline, cache, seed=seed).trace.steps for e in s.events if e.distance]
+        for seed in (0, 1)
+    )
+    assert one
+    assert one != other, "it sees the latents, and not the time alone"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-
 import numpy as np
 import pytest
+from programs import Program
 from reference import ROOT
 
 from flowcache.benchmark.sample_folder import read_manifest
@@ -21,24 +19,9 @@ QUICK += ["--inference_steps", 4, "--ar_step", 1, "--causal_block_size", 2]
 @pytest.fixture
 def front(monkeypatch, tmp_path, checkpoint):
     """The program, run in an empty folder on the tiny checkpoint."""
-    path = ROOT / "FlowCache4SkyReels-V2" / "sample_video.py"
-    spec = importlib.util.spec_from_file_location("sample_video", path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "sample_video", module)
-    spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DEVICES"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments):
-        words = ["sample_video.py", "--model_id", checkpoint, "--gpus", "cpu", *QUICK, *arguments]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        try:
-            return module.main()
-        except SystemExit as stop:
-            return stop.code
-
-    return run
+    first = ("--model_id", checkpoint, "--gpus", "cpu", *QUICK)
+    return Program(ROOT / "FlowCache4SkyReels-V2" / "sample_video.py", monkeypatch, first)
 
 
 @pytest.fixture
