@@ -145,6 +145,16 @@ class RuntimeSection:
             "at least 1, or -1 for the last of noise2clean_kvrange",
         )
 
+    @property
+    def stride(self) -> int:
+        """Steps by which a chunk lags behind the one before it."""
+        return self.num_steps // self.window_size
+
+    @property
+    def sampling(self) -> dict[str, int | float]:
+        """What bends the path of a chunk from noise to clean; plans are found by it."""
+        return {"steps": self.num_steps, "stride": self.stride, "guidance": self.cfg_number}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSection:

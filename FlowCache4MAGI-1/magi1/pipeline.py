@@ -84,8 +84,7 @@ class MagiPipeline(DiffusionPipeline):
         with trace.timer("encode"):
             given = None if request.prefix is None else self._encode(request.prefix)
             window = self._new_window(runtime, given)
-        stride = runtime.num_steps // runtime.window_size
-        schedule = StaircaseSchedule(len(window.chunks), runtime.num_steps, stride, window.num_given)
+        schedule = StaircaseSchedule(len(window.chunks), runtime.num_steps, runtime.stride, window.num_given)
         denoiser = self._new_denoiser(request, caption, window, schedule)
         denoiser.trace = trace
         latents, held = self._clean_latents(denoiser, window, schedule), window.chunks[window.num_given].held

@@ -115,6 +115,16 @@ class VideoSettings:
                 f"({self.base_num_frames}); 17 and 37 are usual. Or use streaming."
             )
 
+    @property
+    def sampling(self) -> dict[str, int | float]:
+        """What bends the path of a block from noise to clean; plans are found by it."""
+        return {
+            "steps": self.inference_steps,
+            "stride": self.ar_step,
+            "shift": self.shift,
+            "guidance": self.guidance_scale,
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """Fields by name, for logs and traces."""
         return asdict(self)

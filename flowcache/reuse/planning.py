@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -84,6 +84,34 @@ def plan_steps(
     harm = _all_harms(times, gram, order, weights)
     _forbid_gaps(harm, warmup_steps, final_steps)
     return _cheapest(harm, num_computed)
+
+
+def measure_amplification(
+    times: Sequence[float], gram: Array, final: Tensor, final_without: Callable[[int], Tensor], order: int = 1
+) -> Array:
+    """By how much the squared error made at each step has grown at the end, ``[steps]``.
+
+    Every step but the first and the last is skipped once, alone. What comes of it, over the harm that
+    ``plan_steps`` counts for it, is noisy where the harm is slight: of neighbouring steps, five at a time,
+    the median is taken. It covers all that follows from a skipped step, the stale keys and values that other
+    chunks see as well.
+
+    Args:
+        times: of the starts of a chunk's steps and, last, of its end.
+        gram: see ``PathRecorder``.
+        final: latents of a run that skips nothing.
+        final_without: latents of the same run but for one step of every chunk, which is given.
+        order: of the forecast.
+    """
+    count = len(gram)
+    growth = np.zeros(count)
+    for step in range(1, count - 1):
+        harm = harm_of(times, gram, [k for k in range(count) if k != step], order)
+        error = float((final_without(step) - final).square().mean())
+        growth[step] = error / max(harm, np.finfo(np.float32).tiny)
+    growth[0], growth[-1] = growth[1], growth[-2]
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(growth, 2, mode="edge"), 5)
+    return np.median(around, axis=1)
 
 
 def harm_of(

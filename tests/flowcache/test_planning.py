@@ -8,7 +8,7 @@ import torch
 
 from flowcache.chunk_model import ChunkInput
 from flowcache.reuse.forecast import VelocityForecast
-from flowcache.reuse.planning import PathRecorder, harm_of, plan_steps
+from flowcache.reuse.planning import PathRecorder, harm_of, measure_amplification, plan_steps
 
 TIMES = np.linspace(1, 0, 10) ** 1.5
 
@@ -72,3 +72,14 @@ def test_a_recorder_averages_inner_products_over_chunks():
     expected = torch.stack([path.flatten(1) @ path.flatten(1).T / 16 for path in paths]).mean(0)
     np.testing.assert_allclose(recorder.gram, expected.numpy(), rtol=1e-6, atol=1e-7)
     assert plan_steps(recorder.times, recorder.gram, 3) == [0, 1, 2]
+
+
+def test_amplification_is_what_comes_of_a_skipped_step_over_its_harm(velocities):
+    gram = gram_of(velocities)
+
+    def final_without(step):
+        harm = harm_of(TIMES, gram, [k for k in range(9) if k != step])
+        return torch.full((3, 3), (5 * harm) ** 0.5)
+
+    growth = measure_amplification(TIMES, gram, torch.zeros(3, 3), final_without)
+    np.testing.assert_allclose(growth, 5, rtol=1e-5)

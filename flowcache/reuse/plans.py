@@ -1,0 +1,82 @@
+"""Plans on disk, beside the weights that they were made for: the steps to compute."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..files import write_json
+
+#: The way of sampling that a plan is for: steps, stride, and what else bends the path of a chunk.
+Sampling = Mapping[str, int | float]
+
+
+@dataclass(frozen=True)
+class Plans:
+    """Plans of several budgets, made from the same calibration; ``scripts/make_plans.py`` makes them.
+
+    Attributes:
+        sampling: steps, stride and so on that they are for.
+        forecast: what stands in for the model at the other steps, a key of ``FORECASTS``.
+        steps: for each budget, rising, a chunk's own steps at which it is computed.
+        times: of the starts of a chunk's steps and of its end.
+        amplification: of the squared error made at each step, at the end.
+        made: how, in one sentence.
+
+    Raises:
+        ValueError: a plan does not begin at step 0, does not rise or leaves the steps that there are.
+    """
+
+    sampling: Sampling
+    forecast: str
+    steps: tuple[tuple[int, ...], ...]
+    times: tuple[float, ...]
+    amplification: tuple[float, ...]
+    made: str
+
+    def __post_init__(self) -> None:
+        count = len(self.times) - 1
+        for plan in self.steps:
+            if not plan or plan[0] != 0 or plan[-1] >= count or sorted(set(plan)) != list(plan):
+                raise ValueError(f"steps must rise from 0 and stay below {count}, got {list(plan)}.")
+
+    @classmethod
+    def find(cls, model: Path, sampling: Sampling) -> Plans | None:
+        """The plans in the folder of a model for a way to sample it, if there are any."""
+        path = model / file_name(sampling)
+        return cls.load(path) if path.is_file() else None
+
+    @classmethod
+    def load(cls, path: Path) -> Plans:
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: the file holds no plans.
+        """
+        try:
+            content = json.loads(path.read_text())
+            content["steps"] = tuple(tuple(plan) for plan in content["steps"])
+            for name in ("times", "amplification"):
+                content[name] = tuple(content[name])
+            return cls(**content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds no plans that can be read: {error}.") from error
+
+    def save(self, model: Path) -> Path:
+        """Write to the folder of a model, under a name that tells the sampling; returns the path."""
+        path = model / file_name(self.sampling)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, asdict(self) | {"sampling": dict(self.sampling)})
+        return path
+
+    def of_share(self, share: float) -> tuple[int, ...]:
+        """The plan that computes the share of the steps nearest to this one."""
+        count = len(self.times) - 1
+        return min(self.steps, key=lambda plan: abs(len(plan) / count - share))
+
+
+def file_name(sampling: Sampling) -> str:
+    """Names and values in a row: ``plans/steps50_stride5_shift8_guidance6.json``."""
+    return f"plans/{'_'.join(f'{name}{value:g}' for name, value in sampling.items())}.json"

@@ -1,0 +1,141 @@
+"""Measure what every reuse policy, with every forecast, makes of the same compute.
+
+    bash scripts/bench_policies.sh --family skyreels
+
+Each curve is a policy with a forecast, at several settings of its knob; each point is the median over the
+captions of the closeness to the run that reuses nothing, against the share of chunk steps that were computed.
+Runs are appended to ``OUTDIR/runs.jsonl``; a measurement that was cut short goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from interleaved import main, positive
+from policy_curves import Point, report
+from small_models import FAMILIES, Family, held_out
+from tqdm import tqdm
+
+from flowcache import FlowCacheConfig
+from flowcache.metrics import psnr, ssim
+from flowcache.video import Frames, to_uint8
+
+INTERVALS = (2, 3, 4, 5, 7, 10)
+TOLERANCES = (0.001, 0.003, 0.01, 0.02, 0.04)
+
+
+def curves_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
+    """Settings of each curve, by the knob."""
+    ours = family.ours
+    rule = replace(family.paper(0.0), forecast="linear_velocity", clean_pass=ours.clean_pass)
+    thresholds, latent = family.thresholds, family.latent_thresholds
+    curves = {
+        "the paper's rule": {x: family.paper(x) for x in thresholds},
+        "TeaCache, all live chunks": {
+            x: replace(rule, policy="teacache", forecast="hold_residual", threshold=x) for x in thresholds
+        },
+        "chunkwise, held velocity": {
+            x: replace(rule, forecast="hold_velocity", threshold=x) for x in thresholds
+        },
+        "chunkwise, line": {x: replace(rule, threshold=x) for x in thresholds},
+        "chunkwise on the filtered latent, line": {
+            x: replace(rule, indicator="filtered_latent", coefficients=None, threshold=x) for x in latent
+        },
+    }
+    for name, forecast in (
+        ("held velocity", "hold_velocity"),
+        ("line", "linear_velocity"),
+        ("line of the residual", "linear_residual"),
+        ("parabola", "quadratic_velocity"),
+    ):
+        interval = replace(ours, policy="fixed_interval", forecast=forecast)
+        curves[f"interval, {name}"] = {x: replace(interval, interval=x) for x in INTERVALS}
+    for name, forecast in (("line", "linear_velocity"), ("parabola", "quadratic_velocity")):
+        controlled = replace(ours, policy="error_controlled", forecast=forecast)
+        curves[f"error-controlled, {name}"] = {x: replace(controlled, tolerance=x) for x in TOLERANCES}
+    if family.plans is not None:
+        planned = replace(ours, policy="planned", forecast=family.plans.forecast)
+        curves["planned, line"] = {
+            len(steps): replace(planned, computed_steps=steps) for steps in family.plans.steps
+        }
+    return curves
+
+
+def measure(args: argparse.Namespace, family: Family) -> Iterator[Point]:
+    """Run all that is not yet in the record, caption by caption."""
+    curves = curves_of(family)
+    if args.curves:
+        curves = {name: curves[name] for name in args.curves}
+    captions = held_out()[: args.captions]
+    record = args.outdir / "runs.jsonl"
+    known = {point.run: point for point in _read(record)}
+    runs = [(name, knob) for name, knobs in curves.items() for knob in knobs]
+    with tqdm(total=len(captions) * len(runs), unit="run") as progress, record.open("a") as lines:
+        for index, caption in enumerate(captions):
+            plain: Frames | None = None
+            for name, knob in runs:
+                point = known.get((name, knob, caption))
+                if point is None:
+                    if plain is None:
+                        plain = to_uint8(family.generate(caption, index, family.plain).frames)
+                    point = _measured(family, plain, caption, index, (name, knob, curves[name][knob]))
+                    lines.write(json.dumps(asdict(point)) + "\n")
+                    lines.flush()
+                yield point
+                progress.update()
+
+
+def _measured(
+    family: Family, plain: Frames, caption: str, seed: int, way: tuple[str, float, FlowCacheConfig]
+) -> Point:
+    name, knob, cache = way
+    video = family.generate(caption, seed, cache)
+    frames = to_uint8(video.frames)
+    flops = video.trace.flops
+    return Point(
+        name,
+        knob,
+        caption,
+        computed=1 - video.trace.reuse_ratio,
+        saved=flops["causal"] / flops["actual"],
+        psnr=psnr(frames, plain)[0],
+        ssim=ssim(frames, plain)[0],
+    )
+
+
+def _read(record: Path) -> list[Point]:
+    if not record.exists():
+        return []
+    return [Point(**json.loads(line)) for line in record.read_text().splitlines() if line.endswith("}")]
+
+
+def bench(args: argparse.Namespace) -> str:
+    """Measure, draw, and return the table."""
+    torch.set_grad_enabled(False)
+    args.outdir.mkdir(parents=True, exist_ok=True)
+    points = list(measure(args, FAMILIES[args.family](args.steps)))
+    return report(points, args.outdir, args.family)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--family", choices=FAMILIES, default="skyreels")
+    add("--captions", type=positive, default=12, help="held-out captions to take (default: 12)")
+    add("--steps", type=positive, help="denoising steps (default: 50; magi: 64)")
+    add("--curves", nargs="+", help="only these")
+    add("--outdir", type=Path, help="default: outputs/bench_policies_FAMILY")
+    args = parser.parse_args()
+    args.outdir = args.outdir or Path(f"outputs/bench_policies_{args.family}")
+    return args
+
+
+if __name__ == "__main__":
+    main(parse_arguments, bench)

@@ -1,0 +1,164 @@
+"""Curves of closeness against compute: medians, areas, what they say, and their picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from flowcache.files import replaced_when_done, write_csv
+
+#: Computed shares between which curves are averaged: about 4 to 2 times fewer chunk steps.
+SPAN = (0.25, 0.5)
+
+#: Of the paper: accumulated distance at which a chunk of its two presets is computed again.
+PAPER = "the paper's rule"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: its curve and knob, the share of chunk steps computed, FLOPs saved by reuse, dB and SSIM."""
+
+    curve: str
+    knob: float
+    caption: str
+    computed: float
+    saved: float
+    psnr: float
+    ssim: float
+
+    @property
+    def run(self) -> tuple[str, float, str]:
+        """What tells it from others."""
+        return self.curve, self.knob, self.caption
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Medians over captions, by rising compute; ``psnr`` is the closeness to the run without reuse."""
+
+    name: str
+    knobs: tuple[float, ...]
+    computed: tuple[float, ...]
+    saved: tuple[float, ...]
+    psnr: tuple[float, ...]
+    ssim: tuple[float, ...]
+
+    @classmethod
+    def of(cls, name: str, points: Sequence[Point]) -> Curve:
+        """Of all runs of one name."""
+        rows = []
+        for knob in {point.knob for point in points}:
+            runs = [point for point in points if point.knob == knob]
+            values = (median(getattr(r, key) for r in runs) for key in ("computed", "saved", "psnr", "ssim"))
+            rows.append((knob, *values))
+        return cls(name, *zip(*sorted(rows, key=lambda row: (row[1], row[3])), strict=True))
+
+    def psnr_at(self, computed: float) -> float | None:
+        """Closeness at a share of compute, between the points measured; None beyond them."""
+        if not self.computed[0] <= computed <= self.computed[-1]:
+            return None
+        return float(np.interp(computed, self.computed, self.psnr))
+
+    def computed_for(self, psnr: float) -> float | None:
+        """The least share of compute that is as close; None if none measured is."""
+        best = np.maximum.accumulate(self.psnr)
+        if psnr > best[-1]:
+            return None
+        if psnr <= best[0]:
+            return self.computed[0]
+        index = int(np.searchsorted(best, psnr))
+        (x0, x1), (y0, y1) = self.computed[index - 1 : index + 1], best[index - 1 : index + 1]
+        return float(x0 + (x1 - x0) * (psnr - y0) / (y1 - y0))
+
+    @property
+    def area(self) -> float | None:
+        """Mean closeness over ``SPAN``; None if the curve does not reach across it."""
+        shares = np.linspace(*SPAN, 101)
+        heights = [self.psnr_at(float(share)) for share in shares]
+        return None if None in heights else float(np.mean(heights))
+
+
+def report(points: Sequence[Point], outdir: Path, family: str) -> str:
+    """Write every point and the picture; return the table of curves and of their points."""
+    names = list(dict.fromkeys(point.curve for point in points))
+    curves = [Curve.of(name, [p for p in points if p.curve == name]) for name in names]
+    rows = [
+        {"curve": c.name, "knob": knob, "computed": share, "saved": saved, "psnr": height, "ssim": alike}
+        for c in curves
+        for knob, share, saved, height, alike in zip(
+            c.knobs, c.computed, c.saved, c.psnr, c.ssim, strict=True
+        )
+    ]
+    write_csv(outdir / "curves.csv", list(rows[0]), rows)
+    draw(curves, outdir / "curves.png", family)
+    captions = len({point.caption for point in points})
+    table = f"Medians over {captions} captions.\n\n{summary(curves)}\n\n{all_points(curves)}"
+    (outdir / "curves.md").write_text(f"{table}\n")
+    return table
+
+
+def summary(curves: Sequence[Curve]) -> str:
+    """A row for each curve: its area, and where it stands at the ends of the paper's own curve."""
+    paper = next((curve for curve in curves if curve.name == PAPER), None)
+    span = f"{SPAN[0]:.2f} to {SPAN[1]:.2f}"
+    lines = [f"| policy and forecast | mean dB, {span} computed | dB at .25 | dB at .33 | dB at .5 |"]
+    lines.append("| --- " * 5 + "|")
+    for curve in sorted(curves, key=lambda c: -(c.area or 0.0)):
+        cells = [curve.area, *(curve.psnr_at(share) for share in (0.25, 1 / 3, 0.5))]
+        lines.append(f"| {curve.name} | " + " | ".join(_cell(cell) for cell in cells) + " |")
+    if paper is None:
+        return "\n".join(lines)
+    return "\n".join([*lines, "", *_against(paper, curves)])
+
+
+def _against(paper: Curve, curves: Sequence[Curve]) -> list[str]:
+    """The gain over the paper's rule, at each of its points: dB at its compute, compute at its dB."""
+    lines = ["| the paper's rule at | computed | dB | best at this compute | least compute for these dB |"]
+    lines.append("| --- " * 5 + "|")
+    for knob, share, height in zip(paper.knobs, paper.computed, paper.psnr, strict=True):
+        others = [c for c in curves if c is not paper]
+        heights = [(h, c.name) for c in others if (h := c.psnr_at(share)) is not None]
+        shares = [(s, c.name) for c in others if (s := c.computed_for(height)) is not None]
+        cells = [f"{knob:g}", f"{share:.2f}", f"{height:.1f}"]
+        best, least = max(heights, default=None), min(shares, default=None)
+        cells.append("" if best is None else f"{best[0]:.1f} dB ({best[1]})")
+        cells.append("" if least is None else f"{least[0]:.2f}, {share / least[0]:.1f}x fewer ({least[1]})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def all_points(curves: Sequence[Curve]) -> str:
+    """Every point: knob, share computed, FLOPs saved, dB, SSIM."""
+    lines = ["| policy and forecast | knob: computed, FLOPs saved, dB, SSIM |", "| --- | --- |"]
+    for c in curves:
+        points = zip(c.knobs, c.computed, c.saved, c.psnr, c.ssim, strict=True)
+        cells = [f"{k:g}: {x:.2f}, {s:.2f}x, {y:.1f}, {z:.3f}" for k, x, s, y, z in points]
+        lines.append(f"| {c.name} | {'; '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(curves: Sequence[Curve], path: Path, family: str) -> None:
+    """Closeness against compute, a line for each curve."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axis = figure.subplots()
+    markers = {"the": "X", "TeaCache": "P", "chunkwise": "o", "interval": "s", "error-controlled": "^"}
+    for index, curve in enumerate(curves):
+        marker = markers.get(curve.name.split()[0].rstrip(","), "D")
+        style = {"color": f"C{index % 10}", "ls": "-" if index < 10 else "--", "label": curve.name}
+        axis.plot(curve.computed, curve.psnr, marker=marker, ms=5, lw=1.3, **style)
+    axis.set(xlabel="share of chunk steps computed", ylabel="PSNR to the run without reuse, dB")
+    axis.set_title(f"Closeness at equal compute, small {family} checkpoint", loc="left", fontsize=10)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    with replaced_when_done(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

@@ -1,0 +1,107 @@
+"""The small checkpoints, ready to run with any settings of the cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flowcache import FlowCacheConfig
+from flowcache.output import VideoOutput
+from flowcache.reuse.plans import Plans, Sampling
+from magi1 import model_source as magi_source
+from magi1.config import FlowCacheOptions
+from magi1.methods import method_config as magi_method
+from magi1.request import VideoRequest
+from skyreels_v2 import load_pipeline, resolve_model
+
+ROOT = Path(__file__).resolve().parents[1]
+MAGI_CONFIG = ROOT / "FlowCache4MAGI-1/config/single_run/4.5B_distill.json"
+
+
+def held_out() -> list[str]:
+    """Captions that no checkpoint was trained on."""
+    return json.loads((ROOT / "scripts/train_small/held_out.json").read_text())
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model, ready to run, and its methods.
+
+    Attributes:
+        generate: makes the video of a caption and seed with settings of the cache.
+        plain: settings that reuse nothing.
+        ours: settings that the policies and forecasts are put into.
+        paper: the paper's rule with a threshold.
+        thresholds: at which it, and others that accumulate its distance, are measured.
+        latent_thresholds: the same for the filtered latent.
+        folder: of the checkpoint.
+        sampling: what plans for it are found by.
+    """
+
+    generate: Callable[[str, int, FlowCacheConfig], VideoOutput]
+    plain: FlowCacheConfig
+    ours: FlowCacheConfig
+    paper: Callable[[float], FlowCacheConfig]
+    thresholds: tuple[float, ...]
+    latent_thresholds: tuple[float, ...]
+    folder: Path
+    sampling: Sampling
+
+    @property
+    def plans(self) -> Plans | None:
+        """Those that lie beside the weights."""
+        return Plans.find(self.folder, self.sampling)
+
+
+def skyreels(steps: int | None = None) -> Family:
+    """The small SkyReels-V2: 97 frames, blocks that lag by 5 steps."""
+    source = resolve_model("small", "cpu")
+    settings = {"num_frames": 97, "ar_step": 5, "causal_block_size": 5, "inference_steps": steps or 50}
+    video = source.video_settings(**settings)
+    pipeline = load_pipeline(source, "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+
+    def generate(caption: str, seed: int, cache: FlowCacheConfig) -> VideoOutput:
+        return pipeline(caption, settings=replace(video, seed=seed), cache=cache)
+
+    return Family(
+        generate,
+        source.method_config("causal"),
+        source.method_config("flowcache", "fast"),
+        lambda threshold: source.method_config("flowcache", "paper_fast", threshold=threshold),
+        thresholds=(0.03, 0.06, 0.1, 0.15, 0.25, 0.4),
+        latent_thresholds=(0.05, 0.1, 0.2, 0.4, 0.8),
+        folder=source.path,
+        sampling=video.sampling,
+    )
+
+
+def magi(steps: int | None = None) -> Family:
+    """The small MAGI-1: 96 frames, four chunks at a time."""
+    sampling = {"num_steps": steps or 64, "num_frames": 96}
+    source = magi_source.resolve_model(MAGI_CONFIG, sampling, "small", "cpu")
+    pipeline = magi_source.load_pipeline(source, "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+
+    def generate(caption: str, seed: int, cache: FlowCacheConfig) -> VideoOutput:
+        config = replace(source.config, runtime_config=replace(source.config.runtime_config, seed=seed))
+        return pipeline(VideoRequest(prompt=caption, config=config, cache=cache))
+
+    def paper(threshold: float) -> FlowCacheConfig:
+        return magi_method("flowcache", FlowCacheOptions(rel_l1_thresh=threshold), preset="paper_fast")
+
+    return Family(
+        generate,
+        magi_method("vanilla"),
+        magi_method("flowcache", preset="fast"),
+        paper,
+        thresholds=(0.01, 0.02, 0.04, 0.08, 0.15),
+        latent_thresholds=(0.01, 0.02, 0.04, 0.08, 0.15),
+        folder=Path(source.config.runtime_config.load),
+        sampling=source.config.runtime_config.sampling,
+    )
+
+
+FAMILIES = {"skyreels": skyreels, "magi": magi}
