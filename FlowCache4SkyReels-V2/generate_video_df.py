@@ -79,7 +79,7 @@ def prepare(args: argparse.Namespace) -> Job:
     if fps is None and args.video_path is not None and info.fps:
         fps = round(info.fps)
     settings = settings_of(args, source, height=height, width=width, fps=fps)
-    cache = cache_of(args, source)
+    cache = cache_of(args, source, settings)
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:
         raise ValueError("prompt must not be empty.")

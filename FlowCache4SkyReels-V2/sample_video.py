@@ -46,7 +46,8 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob]:
     rank, devices = Rank.from_environment(os.environ), list_devices(*options.devices_text(os.environ))
     device = device_of(rank, devices)
     source = resolve_model(args.model_id, device)
-    video, cache = _video_settings(args, options, source), cache_of(args, source)
+    video = _video_settings(args, options, source)
+    cache = cache_of(args, source, video)
     check_streaming(video, cache, arrives=False)
     sampler = SkyReelsSampler(
         source=source,

@@ -241,6 +241,32 @@ class FlowCacheConfig:
         return asdict(self)
 
 
+#: The rule that a knob is of.
+_RULES: dict[str, PolicyName] = {
+    "threshold": "chunkwise",
+    "interval": "fixed_interval",
+    "tolerance": "error_controlled",
+    "computed_steps": "planned",
+}
+
+
+def rule_of(**knobs: float | tuple[int, ...] | None) -> dict[str, Any]:
+    """Fields of ``FlowCacheConfig`` for the rule whose knob is given; none if all knobs are None.
+
+    Args:
+        knobs: ``threshold``, ``interval``, ``tolerance``, ``computed_steps``; see ``FlowCacheConfig``.
+
+    Raises:
+        ValueError: several knobs are given.
+    """
+    given = {name: value for name, value in knobs.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other: each asks for a rule of its own.")
+    for name in tuple(given):
+        given["policy"] = _RULES[name]
+    return given
+
+
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")

@@ -52,7 +52,12 @@ def make_sampler(args: Namespace, source: ModelSource, options: FlowCacheOptions
     """
     offload = source.config.engine_config.kv_offload
     cache = method_config(
-        args.method, options, preset=args.preset, forecast=args.forecast, kv_offload=offload
+        args.method,
+        options,
+        preset=args.preset,
+        forecast=args.forecast,
+        computed_steps=None if options.plan is None else source.planned_steps(options.plan),
+        kv_offload=offload,
     )
     _check_cache_size(options, source)
     switches, tokens = _read_special_tokens(args, source)

@@ -252,11 +252,14 @@ class MagiConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowCacheOptions:
-    """FlowCache's options for MAGI-1, as in the original's YAML files, and ``kv_bits``, which is ours.
+    """FlowCache's options for MAGI-1, as in the original's YAML files, and some of ours.
 
     Attributes:
         rel_l1_thresh: accumulated relative change at which a chunk is computed again; 0 never reuses. None:
             what the preset says.
+        interval, tolerance, plan: ours; instead of ``rel_l1_thresh``, compute every so many steps, skip while
+            the error that this brings is expected to be below a tolerance, or compute a share of the steps by
+            a plan that lies beside the model.
         warmup_steps: steps of a chunk that are always computed; None: what the preset says.
         discard_nearly_clean_chunk: leave out the second, lonely run of the oldest chunk when it is nearly
             clean.
@@ -265,7 +268,7 @@ class FlowCacheOptions:
         compress_strategy, query_granularity: ``token``, ``frame`` or ``chunk``.
         mix_lambda: weight of importance; the rest is that of redundancy.
         score_weighting_method, power: weighting of scores by place.
-        kv_bits: keep keys and values of finished chunks in 8 or 4 bits; None: as the model makes them.
+        kv_bits: ours; keep keys and values of finished chunks in 8 or 4 bits; None: as the model makes them.
         log, print_peak_memory: of no effect: the trace always holds every decision, and the last line of a
             run always says how much memory was needed.
 
@@ -274,6 +277,9 @@ class FlowCacheOptions:
     """
 
     rel_l1_thresh: float | None = None
+    interval: int | None = None
+    tolerance: float | None = None
+    plan: float | None = None
     warmup_steps: int | None = None
     discard_nearly_clean_chunk: bool = False
     compress_kv_cache: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flowcache import FlowCacheConfig
-from flowcache.config import KVCompressionConfig, KVStorageConfig
+from flowcache.config import KVCompressionConfig, KVStorageConfig, rule_of
 
 from .config import FlowCacheOptions
 
@@ -23,6 +23,7 @@ def method_config(
     *,
     preset: str = "fast",
     forecast: str | None = None,
+    computed_steps: tuple[int, ...] | None = None,
     kv_offload: bool = False,
 ) -> FlowCacheConfig:
     """Settings of the cache for one of the ways to run.
@@ -39,13 +40,14 @@ def method_config(
             ``paper_`` presets do as the original FlowCache does: a chunk is computed when its accumulated
             distance reaches 0.01 or 0.005; in between, the last displacement is added again although the step
             is of another length; and finished chunks are left with the keys and values of their last computed
-            step. ``teacache`` takes the threshold of either. A threshold of your own, in ``options``, is one
-            of accumulated distance for all presets.
+            step. ``teacache`` takes the threshold of either. A knob in ``options`` (``rel_l1_thresh``,
+            ``interval``, ``tolerance``) asks for its rule with every preset.
         forecast: overrides what a reused chunk gets.
+        computed_steps: compute a chunk at these of its own steps.
         kv_offload: keep keys and values of finished chunks in host memory.
 
     Raises:
-        ValueError: unknown method, preset or forecast.
+        ValueError: unknown method, preset or forecast, several knobs, or one that the method does not have.
     """
     options = options or FlowCacheOptions()
     if method not in METHODS:
@@ -57,24 +59,27 @@ def method_config(
     storage = KVStorageConfig.of(options.kv_bits, kv_offload)
     if method == "vanilla":
         return FlowCacheConfig(policy="none", clean_pass=True, compression=compression, storage=storage)
-    threshold = options.rel_l1_thresh
-    by_interval = method == "flowcache" and not paper and threshold is None
+    threshold, tea = options.rel_l1_thresh, method == "teacache"
+    rule = rule_of(
+        threshold=threshold,
+        interval=options.interval,
+        tolerance=options.tolerance,
+        computed_steps=computed_steps,
+    )
+    by_distance = threshold is not None or (not rule and (tea or paper))
+    if tea and not by_distance:
+        raise ValueError(f"{next(iter(rule))} is for flowcache; teacache takes rel_l1_thresh.")
     warmup = options.warmup_steps
     if warmup is None:
-        warmup = WARMUP_STEPS["interval" if by_interval else "threshold"]
+        warmup = WARMUP_STEPS["threshold" if by_distance else "interval"]
     shared = {"warmup_steps": max(1, warmup), "compression": compression, "storage": storage}
-    if by_interval:
-        return FlowCacheConfig(
-            policy="fixed_interval",
-            interval=INTERVALS[preset],
-            forecast=forecast or "linear_velocity",
-            clean_pass=True,
-            **shared,
-        )
+    if not by_distance:
+        rule = rule or {"policy": "fixed_interval", "interval": INTERVALS[preset]}
+        return FlowCacheConfig(forecast=forecast or "linear_velocity", clean_pass=True, **rule, **shared)
     if threshold is None:
         threshold = THRESHOLDS[preset.removeprefix("paper_")]
     shared["threshold"] = threshold
-    if method == "teacache":
+    if tea:
         return FlowCacheConfig(
             policy="teacache", forecast=forecast or "hold_residual", clean_pass=True, **shared
         )

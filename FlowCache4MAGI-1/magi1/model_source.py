@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
+from flowcache.reuse.plans import planned_steps
+
 from .checkpoint import load_transformer, load_vae, vae_settings, weight_folder, weight_folder_name
 from .config import FRAMES, PIXELS, MagiConfig
 from .hub import Download, HubFolder
@@ -44,6 +46,15 @@ class ModelSource:
 
     config: MagiConfig
     reason: str
+
+    def planned_steps(self, share: float) -> tuple[int, ...]:
+        """The steps to compute, by the plan beside the weights whose share of them is nearest.
+
+        Raises:
+            ValueError: there are no plans for this model and this sampling.
+        """
+        runtime = self.config.runtime_config
+        return planned_steps(Path(runtime.load).expanduser(), runtime.sampling, share)
 
 
 def resolve_model(

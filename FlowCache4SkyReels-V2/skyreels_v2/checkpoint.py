@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from flowcache import FlowCacheConfig
+from flowcache.reuse.plans import planned_steps
 
 from .conversion import (
     TEXT_ENCODER_FILE,
@@ -113,6 +114,14 @@ class ModelSource:
         """``methods.method_config`` with the polynomial that was fitted for this model."""
         fitted = {"family": self.family, "coefficients": self.defaults.get("reuse_coefficients")}
         return method_config(method, preset, **{**fitted, **changes})
+
+    def planned_steps(self, video: VideoSettings, share: float) -> tuple[int, ...]:
+        """The steps to compute, by the plan beside the weights whose share of them is nearest.
+
+        Raises:
+            ValueError: there are no plans for this model and this sampling.
+        """
+        return planned_steps(self.path, video.sampling, share)
 
 
 @dataclass(frozen=True)

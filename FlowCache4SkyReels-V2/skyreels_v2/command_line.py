@@ -47,6 +47,9 @@ def add_video_flags(parser: ArgumentParser) -> None:
     add("--negative_prompt", help="what to avoid")
     add("--offload", action="store_true", help="keep what does not work in host memory")
     add("--teacache_thresh", type=float, help="decide by accumulated distance, with this threshold")
+    add("--interval", type=int, help="compute every so many steps")
+    add("--tolerance", type=float, help="skip while the error that this brings is expected to be below it")
+    add("--plan", type=float, help="compute this share of the steps, by a plan that lies beside the model")
     add(
         "--use_ret_steps",
         action=argparse.BooleanOptionalAction,
@@ -79,8 +82,8 @@ def settings_of(args: Namespace, source: ModelSource, **fixed: Any) -> VideoSett
     return source.video_settings(**given)
 
 
-def cache_of(args: Namespace, source: ModelSource) -> FlowCacheConfig:
-    """The method that the flags ask for.
+def cache_of(args: Namespace, source: ModelSource, video: VideoSettings) -> FlowCacheConfig:
+    """The method that the flags ask for, for such a video.
 
     Raises:
         ValueError: one sentence that names the argument and the fix.
@@ -95,6 +98,9 @@ def cache_of(args: Namespace, source: ModelSource) -> FlowCacheConfig:
         args.method,
         args.preset,
         threshold=threshold,
+        interval=args.interval,
+        tolerance=args.tolerance,
+        computed_steps=None if args.plan is None else source.planned_steps(video, args.plan),
         use_ret_steps=args.use_ret_steps,
         forecast=args.forecast,
         causal_attention=args.causal_attention,

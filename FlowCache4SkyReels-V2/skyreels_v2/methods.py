@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowcache import FlowCacheConfig
-from flowcache.config import KVCompressionConfig, KVStorageConfig
+from flowcache.config import KVCompressionConfig, KVStorageConfig, rule_of
 
 METHODS = ("vanilla", "causal", "teacache", "flowcache")
 PRESETS = ("fast", "slow", "paper_fast", "paper_slow")
@@ -31,6 +31,9 @@ def method_config(
     *,
     family: str | None = None,
     threshold: float | None = None,
+    interval: int | None = None,
+    tolerance: float | None = None,
+    computed_steps: tuple[int, ...] | None = None,
     use_ret_steps: bool = True,
     coefficients: Sequence[float] | None = None,
     forecast: str | None = None,
@@ -56,6 +59,9 @@ def method_config(
             residual of the block stack in between. ``teacache`` takes the threshold of either.
         family: ``"1.3B"`` or ``"14B"`` for the fitted polynomial; others take the distance as it is.
         threshold: decide by the accumulated distance, as the ``paper_`` presets do, with this threshold.
+        interval: compute every so many steps.
+        tolerance: skip while the error that this brings is expected to stay below it.
+        computed_steps: compute a block at these of its own steps.
         use_ret_steps: always compute the first five steps, and use the polynomial fitted for that.
         coefficients: a polynomial of your own, highest power first.
         forecast: overrides the preset's forecast.
@@ -67,14 +73,18 @@ def method_config(
         kv_offload: keep them in host memory.
 
     Raises:
-        ValueError: unknown method, preset or forecast, a threshold out of range, or a limit on the cache of a
-            method without one.
+        ValueError: unknown method, preset or forecast, a knob out of range, several of them or one that the
+            method does not have, or a limit on the cache of a method without one.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
     tea, paper = method == "teacache", preset.startswith("paper")
+    rule = rule_of(threshold=threshold, interval=interval, tolerance=tolerance, computed_steps=computed_steps)
+    by_distance = threshold is not None or (not rule and (tea or paper))
+    if tea and not by_distance:
+        raise ValueError(f"{next(iter(rule))} is for flowcache; teacache takes a threshold.")
     limits = _cache_limits(budget_block, kvrange, paper)
     if limits and method in ("vanilla", "teacache"):
         raise ValueError(f"use_compress and use_kvrange need a cache, which {method} lacks; use flowcache.")
@@ -91,13 +101,13 @@ def method_config(
             refresh_given=refresh_given,
             **limits,
         )
-    if not tea and not paper and threshold is None:
+    if not by_distance:
+        rule = rule or {"policy": "fixed_interval", "interval": INTERVALS[preset]}
         return FlowCacheConfig(
-            policy="fixed_interval",
-            interval=INTERVALS[preset],
             warmup_steps=WARMUP_STEPS,
             forecast=forecast or "linear_velocity",
             refresh_given=refresh_given,
+            **rule,
             **limits,
         )
     if coefficients is None:

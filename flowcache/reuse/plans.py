@@ -77,6 +77,24 @@ class Plans:
         return min(self.steps, key=lambda plan: abs(len(plan) / count - share))
 
 
+def planned_steps(model: Path | None, sampling: Sampling, share: float) -> tuple[int, ...]:
+    """The steps to compute, by the plan in the folder of a model whose share of them is nearest.
+
+    Raises:
+        ValueError: the share is none, or there are no plans for this sampling; one sentence.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"plan must be a share of the steps, above 0 and at most 1, got {share}.")
+    plans = None if model is None else Plans.find(model, sampling)
+    if plans is None:
+        wanted = ", ".join(f"{name} {value:g}" for name, value in sampling.items())
+        raise ValueError(
+            f"plan needs plans beside the model for {wanted}, and there are none; make them with "
+            "scripts/make_plans.sh, or set an interval instead."
+        )
+    return plans.of_share(share)
+
+
 def file_name(sampling: Sampling) -> str:
     """Names and values in a row: ``plans/steps50_stride5_shift8_guidance6.json``."""
     return f"plans/{'_'.join(f'{name}{value:g}' for name, value in sampling.items())}.json"

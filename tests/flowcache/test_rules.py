@@ -1,0 +1,35 @@
+"""The rule that a knob asks for."""
+
+import pytest
+
+from flowcache.config import FlowCacheConfig, rule_of
+from magi1.config import FlowCacheOptions
+from magi1.methods import method_config as magi
+from skyreels_v2 import method_config as skyreels
+
+RULES = [
+    ({"interval": 4}, "fixed_interval"),
+    ({"tolerance": 0.02}, "error_controlled"),
+    ({"computed_steps": (0, 3)}, "planned"),
+]
+
+
+def test_no_knob_asks_for_no_rule():
+    assert rule_of(threshold=None, interval=None) == {}
+
+
+def test_a_threshold_of_zero_is_a_knob():
+    assert FlowCacheConfig(**rule_of(threshold=0.0, interval=None)).policy == "chunkwise"
+
+
+@pytest.mark.parametrize(("knob", "policy"), RULES)
+@pytest.mark.parametrize("preset", ["fast", "paper_fast"])
+def test_a_knob_asks_for_its_rule_with_every_preset(knob, policy, preset):
+    steps = knob.get("computed_steps")
+    options = FlowCacheOptions(**{name: value for name, value in knob.items() if name != "computed_steps"})
+    configs = [skyreels("flowcache", preset, **knob)]
+    configs.append(magi("flowcache", options, preset=preset, computed_steps=steps))
+    for config in configs:
+        assert config.policy == policy
+        assert config.forecast == "linear_velocity"
+        assert all(getattr(config, name) == value for name, value in knob.items())
