@@ -1,0 +1,142 @@
+"""Ask whether it pays to recompute only what moves within a chunk (MotionCache, arXiv 2605.01725).
+
+    bash scripts/bench_moving_tokens.sh --family skyreels
+
+Gives token-level reuse more than it could have: at the steps that are skipped the model runs on the whole
+chunk, with fresh keys and values for all, and the tokens that move most take their velocity from it; the
+others take the forecast. What is counted as computed is the share of those tokens. If whole steps at a fixed interval are
+as close at the same share, a policy that runs the model on some tokens cannot win here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from interleaved import main, positive
+from small_models import FAMILIES, Family, held_out
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
+from tqdm import tqdm
+
+from flowcache import FlowCacheConfig
+from flowcache.files import write_csv
+from flowcache.metrics import psnr
+from flowcache.reuse.forecast import Forecast, VelocityForecast
+from flowcache.video import to_uint8
+
+#: Steps from one full evaluation to the next, and the share of tokens that is computed in between.
+WAYS = ((2, 0), (3, 0), (4, 0), (5, 0), (7, 0), (5, 0.1), (5, 0.25), (7, 0.1), (7, 0.25), (10, 0.25))
+PATCH = 2  # latents on a side of a token, in both models
+
+
+class MovingTokens(VelocityForecast):
+    """Lets an evaluation count in full at every ``interval``-th step, and for moving tokens alone in between.
+
+    Args:
+        interval: steps from one full evaluation to the next.
+        share: of the tokens whose evaluation counts in between.
+        warmup_steps: steps at the start that count in full.
+        num_steps: of a chunk; the last counts in full.
+    """
+
+    def __init__(self, interval: int, share: float, warmup_steps: int, num_steps: int) -> None:
+        super().__init__(order=1)
+        self.interval, self.share = interval, share
+        self.warmup_steps, self.last = warmup_steps, num_steps - 1
+
+    def counts_in_full(self, step: int) -> bool:
+        return step < self.warmup_steps or step == self.last or step % self.interval == 0
+
+    def observe_evaluation(self, inputs, tokens, outputs, velocities):
+        for item, velocity in zip(inputs, velocities, strict=True):
+            if not self.counts_in_full(item.local_step):
+                to_go = self._times[-1] - self._times[item.local_step]
+                moves = self._moving(item.latents + to_go * velocity)
+                # In place: the loop takes this very tensor to the solver.
+                velocity.copy_(torch.where(moves, velocity, self._carry_on(item.chunk, item.local_step)))
+            self._learn(item.chunk, item.local_step, velocity.clone())
+
+    def _moving(self, clean: Tensor) -> Tensor:
+        """Where the tokens lie that differ most from the frame before or after, ``[1, f, h, w]``."""
+        change = (clean[:, 1:] - clean[:, :-1]).abs().mean(0)
+        change = torch.cat([change[:1], torch.maximum(change[1:], change[:-1]), change[-1:]])
+        by_token = avg_pool2d(change[:, None], PATCH)
+        count = max(1, round(self.share * by_token.numel()))
+        bound = by_token.flatten().topk(count).values[-1]
+        return interpolate((by_token >= bound).float(), scale_factor=PATCH)[:, 0][None] > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialConfig(FlowCacheConfig):
+    """Settings of a run that computes everything, of which ``partial`` lets only a part count."""
+
+    partial: MovingTokens
+
+    def make_forecast(self) -> Forecast:
+        return self.partial
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"interval": self.partial.interval, "share": self.partial.share}
+
+
+def ways(family: Family, steps: int) -> Iterator[tuple[str, float, FlowCacheConfig]]:
+    """Name, share of token-steps that counts as computed, and settings."""
+    warmup = family.ours.warmup_steps
+    plain = {name: getattr(family.plain, name) for name in FlowCacheConfig.__dataclass_fields__}
+    for interval, share in WAYS:
+        partial = MovingTokens(interval, share, warmup, steps)
+        full = sum(map(partial.counts_in_full, range(steps))) / steps
+        name = f"every {interval}th step"
+        if share:
+            name += f", {share:.0%} of the tokens in between"
+            yield name, full + share * (1 - full), PartialConfig(**plain, partial=partial)
+        else:
+            computed = tuple(k for k in range(steps) if partial.counts_in_full(k))
+            yield name, full, replace(family.ours, policy="planned", computed_steps=computed)
+
+
+def bench(args: argparse.Namespace) -> str:
+    """Measure and return the table."""
+    torch.set_grad_enabled(False)
+    family = FAMILIES[args.family](args.steps)
+    rows = list(ways(family, int(family.sampling["steps"])))
+    heights: dict[str, list[float]] = {name: [] for name, _, _ in rows}
+    captions = held_out()[: args.captions]
+    with tqdm(total=len(captions) * (len(rows) + 1), unit="run") as progress:
+        for seed, caption in enumerate(captions):
+            plain = to_uint8(family.generate(caption, seed, family.plain).frames)
+            progress.update()
+            for name, _, cache in rows:
+                frames = to_uint8(family.generate(caption, seed, cache).frames)
+                heights[name].append(psnr(frames, plain)[0])
+                progress.update()
+    table = sorted(
+        ({"way": name, "computed": share, "psnr": median(heights[name])} for name, share, _ in rows),
+        key=lambda row: row["computed"],
+    )
+    args.outdir.mkdir(parents=True, exist_ok=True)
+    write_csv(args.outdir / "moving_tokens.csv", list(table[0]), table)
+    lines = ["| way | token-steps computed | PSNR to no reuse |", "| --- | --- | --- |"]
+    lines += [f"| {row['way']} | {row['computed']:.2f} | {row['psnr']:.1f} dB |" for row in table]
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--family", choices=FAMILIES, default="skyreels")
+    parser.add_argument("--captions", type=positive, default=6)
+    parser.add_argument("--steps", type=positive, help="denoising steps (default: 50; magi: 64)")
+    parser.add_argument("--outdir", type=Path, default=Path("outputs/bench_moving_tokens"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse_arguments, bench)
