@@ -4,8 +4,8 @@
 
 Gives token-level reuse more than it could have: at the steps that are skipped the model runs on the whole
 chunk, with fresh keys and values for all, and the tokens that move most take their velocity from it; the
-others take the forecast. What is counted as computed is the share of those tokens. If whole steps at a fixed interval are
-as close at the same share, a policy that runs the model on some tokens cannot win here.
+others take the forecast. What is counted as computed is the share of those tokens. If whole steps at a fixed
+interval are as close at the same share, a policy that runs the model on some tokens cannot win here.
 """
 
 from __future__ import annotations
