@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.benchmark.sample import Sample
-from flowcache.environment import make_current
+from flowcache.environment import make_current, restart_peak_memory
 from flowcache.output import write_parts
 from flowcache.video import Frames, probe_video, read_image, resize_and_crop, stream_video, to_float
 
@@ -86,8 +86,13 @@ class MagiSampler:
         self._pipeline = load_pipeline(self.source, self.device)
         self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not self.shows_steps)
 
+    def adopt(self, other: MagiSampler) -> None:
+        """Take the weights that another one of the same model has loaded, in place of ``load``."""
+        self._pipeline = other._pipeline
+
     def generate(self, sample: Sample, path: Path) -> Trace:
         """Make a sample's video and write it; returns what happened. ``load`` comes before."""
+        restart_peak_memory(self.device)
         trace = Trace(method=self.method)
         prefix = None
         if sample.image is not None:

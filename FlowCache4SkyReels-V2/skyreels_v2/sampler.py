@@ -11,7 +11,7 @@ import numpy as np
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.benchmark.sample import Sample
-from flowcache.environment import make_current
+from flowcache.environment import make_current, restart_peak_memory
 from flowcache.output import write_parts
 from flowcache.video import Frames, probe_video, read_image, resize_and_crop, stream_video, to_float
 
@@ -78,11 +78,16 @@ class SkyReelsSampler:
         self._pipeline = load_pipeline(self.source, self.device, self.offload)
         self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not self.shows_steps)
 
+    def adopt(self, other: SkyReelsSampler) -> None:
+        """Take the weights that another one of the same model has loaded, in place of ``load``."""
+        self._pipeline = other._pipeline
+
     def generate(self, sample: Sample, path: Path) -> Trace:
         """Make a sample's video and write it; returns what happened. ``load`` comes before.
 
         Of a video that is continued, only what is new is written.
         """
+        restart_peak_memory(self.device)
         trace, condition, skip = Trace(method=self.method), Condition(), 0
         if sample.image is not None:
             image = resize_and_crop(read_image(sample.image)[None], self.video.height, self.video.width)
