@@ -6,6 +6,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from flowcache import plots
+from flowcache.plots import style
 from flowcache.schedule import StaircaseSchedule
 from flowcache.trace import ChunkEvent, Trace, WindowRecord
 
@@ -51,7 +52,7 @@ def share(path, colour):
         {"num_steps": 10, "stride": 5, "windows": 12, "given": 2},
     ],
 )
-@pytest.mark.parametrize("draw", [plots.reuse_map, plots.distance_curves])
+@pytest.mark.parametrize("draw", [plots.reuse_map, plots.distance_curves, plots.step_distances])
 def test_draws_runs_of_any_shape(tmp_path, draw, shape):
     draw(make_trace(**shape), tmp_path / "a.png")
     width, height = Image.open(tmp_path / "a.png").size
@@ -106,7 +107,7 @@ def test_curves_do_without_a_threshold(tmp_path):
 
 
 def test_nothing_to_draw_is_refused(tmp_path):
-    for draw in (plots.reuse_map, plots.distance_curves):
+    for draw in (plots.reuse_map, plots.distance_curves, plots.step_distances):
         with pytest.raises(ValueError, match="no window"):
             draw(Trace(), tmp_path / "a.png")
     with pytest.raises(ValueError, match="no distance"):
@@ -116,11 +117,11 @@ def test_nothing_to_draw_is_refused(tmp_path):
 
 def test_title_tells_what_is_known():
     trace = make_trace(chunks=1, num_steps=10, stride=0, adaptive=False)
-    assert plots._title(trace) == (
+    assert style.title_of(trace) == (
         "flowcache  ·  reuse ratio 0.00  ·  12.3 s denoising  ·  300 TFLOPs (2.00× fewer than vanilla)"
     )
-    assert plots._title(Trace()) == "run  ·  reuse ratio 0.00"
-    assert plots._title(Trace(flops={"actual": 2e12})) == "run  ·  reuse ratio 0.00  ·  2.00 TFLOPs"
+    assert style.title_of(Trace()) == "run  ·  reuse ratio 0.00"
+    assert style.title_of(Trace(flops={"actual": 2e12})) == "run  ·  reuse ratio 0.00  ·  2.00 TFLOPs"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_title_tells_what_is_known():
     [(0.04, "0.0 s"), (59.2, "59.2 s"), (60, "1 min 0 s"), (200.4, "3 min 20 s"), (7530, "2 h 5 min")],
 )
 def test_readable_time(seconds, text):
-    assert plots._readable_time(seconds) == text
+    assert style.readable_time(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_readable_time(seconds, text):
     [(5e7, "0.0500 GFLOPs"), (2.78e10, "27.8 GFLOPs"), (4.567e12, "4.57 TFLOPs"), (1.234e17, "123 PFLOPs")],
 )
 def test_readable_flops(flops, text):
-    assert plots._readable_flops(flops) == text
+    assert style.readable_flops(flops) == text
 
 
 def _luminance(colour):
