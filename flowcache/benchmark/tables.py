@@ -19,8 +19,8 @@ TITLES = {
     "teacache:fast": "TeaCache fast",
     "flowcache:slow": "FlowCache slow, ours",
     "flowcache:fast": "FlowCache fast, ours",
-    "flowcache:paper_slow": "FlowCache slow, the paper's rule",
-    "flowcache:paper_fast": "FlowCache fast, the paper's rule",
+    "flowcache:paper_slow": "FlowCache slow, paper's",
+    "flowcache:paper_fast": "FlowCache fast, paper's",
 }
 #: Rows of the paper that a way does again.
 IN_THE_PAPER = {
@@ -276,7 +276,7 @@ def _hardware(machine: Mapping[str, str]) -> str:
     device = machine.get("device", "").split(":")[0]
     threads = machine.get("threads", "?")
     return f"{machine.get('hardware', 'unknown')}, {device}" + (
-        f", {threads} threads" if device == "cpu" else ""
+        f", {threads} thread{'' if threads == '1' else 's'}" if device == "cpu" else ""
     )
 
 

@@ -56,10 +56,16 @@ def _section(table: Table) -> str:
     lines += [_line(["method", *(column.title for column in shown)]), _line(["---"] * (len(shown) + 1))]
     lines += [_line([row.title, *(_cell(row, column) for column in shown)]) for row in table.rows]
     lines += ["", *(f"- {note}" for note in table.notes)]
-    lines += [f"- {title}: {'; '.join(reasons)}" for title, reasons in table.missing.items()]
+    lines += [_why(title, reasons) for title, reasons in table.missing.items()]
     if table.has_split:
         lines += ["", *_split_lines(table)]
     return "\n".join(lines).replace("\n\n\n", "\n\n").strip()
+
+
+def _why(title: str, reasons: Sequence[str]) -> str:
+    """A column without figures, and why it has none."""
+    told = "; ".join(reasons)
+    return f"- {told}" if told.startswith(title) else f"- {title}: {told}"
 
 
 def _split_lines(table: Table) -> Iterable[str]:

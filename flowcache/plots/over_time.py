@@ -34,8 +34,10 @@ def cache_over_time(traces: Mapping[str, Trace], path: str | Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     handles = []
     for (label, trace), colour in zip(traces.items(), run_colours(len(traces)), strict=True):
-        times, windows = step_times(trace), [record.window for record in trace.steps]
-        tokens = [record.kv_tokens for record in trace.steps]
+        # as it was after the first step from the start on
+        steps = [*trace.steps[:1], *trace.steps]
+        times, windows = np.append(0, step_times(trace)), [record.window for record in steps]
+        tokens = [record.kv_tokens for record in steps]
         held = [(w.kv_bytes + w.kv_host_bytes) / 2**20 for w in trace.windows]
         for axis, values in ((above, tokens), (below, [held[window] for window in windows])):
             axis.step(times, values, where="pre", color=colour, linewidth=1.4)
