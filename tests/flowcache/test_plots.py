@@ -52,13 +52,19 @@ def share(path, colour):
         {"num_steps": 10, "stride": 5, "windows": 12, "given": 2},
     ],
 )
-@pytest.mark.parametrize("draw", [plots.reuse_map, plots.distance_curves, plots.step_distances])
+@pytest.mark.parametrize("draw", [plots.reuse_map, plots.distance_curves])
 def test_draws_runs_of_any_shape(tmp_path, draw, shape):
     draw(make_trace(**shape), tmp_path / "a.png")
     width, height = Image.open(tmp_path / "a.png").size
     assert 1000 <= width <= 2400
     assert 200 <= height <= 1600
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_distances_by_step_are_drawn_window_by_window(tmp_path):
+    plots.step_distances(make_trace(windows=2), tmp_path / "two.png")
+    plots.step_distances(make_trace(), tmp_path / "one.png")
+    assert Image.open(tmp_path / "two.png").size[0] > Image.open(tmp_path / "one.png").size[0]
 
 
 def test_map_shows_computed_and_reused_in_their_proportion(tmp_path):
