@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -111,16 +113,28 @@ def write_race(runners: Sequence[Runner], title: str, path: str | Path, columns:
             writer.write(np.stack(part))
 
 
+class _Moment(NamedTuple):
+    """A picture's time.
+
+    Attributes:
+        now: denoising time in seconds.
+        pace: how many times faster than it was that is shown.
+        together: the frame that all show, after the race.
+    """
+
+    now: float
+    pace: float
+    together: int | None = None
+
+
 def _pictures(stage: _Stage, longest: float, count: int) -> Iterator[Frames]:
     """The race in ``count`` pictures, then all videos together, and a moment of rest."""
     pace = longest / count * _FPS
     for index in range(count + 1):
-        yield stage.draw(longest * index / count, pace)
+        yield stage.draw(_Moment(longest * index / count, pace))
     frames = max(len(runner.frames) for runner in stage.runners)
-    for index in range(frames):
-        yield stage.draw(longest, pace, together=index)
-    for _ in range(_FPS):
-        yield stage.draw(longest, pace, together=frames - 1)
+    for index in (*range(frames), *[frames - 1] * _FPS):
+        yield stage.draw(_Moment(longest, pace, index))
 
 
 @dataclass
@@ -146,71 +160,67 @@ class _Stage:
             (_HEADER + rows * (_LABEL + self._height + _BAR + _GAP) + _GAP) // 2 * 2,
         )
 
-    def draw(self, now: float, pace: float, together: int | None = None) -> Frames:
-        """The picture at a denoising time; ``together``: the frame that all show, after the race."""
+    def draw(self, moment: _Moment) -> Frames:
+        """The picture of a moment."""
         picture = Image.new("RGB", self._size, BACKGROUND)
-        pen = ImageDraw.Draw(picture)
-        self._draw_header(pen, now, pace, together is not None)
+        self._draw_header(ImageDraw.Draw(picture), moment)
         for index, runner in enumerate(self.runners):
             row, column = divmod(index, self.columns)
             left = _GAP + column * (self._width + _GAP)
             top = _HEADER + row * (_LABEL + self._height + _BAR + _GAP)
-            self._draw_panel(picture, runner, (left, top), now, pace, together)
+            self._draw_words(ImageDraw.Draw(picture), runner, (left, top), moment)
+            self._draw_video(picture, runner, (left, top + _LABEL), moment)
         return np.asarray(picture)
 
-    def _draw_header(self, pen: ImageDraw.ImageDraw, now: float, pace: float, over: bool) -> None:
-        right = self._size[0] - _GAP
-        clock = f"{now:.1f} s"
+    def _draw_header(self, pen: ImageDraw.ImageDraw, moment: _Moment) -> None:
+        right, pace = self._size[0] - _GAP, moment.pace
+        clock, note = f"{moment.now:.1f} s", "denoising time"
+        if moment.together is None and abs(pace - 1) >= 0.05:
+            note += f", {pace:.1f} x faster" if pace > 1 else f", {1 / pace:.1f} x slower"
         pen.text((right, 36), clock, fill=FACE, font=_font(30), anchor="rs")
-        note = "denoising time" if over or abs(pace - 1) < 0.05 else f"denoising time, {_pace(pace)}"
         pen.text((right, 54), note, fill=MUTED, font=_font(13), anchor="rs")
-        room = right - _GAP - 24 - _font(30).getlength(clock)
-        pen.text((_GAP, 34), _fit(self.title, 18, room), fill=FACE, font=_font(18), anchor="ls")
+        title = _fit(self.title, 18, right - _GAP - 24 - _font(30).getlength(clock))
+        pen.text((_GAP, 34), title, fill=FACE, font=_font(18), anchor="ls")
 
-    def _draw_panel(
-        self,
-        picture: Image.Image,
-        runner: Runner,
-        corner: tuple[int, int],
-        now: float,
-        pace: float,
-        together: int | None,
+    def _draw_words(
+        self, pen: ImageDraw.ImageDraw, runner: Runner, corner: tuple[int, int], moment: _Moment
     ) -> None:
-        pen, (left, top) = ImageDraw.Draw(picture), corner
-        frame_top, done = top + _LABEL, now >= runner.seconds
-        pen.text(
-            (left, top + 18), _fit(runner.label, 15, self._width), fill=FACE, font=_font(15), anchor="ls"
-        )
-        words = "computing"
-        if done:
-            speed = self.runners[0].seconds / runner.seconds
-            words = f"done in {runner.seconds:.1f} s" + (
-                f", {speed:.1f}x" if runner is not self.runners[0] else ""
-            )
-        pen.text((left, top + 37), words, fill=DONE if done else MUTED, font=_font(14), anchor="ls")
-        video = self._scaled[runner.label]
-        shown = self._frame_of(runner, len(video), now, pace, together)
-        box = (left, frame_top, left + self._width - 1, frame_top + self._height - 1)
-        pen.rectangle(box, fill=EMPTY)
-        if shown is not None:
-            picture.paste(video[shown], (left + (self._width - video[shown].width) // 2, frame_top))
-        below = frame_top + self._height
-        pen.rectangle((left, below, left + self._width - 1, below + _BAR - 1), fill=EMPTY)
-        length = round(runner.share(now) * self._width)
-        if length:
-            colour = DONE if done else WORKING
-            pen.rectangle((left, below, left + length - 1, below + _BAR - 1), fill=colour)
+        """Name and state of a method."""
+        left, top = corner
+        words, colour = "computing", MUTED
+        if moment.now >= runner.seconds:
+            words, colour = f"done in {runner.seconds:.1f} s", DONE
+            if runner is not self.runners[0]:
+                words += f", {self.runners[0].seconds / runner.seconds:.1f}x"
+        name = _fit(runner.label, 15, self._width)
+        pen.text((left, top + 18), name, fill=FACE, font=_font(15), anchor="ls")
+        pen.text((left, top + 37), words, fill=colour, font=_font(14), anchor="ls")
 
-    def _frame_of(
-        self, runner: Runner, count: int, now: float, pace: float, together: int | None
-    ) -> int | None:
-        """Index of the frame that a panel shows; None: none."""
-        if together is not None:
-            return min(together, count - 1)
-        if now >= runner.seconds:
-            return int((now - runner.seconds) / pace * _FPS) % count
-        position = runner.position(now)
-        return None if position is None else min(count - 1, int(position * count))
+    def _draw_video(
+        self, picture: Image.Image, runner: Runner, corner: tuple[int, int], moment: _Moment
+    ) -> None:
+        """What there is of a video, and below it a bar of what is computed."""
+        pen, (left, top) = ImageDraw.Draw(picture), corner
+        right, bottom = left + self._width - 1, top + self._height - 1
+        pen.rectangle((left, top, right, bottom + _BAR), fill=EMPTY)
+        video = self._scaled[runner.label]
+        shown = _frame_of(runner, len(video), moment)
+        if shown is not None:
+            picture.paste(video[shown], (left + (self._width - video[shown].width) // 2, top))
+        length = round(runner.share(moment.now) * self._width)
+        if length:
+            colour = DONE if moment.now >= runner.seconds else WORKING
+            pen.rectangle((left, bottom + 1, left + length - 1, bottom + _BAR), fill=colour)
+
+
+def _frame_of(runner: Runner, count: int, moment: _Moment) -> int | None:
+    """Index of the frame that a panel shows; None: none."""
+    if moment.together is not None:
+        return min(moment.together, count - 1)
+    if moment.now >= runner.seconds:
+        return int((moment.now - runner.seconds) / moment.pace * _FPS) % count
+    position = runner.position(moment.now)
+    return None if position is None else min(count - 1, int(position * count))
 
 
 def _scale(frames: Frames, scale: float) -> list[Image.Image]:
@@ -220,6 +230,7 @@ def _scale(frames: Frames, scale: float) -> list[Image.Image]:
     return [Image.fromarray(frame).resize(size, filtering) for frame in frames]
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
@@ -230,7 +241,3 @@ def _fit(text: str, size: int, room: float) -> str:
     while text and font.getlength(text) > room:
         text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
     return text
-
-
-def _pace(pace: float) -> str:
-    return f"{pace:.1f} x faster" if pace > 1 else f"{1 / pace:.1f} x slower"

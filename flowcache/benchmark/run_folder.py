@@ -6,6 +6,7 @@ A run's folder holds a folder for each model, or is one; ``turns`` says what lie
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 from ..trace import Trace
 from .sample_folder import Manifest
 from .turns import WAYS_FILE, folder_of
+
+logger = logging.getLogger(__name__)
 
 #: Written by who starts the run, for those who read its tables.
 COMMAND_FILE = "command.txt"
@@ -81,6 +84,10 @@ class ModelRun:
         return [self.ways[0], *(way for way in self.ways[1:] if way.way == "causal")]
 
 
+class _Unfinished(ValueError):
+    """No sample was made in all ways."""
+
+
 def read_trace(path: Path) -> Trace:
     """A trace from its file.
 
@@ -94,10 +101,10 @@ def read_trace(path: Path) -> Trace:
 
 
 def find_model_runs(run_dir: Path) -> list[ModelRun]:
-    """The models of a run.
+    """The models of a run; one that has made no sample in all ways so far is left out, with a warning.
 
     Raises:
-        ValueError: there is none, or no sample was made in all ways.
+        ValueError: there is none.
     """
     folders = model_folders(run_dir)
     if not folders:
@@ -105,7 +112,17 @@ def find_model_runs(run_dir: Path) -> list[ModelRun]:
             f"run_dir {run_dir} holds no {WAYS_FILE}; give one that "
             "scripts/reproduce_tables.sh, or sample_video.py --ways, has written."
         )
-    return [_read_model(folder) for folder in folders]
+    runs, reasons = [], []
+    for folder in folders:
+        try:
+            runs.append(_read_model(folder))
+        except _Unfinished as reason:
+            reasons.append(str(reason))
+    if not runs:
+        raise ValueError(reasons[0])
+    for reason in reasons:
+        logger.warning(reason)
+    return runs
 
 
 def model_folders(run_dir: Path) -> list[Path]:
@@ -131,7 +148,9 @@ def _read_model(folder: Path) -> ModelRun:
     all_names = list(dict.fromkeys(name for way in ways for name in way.records))
     common = [name for name in all_names if all(name in way.records for way in ways)]
     if not common or names[0] in absent:
-        raise ValueError(f"{folder} holds no video that was made in all of {', '.join(names)}; run it again.")
+        raise _Unfinished(
+            f"{folder} holds no video that was made in all of {', '.join(names)}; run it again."
+        )
     return ModelRun(model, settings, folder, ways, absent, common, len(all_names) - len(common))
 
 

@@ -116,6 +116,13 @@ def test_a_run_that_was_interrupted_gives_a_table_of_what_is_whole(tmp_path):
     assert table.notes == ["1 prompts that not all ways have made so far are left out"]
 
 
+def test_a_model_that_was_only_begun_does_not_keep_the_others_from_their_tables(run, caplog):
+    shutil.copytree(run / "abacus", run / "begun")
+    (run / "begun" / "vanilla" / "manifest.jsonl").unlink()
+    assert [model.folder.name for model in find_model_runs(run)] == ["abacus"]
+    assert "begun holds no video that was made in all of vanilla" in caplog.text
+
+
 def test_times_of_unlike_machines_make_no_ratio(run):
     manifest = run / "abacus" / "causal" / "manifest.jsonl"
     manifest.write_text(manifest.read_text().replace("abacus", "quipu"))
