@@ -22,6 +22,7 @@ from pathlib import Path
 from flowcache.benchmark.run_folder import COMMAND_FILE
 from flowcache.command_line import Parser, run_checked, writable_folder
 from flowcache.files import write_atomically
+from skyreels_v2.checkpoint import OFFICIAL_DEFAULT
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,7 +31,6 @@ METHODS += ("flowcache:paper_slow", "flowcache:paper_fast")
 #: Ways of each model, the one that ratios are to first.
 WAYS = {"skyreels_v2": ("vanilla", "causal", *METHODS), "magi1": ("vanilla", *METHODS)}
 
-SKYREELS = "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers"
 #: The settings that fit the paper's vanilla rows, see ``python -m flowcache.benchmark flops``.
 SETTINGS = {
     "skyreels_v2": "--num_frames 177 --base_num_frames 97 --overlap_history 17 --addnoise_condition 20 "
@@ -65,15 +65,11 @@ def sampling_commands(args: argparse.Namespace, outdir: Path) -> dict[str, list[
     shared += ["--dimension", args.dimension]
     if args.vbench_prompt_dir:
         shared += ["--vbench_prompt_dir", args.vbench_prompt_dir]
-    skyreels = ["--model_id", args.model_id or (SKYREELS if args.model == "official" else args.model)]
+    model_id = args.model_id or (OFFICIAL_DEFAULT if args.model == "official" else args.model)
+    skyreels = ["--model_id", model_id]
     config = ROOT / "FlowCache4MAGI-1" / "yaml_config" / "sample" / "flowcache_vbench_tables.yaml"
-    magi = [
-        "--yaml_config",
-        str(config),
-        "--model",
-        args.model,
-        *(["--load", args.load] if args.load else []),
-    ]
+    magi = ["--yaml_config", str(config), "--model", args.model]
+    magi += ["--load", args.load] if args.load else []
     programs = {
         "skyreels_v2": ("FlowCache4SkyReels-V2", [*skyreels, *shlex.split(args.skyreels_flags)]),
         "magi1": ("FlowCache4MAGI-1", [*magi, *shlex.split(args.magi_flags)]),
