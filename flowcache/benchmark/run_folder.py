@@ -14,7 +14,7 @@ from typing import Any
 
 from ..trace import Trace
 from .sample_folder import Manifest
-from .turns import WAYS_FILE, folder_of
+from .turns import WAYS_FILE, folder_of, read_ways
 
 logger = logging.getLogger(__name__)
 
@@ -137,11 +137,8 @@ def read_command(run_dir: Path) -> str | None:
 
 
 def _read_model(folder: Path) -> ModelRun:
-    try:
-        content = json.loads((folder / WAYS_FILE).read_text())
-        model, settings, names = content["model"], content["settings"], content["ways"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / WAYS_FILE} cannot be read as a list of ways.") from error
+    content = read_ways(folder)
+    model, settings, names = content["model"], content["settings"], content["ways"]
     found = [_read_way(way, folder / folder_of(way)) for way in names]
     ways = [way for way in found if way.records]
     absent = [way.way for way in found if not way.records]

@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -62,6 +62,19 @@ def folder_of(way: str) -> str:
     return way.replace(":", "_")
 
 
+def read_ways(folder: Path) -> dict[str, Any]:
+    """``model``, ``settings`` and ``ways`` of a folder.
+
+    Raises:
+        ValueError: its list of ways is broken.
+    """
+    try:
+        content = json.loads((folder / WAYS_FILE).read_text())
+        return {key: content[key] for key in ("model", "settings", "ways")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / WAYS_FILE} cannot be read as a list of ways.") from error
+
+
 @dataclass(frozen=True)
 class Turns:
     """Samples to be made in several ways by one process among many.
@@ -92,10 +105,11 @@ class Turns:
         content = {"model": self.model, "settings": self.settings, "ways": list(self.jobs)}
         path = self.folder / WAYS_FILE
         if path.is_file():
-            there = json.loads(path.read_text())
-            if there["model"] != self.model:
+            there = read_ways(self.folder)
+            if (there["model"], there["settings"]) != (self.model, self.settings):
                 raise ValueError(
-                    f"base_save_path {self.folder} holds videos of {there['model']}; give another folder."
+                    f"base_save_path {self.folder} holds videos of {there['model']}, {there['settings']}; "
+                    "give another folder."
                 )
             content["ways"] = list(dict.fromkeys([*there["ways"], *self.jobs]))
         write_json(path, content)

@@ -42,8 +42,8 @@ def test_ways_that_come_later_stand_behind_those_before(tmp_path):
 
 
 def test_another_models_folder_is_refused(tmp_path):
-    (tmp_path / "ways.json").write_text(json.dumps({"model": "Quipu", "ways": []}))
-    with pytest.raises(ValueError, match="holds videos of Quipu"):
+    (tmp_path / "ways.json").write_text(json.dumps({"model": "Quipu", "settings": "knots", "ways": []}))
+    with pytest.raises(ValueError, match="holds videos of Quipu, knots"):
         make_turns(tmp_path).check()
 
 
