@@ -51,8 +51,7 @@ class ResumeFile:
         self._video = video
         self.path = video.with_name(f"{video.stem}.resume.pt")
         self._steps_path = video.with_name(f"{video.stem}.resume.jsonl")
-        # As it will be read back: without tuples, and with text for whatever is not plain.
-        self._run = json.loads(json.dumps(run, default=str))
+        self._run = _plain(run)
         self._environment = {**describe_environment(device), "code": repository_commit()}
         self._steps: GrowingFile | None = None
         self._num_steps = 0
@@ -98,7 +97,7 @@ class ResumeFile:
             "format": FORMAT_VERSION,
             "run": self._run,
             "environment": self._environment,
-            "trace": trace.state_dict(),
+            "trace": _plain(trace.state_dict()),
             "steps": self._steps.state_dict(),
             "state": state,
         }
@@ -172,3 +171,8 @@ class ResumeFile:
         ) as error:
             raise ValueError(unreadable) from error
         raise ValueError(unreadable)
+
+
+def _plain(content: Mapping[str, Any]) -> State:
+    """As JSON knows it: lists for tuples, and text for whatever it has no word for."""
+    return json.loads(json.dumps(content, default=str))
