@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 #: Raised whenever an older state cannot be gone on from.
 FORMAT_VERSION = 1
+#: What a run writes beside its video, which may have been killed while it did.
+WRITTEN = (".mp4", ".resume.pt", ".trace.json", ".reuse.png")
 #: Differences that are named when a state is refused.
 MAX_NAMED = 3
 
@@ -57,8 +59,8 @@ class ResumeFile:
         self._num_steps = 0
         self._lock = self._take_lock()
         try:
-            for path in (video, self.path):
-                remove_leftovers(path)
+            for suffix in WRITTEN:
+                remove_leftovers(video.with_suffix(suffix))
             self._saved = self._read() if self.path.exists() else None
         except BaseException:
             self._lock.release()
