@@ -130,7 +130,7 @@ class ResumeFile:
     def _read(self) -> State | None:
         """What is saved, if it is this run's; None if the video that it goes with is gone."""
         saved = self._load()
-        if saved.get("format") != FORMAT_VERSION:
+        if not isinstance(saved, dict) or saved.get("format") != FORMAT_VERSION:
             raise ValueError(f"{self.path} was saved by another version; remove it to begin anew.")
         found = differences(saved["run"], self._run)
         if found:

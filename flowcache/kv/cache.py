@@ -297,7 +297,9 @@ class ChunkKVCache:
             self._errors.setdefault(tuple(chunks), []).append(errors)
 
     def _most_live(self) -> int:
-        """Live rows of the layer that has most."""
+        """Live rows of the layer that has most; none where layers take turns, as each writes all anew."""
+        if len(self._keys) < self.layout.num_layers:
+            return 0
         return max(self._used(layer) - self._settled[layer] for layer in range(len(self._ranges)))
 
     def _used(self, layer: int) -> int:
