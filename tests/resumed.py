@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from flowcache import Denoiser, Trace, files, resume
+from flowcache.environment import repository_commit
 from flowcache.files import GrowingFile
 from flowcache.state import State, on_host
 
@@ -97,6 +98,7 @@ def count_moments(work: Callable[[], Any]) -> int:
 
 def kill_at(moment: int, work: Callable[[], Any]) -> bool:
     """Run in a process of its own, which SIGKILL ends at that moment; whether it was not done by then."""
+    repository_commit()  # asked for once, and not by every child
     child = os.fork()
     if child == 0:
         left = iter(range(moment))

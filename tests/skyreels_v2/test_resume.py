@@ -12,6 +12,8 @@ from resumed import decided, kill_at, loaded, saved
 
 from flowcache import Trace
 from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, sampler
+from skyreels_v2.codec import VideoCodec, VideoDecoder
+from skyreels_v2.solver import ChunkUniPC
 
 SMALL = {"height": 32, "width": 32, "inference_steps": 4, "ar_step": 2, "causal_block_size": 2}
 LONG = {"num_frames": 25, "base_num_frames": 17, "overlap_history": 9}
@@ -61,6 +63,21 @@ def test_a_stream_goes_on_from_any_part(pipeline, name):
         assert torch.equal(theirs.frames, ours.frames)
         assert torch.equal(theirs.latents, ours.latents)
     assert decided(other) == decided(trace)
+
+
+def test_solver_and_decoder_go_on(pipeline):
+    latents, velocities = torch.randn(4, 3, 4, 4), torch.randn(6, 4, 3, 4, 4)
+    stopped, goes_on = ChunkUniPC(6, 8.0), ChunkUniPC(6, 8.0)
+    for step in range(3):
+        latents = stopped.step(7, step, latents, velocities[step])
+    goes_on.load_state_dict(stopped.state_dict())
+    for step in range(3, 6):
+        after = [solver.step(7, step, latents, velocities[step]) for solver in (stopped, goes_on)]
+        assert torch.equal(*after)
+    stopped, goes_on = (VideoDecoder(VideoCodec(pipeline.vae)) for _ in range(2))
+    stopped.decode(latents)
+    goes_on.load_state_dict(stopped.state_dict())
+    assert torch.equal(stopped.decode(latents), goes_on.decode(latents))
 
 
 QUICK = ["--height", 32, "--width", 32, "--inference_steps", 4, "--ar_step", 2, "--causal_block_size", 2]
