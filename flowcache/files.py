@@ -78,6 +78,7 @@ class GrowingFile:
                 written += self.file.write(content[written:])
         except OSError:
             self.file.truncate(self._length)
+            self.file.seek(self._length)
             raise
         self._length += len(content)
         self._checksum = zlib.crc32(content, self._checksum)

@@ -78,6 +78,8 @@ class ResumeFile:
         """The state that ``save`` was given, once; None if there is none. The trace then goes on, too."""
         saved, self._saved = self._saved, None
         if saved is None:
+            # One that is of no use must not be taken for that of the files that grow from here on.
+            self.path.unlink(missing_ok=True)
             self._steps = GrowingFile(self._steps_path)
             return None
         self._steps = GrowingFile(self._steps_path, saved["steps"])

@@ -171,8 +171,10 @@ def test_another_video_in_its_place_is_refused(tmp_path, name, change):
 def test_without_the_video_it_begins_anew(tmp_path, caplog):
     path = broken(tmp_path)
     (tmp_path / "a.part.mp4").unlink()
-    assert len(make(path).steps) == len(LENGTHS)
+    with pytest.raises(KeyboardInterrupt):
+        make(path, breaks_at=1)
     assert "a.part.mp4 is gone" in caplog.text
+    assert len(make(path).steps) == len(LENGTHS)
 
 
 def test_another_machine_is_told_of(tmp_path, caplog):
