@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-#: Files of a model's folder that decide what it makes.
-_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".json", ".model"}
+#: How files of a model's folder end that decide what it makes.
+_ENDS = (".safetensors", ".pth", ".pt", ".bin", ".model", "config.json", "tokenizer.json")
 #: Bytes that are read of a file, in pieces spread over it: enough to tell weights that were trained apart.
 _PIECES, _PIECE_BYTES = 16, 2**16
 
@@ -42,7 +42,7 @@ def array_digest(array: ArrayLike | None) -> str | None:
 def folder_digest(folder: Path) -> str:
     """Of a model's files: their names, their sizes and pieces of each; the folder itself may be moved."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.name.endswith(_ENDS) and path.is_file()):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)}:{size};".encode())
         with path.open("rb") as file:
