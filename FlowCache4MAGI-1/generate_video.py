@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 
 from flowcache import Trace
-from flowcache.command_line import Parser, check_device, output_file, run_program, words_of
+from flowcache.command_line import RESUME_HELP, Parser, check_device, output_file, run_program, words_of
+from flowcache.resume import ResumeFile
 from magi1.command_line import add_method_flags, make_sampler, split_overrides
 from magi1.config import FlowCacheOptions
 from magi1.config_files import parse_overrides
@@ -39,6 +41,7 @@ class Job:
     sampler: MagiSampler
     request: VideoRequest
     output: Path
+    resume: ResumeFile | None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_path", type=Path, help="the mp4 (default: under outputs/)")
     add("--additional_config", type=Path, help="FlowCache's options, YAML")
     add_method_flags(parser)
+    add("--resume", action="store_true", help=RESUME_HELP)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
@@ -74,7 +78,9 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
         raise ValueError("prompt must not be empty.")
     request = sampler.request(prompt, _read_prefix(args, sampler))
     output = _default_output(args, sampler) if args.output_path is None else _mp4(args.output_path)
-    return Job(sampler, request, output_file("output_path", output))
+    output = output_file("output_path", output)
+    resume = ResumeFile(output, sampler.identity(request), args.device) if args.resume else None
+    return Job(sampler, request, output, resume)
 
 
 def _read_prefix(args: argparse.Namespace, sampler: MagiSampler) -> torch.Tensor | None:
@@ -113,9 +119,10 @@ def _default_output(args: argparse.Namespace, sampler: MagiSampler) -> Path:
 def run(job: Job) -> tuple[Trace, Path]:
     """Load, generate, write chunk by chunk; returns the trace and the video's path."""
     trace = Trace(method=job.sampler.method)
-    with trace.timer("load"):
-        job.sampler.load()
-    job.sampler.write(job.request, job.output, trace)
+    with job.resume or nullcontext() as resume:
+        with trace.timer("load"):
+            job.sampler.load()
+        job.sampler.write(job.request, job.output, trace, resume)
     return trace, job.output
 
 

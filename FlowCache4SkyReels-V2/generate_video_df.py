@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,15 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 
 from flowcache import Trace
-from flowcache.command_line import Parser, check_device, run_program, words_of, writable_folder
+from flowcache.command_line import (
+    RESUME_HELP,
+    Parser,
+    check_device,
+    run_program,
+    words_of,
+    writable_folder,
+)
+from flowcache.resume import ResumeFile
 from flowcache.video import (
     Frames,
     VideoInfo,
@@ -47,6 +56,7 @@ class Job:
     prompt: str
     history: Frames | None
     output: Path
+    resume: ResumeFile | None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--video_path", type=Path, help="video to continue; needs --overlap_history")
     add("--outdir", type=Path, default=Path("outputs"), help="folder for the results (default: outputs)")
     add("--expname", default="skyreels_v2", help="folder within it (default: skyreels_v2)")
+    add("--resume", action="store_true", help=RESUME_HELP)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
@@ -95,7 +106,10 @@ def prepare(args: argparse.Namespace) -> Job:
         negative_prompt=args.negative_prompt,
         offload=args.offload,
     )
-    return Job(sampler, condition, prompt, history, _output_path(args, sampler, prompt))
+    output, resume = _output_path(args, sampler, prompt), None
+    if args.resume:
+        resume = ResumeFile(output, sampler.identity(prompt, condition, history), args.device)
+    return Job(sampler, condition, prompt, history, output, resume)
 
 
 def _check_conditions(args: argparse.Namespace) -> VideoInfo | None:
@@ -152,10 +166,13 @@ def _output_path(args: argparse.Namespace, sampler: SkyReelsSampler, prompt: str
 def run(job: Job) -> tuple[Trace, Path]:
     """Load, generate, write; returns the trace and the video's path."""
     trace = Trace(method=job.sampler.method)
-    with trace.timer("load"):
-        job.sampler.load()
     skip = 0 if job.history is None else job.sampler.video.overlap_history
-    job.sampler.write(job.prompt, job.condition, job.output, trace, before=job.history, skip=skip)
+    with job.resume or nullcontext() as resume:
+        with trace.timer("load"):
+            job.sampler.load()
+        job.sampler.write(
+            job.prompt, job.condition, job.output, trace, before=job.history, skip=skip, resume=resume
+        )
     return trace, job.output
 
 

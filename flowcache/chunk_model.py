@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from .kv.cache import CacheLayout, ChunkKVCache
+from .state import State
 
 
 @dataclass(frozen=True)
@@ -133,4 +134,12 @@ class Solver(Protocol):
 
     def forget(self, chunk: int) -> None:
         """Drop the state of a chunk that has become clean."""
+        ...
+
+    def state_dict(self) -> State:
+        """The history of all chunks."""
+        ...
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on as another solver of the same steps."""
         ...

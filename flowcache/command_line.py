@@ -18,6 +18,8 @@ from .trace import Trace
 
 Job = TypeVar("Job")
 
+RESUME_HELP = "save what is needed to go on as the video grows, and go on from it if it is there"
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without the list of all flags; takes no abbreviations."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .kv.window_cache import WindowCache
 from .reuse.forecast import Forecast
 from .reuse.policy import Decision, ReusePolicy
 from .schedule import StaircaseSchedule
+from .state import State, on_device
 from .trace import ChunkEvent, Trace, WindowRecord
 from .window import Window, with_condition_noise
 
@@ -57,6 +59,39 @@ class LoopOptions:
     draw_noise: Callable[[int, torch.Size], Tensor] | None = None
 
 
+class _Stateful(Protocol):
+    """A part of the loop that remembers something from step to step."""
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+@dataclass
+class _Progress:
+    """How far a window has come.
+
+    Attributes:
+        parts: all that remembers something, by name.
+        steps: that were taken.
+        clean: chunks that the last of them made clean and that are still to be yielded.
+    """
+
+    parts: dict[str, _Stateful]
+    steps: int = 0
+    clean: list[int] = field(default_factory=list)
+
+    def state_dict(self) -> State:
+        own = {"steps": self.steps, "clean": list(self.clean)}
+        return own | {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: State, device: torch.device | str) -> None:
+        self.steps, self.clean = state["steps"], list(state["clean"])
+        for name, part in self.parts.items():
+            # The cache, by far the largest, has memory of its own that it copies to.
+            part.load_state_dict(state[name] if name == "cache" else on_device(state[name], device))
+
+
 @dataclass
 class Denoiser:
     """Denoises one window after another with the same model and method.
@@ -76,6 +111,9 @@ class Denoiser:
     options: LoopOptions = field(default_factory=LoopOptions)
     trace: Trace = field(default_factory=Trace)
     on_step: Callable[[], None] | None = None
+    _progress: _Progress | None = field(default=None, init=False, repr=False)
+
+    _loaded: State | None = field(default=None, init=False, repr=False)
 
     def run(self, window: Window, schedule: StaircaseSchedule, solver: Solver) -> Iterator[CleanChunk]:
         """Denoise a window in place; yield each chunk at the step at which it becomes clean.
@@ -88,9 +126,16 @@ class Denoiser:
         lengths = [self.model.num_tokens(span.frames) for span in window.chunks]
         cache = self._new_cache(schedule, lengths)
         split = GainSplit(self.model, lengths, window.num_given, schedule.num_steps)
-        self._record_window(window, schedule, cache)
-        for step, live in enumerate(schedule):
-            started = time.perf_counter()
+        parts = {"policy": self.policy, "forecast": self.forecast, "solver": solver}
+        progress = self._progress = _Progress(parts | {"window": window, "cache": cache})
+        if self._loaded is None:
+            self._record_window(window, schedule, cache)
+        else:
+            progress.load_state_dict(self._loaded, self.model.cache_layout().device)
+            self._loaded = None
+            yield from self._hand_over(progress, window, schedule)
+        for step in range(progress.steps, len(schedule)):
+            started, live = time.perf_counter(), schedule.live(step)
             cache.release(step)
             inputs = self._inputs(window, schedule, solver, step, cache)
             decisions = self._decide(step, len(schedule), live, inputs)
@@ -112,10 +157,46 @@ class Denoiser:
             cache.settle(self._final(schedule, step))
             flops = split.step(ran, edges, live, first=step == 0, cleaned=cleaned, seen=cache.seen)
             self._record_step(step, live, decisions, time.perf_counter() - started, cache, flops)
-            for chunk in [c for c, k in live.items() if k == schedule.num_steps - 1]:
-                self._forget(chunk, solver)
-                yield CleanChunk(chunk, window.chunks[chunk].start, window.latents(chunk))
-            self._drop_unread(window, schedule, step)
+            progress.steps = step + 1
+            progress.clean = [c for c, k in live.items() if k == schedule.num_steps - 1]
+            self._forget(progress.clean, solver)
+            yield from self._hand_over(progress, window, schedule)
+        self._progress = None
+
+    @property
+    def in_window(self) -> bool:
+        """Whether a window is on its way, so that there is a state to speak of."""
+        return self._progress is not None
+
+    def state_dict(self) -> State:
+        """What is needed to go on behind the chunk that ``run`` yielded last.
+
+        Good until the next one is asked for, as its tensors are those that the loop works on. The state of
+        what ``draw_noise`` draws from is not among it.
+
+        Raises:
+            RuntimeError: no window is on its way.
+        """
+        if self._progress is None:
+            raise RuntimeError("state_dict has nothing to tell before run and after it")
+        return self._progress.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        """Let the next ``run`` go on from there.
+
+        It takes the same window as it was at its start, the same schedule and a fresh solver; the steps that
+        were taken are in the trace already. The state is not held for longer than that.
+        """
+        self._loaded = state
+
+    def _hand_over(
+        self, progress: _Progress, window: Window, schedule: StaircaseSchedule
+    ) -> Iterator[CleanChunk]:
+        """Yield the chunks that the last step made clean; then drop what nothing reads any more."""
+        while progress.clean:
+            chunk = progress.clean.pop(0)
+            yield CleanChunk(chunk, window.chunks[chunk].start, window.latents(chunk))
+        self._drop_unread(window, schedule, progress.steps - 1)
 
     def _new_cache(self, schedule: StaircaseSchedule, lengths: list[int]) -> WindowCache:
         options = self.options
@@ -288,9 +369,10 @@ class Denoiser:
             self.forecast.observe_step(chunk, local_step, before, after)
         before.copy_(after)
 
-    def _forget(self, chunk: int, solver: Solver) -> None:
+    def _forget(self, chunks: Sequence[int], solver: Solver) -> None:
         for part in (self.policy, self.forecast, solver):
-            part.forget(chunk)
+            for chunk in chunks:
+                part.forget(chunk)
 
     def _record_window(self, window: Window, schedule: StaircaseSchedule, cache: WindowCache) -> None:
         frames, held = [span.frames for span in window.chunks], cache.cache

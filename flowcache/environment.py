@@ -20,7 +20,7 @@ def describe_environment(device: torch.device | str) -> dict[str, str]:
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "diffusers": version("diffusers"),
         "device": str(device),
         "hardware": hardware,

@@ -7,10 +7,14 @@ import io
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
+
+from .state import State
 
 
 @contextmanager
@@ -32,6 +36,85 @@ def replaced_when_done(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what processes left that were killed while they wrote ``path`` as above."""
+    path = Path(path)
+    for temporary in path.parent.glob(f".{escape(path.stem)}.{'?' * 8}{escape(path.suffix)}"):
+        temporary.unlink(missing_ok=True)
+
+
+class GrowingFile:
+    """A file that only grows, by pieces that are there whole or not at all.
+
+    Args:
+        path: of the file. An earlier one loses its name, but stays for a process that has it open.
+        state: what ``state_dict`` gave of a file at that path; it goes on from there, without what was
+            appended later.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: what lies there is not what ``state`` goes on from.
+    """
+
+    def __init__(self, path: Path, state: State | None = None) -> None:
+        self.path, self._length, self._checksum = path, 0, 0
+        if state is None:
+            path.unlink(missing_ok=True)
+            self.file = path.open("x+b", buffering=0)
+            return
+        check_grown(path, state)
+        self._length, self._checksum = state["length"], state["checksum"]
+        self.file = path.open("r+b", buffering=0)
+        self.file.truncate(self._length)
+        self.file.seek(self._length)
+
+    def append(self, content: bytes) -> None:
+        """Write a piece whole, or leave the file as it was."""
+        try:
+            written = 0
+            while written < len(content):
+                written += self.file.write(content[written:])
+        except OSError:
+            self.file.truncate(self._length)
+            self.file.seek(self._length)
+            raise
+        self._length += len(content)
+        self._checksum = zlib.crc32(content, self._checksum)
+
+    def state_dict(self) -> State:
+        """How long it is and what it holds; so much is on the disk by then."""
+        os.fsync(self.file.fileno())
+        return {"length": self._length, "checksum": self._checksum}
+
+    def close(self) -> None:
+        """Let go of it; it stays where it is."""
+        self.file.close()
+
+    def remove(self) -> None:
+        """Remove it, unless the name is another file's by now."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self.path.stat(), os.fstat(self.file.fileno())):
+                self.path.unlink()
+
+
+def check_grown(path: Path, state: State) -> None:
+    """Refuse a file that does not begin with what a ``GrowingFile`` held when it gave ``state``.
+
+    Raises:
+        ValueError: it is shorter or another, or missing.
+    """
+    left, checksum = state["length"], 0
+    try:
+        with path.open("rb") as file:
+            while left and (content := file.read(min(left, 2**20))):
+                checksum = zlib.crc32(content, checksum)
+                left -= len(content)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing.") from None
+    if left or checksum != state["checksum"]:
+        raise ValueError(f"{path} is not the file that was written.")
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .state import State
+
 
 class Noise(Protocol):
     """Noise of a window, asked for in order of time."""
@@ -16,6 +18,14 @@ class Noise(Protocol):
 
     def frames(self, start: int, stop: int) -> Tensor:
         """Noise of frames ``[start, stop)``, a tensor of the caller's own."""
+        ...
+
+    def state_dict(self) -> State:
+        """What of it cannot be made anew."""
+        ...
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on as the source that ``state_dict`` was called on."""
         ...
 
 
@@ -32,6 +42,12 @@ class HeldNoise:
 
     def frames(self, start: int, stop: int) -> Tensor:
         return self._noise[:, start:stop].clone()
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Nothing is to be done: all of it is there."""
 
 
 class BlockNoise:
@@ -73,6 +89,21 @@ class BlockNoise:
         return torch.cat(self._blocks, dim=1)[:, start - self._start : stop - self._start].to(
             self._device, copy=True
         )
+
+    def state_dict(self) -> State:
+        """Blocks that are still in use, and the generator's state."""
+        return {
+            "start": self._start,
+            "stop": self._stop,
+            "blocks": list(self._blocks),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from there; the generator, too."""
+        self._start, self._stop = state["start"], state["stop"]
+        self._blocks = [block.cpu() for block in state["blocks"]]
+        self._generator.set_state(state["generator"].cpu())
 
     def _draw(self) -> None:
         channels, frames, *size = self.shape

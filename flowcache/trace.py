@@ -12,6 +12,7 @@ from typing import Any
 from .files import write_atomically
 from .kv.compressed import CompressionEvent
 from .kv.quantized import QuantizationEvent
+from .state import State
 
 FORMAT_VERSION = 1
 
@@ -105,6 +106,24 @@ class Trace:
         self.steps.append(StepRecord(window, step, events, seconds, kv_tokens, spent, *changes))
         for accounting, amount in flops.items():
             self.flops[accounting] = self.flops.get(accounting, 0.0) + amount
+
+    def state_dict(self) -> State:
+        """All but the steps, which ``step_lines`` gives."""
+        own = {name: value for name, value in vars(self).items() if name not in ("windows", "steps")}
+        return own | {"windows": [asdict(window) for window in self.windows]}
+
+    def step_lines(self, first: int = 0) -> str:
+        """Steps from ``first`` on, a line of JSON each."""
+        return "".join(json.dumps(asdict(step)) + "\n" for step in self.steps[first:])
+
+    def load_state_dict(self, state: State, step_lines: str) -> None:
+        """Go on from another trace; times by stage are added to those that are here."""
+        for stage, seconds in state["seconds"].items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        for name in state.keys() - {"seconds", "windows"}:
+            setattr(self, name, state[name])
+        self.windows = [WindowRecord(**window) for window in state["windows"]]
+        self.steps = [_read_step(json.loads(line)) for line in step_lines.splitlines()]
 
     def timer(self, stage: str) -> StageTimer:
         """Context manager that adds the time spent within to ``seconds[stage]``."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from .files import replaced_when_done
+from .files import GrowingFile, replaced_when_done
 from .fragments import ENCODERS, FragmentEncoder, copy_packets
+from .state import State
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +51,23 @@ class VideoWriter:
         path: the file.
         fps: frames per second.
         height, width: size that all frames must have, in pixels; default: that of the first frame.
+        state: what ``state_dict`` gave of a writer that was killed; this one goes on from there, and the
+            video will be the same.
 
     Raises:
-        ValueError: ``fps`` is not a positive number; at the end: no frame was written.
+        ValueError: ``fps`` is not a positive number; the part is not what ``state`` goes on from; at the
+            end: no frame was written.
         OSError: the file cannot be written, at any time from entering to leaving (a full disk: ENOSPC).
     """
 
     def __init__(
-        self, path: str | Path, fps: float, height: int | None = None, width: int | None = None
+        self,
+        path: str | Path,
+        fps: float,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        state: State | None = None,
     ) -> None:
         if not (fps > 0 and math.isfinite(fps)):
             raise ValueError(f"fps must be a positive number, got {fps}.")
@@ -67,28 +76,32 @@ class VideoWriter:
         self._size = (height, width)
         self._encoder: FragmentEncoder | None = None
         self._num_frames = 0
+        self._state = state
 
     @property
     def part_path(self) -> Path:
         """Where the video grows."""
-        return self._path.with_name(f"{self._path.stem}.part.mp4")
+        return part_of(self._path)
 
     def __enter__(self) -> VideoWriter:
         # Another run of that name keeps its own file, which has no name any more.
-        self.part_path.unlink(missing_ok=True)
-        self._file = self.part_path.open("x+b", buffering=0)
+        self._part = GrowingFile(self.part_path, self._state["part"] if self._state else None)
+        if self._state:
+            self._size, self._num_frames = self._state["size"], self._state["num_frames"]
+            self._encoder = self._new_encoder(*self._size)
+            self._encoder.num_parts, self._encoder.num_frames = self._state["num_parts"], self._num_frames
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         finished = False
-        with self._file:
+        with closing(self._part):
             try:
                 if failure is None:
                     self._finish()
                     finished = True
             finally:
                 if finished or not self._num_frames:
-                    self._remove_part()
+                    self._part.remove()
                 else:
                     logger.warning("What was finished of the video is in %s.", self.part_path)
 
@@ -109,40 +122,43 @@ class VideoWriter:
             raise ValueError(f"frames must all have height and width {self._size}, got {size}.")
         if self._encoder is None:
             self._size = size
-            self._encoder = self._new_encoder(*(side - side % 2 for side in size))
+            self._encoder = self._new_encoder(*size)
         if len(frames):
-            self._append(self._encoder.encode(frames[:, : self._encoder.height, : self._encoder.width]))
+            self._part.append(self._encoder.encode(frames[:, : self._encoder.height, : self._encoder.width]))
             self._num_frames += len(frames)
+
+    def state_dict(self) -> State:
+        """What is needed to go on behind the last frames; they are on the disk by then.
+
+        Raises:
+            RuntimeError: there is no frame so far.
+        """
+        if self._encoder is None:
+            raise RuntimeError("state_dict has nothing to tell before the first frame")
+        return {
+            "part": self._part.state_dict(),
+            "size": tuple(self._size),
+            "num_frames": self._num_frames,
+            "num_parts": self._encoder.num_parts,
+        }
 
     def _new_encoder(self, height: int, width: int) -> FragmentEncoder:
         encoder = next(name for name in ENCODERS if name in av.codecs_available)
         if encoder != "libx264":
             logger.warning("PyAV comes without libx264; %s is encoded with %s.", self._path, encoder)
-        return FragmentEncoder(encoder, self._fps, height, width)
-
-    def _append(self, fragment: bytes) -> None:
-        """Write a fragment whole, or leave the file as it was."""
-        whole = self._file.tell()
-        try:
-            written = 0
-            while written < len(fragment):
-                written += self._file.write(fragment[written:])
-        except OSError:
-            self._file.truncate(whole)
-            raise
+        return FragmentEncoder(encoder, self._fps, height - height % 2, width - width % 2)
 
     def _finish(self) -> None:
         if not self._num_frames:
             raise ValueError(f"{self._path} was to be written without a single frame.")
-        self._file.seek(0)
+        self._part.file.seek(0)
         with replaced_when_done(self._path) as temporary:
-            copy_packets(self._file, temporary)
+            copy_packets(self._part.file, temporary)
 
-    def _remove_part(self) -> None:
-        """Remove the part, unless the name is another run's by now."""
-        with suppress(FileNotFoundError):
-            if os.path.samestat(self.part_path.stat(), os.fstat(self._file.fileno())):
-                self.part_path.unlink()
+
+def part_of(path: Path) -> Path:
+    """Where a video of that path grows while it is written."""
+    return path.with_name(f"{path.stem}.part.mp4")
 
 
 class VideoInfo(NamedTuple):

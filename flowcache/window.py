@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .noise import HeldNoise, Noise
+from .state import State
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,20 @@ class Window:
         """Let go of a chunk's latents; it must not be asked for again."""
         self._latents.pop(chunk, None)
         self._given.pop(chunk, None)
+
+    def state_dict(self) -> State:
+        """Latents in use, chunks whose given latents are still to come, and the noise's state."""
+        return {
+            "latents": dict(self._latents),
+            "given": list(self._given),
+            "noise": self._noise.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on as another window of the same chunks, given latents and noise."""
+        self._latents = dict(state["latents"])
+        self._given = {chunk: self._given[chunk] for chunk in state["given"]}
+        self._noise.load_state_dict(state["noise"])
 
     def _start(self, chunk: int) -> Tensor:
         given, span = self._given.get(chunk), self.chunks[chunk]

@@ -56,6 +56,19 @@ class ModelSource:
         runtime = self.config.runtime_config
         return planned_steps(Path(runtime.load).expanduser(), runtime.sampling, share)
 
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Local folders that weights are read from, by the key that names them; without those on the Hub."""
+        runtime = self.config.runtime_config
+        local = {
+            name: Path(getattr(runtime, name)).expanduser()
+            for name in ("load", *_BESIDE)
+            if not HubFolder.parse(getattr(runtime, name))
+        }
+        if "load" in local:
+            local["load"] = weight_folder(local["load"], self.config.engine_config)
+        return local
+
 
 def resolve_model(
     config_file: str | Path,

@@ -16,6 +16,7 @@ from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, Window, c
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoOutput, VideoPart
+from flowcache.state import State
 
 from .captions import make_captions
 from .chunk_model import KVRange, MagiChunkModel, Sampling
@@ -61,7 +62,9 @@ class MagiPipeline(DiffusionPipeline):
         return VideoOutput.join(self.stream(request, trace), trace)
 
     @torch.no_grad()
-    def stream(self, request: VideoRequest, trace: Trace | None = None) -> Iterator[VideoPart]:
+    def stream(
+        self, request: VideoRequest, trace: Trace | None = None, state: State | None = None
+    ) -> Iterator[VideoPart]:
         """Generate a video and yield each chunk's new frames as soon as they are clean.
 
         The video has the length that was asked for. A given image is its first frame; given frames of a video
@@ -70,6 +73,8 @@ class MagiPipeline(DiffusionPipeline):
         Args:
             request: what to make.
             trace: filled in with what happens.
+            state: of a part that an earlier stream of the same request gave; this one goes on behind it.
+                ``trace`` holds what happened until then.
         """
         trace = trace if trace is not None else Trace()
         runtime = request.config.runtime_config
@@ -88,10 +93,14 @@ class MagiPipeline(DiffusionPipeline):
         denoiser = self._new_denoiser(request, caption, window, schedule)
         denoiser.trace = trace
         latents, held = self._clean_latents(denoiser, window, schedule), window.chunks[window.num_given].held
-        if request.shows_prefix:
+        wanted = runtime.num_frames
+        if state is not None:
+            denoiser.load_state_dict(state["denoiser"])
+            wanted, held, state = state["wanted"], 0, None  # it may be large
+        elif request.shows_prefix:
             # A chunk that is given whole is not denoised, and so does not come from there.
             latents, held = chain(map(window.latents, range(window.num_given)), latents), 0
-        yield from self._decode_parts(latents, held, request, trace)
+        yield from self._decode_parts(latents, held, wanted, denoiser)
 
     def _new_denoiser(
         self, request: VideoRequest, caption: Tensor, window: Window, schedule: StaircaseSchedule
@@ -121,6 +130,7 @@ class MagiPipeline(DiffusionPipeline):
         """Run the loop; latents of each chunk when it is clean."""
         with self.progress_bar(total=len(schedule)) as progress:
             denoiser.on_step = progress.update
+            progress.update(len(denoiser.trace.steps))
             chunks = denoiser.run(window, schedule, Euler(denoiser.model.timetable))
             while True:
                 with denoiser.trace.timer("denoise"):
@@ -131,23 +141,29 @@ class MagiPipeline(DiffusionPipeline):
                 yield chunk.latents
 
     def _decode_parts(
-        self, latents: Iterable[Tensor], skipped: int, request: VideoRequest, trace: Trace
+        self, latents: Iterable[Tensor], skipped: int, wanted: int, denoiser: Denoiser
     ) -> Iterator[VideoPart]:
         """Decode chunks one by one, up to the length that was asked for.
 
         Args:
             latents: of the chunks.
             skipped: latent frames of the first one that are not to be shown.
+            wanted: frames to show.
+            denoiser: where the latents come from.
         """
-        wanted = request.config.runtime_config.num_frames
+
+        def state() -> State:
+            return {"wanted": wanted, "denoiser": denoiser.state_dict()}
+
+        trace = denoiser.trace
         for chunk in latents:
             part, skipped = chunk[:, skipped:].clone(), 0
             with trace.timer("decode"):
                 frames = self._decode(part)[:, :wanted]
-            trace.peak_memory_bytes = peak_memory_bytes(self._execution_device)
+            trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(self._execution_device))
             wanted -= frames.shape[1]
             if frames.shape[1]:
-                yield VideoPart(frames, part)
+                yield VideoPart(frames, part, state if denoiser.in_window else None)
 
     def _encode_prompt(self, prompt: str) -> Tensor:
         """Caption tokens without padding, ``[tokens, channels]``, fp32."""

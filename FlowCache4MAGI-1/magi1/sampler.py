@@ -13,7 +13,9 @@ from torch import Tensor
 from flowcache import FlowCacheConfig, Trace
 from flowcache.benchmark.sample import Sample
 from flowcache.environment import make_current, restart_peak_memory
+from flowcache.fingerprint import array_digest, folder_digest
 from flowcache.output import write_parts
+from flowcache.resume import ResumeFile
 from flowcache.video import Frames, probe_video, read_image, resize_and_crop, stream_video, to_float
 
 from .captions import CaptionSwitches, SpecialTokens
@@ -118,11 +120,34 @@ class MagiSampler:
             previous_weight=self.previous_weight,
         )
 
-    def write(self, request: VideoRequest, path: Path, trace: Trace) -> None:
-        """Make a video and write it chunk by chunk; ``load`` comes before."""
+    def identity(self, request: VideoRequest) -> dict[str, Any]:
+        """All that decides about a video, as ``ResumeFile`` wants it."""
+        tables = {} if self.special_tokens is None else vars(self.special_tokens)
+        return {
+            **self.settings,
+            "prompt": request.prompt,
+            "seed": request.config.runtime_config.seed,
+            "prefix": array_digest(request.prefix),
+            "tables": {name: array_digest(table) for name, table in tables.items()},
+            "weights": {name: folder_digest(folder) for name, folder in self.source.folders.items()},
+        }
+
+    def write(
+        self, request: VideoRequest, path: Path, trace: Trace, resume: ResumeFile | None = None
+    ) -> None:
+        """Make a video and write it chunk by chunk; ``load`` comes before.
+
+        Args:
+            request: what to make.
+            path: of the mp4.
+            trace: filled in with what happens.
+            resume: where to save what is needed to go on, and to go on from; None: nowhere.
+        """
         if self._pipeline is None:
             raise RuntimeError("load must come before write")
-        write_parts(self._pipeline.stream(request, trace), path, self.runtime.fps, trace)
+        state = None if resume is None else resume.begin(trace)
+        parts = self._pipeline.stream(request, trace, state and state.pop("stream"))
+        write_parts(parts, path, self.runtime.fps, trace, resume=resume, state=state)
         trace.settings["model"] = self.runtime.load
 
     def image_prefix(self, path: Path) -> Tensor:

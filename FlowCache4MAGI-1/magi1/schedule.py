@@ -8,6 +8,8 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
+from flowcache.state import State
+
 #: Time at which the official models are shown chunks that are finished.
 CLEAN_TIME = 0.9999
 #: By which the grid of times is shifted towards noise.
@@ -90,4 +92,10 @@ class Euler:
         """Keeps no history."""
 
     def forget(self, chunk: int) -> None:
+        """Keeps no history."""
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
         """Keeps no history."""

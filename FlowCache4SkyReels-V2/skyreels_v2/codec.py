@@ -7,6 +7,8 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import Tensor
 
+from flowcache.state import State
+
 
 class VideoCodec:
     """Encodes and decodes one video with ``AutoencoderKLWan``; latents are normalised per channel.
@@ -81,3 +83,11 @@ class VideoDecoder:
         if vae.config.patch_size is not None:
             video = unpatchify(video, patch_size=vae.config.patch_size)
         return video[0].float().clamp(-1, 1)
+
+    def state_dict(self) -> State:
+        """The last features, and whether there are any."""
+        return {"features": list(self._features), "begun": self._begun}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on as another decoder with the same VAE."""
+        self._features, self._begun = list(state["features"]), state["begun"]

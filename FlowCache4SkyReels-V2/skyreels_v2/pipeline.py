@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,11 +24,13 @@ from flowcache import (
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoOutput, VideoPart
+from flowcache.state import State
 
 from .chunk_model import SkyReelsV2ChunkModel
-from .codec import VideoCodec, VideoDecoder
+from .codec import VideoCodec
 from .settings import TEMPORAL_STRIDE, VideoSettings, latent_frames, pixel_frames
 from .solver import ChunkUniPC
+from .stream import StreamPosition, WindowDecoder
 from .windows import WindowPlan, check_streaming, plan_windows
 
 
@@ -79,6 +82,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         cache: FlowCacheConfig | None = None,
         condition: Condition | None = None,
         trace: Trace | None = None,
+        state: State | None = None,
     ) -> Iterator[VideoPart]:
         """Generate a video and yield the new frames of each block as soon as it is clean.
 
@@ -89,6 +93,8 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
             cache: the method; see ``FlowCacheConfig`` for the default.
             condition: first frames, last frame.
             trace: filled in with what happens.
+            state: of a part that an earlier stream of the same arguments gave; this one goes on behind it.
+                ``trace`` holds what happened until then.
 
         Raises:
             ValueError: a condition is of another size than the video, or its frames do not fit; or streaming
@@ -112,51 +118,54 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         plans = plan_windows(settings, 0 if history is None else history.shape[1])
         with self._resident("transformer"):
             denoiser = self._denoiser(settings, cache, embeds, plans[0].frames, condition_generator, trace)
+        position = StreamPosition(denoiser, condition_generator)
+        overlap = None if settings.streaming else settings.overlap_history
         with self.progress_bar(total=sum(len(plan.schedule(settings)) for plan in plans)) as progress:
             denoiser.on_step = progress.update
-            for index, plan in enumerate(plans):
-                last = condition.last if index == len(plans) - 1 else None
-                condition_generator.manual_seed(settings.seed + index + 1)
-                with trace.timer("encode"), self._resident("vae"):
-                    window = self._new_window(settings, plan, history, last, generator)
-                history = None
+            progress.update(0 if state is None else len(trace.steps))
+            for index in range(0 if state is None else state["window"], len(plans)):
+                plan, last = plans[index], condition.last if index == len(plans) - 1 else None
                 schedule = plan.schedule(settings, last is not None)
-                solver = ChunkUniPC(settings.inference_steps, settings.shift)
-                clean = self._clean_latents(plan, denoiser, window, schedule, solver)
-                for frames, part in self._decoded(plan, clean, trace):
-                    history = self._newest(settings, history, frames)
-                    if part is not None:
-                        yield part
+                condition_generator.manual_seed(settings.seed + index + 1)
+                position.window = index
+                position.decoder = WindowDecoder(VideoCodec(self.vae), plan.repeated, overlap)
+                resumed = state is not None
+                if resumed:
+                    position.load_state_dict(state, self.compute_device)
+                    state = None  # it may be large
+                else:
+                    with trace.timer("encode"), self._resident("vae"):
+                        position.given = self._encode_given(plan, history, last)
+                window = self._new_window(settings, plan, *position.given, generator)
+                clean = self._clean_latents(
+                    denoiser, window, schedule, ChunkUniPC(settings.inference_steps, settings.shift)
+                )
+                given = () if resumed else self._given_latents(window, plan)
+                yield from self._decoded(position, chain(given, clean), trace)
+                history = position.decoder.newest
 
     def _decoded(
-        self, plan: WindowPlan, clean: Iterable[Tensor], trace: Trace
-    ) -> Iterator[tuple[Tensor, VideoPart | None]]:
-        """Frames of each chunk of a window, from its latents, and what of them is new."""
-        decoder, start = VideoDecoder(VideoCodec(self.vae)), 0
+        self, position: StreamPosition, clean: Iterable[Tensor], trace: Trace
+    ) -> Iterator[VideoPart]:
+        """What is new of a window, chunk by chunk, from their latents."""
         for latents in clean:
-            stop = start + latents.shape[1]
             with trace.timer("decode"), self._resident("vae"):
-                frames = decoder.decode(latents)
-            trace.peak_memory_bytes = peak_memory_bytes(self.compute_device)
-            shown_from = max(start, plan.repeated)
-            part = None
-            if shown_from < stop:
-                new = frames[:, pixel_frames(shown_from) - pixel_frames(start) :]
-                part = VideoPart(new, latents[:, shown_from - start :].clone())
-            yield frames, part
-            start = stop
+                part = position.decoder.decode(latents)
+            trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(self.compute_device))
+            if part is not None:
+                yield replace(part, state=position.state_dict) if position.denoiser.in_window else part
+
+    @staticmethod
+    def _given_latents(window: Window, plan: WindowPlan) -> Iterator[Tensor]:
+        """Latents of each given chunk, without the one to arrive at."""
+        return map(
+            window.latents, [c for c in range(window.num_given) if window.chunks[c].start < plan.frames]
+        )
 
     def _clean_latents(
-        self,
-        plan: WindowPlan,
-        denoiser: Denoiser,
-        window: Window,
-        schedule: StaircaseSchedule,
-        solver: ChunkUniPC,
+        self, denoiser: Denoiser, window: Window, schedule: StaircaseSchedule, solver: ChunkUniPC
     ) -> Iterator[Tensor]:
-        """Run the loop; latents of each chunk in order of time as it is clean, given ones first."""
-        shown = [c for c in range(window.num_given) if window.chunks[c].start < plan.frames]
-        yield from map(window.latents, shown)
+        """Run the loop; latents of each chunk in order of time as it is clean."""
         chunks = denoiser.run(window, schedule, solver)
         while True:
             with denoiser.trace.timer("denoise"), self._resident("transformer"), torch.inference_mode():
@@ -166,25 +175,25 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
                 return
             yield chunk.latents
 
-    @staticmethod
-    def _newest(settings: VideoSettings, history: Tensor | None, frames: Tensor) -> Tensor | None:
-        """The frames that the next window takes over, as far as there are any yet."""
-        if settings.streaming or settings.overlap_history is None:
-            return None
-        frames = frames if history is None else torch.cat([history, frames], dim=1)
-        return frames[:, -settings.overlap_history :].clone()
+    def _encode_given(
+        self, plan: WindowPlan, frames: Tensor | None, last: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Latents of what a window begins with, the newest of ``frames``, and of what it arrives at."""
+        codec = VideoCodec(self.vae)
+        prefix = codec.encode(frames[:, -pixel_frames(plan.prefix) :]) if plan.prefix else None
+        return prefix, None if last is None else codec.encode(last)
 
     def _new_window(
         self,
         settings: VideoSettings,
         plan: WindowPlan,
-        frames: Tensor | None,
-        last: Tensor | None,
+        prefix: Tensor | None,
+        arrival: Tensor | None,
         generator: torch.Generator,
     ) -> Window:
-        """Noise with what is given in its place: the newest of ``frames`` first, ``last`` at the end."""
-        codec, stride = VideoCodec(self.vae), self.latent_stride
-        num_frames = plan.frames + (last is not None)
+        """Noise with what is given in its place: ``prefix`` first, ``arrival`` at the end."""
+        stride = self.latent_stride
+        num_frames = plan.frames + (arrival is not None)
         shape = (
             self.transformer.config.in_channels,
             num_frames,
@@ -193,8 +202,6 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         )
         at_once = latent_frames(settings.base_num_frames) if settings.streaming else num_frames
         noise = BlockNoise(generator, shape, at_once, self.compute_device)
-        prefix = codec.encode(frames[:, -pixel_frames(plan.prefix) :]) if plan.prefix else None
-        arrival = None if last is None else codec.encode(last)
         return cut_window(noise, settings.causal_block_size, prefix, arrival)
 
     def enable_stage_offload(self, device: torch.device | str) -> None:

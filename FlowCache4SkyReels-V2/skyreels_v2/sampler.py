@@ -12,7 +12,9 @@ import numpy as np
 from flowcache import FlowCacheConfig, Trace
 from flowcache.benchmark.sample import Sample
 from flowcache.environment import make_current, restart_peak_memory
+from flowcache.fingerprint import array_digest, folder_digest
 from flowcache.output import write_parts
+from flowcache.resume import ResumeFile
 from flowcache.video import Frames, probe_video, read_image, resize_and_crop, stream_video, to_float
 
 from .checkpoint import ModelSource, load_pipeline
@@ -56,6 +58,19 @@ class SkyReelsSampler:
             "negative_prompt": self.negative_prompt,
             "method": self.method,
             "reuse": self.cache.as_dict(),
+        }
+
+    def identity(self, prompt: str, condition: Condition, before: Frames | None = None) -> dict[str, Any]:
+        """All that decides about a video, as ``ResumeFile`` wants it; arguments as those of ``write``."""
+        path = self.source.path
+        return {
+            **self.settings,
+            "prompt": prompt,
+            "seed": self.video.seed,
+            "prefix": array_digest(condition.prefix),
+            "last": array_digest(condition.last),
+            "before": array_digest(before),
+            "weights": None if path is None else folder_digest(path),
         }
 
     def check(self, sample: Sample) -> None:
@@ -108,6 +123,7 @@ class SkyReelsSampler:
         seed: int | None = None,
         before: Frames | None = None,
         skip: int = 0,
+        resume: ResumeFile | None = None,
     ) -> None:
         """Make a video and write it window by window; ``load`` comes before.
 
@@ -119,14 +135,22 @@ class SkyReelsSampler:
             seed: of the noise; None takes the settings'.
             before: frames ``[frames, height, width, 3]`` to write first.
             skip: frames at the start of the video not to write.
+            resume: where to save what is needed to go on, and to go on from; None: nowhere.
         """
         if self._pipeline is None:
             raise RuntimeError("load must come before write")
         settings = self.video if seed is None else replace(self.video, seed=seed)
+        state = None if resume is None else resume.begin(trace)
         parts = self._pipeline.stream(
-            prompt, self.negative_prompt, settings, self.cache, condition, trace=trace
+            prompt,
+            self.negative_prompt,
+            settings,
+            self.cache,
+            condition,
+            trace=trace,
+            state=state and state.pop("stream"),
         )
-        write_parts(parts, path, settings.fps, trace, before=before, skip=skip)
+        write_parts(parts, path, settings.fps, trace, before=before, skip=skip, resume=resume, state=state)
         trace.settings["model"] = self.source.location
 
     def _last_frames(self, path: Path) -> Frames:

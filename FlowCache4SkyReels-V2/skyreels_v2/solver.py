@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowcache.state import State
+
 # The weights of the two sums: of the latents, of this clean prediction, of the one before it and, for the
 # corrector, of the prediction at the end of the step.
 _Weights = tuple[float, float, float, float]
@@ -82,6 +84,14 @@ class ChunkUniPC:
     def forget(self, chunk: int) -> None:
         """Drop the history of a finished chunk."""
         self._histories.pop(chunk, None)
+
+    def state_dict(self) -> State:
+        """Each chunk's history."""
+        return {"histories": {chunk: dict(vars(history)) for chunk, history in self._histories.items()}}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on as another solver of the same steps."""
+        self._histories = {chunk: _History(**history) for chunk, history in state["histories"].items()}
 
     def _correct(self, history: _History, local_step: int, clean: Tensor) -> Tensor:
         """The latents at the end of the last step, with the model's prediction there taken into account."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..state import State
 from .quantized import QuantizationEvent
 from .stores import LayerBuffer, RowStore, bytes_of
 
@@ -230,6 +231,26 @@ class ChunkKVCache:
             self._settled[layer] = settled - gone
             self._ranges[layer] = self._moved(layer, chunks, -end)
 
+    def state_dict(self) -> State:
+        """Which chunks lie where, and their keys and values; between two steps of the loop."""
+        live, settled = self._most_live(), max(self._settled)
+        return {
+            "ranges": [[(c, r.start, r.end) for c, r in ranges.items()] for ranges in self._ranges],
+            "settled": list(self._settled),
+            "keys": self._keys[:, :, :live],
+            "values": self._values[:, :, :live],
+            "store": self._store.state_dict(settled) if self._store else {},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on as another cache of the same layout and capacity; nothing has entered here so far."""
+        self._ranges = [{c: ChunkRange(*bounds) for c, *bounds in ranges} for ranges in state["ranges"]]
+        self._settled = list(state["settled"])
+        live = self._most_live()
+        self._keys[:, :, :live], self._values[:, :, :live] = state["keys"], state["values"]
+        if self._store:
+            self._store.load_state_dict(state["store"], max(self._settled))
+
     def rows_of(self, chunks: Sequence[int], layer: int = 0) -> int:
         """Rows of what is compressed already and of these chunks."""
         ranges = self._ranges[layer]
@@ -274,6 +295,12 @@ class ChunkKVCache:
         if self._store.lossy:
             errors = self._buffer.errors(layer, start, keys, values)
             self._errors.setdefault(tuple(chunks), []).append(errors)
+
+    def _most_live(self) -> int:
+        """Live rows of the layer that has most; none where layers take turns, as each writes all anew."""
+        if len(self._keys) < self.layout.num_layers:
+            return 0
+        return max(self._used(layer) - self._settled[layer] for layer in range(len(self._ranges)))
 
     def _used(self, layer: int) -> int:
         return sum(map(len, self._ranges[layer].values()))

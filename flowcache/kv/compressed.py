@@ -9,6 +9,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
+from ..state import State, on_device
 from .cache import KEPT, CacheFullError, CacheLayout, ChunkKVCache, ChunkRange
 from .scorers import ScoreInput
 from .selection import TokenSelector
@@ -102,6 +103,16 @@ class CompressedKVCache(ChunkKVCache):
     def forget_due(self) -> None:
         """Nothing is to be compressed before a chunk any more."""
         self._due.clear()
+
+    def state_dict(self) -> State:
+        """Beside the tokens: the newest queries, and where in the video what is kept comes from."""
+        own = {"queries": self._queries, "starts": self._starts, "positions": self._positions}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        own = on_device([state[name] for name in ("queries", "starts", "positions")], self.layout.device)
+        self._queries, self._starts, self._positions = own
 
     def _budget(self, rows: int, missing: int) -> int:
         """How many of the oldest rows to keep, so that the missing ones become free; below 1: they cannot."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ..state import State
+
 if TYPE_CHECKING:
     from .cache import CacheLayout
 
@@ -95,6 +97,15 @@ class RowStore:
             rows = self._entries(part[layer], start, stop).clone()
             self._entries(part[layer], 0, stop - start).copy_(rows)
 
+    def state_dict(self, rows: int) -> State:
+        """The first rows, in their form."""
+        return {"parts": [self._first(part, rows) for part in self._parts]}
+
+    def load_state_dict(self, state: State, rows: int) -> None:
+        """Fill the first rows with those of another store like this; nothing was read here so far."""
+        for part, entries in zip(self._parts, state["parts"], strict=True):
+            self._first(part, rows).copy_(entries)
+
     def _allocate(self) -> list[Tensor]:
         return self._format.allocate(self._layout, self.capacity, self._layout.device)
 
@@ -106,6 +117,10 @@ class RowStore:
         """Those of ``part``, ``[branches, entries, ...]``, that hold some rows."""
         rows = self.capacity // part.shape[1]
         return part[:, start // rows : stop // rows]
+
+    def _first(self, part: Tensor, rows: int) -> Tensor:
+        """Entries of the first rows of all layers."""
+        return self._entries(part.flatten(0, 1), 0, rows)
 
 
 class HostStore(RowStore):

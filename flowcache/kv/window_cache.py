@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ..chunk_model import ChunkModel
 from ..config import KVCompressionConfig, KVStorageConfig
 from ..schedule import StaircaseSchedule
+from ..state import State
 from .cache import CacheLayout, ChunkKVCache
 from .compressed import CompressedKVCache, CompressionEvent
 from .quantized import QuantizationEvent
@@ -119,6 +120,14 @@ class WindowCache:
     def pop_quantizations(self) -> list[QuantizationEvent]:
         """What was quantised since the last call."""
         return self.cache.pop_quantizations()
+
+    def state_dict(self) -> State:
+        """That of the cache; between two steps there is no more to remember."""
+        return self.cache.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on as that of another window like this."""
+        self.cache.load_state_dict(state)
 
     def _plan(self, chunks: Sequence[int], step: int) -> dict[int, int]:
         """Choose before which of the chunks too many are clean; tokens that go, by that chunk."""

@@ -81,6 +81,12 @@ class ChunkwiseReuse(ReusePolicy):
     def begin(self, times, forecast):
         self._states.clear()
 
+    def state_dict(self):
+        return {"chunks": {c: (s.previous_indicator, s.accumulated) for c, s in self._states.items()}}
+
+    def load_state_dict(self, state):
+        self._states = {chunk: _ChunkState(*values) for chunk, values in state["chunks"].items()}
+
     def _may_reuse(self, chunk: int, local_step: int) -> bool:
         in_between = self.warmup_steps <= local_step < self.num_chunk_steps - self.final_steps
         return in_between and chunk in self._states

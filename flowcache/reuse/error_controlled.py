@@ -68,6 +68,12 @@ class ErrorControlled(ReusePolicy):
         for state in (self._bend, self._spent, self._row):
             state.pop(chunk, None)
 
+    def state_dict(self):
+        return {"bend": dict(self._bend), "spent": dict(self._spent), "row": dict(self._row)}
+
+    def load_state_dict(self, state):
+        self._bend, self._spent, self._row = (dict(state[name]) for name in ("bend", "spent", "row"))
+
     def _learn_errors(self) -> None:
         errors = self._forecast.pop_errors()
         if not errors:

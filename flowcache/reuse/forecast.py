@@ -11,6 +11,7 @@ from math import prod
 from torch import Tensor
 
 from ..chunk_model import ChunkInput, ChunkModel
+from ..state import State
 
 #: How far a forecast is carried on, in units of the distance between the last two evaluations. Beyond that it
 #: stays where it is, lest a polynomial run away in a long gap.
@@ -70,6 +71,18 @@ class Forecast(ABC):
         """Drop what is held for a chunk that has become clean."""
         self._known.pop(chunk, None)
         self._errors.pop(chunk, None)
+
+    def state_dict(self) -> State:
+        """Evaluations that are remembered, and errors that were not asked for yet."""
+        return {
+            "known": {chunk: list(known) for chunk, known in self._known.items()},
+            "errors": {chunk: (error.value, error.spread) for chunk, error in self._errors.items()},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on as another forecast of the same kind; ``begin`` comes before."""
+        self._known = {chunk: list(known) for chunk, known in state["known"].items()}
+        self._errors = {chunk: ForecastError(*error) for chunk, error in state["errors"].items()}
 
     def spread(self, chunk: int, local_step: int) -> float | None:
         """Product of the time differences between a step and the evaluations that it is forecast from.

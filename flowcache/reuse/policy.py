@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..state import State
 from .forecast import Forecast
 
 
@@ -71,6 +72,13 @@ class ReusePolicy(ABC):
 
     def forget(self, chunk: int) -> None:
         """Drop the state of a chunk that has become clean."""
+
+    def state_dict(self) -> State:
+        """What a policy remembers from step to step; a policy that remembers anything says so here."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on as another policy of the same settings; ``begin`` comes before."""
 
 
 class NoReuse(ReusePolicy):

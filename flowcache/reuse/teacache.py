@@ -60,6 +60,13 @@ class TeaCache(ReusePolicy):
         self._previous: Tensor | None = None
         self._chunks: list[int] = []
 
+    def state_dict(self):
+        return {"accumulated": self._accumulated, "previous": self._previous, "chunks": self._chunks}
+
+    def load_state_dict(self, state):
+        self._accumulated, self._previous = state["accumulated"], state["previous"]
+        self._chunks = list(state["chunks"])
+
     def _judge(self, step: int, num_steps: int, indicator: Tensor) -> Decision:
         period = self.period or num_steps
         position = step % period

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cached import TOKENS, fill
 from denoised import denoised
+from random_model import RandomModel, StraightSolver
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, cut_window
 from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
@@ -92,68 +93,6 @@ def test_memory_is_that_of_the_capacity():
             fill(cache, chunk)
     assert short.nbytes == long.nbytes == ChunkKVCache(LAYOUT, 5 * TOKENS).nbytes
     assert long.num_tokens <= long.capacity
-
-
-class RandomModel:
-    """One attention layer with random weights; every chunk has tokens of one frame each."""
-
-    num_branches, bidirectional, runs_whole_window = 1, False, False
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.weights = torch.randn(3, 4, 8, generator=generator) / 2
-        self.out = torch.randn(8, 4, generator=generator) / 3
-
-    def cache_layout(self):
-        return CacheLayout(1, 1, 2, 4)
-
-    def reach(self, local_step):
-        return None
-
-    def num_tokens(self, num_frames):
-        return num_frames
-
-    def condition_timestep(self, level):
-        return level
-
-    def embed(self, inputs):
-        return [item.latents[:, :, 0, 0].T.unsqueeze(0) for item in inputs]
-
-    def blocks(self, inputs, tokens, cache):
-        states = [[(x @ w).unflatten(-1, (2, 4)) for w in self.weights] for x in tokens]
-        for item, (_, k, v) in zip(inputs, states, strict=True):
-            cache.write(0, item.chunk, k, v)
-        outputs = []
-        for item, (q, _, _) in zip(inputs, states, strict=True):
-            cache.observe(0, item.chunk, q)
-            k, v = cache.read(0, item.chunk, item.first_chunk)
-            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-            attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-            outputs.append(attended.transpose(1, 2).flatten(2) @ self.out)
-        return outputs
-
-    def head(self, inputs, outputs):
-        return [out[0].T.unflatten(1, (-1, 1, 1)) for out in outputs]
-
-    def block_flops(self, num_tokens, num_keys, local_step=None):
-        return num_tokens * num_keys
-
-    def edge_flops(self, num_tokens, local_step=None):
-        return 0.0
-
-
-class StraightSolver:
-    times = tuple(1.0 - 0.1 * i for i in range(11))
-
-    def timestep(self, local_step):
-        return 1.0 - 0.1 * local_step
-
-    def step(self, chunk, local_step, latents, velocity):
-        return latents + 0.1 * velocity
-
-    def skip(self, chunk): ...
-
-    def forget(self, chunk): ...
 
 
 def run(num_chunks=8, given=0, **options):

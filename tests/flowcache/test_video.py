@@ -130,6 +130,25 @@ def test_what_a_killed_run_leaves_plays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"], "the next run clears it away"
 
 
+def test_a_writer_goes_on_from_a_state(tmp_path):
+    frames = noise(20)[:, :63]  # of an odd height
+    write_parts(tmp_path / "whole.mp4", frames, 5, 9, 20)
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "a.mp4", 24) as writer:
+        writer.write(frames[:5])
+        writer.write(frames[5:9])
+        state = writer.state_dict()
+        writer.write(frames[9:12])
+        raise KeyboardInterrupt
+    with VideoWriter(tmp_path / "a.mp4", 24, state=state) as writer:
+        writer.write(frames[9:])
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    with (
+        pytest.raises(ValueError, match=r"a\.part\.mp4 is missing"),
+        VideoWriter(tmp_path / "a.mp4", 24, state=state),
+    ):
+        pass
+
+
 def test_final_file_has_its_index_in_front(tmp_path):
     content = save(tmp_path / "a.mp4", noise()).read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")

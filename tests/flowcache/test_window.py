@@ -106,3 +106,18 @@ def test_noise_that_is_gone_is_not_made_up():
     noise.frames(20, 22)
     with pytest.raises(ValueError, match="before 20 is gone; 3 was asked for"):
         noise.frames(3, 5)
+
+
+def test_a_window_goes_on_from_a_state():
+    def cut():
+        noise = BlockNoise(torch.Generator().manual_seed(5), (4, 40, 2, 2), block_frames=9)
+        return cut_window(noise, 4, prefix=torch.ones(4, 6, 2, 2))
+
+    stopped, goes_on = cut(), cut()
+    stopped.latents(0)
+    stopped.latents(1).add_(1)
+    stopped.drop(0)
+    goes_on.load_state_dict(stopped.state_dict())
+    assert goes_on.held_chunks == [1]
+    for chunk in range(1, 10):
+        assert torch.equal(goes_on.latents(chunk), stopped.latents(chunk))

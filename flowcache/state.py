@@ -1,0 +1,41 @@
+"""States of the parts of a run: plain containers of tensors and values, as ``state_dict`` gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Of numbers, text, None, tensors, and dicts, lists and tuples of these: what can be read back safely.
+State = dict[str, Any]
+
+
+def on_device(state: Any, device: torch.device | str) -> Any:
+    """The same state with its tensors on a device."""
+    return _map_tensors(state, lambda tensor: tensor.to(device))
+
+
+def on_host(state: Any) -> Any:
+    """The same state with its tensors in host memory, each with no more memory than its numbers need.
+
+    A view is copied, lest all be saved that it is a view of.
+    """
+    return _map_tensors(state, _compact)
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole else tensor.clone()
+
+
+def _map_tensors(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(state, Tensor):
+        return change(state)
+    if isinstance(state, dict):
+        return {key: _map_tensors(value, change) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_map_tensors(value, change) for value in state)
+    return state

@@ -1,0 +1,256 @@
+"""What a run saves beside its video, and when that is refused."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from resumed import count_moments, kill_at
+
+from flowcache import Trace
+from flowcache.files import GrowingFile, remove_leftovers
+from flowcache.fingerprint import array_digest, differences, folder_digest
+from flowcache.output import VideoPart, write_parts
+from flowcache.resume import ResumeFile
+from flowcache.state import on_host
+from flowcache.trace import StepRecord
+
+RUN = {"prompt": "a red circle", "seed": 1, "video": {"steps": 8, "size": (32, 32)}}
+LENGTHS = (5, 8, 8, 3)
+
+
+class Stream:
+    """A video whose frames are counted by its state; each part adds a step to the trace."""
+
+    def __init__(self, trace: Trace, state=None) -> None:
+        self.trace, self.place = trace, 0 if state is None else int(state["place"])
+
+    def __iter__(self):
+        for length in LENGTHS[self.place :]:
+            self.place += 1
+            self.trace.steps.append(StepRecord(0, self.place, []))
+            frames = torch.linspace(-1, 1, 3 * length * 16 * 16).view(3, length, 16, 16)
+            yield VideoPart(frames * 0.9**self.place, torch.zeros(4, 1, 2, 2), self.state)
+
+    def state(self):
+        return {"place": torch.tensor(self.place)}
+
+
+def make(path, run=RUN, breaks_at: int | None = None) -> Trace:
+    """Make the video as a program does with ``--resume``; the trace."""
+    trace = Trace()
+    with ResumeFile(path, run) as resume:
+        state = resume.begin(trace)
+        stream = Stream(trace, state and state.pop("stream"))
+
+        def parts():
+            for part in stream:
+                if stream.place == breaks_at:
+                    raise KeyboardInterrupt
+                yield part
+
+        before = np.full((2, 16, 16, 3), 90, np.uint8)
+        write_parts(parts(), path, 24, trace, before=before, skip=7, resume=resume, state=state)
+    return trace
+
+
+def broken(folder, at=3):
+    """A run that ends before that part; the video's path."""
+    with pytest.raises(KeyboardInterrupt):
+        make(folder / "a.mp4", breaks_at=at)
+    return folder / "a.mp4"
+
+
+def test_a_video_goes_on_and_nothing_else_is_left(tmp_path):
+    whole = make(tmp_path / "whole.mp4")
+    path = broken(tmp_path)
+    assert {p.name for p in tmp_path.glob("a.*")} == {
+        "a.part.mp4",
+        "a.resume.pt",
+        "a.resume.jsonl",
+        "a.resume.lock",
+    }
+    trace = make(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "whole.mp4"]
+    assert path.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    assert [vars(step) for step in trace.steps] == [vars(step) for step in whole.steps]
+
+
+def test_killed_at_any_moment(tmp_path):
+    make(tmp_path / "whole.mp4")
+    count = count_moments(lambda: make(tmp_path / "a.mp4"))
+    assert count > 40
+    for moment in random.Random(0).sample(range(count), 12):
+        assert kill_at(moment, lambda: make(tmp_path / "a.mp4"))
+        make(tmp_path / "a.mp4")
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "whole.mp4"], moment
+        assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes(), moment
+        (tmp_path / "a.mp4").unlink()
+
+
+def test_what_was_appended_later_is_cut_off(tmp_path):
+    make(tmp_path / "whole.mp4")
+    path = broken(tmp_path)
+    for name in ("a.part.mp4", "a.resume.jsonl"):
+        with (tmp_path / name).open("ab") as file:
+            file.write(b"half a piece")
+    make(path)
+    assert path.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+OTHERS = {
+    "prompt was 'a red circle' and is 'a blue square' now; ask for the same": {"prompt": "a blue square"},
+    "seed was 1 and is 2 now": {"seed": 2},
+    r"video\.steps was 8 and is 16 now": {"video": {"steps": 16, "size": (32, 32)}},
+    "weights was None and is '1234' now": {"weights": "1234"},
+    "a was .*, b was .*, c was .*, and 2 more; ask": dict.fromkeys("abcd")
+    | {"a": 1, "b": 1, "c": 1, "d": 1}
+    | {"seed": 3},
+}
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_another_run_is_refused_with_what_differs(tmp_path, message):
+    path = broken(tmp_path)
+    with pytest.raises(ValueError, match=rf"a\.resume\.pt belongs to another run: {message}"):
+        make(path, RUN | OTHERS[message])
+    make(path)
+
+
+def damage(change):
+    def damaged(path):
+        content = bytearray(path.read_bytes())
+        path.write_bytes(change(content))
+
+    return damaged
+
+
+def flip(content):
+    # among the numbers of a tensor, where no structure would notice
+    content[content.index(b"\x02\0\0\0\0\0\0\0")] ^= 1
+    return content
+
+
+DAMAGES = {
+    "empty": damage(lambda content: b""),
+    "truncated": damage(lambda content: content[: len(content) // 2]),
+    "another file": damage(lambda content: b"x" * len(content)),
+    "a flipped bit": damage(flip),
+    "an object": lambda path: torch.save({"format": 1, "run": re.compile("a")}, path),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_state_is_refused(tmp_path, how):
+    path = broken(tmp_path)
+    DAMAGES[how](tmp_path / "a.resume.pt")
+    with pytest.raises(ValueError, match=r"a\.resume\.pt cannot be read as the state of a run; remove it"):
+        make(path)
+
+
+def test_a_state_of_another_format_is_refused(tmp_path):
+    path = broken(tmp_path)
+    torch.save({"format": 0}, tmp_path / "a.resume.pt")
+    with pytest.raises(ValueError, match=r"a\.resume\.pt was saved by another version"):
+        make(path)
+
+
+@pytest.mark.parametrize("name", ["a.part.mp4", "a.resume.jsonl"])
+@pytest.mark.parametrize("change", [lambda content: content[:-1], lambda content: content[:-1] + b"x"])
+def test_another_video_in_its_place_is_refused(tmp_path, name, change):
+    path = broken(tmp_path)
+    damage(change)(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"cannot be gone on from, as .*{name} is not the file"):
+        make(path)
+
+
+def test_without_the_video_it_begins_anew(tmp_path, caplog):
+    path = broken(tmp_path)
+    (tmp_path / "a.part.mp4").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        make(path, breaks_at=1)
+    assert "a.part.mp4 is gone" in caplog.text
+    assert len(make(path).steps) == len(LENGTHS)
+
+
+def test_another_machine_is_told_of(tmp_path, caplog):
+    path = broken(tmp_path)
+    state = torch.load(tmp_path / "a.resume.pt")
+    state["environment"]["torch"] = "1.0"
+    torch.save(state, tmp_path / "a.resume.pt")
+    with caplog.at_level(logging.WARNING):
+        make(path)
+    assert "torch was '1.0' and is" in caplog.text
+
+
+def test_two_runs_do_not_share_a_video(tmp_path):
+    with ResumeFile(tmp_path / "a.mp4", RUN):
+        with pytest.raises(ValueError, match=r"a\.mp4 is being made by another process"):
+            ResumeFile(tmp_path / "a.mp4", RUN)
+        ResumeFile(tmp_path / "b.mp4", RUN).__exit__()
+    make(tmp_path / "a.mp4")
+
+
+def test_leftovers_are_those_of_that_name(tmp_path):
+    for name in (".a[1].abcdefg_.mp4", ".a[1].b.mp4", ".a.abcdefgh.mp4", "a[1].abcdefgh.mp4"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "a[1].mp4")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".a.abcdefgh.mp4",
+        ".a[1].b.mp4",
+        "a[1].abcdefgh.mp4",
+    ]
+
+
+def test_a_growing_file_goes_on(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"an older one")
+    file = GrowingFile(path)
+    file.append(b"one ")
+    state = file.state_dict()
+    file.append(b"two ")
+    file.close()
+    file = GrowingFile(path, state)
+    file.append(b"three")
+    assert path.read_bytes() == b"one three"
+    with pytest.raises(ValueError, match="is not the file that was written"):
+        GrowingFile(path, state | {"checksum": 0})
+    with pytest.raises(ValueError, match="is missing"):
+        GrowingFile(tmp_path / "b", state)
+
+
+def test_states_take_no_more_than_their_numbers():
+    whole = torch.arange(1000.0)
+    state = on_host({"whole": whole, "view": [whole[:10], (whole[::100], None, "text")]})
+    assert state["whole"] is not None
+    for view in (state["view"][0], state["view"][1][0]):
+        assert view.untyped_storage().nbytes() == 40
+    assert torch.equal(state["view"][1][0], whole[::100])
+
+
+def test_differences_name_what_is_nested_or_missing():
+    before = {"a": {"b": 1, "c": [1, 2]}, "d": None}
+    assert differences(before, before) == []
+    assert differences(before, {"a": {"b": 2, "c": [1, 2]}, "e": 0.5}) == [
+        "a.b was 1 and is 2 now",
+        "e was None and is 0.5 now",
+    ]
+
+
+def test_digests_tell_contents_apart(tmp_path):
+    one, other, moved = (tmp_path / name for name in ("one", "other", "moved"))
+    for folder in (one, other, moved):
+        folder.mkdir()
+        (folder / "a.safetensors").write_bytes(bytes(2**22))
+        (folder / "notes.txt").write_text(folder.name)
+    with (other / "a.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    assert folder_digest(one) == folder_digest(moved) != folder_digest(other)
+    pixels = np.zeros((2, 3), np.uint8)
+    digests = {array_digest(of) for of in (None, pixels, pixels.T, pixels + 1, pixels.astype(float))}
+    assert len(digests) == 5

@@ -1,0 +1,102 @@
+"""Videos that were killed and go on are the videos of runs that were not."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from programs import Program
+from reference import ROOT
+from resumed import decided, kill_at, loaded, saved
+
+from flowcache import Trace
+from magi1 import sampler
+from magi1.config import FlowCacheOptions, MagiConfig
+from magi1.methods import method_config
+from magi1.model_source import load_pipeline, resolve_model
+from magi1.request import VideoRequest
+
+COMPRESSED = {"compress_kv_cache": True, "total_cache_chunk_nums": 5}
+CASES = {
+    "reuse": ("flowcache", {"rel_l1_thresh": 0.2, "warmup_steps": 1}, {}),
+    "at intervals": ("flowcache", {}, {}),
+    "together": ("teacache", {"rel_l1_thresh": 0.2, "warmup_steps": 1}, {}),
+    "compressed": ("flowcache", COMPRESSED, {}),
+    "compressed, in eight bits": ("vanilla", COMPRESSED | {"kv_bits": 8}, {}),
+    "the newest, in four bits": ("flowcache", {"kv_bits": 4}, {"noise2clean_kvrange": [3, 2]}),
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline(weights):
+    pipeline = load_pipeline(resolve_model(weights, model="official"), "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize(
+    ("name", "frames"), [*((name, 0) for name in CASES), ("reuse", 1), ("compressed", 12)]
+)
+def test_a_stream_goes_on_from_any_part(pipeline, weights, name, frames):
+    method, options, changes = CASES[name]
+    prefix = torch.rand(3, frames, 32, 32, generator=torch.Generator().manual_seed(0)) if frames else None
+    request = VideoRequest(
+        prompt="a red circle",
+        config=MagiConfig.from_file(weights, {"num_frames": 44, **changes}),
+        cache=method_config(method, FlowCacheOptions(**options)),
+        prefix=prefix,
+    )
+    trace, parts, states = Trace(), [], []
+    for part in pipeline.stream(request, trace):
+        parts.append(part)
+        states.append(saved(part.state(), trace) if part.state else None)
+    offered = [place for place, state in enumerate(states) if state is not None]
+    place = random.Random(f"{name}{frames}").choice(offered[:-1])
+    state, other = loaded(states[place])
+    rest = list(pipeline.stream(request, other, state))
+    assert len(rest) == len(parts) - place - 1
+    for theirs, ours in zip(rest, parts[place + 1 :], strict=True):
+        assert torch.equal(theirs.frames, ours.frames)
+        assert torch.equal(theirs.latents, ours.latents)
+    assert decided(other) == decided(trace)
+
+
+FLAGS = ["--model", "official", "--output_path", "a.mp4", "--num_frames", 44, "--compress_kv_cache", "true"]
+FLAGS += ["--total_cache_chunk_nums", 5, "--kv_bits", 8]
+
+
+@pytest.fixture
+def front(monkeypatch, tmp_path, weights, pipeline):
+    """The program with weights that are read already, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pipeline)
+    program = Program(ROOT / "FlowCache4MAGI-1" / "generate_video.py", monkeypatch)
+    return lambda *more: program("--config_file", weights, *FLAGS, *more)
+
+
+def test_killed_ten_times(front, tmp_path):
+    assert front() == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    content, trace = (tmp_path / "a.mp4").read_bytes(), Trace.load(tmp_path / "a.trace.json")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    chosen = random.Random(0)
+    for _ in range(10):
+        kill_at(chosen.randrange(60), lambda: front("--resume"))
+    assert front("--resume") == 0
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert (tmp_path / "a.mp4").read_bytes() == content
+    assert decided(Trace.load(tmp_path / "a.trace.json")) == decided(trace)
+
+
+def test_a_state_of_another_prompt_or_setting_is_refused(front, monkeypatch, capsys):
+    assert kill_at(60, lambda: front("--resume"))
+    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    for flags, message in (
+        (["--prompt", "a"], "prompt was 'a red circle moves right"),
+        (["--num_steps", 16, "--seed", 7], "runtime_config.num_steps was 8 and is 16 now, seed was 1234"),
+        (["--kv_bits", 4], "reuse.storage.bits was 8 and is 4 now"),
+    ):
+        assert front("--resume", *flags) == 2
+        assert f"a.resume.pt belongs to another run: {message}" in capsys.readouterr().err
