@@ -42,7 +42,7 @@ class Column:
 
 
 COLUMNS = (
-    Column("pflops", "PFLOPs", "{:.3g}"),
+    Column("pflops", "PFLOPs", "{:#.3g}"),
     Column("flops_ratio", "FLOPs ratio", "{:.2f}"),
     Column("speedup", "speed-up", "{:.2f}"),
     Column("latency_seconds", "latency, s", "{:.4g}"),

@@ -87,14 +87,14 @@ def _is_known(table: Table, column: Column) -> bool:
 def _cell(row: Row, column: Column) -> str:
     ours, theirs = row.measured.get(column.key), row.paper.get(column.key)
     words = [] if ours is None else [_plain(column.form.format(ours))]
-    words += [] if theirs is None else [f"({column.form.format(theirs)})"]
+    words += [] if theirs is None else [f"({_plain(column.form.format(theirs))})"]
     return " ".join(words)
 
 
 def _plain(figure: str) -> str:
-    """A small number without an exponent."""
+    """A number without an exponent, and without a point that nothing follows."""
     if "e-" not in figure:
-        return figure
+        return figure.rstrip(".")
     return f"{float(figure):.{int(figure.split('e-')[1]) + 2}f}"
 
 

@@ -69,7 +69,7 @@ def test_command_measures_and_writes_and_needs_no_video_afterwards(run, capsys):
     assert program.main(["tables", str(run)]) == 0, capsys.readouterr().err
     assert (run / "tables.md").read_text() == first
     flow = next(line for line in first.splitlines() if line.startswith("| FlowCache fast"))
-    assert "| 1 (25) | 4.00 (4.00) | 2.75 (6.50) | 7 (230) | (83.05) |" in flow
+    assert "| 1.00 (25.0) | 4.00 (4.00) | 2.75 (6.50) | 7 (230) | (83.05) |" in flow
     assert "(22.95)" in flow
     assert "- VBench: no environment given" in first
     assert "`bash scripts/reproduce_tables.sh`" in first
