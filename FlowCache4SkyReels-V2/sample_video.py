@@ -24,6 +24,7 @@ from flowcache.benchmark.sampling import SamplingJob, run_on
 from flowcache.command_line import Parser, run_checked
 from skyreels_v2 import ModelSource, VideoSettings, resolve_model
 from skyreels_v2.command_line import add_video_flags, cache_of, frame_size, settings_of
+from skyreels_v2.methods import DEFAULT_PRESET
 from skyreels_v2.sampler import SkyReelsSampler
 from skyreels_v2.windows import check_streaming, plan_windows
 
@@ -61,7 +62,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob]:
     )
     samples = options.list_samples(video.seed, video.fps, small=source.family == "small")
     plain = args.method in ("vanilla", "causal")
-    name = args.method if plain else f"{args.method}_{args.preset}"
+    name = args.method if plain else f"{args.method}_{args.preset or DEFAULT_PRESET}"
     output = options.base_save_path or Path("outputs") / "skyreels_v2" / f"{options.benchmark}_{name}"
     job = SamplingJob(samples, sampler, SampleFolder(Path(output).expanduser(), sampler.settings), rank)
     job.check()
