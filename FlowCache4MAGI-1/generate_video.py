@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # Transformers warns about every image processor that lacks torchvision; none of them is used here.
@@ -21,8 +21,19 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 
 from flowcache import Trace
-from flowcache.command_line import RESUME_HELP, Parser, check_device, output_file, run_program, words_of
+from flowcache.command_line import (
+    RESUME_HELP,
+    Parser,
+    add_target_flags,
+    check_device,
+    check_tuning,
+    output_file,
+    run_program,
+    target_of,
+    words_of,
+)
 from flowcache.resume import ResumeFile
+from flowcache.tuning import Tuning
 from magi1.command_line import add_method_flags, make_sampler, split_overrides
 from magi1.config import FlowCacheOptions
 from magi1.config_files import parse_overrides
@@ -33,6 +44,9 @@ from magi1.sampler import MagiSampler
 FOLDER = Path(__file__).resolve().parent
 DEFAULT_PROMPT = "a red circle moves right over a dark background"
 
+#: Options that say which steps are skipped.
+RULES = ("rel_l1_thresh", "interval", "tolerance", "plan")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -42,6 +56,7 @@ class Job:
     request: VideoRequest
     output: Path
     resume: ResumeFile | None
+    tuning: Tuning | None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--additional_config", type=Path, help="FlowCache's options, YAML")
     add_method_flags(parser)
     add("--resume", action="store_true", help=RESUME_HELP)
+    add_target_flags(parser)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
@@ -71,6 +87,7 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
     device = check_device(args.device)
     additional = args.additional_config or FOLDER / "yaml_config" / "single_run" / "config.yaml"
     options = FlowCacheOptions.from_file(additional, for_options)
+    target = target_of(args, {"preset": args.preset, **{name: getattr(options, name) for name in RULES}})
     source = resolve_model(args.config_file, overrides, args.model, device)
     sampler = make_sampler(args, source, options, args.device)
     prompt = args.prompt.strip()
@@ -78,9 +95,14 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
         raise ValueError("prompt must not be empty.")
     request = sampler.request(prompt, _read_prefix(args, sampler))
     output = _default_output(args, sampler) if args.output_path is None else _mp4(args.output_path)
-    output = output_file("output_path", output)
-    resume = ResumeFile(output, sampler.identity(request), args.device) if args.resume else None
-    return Job(sampler, request, output, resume)
+    output, tuning = output_file("output_path", output), None
+    identity = sampler.identity(request) if args.resume else {}
+    if target is not None:
+        tuning = sampler.tuning(target, DEFAULT_PROMPT, args.profile)
+        check_tuning(tuning)
+        identity["tuning"] = tuning.identity
+    resume = ResumeFile(output, identity, args.device) if args.resume else None
+    return Job(sampler, request, output, resume, tuning)
 
 
 def _read_prefix(args: argparse.Namespace, sampler: MagiSampler) -> torch.Tensor | None:
@@ -119,10 +141,15 @@ def _default_output(args: argparse.Namespace, sampler: MagiSampler) -> Path:
 def run(job: Job) -> tuple[Trace, Path]:
     """Load, generate, write chunk by chunk; returns the trace and the video's path."""
     trace = Trace(method=job.sampler.method)
+    request = job.request
     with job.resume or nullcontext() as resume:
         with trace.timer("load"):
             job.sampler.load()
-        job.sampler.write(job.request, job.output, trace, resume)
+        if job.tuning is not None:
+            with trace.timer("tune"):
+                job.sampler.tune(job.tuning, trace)
+            request = replace(request, cache=job.sampler.cache)
+        job.sampler.write(request, job.output, trace, resume)
     return trace, job.output
 
 

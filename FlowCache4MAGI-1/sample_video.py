@@ -32,6 +32,7 @@ from flowcache.command_line import Parser, run_checked
 from magi1.command_line import add_method_flags, make_sampler, split_overrides
 from magi1.config import FlowCacheOptions, RuntimeSection
 from magi1.config_files import build, check_keys, parse_overrides, read_file, without_unread
+from magi1.methods import DEFAULT_PRESET
 from magi1.model_source import SMALL, ModelSource, resolve_model
 
 FOLDER = Path(__file__).resolve().parent
@@ -58,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--config_file", type=Path, help="model and video, over the file's")
     add("--reuse_strategy", choices=STRATEGIES, help="another way to name the method")
     add_method_flags(parser, None)
-    parser.set_defaults(preset=None)
     add_benchmark_flags(parser)
     return parser
 
@@ -82,7 +82,7 @@ def read_settings(args: argparse.Namespace, rest: list[str]) -> Settings:
     if strategy not in STRATEGIES:
         raise ValueError(f"{where}: reuse_strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}.")
     args.method = args.method or STRATEGIES[strategy]
-    args.preset = args.preset or content.get("preset", "fast")
+    args.preset = args.preset or content.get("preset", DEFAULT_PRESET)
     told = {key: content[key] for key in benchmark_keys if key in content}
     if isinstance(told.get("gpus"), int):  # a single GPU looks like a number
         told["gpus"] = str(told["gpus"])

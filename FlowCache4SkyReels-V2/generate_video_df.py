@@ -26,12 +26,16 @@ from flowcache import Trace
 from flowcache.command_line import (
     RESUME_HELP,
     Parser,
+    add_target_flags,
     check_device,
+    check_tuning,
     run_program,
+    target_of,
     words_of,
     writable_folder,
 )
 from flowcache.resume import ResumeFile
+from flowcache.tuning import Tuning
 from flowcache.video import (
     Frames,
     VideoInfo,
@@ -43,8 +47,12 @@ from flowcache.video import (
 )
 from skyreels_v2 import Condition, VideoSettings, resolve_model
 from skyreels_v2.command_line import add_video_flags, cache_of, frame_size, settings_of
+from skyreels_v2.methods import DEFAULT_PRESET
 from skyreels_v2.sampler import SkyReelsSampler
 from skyreels_v2.windows import check_streaming, plan_windows
+
+#: Flags that say which steps are skipped.
+RULES = ("preset", "teacache_thresh", "interval", "tolerance", "plan")
 
 
 @dataclass(frozen=True)
@@ -57,12 +65,14 @@ class Job:
     history: Frames | None
     output: Path
     resume: ResumeFile | None
+    tuning: Tuning | None
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of every program of SkyReels-V2, then those of a single run."""
     parser = Parser(__doc__)
     add_video_flags(parser)
+    add_target_flags(parser)
     add = parser.add_argument
     add("--prompt", help="what to show")
     add("--image", type=Path, help="first frame")
@@ -90,6 +100,7 @@ def prepare(args: argparse.Namespace) -> Job:
     if fps is None and args.video_path is not None and info.fps:
         fps = round(info.fps)
     settings = settings_of(args, source, height=height, width=width, fps=fps)
+    target = target_of(args, {name: getattr(args, name) for name in RULES})
     cache = cache_of(args, source, settings)
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:
@@ -106,10 +117,15 @@ def prepare(args: argparse.Namespace) -> Job:
         negative_prompt=args.negative_prompt,
         offload=args.offload,
     )
-    output, resume = _output_path(args, sampler, prompt), None
+    tuning = None if target is None else sampler.tuning(target, args.profile)
+    output, resume = _output_path(args, sampler, prompt, tuning), None
+    identity = sampler.identity(prompt, condition, history) if args.resume else {}
+    if tuning is not None:
+        check_tuning(tuning)
+        identity["tuning"] = tuning.identity
     if args.resume:
-        resume = ResumeFile(output, sampler.identity(prompt, condition, history), args.device)
-    return Job(sampler, condition, prompt, history, output, resume)
+        resume = ResumeFile(output, identity, args.device)
+    return Job(sampler, condition, prompt, history, output, resume, tuning)
 
 
 def _check_conditions(args: argparse.Namespace) -> VideoInfo | None:
@@ -151,10 +167,14 @@ def _read_conditions(args: argparse.Namespace, settings: VideoSettings) -> tuple
     return Condition(prefix=first, last=last), None
 
 
-def _output_path(args: argparse.Namespace, sampler: SkyReelsSampler, prompt: str) -> Path:
+def _output_path(
+    args: argparse.Namespace, sampler: SkyReelsSampler, prompt: str, tuning: Tuning | None
+) -> Path:
     """The video's path; other settings never share a name, the same ones always do."""
     folder, settings = writable_folder("outdir", args.outdir / args.expname), sampler.video
-    tag = args.method if args.method in ("vanilla", "causal") else f"{args.method}_{args.preset}"
+    tag = args.method
+    if args.method not in ("vanilla", "causal"):
+        tag += f"_{tuning.target}" if tuning else f"_{args.preset or DEFAULT_PRESET}"
     sources = [str(path) for path in (args.image, args.end_image, args.video_path)]
     told = repr((prompt, args.negative_prompt, args.model_id, settings, sampler.cache, sources))
     digest = hashlib.sha256(told.encode()).hexdigest()[:6]
@@ -170,6 +190,9 @@ def run(job: Job) -> tuple[Trace, Path]:
     with job.resume or nullcontext() as resume:
         with trace.timer("load"):
             job.sampler.load()
+        if job.tuning is not None:
+            with trace.timer("tune"):
+                job.sampler.tune(job.tuning, trace)
         job.sampler.write(
             job.prompt, job.condition, job.output, trace, before=job.history, skip=skip, resume=resume
         )

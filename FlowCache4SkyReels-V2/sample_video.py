@@ -27,6 +27,7 @@ from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser, run_checked
 from skyreels_v2 import ModelSource, VideoSettings, resolve_model
 from skyreels_v2.command_line import add_video_flags, cache_of, frame_size, settings_of
+from skyreels_v2.methods import DEFAULT_PRESET
 from skyreels_v2.sampler import SkyReelsSampler
 from skyreels_v2.windows import check_streaming, plan_windows
 
@@ -54,7 +55,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
     samplers = {way: _sampler(way, told, source, video, device) for way, told in flags.items()}
     samples = options.list_samples(video.seed, video.fps, small=source.family == "small")
     plain = args.method in ("vanilla", "causal")
-    name = "ways" if args.ways else args.method if plain else f"{args.method}_{args.preset}"
+    name = "ways" if args.ways else args.method if plain else f"{args.method}_{args.preset or DEFAULT_PRESET}"
     output = Path(options.base_save_path or f"outputs/skyreels_v2/{options.benchmark}_{name}").expanduser()
     work = new_work("SkyReels-V2", _describe(video), output, samples, samplers, rank, bool(args.ways))
     work.check()

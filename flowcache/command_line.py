@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from .extras import Unavailable
 from .plots import reuse_map
 from .trace import Trace
+from .tuning import Target, Tuning
 
 Job = TypeVar("Job")
 
@@ -34,6 +35,48 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message.rstrip('.')}.\n")
+
+
+def add_target_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that have the setting searched for instead of named."""
+    add = parser.add_argument
+    add("--target_speedup", type=float, help="times fewer FLOPs than vanilla; finds the closest setting")
+    add("--target_psnr", type=float, help="dB to the same video without reuse; finds the fastest setting")
+    add("--profile", type=Path, help="file of what the search found (default: in ~/.cache/flowcache)")
+
+
+def target_of(args: argparse.Namespace, chosen: Mapping[str, Any]) -> Target | None:
+    """The target that the flags ask for; None: none.
+
+    Args:
+        args: with those of ``add_target_flags``, and ``method``.
+        chosen: what names a setting, by its flag or key; None where that was left open.
+
+    Raises:
+        ValueError: a target is given with what it would choose, or a profile without one.
+    """
+    if args.target_speedup is None and args.target_psnr is None:
+        if args.profile is not None:
+            raise ValueError("profile needs target_speedup or target_psnr.")
+        return None
+    target = Target(speedup=args.target_speedup, psnr=args.target_psnr)
+    if args.method != "flowcache":
+        raise ValueError(f"{target.flag} needs method flowcache, got {args.method}.")
+    for name, value in chosen.items():
+        if value is not None:
+            raise ValueError(f"{target.flag} and {name} exclude each other: leave one of them out.")
+    return target
+
+
+def check_tuning(tuning: Tuning) -> None:
+    """Refuse a search whose profile cannot be written, or does not serve its target.
+
+    Raises:
+        ValueError: one sentence that names the argument and the fix.
+    """
+    if not tuning.path.exists():
+        writable_folder("profile", tuning.path.parent)
+    tuning.check()
 
 
 def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Path]]) -> int:
@@ -90,9 +133,11 @@ def save_trace(trace: Trace, video: Path) -> str:
 
 
 def summary(trace: Trace, seconds: float) -> str:
-    """One line: time, reuse, FLOPs, memory."""
+    """One line: time, reuse, FLOPs, memory; before it, what a search for settings had promised."""
     actual, vanilla = trace.flops["actual"], trace.flops["vanilla"]
-    return (
+    tuning = trace.settings.get("tuning")
+    expected = f"{tuning['expected']}; {vanilla / actual:.2f}x fewer came\n" if tuning else ""
+    return expected + (
         f"{seconds:.1f} s in all, {trace.seconds['denoise']:.1f} s denoising; "
         f"reuse ratio {trace.reuse_ratio:.2f}; {actual / 1e15:.6f} PFLOPs "
         f"({vanilla / actual:.2f}x fewer than vanilla); peak memory {trace.peak_memory_bytes / 2**30:.2f} GiB"

@@ -14,7 +14,7 @@ from .captions import CaptionSwitches, SpecialTokens
 from .config import FlowCacheOptions, MagiConfig
 from .config_files import COMMAND_LINE, check_keys, without_unread
 from .guidance import PREVIOUS_WEIGHT
-from .methods import METHODS, PRESETS, method_config
+from .methods import DEFAULT_PRESET, METHODS, PRESETS, method_config
 from .model_source import ModelSource
 from .sampler import MagiSampler
 
@@ -23,7 +23,7 @@ def add_method_flags(parser: ArgumentParser, method: str | None = "flowcache") -
     """Flags for the way to run and the model; ``method`` is the default."""
     add = parser.add_argument
     add("--method", choices=METHODS, default=method, help="(default: flowcache)")
-    add("--preset", choices=PRESETS, default="fast", help="which steps are skipped, and how (default: fast)")
+    add("--preset", choices=PRESETS, help=f"which steps are skipped, and how (default: {DEFAULT_PRESET})")
     add("--forecast", choices=FORECASTS, help="overrides the preset's")
     add("--model", choices=["auto", "official", "small"], default="auto", help="(default: auto)")
     add(
@@ -54,7 +54,7 @@ def make_sampler(args: Namespace, source: ModelSource, options: FlowCacheOptions
     cache = method_config(
         args.method,
         options,
-        preset=args.preset,
+        preset=args.preset or DEFAULT_PRESET,
         forecast=args.forecast,
         computed_steps=None if options.plan is None else source.planned_steps(options.plan),
         kv_offload=offload,

@@ -9,6 +9,7 @@ from .config import FlowCacheOptions
 
 METHODS = ("vanilla", "teacache", "flowcache")
 PRESETS = ("fast", "slow", "paper_fast", "paper_slow")
+DEFAULT_PRESET = "fast"
 #: Half of the original's is ours, and not tuned on the official weights.
 THRESHOLDS = {"fast": 0.01, "slow": 0.005}
 #: Steps from one computed step to the next.

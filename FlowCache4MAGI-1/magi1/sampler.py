@@ -16,6 +16,8 @@ from flowcache.environment import make_current, restart_peak_memory
 from flowcache.fingerprint import array_digest, folder_digest
 from flowcache.output import write_parts
 from flowcache.resume import ResumeFile
+from flowcache.reuse.plans import Plans
+from flowcache.tuning import Target, Tuning
 from flowcache.video import Frames, probe_video, read_image, resize_and_crop, stream_video, to_float
 
 from .captions import CaptionSwitches, SpecialTokens
@@ -26,6 +28,9 @@ from .pipeline import MagiPipeline
 from .request import VideoRequest
 
 PREFIX_SECONDS = 5  # of a video that is continued
+
+#: Keys of the configuration that name folders.
+_FOLDERS = ("load", "vae_pretrained", "t5_pretrained")
 
 
 @dataclass(kw_only=True)
@@ -91,6 +96,43 @@ class MagiSampler:
     def adopt(self, other: MagiSampler) -> None:
         """Take the weights that another one of the same model has loaded, in place of ``load``."""
         self._pipeline = other._pipeline
+
+    def tuning(self, target: Target, prompt: str, profile: Path | None = None) -> Tuning:
+        """The search for the setting of the cache that meets a target; runs nothing.
+
+        Args:
+            target: what to come to.
+            prompt: of the pilot's video.
+            profile: file of what the search found; None: in the cache folder.
+        """
+        config = asdict(self._pilot(prompt).config)
+        runtime, folder = self.runtime, Path(self.runtime.load).expanduser()
+        # folders go by their names, lest a profile hold in one place only
+        config["runtime_config"] |= {key: Path(getattr(runtime, key)).name for key in _FOLDERS}
+        weights = {name: folder_digest(path) for name, path in self.source.folders.items()}
+        described = {**self.settings, **config, "weights": weights, "prompt": prompt}
+        del described["reuse"]
+        size = f"{runtime.video_size_h}x{runtime.video_size_w}"
+        name = f"{folder.name}-{size}-{runtime.num_steps}steps-window{runtime.window_size}"
+        plans = Plans.find(folder, runtime.sampling)
+        return Tuning(target, self.cache, runtime.num_steps, plans, described, name, profile)
+
+    def tune(self, tuning: Tuning, trace: Trace) -> None:
+        """Take the setting that a search finds, and note it in the trace; ``load`` comes before."""
+        if self._pipeline is None:
+            raise RuntimeError("load must come before tune")
+        pilot, pipeline = self._pilot(tuning.key["prompt"]), self._pipeline
+        tuned = tuning.run(lambda cache: pipeline(replace(pilot, cache=cache)))
+        self.cache = tuned.cache
+        tuned.note(trace)
+
+    def _pilot(self, prompt: str) -> VideoRequest:
+        """A window of chunks and one more, always of the same seed, whichever video came first."""
+        runtime = self.runtime
+        longest = (runtime.window_size + 1) * runtime.chunk_width * FRAMES
+        request = self.request(prompt, seed=0)
+        short = replace(request.config.runtime_config, num_frames=min(runtime.num_frames, longest))
+        return replace(request, config=replace(request.config, runtime_config=short))
 
     def generate(self, sample: Sample, path: Path) -> Trace:
         """Make a sample's video and write it; returns what happened. ``load`` comes before."""

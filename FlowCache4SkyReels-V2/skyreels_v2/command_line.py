@@ -12,7 +12,7 @@ from flowcache.kv.quantized import BITS
 from flowcache.reuse.forecast import FORECASTS
 
 from .checkpoint import ModelSource
-from .methods import METHODS, PRESETS
+from .methods import DEFAULT_PRESET, METHODS, PRESETS
 from .settings import RESOLUTIONS, VideoSettings, latent_frames
 
 
@@ -63,7 +63,7 @@ def add_video_flags(parser: ArgumentParser) -> None:
     add("--kv_bits", type=int, choices=BITS, help="keep keys and values of finished blocks in so many bits")
     add("--kv_offload", action="store_true", help="keep keys and values of finished blocks in host memory")
     add("--method", choices=METHODS, default="flowcache", help="(default: flowcache)")
-    add("--preset", choices=PRESETS, default="fast", help="which steps are skipped, and how (default: fast)")
+    add("--preset", choices=PRESETS, help=f"which steps are skipped, and how (default: {DEFAULT_PRESET})")
     add("--forecast", choices=FORECASTS, help="overrides the preset's")
     add("--height", type=int, help="pixels, a multiple of 16; overrides --resolution")
     add("--width", type=int, help="pixels, a multiple of 16; overrides --resolution")
@@ -96,7 +96,7 @@ def cache_of(args: Namespace, source: ModelSource, video: VideoSettings) -> Flow
         raise ValueError(f"teacache_thresh must be a finite number of at least 0, got {threshold}.")
     return source.method_config(
         args.method,
-        args.preset,
+        args.preset or DEFAULT_PRESET,
         threshold=threshold,
         interval=args.interval,
         tolerance=args.tolerance,

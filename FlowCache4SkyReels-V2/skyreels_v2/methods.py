@@ -10,6 +10,7 @@ from flowcache.config import KVCompressionConfig, KVStorageConfig, rule_of
 
 METHODS = ("vanilla", "causal", "teacache", "flowcache")
 PRESETS = ("fast", "slow", "paper_fast", "paper_slow")
+DEFAULT_PRESET = "fast"
 THRESHOLDS = {"fast": 0.15, "slow": 0.1}
 #: Steps from one computed step to the next, and those at the start that are all computed.
 INTERVALS = {"fast": 5, "slow": 3}

@@ -13,8 +13,10 @@ from flowcache import FlowCacheConfig, Trace
 from flowcache.benchmark.sample import Sample
 from flowcache.environment import make_current, restart_peak_memory
 from flowcache.fingerprint import array_digest, folder_digest
-from flowcache.output import write_parts
+from flowcache.output import VideoOutput, write_parts
 from flowcache.resume import ResumeFile
+from flowcache.reuse.plans import Plans
+from flowcache.tuning import Target, Tuning
 from flowcache.video import Frames, probe_video, read_image, resize_and_crop, stream_video, to_float
 
 from .checkpoint import ModelSource, load_pipeline
@@ -96,6 +98,45 @@ class SkyReelsSampler:
     def adopt(self, other: SkyReelsSampler) -> None:
         """Take the weights that another one of the same model has loaded, in place of ``load``."""
         self._pipeline = other._pipeline
+
+    def tuning(self, target: Target, profile: Path | None = None) -> Tuning:
+        """The search for the setting of the cache that meets a target; runs nothing.
+
+        Args:
+            target: what to come to.
+            profile: file of what the search found; None: in the cache folder.
+        """
+        video, path, model = self._pilot_video, self.source.path, Path(self.source.location).name
+        described = {
+            "model": model,
+            "weights": None if path is None else folder_digest(path),
+            "video": video.as_dict(),
+            "prompt": self.source.defaults["prompt"],
+            "negative_prompt": self.negative_prompt,
+        }
+        steps = video.inference_steps
+        name = f"{model}-{video.height}x{video.width}-{steps}steps-shift{video.shift:g}"
+        plans = None if path is None else Plans.find(path, video.sampling)
+        return Tuning(target, self.cache, steps, plans, described, name, profile)
+
+    def tune(self, tuning: Tuning, trace: Trace) -> None:
+        """Take the setting that a search finds, and note it in the trace; ``load`` comes before."""
+        tuned = tuning.run(self._pilot)
+        self.cache = tuned.cache
+        tuned.note(trace)
+
+    @property
+    def _pilot_video(self) -> VideoSettings:
+        """One window, always of the same seed: a profile does not depend on which video came first."""
+        frames = min(self.video.num_frames, self.video.base_num_frames)
+        alone = {"overlap_history": None, "addnoise_condition": 0}
+        return replace(self.video, num_frames=frames, seed=0, **alone)
+
+    def _pilot(self, cache: FlowCacheConfig) -> VideoOutput:
+        if self._pipeline is None:
+            raise RuntimeError("load must come before tune")
+        prompt = self.source.defaults["prompt"]
+        return self._pipeline(prompt, self.negative_prompt, self._pilot_video, cache)
 
     def generate(self, sample: Sample, path: Path) -> Trace:
         """Make a sample's video and write it; returns what happened. ``load`` comes before.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from .style import COMPUTED, REUSED, RULE, TEXT, faint_grid, finish, plain_frame
@@ -91,4 +92,5 @@ def _label(axis: Axes, points: Sequence[Point]) -> None:
             va="center",
             fontsize=8,
             color=TEXT,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )

@@ -123,6 +123,10 @@ BAD = [
     ("argument --preset", ["--preset", "quick"]),
     ("prompt must not be empty", ["--prompt", " "]),
     ("has no folder inference_weight.fp8.distill", ["--fp8_quant", "true"]),
+    ("target_psnr and rel_l1_thresh exclude each other", ["--target_psnr", 30, "--rel_l1_thresh", 0.1]),
+    ("target_psnr and interval exclude each other", ["--target_psnr", 30, "--interval", 2]),
+    ("target_speedup and preset exclude each other", ["--target_speedup", 3, "--preset", "slow"]),
+    ("target_speedup needs method flowcache", ["--target_speedup", 3, "--method", "teacache"]),
     ("there is no folder", ["--model", "small"]),
 ]
 
@@ -214,6 +218,26 @@ def test_memory_that_gives_out_is_one_sentence(front, weights, capsys, monkeypat
 def test_few_frames_a_second(front, weights):
     assert front("--config_file", weights, "--prompt", "a", "--fps", 6, "--output_path", "a.mp4", *QUICK) == 0
     assert len(read_video("a.mp4")[0]) == 32
+
+
+def test_a_target_is_searched_for_once_and_said(front, weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "kept"))
+    asked = ["--config_file", weights, "--model", "official", "--prompt", "a", "--output_path", "a.mp4"]
+    asked += ["--num_frames", 16]
+    assert front(*asked, "--target_speedup", 1.2) == 0
+    (profile,) = (tmp_path / "kept" / "profiles").glob("magi-32x32-8steps-window4-*.json")
+    made = profile.stat().st_mtime_ns
+    *_, expected, _ = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"1\.2x asked for, .* interval \d.*; expected are \S+x fewer .* dB .*; \S+x fewer came", expected
+    )
+    reuse = Trace.load("a.trace.json").settings["reuse"]
+    assert (reuse["policy"], reuse["clean_pass"]) == ("fixed_interval", True)
+    assert front(*asked, "--seed", 5, "--target_psnr", 1) == 0
+    assert profile.stat().st_mtime_ns == made, "the profile serves other targets and seeds"
+    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    assert front(*asked, "--target_speedup", 99) == 2
+    assert "target_speedup 99 is out of reach: the nearest comes to" in capsys.readouterr().err
 
 
 def save_tokens(path, rows=100, channels=16, **changes):

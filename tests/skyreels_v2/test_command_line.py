@@ -118,6 +118,11 @@ BAD = {
     "height must be a positive multiple of 16, got 33": ["--height", 33],
     "height must be a positive multiple of 16, got 0": ["--height", 0],
     "prompt must not be empty": ["--prompt", " "],
+    "target_speedup and target_psnr exclude each other": ["--target_speedup", 3, "--target_psnr", 30],
+    "target_speedup and preset exclude": ["--target_speedup", 3, "--preset", "fast"],
+    "target_psnr and teacache_thresh exclude": ["--target_psnr", 30, "--teacache_thresh", 0.1],
+    "target_psnr needs method flowcache": ["--target_psnr", 30, "--method", "causal"],
+    "profile /proc/nowhere cannot be written": ["--target_psnr", 30, "--profile", "/proc/nowhere/a.json"],
 }
 
 
@@ -129,3 +134,28 @@ def test_bad_input_is_refused_in_one_sentence(front, message, checkpoint, tmp_pa
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert re.search(message, line)
     assert not list(tmp_path.rglob("*.mp4"))
+
+
+def test_a_target_is_searched_for_once_and_said(front, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "kept"))
+    flags = ["--model_id", checkpoint, *QUICK, "--inference_steps", 6, "--outdir", "out"]
+    assert front(*flags, "--target_speedup", 1.2, "--prompt", "a", "--resume") == 0
+    (profile,) = (tmp_path / "kept" / "profiles").glob("tiny-32x32-6steps-shift8-*.json")
+    made = profile.stat().st_mtime_ns
+    *_, expected, _ = capsys.readouterr().out.splitlines()
+    came = re.fullmatch(
+        r"1\.2x asked for, .* interval \d.*; expected are (\S+)x fewer .* dB .*; (\S+)x fewer came", expected
+    )
+    assert came, expected
+    assert came[1] == came[2], "a video as short as the pilot comes to what was expected"
+    (video,) = (tmp_path / "out" / "skyreels_v2").glob("a_flowcache_1.2x_seed0_steps6_*.mp4")
+    settings = Trace.load(video.with_suffix(".trace.json")).settings
+    assert settings["reuse"]["policy"] == "fixed_interval"
+    assert settings["tuning"]["target"] == "1.2x"
+    assert front(*flags, "--target_psnr", 1, "--prompt", "a circle") == 0
+    assert profile.stat().st_mtime_ns == made, "the profile serves other targets and prompts"
+    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    assert front(*flags, "--target_speedup", 99) == 2
+    assert "target_speedup 99 is out of reach: the nearest comes to" in capsys.readouterr().err
+    assert front(*flags, "--profile", profile, "--shift", 3, "--target_psnr", 1) == 2
+    assert "video.shift was 8.0 and is 3.0 now" in capsys.readouterr().err
