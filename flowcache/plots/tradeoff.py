@@ -9,9 +9,18 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from .style import COMPUTED, REUSED, RULE, TEXT, faint_grid, finish, plain_frame
+
+#: Where a name may stand beside its point, best first.
+_PLACES = (
+    (8, 0, "left"),
+    (-8, 0, "right"),
+    *((right, up, side) for up in (9, -9, 16, -16, 24, -24) for right, side in ((4, "left"), (-4, "right"))),
+)
 
 
 class Point(NamedTuple):
@@ -72,25 +81,40 @@ def _draw(axis: Axes, points: Sequence[Point], less_is_better: bool) -> None:
 
 
 def _label(axis: Axes, points: Sequence[Point]) -> None:
-    """Write names beside points: to the left in the right half, and not over one another."""
-    taken: list[tuple[float, float, bool]] = []
-    middle = sum(axis.get_xlim()) / 2
-    height = abs(axis.get_ylim()[1] - axis.get_ylim()[0])
-    up = 1 if axis.get_ylim()[1] > axis.get_ylim()[0] else -1
-    for point in sorted(points, key=lambda point: up * point.quality):
-        left, place = point.speedup > middle, up * point.quality
-        while any(abs(place - other) < 0.05 * height and left == side for _, other, side in taken):
-            place += 0.01 * height
-        taken.append((point.speedup, place, left))
-        shift = (place - up * point.quality) / height * axis.get_window_extent().height * 72 / axis.figure.dpi
-        axis.annotate(
-            point.label,
-            point[1:],
-            xytext=(-8 if left else 8, shift),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            va="center",
-            fontsize=8,
-            color=TEXT,
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )
+    """Write names beside points, where they cover neither another name nor a point nor leave the axis."""
+    axis.figure.draw_without_rendering()  # only then is it known where everything lies
+    inside = axis.get_window_extent()
+    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in _places(axis, points)]
+    for point in points:
+        fitting = (text for place in _PLACES if _fits(text := _write(axis, point, *place), inside, taken))
+        text = next(fitting, None) or _write(axis, point, *_PLACES[0])
+        taken.append(text.get_window_extent())
+
+
+def _places(axis: Axes, points: Sequence[Point]) -> list[tuple[float, float]]:
+    return [tuple(axis.transData.transform(point[1:])) for point in points]
+
+
+def _write(axis: Axes, point: Point, right: float, up: float, side: str) -> Annotation:
+    """A name, so many typographic points to the right of and above its point."""
+    return axis.annotate(
+        point.label,
+        point[1:],
+        xytext=(right, up),
+        textcoords="offset points",
+        ha=side,
+        va="center",
+        fontsize=8,
+        color=TEXT,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+    )
+
+
+def _fits(text: Annotation, inside: Bbox, taken: Sequence[Bbox]) -> bool:
+    """Whether a name covers nothing; one that does is removed."""
+    box = text.get_window_extent()
+    within = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+    if within and not any(box.overlaps(other) for other in taken):
+        return True
+    text.remove()
+    return False
