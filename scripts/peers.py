@@ -251,8 +251,20 @@ def pyramid_attention_broadcast(skip_range: float) -> Cache:
 
 
 def faster_cache(skip_range: float) -> Cache:
-    """FasterCache as it is; it splits one call into the branches of guidance."""
-    return lambda run: run.hooked(_faster_cache_config(run, skip_range))
+    """FasterCache as it is, which expects both branches of guidance in one call."""
+
+    @contextmanager
+    def enabled(run: PeerRun) -> Iterator[None]:
+        with run.hooked(_faster_cache_config(run, skip_range)):
+            try:
+                yield
+            except IndexError as error:
+                raise RuntimeError(
+                    "it halves the batch of a call into the branches of guidance, but diffusers' pipeline of "
+                    "SkyReels-V2 makes a call for each branch."
+                ) from error
+
+    return enabled
 
 
 def faster_cache_attention(skip_range: float) -> Cache:
