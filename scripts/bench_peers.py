@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 OURS = ("vanilla", "causal", "teacache", "flowcache:fast", "flowcache:slow")
 PEERS = (
     "diffusers",
-    *("fbcache:0.1", "fbcache:0.2", "magcache:0.1", "magcache:0.3", "seacache:0.2", "seacache:0.4"),
-    *("taylorseer:3", "taylorseer:5", "pab:2", "pab:4", "fastercache:2", "fastercache_attention:2"),
-    *("dbcache:0.1", "dbcache:0.2", "dbcache_taylor:0.1", "dbcache_taylor:0.2"),
+    *("fbcache:0.1", "fbcache:0.4", "magcache:0.05", "magcache:0.3", "seacache:0.2", "seacache:0.6"),
+    *("taylorseer:5", "taylorseer:8", "pab:2", "fastercache:2", "fastercache_attention:2"),
+    *("dbcache:0.1", "dbcache:0.4", "dbcache_taylor:0.1", "dbcache_taylor:0.4"),
 )
 #: Uncached runs, to which closeness is measured.
 PLAIN = ("vanilla", "causal", "diffusers")

@@ -36,8 +36,8 @@ from skyreels_v2.windows import plan_windows
 
 #: Seed of the run from which MagCache learns its ratios; none of those that are measured.
 CALIBRATION_SEED = 1000
-#: Reused steps in a row that MagCache and SeaCache may not exceed: as many as ``flowcache:fast`` has.
-MOST_REUSED = 4
+#: Reused steps in a row that MagCache, SeaCache and DBCache may not exceed.
+MOST_REUSED = 7
 
 
 class OriginalGrid(UniPCMultistepScheduler):
