@@ -120,8 +120,8 @@ def bench(args: argparse.Namespace) -> str:
     measurements: list[Measurement] = []
     for seed, videos, traces in take_turns(runs.run, args):
         measurements += [measurement(way, seed, videos, trace, PLAIN) for way, trace in traces.items()]
-    table = summarise(measurements, {way: reasons[way] for way in asked})
-    write_results(args, measurements, f"{table}\n\n{versions()}")
+        table = summarise(measurements, {way: reasons[way] for way in asked})
+        write_results(args, measurements, f"{table}\n\n{versions()}")
     return table
 
 
