@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 
 import pytest
 import torch
@@ -88,6 +89,13 @@ def test_table_has_a_row_with_the_reason_for_what_cannot_run(load):
         "| dbcache:0.1 | cannot run: ModuleNotFoundError: No module named 'cache_dit' |"
     )
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_processor_time_leaves_out_waiting(load):
+    trace = load("bench_peers").ProcessorTrace()
+    with trace.timer("denoise"):
+        time.sleep(0.2)
+    assert 0 <= trace.seconds["denoise"] < 0.1
 
 
 @pytest.mark.parametrize(
