@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -49,17 +49,31 @@ def measure(run: Run, args: argparse.Namespace, compare_with: Sequence[str]) -> 
         args: what ``new_parser`` read.
         compare_with: ways to which closeness is measured.
     """
-    args.outdir.mkdir(parents=True, exist_ok=True)
     measurements: list[Measurement] = []
+    for seed, videos, traces in take_turns(run, args):
+        for way, trace in traces.items():
+            measurements.append(measurement(way, seed, videos, trace, compare_with))
+            _draw(trace, args.outdir / f"{way.replace(':', '_')}_seed{seed}")
+    table = summarise(measurements, args.ways, compare_with)
+    write_results(args, measurements, table)
+    return table
+
+
+def take_turns(
+    run: Run, args: argparse.Namespace
+) -> Iterator[tuple[int, dict[str, Frames], dict[str, Trace]]]:
+    """Run every way for every seed; yield a seed with the videos and traces by way, drawn side by side."""
+    args.outdir.mkdir(parents=True, exist_ok=True)
     for seed in tqdm(range(args.seed, args.seed + args.repeats), unit="repeat"):
         results = {way: run(way, seed) for way in tqdm(args.ways, leave=False, unit="way")}
         videos = {way: video for way, (video, _) in results.items()}
-        for way, (_, trace) in results.items():
-            measurements.append(_measurement(way, seed, videos, trace, compare_with))
-            _draw(trace, args.outdir / f"{way.replace(':', '_')}_seed{seed}")
         width = max(video.shape[2] for video in videos.values())
         contact_sheet(videos, args.outdir / f"seed{seed}.png", columns=12, scale=112 / width)
-    table = summarise(measurements, args.ways, compare_with)
+        yield seed, videos, {way: trace for way, (_, trace) in results.items()}
+
+
+def write_results(args: argparse.Namespace, measurements: Sequence[Measurement], table: str) -> None:
+    """Write what was measured as JSON, with all that it holds for, and the table."""
     record = {
         "arguments": {key: str(value) for key, value in vars(args).items()},
         "environment": describe_environment(torch.device(args.device)),
@@ -67,12 +81,12 @@ def measure(run: Run, args: argparse.Namespace, compare_with: Sequence[str]) -> 
     }
     write_atomically(args.outdir / "bench.json", json.dumps(record, indent=1).encode())
     write_atomically(args.outdir / "bench.md", f"{table}\n".encode())
-    return table
 
 
-def _measurement(
+def measurement(
     way: str, seed: int, videos: dict[str, Frames], trace: Trace, compare_with: Sequence[str]
 ) -> Measurement:
+    """One way's run, with its closeness to those of ``compare_with`` that ran."""
     others = [other for other in compare_with if other in videos]
     return Measurement(
         way,
@@ -98,7 +112,7 @@ def summarise(measurements: list[Measurement], ways: Sequence[str], compare_with
     by_run = {(m.way, m.seed): m for m in measurements}
     titles = ["way", "denoising s", "speed-up", "TFLOPs", "FLOPs ratio", "speed-up / FLOPs ratio"]
     titles += ["reuse ratio", *(f"PSNR, SSIM to {other}" for other in compare_with)]
-    lines = [_row(titles), _row(["---"] * len(titles))]
+    lines = [row(titles), row(["---"] * len(titles))]
     for way in ways:
         runs, bases = ([by_run[name, seed] for seed in seeds] for name in (way, ways[0]))
         pairs = list(zip(bases, runs, strict=True))
@@ -107,7 +121,7 @@ def summarise(measurements: list[Measurement], ways: Sequence[str], compare_with
         cells = [way, f"{median(r.denoise_seconds for r in runs):.2f}", f"{speed:.2f}"]
         cells += [f"{mean(r.flops['actual'] for r in runs) / 1e12:.3f}", f"{saved:.2f}"]
         cells += [f"{speed / saved:.2f}", f"{mean(r.reuse_ratio for r in runs):.2f}"]
-        lines.append(_row(cells + [_closeness(runs, other) for other in compare_with]))
+        lines.append(row(cells + [closeness(runs, other) for other in compare_with]))
     splits = [_split(by_run[way, seeds[0]]) for way in ways]
     return "\n".join(lines + [f"\n{split}" for split in splits if split])
 
@@ -120,11 +134,13 @@ def positive(text: str) -> int:
     return value
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
-def _closeness(runs: Sequence[Measurement], other: str) -> str:
+def closeness(runs: Sequence[Measurement], other: str) -> str:
+    """Mean PSNR and SSIM of one way's runs to another's of the same seeds; empty where there is none."""
     if other not in runs[0].psnr or other == runs[0].way:
         return ""
     return f"{mean(r.psnr[other] for r in runs):.1f} dB, {mean(r.ssim[other] for r in runs):.3f}"
