@@ -4,7 +4,8 @@
     torchrun --nproc_per_node 8 --nnodes 2 ... sample_video.py --yaml_config ...
 
 Any key of the YAML file or of the configuration that it names can be set: ``--num_steps 16 --end=10``. Videos
-that are there are not made again; the folder also holds their traces and ``manifest.jsonl``.
+that are there are not made again; the folder also holds their traces and ``manifest.jsonl``. With
+``--ways vanilla flowcache:fast`` ways take turns, and each gets a folder.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ import yaml
 from flowcache.benchmark.options import BenchmarkOptions, add_benchmark_flags, given_flags
 from flowcache.benchmark.physics_iq import SECONDS
 from flowcache.benchmark.ranks import Rank, device_of, list_devices
-from flowcache.benchmark.sample_folder import SampleFolder
 from flowcache.benchmark.sampling import SamplingJob, run_on
+from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser, run_checked
 from magi1.command_line import add_method_flags, make_sampler, split_overrides
-from magi1.config import FlowCacheOptions
+from magi1.config import FlowCacheOptions, RuntimeSection
 from magi1.config_files import build, check_keys, parse_overrides, read_file, without_unread
 from magi1.methods import DEFAULT_PRESET
 from magi1.model_source import SMALL, ModelSource, resolve_model
@@ -101,7 +102,7 @@ def _find(name: Any, where: str) -> Path:
     return Path(name) if Path(name).is_file() else FOLDER / name
 
 
-def prepare(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], SamplingJob]:
+def prepare(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], SamplingJob | Turns]:
     """Check all that was asked for; returns this machine's devices and the work.
 
     Raises:
@@ -114,15 +115,25 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], Sampl
     source = resolve_model(settings.config_file, settings.overrides, args.model, device)
     if options.benchmark == "physicsiq":
         source = _of_physics_iq(source, settings.overrides)
-    sampler = make_sampler(args, source, settings.reuse, device)
-    sampler.shows_steps = False
+    flags = {way: with_way(args, way) for way in args.ways or ()} or {args.method: args}
+    samplers = {way: make_sampler(told, source, settings.reuse, device) for way, told in flags.items()}
+    for way, sampler in samplers.items():
+        sampler.method, sampler.shows_steps = way, False
     runtime = source.config.runtime_config
     samples = options.list_samples(runtime.seed, runtime.fps, small=runtime.load == str(SMALL))
     name = "vanilla" if args.method == "vanilla" else f"{args.method}_{args.preset}"
-    output = options.base_save_path or Path("outputs") / "magi1" / f"{options.benchmark}_{name}"
-    job = SamplingJob(samples, sampler, SampleFolder(Path(output).expanduser(), sampler.settings), rank)
-    job.check()
-    return devices, job
+    name = "ways" if args.ways else name
+    output = Path(options.base_save_path or f"outputs/magi1/{options.benchmark}_{name}").expanduser()
+    work = new_work("MAGI-1", _describe(runtime), output, samples, samplers, rank, bool(args.ways))
+    work.check()
+    return devices, work
+
+
+def _describe(runtime: RuntimeSection) -> str:
+    return (
+        f"{runtime.num_frames} frames of {runtime.video_size_w} x {runtime.video_size_h}, "
+        f"{runtime.num_steps} steps, {runtime.window_size} chunks at once"
+    )
 
 
 def _of_physics_iq(source: ModelSource, overrides: Mapping[str, Any]) -> ModelSource:

@@ -3,7 +3,10 @@
     python sample_video.py --benchmark vbench --vbench_prompt_dir VBench --dimension scene
     torchrun --nproc_per_node 8 --nnodes 2 ... sample_video.py --benchmark vbench ...
 
+    python sample_video.py --benchmark vbench --ways vanilla teacache:slow flowcache:fast ...
+
 Videos that are there are not made again; the folder also holds their traces and ``manifest.jsonl``.
+Several ways take turns, and each gets a folder.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from flowcache.benchmark.options import BenchmarkOptions, add_benchmark_flags, given_flags
 from flowcache.benchmark.physics_iq import SECONDS
 from flowcache.benchmark.ranks import Rank, device_of, list_devices
-from flowcache.benchmark.sample_folder import SampleFolder
 from flowcache.benchmark.sampling import SamplingJob, run_on
+from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser, run_checked
 from skyreels_v2 import ModelSource, VideoSettings, resolve_model
 from skyreels_v2.command_line import add_video_flags, cache_of, frame_size, settings_of
@@ -37,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob]:
+def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
     """Check all that was asked for; returns this machine's devices and the work.
 
     Raises:
@@ -48,25 +51,39 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob]:
     device = device_of(rank, devices)
     source = resolve_model(args.model_id, device)
     video = _video_settings(args, options, source)
+    flags = {way: with_way(args, way) for way in args.ways or ()} or {args.method: args}
+    samplers = {way: _sampler(way, told, source, video, device) for way, told in flags.items()}
+    samples = options.list_samples(video.seed, video.fps, small=source.family == "small")
+    plain = args.method in ("vanilla", "causal")
+    name = "ways" if args.ways else args.method if plain else f"{args.method}_{args.preset or DEFAULT_PRESET}"
+    output = Path(options.base_save_path or f"outputs/skyreels_v2/{options.benchmark}_{name}").expanduser()
+    work = new_work("SkyReels-V2", _describe(video), output, samples, samplers, rank, bool(args.ways))
+    work.check()
+    return devices, work
+
+
+def _sampler(
+    way: str, args: argparse.Namespace, source: ModelSource, video: VideoSettings, device: str
+) -> SkyReelsSampler:
     cache = cache_of(args, source, video)
     check_streaming(video, cache, arrives=False)
-    sampler = SkyReelsSampler(
+    return SkyReelsSampler(
         source=source,
         video=video,
         cache=cache,
-        method=args.method,
+        method=way,
         device=device,
         negative_prompt=args.negative_prompt,
         offload=args.offload,
         shows_steps=False,
     )
-    samples = options.list_samples(video.seed, video.fps, small=source.family == "small")
-    plain = args.method in ("vanilla", "causal")
-    name = args.method if plain else f"{args.method}_{args.preset or DEFAULT_PRESET}"
-    output = options.base_save_path or Path("outputs") / "skyreels_v2" / f"{options.benchmark}_{name}"
-    job = SamplingJob(samples, sampler, SampleFolder(Path(output).expanduser(), sampler.settings), rank)
-    job.check()
-    return devices, job
+
+
+def _describe(video: VideoSettings) -> str:
+    return (
+        f"{video.num_frames} frames of {video.width} x {video.height}, {video.inference_steps} steps, "
+        f"ar_step {video.ar_step}, blocks of {video.causal_block_size}"
+    )
 
 
 def _video_settings(

@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -59,6 +60,16 @@ def peak_memory_bytes(device: torch.device | str) -> int:
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def restart_peak_memory(device: torch.device | str) -> None:
+    """Let ``peak_memory_bytes`` count from now on; where the system cannot do that, it goes on as it was."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # Linux has it, if it is allowed
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _processor() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowcache.benchmark.paper_flops import PaperFlops
+from flowcache.benchmark.paper_flops import PaperFlops, PaperRow
 
 from .config import ModelSection
 from .flops import TransformerFlops
@@ -32,6 +32,13 @@ def paper_flops() -> PaperFlops:
         counted={
             "all chunk-steps": _denoising(DistilledGuidance()),
             "all without lonely second runs": _denoising(DistilledGuidance(threshold=None)),
+        },
+        rows={
+            "vanilla": PaperRow(1.0, 2873, 77.06),
+            "TeaCache-slow": PaperRow(1.12, 2579, 77.50, 0.6211, 0.2801, 13.26),
+            "TeaCache-fast": PaperRow(1.44, 1998, 70.11, 0.8160, 0.1138, 8.94),
+            "FlowCache-slow": PaperRow(1.86, 1546, 78.96, 0.3160, 0.6497, 22.34),
+            "FlowCache-fast": PaperRow(2.38, 1209, 77.93, 0.4311, 0.5140, 19.27),
         },
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.benchmark.sample import Sample
-from flowcache.environment import make_current
+from flowcache.environment import make_current, restart_peak_memory
 from flowcache.fingerprint import array_digest, folder_digest
 from flowcache.output import write_parts
 from flowcache.resume import ResumeFile
@@ -93,6 +93,10 @@ class MagiSampler:
         self._pipeline = load_pipeline(self.source, self.device)
         self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not self.shows_steps)
 
+    def adopt(self, other: MagiSampler) -> None:
+        """Take the weights that another one of the same model has loaded, in place of ``load``."""
+        self._pipeline = other._pipeline
+
     def tuning(self, target: Target, prompt: str, profile: Path | None = None) -> Tuning:
         """The search for the setting of the cache that meets a target; runs nothing.
 
@@ -132,6 +136,7 @@ class MagiSampler:
 
     def generate(self, sample: Sample, path: Path) -> Trace:
         """Make a sample's video and write it; returns what happened. ``load`` comes before."""
+        restart_peak_memory(self.device)
         trace = Trace(method=self.method)
         prefix = None
         if sample.image is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from flowcache import StaircaseSchedule
-from flowcache.benchmark.paper_flops import PaperFlops
+from flowcache.benchmark.paper_flops import PaperFlops, PaperRow
 
 from .flops import TransformerFlops
 from .settings import SPATIAL_STRIDE, VideoSettings
@@ -40,6 +40,13 @@ def paper_flops() -> PaperFlops:
         counted={
             "every block at every step": _total(_every_block),
             "live blocks against a cache": _total(_live_blocks),
+        },
+        rows={
+            "vanilla": PaperRow(1.0, 1540, 83.84),
+            "TeaCache-slow": PaperRow(1.89, 814, 82.67, 0.1472, 0.7501, 21.96),
+            "TeaCache-fast": PaperRow(2.2, 686, 80.06, 0.3063, 0.6121, 18.39),
+            "FlowCache-slow": PaperRow(5.88, 262, 83.12, 0.1225, 0.7890, 23.74),
+            "FlowCache-fast": PaperRow(6.7, 230, 83.05, 0.1467, 0.7635, 22.95),
         },
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.benchmark.sample import Sample
-from flowcache.environment import make_current
+from flowcache.environment import make_current, restart_peak_memory
 from flowcache.fingerprint import array_digest, folder_digest
 from flowcache.output import VideoOutput, write_parts
 from flowcache.resume import ResumeFile
@@ -95,6 +95,10 @@ class SkyReelsSampler:
         self._pipeline = load_pipeline(self.source, self.device, self.offload)
         self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not self.shows_steps)
 
+    def adopt(self, other: SkyReelsSampler) -> None:
+        """Take the weights that another one of the same model has loaded, in place of ``load``."""
+        self._pipeline = other._pipeline
+
     def tuning(self, target: Target, profile: Path | None = None) -> Tuning:
         """The search for the setting of the cache that meets a target; runs nothing.
 
@@ -139,6 +143,7 @@ class SkyReelsSampler:
 
         Of a video that is continued, only what is new is written.
         """
+        restart_peak_memory(self.device)
         trace, condition, skip = Trace(method=self.method), Condition(), 0
         if sample.image is not None:
             image = resize_and_crop(read_image(sample.image)[None], self.video.height, self.video.width)

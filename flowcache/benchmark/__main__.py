@@ -3,9 +3,13 @@
     python -m flowcache.benchmark flops
     python -m flowcache.benchmark physics_iq --generated_videos G --reference_videos R
     python -m flowcache.benchmark vbench --generated_videos G --environment ENV
+    python -m flowcache.benchmark tables RUN_DIR
+    python -m flowcache.benchmark plot RUN_DIR
 
 ``flops`` prints the paper's PFLOPs beside those that we count. ``physics_iq`` scores a folder of videos that
 continue those of Physics-IQ, ``vbench`` one of videos of VBench's prompts; both write CSV and JSON.
+``tables`` puts what a run left behind beside the paper's figures; ``plot`` draws its traces and plays its
+videos side by side.
 """
 
 from __future__ import annotations
@@ -15,12 +19,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
-from ..command_line import Parser, run_checked, writable_folder
+from ..command_line import Parser, check_device, run_checked, writable_folder
 from ..extras import require
+from .albums import Album, draw_album, find_albums
 from .paper_flops import PaperFlops, markdown, registered_models
 from .physics_iq import PARTS, Collection, PhysicsIQReport, check_views, find_views, measure_view
+from .run_folder import ModelRun, find_model_runs, read_command
+from .run_reports import measure_closeness, score_vbench
+from .tables import build_table
+from .tables_files import markdown as markdown_tables
+from .tables_files import save_tables
 from .vbench import check_environment, package_full_info, prepare_environment, score
 from .vbench_prompts import DIMENSIONS, choose_dimensions, read_full_info
 
@@ -43,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--output", type=Path, help="of CSV and JSON, without suffix (default: GENERATED_VIDEOS/physics_iq)")
     add_vbench_flags(commands.add_parser("vbench", description="Score videos by VBench."))
+    add_tables_flags(commands.add_parser("tables", description="The paper's tables, from a run's folder."))
+    add_plot_flags(commands.add_parser("plot", description="Pictures of a folder with traces."))
     return parser
 
 
@@ -56,6 +69,29 @@ def add_vbench_flags(parser: argparse.ArgumentParser) -> None:
     add("--full_info", type=Path, help="prompts in VBench's format (default: those of the package)")
     add("--device", default="cuda", choices=["cuda", "cpu"], help="(default: cuda)")
     add("--output", type=Path, help="of CSV and JSON, without suffix (default: vbench, beside the folder)")
+
+
+def add_tables_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``tables``."""
+    add = parser.add_argument
+    add("run_dir", type=Path, help="what scripts/reproduce_tables.sh, or sample_video.py --ways, left behind")
+    add("--output", type=Path, help="of Markdown, CSV and JSON, without suffix (default: RUN_DIR/tables)")
+    add("--again", action="store_true", help="measure again what is measured, such as when LPIPS was missing")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to measure on")
+    add(
+        "--environment",
+        type=Path,
+        help="with vbench, made if need be (default: VBench is left out)",
+    )
+    add("--python", default=sys.executable, help="to make the environment with (default: this one)")
+
+
+def add_plot_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``plot``."""
+    add = parser.add_argument
+    add("run_dir", type=Path, help="a folder with *.trace.json, at any depth")
+    add("--output", type=Path, help="folder for the pictures (default: RUN_DIR/pictures)")
+    add("--prompt", help="of the video to compare methods by (default: the first of which there are most)")
 
 
 def flops(tables: Sequence[PaperFlops]) -> str:
@@ -118,11 +154,59 @@ def run_vbench(args: argparse.Namespace, dimensions: Sequence[str]) -> str:
     return "\n".join([report.text(), *map(str, paths)])
 
 
+def prepare_tables(args: argparse.Namespace) -> list[ModelRun]:
+    """Check all that was asked for, before anything is measured.
+
+    Raises:
+        ValueError: one sentence that names the argument.
+    """
+    check_device(args.device)
+    runs = find_model_runs(args.run_dir)
+    if args.environment is not None:
+        check_environment(args.environment, args.python)
+    args.output = args.output or args.run_dir / "tables"
+    writable_folder("output", args.output.parent)
+    return runs
+
+
+def run_tables(args: argparse.Namespace, runs: Sequence[ModelRun]) -> str:
+    """Measure what is not measured, write the tables, and return what to say."""
+    for run in runs:
+        measure_closeness(run, args.device, args.again)
+        if args.environment is not None:
+            score_vbench(run, args.environment, args.python, torch.device(args.device).type)
+    papers, command = registered_models(), read_command(args.run_dir)
+    tables = [build_table(run, papers) for run in runs]
+    paths = save_tables(tables, args.output, command)
+    return "\n".join([markdown_tables(tables, command), "", *map(str, paths)])
+
+
+def prepare_plot(args: argparse.Namespace) -> list[Album]:
+    """Check all that was asked for; returns what there is to draw.
+
+    Raises:
+        ValueError: one sentence that names the argument.
+    """
+    albums = find_albums(args.run_dir, args.prompt)
+    args.output = writable_folder("output", args.output or args.run_dir / "pictures")
+    return albums
+
+
+def run_plot(args: argparse.Namespace, albums: Sequence[Album]) -> str:
+    """Draw, and return what to say."""
+    drawn = [line for album in albums for line in draw_album(album, args.output)]
+    return "\n".join(drawn)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, check, measure; 2 for bad input, 1 for a failure."""
     args = build_parser().parse_args(arguments)
     if args.command == "flops":
         return run_checked(registered_models, flops)
+    if args.command == "tables":
+        return run_checked(lambda: prepare_tables(args), lambda runs: run_tables(args, runs))
+    if args.command == "plot":
+        return run_checked(lambda: prepare_plot(args), lambda albums: run_plot(args, albums))
     if args.command == "vbench":
         return run_checked(lambda: prepare_vbench(args), lambda dimensions: run_vbench(args, dimensions))
     return run_checked(lambda: prepare_physics_iq(args), lambda found: run_physics_iq(args, found))

@@ -124,4 +124,10 @@ def add_benchmark_flags(parser: ArgumentParser) -> None:
     add("--descriptions_file", help="Physics-IQ's CSV, where it does not lie with the videos")
     add("--start", type=int, help="first prompt or scene (default: 0)")
     add("--end", type=int, help="the one after the last (default: all)")
+    add(
+        "--ways",
+        nargs="+",
+        metavar="WAY",
+        help="METHOD[:PRESET] instead of --method and --preset; they take turns",
+    )
     add("--samples", type=int, help=f"videos of a VBench prompt (default: {SAMPLES})")

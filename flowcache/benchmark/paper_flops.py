@@ -7,11 +7,23 @@ group ``flowcache.paper_flops``; so this package need not know which models ther
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 
 GROUP = "flowcache.paper_flops"
 PETA = 1e15
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """What the paper's tables say of a method beside its PFLOPs; VBench in percent, None: nothing."""
+
+    speedup: float
+    latency_seconds: float
+    vbench: float
+    lpips: float | None = None
+    ssim: float | None = None
+    psnr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -23,12 +35,14 @@ class PaperFlops:
         settings: what was counted, in words.
         stated: the paper's PFLOPs by method (arXiv 2602.10825, tables 1 and 2), ``vanilla`` first.
         counted: FLOPs of runs without any reuse, by which chunk-steps run; the first is ``vanilla``.
+        rows: the rest of the paper's table, by method.
     """
 
     model: str
     settings: str
     stated: Mapping[str, float]
     counted: Mapping[str, float]
+    rows: Mapping[str, PaperRow] = field(default_factory=dict)
 
     @property
     def vanilla(self) -> float:

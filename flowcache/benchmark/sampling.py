@@ -79,14 +79,14 @@ class SamplingJob:
 
         Processes of one machine load one after another. One that has no share does not load.
         """
-        share, others = _split(self.unfinished(), self.rank)
+        share, others = split(self.unfinished(), self.rank)
         made = 0
         if share:
             with self.folder.locks.hold(f"load {socket.gethostname()}"):
                 self.sampler.load()
             with tqdm(total=len(self.samples), unit="video", disable=self.rank.index != 0) as bar:
                 for sample in (*share, *others):
-                    made += self._make_unless_taken(sample)
+                    made += self.make_unless_taken(sample)
                     bar.update(len(self.samples) - len(self.unfinished()) - bar.n)
         there = len(self.samples) - len(self.unfinished())
         return (
@@ -94,7 +94,8 @@ class SamplingJob:
             f"videos: {self.folder.videos}"
         )
 
-    def _make_unless_taken(self, sample: Sample) -> bool:
+    def make_unless_taken(self, sample: Sample) -> bool:
+        """Make a sample, if it is neither there nor on its way; says whether. ``load`` comes before."""
         with self.folder.locks.attempt(f"sample {sample.name}") as free:
             if not free or self.folder.is_finished(sample):
                 return False
@@ -115,7 +116,14 @@ class SamplingJob:
             self.folder.keep(sample, path, trace, details)
 
 
-def run_on(devices: Sequence[str], job: SamplingJob) -> str:
+class Work(Protocol):
+    """What a process does, as told by ``run_on``."""
+
+    def run(self) -> str:
+        """Do this process's part; returns what to say of it."""
+
+
+def run_on(devices: Sequence[str], job: Work) -> str:
     """Sample, or hand over to one process for each device, started with this one's arguments.
 
     Returns:
@@ -126,7 +134,7 @@ def run_on(devices: Sequence[str], job: SamplingJob) -> str:
     return job.run()
 
 
-def _split(samples: Sequence[Sample], rank: Rank) -> tuple[list[Sample], Iterable[Sample]]:
+def split(samples: Sequence[Sample], rank: Rank) -> tuple[list[Sample], Iterable[Sample]]:
     """A process's own share, and the rest from its end, where others come last."""
     share = list(samples[rank.index :: rank.count])
     own = {sample.name for sample in share}

@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ..command_line import Parser, run_checked, writable_folder
-from ..environment import describe_environment
-from .compare import METRICS, Pairing, check_alike, compare_files, load_metrics, pair_up
-from .report import Report
+from .compare import METRICS, Pairing, check_alike, pair_up
+from .report import measure
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,18 +60,7 @@ def run(args: argparse.Namespace, pairing: Pairing) -> str:
     Raises:
         ValueError: a file breaks off, or is longer than its header says.
     """
-    metrics, missing = load_metrics(args.metrics, args.device)
-    environment = describe_environment(args.device)
-    report = Report(
-        args.original_video,
-        args.generated_video,
-        tuple(args.metrics),
-        pairing,
-        missing,
-        environment=environment,
-    )
-    for name, pair in tqdm(pairing.pairs.items(), unit="video", disable=len(pairing.pairs) == 1):
-        report.videos[name] = compare_files(*pair, metrics, args.device)
+    report = measure(args.original_video, args.generated_video, args.metrics, args.device, pairing)
     paths = report.save(args.output)
     return "\n".join([report.text(), *map(str, paths)])
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from ..environment import describe_environment
 from ..files import write_csv, write_json
-from .compare import Comparison, Pairing
+from .compare import Comparison, Pairing, compare_files, load_metrics, pair_up
 
 UNITS = {"psnr": " dB"}
 
@@ -94,3 +97,26 @@ class Report:
             "only_in_generated_video": list(self.pairing.only_generated),
             "environment": dict(self.environment),
         }
+
+
+def measure(
+    original: Path, generated: Path, names: Sequence[str], device: str, pairing: Pairing | None = None
+) -> Report:
+    """Compare two videos, or two folders of them, by all metrics that can be had.
+
+    Args:
+        original, generated: files or folders.
+        names: metrics, among ``compare.METRICS``.
+        device: where to measure.
+        pairing: of the two, if it is known already.
+
+    Raises:
+        ValueError: they do not fit each other, or a file breaks off.
+    """
+    pairing = pairing or pair_up(original, generated)
+    metrics, missing = load_metrics(names, device)
+    environment = describe_environment(device)
+    report = Report(original, generated, tuple(names), pairing, missing, environment=environment)
+    for name, pair in tqdm(pairing.pairs.items(), unit="video", disable=len(pairing.pairs) == 1):
+        report.videos[name] = compare_files(*pair, metrics, device)
+    return report

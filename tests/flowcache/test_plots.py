@@ -6,6 +6,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from flowcache import plots
+from flowcache.plots import style
 from flowcache.schedule import StaircaseSchedule
 from flowcache.trace import ChunkEvent, Trace, WindowRecord
 
@@ -60,6 +61,12 @@ def test_draws_runs_of_any_shape(tmp_path, draw, shape):
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
+def test_distances_by_step_are_drawn_window_by_window(tmp_path):
+    plots.step_distances(make_trace(windows=2), tmp_path / "two.png")
+    plots.step_distances(make_trace(), tmp_path / "one.png")
+    assert Image.open(tmp_path / "two.png").size[0] > Image.open(tmp_path / "one.png").size[0]
+
+
 def test_map_shows_computed_and_reused_in_their_proportion(tmp_path):
     trace = make_trace(chunks=40, num_steps=64, stride=6)
     plots.reuse_map(trace, tmp_path / "a.png")
@@ -106,7 +113,7 @@ def test_curves_do_without_a_threshold(tmp_path):
 
 
 def test_nothing_to_draw_is_refused(tmp_path):
-    for draw in (plots.reuse_map, plots.distance_curves):
+    for draw in (plots.reuse_map, plots.distance_curves, plots.step_distances):
         with pytest.raises(ValueError, match="no window"):
             draw(Trace(), tmp_path / "a.png")
     with pytest.raises(ValueError, match="no distance"):
@@ -116,11 +123,11 @@ def test_nothing_to_draw_is_refused(tmp_path):
 
 def test_title_tells_what_is_known():
     trace = make_trace(chunks=1, num_steps=10, stride=0, adaptive=False)
-    assert plots._title(trace) == (
+    assert style.title_of(trace) == (
         "flowcache  ·  reuse ratio 0.00  ·  12.3 s denoising  ·  300 TFLOPs (2.00× fewer than vanilla)"
     )
-    assert plots._title(Trace()) == "run  ·  reuse ratio 0.00"
-    assert plots._title(Trace(flops={"actual": 2e12})) == "run  ·  reuse ratio 0.00  ·  2.00 TFLOPs"
+    assert style.title_of(Trace()) == "run  ·  reuse ratio 0.00"
+    assert style.title_of(Trace(flops={"actual": 2e12})) == "run  ·  reuse ratio 0.00  ·  2.00 TFLOPs"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +135,7 @@ def test_title_tells_what_is_known():
     [(0.04, "0.0 s"), (59.2, "59.2 s"), (60, "1 min 0 s"), (200.4, "3 min 20 s"), (7530, "2 h 5 min")],
 )
 def test_readable_time(seconds, text):
-    assert plots._readable_time(seconds) == text
+    assert style.readable_time(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -136,7 +143,7 @@ def test_readable_time(seconds, text):
     [(5e7, "0.0500 GFLOPs"), (2.78e10, "27.8 GFLOPs"), (4.567e12, "4.57 TFLOPs"), (1.234e17, "123 PFLOPs")],
 )
 def test_readable_flops(flops, text):
-    assert plots._readable_flops(flops) == text
+    assert style.readable_flops(flops) == text
 
 
 def _luminance(colour):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from programs import Program
 from reference import ROOT
 
+from flowcache.benchmark import __main__ as scoring
 from flowcache.benchmark.sample_folder import read_manifest
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
@@ -46,6 +49,21 @@ def test_vbench_is_sampled_under_its_names(front, benchmarks, tmp_path, capsys):
     records = read_manifest(folder)
     assert [record["seed"] for record in records] == [0, 1]
     assert Trace.load(folder / records[0]["trace"]).settings["prompt"] == "a red circle"
+
+
+def test_ways_take_turns_and_make_a_table(front, benchmarks, tmp_path, capsys):
+    ways = ["vanilla", "causal", "flowcache:paper_fast"]
+    arguments = ["--vbench_prompt_dir", "prompts", "--samples", 1, "--base_save_path", "out/skyreels_v2"]
+    assert front(*arguments, "--ways", *ways) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert scoring.main(["tables", "out"]) == 0, capsys.readouterr().err
+    (table,) = json.loads((tmp_path / "out" / "tables.json").read_text())["tables"]
+    assert [row["way"] for row in table["rows"]] == ways
+    vanilla, causal, flow = (row["measured"] for row in table["rows"])
+    assert vanilla["pflops"] > causal["pflops"] >= flow["pflops"] > 0
+    assert causal["psnr"] > 10 and flow["psnr_to_causal"] > 10
+    assert table["rows"][1]["split"]["live_only"] > 1, "vanilla also runs blocks that have not begun"
+    assert "blocks of 2" in (tmp_path / "out" / "tables.md").read_text()
 
 
 def test_physics_iq_is_continued_for_five_seconds(front, benchmarks, tmp_path, capsys):

@@ -1,0 +1,178 @@
+"""The same samples made in several ways, which take turns sample by sample; knows no model.
+
+    WAY/           a folder of samples for each way, see ``sample_folder``
+    ways.json      the model, and the ways in their order
+
+A way is a method, with the preset behind it for one that reuses: ``vanilla``, ``flowcache:fast``.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from ..files import write_json
+from .locks import Locks
+from .ranks import Rank
+from .sample import Sample
+from .sample_folder import SampleFolder
+from .sampling import Sampler, SamplingJob, split
+
+WAYS_FILE = "ways.json"
+
+
+class SharingSampler(Sampler, Protocol):
+    """A sampler that can do with the weights of another."""
+
+    def adopt(self, other: SharingSampler) -> None:
+        """Take the weights that another one of the same model has loaded, in place of ``load``."""
+
+
+def split_way(way: str) -> tuple[str, str | None]:
+    """Method and preset of a way.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    method, colon, preset = way.partition(":")
+    if not method or (colon and not preset) or ":" in preset or "/" in way:
+        raise ValueError(f"ways must be METHOD or METHOD:PRESET, such as flowcache:fast, got {way!r}.")
+    return method, preset or None
+
+
+def with_way(args: Namespace, way: str) -> Namespace:
+    """A program's flags with a way's method and preset.
+
+    Raises:
+        ValueError: it is no way.
+    """
+    method, preset = split_way(way)
+    return Namespace(**{**vars(args), "method": method, "preset": preset or args.preset})
+
+
+def folder_of(way: str) -> str:
+    """Name of a way's folder."""
+    return way.replace(":", "_")
+
+
+def read_ways(folder: Path) -> dict[str, Any]:
+    """``model``, ``settings`` and ``ways`` of a folder.
+
+    Raises:
+        ValueError: its list of ways is broken.
+    """
+    try:
+        content = json.loads((folder / WAYS_FILE).read_text())
+        return {key: content[key] for key in ("model", "settings", "ways")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / WAYS_FILE} cannot be read as a list of ways.") from error
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Samples to be made in several ways by one process among many.
+
+    The process that takes a sample makes it in all ways, one after another, so that a slow spell of the
+    machine hits all of them; each sample begins with another way, so that none pays for every first run.
+
+    Attributes:
+        model: its name, as in the paper.
+        settings: what all videos share, in words.
+        folder: where all goes.
+        jobs: by way; all of the same samples.
+    """
+
+    model: str
+    settings: str
+    folder: Path
+    jobs: Mapping[str, SamplingJob]
+
+    def check(self) -> None:
+        """Refuse what cannot be done, before any weight is read, and write down the ways.
+
+        Raises:
+            ValueError: as for a ``SamplingJob``, or the folder holds another model's videos.
+        """
+        for job in self.jobs.values():
+            job.check()
+        content = {"model": self.model, "settings": self.settings, "ways": list(self.jobs)}
+        path = self.folder / WAYS_FILE
+        if path.is_file():
+            there = read_ways(self.folder)
+            if (there["model"], there["settings"]) != (self.model, self.settings):
+                raise ValueError(
+                    f"base_save_path {self.folder} holds videos of {there['model']}, {there['settings']}; "
+                    "give another folder."
+                )
+            content["ways"] = list(dict.fromkeys([*there["ways"], *self.jobs]))
+        write_json(path, content)
+
+    def run(self) -> str:
+        """Make this process's share and what others left; returns what to say of it."""
+        first, made = self._jobs[0], 0
+        share, others = split([s for s in first.samples if self._count([s]) < len(self.jobs)], first.rank)
+        if share:
+            self._load()
+            total = len(first.samples) * len(self.jobs)
+            with tqdm(total=total, unit="video", disable=first.rank.index != 0) as bar:
+                for sample in (*share, *others):
+                    for job in self._order(sample):
+                        made += job.make_unless_taken(sample)
+                        bar.update(self._count(first.samples) - bar.n)
+        there = self._count(first.samples)
+        return (
+            f"rank {first.rank.index} made {made} videos; {there} of {len(first.samples) * len(self.jobs)} "
+            f"are there\nfolder: {self.folder}"
+        )
+
+    @property
+    def _jobs(self) -> list[SamplingJob]:
+        return list(self.jobs.values())
+
+    def _order(self, sample: Sample) -> list[SamplingJob]:
+        """All jobs, the last one first for the first sample, and so on backwards."""
+        start = -1 - self._jobs[0].samples.index(sample) % len(self.jobs)
+        return self._jobs[start:] + self._jobs[:start]
+
+    def _count(self, samples: Sequence[Sample]) -> int:
+        """Videos of these samples that are there."""
+        return sum(job.folder.is_finished(sample) for job in self._jobs for sample in samples)
+
+    def _load(self) -> None:
+        """Read the weights once for all ways; processes of one machine load one after another."""
+        first, *others = (job.sampler for job in self._jobs)
+        with Locks(self.folder / ".locks").hold(f"load {socket.gethostname()}"):
+            first.load()
+        for other in others:
+            other.adopt(first)
+
+
+def new_work(
+    model: str,
+    settings: str,
+    output: Path,
+    samples: Sequence[Sample],
+    samplers: Mapping[str, SharingSampler],
+    rank: Rank,
+    takes_turns: bool,
+) -> SamplingJob | Turns:
+    """What a process is to do: make samples in several ways, in a folder for each, or in one way.
+
+    Raises:
+        ValueError: ``output`` holds videos of other settings.
+    """
+    if not takes_turns:
+        (sampler,) = samplers.values()
+        return SamplingJob(samples, sampler, SampleFolder(output, sampler.settings), rank)
+    jobs = {}
+    for way, sampler in samplers.items():
+        folder = SampleFolder(output / folder_of(way), sampler.settings)
+        jobs[way] = SamplingJob(samples, sampler, folder, rank)
+    return Turns(model, settings, output, jobs)

@@ -1,0 +1,138 @@
+"""Make the paper's two tables: sample all methods in turns, measure, and write tables and pictures.
+
+    bash scripts/reproduce_tables.sh --model small --prompts 5
+    bash scripts/reproduce_tables.sh --model official --vbench_prompt_dir VBench \\
+        --load sand-ai/MAGI-1/ckpt/magi/4.5B_distill
+
+DEVICES names the GPUs, all by default; torchrun on many machines does as well, and then only samples. A run
+that was interrupted goes on where it was. What is no flag here can be given to the sampling programs:
+``--skyreels_flags "--num_frames 97"``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flowcache.benchmark.run_folder import COMMAND_FILE
+from flowcache.command_line import Parser, run_checked, writable_folder
+from flowcache.files import write_atomically
+from skyreels_v2.checkpoint import OFFICIAL_DEFAULT
+
+ROOT = Path(__file__).resolve().parents[1]
+
+METHODS = ("teacache:slow", "teacache:fast", "flowcache:slow", "flowcache:fast")
+METHODS += ("flowcache:paper_slow", "flowcache:paper_fast")
+#: Ways of each model, the one that ratios are to first.
+WAYS = {"skyreels_v2": ("vanilla", "causal", *METHODS), "magi1": ("vanilla", *METHODS)}
+
+#: The settings that fit the paper's vanilla rows, see ``python -m flowcache.benchmark flops``.
+SETTINGS = {
+    "skyreels_v2": "--num_frames 177 --base_num_frames 97 --overlap_history 17 --addnoise_condition 20 "
+    "--inference_steps 50 --ar_step 5 --causal_block_size 5",
+    "magi1": "--num_frames 240 --num_steps 64",
+}
+DEFAULT_PROMPTS = 5
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--model", choices=["auto", "small", "official"], default="auto", help="auto: official on CUDA")
+    add("--only", choices=list(WAYS), help="one model's table")
+    add("--prompts", type=int, default=DEFAULT_PROMPTS, help=f"(default: {DEFAULT_PROMPTS})")
+    add("--outdir", type=Path, help="(default: outputs/tables_MODEL)")
+    add("--vbench_prompt_dir", help="VBench's repository or package; needed for official weights")
+    add("--dimension", default="all", help="of VBench; several with commas between them (default: all)")
+    add("--samples", type=int, default=1, help="videos of a prompt; VBench wants 5 (default: 1)")
+    add("--model_id", help="of SkyReels-V2, a folder or a Hub id (default: as --model says)")
+    add("--load", help="of MAGI-1, a folder or a Hub id (default: what its configuration names)")
+    add("--environment", help="Python environment with vbench, made if need be (default: VBench is left out)")
+    add("--skyreels_flags", default="", help="more for FlowCache4SkyReels-V2/sample_video.py")
+    add("--magi_flags", default="", help="more for FlowCache4MAGI-1/sample_video.py")
+    return parser
+
+
+def sampling_commands(args: argparse.Namespace, outdir: Path) -> dict[str, list[str]]:
+    """The program that samples each model in all its ways, and its arguments."""
+    shared = ["--benchmark", "vbench", "--samples", str(args.samples), "--end", str(args.prompts)]
+    shared += ["--dimension", args.dimension]
+    if args.vbench_prompt_dir:
+        shared += ["--vbench_prompt_dir", args.vbench_prompt_dir]
+    model_id = args.model_id or (OFFICIAL_DEFAULT if args.model == "official" else args.model)
+    skyreels = ["--model_id", model_id]
+    config = ROOT / "FlowCache4MAGI-1" / "yaml_config" / "sample" / "flowcache_vbench_tables.yaml"
+    magi = ["--yaml_config", str(config), "--model", args.model]
+    magi += ["--load", args.load] if args.load else []
+    programs = {
+        "skyreels_v2": ("FlowCache4SkyReels-V2", [*skyreels, *shlex.split(args.skyreels_flags)]),
+        "magi1": ("FlowCache4MAGI-1", [*magi, *shlex.split(args.magi_flags)]),
+    }
+    return {
+        name: [
+            str(ROOT / folder / "sample_video.py"),
+            *shared,
+            *shlex.split(SETTINGS[name]),
+            *flags,
+            *("--base_save_path", str(outdir / name), "--ways", *WAYS[name]),
+        ]
+        for name, (folder, flags) in programs.items()
+        if args.only in (None, name)
+    }
+
+
+def prepare(args: argparse.Namespace) -> Path:
+    """Check what the programs do not check themselves; returns the folder.
+
+    Raises:
+        ValueError: one sentence that names the argument.
+    """
+    if args.prompts < 1:
+        raise ValueError(f"prompts must be at least 1, got {args.prompts}.")
+    for name in ("skyreels_flags", "magi_flags"):
+        try:
+            shlex.split(getattr(args, name))
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be split into words: {error}.") from error
+    return writable_folder("outdir", args.outdir or Path("outputs") / f"tables_{args.model}")
+
+
+def run(args: argparse.Namespace, outdir: Path, environment: Mapping[str, str]) -> str:
+    """Sample, measure, draw; returns what to say.
+
+    Raises:
+        ValueError: a program refused or failed; it has said why.
+    """
+    for name, command in sampling_commands(args, outdir).items():
+        _call(name, command)
+    reports = f"python -m flowcache.benchmark tables {shlex.quote(str(outdir))}"
+    if "WORLD_SIZE" in environment:
+        return f"when all machines are done: {reports}"
+    told = shlex.join(["bash", "scripts/reproduce_tables.sh", *sys.argv[1:]])
+    write_atomically(outdir / COMMAND_FILE, f"{told}\n".encode())
+    vbench = ["--environment", args.environment] if args.environment else []
+    _call("tables", ["-m", "flowcache.benchmark", "tables", str(outdir), *vbench])
+    _call("plot", ["-m", "flowcache.benchmark", "plot", str(outdir)])
+    return f"again, without sampling: {reports}"
+
+
+def _call(name: str, command: Sequence[str]) -> None:
+    """Run a Python program of this project."""
+    if subprocess.run([sys.executable, *command]).returncode:
+        raise ValueError(f"{name} was not finished, for the reason above; what is there is kept.")
+
+
+def main() -> int:
+    """Parse, check, run; 2 for bad input, 1 for a failure."""
+    args = build_parser().parse_args()
+    return run_checked(lambda: prepare(args), lambda outdir: run(args, outdir, os.environ))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
