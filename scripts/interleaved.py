@@ -53,7 +53,7 @@ def measure(run: Run, args: argparse.Namespace, compare_with: Sequence[str]) -> 
     for seed, videos, traces in take_turns(run, args):
         for way, trace in traces.items():
             measurements.append(measurement(way, seed, videos, trace, compare_with))
-            _draw(trace, args.outdir / f"{way.replace(':', '_')}_seed{seed}")
+            _draw(trace, args.outdir, f"{way.replace(':', '_')}_seed{seed}")
     table = summarise(measurements, args.ways, compare_with)
     write_results(args, measurements, table)
     return table
@@ -99,11 +99,11 @@ def measurement(
     )
 
 
-def _draw(trace: Trace, stem: Path) -> None:
-    trace.save(stem.with_suffix(".trace.json"))
-    reuse_map(trace, stem.with_suffix(".reuse.png"))
+def _draw(trace: Trace, folder: Path, name: str) -> None:
+    trace.save(folder / f"{name}.trace.json")
+    reuse_map(trace, folder / f"{name}.reuse.png")
     if trace.has_distances:
-        distance_curves(trace, stem.with_suffix(".distances.png"))
+        distance_curves(trace, folder / f"{name}.distances.png")
 
 
 def summarise(measurements: list[Measurement], ways: Sequence[str], compare_with: Sequence[str]) -> str:
