@@ -35,7 +35,7 @@ from flowcache.command_line import (
 from flowcache.resume import ResumeFile
 from flowcache.tuning import Tuning
 from magi1.command_line import add_method_flags, make_sampler, split_overrides
-from magi1.config import FlowCacheOptions
+from magi1.config import RULES, FlowCacheOptions
 from magi1.config_files import parse_overrides
 from magi1.model_source import resolve_model
 from magi1.request import VideoRequest
@@ -43,9 +43,6 @@ from magi1.sampler import MagiSampler
 
 FOLDER = Path(__file__).resolve().parent
 DEFAULT_PROMPT = "a red circle moves right over a dark background"
-
-#: Options that say which steps are skipped.
-RULES = ("rel_l1_thresh", "interval", "tolerance", "plan")
 
 
 @dataclass(frozen=True)

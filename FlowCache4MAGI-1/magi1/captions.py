@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -192,10 +192,10 @@ def make_captions(
 
 
 def _open_tables(path: str | Path) -> np.lib.npyio.NpzFile:
-    tables = np.load(path)
-    if not isinstance(tables, np.lib.npyio.NpzFile):
-        raise ValueError("it is a single array and no npz archive")
-    return tables
+    with open(path, "rb") as file:
+        if not is_zipfile(file):
+            raise ValueError("it is no npz archive")
+    return np.load(path)
 
 
 def _check_table(name: str, table: Tensor, rows: int, channels: int | None) -> None:

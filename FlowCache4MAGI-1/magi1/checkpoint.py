@@ -162,7 +162,7 @@ def _read_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
             found[name] = path
     missing = sorted(shapes.keys() - found.keys())
     if missing:
-        raise ValueError(f"{folder} lacks {missing[0]} and {len(missing) - 1} other tensors.")
+        raise ValueError(f"{folder} lacks {missing[0]} ({len(missing)} missing in all).")
     tensors = {}
     for path in sorted(set(found.values())):
         with safe_open(path, framework="pt") as file:

@@ -54,7 +54,7 @@ def parse_overrides(rest: list[str]) -> dict[str, Any]:
     overrides, words = {}, iter(rest)
     for word in words:
         flag, equals, text = word.partition("=")
-        if not re.fullmatch(r"--\w+", flag):
+        if not re.fullmatch(r"--\w[\w-]*", flag):
             raise ValueError(f"arguments must be pairs of --key value, or --key=value, got {word!r}.")
         if not equals:
             text = next(words, "--")

@@ -164,7 +164,7 @@ def _why_official(
     load = config.runtime_config.load
     if model == "auto" and overrides.get("load"):
         return "load was given"
-    reachable = load and (Path(load).expanduser().is_dir() or HubFolder.parse(load))
+    reachable = _is_folder(load) or HubFolder.parse(load)
     if model == "auto" and device.type == "cuda" and reachable:
         return "CUDA device"
     return None
@@ -178,9 +178,14 @@ def _with_neighbours(config: MagiConfig, overrides: Mapping[str, Any]) -> MagiCo
     absent = {
         name: str(HubFolder(hub.repository, folder))
         for name, folder in _BESIDE.items()
-        if name not in overrides and not Path(getattr(config.runtime_config, name)).expanduser().is_dir()
+        if name not in overrides and not _is_folder(getattr(config.runtime_config, name))
     }
     return replace(config, runtime_config=replace(config.runtime_config, **absent))
+
+
+def _is_folder(name: str) -> bool:
+    """Whether a folder of that name is here; an empty name is none, and not the current one."""
+    return bool(name) and Path(name).expanduser().is_dir()
 
 
 def _fetched(config: MagiConfig, download: Download) -> MagiConfig:
@@ -204,6 +209,9 @@ def _check_folders(config: MagiConfig) -> None:
     """Refuse local folders that lack what is read first; those on the Hub are checked when they are here."""
     runtime = config.runtime_config
     on_hub = {name for name in ("load", *_BESIDE) if HubFolder.parse(getattr(runtime, name))}
+    for name in _BESIDE:
+        if not getattr(runtime, name):
+            raise ValueError(f"{name} must name a folder, here or on the Hub.")
     if "load" not in on_hub:
         weight_folder(runtime.load, config.engine_config)
     if "vae_pretrained" not in on_hub:

@@ -20,7 +20,6 @@ from flowcache.state import State
 
 from .captions import make_captions
 from .chunk_model import KVRange, MagiChunkModel, Sampling
-from .config import RuntimeSection
 from .request import VideoRequest
 from .schedule import Euler
 from .transformer import MagiTransformer3DModel
@@ -88,7 +87,7 @@ class MagiPipeline(DiffusionPipeline):
             caption = self._encode_prompt(request.prompt)
         with trace.timer("encode"):
             given = None if request.prefix is None else self._encode(request.prefix)
-            window = self._new_window(runtime, given)
+            window = self._new_window(request, given)
         schedule = StaircaseSchedule(len(window.chunks), runtime.num_steps, runtime.stride, window.num_given)
         denoiser = self._new_denoiser(request, caption, window, schedule)
         denoiser.trace = trace
@@ -189,12 +188,13 @@ class MagiPipeline(DiffusionPipeline):
         video = self.vae.decode(latents, still=False)
         return video[0].float().clamp(-1, 1)
 
-    def _new_window(self, runtime: RuntimeSection, given: Tensor | None) -> Window:
+    def _new_window(self, request: VideoRequest, given: Tensor | None) -> Window:
         """Noise for all frames, in whole chunks, behind those that are given."""
-        vae, num_given = self.vae.config, 0 if given is None else given.shape[1]
+        runtime, vae = request.config.runtime_config, self.vae.config
+        num_given = 0 if given is None else given.shape[1]
         frames = -(-runtime.num_frames // vae.patch_length)
         # An image is the first frame of the video; there has to be one behind it.
-        frames = max(frames, num_given + 1) if num_given == 1 else frames + num_given
+        frames = max(frames, num_given + 1) if request.shows_prefix else frames + num_given
         frames = -(-frames // runtime.chunk_width) * runtime.chunk_width
         size = (runtime.video_size_h // vae.patch_size, runtime.video_size_w // vae.patch_size)
         generator = torch.Generator().manual_seed(runtime.seed)

@@ -57,5 +57,5 @@ def load_text_encoder(t5_pretrained: str | Path) -> tuple[PreTrainedTokenizerBas
         raise ValueError(f"t5_pretrained: {folder} cannot be read: {reason}.") from error
     missing = sorted(report["missing_keys"])
     if missing:
-        raise ValueError(f"t5_pretrained: {folder} lacks {missing[0]} and {len(missing) - 1} other tensors.")
+        raise ValueError(f"t5_pretrained: {folder} lacks {missing[0]} ({len(missing)} missing in all).")
     return tokenizer, encoder.eval()

@@ -65,6 +65,19 @@ def test_local_paths_are_no_names(name, tmp_path, monkeypatch):
     assert HubFolder.parse(name) is None
 
 
+def test_folders_that_are_not_named_are_the_repositorys(config):
+    content = json.loads(config.read_text())
+    content["runtime_config"] |= {"vae_pretrained": "", "t5_pretrained": ""}
+    config.write_text(json.dumps(content))
+    runtime = resolve_model(config, {"load": LOAD}, "official", "cpu").config.runtime_config
+    assert (runtime.vae_pretrained, runtime.t5_pretrained) == (
+        f"{REPOSITORY}/ckpt/vae",
+        f"{REPOSITORY}/ckpt/t5",
+    )
+    with pytest.raises(ValueError, match="vae_pretrained must name a folder"):
+        resolve_model(config, {"load": LOAD, "vae_pretrained": ""}, "official", "cpu")
+
+
 def test_the_folders_of_the_official_repository_are_loaded(hub_cache, config):
     source = resolve_model(config, {"load": LOAD}, "official", "cpu")
     assert LOAD in source.reason

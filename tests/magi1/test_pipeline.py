@@ -67,7 +67,7 @@ def test_every_length(pipeline, num_frames, method):
 
 
 @pytest.mark.parametrize("distill", [True, False])
-@pytest.mark.parametrize("frames", [1, 8, 12])
+@pytest.mark.parametrize("frames", [1, 4, 8, 12])
 def test_prefixes(pipeline, distill, frames):
     prefix = torch.rand(3, frames, 32, 32) * 2 - 1
     options = FlowCacheOptions(rel_l1_thresh=0.2, warmup_steps=1)
