@@ -17,6 +17,7 @@ from tqdm import tqdm
 from flowcache import Trace
 from flowcache.environment import describe_environment
 from flowcache.files import write_atomically
+from flowcache.markdown import markdown_table
 from flowcache.metrics import psnr, ssim
 from flowcache.plots import distance_curves, reuse_map
 from flowcache.video import Frames, contact_sheet
@@ -112,7 +113,7 @@ def summarise(measurements: list[Measurement], ways: Sequence[str], compare_with
     by_run = {(m.way, m.seed): m for m in measurements}
     titles = ["way", "denoising s", "speed-up", "TFLOPs", "FLOPs ratio", "speed-up / FLOPs ratio"]
     titles += ["reuse ratio", *(f"PSNR, SSIM to {other}" for other in compare_with)]
-    lines = [row(titles), row(["---"] * len(titles))]
+    rows = []
     for way in ways:
         runs, bases = ([by_run[name, seed] for seed in seeds] for name in (way, ways[0]))
         pairs = list(zip(bases, runs, strict=True))
@@ -121,9 +122,9 @@ def summarise(measurements: list[Measurement], ways: Sequence[str], compare_with
         cells = [way, f"{median(r.denoise_seconds for r in runs):.2f}", f"{speed:.2f}"]
         cells += [f"{mean(r.flops['actual'] for r in runs) / 1e12:.3f}", f"{saved:.2f}"]
         cells += [f"{speed / saved:.2f}", f"{mean(r.reuse_ratio for r in runs):.2f}"]
-        lines.append(row(cells + [closeness(runs, other) for other in compare_with]))
+        rows.append(cells + [closeness(runs, other) for other in compare_with])
     splits = [_split(by_run[way, seeds[0]]) for way in ways]
-    return "\n".join(lines + [f"\n{split}" for split in splits if split])
+    return "\n".join([markdown_table(titles, rows), *(f"\n{split}" for split in splits if split)])
 
 
 def positive(text: str) -> int:
@@ -132,11 +133,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
-
-
-def row(cells: Sequence[str]) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
 
 
 def closeness(runs: Sequence[Measurement], other: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically, write_csv, write_json
+from ..markdown import markdown_table
 from .tables import Column, Row, Table
 
 NOTE = (
@@ -53,12 +54,12 @@ def _section(table: Table) -> str:
         "",
     ]
     shown = [column for column in table.columns if _is_known(table, column)]
-    lines += [_line(["method", *(column.title for column in shown)]), _line(["---"] * (len(shown) + 1))]
-    lines += [_line([row.title, *(_cell(row, column) for column in shown)]) for row in table.rows]
+    rows = [[row.title, *(_cell(row, column) for column in shown)] for row in table.rows]
+    lines.append(markdown_table(["method", *(column.title for column in shown)], rows))
     lines += ["", *(f"- {note}" for note in table.notes)]
     lines += [_why(title, reasons) for title, reasons in table.missing.items()]
     if table.has_split:
-        lines += ["", *_split_lines(table)]
+        lines += ["", "Fewer FLOPs, by what saves them:", "", _split_table(table)]
     return "\n".join(lines).replace("\n\n\n", "\n\n").strip()
 
 
@@ -68,16 +69,15 @@ def _why(title: str, reasons: Sequence[str]) -> str:
     return f"- {told}" if told.startswith(title) else f"- {title}: {told}"
 
 
-def _split_lines(table: Table) -> Iterable[str]:
+def _split_table(table: Table) -> str:
     """Where the FLOPs that a method saves come from."""
-    yield "Fewer FLOPs, by what saves them:"
-    yield ""
-    yield _line(["method", "live chunks only", "causal, with KV cache", "reuse", "together"])
-    yield _line(["---"] * 5)
+    rows = []
     for row in table.rows[1:]:
         parts = [row.split[key] for key in ("live_only", "causal", "reuse")]
         cells = [f"{part:.2f}x" for part in (*parts, parts[0] * parts[1] * parts[2])]
-        yield _line([row.title, *cells])
+        rows.append([row.title, *cells])
+    titles = ["method", "live chunks only", "causal, with KV cache", "reuse", "together"]
+    return markdown_table(titles, rows)
 
 
 def _is_known(table: Table, column: Column) -> bool:
@@ -110,7 +110,3 @@ def _flat(table: Table, row: Row) -> dict[str, Any]:
 def _short(commit: str) -> str:
     name, dash, dirty = commit.partition("-")
     return name[:7] + dash + dirty if len(name) == 40 else commit
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
