@@ -25,6 +25,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from tqdm import tqdm
 
 from flowcache import FlowCacheConfig
+from flowcache.command_line import Parser
 from flowcache.files import write_csv
 from flowcache.markdown import markdown_table
 from flowcache.metrics import psnr
@@ -128,9 +129,7 @@ def bench(args: argparse.Namespace) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--family", choices=FAMILIES, default="skyreels")
     parser.add_argument("--captions", type=positive, default=6)
     parser.add_argument("--steps", type=positive, help="denoising steps (default: 50; magi: 64)")

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowcache import Trace
-from flowcache.command_line import check_device
+from flowcache.command_line import Parser, check_device
 from flowcache.files import write_atomically, write_json
 from flowcache.markdown import markdown_table
 from flowcache.metrics import psnr
@@ -137,9 +137,7 @@ def summarise(rows: list[dict]) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_id", default="auto", help="as for generate_video_df.py")
     add("--num_frames", type=int, default=377)

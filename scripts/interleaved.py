@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from flowcache import Trace
+from flowcache.command_line import Parser, run_checked
 from flowcache.environment import describe_environment
 from flowcache.files import write_atomically
 from flowcache.markdown import markdown_table
@@ -155,25 +155,17 @@ def _split(run: Measurement) -> str:
 
 
 def main(parse: Callable[[], argparse.Namespace], bench: Callable[[argparse.Namespace], str]) -> None:
-    """Parse, measure and print the table; bad input ends in one sentence and code 2, a failure in 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    code = 2
-    try:
-        args = parse()
-        code = 1
-        table = bench(args)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(code)
-    print(table)
-    print(f"\nmeasurements, contact sheets, traces and pictures: {args.outdir}")
+    """Parse, measure and show the table; bad input ends in one sentence and code 2, a failure in 1."""
+
+    def run(args: argparse.Namespace) -> str:
+        return f"{bench(args)}\n\nmeasurements, contact sheets, traces and pictures: {args.outdir}"
+
+    sys.exit(run_checked(parse, run))
 
 
 def new_parser(description: str, ways: Sequence[str], outdir: Path) -> argparse.ArgumentParser:
     """The flags that all benchmarks share."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description)
     add = parser.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--ways", nargs="+", default=list(ways), help="ratios are to the first")

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from flowcache import Trace
-from flowcache.command_line import check_device
+from flowcache.command_line import Parser, check_device
 from flowcache.environment import describe_environment, peak_memory_bytes
 from flowcache.files import replaced_when_done, write_json
 from flowcache.markdown import markdown_table
@@ -191,9 +191,7 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model", choices=STREAMS, default="skyreels")
     add("--chunks", type=positive, nargs="+", default=[10, 40, 160], help="lengths of the videos")

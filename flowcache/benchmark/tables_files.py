@@ -12,8 +12,8 @@ from .tables import Column, Row, Table
 
 NOTE = (
     "In brackets: the paper's figures (arXiv 2602.10825, tables 1 and 2), of the official weights on its own "
-    "machine. Times and ratios are medians over the prompts, the rest means; latency is that of denoising; "
-    "LPIPS, SSIM and PSNR are to the videos of vanilla."
+    "machine. Latency is that of denoising; it, speed-up and FLOPs ratio are medians over the videos, peak "
+    "memory is the greatest, the rest are means. LPIPS, SSIM and PSNR are to the videos of vanilla."
 )
 CPU_NOTE = "Peak memory on a CPU is what the process holds, with the libraries and what earlier videos left."
 
@@ -30,7 +30,7 @@ def save_tables(tables: Sequence[Table], stem: Path, command: str | None) -> lis
     columns = {column.key: None for table in tables for column in table.columns}
     paper = [f"paper_{key}" for key in columns]
     split = ["split_live_only", "split_causal", "split_reuse"]
-    names = ["model", "weights", "prompts", "way", *columns, *paper, *split]
+    names = ["model", "weights", "prompts", "videos", "way", *columns, *paper, *split]
     write_csv(paths[1], names, [_flat(table, row) for table in tables for row in table.rows])
     write_json(paths[2], {"command": command, "tables": [table.as_dict() for table in tables]})
     return paths
@@ -46,6 +46,7 @@ def markdown(tables: Sequence[Table], command: str | None) -> str:
 
 def _section(table: Table) -> str:
     count = "1 prompt" if table.prompts == 1 else f"{table.prompts} prompts"
+    count += "" if table.videos == table.prompts else f", {table.videos} videos"
     lines = [
         f"### {table.model}",
         "",
@@ -100,7 +101,8 @@ def _plain(figure: str) -> str:
 
 def _flat(table: Table, row: Row) -> dict[str, Any]:
     """A row of the CSV."""
-    first = {"model": table.model, "weights": table.weights, "prompts": table.prompts, "way": row.way}
+    first = {"model": table.model, "weights": table.weights, "prompts": table.prompts}
+    first |= {"videos": table.videos, "way": row.way}
     paper = {f"paper_{key}": value for key, value in row.paper.items()}
     keys = [column.key for column in table.columns]
     split = {f"split_{key}": value for key, value in row.split.items()}
