@@ -25,7 +25,9 @@ from torch.nn.functional import avg_pool2d, interpolate
 from tqdm import tqdm
 
 from flowcache import FlowCacheConfig
+from flowcache.command_line import Parser
 from flowcache.files import write_csv
+from flowcache.markdown import markdown_table
 from flowcache.metrics import psnr
 from flowcache.reuse.forecast import Forecast, VelocityForecast
 from flowcache.video import to_uint8
@@ -116,21 +118,18 @@ def bench(args: argparse.Namespace) -> str:
                 frames = to_uint8(family.generate(caption, seed, cache).frames)
                 heights[name].append(psnr(frames, plain)[0])
                 progress.update()
-    table = sorted(
+    measured = sorted(
         ({"way": name, "computed": share, "psnr": median(heights[name])} for name, share, _ in rows),
         key=lambda row: row["computed"],
     )
     args.outdir.mkdir(parents=True, exist_ok=True)
-    write_csv(args.outdir / "moving_tokens.csv", list(table[0]), table)
-    lines = ["| way | token-steps computed | PSNR to no reuse |", "| --- | --- | --- |"]
-    lines += [f"| {row['way']} | {row['computed']:.2f} | {row['psnr']:.1f} dB |" for row in table]
-    return "\n".join(lines)
+    write_csv(args.outdir / "moving_tokens.csv", list(measured[0]), measured)
+    cells = [(row["way"], f"{row['computed']:.2f}", f"{row['psnr']:.1f} dB") for row in measured]
+    return markdown_table(("way", "token-steps computed", "PSNR to no reuse"), cells)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--family", choices=FAMILIES, default="skyreels")
     parser.add_argument("--captions", type=positive, default=6)
     parser.add_argument("--steps", type=positive, help="denoising steps (default: 50; magi: 64)")

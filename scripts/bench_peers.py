@@ -18,11 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 
-from interleaved import Measurement, closeness, main, measurement, new_parser, row, take_turns, write_results
+from interleaved import Measurement, closeness, main, measurement, new_parser, take_turns, write_results
 from peers import PeerRun, load_diffusers_pipeline, parse_cache, register_block
 
 from flowcache import Trace
 from flowcache.command_line import check_device
+from flowcache.markdown import markdown_table
 from flowcache.trace import StageTimer
 from flowcache.video import Frames, to_uint8
 from skyreels_v2 import METHODS, VideoSettings, load_pipeline, method_config, resolve_model
@@ -141,9 +142,9 @@ def bench(args: argparse.Namespace) -> str:
     measurements: list[Measurement] = []
     for seed, videos, traces in take_turns(runs.run, args):
         measurements += [measurement(way, seed, videos, trace, PLAIN) for way, trace in traces.items()]
-        table = summarise(measurements, {way: reasons[way] for way in asked})
-        write_results(args, measurements, f"{table}\n\n{versions()}")
-    return table
+        text = summarise(measurements, {way: reasons[way] for way in asked})
+        write_results(args, measurements, f"{text}\n\n{versions()}")
+    return text
 
 
 def summarise(measurements: Sequence[Measurement], reasons: Mapping[str, str | None]) -> str:
@@ -157,10 +158,10 @@ def summarise(measurements: Sequence[Measurement], reasons: Mapping[str, str | N
     by_run = {(m.way, m.seed): m for m in measurements}
     titles = ["way", "denoising s", "speed-up", "TFLOPs", "FLOPs ratio"]
     titles += [f"PSNR, SSIM to {plain}" for plain in PLAIN]
-    lines = [row(titles), row(["---"] * len(titles))]
+    rows = []
     for way, reason in reasons.items():
         if reason is not None:
-            lines.append(row([way, f"cannot run: {reason}", *[""] * (len(titles) - 2)]))
+            rows.append([way, f"cannot run: {reason}", *[""] * (len(titles) - 2)])
             continue
         runs = [by_run[way, seed] for seed in seeds]
         bases = [by_run.get(("vanilla" if is_ours(way) else "diffusers", seed)) for seed in seeds]
@@ -168,8 +169,8 @@ def summarise(measurements: Sequence[Measurement], reasons: Mapping[str, str | N
         cells += [_ratio(bases, runs, lambda r: r.denoise_seconds)]
         cells += [f"{mean(r.flops['actual'] for r in runs) / 1e12:.3f}"]
         cells += [_ratio(bases, runs, lambda r: r.flops["actual"])]
-        lines.append(row(cells + [closeness(runs, plain) for plain in PLAIN]))
-    return "\n".join(lines)
+        rows.append(cells + [closeness(runs, plain) for plain in PLAIN])
+    return markdown_table(titles, rows)
 
 
 def _ratio(bases: Sequence[Measurement | None], runs: Sequence[Measurement], of) -> str:

@@ -22,6 +22,7 @@ from small_models import FAMILIES, Family, held_out
 from tqdm import tqdm
 
 from flowcache import FlowCacheConfig
+from flowcache.command_line import Parser
 from flowcache.metrics import psnr, ssim
 from flowcache.video import Frames, to_uint8
 
@@ -123,9 +124,7 @@ def bench(args: argparse.Namespace) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--family", choices=FAMILIES, default="skyreels")
     add("--captions", type=positive, default=12, help="held-out captions to take (default: 12)")

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowcache import Trace
-from flowcache.command_line import check_device
+from flowcache.command_line import Parser, check_device
 from flowcache.files import write_atomically, write_json
+from flowcache.markdown import markdown_table
 from flowcache.metrics import psnr
 from flowcache.video import Frames, contact_sheet, to_uint8
 from skyreels_v2 import VideoSettings, load_pipeline, resolve_model
@@ -120,25 +121,23 @@ def bench(args: argparse.Namespace) -> str:
             rows.append({"way": way, "prompt": prompt} | constancy(videos[way], settings) | spent)
         contact_sheet(videos, args.outdir / f"prompt{index}.png", columns=16, scale=1.5)
     write_json(args.outdir / "compare_streaming.json", rows)
-    text = table(rows)
+    text = summarise(rows)
     write_atomically(args.outdir / "compare_streaming.md", f"{text}\n".encode())
     return text
 
 
-def table(rows: list[dict]) -> str:
+def summarise(rows: list[dict]) -> str:
     """A row for each way, means over the prompts."""
     names = [name for name in rows[0] if name not in ("way", "prompt")]
-    lines = [f"| way | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    cells = []
     for way in WAYS:
         means = [np.mean([row[name] for row in rows if row["way"] == way]) for name in names]
-        lines.append(f"| {way} | {' | '.join(f'{mean:.2f}' for mean in means)} |")
-    return "\n".join(lines)
+        cells.append([way, *(f"{mean:.2f}" for mean in means)])
+    return markdown_table(["way", *names], cells)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_id", default="auto", help="as for generate_video_df.py")
     add("--num_frames", type=int, default=377)

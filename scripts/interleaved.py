@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,8 +14,10 @@ import torch
 from tqdm import tqdm
 
 from flowcache import Trace
+from flowcache.command_line import Parser, run_checked
 from flowcache.environment import describe_environment
 from flowcache.files import write_atomically
+from flowcache.markdown import markdown_table
 from flowcache.metrics import psnr, ssim
 from flowcache.plots import distance_curves, reuse_map
 from flowcache.video import Frames, contact_sheet
@@ -112,7 +113,7 @@ def summarise(measurements: list[Measurement], ways: Sequence[str], compare_with
     by_run = {(m.way, m.seed): m for m in measurements}
     titles = ["way", "denoising s", "speed-up", "TFLOPs", "FLOPs ratio", "speed-up / FLOPs ratio"]
     titles += ["reuse ratio", *(f"PSNR, SSIM to {other}" for other in compare_with)]
-    lines = [row(titles), row(["---"] * len(titles))]
+    rows = []
     for way in ways:
         runs, bases = ([by_run[name, seed] for seed in seeds] for name in (way, ways[0]))
         pairs = list(zip(bases, runs, strict=True))
@@ -121,9 +122,9 @@ def summarise(measurements: list[Measurement], ways: Sequence[str], compare_with
         cells = [way, f"{median(r.denoise_seconds for r in runs):.2f}", f"{speed:.2f}"]
         cells += [f"{mean(r.flops['actual'] for r in runs) / 1e12:.3f}", f"{saved:.2f}"]
         cells += [f"{speed / saved:.2f}", f"{mean(r.reuse_ratio for r in runs):.2f}"]
-        lines.append(row(cells + [closeness(runs, other) for other in compare_with]))
+        rows.append(cells + [closeness(runs, other) for other in compare_with])
     splits = [_split(by_run[way, seeds[0]]) for way in ways]
-    return "\n".join(lines + [f"\n{split}" for split in splits if split])
+    return "\n".join([markdown_table(titles, rows), *(f"\n{split}" for split in splits if split)])
 
 
 def positive(text: str) -> int:
@@ -132,11 +133,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
-
-
-def row(cells: Sequence[str]) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
 
 
 def closeness(runs: Sequence[Measurement], other: str) -> str:
@@ -159,25 +155,17 @@ def _split(run: Measurement) -> str:
 
 
 def main(parse: Callable[[], argparse.Namespace], bench: Callable[[argparse.Namespace], str]) -> None:
-    """Parse, measure and print the table; bad input ends in one sentence and code 2, a failure in 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    code = 2
-    try:
-        args = parse()
-        code = 1
-        table = bench(args)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(code)
-    print(table)
-    print(f"\nmeasurements, contact sheets, traces and pictures: {args.outdir}")
+    """Parse, measure and show the table; bad input ends in one sentence and code 2, a failure in 1."""
+
+    def run(args: argparse.Namespace) -> str:
+        return f"{bench(args)}\n\nmeasurements, contact sheets, traces and pictures: {args.outdir}"
+
+    sys.exit(run_checked(parse, run))
 
 
 def new_parser(description: str, ways: Sequence[str], outdir: Path) -> argparse.ArgumentParser:
     """The flags that all benchmarks share."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description)
     add = parser.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--ways", nargs="+", default=list(ways), help="ratios are to the first")

@@ -26,9 +26,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from flowcache import Trace
-from flowcache.command_line import check_device
+from flowcache.command_line import Parser, check_device
 from flowcache.environment import describe_environment, peak_memory_bytes
 from flowcache.files import replaced_when_done, write_json
+from flowcache.markdown import markdown_table
 from flowcache.output import VideoPart
 from flowcache.plots import COMPUTED, REUSED
 from flowcache.video import VideoWriter, to_uint8
@@ -153,18 +154,18 @@ def bench(args: argparse.Namespace) -> str:
     }
     write_json(args.outdir / f"long_video_{args.model}.json", record)
     draw(measurements, args.outdir / f"long_video_{args.model}.png")
-    return table(measurements)
+    return summarise(measurements)
 
 
-def table(measurements: Sequence[Measurement]) -> str:
+def summarise(measurements: Sequence[Measurement]) -> str:
     """A row for each run."""
-    lines = ["| chunks | frames | cache | KV MiB | process MiB | s per chunk | last tenth / first tenth |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    titles = ("chunks", "frames", "cache", "KV MiB", "process MiB", "s per chunk", "last tenth / first tenth")
+    rows = []
     for m in measurements:
         slowdown = "" if m.slowdown is None else f"{m.slowdown:.2f}"
         cells = [m.chunks, m.frames, m.way, f"{m.kv_bytes / 2**20:.1f}", f"{m.process_bytes / 2**20:.0f}"]
-        lines.append(f"| {' | '.join(map(str, cells))} | {median(m.seconds):.2f} | {slowdown} |")
-    return "\n".join(lines)
+        rows.append([*cells, f"{median(m.seconds):.2f}", slowdown])
+    return markdown_table(titles, rows)
 
 
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
@@ -190,9 +191,7 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model", choices=STREAMS, default="skyreels")
     add("--chunks", type=positive, nargs="+", default=[10, 40, 160], help="lengths of the videos")

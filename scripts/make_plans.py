@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowcache import FlowCacheConfig
+from flowcache.command_line import Parser
 from flowcache.reuse.forecast import Forecast
 from flowcache.reuse.planning import PathRecorder, measure_amplification, plan_steps
 from flowcache.reuse.plans import Plans
@@ -83,9 +84,7 @@ def bench(args: argparse.Namespace) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--family", choices=FAMILIES, default="skyreels")
     parser.add_argument("--captions", type=positive, default=2, help="to calibrate on (default: 2)")
     parser.add_argument("--steps", type=positive, help="denoising steps (default: 50; magi: 64)")

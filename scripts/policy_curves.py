@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from flowcache.files import replaced_when_done, write_csv
+from flowcache.markdown import markdown_table
 
 #: Computed shares between which curves are averaged: about 4 to 2 times fewer chunk steps.
 SPAN = (0.25, 0.5)
@@ -106,20 +107,19 @@ def summary(curves: Sequence[Curve]) -> str:
     """A row for each curve: its area, and where it stands at the ends of the paper's own curve."""
     paper = next((curve for curve in curves if curve.name == PAPER), None)
     span = f"{SPAN[0]:.2f} to {SPAN[1]:.2f}"
-    lines = [f"| policy and forecast | mean dB, {span} computed | dB at .25 | dB at .33 | dB at .5 |"]
-    lines.append("| --- " * 5 + "|")
+    titles = ("policy and forecast", f"mean dB, {span} computed", "dB at .25", "dB at .33", "dB at .5")
+    rows = []
     for curve in sorted(curves, key=lambda c: -(c.area or 0.0)):
         cells = [curve.area, *(curve.psnr_at(share) for share in (0.25, 1 / 3, 0.5))]
-        lines.append(f"| {curve.name} | " + " | ".join(_cell(cell) for cell in cells) + " |")
-    if paper is None:
-        return "\n".join(lines)
-    return "\n".join([*lines, "", *_against(paper, curves)])
+        rows.append([curve.name, *map(_cell, cells)])
+    text = markdown_table(titles, rows)
+    return text if paper is None else f"{text}\n\n{_against(paper, curves)}"
 
 
-def _against(paper: Curve, curves: Sequence[Curve]) -> list[str]:
+def _against(paper: Curve, curves: Sequence[Curve]) -> str:
     """The gain over the paper's rule, at each of its points: dB at its compute, compute at its dB."""
-    lines = ["| the paper's rule at | computed | dB | best at this compute | least compute for these dB |"]
-    lines.append("| --- " * 5 + "|")
+    titles = ("the paper's rule at", "computed", "dB", "best at this compute", "least compute for these dB")
+    rows = []
     for knob, share, height in zip(paper.knobs, paper.computed, paper.psnr, strict=True):
         others = [c for c in curves if c is not paper]
         heights = [(h, c.name) for c in others if (h := c.psnr_at(share)) is not None]
@@ -128,18 +128,18 @@ def _against(paper: Curve, curves: Sequence[Curve]) -> list[str]:
         best, least = max(heights, default=None), min(shares, default=None)
         cells.append("" if best is None else f"{best[0]:.1f} dB ({best[1]})")
         cells.append("" if least is None else f"{least[0]:.2f}, {share / least[0]:.1f}x fewer ({least[1]})")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append(cells)
+    return markdown_table(titles, rows)
 
 
 def all_points(curves: Sequence[Curve]) -> str:
     """Every point: knob, share computed, FLOPs saved, dB, SSIM."""
-    lines = ["| policy and forecast | knob: computed, FLOPs saved, dB, SSIM |", "| --- | --- |"]
+    rows = []
     for c in curves:
         points = zip(c.knobs, c.computed, c.saved, c.psnr, c.ssim, strict=True)
         cells = [f"{k:g}: {x:.2f}, {s:.2f}x, {y:.1f}, {z:.3f}" for k, x, s, y, z in points]
-        lines.append(f"| {c.name} | {'; '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([c.name, "; ".join(cells)])
+    return markdown_table(("policy and forecast", "knob: computed, FLOPs saved, dB, SSIM"), rows)
 
 
 def draw(curves: Sequence[Curve], path: Path, family: str) -> None:

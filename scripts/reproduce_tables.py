@@ -112,14 +112,29 @@ def run(args: argparse.Namespace, outdir: Path, environment: Mapping[str, str]) 
     for name, command in sampling_commands(args, outdir).items():
         _call(name, command)
     reports = f"python -m flowcache.benchmark tables {shlex.quote(str(outdir))}"
+    if environment.get("RANK", "0") == "0":
+        told = shlex.join([*_started_as(environment), *sys.argv[1:]])
+        write_atomically(outdir / COMMAND_FILE, f"{told}\n".encode())
     if "WORLD_SIZE" in environment:
         return f"when all machines are done: {reports}"
-    told = shlex.join(["bash", "scripts/reproduce_tables.sh", *sys.argv[1:]])
-    write_atomically(outdir / COMMAND_FILE, f"{told}\n".encode())
     vbench = ["--environment", args.environment] if args.environment else []
     _call("tables", ["-m", "flowcache.benchmark", "tables", str(outdir), *vbench])
     _call("plot", ["-m", "flowcache.benchmark", "plot", str(outdir)])
     return f"again, without sampling: {reports}"
+
+
+def _started_as(environment: Mapping[str, str]) -> list[str]:
+    """The command without its flags."""
+    if "WORLD_SIZE" not in environment:
+        return ["bash", "scripts/reproduce_tables.sh"]
+    world = int(environment["WORLD_SIZE"])
+    local = int(environment.get("LOCAL_WORLD_SIZE", world))
+    return [
+        "torchrun",
+        f"--nnodes={world // local}",
+        f"--nproc_per_node={local}",
+        "scripts/reproduce_tables.py",
+    ]
 
 
 def _call(name: str, command: Sequence[str]) -> None:

@@ -71,7 +71,7 @@ class BeadSampler:
         frames[:, 8:16, 8:16] = 200
         with VideoWriter(path, 8) as writer:
             writer.write(frames)
-        return make_trace(self.way, SECONDS[self.way][SAMPLES.index(sample)], sample)
+        return make_trace(self.way, SECONDS[self.way][PROMPTS.index(sample.prompt)], sample)
 
 
 def make_turns(folder: Path, ways=("vanilla", "flowcache:paper_fast"), samples=SAMPLES, calls=None) -> Turns:

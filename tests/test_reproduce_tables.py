@@ -49,11 +49,14 @@ def test_tables_and_pictures_follow_and_the_command_is_kept(front, tmp_path, cap
     assert "tables out" in capsys.readouterr().out
 
 
-def test_one_of_many_machines_only_samples(front, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_one_of_many_machines_only_samples(front, monkeypatch, tmp_path, capsys):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
     assert front() == 0
     assert len(front.commands) == 2
     assert "when all machines are done: python -m flowcache.benchmark tables" in capsys.readouterr().out
+    command = (tmp_path / "outputs" / "tables_auto" / "command.txt").read_text()
+    assert command == "torchrun --nnodes=2 --nproc_per_node=2 scripts/reproduce_tables.py\n"
 
 
 def test_a_program_that_fails_ends_it(front, capsys):

@@ -174,7 +174,8 @@ def run_tables(args: argparse.Namespace, runs: Sequence[ModelRun]) -> str:
     for run in runs:
         measure_closeness(run, args.device, args.again)
         if args.environment is not None:
-            score_vbench(run, args.environment, args.python, torch.device(args.device).type)
+            kind = torch.device(args.device).type
+            score_vbench(run, args.environment, args.python, kind, args.again)
     papers, command = registered_models(), read_command(args.run_dir)
     tables = [build_table(run, papers) for run in runs]
     paths = save_tables(tables, args.output, command)

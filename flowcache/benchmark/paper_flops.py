@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 
+from ..markdown import markdown_table
+
 GROUP = "flowcache.paper_flops"
 PETA = 1e15
 
@@ -91,17 +93,13 @@ def registered_models(points: Iterable[EntryPoint] | None = None) -> list[PaperF
     return tables
 
 
-def markdown(table: PaperFlops) -> str:
+def markdown(paper: PaperFlops) -> str:
     """A heading and a table with a row for each method of the paper."""
     titles = ["method", "our vanilla, PFLOPs", "paper, PFLOPs", "paper to our vanilla"]
-    titles += [f"reused, of {running}" for running in table.counted]
-    lines = [f"{table.model}: {table.settings}", "", _row(titles), _row(["---"] * len(titles))]
-    for method, pflops in table.stated.items():
-        shares = [table.reused_share(method, running) for running in table.counted]
-        cells = [method, f"{table.vanilla:.2f}", f"{pflops:g}", f"{100 * table.difference(method):+.1f} %"]
-        lines.append(_row(cells + ["" if share is None else f"{share:.2f}" for share in shares]))
-    return "\n".join(lines)
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    titles += [f"reused, of {running}" for running in paper.counted]
+    rows = []
+    for method, pflops in paper.stated.items():
+        shares = [paper.reused_share(method, running) for running in paper.counted]
+        cells = [method, f"{paper.vanilla:.2f}", f"{pflops:g}", f"{100 * paper.difference(method):+.1f} %"]
+        rows.append(cells + ["" if share is None else f"{share:.2f}" for share in shares])
+    return f"{paper.model}: {paper.settings}\n\n{markdown_table(titles, rows)}"

@@ -49,11 +49,11 @@ class WayRun:
 
     def closeness(self, reference: str) -> dict[str, Any] | None:
         """The comparison with another way's videos; None: not measured."""
-        return _read_json(self.closeness_stem(reference).with_suffix(".json"))
+        return _read_report(self.closeness_stem(reference).with_suffix(".json"), ("missing", "videos"))
 
     def vbench(self) -> dict[str, Any] | None:
         """VBench's scores; None: not scored."""
-        return _read_json(self.folder / "vbench.json")
+        return _read_report(self.folder / "vbench.json", ("mean", "totals"))
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,12 @@ def find_model_runs(run_dir: Path) -> list[ModelRun]:
     Raises:
         ValueError: there is none.
     """
+    if not run_dir.is_dir():
+        raise ValueError(f"run_dir {run_dir} is no folder.")
     folders = model_folders(run_dir)
     if not folders:
         raise ValueError(
-            f"run_dir {run_dir} holds no {WAYS_FILE}; give one that "
+            f"run_dir {run_dir} holds no {WAYS_FILE}; give a folder that "
             "scripts/reproduce_tables.sh, or sample_video.py --ways, has written."
         )
     runs, reasons = [], []
@@ -139,6 +141,8 @@ def read_command(run_dir: Path) -> str | None:
 def _read_model(folder: Path) -> ModelRun:
     content = read_ways(folder)
     model, settings, names = content["model"], content["settings"], content["ways"]
+    if not names:
+        raise _Unfinished(f"{folder / WAYS_FILE} names no way; run it again.")
     found = [_read_way(way, folder / folder_of(way)) for way in names]
     ways = [way for way in found if way.records]
     absent = [way.way for way in found if not way.records]
@@ -152,13 +156,21 @@ def _read_model(folder: Path) -> ModelRun:
 
 
 def _read_way(way: str, folder: Path) -> WayRun:
-    return WayRun(way, folder, Manifest(folder / "manifest.jsonl").records())
+    path = folder / "manifest.jsonl"
+    records = Manifest(path).records()
+    for name, record in records.items():
+        absent = [key for key in ("prompt", "file", "trace", "started", "environment") if key not in record]
+        if absent:
+            raise ValueError(f"{path} names no {absent[0]} of {name}; remove its line, and run it again.")
+    return WayRun(way, folder, records)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_report(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
+    """A report that has these keys, each with a dictionary; None: there is no such file."""
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        report = json.loads(path.read_text())
+        return report | {key: dict(report[key]) for key in keys}
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read; remove it to have it made again.") from error

@@ -29,20 +29,21 @@ def measure_closeness(run: ModelRun, device: str, again: bool = False) -> None:
                 measure(*folders, METRICS, device).save(way.closeness_stem(reference.way))
 
 
-def score_vbench(run: ModelRun, environment: Path, base: str, device: str) -> None:
-    """Score every way's videos that have no scores, in VBench's own environment.
+def score_vbench(run: ModelRun, environment: Path, base: str, device: str, again: bool = False) -> None:
+    """Score every way's videos in VBench's own environment, where some came after the last scores.
 
     Args:
         run: whose videos to score.
         environment: of VBench; made if need be.
         base: the Python to make it with.
         device: ``cuda`` or ``cpu``.
+        again: also what is scored already.
 
     Raises:
         OSError: the environment could not be made ready.
     """
     for way in run.ways:
-        if way.vbench() is None:
+        if again or not _is_scored(run, way):
             python = prepare_environment(environment, base)
             videos, results = (way.folder / "videos").absolute(), way.folder / "vbench_results"
             info = package_full_info(python).absolute()
@@ -52,3 +53,10 @@ def score_vbench(run: ModelRun, environment: Path, base: str, device: str) -> No
 def _is_measured(run: ModelRun, way: WayRun, reference: WayRun) -> bool:
     report = way.closeness(reference.way)
     return report is not None and all(way.video(name).name in report["videos"] for name in run.names)
+
+
+def _is_scored(run: ModelRun, way: WayRun) -> bool:
+    report = way.vbench()
+    return report is not None and {way.video(name).name for name in run.names} <= set(
+        report.get("looked_at", ())
+    )

@@ -78,10 +78,11 @@ class Table:
         model: its name, as in the paper.
         weights: what was loaded.
         settings: what all videos share, in words.
-        prompts: that all ways have made.
+        prompts: that all ways have made videos of.
+        videos: of each way.
         rows: a way each.
         columns: those of ``COLUMNS``, and closeness to other references.
-        missing: why a column has no figure, by title, for each reason the ways that it holds for.
+        missing: why a column has no figure, by title; each reason once.
         notes: what else is to be known.
         commits, hardware, dates: of the videos.
     """
@@ -90,6 +91,7 @@ class Table:
     weights: str
     settings: str
     prompts: int
+    videos: int
     rows: Sequence[Row]
     columns: Sequence[Column]
     missing: Mapping[str, Sequence[str]]
@@ -145,7 +147,8 @@ def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
         model=run.model,
         weights=_weights(base[0]),
         settings=run.settings,
-        prompts=len(run.names),
+        prompts=len({run.ways[0].records[name]["prompt"] for name in run.names}),
+        videos=len(run.names),
         rows=rows,
         columns=columns,
         missing={
@@ -188,7 +191,7 @@ def _ratio(base: Sequence[Trace], traces: Sequence[Trace], amount: Any) -> float
 def _speedup(
     run: ModelRun, way: WayRun, base: Sequence[Trace], traces: Sequence[Trace], reasons: _Reasons
 ) -> float | None:
-    """Median over the prompts whose videos both were made on the same kind of machine."""
+    """Median over the samples whose videos both were made on the same kind of machine."""
     like = [
         index
         for index, name in enumerate(run.names)
@@ -203,10 +206,13 @@ def _speedup(
 def _closeness(
     run: ModelRun, way: WayRun, reference: WayRun, metric: str, suffix: str, reasons: _Reasons
 ) -> float | None:
-    """Mean over the prompts."""
+    """Mean over the videos."""
+    column = metric + suffix
     if way is reference:
+        if len(run.ways) == 1:
+            reasons.add(column, f"only {way.way} was run")
         return None
-    report, column = way.closeness(reference.way), metric + suffix
+    report = way.closeness(reference.way)
     if report is None:
         reasons.add(column, "not measured")
         return None
@@ -262,7 +268,7 @@ def _split(traces: Sequence[Trace]) -> dict[str, float]:
 def _notes(run: ModelRun) -> list[str]:
     notes = [f"{way}: not run so far" for way in run.absent]
     if run.unfinished:
-        notes.append(f"{run.unfinished} prompts that not all ways have made so far are left out")
+        notes.append(f"{run.unfinished} videos that not all ways have made so far are left out")
     return notes
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically, write_csv, write_json
+from ..markdown import markdown_table
 from .tables import Column, Row, Table
 
 NOTE = (
     "In brackets: the paper's figures (arXiv 2602.10825, tables 1 and 2), of the official weights on its own "
-    "machine. Times and ratios are medians over the prompts, the rest means; latency is that of denoising; "
-    "LPIPS, SSIM and PSNR are to the videos of vanilla."
+    "machine. Latency is that of denoising; it, speed-up and FLOPs ratio are medians over the videos, peak "
+    "memory is the greatest, the rest are means. LPIPS, SSIM and PSNR are to the videos of vanilla."
 )
 CPU_NOTE = "Peak memory on a CPU is what the process holds, with the libraries and what earlier videos left."
 
@@ -29,7 +30,7 @@ def save_tables(tables: Sequence[Table], stem: Path, command: str | None) -> lis
     columns = {column.key: None for table in tables for column in table.columns}
     paper = [f"paper_{key}" for key in columns]
     split = ["split_live_only", "split_causal", "split_reuse"]
-    names = ["model", "weights", "prompts", "way", *columns, *paper, *split]
+    names = ["model", "weights", "prompts", "videos", "way", *columns, *paper, *split]
     write_csv(paths[1], names, [_flat(table, row) for table in tables for row in table.rows])
     write_json(paths[2], {"command": command, "tables": [table.as_dict() for table in tables]})
     return paths
@@ -45,6 +46,7 @@ def markdown(tables: Sequence[Table], command: str | None) -> str:
 
 def _section(table: Table) -> str:
     count = "1 prompt" if table.prompts == 1 else f"{table.prompts} prompts"
+    count += "" if table.videos == table.prompts else f", {table.videos} videos"
     lines = [
         f"### {table.model}",
         "",
@@ -53,12 +55,12 @@ def _section(table: Table) -> str:
         "",
     ]
     shown = [column for column in table.columns if _is_known(table, column)]
-    lines += [_line(["method", *(column.title for column in shown)]), _line(["---"] * (len(shown) + 1))]
-    lines += [_line([row.title, *(_cell(row, column) for column in shown)]) for row in table.rows]
+    rows = [[row.title, *(_cell(row, column) for column in shown)] for row in table.rows]
+    lines.append(markdown_table(["method", *(column.title for column in shown)], rows))
     lines += ["", *(f"- {note}" for note in table.notes)]
     lines += [_why(title, reasons) for title, reasons in table.missing.items()]
     if table.has_split:
-        lines += ["", *_split_lines(table)]
+        lines += ["", "Fewer FLOPs, by what saves them:", "", _split_table(table)]
     return "\n".join(lines).replace("\n\n\n", "\n\n").strip()
 
 
@@ -68,16 +70,15 @@ def _why(title: str, reasons: Sequence[str]) -> str:
     return f"- {told}" if told.startswith(title) else f"- {title}: {told}"
 
 
-def _split_lines(table: Table) -> Iterable[str]:
+def _split_table(table: Table) -> str:
     """Where the FLOPs that a method saves come from."""
-    yield "Fewer FLOPs, by what saves them:"
-    yield ""
-    yield _line(["method", "live chunks only", "causal, with KV cache", "reuse", "together"])
-    yield _line(["---"] * 5)
+    rows = []
     for row in table.rows[1:]:
         parts = [row.split[key] for key in ("live_only", "causal", "reuse")]
         cells = [f"{part:.2f}x" for part in (*parts, parts[0] * parts[1] * parts[2])]
-        yield _line([row.title, *cells])
+        rows.append([row.title, *cells])
+    titles = ["method", "live chunks only", "causal, with KV cache", "reuse", "together"]
+    return markdown_table(titles, rows)
 
 
 def _is_known(table: Table, column: Column) -> bool:
@@ -100,7 +101,8 @@ def _plain(figure: str) -> str:
 
 def _flat(table: Table, row: Row) -> dict[str, Any]:
     """A row of the CSV."""
-    first = {"model": table.model, "weights": table.weights, "prompts": table.prompts, "way": row.way}
+    first = {"model": table.model, "weights": table.weights, "prompts": table.prompts}
+    first |= {"videos": table.videos, "way": row.way}
     paper = {f"paper_{key}": value for key, value in row.paper.items()}
     keys = [column.key for column in table.columns]
     split = {f"split_{key}": value for key, value in row.split.items()}
@@ -110,7 +112,3 @@ def _flat(table: Table, row: Row) -> dict[str, Any]:
 def _short(commit: str) -> str:
     name, dash, dirty = commit.partition("-")
     return name[:7] + dash + dirty if len(name) == 40 else commit
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

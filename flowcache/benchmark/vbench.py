@@ -61,6 +61,7 @@ class VBenchReport:
         by_video: of each video, by its file name and dimension.
         missing: why a dimension has no score.
         absent: videos that VBench looks for in vain, by dimension.
+        looked_at: names of all videos that were in the folder.
     """
 
     videos: Path
@@ -69,6 +70,7 @@ class VBenchReport:
     by_video: dict[str, dict[str, float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     absent: dict[str, int] = field(default_factory=dict)
+    looked_at: list[str] = field(default_factory=list)
 
     def totals(self) -> dict[str, float | None]:
         """``quality``, ``semantic`` and ``total``, 0 to 100; None where a dimension of it is missing."""
@@ -88,6 +90,7 @@ class VBenchReport:
             "mean": {name: self.scores.get(name) for name in self.dimensions},
             "missing": self.missing,
             "absent_videos": self.absent,
+            "looked_at": self.looked_at,
             "totals": self.totals(),
             "videos": self.by_video,
         }
@@ -186,6 +189,7 @@ def score(
     """
     prompts, report = read_full_info(full_info), VBenchReport(videos, dimensions)
     names = {path.name for path in videos.iterdir()}
+    report.looked_at = sorted(names)
     results.mkdir(parents=True, exist_ok=True)
     for dimension in dimensions:
         wanted = [f"{p}-{i}.mp4" for p in prompts.get(dimension, ()) for i in range(SAMPLES)]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..command_line import Parser, run_checked, writable_folder
+from ..command_line import Parser, check_device, run_checked, writable_folder
 from .compare import METRICS, Pairing, check_alike, pair_up
 from .report import measure
 
@@ -38,10 +38,7 @@ def prepare(args: argparse.Namespace) -> Pairing:
     Raises:
         ValueError: one sentence that names the argument.
     """
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {args.device} is not available here.") from error
+    check_device(args.device)
     pairing = pair_up(args.original_video, args.generated_video)
     for original, generated in pairing.pairs.values():
         check_alike(original, generated)

@@ -128,7 +128,7 @@ def bad_input(tmp_path):
         "generated_video: broken.mp4 cannot be read as a video": (good, "broken.mp4"),
         "has 3 frames, but original_video": (good, save(tmp_path / "short.mp4", frames=3)),
         "has 24 columns, but original_video": (good, save(tmp_path / "narrow.mp4", size=(32, 24))),
-        "device tpu is not available": (good, good, "--device", "tpu"),
+        "device must be cpu or cuda": (good, good, "--device", "tpu"),
         "output /proc/nowhere cannot be written to": (good, good, "--output", "/proc/nowhere/a"),
         "argument --metrics": (good, good, "--metrics", "beauty"),
     }

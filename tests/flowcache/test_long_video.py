@@ -32,7 +32,7 @@ def test_slowdown_leaves_out_the_chunks_that_run_alone(script):
 
 def test_table_and_picture(script, tmp_path):
     runs = [measurement(script, [1.0] * n, way) for way in script.WAYS for n in (9, 39)]
-    assert "| 40 | 100 | plain | 1.0 | 512 | 1.00 | 1.00 |" in script.table(runs).splitlines()
+    assert "| 40 | 100 | plain | 1.0 | 512 | 1.00 | 1.00 |" in script.summarise(runs).splitlines()
     script.draw(runs, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
 

@@ -3,15 +3,18 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from synthetic_run import PROMPTS, SAMPLES, make_run, make_turns
 
 from flowcache.benchmark import __main__ as program
+from flowcache.benchmark import run_reports
 from flowcache.benchmark.paper_flops import PETA, PaperFlops, PaperRow
 from flowcache.benchmark.run_folder import find_model_runs
 from flowcache.benchmark.tables import build_table
 from flowcache.benchmark.tables_files import markdown
+from flowcache.benchmark.vbench import VBenchReport
 
 PAPER = PaperFlops(
     model="Abacus",
@@ -99,6 +102,40 @@ def test_columns_that_could_not_be_measured_say_why(run):
     assert "\n- LPIPS needs torchvision; not measured" in markdown([table], None)
 
 
+def test_a_single_way_says_why_it_is_close_to_none(tmp_path):
+    table = table_of(make_run(tmp_path, ("vanilla",)))
+    assert table.missing["PSNR, dB"] == table.missing["LPIPS"] == ["only vanilla was run"]
+
+
+def test_several_videos_of_a_prompt_are_counted_as_such(tmp_path):
+    table = table_of(make_run(tmp_path, samples=[SAMPLES[0], replace(SAMPLES[0], name="a red circle-1")]))
+    assert (table.prompts, table.videos) == (1, 2)
+    assert "; 1 prompt, 2 videos. " in markdown([table], None)
+
+
+def test_vbench_scores_again_what_was_added_since(run, monkeypatch):
+    scored = []
+
+    def score(python, videos, *_):
+        scored.append(videos.parent.name)
+        return VBenchReport(videos, (), looked_at=[path.name for path in videos.iterdir()])
+
+    monkeypatch.setattr(run_reports, "prepare_environment", lambda *_: "python")
+    monkeypatch.setattr(run_reports, "package_full_info", lambda _: run)
+    monkeypatch.setattr(run_reports, "score", score)
+
+    def score_all(again=False):
+        scored.clear()
+        run_reports.score_vbench(find_model_runs(run)[0], run, "python", "cpu", again)
+        return scored
+
+    ways = ["vanilla", "causal", "flowcache_paper_fast"]
+    assert score_all() == ways and score_all() == []
+    path = run / "abacus" / "causal" / "vbench.json"
+    path.write_text(path.read_text().replace(PROMPTS[0], "another"))
+    assert score_all() == ["causal"] and score_all(again=True) == ways
+
+
 def test_scores_of_vbench_are_taken_in(run):
     for way in ("vanilla", "causal", "flowcache_paper_fast"):
         scores = {"mean": {}, "totals": {"total": 81.5}}
@@ -113,7 +150,7 @@ def test_a_run_that_was_interrupted_gives_a_table_of_what_is_whole(tmp_path):
     late.run()
     table = table_of(tmp_path)
     assert table.prompts == 1
-    assert table.notes == ["1 prompts that not all ways have made so far are left out"]
+    assert table.notes == ["1 videos that not all ways have made so far are left out"]
 
 
 def test_a_model_that_was_only_begun_does_not_keep_the_others_from_their_tables(run, caplog):
@@ -143,6 +180,24 @@ def _lose_way(run):
     (run / "abacus" / "vanilla" / "manifest.jsonl").unlink()
 
 
+def _forget_trace(run):
+    record = {"name": f"{PROMPTS[0]}-0", "prompt": PROMPTS[0], "file": "videos/a.mp4"}
+    (run / "abacus" / "causal" / "manifest.jsonl").write_text(f"{json.dumps(record)}\n")
+
+
+def _break_closeness(run):
+    (run / "abacus" / "causal" / "closeness_to_vanilla.json").write_text("[]")
+
+
+def _break_scores(run):
+    (run / "abacus" / "causal" / "vbench.json").write_text("{}")
+
+
+def _name_no_way(run):
+    content = {"model": "Abacus", "settings": "beads", "ways": []}
+    (run / "abacus" / "ways.json").write_text(json.dumps(content))
+
+
 def _lose_all(run):
     shutil.rmtree(run / "abacus")
 
@@ -153,6 +208,10 @@ def _lose_all(run):
         (_lose_trace, "cannot be read as a trace"),
         (_break_ways, "cannot be read as a list of ways"),
         (_lose_way, "holds no video that was made in all of"),
+        (_forget_trace, "manifest.jsonl names no trace of a red circle-0"),
+        (_break_closeness, "closeness_to_vanilla.json cannot be read; remove it"),
+        (_break_scores, "vbench.json cannot be read; remove it"),
+        (_name_no_way, "ways.json names no way"),
         (_lose_all, "holds no ways.json"),
     ],
 )
