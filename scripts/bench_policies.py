@@ -60,9 +60,10 @@ def curves_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
         controlled = replace(ours, policy="error_controlled", forecast=forecast)
         curves[f"error-controlled, {name}"] = {x: replace(controlled, tolerance=x) for x in TOLERANCES}
     if family.plans is not None:
-        planned = replace(ours, policy="planned", forecast=family.plans.forecast)
+        forecast = family.plans.forecast
         curves["planned, line"] = {
-            len(steps): replace(planned, computed_steps=steps) for steps in family.plans.steps
+            len(steps): replace(ours, policy="planned", forecast=forecast, computed_steps=steps)
+            for steps in family.plans.steps
         }
     return curves
 
