@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
+
+import torch
+from small_models import MAGI_CONFIG
+from torch import Tensor
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.output import VideoPart
+from flowcache.video import Frames, to_uint8
 from magi1 import model_source as magi_source
 from magi1.config import FRAMES, FlowCacheOptions
 from magi1.methods import method_config as magi_method_config
 from magi1.request import VideoRequest
-from skyreels_v2 import load_pipeline, resolve_model
+from skyreels_v2 import FlowCacheSkyReelsV2Pipeline, load_pipeline, resolve_model
+from skyreels_v2.codec import VideoCodec
+from skyreels_v2.settings import pixel_frames
+from skyreels_v2.windows import WindowPlan
 
-MAGI_CONFIG = Path(__file__).resolve().parents[1] / "FlowCache4MAGI-1/config/single_run/4.5B_distill.json"
 PROMPT = "a red circle moves right over a dark background"
 #: Chunks that are live at once: a chunk starts when the one before it has made one step in four.
 LIVE = 4
@@ -50,6 +57,21 @@ class ChunkVideos(Protocol):
         """Make a video; gives each chunk's frames when they are clean."""
         ...
 
+    def last_frames(self, cache: FlowCacheConfig, trace: Trace, prompt: str, seed: int) -> Frames:
+        """Make a video; the frames of its last ``LIVE`` chunks, ``[frames, height, width, 3]``."""
+        ...
+
+
+class Undecoded(FlowCacheSkyReelsV2Pipeline):
+    """Streams latents and leaves the frames out: decoding takes longer than making them in few steps."""
+
+    def _decoded(
+        self, plan: WindowPlan, clean: Iterable[Tensor], trace: Trace
+    ) -> Iterator[tuple[Tensor, VideoPart]]:
+        for latents in clean:
+            none = latents.new_empty(3, 0, 0, 0)
+            yield none, VideoPart(none, latents.clone())
+
 
 class SkyReelsVideos:
     """Implements ``ChunkVideos``: streamed videos of SkyReels-V2.
@@ -69,7 +91,10 @@ class SkyReelsVideos:
             ar_step=steps // LIVE,
         )
         self._pipeline = load_pipeline(self._source, device)
-        self._pipeline.set_progress_bar_config(disable=True)
+        self._undecoded = Undecoded(**self._pipeline.components)
+        self._undecoded.default_negative_prompt = self._pipeline.default_negative_prompt
+        for pipeline in (self._pipeline, self._undecoded):
+            pipeline.set_progress_bar_config(disable=True)
 
     def cache(self, preset: str, budget: int | None = None, bits: int | None = None) -> FlowCacheConfig:
         limit = {"kvrange": self._chunks} if budget is None else {"budget_block": budget}
@@ -82,6 +107,15 @@ class SkyReelsVideos:
     ) -> Iterator[VideoPart]:
         settings = replace(self._settings, seed=seed)
         return self._pipeline.stream(prompt, settings=settings, cache=cache, trace=trace)
+
+    def last_frames(self, cache: FlowCacheConfig, trace: Trace, prompt: str, seed: int) -> Frames:
+        settings = replace(self._settings, seed=seed)
+        parts = self._undecoded.stream(prompt, settings=settings, cache=cache, trace=trace)
+        # The decoder looks back; what it makes of the chunk before is thrown away.
+        first, *last = (part.latents for part in deque(parts, maxlen=LIVE + 1))
+        with torch.no_grad():
+            frames = VideoCodec(self._pipeline.vae).decode(torch.cat([first, *last], dim=1))
+        return to_uint8(frames[:, pixel_frames(first.shape[1]) :])
 
 
 class MagiVideos:
@@ -115,6 +149,10 @@ class MagiVideos:
     ) -> Iterator[VideoPart]:
         config = replace(self._config, runtime_config=replace(self._config.runtime_config, seed=seed))
         return self._pipeline.stream(VideoRequest(prompt=prompt, config=config, cache=cache), trace)
+
+    def last_frames(self, cache: FlowCacheConfig, trace: Trace, prompt: str, seed: int) -> Frames:
+        parts = deque(self.stream(cache, trace, prompt, seed), maxlen=LIVE)
+        return to_uint8(torch.cat([part.frames for part in parts], dim=1))
 
 
 MODELS: dict[str, type[ChunkVideos]] = {"skyreels": SkyReelsVideos, "magi": MagiVideos}

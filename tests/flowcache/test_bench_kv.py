@@ -6,12 +6,11 @@ import csv
 import importlib.util
 import sys
 
+import numpy as np
 import pytest
-import torch
 from reference import ROOT
 
 from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
-from flowcache.output import VideoPart
 from flowcache.trace import WindowRecord
 
 CHUNKS = 11
@@ -41,15 +40,17 @@ class FakeVideos:
         compression = None if budget is None else KVCompressionConfig(budget=budget)
         return FlowCacheConfig(compression=compression, storage=KVStorageConfig.of(bits, offload=False))
 
-    def stream(self, cache, trace, prompt="", seed=0):
+    def stream(self, cache, trace):
+        yield from range(self.chunks)
+
+    def last_frames(self, cache, trace, prompt, seed):
         kept = cache.compression
         apart = 0 if kept is None else 0.1 / kept.budget + 0.02 * (kept.scorer == "paper")
         apart += 0.01 if cache.storage else 0
         trace.begin_window(WindowRecord(4, 1, 0, [1] * self.chunks, 2**20 * (kept.budget if kept else 10)))
         trace.seconds |= {"denoise": 2.0} | ({"compress": 0.1} if kept else {})
-        for chunk in range(self.chunks):
-            yield VideoPart(torch.full((3, 1, 16, 16), apart * (chunk > 6)), torch.zeros(1, 1, 1, 1))
         self.made.append(prompt)
+        return np.full((4, 16, 16, 3), round(255 * apart), np.uint8)
 
 
 def bench(script, monkeypatch, outdir, captions=1):
@@ -73,13 +74,13 @@ def test_an_interrupted_measurement_goes_on(script, monkeypatch, tmp_path):
 
 def test_what_is_written(script, monkeypatch, tmp_path):
     text = bench(script, monkeypatch, tmp_path, captions=2)
-    # 5 of 255 grey levels
-    assert "| 4 | 4.00 | 34.2 dB, " in text
-    assert "budget 4: the paper's score (34.2 dB) does not beat the best control" in text
+    # 14 of 255 grey levels
+    assert "| 3 | 3.00 | 25.2 dB, " in text
+    assert "budget 3: the paper's score (25.2 dB) does not beat the best control" in text
     assert (tmp_path / "kv_fake.md").read_text().strip() == text
     rows = list(csv.DictReader((tmp_path / "kv_fake.csv").open()))
-    kept = next(row for row in rows if row["budget"] == "4" and row["scorer"] == "random")
-    assert (kept["captions"], kept["kv_bytes"], kept["compress"]) == ("2", str(4 * 2**20), "0.05")
+    kept = next(row for row in rows if row["budget"] == "3" and row["scorer"] == "random")
+    assert (kept["captions"], kept["kv_bytes"], kept["compress"]) == ("2", str(3 * 2**20), "0.05")
     assert float(kept["psnr_least"]) == float(kept["psnr_most"]) == pytest.approx(float(kept["psnr"]))
     for name in ("kv_fake.json", "kv_fake.png", "fake_none_caption0.png", "fake_fast_caption1.png"):
         assert (tmp_path / name).stat().st_size > 1000
