@@ -122,7 +122,7 @@ def summarise(measurements: Sequence[Measurement]) -> str:
 
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
     """Save a PNG: memory over the length of the video, and the time of each chunk of the longest."""
-    figure = Figure(figsize=(11, 3.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
     keys, process, clock = figure.subplots(1, 3)
     for way, colour in WAYS.items():
         runs = sorted((m for m in measurements if m.way == way), key=lambda m: m.chunks)
