@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.benchmark.sample_folder import Manifest
-from flowcache.command_line import check_device
+from flowcache.command_line import Parser, check_device
 from flowcache.environment import describe_environment, repository_commit
 from flowcache.files import replaced_when_done, write_atomically, write_csv, write_json
 from flowcache.kv.scorers import SCORERS
+from flowcache.markdown import markdown_table
 from flowcache.metrics import psnr, ssim
 from flowcache.video import Frames, contact_sheet
 
@@ -236,7 +237,7 @@ def table(rows: Sequence[Mapping[str, Any]], axis: tuple[str, ...]) -> str:
     titles = [*axis, "KV MiB"]
     for preset in PRESETS:
         titles += [f"{preset}: PSNR, SSIM", "time", "of it compression"]
-    lines = [f"| {' | '.join(titles)} |", f"| {' | '.join(['---'] * len(titles))} |"]
+    lines = []
     for variant in AXES[axis]:
         values = [getattr(variant, name) for name in axis]
         cells = ["all" if value is None else str(value) for value in values]
@@ -245,14 +246,13 @@ def table(rows: Sequence[Mapping[str, Any]], axis: tuple[str, ...]) -> str:
             row = _find(rows, preset, variant)
             cells.append("" if row["psnr"] is None else f"{row['psnr']:.1f} dB, {row['ssim']:.3f}")
             cells += [f"{row['time']:.2f}", f"{row['compress']:.1%}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(titles, lines)
 
 
 def verdict(results: Mapping[Run, Result]) -> str:
     """Markdown: how the paper's score stands against each other one, run by run, and whether it wins."""
-    lines = ["| the paper's score against | closer in | by, mean |", "| --- | --- | --- |"]
-    beaten = True
+    lines, beaten = [], True
     for name in (name for name in SCORERS if name != "paper"):
         gains = [
             results[replace(run, variant=replace(run.variant, scorer="paper"))].psnr - result.psnr
@@ -261,9 +261,10 @@ def verdict(results: Mapping[Run, Result]) -> str:
         ]
         wins = sum(gain > 0 for gain in gains)
         beaten &= wins > len(gains) / 2
-        lines.append(f"| {name} | {wins} of {len(gains)} | {mean(gains):+.1f} dB |")
+        lines.append((name, f"{wins} of {len(gains)}", f"{mean(gains):+.1f} dB"))
     word = "is" if beaten else "is not"
-    return "\n".join([*lines, "", f"The paper's score {word} closer than each of the others in most runs."])
+    table = markdown_table(("the paper's score against", "closer in", "by, mean"), lines)
+    return f"{table}\n\nThe paper's score {word} closer than each of the others in most runs."
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -288,9 +289,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model", choices=MODELS, default="skyreels")
     add("--captions", type=positive, default=4, help="the first so many of those held out of training")

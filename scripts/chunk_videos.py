@@ -21,7 +21,6 @@ from magi1.request import VideoRequest
 from skyreels_v2 import FlowCacheSkyReelsV2Pipeline, load_pipeline, resolve_model
 from skyreels_v2.codec import VideoCodec
 from skyreels_v2.settings import pixel_frames
-from skyreels_v2.windows import WindowPlan
 
 PROMPT = "a red circle moves right over a dark background"
 #: Chunks that are live at once: a chunk starts when the one before it has made one step in four.
@@ -65,12 +64,9 @@ class ChunkVideos(Protocol):
 class Undecoded(FlowCacheSkyReelsV2Pipeline):
     """Streams latents and leaves the frames out: decoding takes longer than making them in few steps."""
 
-    def _decoded(
-        self, plan: WindowPlan, clean: Iterable[Tensor], trace: Trace
-    ) -> Iterator[tuple[Tensor, VideoPart]]:
+    def _decoded(self, position: object, clean: Iterable[Tensor], trace: Trace) -> Iterator[VideoPart]:
         for latents in clean:
-            none = latents.new_empty(3, 0, 0, 0)
-            yield none, VideoPart(none, latents.clone())
+            yield VideoPart(latents.new_empty(3, 0, 0, 0), latents.clone())
 
 
 class SkyReelsVideos:
