@@ -395,6 +395,8 @@ class Denoiser:
             for c, k in live.items()
         ]
         changes = (cache.pop_events(), cache.pop_quantizations())
+        if self.options.compression:
+            self.trace.add_seconds("compress", cache.pop_seconds())
         self.trace.add_step(step, events, seconds, cache.cache.num_tokens, flops, *changes)
         if self.on_step:
             self.on_step()

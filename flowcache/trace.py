@@ -72,7 +72,8 @@ class WindowRecord:
 class Trace:
     """Record of a run; ``save`` writes it as JSON, ``load`` reads it back.
 
-    ``seconds`` holds wall time by stage: ``text``, ``encode``, ``denoise``, ``decode``, ``write``.
+    ``seconds`` holds wall time by stage: ``text``, ``encode``, ``denoise``, ``decode``, ``write``;
+    where the cache was compressed, ``compress`` is the part of ``denoise`` that this took.
     ``flops`` holds totals by accounting: ``actual`` (what was computed) and, to split the gain,
     ``vanilla``, ``live_only`` and ``causal`` (what the same run would cost that way).
     """
@@ -119,11 +120,15 @@ class Trace:
     def load_state_dict(self, state: State, step_lines: str) -> None:
         """Go on from another trace; times by stage are added to those that are here."""
         for stage, seconds in state["seconds"].items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+            self.add_seconds(stage, seconds)
         for name in state.keys() - {"seconds", "windows"}:
             setattr(self, name, state[name])
         self.windows = [WindowRecord(**window) for window in state["windows"]]
         self.steps = [_read_step(json.loads(line)) for line in step_lines.splitlines()]
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Add wall time to a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def timer(self, stage: str) -> StageTimer:
         """Context manager that adds the time spent within to ``seconds[stage]``."""
@@ -185,5 +190,4 @@ class StageTimer:
         self._start = time.perf_counter()
 
     def __exit__(self, *exception: object) -> None:
-        spent = time.perf_counter() - self._start
-        self._trace.seconds[self._stage] = self._trace.seconds.get(self._stage, 0.0) + spent
+        self._trace.add_seconds(self._stage, time.perf_counter() - self._start)

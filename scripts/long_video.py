@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 import torch
+from chunk_videos import LIVE, MODELS, check_steps
 from interleaved import main, positive
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -30,15 +31,10 @@ from flowcache.command_line import Parser, check_device
 from flowcache.environment import describe_environment, peak_memory_bytes
 from flowcache.files import replaced_when_done, write_json
 from flowcache.markdown import markdown_table
-from flowcache.output import VideoPart
 from flowcache.plots import COMPUTED, REUSED
 from flowcache.video import VideoWriter, to_uint8
 
-ROOT = Path(__file__).resolve().parents[1]
-MAGI_CONFIG = ROOT / "FlowCache4MAGI-1/config/single_run/4.5B_distill.json"
 WAYS = {"compressed": COMPUTED, "plain": REUSED}
-#: Chunks that are live at once: a chunk starts when the one before it has made one step in four.
-LIVE = 4
 
 
 @dataclass(frozen=True)
@@ -77,56 +73,12 @@ class Measurement:
         return median(steady[-tenth:]) / median(steady[:tenth]) if tenth >= 3 else None
 
 
-def stream_skyreels(run: Run, trace: Trace) -> Iterator[VideoPart]:
-    """A streamed video; without compression, blocks see all that are finished."""
-    from skyreels_v2 import load_pipeline, resolve_model
-
-    source = resolve_model("auto", run.device)
-    block = source.defaults["causal_block_size"]
-    settings = source.video_settings(
-        num_frames=4 * block * run.chunks - 3,
-        streaming=True,
-        inference_steps=run.steps,
-        ar_step=run.steps // LIVE,
-    )
-    limit = {"budget_block": run.budget} if run.way == "compressed" else {"kvrange": run.chunks}
-    pipeline = load_pipeline(source, run.device)
-    pipeline.set_progress_bar_config(disable=True)
-    cache = source.method_config("flowcache", "slow", **limit)
-    return pipeline.stream(source.defaults["prompt"], settings=settings, cache=cache, trace=trace)
-
-
-def stream_magi(run: Run, trace: Trace) -> Iterator[VideoPart]:
-    """A video of MAGI-1; without compression, chunks see all before them."""
-    from magi1.config import FRAMES, FlowCacheOptions
-    from magi1.methods import method_config
-    from magi1.model_source import load_pipeline, resolve_model
-    from magi1.request import VideoRequest
-
-    overrides = {"num_steps": run.steps, "window_size": LIVE, "noise2clean_kvrange": []}
-    source = resolve_model(MAGI_CONFIG, {**overrides, "clean_chunk_kvrange": -1}, "auto", run.device)
-    runtime = source.config.runtime_config
-    runtime = replace(runtime, num_frames=FRAMES * runtime.chunk_width * run.chunks)
-    options = FlowCacheOptions(
-        compress_kv_cache=run.way == "compressed", total_cache_chunk_nums=LIVE + run.budget
-    )
-    pipeline = load_pipeline(source, run.device)
-    pipeline.set_progress_bar_config(disable=True)
-    request = VideoRequest(
-        prompt="a red circle moves right over a dark background",
-        config=replace(source.config, runtime_config=runtime),
-        cache=method_config("flowcache", options, preset="slow"),
-    )
-    return pipeline.stream(request, trace)
-
-
-STREAMS = {"skyreels": stream_skyreels, "magi": stream_magi}
-
-
 def measure(run: Run) -> Measurement:
     """Make one video and write it; to be called in a process of its own."""
     trace = Trace(method=run.way)
-    parts = STREAMS[run.model](run, trace)
+    videos = MODELS[run.model](run.chunks, run.steps, run.device)
+    cache = videos.cache("slow", run.budget if run.way == "compressed" else None)
+    parts = videos.stream(cache, trace)
     now = time.process_time if run.device == "cpu" else time.perf_counter
     times, frames = [], 0
     with VideoWriter(run.outdir / f"{run.model}_{run.way}_{run.chunks}.mp4", fps=24) as writer:
@@ -170,7 +122,7 @@ def summarise(measurements: Sequence[Measurement]) -> str:
 
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
     """Save a PNG: memory over the length of the video, and the time of each chunk of the longest."""
-    figure = Figure(figsize=(11, 3.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
     keys, process, clock = figure.subplots(1, 3)
     for way, colour in WAYS.items():
         runs = sorted((m for m in measurements if m.way == way), key=lambda m: m.chunks)
@@ -193,7 +145,7 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--model", choices=STREAMS, default="skyreels")
+    add("--model", choices=MODELS, default="skyreels")
     add("--chunks", type=positive, nargs="+", default=[10, 40, 160], help="lengths of the videos")
     add("--steps", type=positive, default=20, help="denoising steps, a multiple of 4")
     add("--budget", type=positive, default=4, help="chunks' worth of tokens kept of finished ones")
@@ -201,8 +153,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--outdir", type=Path, default=Path("outputs/long_video"))
     args = parser.parse_args()
     check_device(args.device)
-    if args.steps % LIVE:
-        raise ValueError(f"steps must be a multiple of {LIVE}, got {args.steps}.")
+    check_steps(args.steps)
     if min(args.chunks) < 2:
         raise ValueError(f"chunks must be at least 2, got {min(args.chunks)}.")
     return args

@@ -17,7 +17,7 @@ def attention_mass(queries: Tensor, keys: Tensor) -> Tensor:
 
     Query heads that share a key-value head are pooled by their largest logit, before the softmax over all
     keys (FlowCache, section 3.3). Two passes over blocks of keys: the first gathers each query's normaliser,
-    the second adds up; memory does not depend on the product of their numbers.
+    the second adds up; memory does not depend on the product of their numbers. One block needs one pass.
 
     Args:
         queries: ``[n, heads, head_dim]``, positions applied.
@@ -25,6 +25,10 @@ def attention_mass(queries: Tensor, keys: Tensor) -> Tensor:
     """
     mass = torch.zeros(keys.shape[1], len(keys), device=keys.device)
     for some in queries.split(QUERY_BLOCK):
+        if len(keys) <= KEY_BLOCK:
+            ((_, logits),) = _logit_blocks(some, keys)
+            mass += logits.softmax(dim=-1).sum(dim=1)
+            continue
         normaliser = torch.full((keys.shape[1], len(some)), -math.inf, device=keys.device)
         for _, logits in _logit_blocks(some, keys):
             normaliser = torch.logaddexp(normaliser, logits.logsumexp(dim=-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -56,11 +57,17 @@ class CompressedKVCache(ChunkKVCache):
         self._starts: dict[int, int] = {}
         self._positions = [self._no_positions() for _ in range(layout.num_layers)]
         self._events: list[CompressionEvent] = []
+        self._seconds = 0.0
 
     def pop_events(self) -> list[CompressionEvent]:
         """What was compressed since the last call."""
         events, self._events = self._events, []
         return events
+
+    def pop_seconds(self) -> float:
+        """Wall time of compression since the last call; on CUDA, that of giving it to the device."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
     def enter(self, chunk: int, num_tokens: int) -> None:
         if chunk not in self:
@@ -68,12 +75,14 @@ class CompressedKVCache(ChunkKVCache):
             self._starts[chunk] = max(self._starts.values(), default=-num_tokens) + num_tokens
 
     def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:
+        started = time.perf_counter()
         streams = enumerate(queries) if branch is None else [(branch, queries)]
         for index, stream in streams:
             # A copy, lest the few rows hold on to the memory of all.
             self._queries[layer, index] = self._selector.newest(stream).clone()
         if chunk in self._due:
             self._merge_layer(layer, *self._due[chunk])
+        self._seconds += time.perf_counter() - started
 
     def make_room(self, clean: Sequence[int], num_tokens: int) -> None:
         """Compress clean chunks so far that ``num_tokens`` more fit; does nothing if they fit already.
@@ -93,8 +102,10 @@ class CompressedKVCache(ChunkKVCache):
                 f"{num_tokens} tokens do not fit: {self.num_taken} of {self.capacity} are taken, no more "
                 "of them by clean chunks. Give the cache a budget of more chunks."
             )
+        started = time.perf_counter()
         for layer in range(self.layout.num_layers):
             self._merge_layer(layer, clean, budget)
+        self._seconds += time.perf_counter() - started
 
     def merge_before(self, chunk: int, clean: Sequence[int], budget: int) -> None:
         """Compress ``clean`` chunks to ``budget`` tokens as soon as ``chunk`` reads, in each layer."""

@@ -117,6 +117,10 @@ class WindowCache:
         """What was compressed since the last call."""
         return self.cache.pop_events() if isinstance(self.cache, CompressedKVCache) else []
 
+    def pop_seconds(self) -> float:
+        """Time spent on compression since the last call; see ``CompressedKVCache``."""
+        return self.cache.pop_seconds() if isinstance(self.cache, CompressedKVCache) else 0.0
+
     def pop_quantizations(self) -> list[QuantizationEvent]:
         """What was quantised since the last call."""
         return self.cache.pop_quantizations()

@@ -111,6 +111,7 @@ def test_a_budget_that_never_fills_changes_nothing(clean_pass):
     roomy, trace = run(clean_pass=clean_pass, compression=KVCompressionConfig(budget=8))
     assert torch.equal(plain, roomy)
     assert not any(record.compressions for record in trace.steps)
+    assert "compress" not in run(clean_pass=clean_pass)[1].seconds
 
 
 @pytest.mark.parametrize(("when", "clean_pass"), [("full", False), ("full", True), ("over", False)])
@@ -122,6 +123,7 @@ def test_the_loop_keeps_within_the_budget(when, clean_pass, given):
     assert latents.isfinite().all()
     assert max(record.kv_tokens for record in trace.steps) <= 3 * (1 + live)
     assert sum(len(record.compressions) for record in trace.steps) > 5
+    assert 0 < trace.seconds["compress"] < sum(record.seconds for record in trace.steps)
     longer = run(64, given, **options)[1]
     assert longer.windows[0].kv_bytes == trace.windows[0].kv_bytes
     assert trace.flops["actual"] < trace.flops["causal"]
