@@ -77,4 +77,7 @@ _fc_prepare() { # SET
     export PYTHON
 }
 
+# On a busy machine, threads that spin while they wait take the cores from those that they wait for.
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}"
+
 _fc_prepare "$@"
