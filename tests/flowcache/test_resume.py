@@ -179,7 +179,7 @@ def test_without_the_video_it_begins_anew(tmp_path, caplog):
 
 def test_another_machine_is_told_of(tmp_path, caplog):
     path = broken(tmp_path)
-    state = torch.load(tmp_path / "a.resume.pt")
+    state = torch.load(tmp_path / "a.resume.pt", weights_only=True)
     state["environment"]["torch"] = "1.0"
     torch.save(state, tmp_path / "a.resume.pt")
     with caplog.at_level(logging.WARNING):
