@@ -29,6 +29,7 @@ from flowcache.command_line import (
     add_target_flags,
     check_device,
     check_tuning,
+    load_and_tune,
     run_program,
     target_of,
     words_of,
@@ -188,11 +189,7 @@ def run(job: Job) -> tuple[Trace, Path]:
     trace = Trace(method=job.sampler.method)
     skip = 0 if job.history is None else job.sampler.video.overlap_history
     with job.resume or nullcontext() as resume:
-        with trace.timer("load"):
-            job.sampler.load()
-        if job.tuning is not None:
-            with trace.timer("tune"):
-                job.sampler.tune(job.tuning, trace)
+        load_and_tune(job.sampler, job.tuning, trace)
         job.sampler.write(
             job.prompt, job.condition, job.output, trace, before=job.history, skip=skip, resume=resume
         )
