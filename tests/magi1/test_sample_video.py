@@ -76,6 +76,19 @@ def save_slide(path, frames):
         writer.write(video)
 
 
+def test_a_knob_is_for_those_of_several_ways_that_skip_steps(front, weights, vbench):
+    parsed = front.module.build_parser().parse_known_args(
+        [
+            *("--config_file", str(weights), "--model", "official", "--gpus", "cpu"),
+            *("--vbench_prompt_dir", str(vbench), "--base_save_path", "out", "--interval", "2"),
+            *("--ways", "vanilla", "flowcache:paper_fast"),
+        ]
+    )
+    _, work = front.module.prepare(*parsed)
+    policies = {way: job.sampler.cache.policy for way, job in work.jobs.items()}
+    assert policies == {"vanilla": "none", "flowcache:paper_fast": "fixed_interval"}
+
+
 def test_vbench_is_sampled_under_its_names(front, vbench, tmp_path, capsys):
     arguments = ["--vbench_prompt_dir", vbench, "--samples", 2, "--end", 1, "--base_save_path", "out"]
     assert front("flowcache_vbench.yaml", *arguments) == 0, capsys.readouterr().err
