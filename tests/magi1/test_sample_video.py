@@ -7,11 +7,11 @@ import json
 
 import numpy as np
 import pytest
+from manifests import read_manifest
 from programs import Program
 from reference import ROOT
 
 from flowcache.benchmark import __main__ as scoring
-from flowcache.benchmark.sample_folder import read_manifest
 from flowcache.video import VideoWriter, read_video
 from magi1 import model_source, sampler
 

@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from manifests import read_manifest
 from programs import Program
 from reference import ROOT
 
 from flowcache.benchmark import __main__ as scoring
-from flowcache.benchmark.sample_folder import read_manifest
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
 from skyreels_v2 import sampler
