@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +58,19 @@ def _section(table: Table) -> str:
     rows = [[row.title, *(_cell(row, column) for column in shown)] for row in table.rows]
     lines.append(markdown_table(["method", *(column.title for column in shown)], rows))
     lines += ["", *(f"- {note}" for note in table.notes)]
-    lines += [_why(title, reasons) for title, reasons in table.missing.items()]
+    lines += _missing(table.missing)
     if table.has_split:
         lines += ["", "Fewer FLOPs, by what saves them:", "", _split_table(table)]
     return "\n".join(lines).replace("\n\n\n", "\n\n").strip()
 
 
-def _why(title: str, reasons: Sequence[str]) -> str:
-    """A column without figures, and why it has none."""
-    told = "; ".join(reasons)
-    return f"- {told}" if told.startswith(title) else f"- {title}: {told}"
+def _missing(reasons_of: Mapping[str, Sequence[str]]) -> list[str]:
+    """Columns that lack figures, and why; those that lack them for the same reasons share a line."""
+    titles: dict[str, list[str]] = {}
+    for title, reasons in reasons_of.items():
+        titles.setdefault("; ".join(reasons), []).append(title.partition(",")[0])
+    columns = {why: ", ".join(shared) for why, shared in titles.items()}
+    return [f"- {why}" if why.startswith(shared) else f"- {shared}: {why}" for why, shared in columns.items()]
 
 
 def _split_table(table: Table) -> str:

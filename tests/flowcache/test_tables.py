@@ -102,6 +102,24 @@ def test_columns_that_could_not_be_measured_say_why(run):
     assert "\n- LPIPS needs torchvision; not measured" in markdown([table], [])
 
 
+def test_a_broken_video_is_named_and_has_no_figures(run, capsys):
+    video = run / "abacus" / "causal" / "videos" / f"{PROMPTS[0]}-0.mp4"
+    whole = video.read_bytes()
+    video.write_bytes(whole[:100])
+    assert program.main(["tables", str(run)]) == 0, capsys.readouterr().err
+    (line,) = [line for line in (run / "tables.md").read_text().splitlines() if video.name in line]
+    columns = "SSIM, PSNR, PSNR to causal, SSIM to causal"
+    assert line.endswith(
+        f"{columns}: {video} cannot be read as a video; remove what is broken and sample again"
+    )
+    _, causal, flow = table_of(run).rows
+    assert causal.measured["psnr"] is None and causal.measured["pflops"] == 2.0
+    assert flow.measured["psnr"] > 20 and flow.measured["psnr_to_causal"] is None
+    video.write_bytes(whole)
+    assert program.main(["tables", str(run)]) == 0
+    assert table_of(run).rows[1].measured["psnr"] > 20, "it is measured again"
+
+
 def test_a_single_way_says_why_it_is_close_to_none(tmp_path):
     table = table_of(make_run(tmp_path, ("vanilla",)))
     assert table.missing["PSNR, dB"] == table.missing["LPIPS"] == ["only vanilla was run"]
