@@ -27,6 +27,7 @@ from flowcache.command_line import (
     add_target_flags,
     check_device,
     check_tuning,
+    load_and_tune,
     output_file,
     run_program,
     target_of,
@@ -138,14 +139,9 @@ def _default_output(args: argparse.Namespace, sampler: MagiSampler) -> Path:
 def run(job: Job) -> tuple[Trace, Path]:
     """Load, generate, write chunk by chunk; returns the trace and the video's path."""
     trace = Trace(method=job.sampler.method)
-    request = job.request
     with job.resume or nullcontext() as resume:
-        with trace.timer("load"):
-            job.sampler.load()
-        if job.tuning is not None:
-            with trace.timer("tune"):
-                job.sampler.tune(job.tuning, trace)
-            request = replace(request, cache=job.sampler.cache)
+        load_and_tune(job.sampler, job.tuning, trace)
+        request = replace(job.request, cache=job.sampler.cache)
         job.sampler.write(request, job.output, trace, resume)
     return trace, job.output
 

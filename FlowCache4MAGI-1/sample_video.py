@@ -30,7 +30,7 @@ from flowcache.benchmark.sampling import SamplingJob, run_on
 from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser, run_checked
 from magi1.command_line import add_method_flags, make_sampler, split_overrides
-from magi1.config import FlowCacheOptions, RuntimeSection
+from magi1.config import RULES, FlowCacheOptions, RuntimeSection
 from magi1.config_files import build, check_keys, parse_overrides, read_file, without_unread
 from magi1.methods import DEFAULT_PRESET
 from magi1.model_source import SMALL, ModelSource, resolve_model
@@ -116,7 +116,12 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], Sampl
     if options.benchmark == "physicsiq":
         source = _of_physics_iq(source, settings.overrides)
     flags = {way: with_way(args, way) for way in args.ways or ()} or {args.method: args}
-    samplers = {way: make_sampler(told, source, settings.reuse, device) for way, told in flags.items()}
+    samplers = {}
+    for way, told in flags.items():
+        # among several ways, what says which steps are skipped is for those that skip any
+        spared = args.ways and told.method == "vanilla"
+        reuse = replace(settings.reuse, **dict.fromkeys(RULES)) if spared else settings.reuse
+        samplers[way] = make_sampler(told, source, reuse, device)
     for way, sampler in samplers.items():
         sampler.method, sampler.shows_steps = way, False
     runtime = source.config.runtime_config

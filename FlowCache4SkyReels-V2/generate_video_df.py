@@ -29,6 +29,7 @@ from flowcache.command_line import (
     add_target_flags,
     check_device,
     check_tuning,
+    load_and_tune,
     run_program,
     target_of,
     words_of,
@@ -46,13 +47,10 @@ from flowcache.video import (
     to_float,
 )
 from skyreels_v2 import Condition, VideoSettings, resolve_model
-from skyreels_v2.command_line import add_video_flags, cache_of, frame_size, settings_of
+from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of
 from skyreels_v2.methods import DEFAULT_PRESET
 from skyreels_v2.sampler import SkyReelsSampler
 from skyreels_v2.windows import check_streaming, plan_windows
-
-#: Flags that say which steps are skipped.
-RULES = ("preset", "teacache_thresh", "interval", "tolerance", "plan")
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def prepare(args: argparse.Namespace) -> Job:
     if fps is None and args.video_path is not None and info.fps:
         fps = round(info.fps)
     settings = settings_of(args, source, height=height, width=width, fps=fps)
-    target = target_of(args, {name: getattr(args, name) for name in RULES})
+    target = target_of(args, {name: getattr(args, name) for name in ("preset", *RULES)})
     cache = cache_of(args, source, settings)
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:
@@ -188,11 +186,7 @@ def run(job: Job) -> tuple[Trace, Path]:
     trace = Trace(method=job.sampler.method)
     skip = 0 if job.history is None else job.sampler.video.overlap_history
     with job.resume or nullcontext() as resume:
-        with trace.timer("load"):
-            job.sampler.load()
-        if job.tuning is not None:
-            with trace.timer("tune"):
-                job.sampler.tune(job.tuning, trace)
+        load_and_tune(job.sampler, job.tuning, trace)
         job.sampler.write(
             job.prompt, job.condition, job.output, trace, before=job.history, skip=skip, resume=resume
         )

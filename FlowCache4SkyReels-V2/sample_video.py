@@ -26,7 +26,7 @@ from flowcache.benchmark.sampling import SamplingJob, run_on
 from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser, run_checked
 from skyreels_v2 import ModelSource, VideoSettings, resolve_model
-from skyreels_v2.command_line import add_video_flags, cache_of, frame_size, settings_of
+from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of
 from skyreels_v2.methods import DEFAULT_PRESET
 from skyreels_v2.sampler import SkyReelsSampler
 from skyreels_v2.windows import check_streaming, plan_windows
@@ -51,7 +51,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
     device = device_of(rank, devices)
     source = resolve_model(args.model_id, device)
     video = _video_settings(args, options, source)
-    flags = {way: with_way(args, way) for way in args.ways or ()} or {args.method: args}
+    flags = {way: _flags_of(way, args) for way in args.ways or ()} or {args.method: args}
     samplers = {way: _sampler(way, told, source, video, device) for way, told in flags.items()}
     samples = options.list_samples(video.seed, video.fps, small=source.family == "small")
     plain = args.method in ("vanilla", "causal")
@@ -60,6 +60,14 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
     work = new_work("SkyReels-V2", _describe(video), output, samples, samplers, rank, bool(args.ways))
     work.check()
     return devices, work
+
+
+def _flags_of(way: str, args: argparse.Namespace) -> argparse.Namespace:
+    """The flags of a way; those that say which steps are skipped are for ways that skip any."""
+    flags = with_way(args, way)
+    if flags.method in ("vanilla", "causal"):
+        vars(flags).update(dict.fromkeys(RULES))
+    return flags
 
 
 def _sampler(

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 
@@ -77,6 +77,23 @@ def check_tuning(tuning: Tuning) -> None:
     if not tuning.path.exists():
         writable_folder("profile", tuning.path.parent)
     tuning.check()
+
+
+class TunableSampler(Protocol):
+    """A model and settings as the programs for one video have them."""
+
+    def load(self) -> None: ...
+
+    def tune(self, tuning: Tuning, trace: Trace) -> None: ...
+
+
+def load_and_tune(sampler: TunableSampler, tuning: Tuning | None, trace: Trace) -> None:
+    """Read the weights and, if a target asks for it, find the setting; the trace gets the time of both."""
+    with trace.timer("load"):
+        sampler.load()
+    if tuning is not None:
+        with trace.timer("tune"):
+            sampler.tune(tuning, trace)
 
 
 def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Path]]) -> int:

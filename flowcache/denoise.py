@@ -112,7 +112,6 @@ class Denoiser:
     trace: Trace = field(default_factory=Trace)
     on_step: Callable[[], None] | None = None
     _progress: _Progress | None = field(default=None, init=False, repr=False)
-
     _loaded: State | None = field(default=None, init=False, repr=False)
 
     def run(self, window: Window, schedule: StaircaseSchedule, solver: Solver) -> Iterator[CleanChunk]:

@@ -18,9 +18,9 @@ _PIECES, _PIECE_BYTES = 16, 2**16
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
-    """What differs between two nested mappings: ``steps was 8 and is 16 now``, in order of the names."""
+    """What differs between two nested mappings: ``steps was 8 and is 16 now``, in their order."""
     found = []
-    for name in sorted({*before, *now}):
+    for name in dict.fromkeys([*before, *now]):
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{above}{name}.")

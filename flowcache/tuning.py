@@ -224,7 +224,7 @@ class Tuning:
         if not self.ladder:
             raise ValueError(f"{target.flag} needs more steps to skip some of them, got {num_steps}.")
         shared = {key: value for key, value in cache.as_dict().items() if key not in TRIED}
-        # as JSON gives it back
+        # As JSON gives it back; the ladder last, as it differs whenever steps or plans do.
         self.key = json.loads(json.dumps({**described, "cache": shared, "ladder": self.ladder}))
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:8]
         self.path = path or profile_folder() / f"{name}-{digest}.json"

@@ -29,10 +29,11 @@ from flowcache import FlowCacheConfig, Trace
 from flowcache.benchmark.sample_folder import Manifest
 from flowcache.command_line import Parser, check_device
 from flowcache.environment import describe_environment, repository_commit
-from flowcache.files import replaced_when_done, write_atomically, write_csv, write_json
+from flowcache.files import write_atomically, write_csv, write_json
 from flowcache.kv.scorers import SCORERS
 from flowcache.markdown import markdown_table
 from flowcache.metrics import psnr, ssim
+from flowcache.plots.style import faint_grid, plain_frame, save_figure
 from flowcache.video import Frames, contact_sheet
 
 PRESETS = ("none", "fast")
@@ -279,13 +280,12 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             sizes = [row["kv_bytes"] / 2**20 for row in found]
             axis.plot(sizes, [row["psnr"] for row in found], marker="o", markersize=3.5, label=name, **style)
         axis.set(title=f"reuse: {preset}", xlabel="keys and values, MiB")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+        plain_frame(axis)
+        faint_grid(axis)
     figure.axes[0].set_ylabel("PSNR to everything kept, dB")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
-    with replaced_when_done(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, path)
 
 
 def parse_arguments() -> argparse.Namespace:

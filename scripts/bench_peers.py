@@ -51,8 +51,7 @@ class ProcessorTimer(StageTimer):
         self._start = time.process_time()
 
     def __exit__(self, *exception: object) -> None:
-        spent = time.process_time() - self._start
-        self._trace.seconds[self._stage] = self._trace.seconds.get(self._stage, 0.0) + spent
+        self._trace.add_seconds(self._stage, time.process_time() - self._start)
 
 
 class ProcessorTrace(Trace):

@@ -38,7 +38,15 @@ def check_steps(steps: int) -> None:
 
 
 class ChunkVideos(Protocol):
-    """Makes videos of one length, in chunks, with one model, which is loaded when it is made."""
+    """Makes videos of one length, in chunks, with one model, which is loaded when it is made.
+
+    Args:
+        chunks: of each video.
+        steps: of each chunk, a multiple of ``LIVE``.
+        device: where to run.
+    """
+
+    def __init__(self, chunks: int, steps: int, device: str) -> None: ...
 
     def cache(self, preset: str, budget: int | None = None, bits: int | None = None) -> FlowCacheConfig:
         """Settings of the cache.
@@ -70,13 +78,7 @@ class Undecoded(FlowCacheSkyReelsV2Pipeline):
 
 
 class SkyReelsVideos:
-    """Implements ``ChunkVideos``: streamed videos of SkyReels-V2.
-
-    Args:
-        chunks: of each video.
-        steps: of each chunk, a multiple of ``LIVE``.
-        device: where to run.
-    """
+    """Implements ``ChunkVideos``: streamed videos of SkyReels-V2."""
 
     def __init__(self, chunks: int, steps: int, device: str) -> None:
         self._source, self._chunks = resolve_model("auto", device), chunks
@@ -115,13 +117,7 @@ class SkyReelsVideos:
 
 
 class MagiVideos:
-    """Implements ``ChunkVideos``: videos of MAGI-1.
-
-    Args:
-        chunks: of each video.
-        steps: of each chunk, a multiple of ``LIVE``.
-        device: where to run.
-    """
+    """Implements ``ChunkVideos``: videos of MAGI-1."""
 
     def __init__(self, chunks: int, steps: int, device: str) -> None:
         overrides = {"num_steps": steps, "window_size": LIVE}

@@ -29,9 +29,9 @@ from tqdm import tqdm
 from flowcache import Trace
 from flowcache.command_line import Parser, check_device
 from flowcache.environment import describe_environment, peak_memory_bytes
-from flowcache.files import replaced_when_done, write_json
+from flowcache.files import write_json
 from flowcache.markdown import markdown_table
-from flowcache.plots import COMPUTED, REUSED
+from flowcache.plots.style import COMPUTED, REUSED, faint_grid, plain_frame, save_figure
 from flowcache.video import VideoWriter, to_uint8
 
 WAYS = {"compressed": COMPUTED, "plain": REUSED}
@@ -136,10 +136,10 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
     clock.set(title="time of a chunk, s", xlabel="chunk of the longest video")
     for axis in (keys, process, clock):
         axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
-        axis.spines[["top", "right"]].set_visible(False)
+        plain_frame(axis)
+        faint_grid(axis)
     keys.legend(frameon=False)
-    with replaced_when_done(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, path)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -10,13 +10,14 @@ from statistics import median
 import numpy as np
 from matplotlib.figure import Figure
 
-from flowcache.files import replaced_when_done, write_csv
+from flowcache.files import write_atomically, write_csv
 from flowcache.markdown import markdown_table
+from flowcache.plots.style import faint_grid, plain_frame, save_figure
 
 #: Computed shares between which curves are averaged: about 4 to 2 times fewer chunk steps.
 SPAN = (0.25, 0.5)
 
-#: Of the paper: accumulated distance at which a chunk of its two presets is computed again.
+#: The curve that all others are held against.
 PAPER = "the paper's rule"
 
 
@@ -99,12 +100,15 @@ def report(points: Sequence[Point], outdir: Path, family: str) -> str:
     draw(curves, outdir / "curves.png", family)
     captions = len({point.caption for point in points})
     table = f"Medians over {captions} captions.\n\n{summary(curves)}\n\n{all_points(curves)}"
-    (outdir / "curves.md").write_text(f"{table}\n")
+    write_atomically(outdir / "curves.md", f"{table}\n".encode())
     return table
 
 
 def summary(curves: Sequence[Curve]) -> str:
-    """A row for each curve: its area, and where it stands at the ends of the paper's own curve."""
+    """Two tables: the area of each curve and its closeness at three shares; what is gained over ``PAPER``.
+
+    The second is left out where that curve was not measured.
+    """
     paper = next((curve for curve in curves if curve.name == PAPER), None)
     span = f"{SPAN[0]:.2f} to {SPAN[1]:.2f}"
     titles = ("policy and forecast", f"mean dB, {span} computed", "dB at .25", "dB at .33", "dB at .5")
@@ -144,7 +148,7 @@ def all_points(curves: Sequence[Curve]) -> str:
 
 def draw(curves: Sequence[Curve], path: Path, family: str) -> None:
     """Closeness against compute, a line for each curve."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
     axis = figure.subplots()
     markers = {"the": "X", "TeaCache": "P", "chunkwise": "o", "interval": "s", "error-controlled": "^"}
     for index, curve in enumerate(curves):
@@ -153,11 +157,10 @@ def draw(curves: Sequence[Curve], path: Path, family: str) -> None:
         axis.plot(curve.computed, curve.psnr, marker=marker, ms=5, lw=1.3, **style)
     axis.set(xlabel="share of chunk steps computed", ylabel="PSNR to the run without reuse, dB")
     axis.set_title(f"Closeness at equal compute, small {family} checkpoint", loc="left", fontsize=10)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
+    plain_frame(axis)
+    faint_grid(axis)
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    with replaced_when_done(path) as partial:
-        figure.savefig(partial, dpi=110, format="png")
+    save_figure(figure, path)
 
 
 def _cell(value: float | None) -> str:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flowcache.benchmark.run_folder import COMMAND_FILE
+from flowcache.benchmark.run_folder import COMMAND_FILE, read_commands
 from flowcache.command_line import Parser, run_checked, writable_folder
 from flowcache.files import write_atomically
 from skyreels_v2.checkpoint import OFFICIAL_DEFAULT
@@ -111,16 +111,22 @@ def run(args: argparse.Namespace, outdir: Path, environment: Mapping[str, str]) 
     """
     for name, command in sampling_commands(args, outdir).items():
         _call(name, command)
+        if environment.get("RANK", "0") == "0":
+            _note_command(outdir, environment)
     reports = f"python -m flowcache.benchmark tables {shlex.quote(str(outdir))}"
-    if environment.get("RANK", "0") == "0":
-        told = shlex.join([*_started_as(environment), *sys.argv[1:]])
-        write_atomically(outdir / COMMAND_FILE, f"{told}\n".encode())
     if "WORLD_SIZE" in environment:
         return f"when all machines are done: {reports}"
     vbench = ["--environment", args.environment] if args.environment else []
     _call("tables", ["-m", "flowcache.benchmark", "tables", str(outdir), *vbench])
     _call("plot", ["-m", "flowcache.benchmark", "plot", str(outdir)])
     return f"again, without sampling: {reports}"
+
+
+def _note_command(outdir: Path, environment: Mapping[str, str]) -> None:
+    """Keep this command beside those that videos in the folder came from before."""
+    told = shlex.join([*_started_as(environment), *sys.argv[1:]])
+    commands = dict.fromkeys([*read_commands(outdir), told])
+    write_atomically(outdir / COMMAND_FILE, "".join(f"{command}\n" for command in commands).encode())
 
 
 def _started_as(environment: Mapping[str, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Programs of the model folders, run in the tests' own process."""
+"""Programs of the model folders and scripts, run in the tests' own process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+
+from reference import ROOT
 
 #: What may be set outside, and would change what the programs do.
 VARIABLES = ("PAD_HQ", "PAD_DURATION", "SPECIAL_TOKEN_PATH", "prev_chunks_scale")
@@ -26,7 +28,7 @@ class Program:
         self._path, self._monkeypatch, self._first = path, monkeypatch, first
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
-        self.module = self._load()
+        self.module = _load(path, monkeypatch)
 
     def __call__(self, *arguments) -> int | str | None:
         words = [self._path.name, *self._first, *arguments]
@@ -37,9 +39,16 @@ class Program:
         except SystemExit as stop:
             return stop.code
 
-    def _load(self) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(self._path.stem, self._path)
-        module = importlib.util.module_from_spec(spec)
-        self._monkeypatch.setitem(sys.modules, self._path.stem, module)
-        spec.loader.exec_module(module)
-        return module
+
+def load_script(name: str, monkeypatch) -> ModuleType:
+    """The module ``scripts/NAME.py``, with what lies beside it to import."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return _load(ROOT / "scripts" / f"{name}.py", monkeypatch)
+
+
+def _load(path: Path, monkeypatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    return module

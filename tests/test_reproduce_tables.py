@@ -49,6 +49,15 @@ def test_tables_and_pictures_follow_and_the_command_is_kept(front, tmp_path, cap
     assert "tables out" in capsys.readouterr().out
 
 
+def test_all_commands_of_a_folder_are_kept(front, tmp_path):
+    front.codes = {2: 1}
+    assert front("--outdir", "out") == 1, "only one model's videos were made"
+    for _ in range(2):
+        assert front("--outdir", "out", "--only", "magi1") == 0
+    base = "bash scripts/reproduce_tables.sh --outdir out"
+    assert (tmp_path / "out" / "command.txt").read_text().splitlines() == [base, f"{base} --only magi1"]
+
+
 def test_one_of_many_machines_only_samples(front, monkeypatch, tmp_path, capsys):
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)

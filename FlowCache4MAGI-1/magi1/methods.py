@@ -58,8 +58,6 @@ def method_config(
     paper = preset.startswith("paper")
     compression = _compression(options, paper)
     storage = KVStorageConfig.of(options.kv_bits, kv_offload)
-    if method == "vanilla":
-        return FlowCacheConfig(policy="none", clean_pass=True, compression=compression, storage=storage)
     threshold, tea = options.rel_l1_thresh, method == "teacache"
     rule = rule_of(
         threshold=threshold,
@@ -67,6 +65,10 @@ def method_config(
         tolerance=options.tolerance,
         computed_steps=computed_steps,
     )
+    if method == "vanilla":
+        if rule and threshold is None:  # the original's files name a threshold beside any method
+            raise ValueError(f"{next(iter(rule))} is for flowcache; vanilla computes every step.")
+        return FlowCacheConfig(policy="none", clean_pass=True, compression=compression, storage=storage)
     by_distance = threshold is not None or (not rule and (tea or paper))
     if tea and not by_distance:
         raise ValueError(f"{next(iter(rule))} is for flowcache; teacache takes rel_l1_thresh.")

@@ -31,6 +31,9 @@ SMALL = Path(__file__).resolve().parents[2] / "assets" / "magi1_small"
 #: Where the official repository holds what the transformer does not bring along.
 _BESIDE = {"vae_pretrained": "ckpt/vae", "t5_pretrained": "ckpt/t5"}
 
+#: Keys of the configuration that name folders of weights.
+FOLDERS = ("load", *_BESIDE)
+
 #: What a user's configuration says of the sampling and not of the model; it holds for the small one, too.
 _KEPT = ("num_steps", "window_size", "seed", "noise2clean_kvrange", "clean_chunk_kvrange")
 
@@ -62,7 +65,7 @@ class ModelSource:
         runtime = self.config.runtime_config
         local = {
             name: Path(getattr(runtime, name)).expanduser()
-            for name in ("load", *_BESIDE)
+            for name in FOLDERS
             if not HubFolder.parse(getattr(runtime, name))
         }
         if "load" in local:
@@ -208,7 +211,7 @@ def _fetched(config: MagiConfig, download: Download) -> MagiConfig:
 def _check_folders(config: MagiConfig) -> None:
     """Refuse local folders that lack what is read first; those on the Hub are checked when they are here."""
     runtime = config.runtime_config
-    on_hub = {name for name in ("load", *_BESIDE) if HubFolder.parse(getattr(runtime, name))}
+    on_hub = {name for name in FOLDERS if HubFolder.parse(getattr(runtime, name))}
     for name in _BESIDE:
         if not getattr(runtime, name):
             raise ValueError(f"{name} must name a folder, here or on the Hub.")

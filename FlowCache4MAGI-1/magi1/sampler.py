@@ -23,14 +23,11 @@ from flowcache.video import Frames, probe_video, read_image, resize_and_crop, st
 from .captions import CaptionSwitches, SpecialTokens
 from .config import FRAMES, RuntimeSection
 from .guidance import PREVIOUS_WEIGHT
-from .model_source import ModelSource, load_pipeline
+from .model_source import FOLDERS, ModelSource, load_pipeline
 from .pipeline import MagiPipeline
 from .request import VideoRequest
 
 PREFIX_SECONDS = 5  # of a video that is continued
-
-#: Keys of the configuration that name folders.
-_FOLDERS = ("load", "vae_pretrained", "t5_pretrained")
 
 
 @dataclass(kw_only=True)
@@ -108,7 +105,7 @@ class MagiSampler:
         config = asdict(self._pilot(prompt).config)
         runtime, folder = self.runtime, Path(self.runtime.load).expanduser()
         # folders go by their names, lest a profile hold in one place only
-        config["runtime_config"] |= {key: Path(getattr(runtime, key)).name for key in _FOLDERS}
+        config["runtime_config"] |= {key: Path(getattr(runtime, key)).name for key in FOLDERS}
         weights = {name: folder_digest(path) for name, path in self.source.folders.items()}
         described = {**self.settings, **config, "weights": weights, "prompt": prompt}
         del described["reuse"]

@@ -15,6 +15,9 @@ from .checkpoint import ModelSource
 from .methods import DEFAULT_PRESET, METHODS, PRESETS
 from .settings import RESOLUTIONS, VideoSettings, latent_frames
 
+#: Flags that ask for a rule of their own by which steps are skipped.
+RULES = ("teacache_thresh", "interval", "tolerance", "plan")
+
 
 def add_video_flags(parser: ArgumentParser) -> None:
     """Flags of model, video and method: the original's first, then ours. None means: what suits the model."""

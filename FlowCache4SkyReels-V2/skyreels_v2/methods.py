@@ -83,6 +83,8 @@ def method_config(
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
     tea, paper = method == "teacache", preset.startswith("paper")
     rule = rule_of(threshold=threshold, interval=interval, tolerance=tolerance, computed_steps=computed_steps)
+    if rule and method in ("vanilla", "causal"):
+        raise ValueError(f"{next(iter(rule))} is for flowcache; {method} computes every step.")
     by_distance = threshold is not None or (not rule and (tea or paper))
     if tea and not by_distance:
         raise ValueError(f"{next(iter(rule))} is for flowcache; teacache takes a threshold.")

@@ -27,7 +27,7 @@ from ..extras import require
 from .albums import Album, draw_album, find_albums
 from .paper_flops import PaperFlops, markdown, registered_models
 from .physics_iq import PARTS, Collection, PhysicsIQReport, check_views, find_views, measure_view
-from .run_folder import ModelRun, find_model_runs, read_command
+from .run_folder import ModelRun, find_model_runs, read_commands
 from .run_reports import measure_closeness, score_vbench
 from .tables import build_table
 from .tables_files import markdown as markdown_tables
@@ -176,10 +176,10 @@ def run_tables(args: argparse.Namespace, runs: Sequence[ModelRun]) -> str:
         if args.environment is not None:
             kind = torch.device(args.device).type
             score_vbench(run, args.environment, args.python, kind, args.again)
-    papers, command = registered_models(), read_command(args.run_dir)
+    papers, commands = registered_models(), read_commands(args.run_dir)
     tables = [build_table(run, papers) for run in runs]
-    paths = save_tables(tables, args.output, command)
-    return "\n".join([markdown_tables(tables, command), "", *map(str, paths)])
+    paths = save_tables(tables, args.output, commands)
+    return "\n".join([markdown_tables(tables, commands), "", *map(str, paths)])
 
 
 def prepare_plot(args: argparse.Namespace) -> list[Album]:

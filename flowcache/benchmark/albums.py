@@ -9,7 +9,7 @@ from typing import Any
 
 from ..command_line import words_of
 from ..plots import Point, cache_over_time, distance_curves, reuse_map, step_distances, tradeoff
-from ..race import Runner, finished_parts, write_race
+from ..plots.race import Runner, finished_parts, write_race
 from ..trace import Trace
 from ..video import contact_sheet, read_video
 from .run_folder import ModelRun, find_model_runs, model_folders, read_trace

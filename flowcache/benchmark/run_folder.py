@@ -18,7 +18,7 @@ from .turns import WAYS_FILE, folder_of, read_ways
 
 logger = logging.getLogger(__name__)
 
-#: Written by who starts the run, for those who read its tables.
+#: Written by who starts the run, for those who read its tables: a line for each command.
 COMMAND_FILE = "command.txt"
 
 
@@ -132,10 +132,10 @@ def model_folders(run_dir: Path) -> list[Path]:
     return sorted(path.parent for path in [*run_dir.glob(WAYS_FILE), *run_dir.glob(f"*/{WAYS_FILE}")])
 
 
-def read_command(run_dir: Path) -> str | None:
-    """The command that made a run, if it was written down."""
+def read_commands(run_dir: Path) -> list[str]:
+    """The commands that made a run, as far as they were written down."""
     path = run_dir / COMMAND_FILE
-    return path.read_text().strip() if path.is_file() else None
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def _read_model(folder: Path) -> ModelRun:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from ..metrics.compare import METRICS
+from ..metrics.compare import METRICS, Comparison, Metric, compare_files
 from ..metrics.report import measure
 from .run_folder import ModelRun, WayRun
 from .vbench import package_full_info, prepare_environment, score
@@ -12,7 +13,7 @@ from .vbench_prompts import DIMENSIONS
 
 
 def measure_closeness(run: ModelRun, device: str, again: bool = False) -> None:
-    """Compare every way's videos with those of the references.
+    """Compare every way's videos with those of the references; a broken one has the reason for a figure.
 
     Args:
         run: whose videos to compare.
@@ -20,13 +21,14 @@ def measure_closeness(run: ModelRun, device: str, again: bool = False) -> None:
         again: also what is measured already.
 
     Raises:
-        ValueError: a video that is needed is gone or broken.
+        ValueError: two ways have no video in common any more.
     """
     for reference in run.references:
         for way in run.ways:
             if way is not reference and (again or not _is_measured(run, way, reference)):
                 folders = (reference.folder / "videos", way.folder / "videos")
-                measure(*folders, METRICS, device).save(way.closeness_stem(reference.way))
+                report = measure(*folders, METRICS, device, compare=_compare)
+                report.save(way.closeness_stem(reference.way))
 
 
 def score_vbench(run: ModelRun, environment: Path, base: str, device: str, again: bool = False) -> None:
@@ -50,9 +52,23 @@ def score_vbench(run: ModelRun, environment: Path, base: str, device: str, again
             score(python, videos, results, list(DIMENSIONS), device, info).save(way.folder / "vbench")
 
 
+def _compare(original: Path, generated: Path, metrics: Mapping[str, Metric], device: str) -> Comparison:
+    try:
+        return compare_files(original, generated, metrics, device)
+    except ValueError as error:
+        # of a file that cannot be read, the cause, which does not speak of arguments
+        reason = str(error.__cause__ or error).rstrip(".")
+        told = f"{reason}; remove what is broken and sample again."
+        return Comparison(missing=dict.fromkeys(METRICS, told))
+
+
 def _is_measured(run: ModelRun, way: WayRun, reference: WayRun) -> bool:
+    """Whether every video has a figure; one that was broken may be whole by now."""
     report = way.closeness(reference.way)
-    return report is not None and all(way.video(name).name in report["videos"] for name in run.names)
+    if report is None:
+        return False
+    videos = [report["videos"].get(way.video(name).name, {"mean": {}}) for name in run.names]
+    return all(any(value is not None for value in video["mean"].values()) for video in videos)
 
 
 def _is_scored(run: ModelRun, way: WayRun) -> bool:

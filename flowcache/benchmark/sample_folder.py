@@ -162,18 +162,6 @@ class Manifest:
             os.fsync(file.fileno())
 
 
-def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """Records of a benchmark's folder, in the order in which the videos were first made.
-
-    Raises:
-        ValueError: there is no manifest.
-    """
-    path = folder / "manifest.jsonl"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no manifest.jsonl: no video was made there.")
-    return list(Manifest(path).records().values())
-
-
 def _last_byte(file: Any) -> bytes:
     file.seek(-1, os.SEEK_END)
     return file.read(1)

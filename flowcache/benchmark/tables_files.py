@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,27 @@ NOTE = (
 CPU_NOTE = "Peak memory on a CPU is what the process holds, with the libraries and what earlier videos left."
 
 
-def save_tables(tables: Sequence[Table], stem: Path, command: str | None) -> list[Path]:
+def save_tables(tables: Sequence[Table], stem: Path, commands: Sequence[str]) -> list[Path]:
     """Write ``stem.md``, ``stem.csv`` and ``stem.json``; returns them.
 
     Args:
         tables: of the models.
-        command: that made the run, if it is known.
+        commands: that made the run, as far as they are known.
     """
     paths = [Path(f"{stem}{suffix}") for suffix in (".md", ".csv", ".json")]
-    write_atomically(paths[0], f"{markdown(tables, command)}\n".encode())
+    write_atomically(paths[0], f"{markdown(tables, commands)}\n".encode())
     columns = {column.key: None for table in tables for column in table.columns}
     paper = [f"paper_{key}" for key in columns]
     split = ["split_live_only", "split_causal", "split_reuse"]
     names = ["model", "weights", "prompts", "videos", "way", *columns, *paper, *split]
     write_csv(paths[1], names, [_flat(table, row) for table in tables for row in table.rows])
-    write_json(paths[2], {"command": command, "tables": [table.as_dict() for table in tables]})
+    write_json(paths[2], {"commands": list(commands), "tables": [table.as_dict() for table in tables]})
     return paths
 
 
-def markdown(tables: Sequence[Table], command: str | None) -> str:
+def markdown(tables: Sequence[Table], commands: Sequence[str]) -> str:
     """All tables, with what is to be known of them."""
-    parts = [] if command is None else [f"`{command}`"]
+    parts = [f"`{command}`" for command in commands]
     parts += [_section(table) for table in tables]
     on_cpu = any(", cpu" in hardware for table in tables for hardware in table.hardware)
     return "\n\n".join([*parts, NOTE, *([CPU_NOTE] if on_cpu else [])])
@@ -58,16 +58,19 @@ def _section(table: Table) -> str:
     rows = [[row.title, *(_cell(row, column) for column in shown)] for row in table.rows]
     lines.append(markdown_table(["method", *(column.title for column in shown)], rows))
     lines += ["", *(f"- {note}" for note in table.notes)]
-    lines += [_why(title, reasons) for title, reasons in table.missing.items()]
+    lines += _missing(table.missing)
     if table.has_split:
         lines += ["", "Fewer FLOPs, by what saves them:", "", _split_table(table)]
     return "\n".join(lines).replace("\n\n\n", "\n\n").strip()
 
 
-def _why(title: str, reasons: Sequence[str]) -> str:
-    """A column without figures, and why it has none."""
-    told = "; ".join(reasons)
-    return f"- {told}" if told.startswith(title) else f"- {title}: {told}"
+def _missing(reasons_of: Mapping[str, Sequence[str]]) -> list[str]:
+    """Columns that lack figures, and why; those that lack them for the same reasons share a line."""
+    titles: dict[str, list[str]] = {}
+    for title, reasons in reasons_of.items():
+        titles.setdefault("; ".join(reasons), []).append(title.partition(",")[0])
+    columns = {why: ", ".join(shared) for why, shared in titles.items()}
+    return [f"- {why}" if why.startswith(shared) else f"- {shared}: {why}" for why, shared in columns.items()]
 
 
 def _split_table(table: Table) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,12 @@ class Report:
 
 
 def measure(
-    original: Path, generated: Path, names: Sequence[str], device: str, pairing: Pairing | None = None
+    original: Path,
+    generated: Path,
+    names: Sequence[str],
+    device: str,
+    pairing: Pairing | None = None,
+    compare: Callable[..., Comparison] = compare_files,
 ) -> Report:
     """Compare two videos, or two folders of them, by all metrics that can be had.
 
@@ -109,6 +114,7 @@ def measure(
         names: metrics, among ``compare.METRICS``.
         device: where to measure.
         pairing: of the two, if it is known already.
+        compare: measures a pair; takes what ``compare_files`` takes.
 
     Raises:
         ValueError: they do not fit each other, or a file breaks off.
@@ -118,5 +124,5 @@ def measure(
     environment = describe_environment(device)
     report = Report(original, generated, tuple(names), pairing, missing, environment=environment)
     for name, pair in tqdm(pairing.pairs.items(), unit="video", disable=len(pairing.pairs) == 1):
-        report.videos[name] = compare_files(*pair, metrics, device)
+        report.videos[name] = compare(*pair, metrics, device)
     return report

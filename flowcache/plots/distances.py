@@ -30,9 +30,7 @@ def distance_curves(trace: Trace, path: str | Path) -> None:
     Raises:
         ValueError: the trace holds no window or no distance.
     """
-    check_windows(trace)
-    if not trace.has_distances:
-        raise ValueError("The trace holds no distance; its policy measured none.")
+    _check_distances(trace)
     columns = len(trace.windows)
     figure = Figure(figsize=(min(16, 3.5 + 4.5 * columns), 5.6), dpi=150, layout="constrained")
     axes = figure.subplots(2, columns, squeeze=False, sharex=True, sharey="row")
@@ -66,9 +64,7 @@ def step_distances(trace: Trace, path: str | Path) -> None:
     Raises:
         ValueError: the trace holds no window or no distance.
     """
-    check_windows(trace)
-    if not trace.has_distances:
-        raise ValueError("The trace holds no distance; its policy measured none.")
+    _check_distances(trace)
     columns = len(trace.windows)
     figure = Figure(figsize=(float(np.clip(3.5 + 4.5 * columns, 9, 16)), 3.8), dpi=150, layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False, sharey=True)
@@ -83,6 +79,12 @@ def step_distances(trace: Trace, path: str | Path) -> None:
     if colours.N > 1:
         chunk_scale(figure, axes, colours)
     finish(figure, title_of(trace), [], path)
+
+
+def _check_distances(trace: Trace) -> None:
+    check_windows(trace)
+    if not trace.has_distances:
+        raise ValueError("The trace holds no distance; its policy measured none.")
 
 
 def _events_by_chunk(trace: Trace, window: int) -> dict[int, list[ChunkEvent]]:

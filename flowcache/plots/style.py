@@ -40,6 +40,11 @@ def finish(figure: Figure, title: str, handles: Sequence[Artist], path: str | Pa
         inches = 0.7 + 0.085 * max(len(str(handle.get_label())) for handle in handles)
         columns = min(len(handles), max(1, int(figure.get_figwidth() / inches)))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     with replaced_when_done(path) as temporary:
         figure.savefig(temporary, format="png")
 

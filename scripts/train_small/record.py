@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from flowcache.files import replaced_when_done, write_atomically
+from flowcache.files import write_atomically
+from flowcache.plots.style import save_figure
 
 logger = logging.getLogger(__name__)
 
@@ -55,5 +56,4 @@ def draw_losses(losses: list[float], path: Path, window: int = 50) -> None:
     axis.set(xlabel="step", ylabel=f"velocity error, mean of {window} steps", yscale="log")
     axis.grid(which="both", color="#e6e6e6", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    with replaced_when_done(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, path)

@@ -5,13 +5,12 @@ import pytest
 from PIL import Image
 from synthetic_run import PROMPTS, SAMPLES, make_run, make_trace
 
-from flowcache import race
 from flowcache.benchmark import __main__ as program
 from flowcache.benchmark.run_folder import find_model_runs
 from flowcache.benchmark.run_reports import measure_closeness
-from flowcache.plots import Point, cache_over_time, tradeoff
+from flowcache.plots import Point, cache_over_time, race, tradeoff
+from flowcache.plots.race import Runner, finished_parts, write_race
 from flowcache.plots.tradeoff import pareto_front
-from flowcache.race import Runner, finished_parts, write_race
 from flowcache.trace import Trace
 from flowcache.video import read_video
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import sys
 
 import numpy as np
 import pytest
-from reference import ROOT
+from programs import load_script
 
 from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
 from flowcache.trace import WindowRecord
@@ -18,11 +16,7 @@ CHUNKS = 11
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    spec = importlib.util.spec_from_file_location("bench_kv", ROOT / "scripts" / "bench_kv.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bench_kv", module)
-    spec.loader.exec_module(module)
+    module = load_script("bench_kv", monkeypatch)
     FakeVideos.made = []
     monkeypatch.setattr(module, "MODELS", {"fake": FakeVideos})
     return module

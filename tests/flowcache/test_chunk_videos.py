@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reference import ROOT
+from programs import load_script
 
 from flowcache import Trace
 from flowcache.metrics import psnr
@@ -15,10 +15,7 @@ from flowcache.video import to_uint8
 
 @pytest.fixture
 def models(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    from chunk_videos import MODELS
-
-    return MODELS
+    return load_script("chunk_videos", monkeypatch).MODELS
 
 
 @pytest.mark.parametrize("model", ["skyreels", "magi"])

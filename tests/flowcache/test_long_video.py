@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-
 import pytest
-from reference import ROOT
+from programs import load_script
 
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    spec = importlib.util.spec_from_file_location("long_video", ROOT / "scripts" / "long_video.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "long_video", module)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("long_video", monkeypatch)
 
 
 def measurement(script, seconds, way="plain"):

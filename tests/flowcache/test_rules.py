@@ -33,3 +33,19 @@ def test_a_knob_asks_for_its_rule_with_every_preset(knob, policy, preset):
         assert config.policy == policy
         assert config.forecast == "linear_velocity"
         assert all(getattr(config, name) == value for name, value in knob.items())
+
+
+@pytest.mark.parametrize(("knob", "_"), RULES)
+def test_a_method_without_reuse_takes_no_knob(knob, _):
+    (name,) = knob
+    steps = knob.get("computed_steps")
+    options = FlowCacheOptions(**({} if steps else knob))
+    for method in ("vanilla", "causal"):
+        with pytest.raises(ValueError, match=f"{name} is for flowcache; {method} computes every step"):
+            skyreels(method, **knob)
+    with pytest.raises(ValueError, match=f"{name} is for flowcache; vanilla computes every step"):
+        magi("vanilla", options, computed_steps=steps)
+
+
+def test_the_originals_files_may_name_a_threshold_beside_vanilla():
+    assert magi("vanilla", FlowCacheOptions(rel_l1_thresh=0.1)).policy == "none"

@@ -11,11 +11,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from manifests import read_manifest
 
 from flowcache.benchmark.locks import Locks
 from flowcache.benchmark.ranks import Rank, device_of, list_devices, starts_others
 from flowcache.benchmark.sample import Sample
-from flowcache.benchmark.sample_folder import SampleFolder, read_manifest
+from flowcache.benchmark.sample_folder import SampleFolder
 from flowcache.benchmark.sampling import SamplingJob
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter

@@ -29,7 +29,7 @@ PAPER = PaperFlops(
 def whole(tmp_path_factory):
     """A run of three ways, measured once."""
     folder = make_run(tmp_path_factory.mktemp("run"), ("vanilla", "causal", "flowcache:paper_fast"))
-    (folder / "command.txt").write_text("bash scripts/reproduce_tables.sh\n")
+    (folder / "command.txt").write_text("bash scripts/reproduce_tables.sh\nbash again.sh\n")
     return folder
 
 
@@ -75,7 +75,7 @@ def test_command_measures_and_writes_and_needs_no_video_afterwards(run, capsys):
     assert "| 1.00 (25.0) | 4.00 (4.00) | 2.75 (6.50) | 7 (230) | (83.05) |" in flow
     assert "(22.95)" in flow
     assert "- VBench: no environment given" in first
-    assert "`bash scripts/reproduce_tables.sh`" in first
+    assert first.startswith("`bash scripts/reproduce_tables.sh`\n\n`bash again.sh`\n\n")
     rows = list(csv.DictReader((run / "tables.csv").open()))
     assert rows[2]["way"] == "flowcache:paper_fast" and float(rows[2]["paper_psnr"]) == 22.95
     assert float(rows[1]["ssim"]) < float(rows[2]["ssim"]) < 1
@@ -99,7 +99,25 @@ def test_columns_that_could_not_be_measured_say_why(run):
         "no environment given",
         "the total needs all 16 dimensions, 1 are scored",
     ]
-    assert "\n- LPIPS needs torchvision; not measured" in markdown([table], None)
+    assert "\n- LPIPS needs torchvision; not measured" in markdown([table], [])
+
+
+def test_a_broken_video_is_named_and_has_no_figures(run, capsys):
+    video = run / "abacus" / "causal" / "videos" / f"{PROMPTS[0]}-0.mp4"
+    whole = video.read_bytes()
+    video.write_bytes(whole[:100])
+    assert program.main(["tables", str(run)]) == 0, capsys.readouterr().err
+    (line,) = [line for line in (run / "tables.md").read_text().splitlines() if video.name in line]
+    columns = "SSIM, PSNR, PSNR to causal, SSIM to causal"
+    assert line.endswith(
+        f"{columns}: {video} cannot be read as a video; remove what is broken and sample again"
+    )
+    _, causal, flow = table_of(run).rows
+    assert causal.measured["psnr"] is None and causal.measured["pflops"] == 2.0
+    assert flow.measured["psnr"] > 20 and flow.measured["psnr_to_causal"] is None
+    video.write_bytes(whole)
+    assert program.main(["tables", str(run)]) == 0
+    assert table_of(run).rows[1].measured["psnr"] > 20, "it is measured again"
 
 
 def test_a_single_way_says_why_it_is_close_to_none(tmp_path):
@@ -110,7 +128,7 @@ def test_a_single_way_says_why_it_is_close_to_none(tmp_path):
 def test_several_videos_of_a_prompt_are_counted_as_such(tmp_path):
     table = table_of(make_run(tmp_path, samples=[SAMPLES[0], replace(SAMPLES[0], name="a red circle-1")]))
     assert (table.prompts, table.videos) == (1, 2)
-    assert "; 1 prompt, 2 videos. " in markdown([table], None)
+    assert "; 1 prompt, 2 videos. " in markdown([table], [])
 
 
 def test_vbench_scores_again_what_was_added_since(run, monkeypatch):

@@ -83,6 +83,7 @@ def test_a_profile_is_made_once(tmp_path):
         ({"described": {"model": "tiny", "video": {"steps": 30}}}, "video.steps"),
         ({"cache": FlowCacheConfig(forecast="hold_velocity", warmup_steps=2)}, "cache.forecast"),
         ({"num_steps": 8}, "ladder"),
+        ({"num_steps": 8, "described": {"model": "tiny", "video": {"steps": 8}}}, "video.steps"),
     ],
 )
 def test_a_profile_of_other_settings_is_refused(tmp_path, changes, named):

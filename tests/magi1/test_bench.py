@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
-from reference import ROOT
+from programs import load_script
 
 from magi1.methods import INTERVALS
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    spec = importlib.util.spec_from_file_location("bench_magi", ROOT / "scripts" / "bench_magi.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bench_magi", monkeypatch)
 
 
 def test_ways(bench):

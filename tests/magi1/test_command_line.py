@@ -72,6 +72,8 @@ BAD = [
     ("there is no num-steps; did you mean num_steps?", ["--num-steps", 8]),
     ("interval must be at least 1, got 0", ["--interval", 0]),
     ("interval is for flowcache; teacache takes rel_l1_thresh", ["--interval", 2, "--method", "teacache"]),
+    ("interval is for flowcache; vanilla computes every", ["--interval", 2, "--method", "vanilla"]),
+    ("tolerance is for flowcache; vanilla computes every", ["--tolerance", 0.1, "--method", "vanilla"]),
     ("plan needs plans beside the model for steps", ["--plan", 0.3]),
     ("video_size_h must be a positive multiple of 16, got 40", ["--video_size_h", 40]),
     ("video_size_w must be a positive multiple of 16, got 72", ["--video_size_w", 72]),

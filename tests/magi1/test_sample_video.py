@@ -7,11 +7,11 @@ import json
 
 import numpy as np
 import pytest
+from manifests import read_manifest
 from programs import Program
 from reference import ROOT
 
 from flowcache.benchmark import __main__ as scoring
-from flowcache.benchmark.sample_folder import read_manifest
 from flowcache.video import VideoWriter, read_video
 from magi1 import model_source, sampler
 
@@ -74,6 +74,19 @@ def save_slide(path, frames):
         frame[8:20, index % 40 : index % 40 + 12] = 220
     with VideoWriter(path, FPS) as writer:
         writer.write(video)
+
+
+def test_a_knob_is_for_those_of_several_ways_that_skip_steps(front, weights, vbench):
+    parsed = front.module.build_parser().parse_known_args(
+        [
+            *("--config_file", str(weights), "--model", "official", "--gpus", "cpu"),
+            *("--vbench_prompt_dir", str(vbench), "--base_save_path", "out", "--interval", "2"),
+            *("--ways", "vanilla", "flowcache:paper_fast"),
+        ]
+    )
+    _, work = front.module.prepare(*parsed)
+    policies = {way: job.sampler.cache.policy for way, job in work.jobs.items()}
+    assert policies == {"vanilla": "none", "flowcache:paper_fast": "fixed_interval"}
 
 
 def test_vbench_is_sampled_under_its_names(front, vbench, tmp_path, capsys):

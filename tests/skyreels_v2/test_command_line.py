@@ -84,6 +84,8 @@ BAD = {
     "tolerance must be a finite number": ["--tolerance", "nan"],
     "interval and tolerance exclude each other": ["--interval", 3, "--tolerance", 0.01],
     "interval is for flowcache; teacache takes a threshold": ["--interval", 3, "--method", "teacache"],
+    "interval is for flowcache; vanilla computes every": ["--interval", 3, "--method", "vanilla"],
+    "threshold is for flowcache; causal computes": ["--teacache_thresh", 0.1, "--method", "causal"],
     "plan must be a share of the steps": ["--plan", 2],
     "plan needs plans beside the model for steps 30, stride 0, shift 8, guidance": ["--plan", 0.3],
     "image: missing.png": ["--image", "missing.png"],

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 from diffusers import SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
-from reference import ROOT
+from programs import load_script
 
 from skyreels_v2 import VideoSettings
 from skyreels_v2.flops import TransformerFlops
@@ -18,16 +17,7 @@ from skyreels_v2.solver import noise_grid
 
 @pytest.fixture
 def load(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-
-    def _load(name):
-        spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    return _load
+    return partial(load_script, monkeypatch=monkeypatch)
 
 
 def test_grid_is_that_of_our_solver(load):

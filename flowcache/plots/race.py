@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .plots.over_time import step_times
-from .trace import Trace
-from .video import Frames, VideoWriter
+from ..trace import Trace
+from ..video import Frames, VideoWriter
+from .over_time import step_times
 
 BACKGROUND, FACE, EMPTY = "#14161a", "#f2f2f2", "#23262d"
 WORKING, DONE, MUTED = "#4f8fd0", "#f0953a", "#9aa0aa"
