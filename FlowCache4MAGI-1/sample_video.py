@@ -29,10 +29,10 @@ from flowcache.benchmark.ranks import Rank, device_of, list_devices
 from flowcache.benchmark.sampling import SamplingJob, run_on
 from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser, run_checked
+from flowcache.config import DEFAULT_PRESET
 from magi1.command_line import add_method_flags, make_sampler, split_overrides
 from magi1.config import RULES, FlowCacheOptions, RuntimeSection
 from magi1.config_files import build, check_keys, parse_overrides, read_file, without_unread
-from magi1.methods import DEFAULT_PRESET
 from magi1.model_source import SMALL, ModelSource, resolve_model
 
 FOLDER = Path(__file__).resolve().parent

@@ -35,6 +35,7 @@ from flowcache.command_line import (
     words_of,
     writable_folder,
 )
+from flowcache.config import DEFAULT_PRESET
 from flowcache.resume import ResumeFile
 from flowcache.tuning import Tuning
 from flowcache.video import (
@@ -48,7 +49,6 @@ from flowcache.video import (
 )
 from skyreels_v2 import Condition, VideoSettings, resolve_model
 from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of
-from skyreels_v2.methods import DEFAULT_PRESET
 from skyreels_v2.sampler import SkyReelsSampler
 from skyreels_v2.windows import check_streaming, plan_windows
 

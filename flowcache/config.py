@@ -14,10 +14,17 @@ from .kv.stores import HostStore, PlainRows, RowStore
 from .reuse.chunkwise import ChunkwiseReuse
 from .reuse.error_controlled import ErrorControlled
 from .reuse.forecast import FORECASTS, Forecast
-from .reuse.interval import FixedInterval
 from .reuse.planned import Planned
 from .reuse.policy import NoReuse, ReusePolicy
 from .reuse.teacache import TeaCache
+
+#: What a preset multiplies the square root of a chunk's number of steps by, for the interval from one
+#: computed step to the next: half way between one interval and one number of computed steps for all models.
+PACES = {"quality": 0.3, "balanced": 0.45, "fast": 0.65, "turbo": 1.0}
+
+#: Presets of every model; those of the paper decide and forecast as the original does.
+PRESETS = (*PACES, "paper-slow", "paper-fast")
+DEFAULT_PRESET = "fast"
 
 PolicyName = Literal["none", "teacache", "chunkwise", "fixed_interval", "error_controlled", "planned"]
 GranularityName = Literal["token", "frame", "chunk"]
@@ -120,17 +127,19 @@ class FlowCacheConfig:
 
     Args:
         policy: ``none`` computes every live chunk; ``teacache`` takes one decision for the whole window;
-            ``chunkwise`` lets every chunk decide for itself (FlowCache); ``fixed_interval`` computes every
-            ``interval``-th step; ``error_controlled`` skips while forecasts can be trusted; ``planned``
-            computes ``computed_steps``.
+            ``chunkwise`` lets every chunk decide for itself (FlowCache); ``fixed_interval`` computes all
+            at every ``interval``-th step of the youngest; ``planned`` at its ``computed_steps``;
+            ``error_controlled`` skips while forecasts can be trusted.
         threshold: accumulated relative-L1 distance at which a chunk is computed again; 0 never reuses.
         warmup_steps: steps at the start of a chunk (``teacache``: of the window) that are always computed.
         final_steps: steps at the end that are always computed.
         coefficients: polynomial over the distance, highest power first; None takes the distance itself.
         indicator: what the policy watches, by a name that the model knows; None takes the model's default.
         tolerance: relative error that a row of skipped steps may add (``error_controlled``).
-        interval: steps of the loop from one computed step to the next (``fixed_interval``).
-        computed_steps: a chunk's own steps at which it is computed (``planned``).
+        interval: steps from one at which all live chunks are computed to the next, counted from the start of
+            the youngest (``fixed_interval``); None: by ``pace``.
+        pace: the interval over the square root of a chunk's number of steps; it comes to 2 or more.
+        computed_steps: of the youngest live chunk, at which all live chunks are computed (``planned``).
         max_reuses: the most steps that a chunk skips in a row (``error_controlled``); None: no bound.
         forecast: what a reused chunk gets, a key of ``FORECASTS``: the last velocity, residual of the block
             stack or displacement of the latents, or the line or parabola through the last ones.
@@ -159,7 +168,8 @@ class FlowCacheConfig:
     coefficients: tuple[float, ...] | None = None
     indicator: str | None = None
     tolerance: float = 0.01
-    interval: int = 3
+    interval: int | None = None
+    pace: float = PACES[DEFAULT_PRESET]
     computed_steps: tuple[int, ...] = ()
     max_reuses: int | None = None
     forecast: str = "hold_velocity"
@@ -181,13 +191,15 @@ class FlowCacheConfig:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
         if self.policy == "planned" and not self.computed_steps:
-            raise ValueError("computed_steps must name the steps that a planned chunk is computed at.")
+            raise ValueError("computed_steps must name the steps that a plan computes.")
         if self.policy == "error_controlled" and self.forecast == "hold_displacement":
             raise ValueError("forecast must be of a velocity or a residual, for their errors to be known.")
         if self.bidirectional and not self.whole_window:
             raise ValueError(
                 "bidirectional needs whole_window: a cache holds no chunk that is still to come."
             )
+        if not (math.isfinite(self.pace) and self.pace > 0):
+            raise ValueError(f"pace must be a finite number above 0, got {self.pace}.")
         for name in ("warmup_steps", "interval", "max_reuses"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -214,18 +226,22 @@ class FlowCacheConfig:
         if self.coefficients is not None and not all(map(math.isfinite, self.coefficients)):
             raise ValueError(f"coefficients must be finite numbers, got {self.coefficients}.")
 
+    def interval_for(self, num_chunk_steps: int) -> int:
+        """Steps from one computed step to the next, for chunks of that many steps (``fixed_interval``)."""
+        return self.interval or max(2, round(self.pace * math.sqrt(num_chunk_steps)))
+
     def make_policy(self, num_chunk_steps: int) -> ReusePolicy:
         """A fresh policy for chunks of that many steps."""
         if self.policy == "none":
             return NoReuse()
-        if self.policy == "planned":
-            return Planned(self.computed_steps)
         bounds = {"warmup_steps": self.warmup_steps, "final_steps": self.final_steps}
         if self.policy == "teacache":
             return TeaCache(self.threshold, coefficients=self.coefficients, **bounds)
         bounds["num_chunk_steps"] = num_chunk_steps
+        if self.policy == "planned":
+            return Planned(self.computed_steps, **bounds)
         if self.policy == "fixed_interval":
-            return FixedInterval(self.interval, **bounds)
+            return Planned(range(0, num_chunk_steps, self.interval_for(num_chunk_steps)), **bounds)
         bounds["join_at"] = self.join_at
         if self.policy == "error_controlled":
             return ErrorControlled(self.tolerance, max_reuses=self.max_reuses, **bounds)

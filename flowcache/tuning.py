@@ -38,7 +38,7 @@ CACHE_FOLDER, CACHE_VARIABLE = Path("~/.cache/flowcache"), "FLOWCACHE_CACHE"
 INTERVALS = range(2, 11)
 
 #: Fields of ``FlowCacheConfig`` that a setting of the ladder may change.
-TRIED = ("policy", "interval", "computed_steps")
+TRIED = ("policy", "interval", "pace", "computed_steps")
 
 #: Makes the pilot's video with the given settings of the cache.
 Pilot = Callable[[FlowCacheConfig], VideoOutput]

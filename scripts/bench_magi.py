@@ -3,7 +3,7 @@
     bash scripts/bench_magi.sh --repeats 3
 
 A way is a method; one that reuses may have a preset behind it, and a threshold behind that, which overrides
-the preset's: ``flowcache:paper_fast``, ``flowcache:fast:0.02``.
+the preset's: ``flowcache:paper-fast``, ``flowcache:fast:0.02``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from interleaved import main, measure, new_parser
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.command_line import check_device
+from flowcache.config import DEFAULT_PRESET, PRESETS
 from flowcache.video import Frames, to_uint8
 from magi1.config import FlowCacheOptions, MagiConfig
 from magi1.methods import method_config
@@ -23,7 +24,7 @@ from magi1.model_source import load_pipeline, resolve_model
 from magi1.request import VideoRequest
 
 CONFIG = Path(__file__).resolve().parents[1] / "FlowCache4MAGI-1/config/single_run/4.5B_distill.json"
-WAYS = ("vanilla", "teacache:fast", "flowcache:fast", "flowcache:slow", "flowcache:paper_fast")
+WAYS = ("vanilla", "teacache", *(f"flowcache:{preset}" for preset in PRESETS if preset != "paper-slow"))
 PROMPT = "a red circle moves right over a dark background"
 
 
@@ -44,7 +45,7 @@ def cache_of(way: str) -> FlowCacheConfig:
             raise ValueError(
                 f"ways must have a finite threshold of at least 0, got {rest[1]!r} in {way!r}."
             ) from error
-    return method_config(method, options, preset=rest[0] if rest else "fast")
+    return method_config(method, options, preset=rest[0] if rest else DEFAULT_PRESET)
 
 
 def with_seed(config: MagiConfig, seed: int, num_frames: int) -> MagiConfig:

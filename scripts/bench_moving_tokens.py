@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from interleaved import main, positive
-from small_models import FAMILIES, Family, held_out
+from small_models import FAMILIES, Family, TrialConfig, held_out
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 from tqdm import tqdm
@@ -29,7 +28,7 @@ from flowcache.command_line import Parser
 from flowcache.files import write_csv
 from flowcache.markdown import markdown_table
 from flowcache.metrics import psnr
-from flowcache.reuse.forecast import Forecast, VelocityForecast
+from flowcache.reuse.forecast import VelocityForecast
 from flowcache.video import to_uint8
 
 #: Steps from one full evaluation to the next, and the share of tokens that is computed in between.
@@ -74,30 +73,16 @@ class MovingTokens(VelocityForecast):
         return interpolate((by_token >= bound).float(), scale_factor=PATCH)[:, 0][None] > 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartialConfig(FlowCacheConfig):
-    """Settings of a run that computes everything, of which ``partial`` lets only a part count."""
-
-    partial: MovingTokens
-
-    def make_forecast(self) -> Forecast:
-        return self.partial
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"interval": self.partial.interval, "share": self.partial.share}
-
-
 def ways(family: Family, steps: int) -> Iterator[tuple[str, float, FlowCacheConfig]]:
     """Name, share of token-steps that counts as computed, and settings."""
     warmup = family.ours.warmup_steps
-    plain = {name: getattr(family.plain, name) for name in FlowCacheConfig.__dataclass_fields__}
     for interval, share in WAYS:
         partial = MovingTokens(interval, share, warmup, steps)
         full = sum(map(partial.counts_in_full, range(steps))) / steps
         name = f"every {interval}th step"
         if share:
             name += f", {share:.0%} of the tokens in between"
-            yield name, full + share * (1 - full), PartialConfig(**plain, partial=partial)
+            yield name, full + share * (1 - full), TrialConfig.of(family.plain, trial_forecast=partial)
         else:
             computed = tuple(k for k in range(steps) if partial.counts_in_full(k))
             yield name, full, replace(family.ours, policy="planned", computed_steps=computed)

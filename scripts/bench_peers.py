@@ -31,7 +31,7 @@ from skyreels_v2.settings import latent_frames
 
 logger = logging.getLogger(__name__)
 
-OURS = ("vanilla", "causal", "teacache", "flowcache:fast", "flowcache:slow")
+OURS = ("vanilla", "causal", "teacache", "flowcache:fast", "flowcache:balanced")
 PEERS = (
     "diffusers",
     *("fbcache:0.1", "fbcache:0.4", "magcache:0.05", "magcache:0.3", "seacache:0.2", "seacache:0.6"),

@@ -10,7 +10,6 @@ Runs are appended to ``OUTDIR/runs.jsonl``; a measurement that was cut short goe
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from small_models import FAMILIES, Family, held_out
 from tqdm import tqdm
 
 from flowcache import FlowCacheConfig
+from flowcache.benchmark.sample_folder import Manifest
 from flowcache.command_line import Parser
 from flowcache.metrics import psnr, ssim
 from flowcache.video import Frames, to_uint8
@@ -62,7 +62,9 @@ def curves_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
     if family.plans is not None:
         forecast = family.plans.forecast
         curves["planned, line"] = {
-            len(steps): replace(ours, policy="planned", forecast=forecast, computed_steps=steps)
+            round(family.plans.share_of(steps), 2): replace(
+                ours, policy="planned", forecast=forecast, computed_steps=steps
+            )
             for steps in family.plans.steps
         }
     return curves
@@ -71,24 +73,24 @@ def curves_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
 def measure(args: argparse.Namespace, family: Family) -> Iterator[Point]:
     """Run all that is not yet in the record, caption by caption."""
     curves = curves_of(family)
-    if args.curves:
-        curves = {name: curves[name] for name in args.curves}
+    for name in args.curves or curves:
+        if name not in curves:
+            raise ValueError(f"curves must be among {'; '.join(curves)}; got {name!r}.")
     captions = held_out()[: args.captions]
-    record = args.outdir / "runs.jsonl"
-    known = {point.run: point for point in _read(record)}
-    runs = [(name, knob) for name, knobs in curves.items() for knob in knobs]
-    with tqdm(total=len(captions) * len(runs), unit="run") as progress, record.open("a") as lines:
+    record = Manifest(args.outdir / "runs.jsonl")
+    runs = [(name, knob) for name in args.curves or curves for knob in curves[name]]
+    with tqdm(total=len(captions) * len(runs), unit="run") as progress:
         for index, caption in enumerate(captions):
             plain: Frames | None = None
-            for name, knob in runs:
-                point = known.get((name, knob, caption))
-                if point is None:
+            for curve, knob in runs:
+                name = f"{curve}, {knob:g}: {caption}"
+                if name not in record.records():
                     if plain is None:
                         plain = to_uint8(family.generate(caption, index, family.plain).frames)
-                    point = _measured(family, plain, caption, index, (name, knob, curves[name][knob]))
-                    lines.write(json.dumps(asdict(point)) + "\n")
-                    lines.flush()
-                yield point
+                    way = (curve, knob, curves[curve][knob])
+                    point = _measured(family, plain, caption, index, way)
+                    record.append({"name": name, "run": asdict(point)})
+                yield Point(**record.records()[name]["run"])
                 progress.update()
 
 
@@ -108,12 +110,6 @@ def _measured(
         psnr=psnr(frames, plain)[0],
         ssim=ssim(frames, plain)[0],
     )
-
-
-def _read(record: Path) -> list[Point]:
-    if not record.exists():
-        return []
-    return [Point(**json.loads(line)) for line in record.read_text().splitlines() if line.endswith("}")]
 
 
 def bench(args: argparse.Namespace) -> str:

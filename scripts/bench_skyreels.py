@@ -13,10 +13,11 @@ from pathlib import Path
 from interleaved import main, measure, new_parser
 
 from flowcache import Trace
+from flowcache.config import DEFAULT_PRESET, PRESETS
 from flowcache.video import Frames, to_uint8
 from skyreels_v2 import METHODS, load_pipeline, method_config, resolve_model
 
-WAYS = (*METHODS[:-1], "flowcache:fast", "flowcache:slow")
+WAYS = (*METHODS[:-1], *(f"flowcache:{preset}" for preset in PRESETS if preset != "paper-slow"))
 
 
 def bench(args: argparse.Namespace) -> str:
@@ -40,7 +41,7 @@ def bench(args: argparse.Namespace) -> str:
         video = pipeline(
             args.prompt or source.defaults["prompt"],
             settings=source.video_settings(**settings, num_frames=num_frames, seed=seed),
-            cache=source.method_config(method, preset or "fast"),
+            cache=source.method_config(method, preset or DEFAULT_PRESET),
             trace=Trace(method=way),
         )
         return to_uint8(video.frames), video.trace

@@ -114,7 +114,7 @@ def bench(args: argparse.Namespace) -> str:
         videos = {}
         for way, (changes, limits) in tqdm(WAYS.items(), leave=False, unit="way"):
             settings = source.video_settings(**shared, **changes)
-            cache, trace = source.method_config("flowcache", "slow", **limits), Trace(method=way)
+            cache, trace = source.method_config("flowcache", "balanced", **limits), Trace(method=way)
             video = pipeline(prompt, settings=settings, cache=cache, trace=trace)
             videos[way] = to_uint8(video.frames)
             spent = {"TFLOPs": trace.flops["actual"] / 1e12, "KV MiB": trace.windows[0].kv_bytes / 2**20}

@@ -77,7 +77,7 @@ def measure(run: Run) -> Measurement:
     """Make one video and write it; to be called in a process of its own."""
     trace = Trace(method=run.way)
     videos = MODELS[run.model](run.chunks, run.steps, run.device)
-    cache = videos.cache("slow", run.budget if run.way == "compressed" else None)
+    cache = videos.cache("balanced", run.budget if run.way == "compressed" else None)
     parts = videos.stream(cache, trace)
     now = time.process_time if run.device == "cpu" else time.perf_counter
     times, frames = [], 0

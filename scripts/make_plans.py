@@ -3,71 +3,61 @@
     bash scripts/make_plans.sh --family skyreels
 
 Calibrates on captions from the end of the held-out list, which ``bench_policies.py`` does not measure on: one
-run of each with all velocities kept, then one run for every step, without that step, to see how its error
-grows.
+run of each with all velocities kept, then one run for every step, in which every chunk skips that step alone,
+to see how its error grows.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
-from interleaved import main, positive
-from small_models import FAMILIES, Family, held_out
+from interleaved import positive
+from small_models import FAMILIES, Family, TrialConfig, held_out
 from torch import Tensor
 from tqdm import tqdm
 
-from flowcache import FlowCacheConfig
-from flowcache.command_line import Parser
-from flowcache.reuse.forecast import Forecast
+from flowcache.command_line import Parser, run_checked
 from flowcache.reuse.planning import PathRecorder, measure_amplification, plan_steps
 from flowcache.reuse.plans import Plans
+from flowcache.reuse.policy import Decision, ReusePolicy
 
-#: Shares of the steps that plans are made for.
+#: Shares of the chunk steps that plans are made for.
 SHARES = (0.16, 0.2, 0.25, 0.3, 0.36, 0.42, 0.5, 0.6)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecordedConfig(FlowCacheConfig):
-    """Settings of a run whose velocities are kept by ``recorder``."""
+class AllBut(ReusePolicy):
+    """Compute every chunk at all of its own steps but one."""
 
-    recorder: PathRecorder = field(default_factory=PathRecorder)
+    def __init__(self, step: int) -> None:
+        self.step = step
 
-    @classmethod
-    def of(cls, config: FlowCacheConfig) -> RecordedConfig:
-        return cls(**{f.name: getattr(config, f.name) for f in fields(config)})
-
-    def make_forecast(self) -> Forecast:
-        return self.recorder
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"policy": self.policy}
+    def decide(self, step, num_steps, live, indicators):
+        return {chunk: Decision(local_step == self.step) for chunk, local_step in live.items()}
 
 
 def calibrate(family: Family, caption: str, seed: int) -> tuple[PathRecorder, np.ndarray]:
     """The path of a caption's velocities, and the amplification of its steps."""
-    recorded = RecordedConfig.of(family.plain)
-    final = family.generate(caption, seed, recorded).latents
-    path = recorded.recorder
-    count = len(path.gram)
-    planned = replace(family.ours, policy="planned", forecast="linear_velocity", computed_steps=(0,))
+    path = PathRecorder()
+    final = family.generate(caption, seed, TrialConfig.of(family.plain, trial_forecast=path)).latents
+    line = replace(family.ours, forecast="linear_velocity")
 
-    with tqdm(total=count - 2, unit="step", desc=caption) as progress:
+    with tqdm(total=len(path.gram) - 2, unit="step", desc=caption) as progress:
 
         def final_without(step: int) -> Tensor:
-            others = tuple(k for k in range(count) if k != step)
-            latents = family.generate(caption, seed, replace(planned, computed_steps=others)).latents
+            settings = TrialConfig.of(line, trial_policy=AllBut(step))
+            latents = family.generate(caption, seed, settings).latents
             progress.update()
             return latents
 
         return path, measure_amplification(path.times, path.gram, final, final_without)
 
 
-def bench(args: argparse.Namespace) -> str:
-    """Calibrate, plan and save; returns the plans."""
+def make(args: argparse.Namespace) -> str:
+    """Calibrate, plan and save; returns the plans and where they lie."""
     torch.set_grad_enabled(False)
     family = FAMILIES[args.family](args.steps)
     captions = held_out()[-args.captions :]
@@ -75,12 +65,12 @@ def bench(args: argparse.Namespace) -> str:
     times = tuple(float(time) for time in found[0][0].times)
     gram = np.mean([path.gram / np.trace(path.gram) for path, _ in found], axis=0)
     growth = np.exp(np.mean([np.log(amplification) for _, amplification in found], axis=0))
-    budgets = sorted({max(3, round(share * len(gram))) for share in SHARES})
-    steps = tuple(tuple(plan_steps(times, gram, n, 1, growth)) for n in budgets)
+    stride = int(family.sampling["stride"])
+    steps = tuple(tuple(plan_steps(times, gram, share, stride, 1, growth)) for share in SHARES)
     made = f"make_plans.py --family {args.family}, {len(captions)} captions"
     plans = Plans(family.sampling, "linear_velocity", steps, times, tuple(map(float, growth)), made)
-    args.outdir = plans.save(family.folder)
-    return "\n".join(f"{len(plan)} of {len(gram)}: {' '.join(map(str, plan))}" for plan in steps)
+    rows = [f"{plans.share_of(plan):.2f}: {' '.join(map(str, plan))}" for plan in steps]
+    return "\n".join([*rows, f"plans: {plans.save(family.folder)}"])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -92,4 +82,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main(parse_arguments, bench)
+    sys.exit(run_checked(parse_arguments, make))

@@ -33,11 +33,6 @@ class Point:
     psnr: float
     ssim: float
 
-    @property
-    def run(self) -> tuple[str, float, str]:
-        """What tells it from others."""
-        return self.curve, self.knob, self.caption
-
 
 @dataclass(frozen=True)
 class Curve:

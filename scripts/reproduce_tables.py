@@ -21,13 +21,14 @@ from pathlib import Path
 
 from flowcache.benchmark.run_folder import COMMAND_FILE, read_commands
 from flowcache.command_line import Parser, run_checked, writable_folder
+from flowcache.config import PACES
 from flowcache.files import write_atomically
 from skyreels_v2.checkpoint import OFFICIAL_DEFAULT
 
 ROOT = Path(__file__).resolve().parents[1]
 
-METHODS = ("teacache:slow", "teacache:fast", "flowcache:slow", "flowcache:fast")
-METHODS += ("flowcache:paper_slow", "flowcache:paper_fast")
+METHODS = tuple(f"{method}:paper-{pace}" for method in ("teacache", "flowcache") for pace in ("slow", "fast"))
+METHODS += tuple(f"flowcache:{preset}" for preset in PACES)
 #: Ways of each model, the one that ratios are to first.
 WAYS = {"skyreels_v2": ("vanilla", "causal", *METHODS), "magi1": ("vanilla", *METHODS)}
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from flowcache import FlowCacheConfig
 from flowcache.output import VideoOutput
+from flowcache.reuse.forecast import Forecast
 from flowcache.reuse.plans import Plans, Sampling
+from flowcache.reuse.policy import ReusePolicy
 from magi1 import model_source as magi_source
 from magi1.config import FlowCacheOptions
 from magi1.methods import method_config as magi_method
@@ -23,6 +26,28 @@ MAGI_CONFIG = ROOT / "FlowCache4MAGI-1/config/single_run/4.5B_distill.json"
 def held_out() -> list[str]:
     """Captions that no checkpoint was trained on."""
     return json.loads((ROOT / "scripts/train_small/held_out.json").read_text())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig(FlowCacheConfig):
+    """Settings with a policy or a forecast that they know no name for; None: as they say."""
+
+    trial_policy: ReusePolicy | None = None
+    trial_forecast: Forecast | None = None
+
+    @classmethod
+    def of(cls, config: FlowCacheConfig, **trial: Any) -> TrialConfig:
+        """The settings ``config`` but for what is on trial."""
+        return cls(**{f.name: getattr(config, f.name) for f in fields(config)}, **trial)
+
+    def make_policy(self, num_chunk_steps: int) -> ReusePolicy:
+        return self.trial_policy or super().make_policy(num_chunk_steps)
+
+    def make_forecast(self) -> Forecast:
+        return self.trial_forecast or super().make_forecast()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"policy": self.policy}
 
 
 @dataclass(frozen=True)
@@ -70,7 +95,7 @@ def skyreels(steps: int | None = None) -> Family:
         generate,
         source.method_config("causal"),
         source.method_config("flowcache", "fast"),
-        lambda threshold: source.method_config("flowcache", "paper_fast", threshold=threshold),
+        lambda threshold: source.method_config("flowcache", "paper-fast", threshold=threshold),
         thresholds=(0.03, 0.06, 0.1, 0.15, 0.25, 0.4),
         latent_thresholds=(0.05, 0.1, 0.2, 0.4, 0.8),
         folder=source.path,
@@ -90,7 +115,7 @@ def magi(steps: int | None = None) -> Family:
         return pipeline(VideoRequest(prompt=caption, config=config, cache=cache))
 
     def paper(threshold: float) -> FlowCacheConfig:
-        return magi_method("flowcache", FlowCacheOptions(rel_l1_thresh=threshold), preset="paper_fast")
+        return magi_method("flowcache", FlowCacheOptions(rel_l1_thresh=threshold), preset="paper-fast")
 
     return Family(
         generate,

@@ -17,9 +17,9 @@ from flowcache.video import VideoWriter
 PROMPTS = ("a red circle", "a blue square")
 SAMPLES = [Sample(f"{prompt}-0", prompt, 0) for prompt in PROMPTS]
 #: Denoising seconds of each prompt, by way.
-SECONDS = {"vanilla": (10.0, 30.0), "flowcache:paper_fast": (4.0, 10.0), "causal": (8.0, 20.0)}
+SECONDS = {"vanilla": (10.0, 30.0), "flowcache:paper-fast": (4.0, 10.0), "causal": (8.0, 20.0)}
 #: FLOPs of a run, by way.
-FLOPS = {"vanilla": 4e15, "flowcache:paper_fast": 1e15, "causal": 2e15}
+FLOPS = {"vanilla": 4e15, "flowcache:paper-fast": 1e15, "causal": 2e15}
 
 
 def make_trace(way: str, seconds: float, sample: Sample) -> Trace:
@@ -74,7 +74,7 @@ class BeadSampler:
         return make_trace(self.way, SECONDS[self.way][PROMPTS.index(sample.prompt)], sample)
 
 
-def make_turns(folder: Path, ways=("vanilla", "flowcache:paper_fast"), samples=SAMPLES, calls=None) -> Turns:
+def make_turns(folder: Path, ways=("vanilla", "flowcache:paper-fast"), samples=SAMPLES, calls=None) -> Turns:
     """The work of making the run in ``folder``; ``calls`` notes loads and videos in their order."""
     jobs = {}
     for way in ways:
@@ -84,7 +84,7 @@ def make_turns(folder: Path, ways=("vanilla", "flowcache:paper_fast"), samples=S
     return Turns("Abacus", "9 frames of 32 x 32", folder, jobs)
 
 
-def make_run(folder: Path, ways=("vanilla", "flowcache:paper_fast"), samples=SAMPLES) -> Path:
+def make_run(folder: Path, ways=("vanilla", "flowcache:paper-fast"), samples=SAMPLES) -> Path:
     """A whole run in ``folder``/abacus; returns ``folder``."""
     (folder / "abacus").mkdir(parents=True, exist_ok=True)
     turns = make_turns(folder / "abacus", ways, samples)

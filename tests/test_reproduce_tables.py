@@ -35,7 +35,7 @@ def test_the_sampling_programs_take_what_it_gives_them(front, monkeypatch, tmp_p
     prepared = (args,) if index == 0 else (args, rest)
     devices, work = sampling.module.prepare(*prepared)
     assert devices and len(work.jobs) == len(args.ways)
-    methods = {"flowcache:slow", "flowcache:paper_fast", "teacache:slow", "teacache:fast", "vanilla"}
+    methods = {"vanilla", "teacache:paper-slow", "flowcache:paper-fast", "flowcache:quality"}
     assert methods <= work.jobs.keys()
     assert all(len(job.samples) == 1 for job in work.jobs.values())
 

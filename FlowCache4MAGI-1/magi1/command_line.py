@@ -8,13 +8,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from flowcache.config import DEFAULT_PRESET, PRESETS
 from flowcache.reuse.forecast import FORECASTS
 
 from .captions import CaptionSwitches, SpecialTokens
 from .config import FlowCacheOptions, MagiConfig
 from .config_files import COMMAND_LINE, check_keys, without_unread
 from .guidance import PREVIOUS_WEIGHT
-from .methods import DEFAULT_PRESET, METHODS, PRESETS, method_config
+from .methods import METHODS, method_config
 from .model_source import ModelSource
 from .sampler import MagiSampler
 

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from flowcache import FlowCacheConfig
-from flowcache.config import KVCompressionConfig, KVStorageConfig, rule_of
+from flowcache.config import DEFAULT_PRESET, PACES, PRESETS, KVCompressionConfig, KVStorageConfig, rule_of
 
 from .config import FlowCacheOptions
 
 METHODS = ("vanilla", "teacache", "flowcache")
-PRESETS = ("fast", "slow", "paper_fast", "paper_slow")
-DEFAULT_PRESET = "fast"
-#: Half of the original's is ours, and not tuned on the official weights.
-THRESHOLDS = {"fast": 0.01, "slow": 0.005}
-#: Steps from one computed step to the next.
-INTERVALS = {"fast": 3, "slow": 2}
-#: Steps at the start that are all computed: by accumulated distance, at intervals.
-WARMUP_STEPS = {"threshold": 5, "interval": 2}
+#: The slow one is ours, half of the original's, and not tuned on the official weights.
+THRESHOLDS = {"paper-slow": 0.005, "paper-fast": 0.01}
+#: Steps at the start that are all computed: by accumulated distance, by other rules.
+WARMUP_STEPS = {True: 5, False: 1}
 
 
 def method_config(
     method: str,
     options: FlowCacheOptions | None = None,
     *,
-    preset: str = "fast",
+    preset: str = DEFAULT_PRESET,
     forecast: str | None = None,
     computed_steps: tuple[int, ...] | None = None,
     kv_offload: bool = False,
@@ -36,15 +32,16 @@ def method_config(
     Args:
         method: one of ``METHODS``.
         options: warm-up, compression, bits, and a threshold that overrides the preset's.
-        preset: one of ``PRESETS``. ``fast`` and ``slow`` compute every third or second step, the same for all
-            chunks, carry the velocity on along a line in between, and run a finished chunk once more. The
-            ``paper_`` presets do as the original FlowCache does: a chunk is computed when its accumulated
-            distance reaches 0.01 or 0.005; in between, the last displacement is added again although the step
-            is of another length; and finished chunks are left with the keys and values of their last computed
-            step. ``teacache`` takes the threshold of either. A knob in ``options`` (``rel_l1_thresh``,
-            ``interval``, ``tolerance``) asks for its rule with every preset.
+        preset: one of ``PRESETS``. ``quality``, ``balanced``, ``fast`` and ``turbo`` compute all live chunks
+            at every second, fourth, fifth or eighth step of 64, carry the velocity on along a line between
+            them, and run a finished chunk once more. The ``paper-`` presets do as the original FlowCache
+            does: a chunk is computed when its accumulated distance reaches 0.005 (slow) or 0.01 (fast); in
+            between, the last displacement is added again although the step is of another length; and
+            finished chunks are left with the keys and values of their last computed step. ``teacache`` takes
+            the threshold of ``paper-slow`` with that preset, of ``paper-fast`` with others. A knob in
+            ``options`` (``rel_l1_thresh``, ``interval``, ``tolerance``) asks for its rule with every preset.
         forecast: overrides what a reused chunk gets.
-        computed_steps: compute a chunk at these of its own steps.
+        computed_steps: compute all live chunks at these steps of the youngest.
         kv_offload: keep keys and values of finished chunks in host memory.
 
     Raises:
@@ -74,13 +71,13 @@ def method_config(
         raise ValueError(f"{next(iter(rule))} is for flowcache; teacache takes rel_l1_thresh.")
     warmup = options.warmup_steps
     if warmup is None:
-        warmup = WARMUP_STEPS["threshold" if by_distance else "interval"]
+        warmup = WARMUP_STEPS[by_distance]
     shared = {"warmup_steps": max(1, warmup), "compression": compression, "storage": storage}
     if not by_distance:
-        rule = rule or {"policy": "fixed_interval", "interval": INTERVALS[preset]}
+        rule = rule or {"policy": "fixed_interval", "pace": PACES[preset]}
         return FlowCacheConfig(forecast=forecast or "linear_velocity", clean_pass=True, **rule, **shared)
     if threshold is None:
-        threshold = THRESHOLDS[preset.removeprefix("paper_")]
+        threshold = THRESHOLDS.get(preset, THRESHOLDS["paper-fast"])
     shared["threshold"] = threshold
     if tea:
         return FlowCacheConfig(

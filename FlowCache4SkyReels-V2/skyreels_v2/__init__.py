@@ -1,13 +1,12 @@
 """SkyReels-V2 with FlowCache."""
 
 from .checkpoint import ModelSource, load_pipeline, resolve_model
-from .methods import METHODS, PRESETS, method_config
+from .methods import METHODS, method_config
 from .pipeline import Condition, FlowCacheSkyReelsV2Pipeline, VideoOutput
 from .settings import VideoSettings
 
 __all__ = [
     "METHODS",
-    "PRESETS",
     "Condition",
     "FlowCacheSkyReelsV2Pipeline",
     "ModelSource",

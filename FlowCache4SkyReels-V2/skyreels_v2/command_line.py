@@ -8,11 +8,12 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from flowcache import FlowCacheConfig
+from flowcache.config import DEFAULT_PRESET, PRESETS
 from flowcache.kv.quantized import BITS
 from flowcache.reuse.forecast import FORECASTS
 
 from .checkpoint import ModelSource
-from .methods import DEFAULT_PRESET, METHODS, PRESETS
+from .methods import METHODS
 from .settings import RESOLUTIONS, VideoSettings, latent_frames
 
 #: Flags that ask for a rule of their own by which steps are skipped.

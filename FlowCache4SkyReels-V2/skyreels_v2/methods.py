@@ -6,15 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowcache import FlowCacheConfig
-from flowcache.config import KVCompressionConfig, KVStorageConfig, rule_of
+from flowcache.config import DEFAULT_PRESET, PACES, PRESETS, KVCompressionConfig, KVStorageConfig, rule_of
 
 METHODS = ("vanilla", "causal", "teacache", "flowcache")
-PRESETS = ("fast", "slow", "paper_fast", "paper_slow")
-DEFAULT_PRESET = "fast"
-THRESHOLDS = {"fast": 0.15, "slow": 0.1}
-#: Steps from one computed step to the next, and those at the start that are all computed.
-INTERVALS = {"fast": 5, "slow": 3}
-WARMUP_STEPS = 3
+THRESHOLDS = {"paper-slow": 0.1, "paper-fast": 0.15}
 
 #: TeaCache's fitted polynomials, highest power first: over the modulation (with retention steps) and over
 #: the time embedding (without), for the two sizes of the model.
@@ -28,7 +23,7 @@ COEFFICIENTS = {
 
 def method_config(
     method: str,
-    preset: str = "fast",
+    preset: str = DEFAULT_PRESET,
     *,
     family: str | None = None,
     threshold: float | None = None,
@@ -54,15 +49,17 @@ def method_config(
 
     Args:
         method: one of ``METHODS``.
-        preset: one of ``PRESETS``. ``fast`` and ``slow`` compute every fifth or third step, the same for all
-            blocks, and carry the velocity on along a line in between. The ``paper_`` presets do as the
-            original: a block is computed when its accumulated distance reaches 0.15 or 0.1, and holds the
-            residual of the block stack in between. ``teacache`` takes the threshold of either.
+        preset: one of ``PRESETS``. ``quality``, ``balanced``, ``fast`` and ``turbo`` compute all live blocks
+            at every second, third, fifth or seventh step of 50, and carry the velocity on along a line
+            between them. The ``paper-`` presets do as the original: a block is computed when its accumulated
+            distance reaches 0.1 (slow) or 0.15 (fast), and holds the residual of the block stack in between.
+            ``teacache`` takes the threshold of ``paper-slow`` with that preset, of ``paper-fast`` with
+            others.
         family: ``"1.3B"`` or ``"14B"`` for the fitted polynomial; others take the distance as it is.
-        threshold: decide by the accumulated distance, as the ``paper_`` presets do, with this threshold.
+        threshold: decide by the accumulated distance, as the ``paper-`` presets do, with this threshold.
         interval: compute every so many steps.
         tolerance: skip while the error that this brings is expected to stay below it.
-        computed_steps: compute a block at these of its own steps.
+        computed_steps: compute all live blocks at these steps of the youngest.
         use_ret_steps: always compute the first five steps, and use the polynomial fitted for that.
         coefficients: a polynomial of your own, highest power first.
         forecast: overrides the preset's forecast.
@@ -105,9 +102,9 @@ def method_config(
             **limits,
         )
     if not by_distance:
-        rule = rule or {"policy": "fixed_interval", "interval": INTERVALS[preset]}
+        rule = rule or {"policy": "fixed_interval", "pace": PACES[preset]}
         return FlowCacheConfig(
-            warmup_steps=WARMUP_STEPS,
+            warmup_steps=1,
             forecast=forecast or "linear_velocity",
             refresh_given=refresh_given,
             **rule,
@@ -117,7 +114,7 @@ def method_config(
         coefficients = COEFFICIENTS.get((family, use_ret_steps))
     return FlowCacheConfig(
         policy="teacache" if tea else "chunkwise",
-        threshold=THRESHOLDS[preset.removeprefix("paper_")] if threshold is None else threshold,
+        threshold=THRESHOLDS.get(preset, THRESHOLDS["paper-fast"]) if threshold is None else threshold,
         warmup_steps=5 if use_ret_steps else 1,
         coefficients=None if coefficients is None else tuple(coefficients),
         # Without retention steps, TeaCache's polynomial is over the time embedding; the original FlowCache

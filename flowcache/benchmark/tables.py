@@ -15,20 +15,22 @@ from .vbench import SCALES
 
 TITLES = {
     "causal": "causal, no reuse",
-    "teacache:slow": "TeaCache slow",
-    "teacache:fast": "TeaCache fast",
-    "flowcache:slow": "FlowCache slow, ours",
+    "teacache:paper-slow": "TeaCache slow",
+    "teacache:paper-fast": "TeaCache fast",
+    "flowcache:paper-slow": "FlowCache slow, paper's",
+    "flowcache:paper-fast": "FlowCache fast, paper's",
+    "flowcache:quality": "FlowCache quality, ours",
+    "flowcache:balanced": "FlowCache balanced, ours",
     "flowcache:fast": "FlowCache fast, ours",
-    "flowcache:paper_slow": "FlowCache slow, paper's",
-    "flowcache:paper_fast": "FlowCache fast, paper's",
+    "flowcache:turbo": "FlowCache turbo, ours",
 }
 #: Rows of the paper that a way does again.
 IN_THE_PAPER = {
     "vanilla": "vanilla",
-    "teacache:slow": "TeaCache-slow",
-    "teacache:fast": "TeaCache-fast",
-    "flowcache:paper_slow": "FlowCache-slow",
-    "flowcache:paper_fast": "FlowCache-fast",
+    "teacache:paper-slow": "TeaCache-slow",
+    "teacache:paper-fast": "TeaCache-fast",
+    "flowcache:paper-slow": "FlowCache-slow",
+    "flowcache:paper-fast": "FlowCache-fast",
 }
 
 

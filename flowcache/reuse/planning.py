@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .forecast import VelocityForecast, lagrange_weights, within_reach
+from .planned import computed_share, steps_in_staircase
 
 Array = NDArray[np.float64]
 
@@ -48,42 +50,69 @@ class PathRecorder(VelocityForecast):
 def plan_steps(
     times: Sequence[float],
     gram: Array,
-    num_computed: int,
+    share: float,
+    stride: int,
     order: int = 1,
     amplification: Sequence[float] | None = None,
-    warmup_steps: int = 1,
-    final_steps: int = 1,
 ) -> list[int]:
-    """Choose the steps to compute so that the forecasts of the others do least harm.
+    """Choose the steps to compute together so that the forecasts of the others do least harm.
 
     The harm of a row of skipped steps is the squared displacement by which its forecasts lead astray, times
-    the amplification of its first step; rows add up. Dynamic programming over the last two computed steps
-    finds the least for any number of computed steps.
+    the amplification of its first step; rows add up, and so do the chunks of a staircase. Starting from the
+    best of the even intervals, steps are exchanged as long as that helps.
 
     Args:
         times: of the starts of a chunk's steps and, last, of its end.
         gram: inner products of the velocities, ``[steps, steps]``; see ``PathRecorder``.
-        num_computed: steps to compute.
+        share: of the chunk steps that may be computed, above 0 and at most 1.
+        stride: steps by which a chunk lags behind the one before it.
         order: of the forecast: 0 or 1.
         amplification: by which an error made at a step has grown, squared, at the end; None: all alike.
-        warmup_steps, final_steps: steps at both ends that are always computed.
 
     Returns:
-        The steps to compute, rising from 0.
+        Steps of the youngest live chunk at which all live chunks are computed, rising; see ``Planned``.
 
     Raises:
-        ValueError: too few or too many steps are to be computed, or the order is another.
+        ValueError: the share is too small for any plan or no share, or the order is another.
     """
     count = len(gram)
-    least = warmup_steps + final_steps
     if order not in (0, 1):
         raise ValueError(f"order must be 0 or 1 for a plan, got {order}.")
-    if not max(2, least) <= num_computed <= count:
-        raise ValueError(f"num_computed must lie in {max(2, least)}..{count}, got {num_computed}.")
-    weights = np.ones(count) if amplification is None else np.asarray(amplification, dtype=np.float64)
-    harm = _all_harms(times, gram, order, weights)
-    _forbid_gaps(harm, warmup_steps, final_steps)
-    return _cheapest(harm, num_computed)
+    search = _Search(count, stride, share, all_harms(times, gram, order, amplification))
+    even = [frozenset(range(first, count, gap)) for gap in range(1, count + 1) for first in range(gap)]
+    starts = [plan for plan in even if search.affords(plan)]
+    if not 0 < share <= 1 or not starts:
+        raise ValueError(f"share must be at most 1 and leave room for a step of every chunk, got {share}.")
+    best = search.filled(min(starts, key=search.harm))
+    while True:
+        other = min((search.filled(best - {step}) for step in best), key=search.harm)
+        if search.harm(other) >= search.harm(best):
+            return sorted(best)
+        best = other
+
+
+class _Search:
+    """What a plan costs and harms, and what can be added to it."""
+
+    def __init__(self, count: int, stride: int, share: float, harms: Array) -> None:
+        self._count, self._stride, self._share, self._harms = count, stride, share, harms
+        self.harm = cache(self._harm)
+
+    def affords(self, plan: frozenset[int]) -> bool:
+        return computed_share(plan, self._count, self._stride) <= self._share
+
+    def filled(self, plan: frozenset[int]) -> frozenset[int]:
+        """The plan with the steps that help most, one after the other, as many as can be afforded."""
+        while True:
+            more = [plan | {step} for step in range(self._count) if step not in plan]
+            best = min(filter(self.affords, more), key=self.harm, default=plan)
+            if self.harm(best) >= self.harm(plan):
+                return plan
+            plan = best
+
+    def _harm(self, plan: frozenset[int]) -> float:
+        rows = steps_in_staircase(plan, self._count, self._stride)
+        return sum(harm_of(self._harms, row) for row in rows)
 
 
 def measure_amplification(
@@ -100,13 +129,13 @@ def measure_amplification(
         times: of the starts of a chunk's steps and, last, of its end.
         gram: see ``PathRecorder``.
         final: latents of a run that skips nothing.
-        final_without: latents of the same run but for one step of every chunk, which is given.
+        final_without: latents of the same run but for one of every chunk's own steps, which is given.
         order: of the forecast.
     """
-    count = len(gram)
+    count, harms = len(gram), all_harms(times, gram, order)
     growth = np.zeros(count)
     for step in range(1, count - 1):
-        harm = harm_of(times, gram, [k for k in range(count) if k != step], order)
+        harm = harm_of(harms, [k for k in range(count) if k != step])
         error = float((final_without(step) - final).square().mean())
         growth[step] = error / max(harm, np.finfo(np.float32).tiny)
     growth[0], growth[-1] = growth[1], growth[-2]
@@ -114,39 +143,34 @@ def measure_amplification(
     return np.median(around, axis=1)
 
 
-def harm_of(
-    times: Sequence[float],
-    gram: Array,
-    computed: Sequence[int],
-    order: int = 1,
-    amplification: Sequence[float] | None = None,
-) -> float:
-    """Harm of a plan, as ``plan_steps`` counts it."""
-    weights = np.ones(len(gram)) if amplification is None else np.asarray(amplification, dtype=np.float64)
-    harm = _all_harms(times, gram, order, weights)
-    steps = [-1, *computed, len(gram)]
-    return float(sum(harm[a + 1, b, c] for a, b, c in zip(steps, steps[1:], steps[2:], strict=False)))
+def harm_of(harms: Array, computed: Sequence[int]) -> float:
+    """Harm of computing a chunk at these steps, which rise from 0, by ``all_harms``."""
+    steps = [-1, *computed, harms.shape[1]]
+    return float(sum(harms[a + 1, b, c] for a, b, c in zip(steps, steps[1:], steps[2:], strict=False)))
 
 
-def _all_harms(times: Sequence[float], gram: Array, order: int, weights: Array) -> Array:
-    """``harm[a + 1, b, c]`` of skipping all between b and c, when a and b were computed last.
+def all_harms(
+    times: Sequence[float], gram: Array, order: int = 1, amplification: Sequence[float] | None = None
+) -> Array:
+    """``harms[a + 1, b, c]`` of skipping all between b and c, when a and b were computed last.
 
-    a = -1: only b was.
+    a = -1: only b was. See ``plan_steps`` for the rest.
     """
     count = len(gram)
-    harm = np.full((count + 1, count, count + 1), np.inf)
+    weights = np.ones(count) if amplification is None else np.asarray(amplification, dtype=np.float64)
+    harms = np.full((count + 1, count, count + 1), np.inf)
     for b in range(count):
         for a in range(-1 if b == 0 else 0, b):
             lead = np.zeros(count)
             known = [b] if a < 0 or order == 0 else [a, b]
-            harm[a + 1, b, b + 1] = 0.0
+            harms[a + 1, b, b + 1] = 0.0
             for skipped in range(b + 1, count):
                 step = times[skipped + 1] - times[skipped]
                 lead[skipped] += step
                 for at, weight in zip(known, _forecast(times, known, skipped), strict=True):
                     lead[at] -= step * weight
-                harm[a + 1, b, skipped + 1] = weights[b + 1] * max(0.0, lead @ gram @ lead)
-    return harm
+                harms[a + 1, b, skipped + 1] = weights[b + 1] * max(0.0, lead @ gram @ lead)
+    return harms
 
 
 def _forecast(times: Sequence[float], known: Sequence[int], step: int) -> list[float]:
@@ -154,33 +178,3 @@ def _forecast(times: Sequence[float], known: Sequence[int], step: int) -> list[f
         return [1.0]
     at = [times[k] for k in known]
     return lagrange_weights(at, within_reach(at, times[step]))
-
-
-def _forbid_gaps(harm: Array, warmup_steps: int, final_steps: int) -> None:
-    count = harm.shape[1]
-    for b in range(count):
-        for c in range(b + 2, count + 1):
-            if b + 1 < warmup_steps or c > count - final_steps:
-                harm[:, b, c] = np.inf
-
-
-def _cheapest(harm: Array, num_computed: int) -> list[int]:
-    """The path of least harm that computes that many steps; step 0 is the first of them."""
-    count = harm.shape[1]
-    # cost[a + 1, b] of having computed so many steps, the last two of them a and b
-    cost = np.full((count + 1, count), np.inf)
-    cost[0, 0] = 0.0
-    origins = []
-    for _ in range(num_computed - 1):
-        reached = cost[:, :, None] + harm[:, :, :count]
-        origins.append(reached.argmin(axis=0))
-        cost = np.full_like(cost, np.inf)
-        cost[1:] = reached.min(axis=0)
-    ends = cost + harm[:, :, count]
-    a, b = np.unravel_index(ends.argmin(), ends.shape)
-    steps = [int(b)]
-    before = int(a) - 1
-    for origin in reversed(origins):
-        steps.append(before)
-        before = int(origin[before, steps[-2]]) - 1
-    return steps[::-1]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..files import write_json
+from .planned import computed_share
 
 #: The way of sampling that a plan is for: steps, stride, and what else bends the path of a chunk.
 Sampling = Mapping[str, int | float]
@@ -20,13 +21,13 @@ class Plans:
     Attributes:
         sampling: steps, stride and so on that they are for.
         forecast: what stands in for the model at the other steps, a key of ``FORECASTS``.
-        steps: for each budget, rising, a chunk's own steps at which it is computed.
+        steps: for each budget, rising, those of the youngest live chunk at which all are computed.
         times: of the starts of a chunk's steps and of its end.
         amplification: of the squared error made at each step, at the end.
         made: how, in one sentence.
 
     Raises:
-        ValueError: a plan does not begin at step 0, does not rise or leaves the steps that there are.
+        ValueError: a plan names no step, does not rise or leaves the steps that there are.
     """
 
     sampling: Sampling
@@ -39,8 +40,8 @@ class Plans:
     def __post_init__(self) -> None:
         count = len(self.times) - 1
         for plan in self.steps:
-            if not plan or plan[0] != 0 or plan[-1] >= count or sorted(set(plan)) != list(plan):
-                raise ValueError(f"steps must rise from 0 and stay below {count}, got {list(plan)}.")
+            if not plan or sorted(set(plan) & set(range(count))) != list(plan):
+                raise ValueError(f"steps must rise, from 0 or more to below {count}, got {list(plan)}.")
 
     @classmethod
     def find(cls, model: Path, sampling: Sampling) -> Plans | None:
@@ -72,9 +73,12 @@ class Plans:
         return path
 
     def of_share(self, share: float) -> tuple[int, ...]:
-        """The plan that computes the share of the steps nearest to this one."""
-        count = len(self.times) - 1
-        return min(self.steps, key=lambda plan: abs(len(plan) / count - share))
+        """The plan whose share of chunk steps computed is nearest to this one."""
+        return min(self.steps, key=lambda plan: abs(self.share_of(plan) - share))
+
+    def share_of(self, plan: tuple[int, ...]) -> float:
+        """Share of chunk steps that one of the plans computes."""
+        return computed_share(plan, len(self.times) - 1, int(self.sampling["stride"]))
 
 
 def planned_steps(model: Path | None, sampling: Sampling, share: float) -> tuple[int, ...]:

@@ -28,9 +28,9 @@ def test_run_of_several_ways_gives_all_pictures(tmp_path, capsys):
     names = {path.name for path in (tmp_path / "pictures" / "abacus").iterdir()}
     assert names == {
         "vanilla.reuse.png",
-        "flowcache_paper_fast.reuse.png",
-        "flowcache_paper_fast.distances.png",
-        "flowcache_paper_fast.by_step.png",
+        "flowcache_paper-fast.reuse.png",
+        "flowcache_paper-fast.distances.png",
+        "flowcache_paper-fast.by_step.png",
         "cache.png",
         "tradeoff.png",
         "frames.png",
@@ -39,7 +39,7 @@ def test_run_of_several_ways_gives_all_pictures(tmp_path, capsys):
 
 
 def test_folder_of_single_runs_is_drawn_without_videos(tmp_path, capsys):
-    for way in ("vanilla", "flowcache:paper_fast"):
+    for way in ("vanilla", "flowcache:paper-fast"):
         make_trace(way, 3.0, SAMPLES[0]).save(tmp_path / f"a_red_circle_{way[:4]}_seed0.trace.json")
     make_trace("vanilla", 3.0, SAMPLES[1]).save(tmp_path / "alone.trace.json")
     assert program.main(["plot", str(tmp_path), "--output", str(tmp_path / "out")]) == 0

@@ -18,13 +18,14 @@ def test_saved_plans_are_found_by_their_sampling(tmp_path):
 
 
 def test_the_nearest_share_is_taken():
+    assert [PLANS.share_of(plan) for plan in PLANS.steps] == [0.625, 0.875]
     assert PLANS.of_share(0.4) == (0, 3)
     assert PLANS.of_share(0.9) == (0, 1, 3)
 
 
-@pytest.mark.parametrize("steps", [(), (1, 2), (0, 2, 1), (0, 1, 1), (0, 4)])
+@pytest.mark.parametrize("steps", [(), (0, 2, 1), (0, 1, 1), (0, 4), (-1, 2)])
 def test_a_plan_that_cannot_be_followed_is_refused(steps):
-    with pytest.raises(ValueError, match="steps must rise from 0 and stay below 4"):
+    with pytest.raises(ValueError, match="steps must rise, from 0 or more to below 4"):
         Plans(SAMPLING, "linear_velocity", (steps,), PLANS.times, PLANS.amplification, "")
 
 

@@ -5,11 +5,11 @@ import torch
 
 from flowcache import FlowCacheConfig
 from flowcache.chunk_model import ChunkInput
+from flowcache.config import PACES
 from flowcache.reuse.chunkwise import ChunkwiseReuse
 from flowcache.reuse.error_controlled import ErrorControlled
 from flowcache.reuse.forecast import VelocityForecast
-from flowcache.reuse.interval import FixedInterval
-from flowcache.reuse.planned import Planned
+from flowcache.reuse.planned import Planned, computed_share, steps_in_staircase
 from flowcache.reuse.policy import NoReuse, polynomial, relative_l1
 from flowcache.reuse.teacache import TeaCache
 
@@ -106,16 +106,34 @@ def test_no_reuse_asks_for_nothing():
     assert not policy.decide(0, 1, {4: 0}, {})[4].reuse
 
 
-def test_fixed_interval_computes_all_chunks_in_the_same_calls():
-    policy = FixedInterval(3, num_chunk_steps=9, warmup_steps=2, final_steps=1)
-    live = [{c: s - 2 * c for c in range(2) if 0 <= s - 2 * c < 9} for s in range(11)]
-    computed = [{c for c, d in policy.decide(s, 11, live[s], {}).items() if not d.reuse} for s in range(11)]
-    assert computed == [{0}, {0}, {1}, {0, 1}, set(), set(), {0, 1}, set(), {0}, {1}, {1}]
+def computed_by(policy, num_chunks, num_chunk_steps, stride):
+    """Chunks that are computed at each step of a staircase."""
+    steps = range(num_chunk_steps + stride * (num_chunks - 1))
+    live = [
+        {c: s - stride * c for c in range(num_chunks) if 0 <= s - stride * c < num_chunk_steps} for s in steps
+    ]
+    return [{c for c, d in policy.decide(s, len(steps), live[s], {}).items() if not d.reuse} for s in steps]
 
 
-def test_planned_computes_the_steps_of_the_plan_and_the_first():
-    policy = Planned((2, 3))
-    assert [policy.decide(s, 5, {7: s}, {})[7].reuse for s in range(5)] == [False, True, False, False, True]
+def test_an_interval_computes_all_chunks_together_counted_from_the_youngest():
+    policy = FlowCacheConfig(policy="fixed_interval", interval=3, warmup_steps=1).make_policy(9)
+    computed = computed_by(policy, 2, 9, stride=2)
+    assert computed == [{0}, set(), {0, 1}, set(), set(), {0, 1}, set(), set(), {0, 1}, set(), {1}]
+
+
+def test_a_plan_leaves_a_start_to_the_chunk_that_starts():
+    policy = Planned((2, 3), num_chunk_steps=5, warmup_steps=1, final_steps=0)
+    assert computed_by(policy, 2, 5, stride=4) == [{0}, set(), {0}, {0}, {1}, set(), {1}, {1}, set()]
+
+
+@pytest.mark.parametrize("plan", [range(0, 9, 4), (1, 2, 5), ()])
+@pytest.mark.parametrize("stride", [0, 2, 3, 9])
+def test_the_steps_that_a_plan_comes_to_for_each_chunk(plan, stride):
+    count = max(1, -(-9 // stride)) if stride else 1
+    computed = computed_by(Planned(plan, num_chunk_steps=9), count, 9, stride)
+    own = [[s - stride * c for s, chunks in enumerate(computed) if c in chunks] for c in range(count)]
+    assert steps_in_staircase(plan, 9, stride) == own[::-1]
+    assert computed_share(plan, 9, stride) == pytest.approx(sum(map(len, own)) / count / 9)
 
 
 def control(tolerance, path, **options):
@@ -152,9 +170,19 @@ def test_error_control_is_bounded_in_a_row_and_warms_up():
 
 
 @pytest.mark.parametrize(
+    ("preset", "intervals"),
+    [("quality", (2, 2, 2)), ("balanced", (2, 3, 4)), ("fast", (3, 5, 5)), ("turbo", (4, 7, 8))],
+)
+def test_intervals_of_the_presets_grow_with_the_root_of_the_steps(preset, intervals):
+    cache = FlowCacheConfig(policy="fixed_interval", pace=PACES[preset])
+    assert tuple(map(cache.interval_for, (16, 50, 64))) == intervals
+    assert cache.interval_for(2) == 2
+
+
+@pytest.mark.parametrize(
     ("policy", "made"),
     [
-        ({"policy": "fixed_interval", "interval": 2}, FixedInterval),
+        ({"policy": "fixed_interval", "interval": 2}, Planned),
         ({"policy": "planned", "computed_steps": (0, 4)}, Planned),
         ({"policy": "error_controlled", "forecast": "linear_velocity"}, ErrorControlled),
     ],
@@ -168,6 +196,7 @@ def test_a_configuration_makes_its_policy(policy, made):
     [
         ({"policy": "planned"}, "computed_steps must name"),
         ({"interval": 0}, "interval must be at least 1, got 0"),
+        ({"pace": 0.0}, "pace must be a finite number above 0, got 0.0"),
         ({"tolerance": -1.0}, "tolerance must be a finite number of at least 0, got -1.0"),
         ({"forecast": "cubic"}, "forecast must be one of hold_residual"),
     ],

@@ -23,7 +23,7 @@ def test_a_threshold_of_zero_is_a_knob():
 
 
 @pytest.mark.parametrize(("knob", "policy"), RULES)
-@pytest.mark.parametrize("preset", ["fast", "paper_fast"])
+@pytest.mark.parametrize("preset", ["fast", "paper-fast"])
 def test_a_knob_asks_for_its_rule_with_every_preset(knob, policy, preset):
     steps = knob.get("computed_steps")
     options = FlowCacheOptions(**{name: value for name, value in knob.items() if name != "computed_steps"})

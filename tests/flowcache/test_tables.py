@@ -28,7 +28,7 @@ PAPER = PaperFlops(
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of three ways, measured once."""
-    folder = make_run(tmp_path_factory.mktemp("run"), ("vanilla", "causal", "flowcache:paper_fast"))
+    folder = make_run(tmp_path_factory.mktemp("run"), ("vanilla", "causal", "flowcache:paper-fast"))
     (folder / "command.txt").write_text("bash scripts/reproduce_tables.sh\nbash again.sh\n")
     return folder
 
@@ -77,7 +77,7 @@ def test_command_measures_and_writes_and_needs_no_video_afterwards(run, capsys):
     assert "- VBench: no environment given" in first
     assert first.startswith("`bash scripts/reproduce_tables.sh`\n\n`bash again.sh`\n\n")
     rows = list(csv.DictReader((run / "tables.csv").open()))
-    assert rows[2]["way"] == "flowcache:paper_fast" and float(rows[2]["paper_psnr"]) == 22.95
+    assert rows[2]["way"] == "flowcache:paper-fast" and float(rows[2]["paper_psnr"]) == 22.95
     assert float(rows[1]["ssim"]) < float(rows[2]["ssim"]) < 1
     (content,) = json.loads((run / "tables.json").read_text())["tables"]
     assert content["missing"]["VBench"] == ["no environment given"]
@@ -147,7 +147,7 @@ def test_vbench_scores_again_what_was_added_since(run, monkeypatch):
         run_reports.score_vbench(find_model_runs(run)[0], run, "python", "cpu", again)
         return scored
 
-    ways = ["vanilla", "causal", "flowcache_paper_fast"]
+    ways = ["vanilla", "causal", "flowcache_paper-fast"]
     assert score_all() == ways and score_all() == []
     path = run / "abacus" / "causal" / "vbench.json"
     path.write_text(path.read_text().replace(PROMPTS[0], "another"))
@@ -155,7 +155,7 @@ def test_vbench_scores_again_what_was_added_since(run, monkeypatch):
 
 
 def test_scores_of_vbench_are_taken_in(run):
-    for way in ("vanilla", "causal", "flowcache_paper_fast"):
+    for way in ("vanilla", "causal", "flowcache_paper-fast"):
         scores = {"mean": {}, "totals": {"total": 81.5}}
         (run / "abacus" / way / "vbench.json").write_text(json.dumps(scores))
     table = table_of(run)

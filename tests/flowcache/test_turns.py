@@ -19,7 +19,7 @@ def test_each_sample_is_made_in_all_ways_before_the_next_and_weights_are_read_on
     assert "made 4 videos; 4 of 4" in run(tmp_path, calls=calls)
     assert calls[0] == ("load", "vanilla")
     assert [name for name, _ in calls[1:]] == [s.name for s in SAMPLES for _ in range(2)]
-    other = "flowcache:paper_fast"
+    other = "flowcache:paper-fast"
     assert [way for _, way in calls[1:]] == [other, "vanilla", "vanilla", other], "ways begin in turns"
 
 
@@ -28,7 +28,7 @@ def test_what_was_interrupted_goes_on_and_what_is_whole_reads_no_weights(tmp_pat
     (tmp_path / "vanilla" / "videos" / f"{SAMPLES[0].name}.mp4").unlink()
     calls = []
     assert "made 3 videos; 4 of 4" in run(tmp_path, calls=calls)
-    assert (SAMPLES[0].name, "flowcache:paper_fast") not in calls
+    assert (SAMPLES[0].name, "flowcache:paper-fast") not in calls
     calls = []
     assert "made 0 videos; 4 of 4" in run(tmp_path, calls=calls)
     assert calls == []
@@ -38,7 +38,7 @@ def test_ways_that_come_later_stand_behind_those_before(tmp_path):
     run(tmp_path, samples=SAMPLES[:1])
     run(tmp_path, samples=SAMPLES[:1], ways=("causal", "vanilla"))
     content = json.loads((tmp_path / "ways.json").read_text())
-    assert content["ways"] == ["vanilla", "flowcache:paper_fast", "causal"]
+    assert content["ways"] == ["vanilla", "flowcache:paper-fast", "causal"]
 
 
 def test_another_models_folder_is_refused(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from programs import load_script
 
-from magi1.methods import INTERVALS
+from flowcache.config import PACES
 
 
 @pytest.fixture
@@ -16,8 +16,8 @@ def bench(monkeypatch):
 def test_ways(bench):
     for way in bench.WAYS:
         bench.cache_of(way)
-    assert bench.cache_of("flowcache:slow").interval == INTERVALS["slow"]
-    paper = bench.cache_of("flowcache:paper_fast:0.1")
+    assert bench.cache_of("flowcache:quality").pace == PACES["quality"]
+    paper = bench.cache_of("flowcache:paper-fast:0.1")
     assert (paper.threshold, paper.forecast) == (0.1, "hold_displacement")
     assert bench.cache_of("vanilla").policy == "none"
 

@@ -170,7 +170,7 @@ def prepared(front, weights, *arguments):
 
 def test_a_preset_says_which_steps_are_skipped_unless_a_threshold_is_given(front, weights):
     assert prepared(front, weights, "--preset", "slow").request.cache.interval == INTERVALS["slow"]
-    given = prepared(front, weights, "--preset", "paper_fast", "--rel_l1_thresh", "1e-2").request.cache
+    given = prepared(front, weights, "--preset", "paper-fast", "--rel_l1_thresh", "1e-2").request.cache
     assert (given.threshold, given.forecast, given.clean_pass) == (0.01, "hold_displacement", False)
 
 

@@ -197,7 +197,7 @@ def test_flops_agree_with_what_was_run(pipeline):
 
 
 @pytest.mark.parametrize("distill", [True, False])
-@pytest.mark.parametrize("preset", ["fast", "paper_fast"])
+@pytest.mark.parametrize("preset", ["fast", "paper-fast"])
 @pytest.mark.parametrize("prefix_frames", [0, 16])
 def test_finished_chunks_in_host_memory_change_nothing(pipeline, distill, preset, prefix_frames):
     prefix = torch.rand(3, prefix_frames, 32, 32) * 2 - 1 if prefix_frames else None

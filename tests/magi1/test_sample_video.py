@@ -81,12 +81,12 @@ def test_a_knob_is_for_those_of_several_ways_that_skip_steps(front, weights, vbe
         [
             *("--config_file", str(weights), "--model", "official", "--gpus", "cpu"),
             *("--vbench_prompt_dir", str(vbench), "--base_save_path", "out", "--interval", "2"),
-            *("--ways", "vanilla", "flowcache:paper_fast"),
+            *("--ways", "vanilla", "flowcache:paper-fast"),
         ]
     )
     _, work = front.module.prepare(*parsed)
     policies = {way: job.sampler.cache.policy for way, job in work.jobs.items()}
-    assert policies == {"vanilla": "none", "flowcache:paper_fast": "fixed_interval"}
+    assert policies == {"vanilla": "none", "flowcache:paper-fast": "fixed_interval"}
 
 
 def test_vbench_is_sampled_under_its_names(front, vbench, tmp_path, capsys):

@@ -90,7 +90,7 @@ def test_flowcache(name, monkeypatch):
     named = settings | (settings.get("compression") or {})
     known = FlowCacheOptions.__dataclass_fields__
     options = FlowCacheOptions(**{key: value for key, value in named.items() if key in known})
-    cache = method_config("flowcache", options, preset="paper_fast")
+    cache = method_config("flowcache", options, preset="paper-fast")
     monkeypatch.setattr(TokenSelector, "choose", checked_choose(case, TokenSelector.choose))
     latents, given, trace = denoise(case, cache, nearly_clean=not options.discard_nearly_clean_chunk)
     table = torch.full_like(reuse_table(case), -1)

@@ -52,7 +52,7 @@ def test_vbench_is_sampled_under_its_names(front, benchmarks, tmp_path, capsys):
 
 
 def test_ways_take_turns_and_make_a_table(front, benchmarks, tmp_path, capsys):
-    ways = ["vanilla", "causal", "flowcache:paper_fast"]
+    ways = ["vanilla", "causal", "flowcache:paper-fast"]
     arguments = ["--vbench_prompt_dir", "prompts", "--samples", 1, "--base_save_path", "out/skyreels_v2"]
     assert front(*arguments, "--teacache_thresh", 0.15, "--ways", *ways) == 0, capsys.readouterr().err
     capsys.readouterr()
