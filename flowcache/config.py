@@ -150,8 +150,8 @@ class FlowCacheConfig:
         refresh_given: with a KV cache, run given chunks at every step instead of once.
         clean_pass: with a KV cache, run a chunk once more when it has become clean.
         final_window_steps: steps at the end of the whole window at which every chunk is computed.
-        join_at: share of the threshold or tolerance from which a chunk is computed whenever another one is;
-            1: never.
+        together: compute all live chunks when one of them starts or has reached the threshold or tolerance
+            (``chunkwise``, ``error_controlled``; the other rules always do).
         compression: with a KV cache, keep only the best tokens of clean chunks; None keeps all.
         clean_range: with a KV cache, a live chunk sees this many of the newest clean chunks; None: all.
         storage: with a KV cache, keep clean chunks in fewer bits or in host memory; None: as live ones. No
@@ -178,7 +178,7 @@ class FlowCacheConfig:
     refresh_given: bool = False
     clean_pass: bool = False
     final_window_steps: int = 0
-    join_at: float = 1.0
+    together: bool = False
     compression: KVCompressionConfig | None = None
     clean_range: int | None = None
     storage: KVStorageConfig | None = None
@@ -207,8 +207,6 @@ class FlowCacheConfig:
         for name in ("final_steps", "final_window_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
-        if not 0 < self.join_at <= 1:
-            raise ValueError(f"join_at must be above 0 and at most 1, got {self.join_at}.")
         if self.clean_range is not None and self.clean_range < 0:
             raise ValueError(f"clean_range must be at least 0, got {self.clean_range}.")
         if self.whole_window and (self.compression or self.clean_range is not None):
@@ -242,7 +240,7 @@ class FlowCacheConfig:
             return Planned(self.computed_steps, **bounds)
         if self.policy == "fixed_interval":
             return Planned(range(0, num_chunk_steps, self.interval_for(num_chunk_steps)), **bounds)
-        bounds["join_at"] = self.join_at
+        bounds["together"] = self.together
         if self.policy == "error_controlled":
             return ErrorControlled(self.tolerance, max_reuses=self.max_reuses, **bounds)
         bounds |= {"coefficients": self.coefficients, "final_window_steps": self.final_window_steps}

@@ -73,19 +73,17 @@ class MovingTokens(VelocityForecast):
         return interpolate((by_token >= bound).float(), scale_factor=PATCH)[:, 0][None] > 0
 
 
-def ways(family: Family, steps: int) -> Iterator[tuple[str, float, FlowCacheConfig]]:
-    """Name, share of token-steps that counts as computed, and settings."""
-    warmup = family.ours.warmup_steps
+def ways(family: Family, steps: int) -> Iterator[tuple[str, float | None, FlowCacheConfig]]:
+    """Name, share of token-steps that count as computed (None: as the run says), and settings."""
     for interval, share in WAYS:
-        partial = MovingTokens(interval, share, warmup, steps)
-        full = sum(map(partial.counts_in_full, range(steps))) / steps
         name = f"every {interval}th step"
         if share:
+            partial = MovingTokens(interval, share, family.ours.warmup_steps, steps)
+            full = sum(map(partial.counts_in_full, range(steps))) / steps
             name += f", {share:.0%} of the tokens in between"
             yield name, full + share * (1 - full), TrialConfig.of(family.plain, trial_forecast=partial)
         else:
-            computed = tuple(k for k in range(steps) if partial.counts_in_full(k))
-            yield name, full, replace(family.ours, policy="planned", computed_steps=computed)
+            yield name, None, replace(family.ours, interval=interval)
 
 
 def bench(args: argparse.Namespace) -> str:
@@ -93,18 +91,19 @@ def bench(args: argparse.Namespace) -> str:
     torch.set_grad_enabled(False)
     family = FAMILIES[args.family](args.steps)
     rows = list(ways(family, int(family.sampling["steps"])))
-    heights: dict[str, list[float]] = {name: [] for name, _, _ in rows}
+    heights, shares = {name: [] for name, _, _ in rows}, {}
     captions = held_out()[: args.captions]
     with tqdm(total=len(captions) * (len(rows) + 1), unit="run") as progress:
         for seed, caption in enumerate(captions):
             plain = to_uint8(family.generate(caption, seed, family.plain).frames)
             progress.update()
-            for name, _, cache in rows:
-                frames = to_uint8(family.generate(caption, seed, cache).frames)
-                heights[name].append(psnr(frames, plain)[0])
+            for name, share, cache in rows:
+                video = family.generate(caption, seed, cache)
+                heights[name].append(psnr(to_uint8(video.frames), plain)[0])
+                shares[name] = 1 - video.trace.reuse_ratio if share is None else share
                 progress.update()
     measured = sorted(
-        ({"way": name, "computed": share, "psnr": median(heights[name])} for name, share, _ in rows),
+        ({"way": name, "computed": shares[name], "psnr": median(heights[name])} for name in heights),
         key=lambda row: row["computed"],
     )
     args.outdir.mkdir(parents=True, exist_ok=True)

@@ -23,17 +23,19 @@ from tqdm import tqdm
 from flowcache import FlowCacheConfig
 from flowcache.benchmark.sample_folder import Manifest
 from flowcache.command_line import Parser
+from flowcache.config import KVCompressionConfig
 from flowcache.metrics import psnr, ssim
 from flowcache.video import Frames, to_uint8
 
 INTERVALS = (2, 3, 4, 5, 7, 10)
-TOLERANCES = (0.001, 0.003, 0.01, 0.02, 0.04)
+TOLERANCES = (0.01, 0.03, 0.06, 0.12)
 
 
 def curves_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
     """Settings of each curve, by the knob."""
     ours = family.ours
     rule = replace(family.paper(0.0), forecast="linear_velocity", clean_pass=ours.clean_pass)
+    together = replace(rule, together=True, warmup_steps=ours.warmup_steps)
     thresholds, latent = family.thresholds, family.latent_thresholds
     curves = {
         "the paper's rule": {x: family.paper(x) for x in thresholds},
@@ -44,8 +46,9 @@ def curves_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
             x: replace(rule, forecast="hold_velocity", threshold=x) for x in thresholds
         },
         "chunkwise, line": {x: replace(rule, threshold=x) for x in thresholds},
-        "chunkwise on the filtered latent, line": {
-            x: replace(rule, indicator="filtered_latent", coefficients=None, threshold=x) for x in latent
+        "chunkwise together, line": {x: replace(together, threshold=x) for x in thresholds},
+        "together on the filtered latent, line": {
+            x: replace(together, indicator="filtered_latent", coefficients=None, threshold=x) for x in latent
         },
     }
     for name, forecast in (
@@ -57,7 +60,7 @@ def curves_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
         interval = replace(ours, policy="fixed_interval", forecast=forecast)
         curves[f"interval, {name}"] = {x: replace(interval, interval=x) for x in INTERVALS}
     for name, forecast in (("line", "linear_velocity"), ("parabola", "quadratic_velocity")):
-        controlled = replace(ours, policy="error_controlled", forecast=forecast)
+        controlled = replace(ours, policy="error_controlled", together=True, forecast=forecast)
         curves[f"error-controlled, {name}"] = {x: replace(controlled, tolerance=x) for x in TOLERANCES}
     if family.plans is not None:
         forecast = family.plans.forecast
@@ -73,6 +76,7 @@ def curves_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
 def measure(args: argparse.Namespace, family: Family) -> Iterator[Point]:
     """Run all that is not yet in the record, caption by caption."""
     curves = curves_of(family)
+    limits = {"compression": KVCompressionConfig(budget=args.budget)} if args.budget else {}
     for name in args.curves or curves:
         if name not in curves:
             raise ValueError(f"curves must be among {'; '.join(curves)}; got {name!r}.")
@@ -86,8 +90,9 @@ def measure(args: argparse.Namespace, family: Family) -> Iterator[Point]:
                 name = f"{curve}, {knob:g}: {caption}"
                 if name not in record.records():
                     if plain is None:
-                        plain = to_uint8(family.generate(caption, index, family.plain).frames)
-                    way = (curve, knob, curves[curve][knob])
+                        reference = family.generate(caption, index, replace(family.plain, **limits))
+                        plain = to_uint8(reference.frames)
+                    way = (curve, knob, replace(curves[curve][knob], **limits))
                     point = _measured(family, plain, caption, index, way)
                     record.append({"name": name, "run": asdict(point)})
                 yield Point(**record.records()[name]["run"])
@@ -116,7 +121,7 @@ def bench(args: argparse.Namespace) -> str:
     """Measure, draw, and return the table."""
     torch.set_grad_enabled(False)
     args.outdir.mkdir(parents=True, exist_ok=True)
-    points = list(measure(args, FAMILIES[args.family](args.steps)))
+    points = list(measure(args, FAMILIES[args.family](args.steps, args.frames)))
     return report(points, args.outdir, args.family)
 
 
@@ -126,6 +131,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--family", choices=FAMILIES, default="skyreels")
     add("--captions", type=positive, default=12, help="held-out captions to take (default: 12)")
     add("--steps", type=positive, help="denoising steps (default: 50; magi: 64)")
+    add("--frames", type=positive, help="of the video (default: 97; magi: 96)")
+    add("--budget", type=positive, help="compress finished chunks to this many (default: not at all)")
     add("--curves", nargs="+", help="only these")
     add("--outdir", type=Path, help="default: outputs/bench_policies_FAMILY")
     args = parser.parse_args()

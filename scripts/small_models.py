@@ -80,11 +80,11 @@ class Family:
         return Plans.find(self.folder, self.sampling)
 
 
-def skyreels(steps: int | None = None) -> Family:
-    """The small SkyReels-V2: 97 frames, blocks that lag by 5 steps."""
+def skyreels(steps: int | None = None, frames: int | None = None) -> Family:
+    """The small SkyReels-V2: 97 frames unless told, blocks that lag by 5 steps."""
     source = resolve_model("small", "cpu")
-    settings = {"num_frames": 97, "ar_step": 5, "causal_block_size": 5, "inference_steps": steps or 50}
-    video = source.video_settings(**settings)
+    settings = {"ar_step": 5, "causal_block_size": 5, "inference_steps": steps or 50}
+    video = source.video_settings(num_frames=frames or 97, **settings)
     pipeline = load_pipeline(source, "cpu")
     pipeline.set_progress_bar_config(disable=True)
 
@@ -103,9 +103,9 @@ def skyreels(steps: int | None = None) -> Family:
     )
 
 
-def magi(steps: int | None = None) -> Family:
-    """The small MAGI-1: 96 frames, four chunks at a time."""
-    sampling = {"num_steps": steps or 64, "num_frames": 96}
+def magi(steps: int | None = None, frames: int | None = None) -> Family:
+    """The small MAGI-1: 96 frames unless told, four chunks at a time."""
+    sampling = {"num_steps": steps or 64, "num_frames": frames or 96}
     source = magi_source.resolve_model(MAGI_CONFIG, sampling, "small", "cpu")
     pipeline = magi_source.load_pipeline(source, "cpu")
     pipeline.set_progress_bar_config(disable=True)

@@ -89,7 +89,7 @@ def method_config(
         final_window_steps=1,
         forecast=forecast or ("hold_displacement" if paper else "linear_velocity"),
         clean_pass=not paper,
-        join_at=1.0 if paper else 0.5,
+        together=not paper,
         **shared,
     )
 

@@ -121,7 +121,7 @@ def method_config(
         # applies it to the modulation all the same.
         indicator="timestep_embedding" if tea and not use_ret_steps else None,
         forecast=forecast or ("hold_residual" if tea or paper else "linear_velocity"),
-        join_at=1.0 if tea or paper else 0.5,
+        together=not paper,
         whole_window=tea,
         bidirectional=tea and not causal_attention,
         refresh_given=refresh_given,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from .policy import COMPUTE, Decision, ReusePolicy, polynomial, relative_l1
+from .policy import COMPUTE, Decision, ReusePolicy, computed_together, polynomial, relative_l1
 
 
 @dataclass
@@ -31,8 +31,8 @@ class ChunkwiseReuse(ReusePolicy):
         coefficients: polynomial, highest power first, that maps the measured distance to the expected change
             of the output (as TeaCache fits it); None leaves it as it is.
         final_window_steps: steps at the end of the whole staircase at which every chunk is computed.
-        join_at: share of the threshold from which a chunk is computed whenever another one is: a call of two
-            chunks costs less than two calls. 1 leaves every chunk to itself, as the paper does.
+        together: compute all live chunks when one of them starts or has reached the threshold. False: every
+            chunk for itself, as the paper does.
     """
 
     needs_indicator = True
@@ -45,11 +45,11 @@ class ChunkwiseReuse(ReusePolicy):
         final_steps: int = 1,
         coefficients: Sequence[float] | None = None,
         final_window_steps: int = 0,
-        join_at: float = 1.0,
+        together: bool = False,
     ) -> None:
         self.threshold = threshold
         self.final_window_steps = final_window_steps
-        self.join_at = join_at
+        self.together = together
         self.num_chunk_steps = num_chunk_steps
         self.warmup_steps = max(1, warmup_steps)
         self.final_steps = final_steps
@@ -67,10 +67,8 @@ class ChunkwiseReuse(ReusePolicy):
         decisions = dict.fromkeys(live, COMPUTE)
         for chunk, distance in zip(adaptive, distances, strict=True):
             decisions[chunk] = self._judge(self._states[chunk], distance)
-        if not all(decision.reuse for decision in decisions.values()):
-            decisions |= {
-                c: replace(decisions[c], reuse=False) for c in adaptive if self._joins(decisions[c])
-            }
+        if self.together:
+            decisions = computed_together(decisions, live)
         for chunk in live:
             self._remember(chunk, indicators[chunk], decisions[chunk])
         return decisions
@@ -97,9 +95,6 @@ class ChunkwiseReuse(ReusePolicy):
         # A fitted polynomial may be negative, so a threshold of 0 has to be asked for by name.
         reuse = self.threshold > 0 and accumulated < self.threshold
         return Decision(reuse=reuse, distance=distance, accumulated=accumulated)
-
-    def _joins(self, decision: Decision) -> bool:
-        return decision.accumulated >= self.join_at * self.threshold
 
     def _remember(self, chunk: int, indicator: Tensor, decision: Decision) -> None:
         # Consecutive steps are compared, also across a reuse: the accumulator sums the way travelled.

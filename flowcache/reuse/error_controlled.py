@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from .forecast import Forecast
-from .policy import COMPUTE, Decision, ReusePolicy
+from .policy import COMPUTE, Decision, ReusePolicy, computed_together
 
 
 class ErrorControlled(ReusePolicy):
@@ -26,7 +26,7 @@ class ErrorControlled(ReusePolicy):
         warmup_steps: local steps at the start that are always computed; early errors decide the content.
         final_steps: local steps at the end that are always computed.
         max_reuses: the most steps that are skipped in a row.
-        join_at: share of the tolerance from which a chunk is computed whenever another one is.
+        together: compute all live chunks when one of them starts or has spent the tolerance.
     """
 
     needs_errors = True
@@ -38,12 +38,12 @@ class ErrorControlled(ReusePolicy):
         warmup_steps: int = 1,
         final_steps: int = 1,
         max_reuses: int | None = None,
-        join_at: float = 1.0,
+        together: bool = False,
     ) -> None:
         self.tolerance = tolerance
         self.warmup_steps, self.last_reuse = warmup_steps, num_chunk_steps - final_steps
         self.max_reuses = max_reuses or num_chunk_steps
-        self.join_at = join_at
+        self.together = together
 
     def begin(self, times: Sequence[float], forecast: Forecast) -> None:
         self._times, self._forecast = times, forecast
@@ -54,11 +54,8 @@ class ErrorControlled(ReusePolicy):
     def decide(self, step, num_steps, live, indicators):
         self._learn_errors()
         decisions = {chunk: self._judge(chunk, local_step) for chunk, local_step in live.items()}
-        if not all(decision.reuse for decision in decisions.values()):
-            joining = self.join_at * self.tolerance
-            decisions = {
-                c: COMPUTE if d.reuse and d.accumulated >= joining else d for c, d in decisions.items()
-            }
+        if self.together:
+            decisions = computed_together(decisions, live)
         for chunk, decision in decisions.items():
             self._spent[chunk] = decision.accumulated if decision.reuse else 0.0
             self._row[chunk] = self._row.get(chunk, 0) + 1 if decision.reuse else 0

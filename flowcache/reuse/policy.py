@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -86,6 +86,16 @@ class NoReuse(ReusePolicy):
 
     def decide(self, step, num_steps, live, indicators):
         return dict.fromkeys(live, COMPUTE)
+
+
+def computed_together(decisions: dict[int, Decision], live: dict[int, int]) -> dict[int, Decision]:
+    """Compute every live chunk at a step at which one of them starts or has come to its bound.
+
+    A chunk that is computed alone sees neighbours with the keys and values of an older step, which errs more
+    than what is saved. Steps that a chunk computes in any case, but for its first, call for no others.
+    """
+    called = any(live[c] == 0 or (not d.reuse and d.accumulated is not None) for c, d in decisions.items())
+    return {c: replace(d, reuse=False) for c, d in decisions.items()} if called else decisions
 
 
 def relative_l1(current: Sequence[Tensor], previous: Sequence[Tensor]) -> list[float]:

@@ -58,15 +58,23 @@ def test_warmup_and_last_steps_are_computed():
     assert [d.reuse for d in walk(policy, [1.0] * 6)] == [False, False, False, True, False, False]
 
 
-def test_chunks_half_way_join_the_call_of_another():
-    first = {0: indicator(1.0), 1: indicator(1.0)}
-    for changed, reused in ((1.12, False), (1.05, True)):
-        policy = ChunkwiseReuse(threshold=0.2, num_chunk_steps=9, join_at=0.5)
-        policy.decide(0, 9, {0: 0, 1: 0}, first)
-        decisions = policy.decide(1, 9, {0: 1, 1: 1}, {0: indicator(changed), 1: indicator(2.0)})
-        assert decisions[0].reuse is reused
-    alone = ChunkwiseReuse(threshold=0.2, num_chunk_steps=9, join_at=0.5)
-    assert walk(alone, [1.0, 1.12])[1].reuse
+@pytest.mark.parametrize(
+    ("steps", "changes", "reused"),
+    [
+        ((5, 3), (1.05, 1.05), [True, True]),
+        ((5, 3), (1.05, 2.0), [False, False]),
+        ((5, 0), (1.05, 1.05), [False, False]),
+        ((8, 3), (1.05, 1.05), [False, True]),
+    ],
+    ids=["none", "one has reached it", "one starts", "one is at its last step"],
+)
+def test_joint_chunks_are_computed_together(steps, changes, reused):
+    policy = ChunkwiseReuse(threshold=0.2, num_chunk_steps=9, together=True)
+    before = {c: step - 1 for c, step in enumerate(steps) if step > 0}
+    policy.decide(1, 19, before, dict.fromkeys(before, indicator(1.0)))
+    now = {c: indicator(change) for c, change in enumerate(changes)}
+    decisions = policy.decide(2, 19, dict(enumerate(steps)), now)
+    assert [d.reuse for d in decisions.values()] == reused
 
 
 def test_chunks_decide_apart():
