@@ -10,8 +10,8 @@ from .config import FlowCacheOptions
 METHODS = ("vanilla", "teacache", "flowcache")
 #: The slow one is ours, half of the original's, and not tuned on the official weights.
 THRESHOLDS = {"paper-slow": 0.005, "paper-fast": 0.01}
-#: Steps at the start that are all computed: by accumulated distance, by other rules.
-WARMUP_STEPS = {True: 5, False: 1}
+#: Steps at the start that are all computed, as the original does.
+WARMUP_STEPS = 5
 
 
 def method_config(
@@ -71,7 +71,7 @@ def method_config(
         raise ValueError(f"{next(iter(rule))} is for flowcache; teacache takes rel_l1_thresh.")
     warmup = options.warmup_steps
     if warmup is None:
-        warmup = WARMUP_STEPS[by_distance]
+        warmup = WARMUP_STEPS if by_distance and (tea or paper) else 1
     shared = {"warmup_steps": max(1, warmup), "compression": compression, "storage": storage}
     if not by_distance:
         rule = rule or {"policy": "fixed_interval", "pace": PACES[preset]}

@@ -60,7 +60,8 @@ def method_config(
         interval: compute every so many steps.
         tolerance: skip while the error that this brings is expected to stay below it.
         computed_steps: compute all live blocks at these steps of the youngest.
-        use_ret_steps: always compute the first five steps, and use the polynomial fitted for that.
+        use_ret_steps: with ``teacache`` and the ``paper-`` presets, always compute the first five steps; use
+            the polynomial fitted for that.
         coefficients: a polynomial of your own, highest power first.
         forecast: overrides the preset's forecast.
         refresh_given: see ``FlowCacheConfig``.
@@ -115,7 +116,7 @@ def method_config(
     return FlowCacheConfig(
         policy="teacache" if tea else "chunkwise",
         threshold=THRESHOLDS.get(preset, THRESHOLDS["paper-fast"]) if threshold is None else threshold,
-        warmup_steps=5 if use_ret_steps else 1,
+        warmup_steps=5 if use_ret_steps and (tea or paper) else 1,
         coefficients=None if coefficients is None else tuple(coefficients),
         # Without retention steps, TeaCache's polynomial is over the time embedding; the original FlowCache
         # applies it to the modulation all the same.

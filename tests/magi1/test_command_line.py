@@ -13,11 +13,11 @@ from PIL import Image
 from programs import Program
 from reference import ROOT
 
+from flowcache.config import PACES
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
 from magi1 import model_source, sampler
 from magi1.config import MagiConfig
-from magi1.methods import INTERVALS
 from magi1.model_source import load_pipeline, resolve_model
 
 FOLDER = ROOT / "FlowCache4MAGI-1"
@@ -169,7 +169,7 @@ def prepared(front, weights, *arguments):
 
 
 def test_a_preset_says_which_steps_are_skipped_unless_a_threshold_is_given(front, weights):
-    assert prepared(front, weights, "--preset", "slow").request.cache.interval == INTERVALS["slow"]
+    assert prepared(front, weights, "--preset", "quality").request.cache.pace == PACES["quality"]
     given = prepared(front, weights, "--preset", "paper-fast", "--rel_l1_thresh", "1e-2").request.cache
     assert (given.threshold, given.forecast, given.clean_pass) == (0.01, "hold_displacement", False)
 
