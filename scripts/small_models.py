@@ -97,7 +97,7 @@ def skyreels(steps: int | None = None, frames: int | None = None) -> Family:
         source.method_config("flowcache", "fast"),
         lambda threshold: source.method_config("flowcache", "paper-fast", threshold=threshold),
         thresholds=(0.03, 0.06, 0.1, 0.15, 0.25, 0.4),
-        latent_thresholds=(0.05, 0.1, 0.2, 0.4, 0.8),
+        latent_thresholds=(0.2, 0.4, 0.8),
         folder=source.path,
         sampling=video.sampling,
     )
@@ -123,7 +123,7 @@ def magi(steps: int | None = None, frames: int | None = None) -> Family:
         magi_method("flowcache", preset="fast"),
         paper,
         thresholds=(0.01, 0.02, 0.04, 0.08, 0.15),
-        latent_thresholds=(0.01, 0.02, 0.04, 0.08, 0.15),
+        latent_thresholds=(0.01, 0.04, 0.15),
         folder=Path(source.config.runtime_config.load),
         sampling=source.config.runtime_config.sampling,
     )
