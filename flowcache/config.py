@@ -250,9 +250,12 @@ class FlowCacheConfig:
         """A fresh forecast."""
         return FORECASTS[self.forecast]()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Fields by name, for logs and traces."""
-        return asdict(self)
+    def as_dict(self, num_chunk_steps: int | None = None) -> dict[str, Any]:
+        """Fields by name, for logs and traces; with the interval that chunks of so many steps have."""
+        fields = asdict(self)
+        if self.policy == "fixed_interval" and num_chunk_steps is not None:
+            fields["interval"] = self.interval_for(num_chunk_steps)
+        return fields
 
 
 #: The rule that a knob is of.

@@ -46,7 +46,7 @@ class TrialConfig(FlowCacheConfig):
     def make_forecast(self) -> Forecast:
         return self.trial_forecast or super().make_forecast()
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, num_chunk_steps: int | None = None) -> dict[str, Any]:
         return {"policy": self.policy}
 
 

@@ -80,7 +80,7 @@ class MagiPipeline(DiffusionPipeline):
         trace.settings |= {
             "prompt": request.prompt,
             "video": asdict(runtime),
-            "reuse": request.cache.as_dict(),
+            "reuse": request.cache.as_dict(runtime.num_steps),
         }
         trace.environment = describe_environment(self._execution_device)
         with trace.timer("text"):

@@ -107,7 +107,8 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         if negative_prompt is None:
             negative_prompt = self.default_negative_prompt
         trace = trace if trace is not None else Trace()
-        trace.settings |= {"prompt": prompt, "video": settings.as_dict(), "reuse": cache.as_dict()}
+        reuse = cache.as_dict(settings.inference_steps)
+        trace.settings |= {"prompt": prompt, "video": settings.as_dict(), "reuse": reuse}
         trace.environment = describe_environment(self.compute_device)
         with trace.timer("text"), self._resident("text_encoder"):
             embeds = self._embed_prompts(prompt, negative_prompt, settings.guidance_scale)

@@ -185,6 +185,7 @@ def test_intervals_of_the_presets_grow_with_the_root_of_the_steps(preset, interv
     cache = FlowCacheConfig(policy="fixed_interval", pace=PACES[preset])
     assert tuple(map(cache.interval_for, (16, 50, 64))) == intervals
     assert cache.interval_for(2) == 2
+    assert cache.as_dict(64)["interval"] == intervals[-1], "a trace tells the steps, not the pace alone"
 
 
 @pytest.mark.parametrize(
