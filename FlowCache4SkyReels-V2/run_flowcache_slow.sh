@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# SkyReels-V2 with FlowCache, the slow preset:  bash run_flowcache_slow.sh [any flag of generate_video_df.py]
+# SkyReels-V2 with FlowCache, closer and slower than fast:  bash run_flowcache_slow.sh [any flag of generate_video_df.py]
 exec bash "$(dirname -- "${BASH_SOURCE[0]}")/run.sh" --method flowcache --preset quality "$@"

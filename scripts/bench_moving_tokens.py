@@ -76,11 +76,11 @@ class MovingTokens(VelocityForecast):
 def ways(family: Family, steps: int) -> Iterator[tuple[str, float | None, FlowCacheConfig]]:
     """Name, share of token-steps that count as computed (None: as the run says), and settings."""
     for interval, share in WAYS:
-        name = f"every {interval}th step"
+        name = f"1 of {interval} steps"
         if share:
             partial = MovingTokens(interval, share, family.ours.warmup_steps, steps)
             full = sum(map(partial.counts_in_full, range(steps))) / steps
-            name += f", {share:.0%} of the tokens in between"
+            name += f", {share:.0%} of the tokens at the others"
             yield name, full + share * (1 - full), TrialConfig.of(family.plain, trial_forecast=partial)
         else:
             yield name, None, replace(family.ours, interval=interval)

@@ -10,9 +10,11 @@ Runs are appended to ``OUTDIR/runs.jsonl``; a measurement that was cut short goe
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from interleaved import main, positive
@@ -23,40 +25,36 @@ from tqdm import tqdm
 from flowcache import FlowCacheConfig
 from flowcache.benchmark.sample_folder import Manifest
 from flowcache.command_line import Parser
-from flowcache.config import KVCompressionConfig
 from flowcache.metrics import psnr, ssim
 from flowcache.video import Frames, to_uint8
 
 INTERVALS = (2, 3, 4, 5, 7, 10)
+#: Of forecasts that are not the default.
+FEW_INTERVALS = (2, 4, 7)
 TOLERANCES = (0.003, 0.02, 0.1)
 
 
 def curves_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
     """Settings of each curve, by the knob."""
-    ours = family.ours
+    ours, distance = family.ours, family.distance
     rule = replace(family.paper(0.0), forecast="linear_velocity", clean_pass=ours.clean_pass)
-    together = replace(rule, together=True, warmup_steps=ours.warmup_steps)
-    thresholds, latent = family.thresholds, family.latent_thresholds
+    tea = replace(rule, policy="teacache", forecast="hold_residual", final_steps=1)
+    thresholds, few, latent = family.thresholds, family.thresholds[::2], family.latent_thresholds
     curves = {
         "the paper's rule": {x: family.paper(x) for x in thresholds},
-        "TeaCache, all live chunks": {
-            x: replace(rule, policy="teacache", forecast="hold_residual", threshold=x)
-            for x in thresholds[::2]
-        },
-        "chunkwise, held velocity": {
-            x: replace(rule, forecast="hold_velocity", threshold=x) for x in thresholds[::2]
-        },
+        "TeaCache, all live chunks": {x: replace(tea, threshold=x) for x in few},
+        "chunkwise, held velocity": {x: replace(rule, forecast="hold_velocity", threshold=x) for x in few},
         "chunkwise, line": {x: replace(rule, threshold=x) for x in thresholds},
-        "chunkwise together, line": {x: replace(together, threshold=x) for x in thresholds[1:]},
+        "chunkwise together, line": {x: distance(x) for x in thresholds[1:]},
         "together on the filtered latent, line": {
-            x: replace(together, indicator="filtered_latent", coefficients=None, threshold=x) for x in latent
+            x: replace(distance(x), indicator="filtered_latent", coefficients=None) for x in latent
         },
     }
     for name, forecast, intervals in (
         ("line", "linear_velocity", INTERVALS),
-        ("held velocity", "hold_velocity", INTERVALS[:5:2]),
-        ("line of the residual", "linear_residual", INTERVALS[:5:2]),
-        ("parabola", "quadratic_velocity", INTERVALS[:5:2]),
+        ("held velocity", "hold_velocity", FEW_INTERVALS),
+        ("line of the residual", "linear_residual", FEW_INTERVALS),
+        ("parabola", "quadratic_velocity", FEW_INTERVALS),
     ):
         interval = replace(ours, policy="fixed_interval", forecast=forecast)
         curves[f"interval, {name}"] = {x: replace(interval, interval=x) for x in intervals}
@@ -69,7 +67,7 @@ def curves_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
             round(family.plans.share_of(steps), 2): replace(
                 ours, policy="planned", forecast=forecast, computed_steps=steps
             )
-            for steps in family.plans.steps[1:7]
+            for steps in family.plans.steps
         }
     return curves
 
@@ -77,27 +75,38 @@ def curves_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
 def measure(args: argparse.Namespace, family: Family) -> Iterator[Point]:
     """Run all that is not yet in the record, caption by caption."""
     curves = curves_of(family)
-    limits = {"compression": KVCompressionConfig(budget=args.budget)} if args.budget else {}
+    limits = {"compression": family.compression(args.budget)} if args.budget else {}
+    plain_settings = replace(family.plain, **limits)
     for name in args.curves or curves:
         if name not in curves:
             raise ValueError(f"curves must be among {'; '.join(curves)}; got {name!r}.")
     captions = held_out()[: args.captions]
     record = Manifest(args.outdir / "runs.jsonl")
-    runs = [(name, knob) for name in args.curves or curves for knob in curves[name]]
-    with tqdm(total=len(captions) * len(runs), unit="run") as progress:
+    ways = [
+        (name, knob, replace(curves[name][knob], **limits))
+        for name in args.curves or curves
+        for knob in curves[name]
+    ]
+    with tqdm(total=len(captions) * len(ways), unit="run") as progress:
         for index, caption in enumerate(captions):
             plain: Frames | None = None
-            for curve, knob in runs:
+            for curve, knob, cache in ways:
                 name = f"{curve}, {knob:g}: {caption}"
-                if name not in record.records():
+                settings = _settings(args, cache)
+                known = record.records().get(name)
+                if known is None or known["settings"] != settings:
                     if plain is None:
-                        reference = family.generate(caption, index, replace(family.plain, **limits))
-                        plain = to_uint8(reference.frames)
-                    way = (curve, knob, replace(curves[curve][knob], **limits))
-                    point = _measured(family, plain, caption, index, way)
-                    record.append({"name": name, "run": asdict(point)})
-                yield Point(**record.records()[name]["run"])
+                        plain = to_uint8(family.generate(caption, index, plain_settings).frames)
+                    point = _measured(family, plain, caption, index, (curve, knob, cache))
+                    known = {"name": name, "settings": settings, "run": asdict(point)}
+                    record.append(known)
+                yield Point(**known["run"])
                 progress.update()
+
+
+def _settings(args: argparse.Namespace, cache: FlowCacheConfig) -> dict[str, Any]:
+    """All that decides about a run, as JSON gives it back."""
+    return json.loads(json.dumps({"steps": args.steps, "frames": args.frames, "cache": cache.as_dict()}))
 
 
 def _measured(

@@ -122,13 +122,19 @@ def _against(paper: Curve, curves: Sequence[Curve]) -> str:
     for knob, share, height in zip(paper.knobs, paper.computed, paper.psnr, strict=True):
         others = [c for c in curves if c is not paper]
         heights = [(h, c.name) for c in others if (h := c.psnr_at(share)) is not None]
-        shares = [(s, c.name) for c in others if (s := c.computed_for(height)) is not None]
+        shares = [(s, c) for c in others if (s := c.computed_for(height)) is not None]
         cells = [f"{knob:g}", f"{share:.2f}", f"{height:.1f}"]
-        best, least = max(heights, default=None), min(shares, default=None)
+        best, least = max(heights, default=None), min(shares, key=lambda x: x[0], default=None)
         cells.append("" if best is None else f"{best[0]:.1f} dB ({best[1]})")
-        cells.append("" if least is None else f"{least[0]:.2f}, {share / least[0]:.1f}x fewer ({least[1]})")
+        cells.append("" if least is None else _saving(share, *least, height))
         rows.append(cells)
     return markdown_table(titles, rows)
+
+
+def _saving(share: float, least: float, curve: Curve, height: float) -> str:
+    # A curve that begins closer than was asked for would need still less.
+    less, more = ("less than ", "more than ") if curve.psnr[0] >= height else ("", "")
+    return f"{less}{least:.2f}, {more}{share / least:.1f}x fewer ({curve.name})"
 
 
 def all_points(curves: Sequence[Curve]) -> str:
@@ -145,9 +151,16 @@ def draw(curves: Sequence[Curve], path: Path, family: str) -> None:
     """Closeness against compute, a line for each curve."""
     figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
     axis = figure.subplots()
-    markers = {"the": "X", "TeaCache": "P", "chunkwise": "o", "interval": "s", "error-controlled": "^"}
+    markers = {
+        "the": "X",
+        "TeaCache": "P",
+        "chunkwise": "o",
+        "interval": "s",
+        "error-controlled": "^",
+        "planned": "D",
+    }
     for index, curve in enumerate(curves):
-        marker = markers.get(curve.name.split()[0].rstrip(","), "D")
+        marker = markers.get(curve.name.split()[0].rstrip(","), "v")
         style = {"color": f"C{index % 10}", "ls": "-" if index < 10 else "--", "label": curve.name}
         axis.plot(curve.computed, curve.psnr, marker=marker, ms=5, lw=1.3, **style)
     axis.set(xlabel="share of chunk steps computed", ylabel="PSNR to the run without reuse, dB")

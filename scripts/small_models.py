@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flowcache import FlowCacheConfig
+from flowcache.config import KVCompressionConfig
 from flowcache.output import VideoOutput
 from flowcache.reuse.forecast import Forecast
 from flowcache.reuse.plans import Plans, Sampling
@@ -59,7 +61,9 @@ class Family:
         plain: settings that reuse nothing.
         ours: settings that the policies and forecasts are put into.
         paper: the paper's rule with a threshold.
-        thresholds: at which it, and others that accumulate its distance, are measured.
+        distance: ours by the same distance, with a threshold.
+        compression: of finished chunks to a budget.
+        thresholds: at which all that accumulate that distance are measured.
         latent_thresholds: the same for the filtered latent.
         folder: of the checkpoint.
         sampling: what plans for it are found by.
@@ -69,6 +73,8 @@ class Family:
     plain: FlowCacheConfig
     ours: FlowCacheConfig
     paper: Callable[[float], FlowCacheConfig]
+    distance: Callable[[float], FlowCacheConfig]
+    compression: Callable[[int], KVCompressionConfig]
     thresholds: tuple[float, ...]
     latent_thresholds: tuple[float, ...]
     folder: Path
@@ -96,6 +102,8 @@ def skyreels(steps: int | None = None, frames: int | None = None) -> Family:
         source.method_config("causal"),
         source.method_config("flowcache", "fast"),
         lambda threshold: source.method_config("flowcache", "paper-fast", threshold=threshold),
+        lambda threshold: source.method_config("flowcache", "fast", threshold=threshold),
+        lambda budget: source.method_config("causal", budget_block=budget).compression,
         thresholds=(0.03, 0.06, 0.1, 0.15, 0.25, 0.4),
         latent_thresholds=(0.2, 0.4, 0.8),
         folder=source.path,
@@ -114,14 +122,21 @@ def magi(steps: int | None = None, frames: int | None = None) -> Family:
         config = replace(source.config, runtime_config=replace(source.config.runtime_config, seed=seed))
         return pipeline(VideoRequest(prompt=caption, config=config, cache=cache))
 
-    def paper(threshold: float) -> FlowCacheConfig:
-        return magi_method("flowcache", FlowCacheOptions(rel_l1_thresh=threshold), preset="paper-fast")
+    def by_distance(preset: str, threshold: float) -> FlowCacheConfig:
+        return magi_method("flowcache", FlowCacheOptions(rel_l1_thresh=threshold), preset=preset)
+
+    def compression(budget: int) -> KVCompressionConfig:
+        total = budget + source.config.runtime_config.window_size
+        options = FlowCacheOptions(compress_kv_cache=True, total_cache_chunk_nums=total)
+        return magi_method("vanilla", options).compression
 
     return Family(
         generate,
         magi_method("vanilla"),
         magi_method("flowcache", preset="fast"),
-        paper,
+        partial(by_distance, "paper-fast"),
+        partial(by_distance, "fast"),
+        compression,
         thresholds=(0.01, 0.02, 0.04, 0.08, 0.15),
         latent_thresholds=(0.01, 0.04, 0.15),
         folder=Path(source.config.runtime_config.load),

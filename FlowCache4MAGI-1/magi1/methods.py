@@ -75,7 +75,9 @@ def method_config(
     shared = {"warmup_steps": max(1, warmup), "compression": compression, "storage": storage}
     if not by_distance:
         rule = rule or {"policy": "fixed_interval", "pace": PACES[preset]}
-        return FlowCacheConfig(forecast=forecast or "linear_velocity", clean_pass=True, **rule, **shared)
+        return FlowCacheConfig(
+            forecast=forecast or "linear_velocity", clean_pass=True, together=True, **rule, **shared
+        )
     if threshold is None:
         threshold = THRESHOLDS.get(preset, THRESHOLDS["paper-fast"])
     shared["threshold"] = threshold

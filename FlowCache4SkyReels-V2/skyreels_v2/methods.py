@@ -106,6 +106,7 @@ def method_config(
         rule = rule or {"policy": "fixed_interval", "pace": PACES[preset]}
         return FlowCacheConfig(
             warmup_steps=1,
+            together=True,
             forecast=forecast or "linear_velocity",
             refresh_given=refresh_given,
             **rule,
@@ -122,7 +123,7 @@ def method_config(
         # applies it to the modulation all the same.
         indicator="timestep_embedding" if tea and not use_ret_steps else None,
         forecast=forecast or ("hold_residual" if tea or paper else "linear_velocity"),
-        together=not paper,
+        together=not (tea or paper),
         whole_window=tea,
         bidirectional=tea and not causal_attention,
         refresh_given=refresh_given,

@@ -26,7 +26,8 @@ class ErrorControlled(ReusePolicy):
         warmup_steps: local steps at the start that are always computed; early errors decide the content.
         final_steps: local steps at the end that are always computed.
         max_reuses: the most steps that are skipped in a row.
-        together: compute all live chunks when one of them starts or has spent the tolerance.
+        together: compute all live chunks when one of them starts or has spent the tolerance. A chunk of which
+            too little is known to judge it follows the others.
     """
 
     needs_errors = True
@@ -41,7 +42,7 @@ class ErrorControlled(ReusePolicy):
         together: bool = False,
     ) -> None:
         self.tolerance = tolerance
-        self.warmup_steps, self.last_reuse = warmup_steps, num_chunk_steps - final_steps
+        self.warmup_steps, self.reuse_end = warmup_steps, num_chunk_steps - final_steps
         self.max_reuses = max_reuses or num_chunk_steps
         self.together = together
 
@@ -53,11 +54,12 @@ class ErrorControlled(ReusePolicy):
 
     def decide(self, step, num_steps, live, indicators):
         self._learn_errors()
-        decisions = {chunk: self._judge(chunk, local_step) for chunk, local_step in live.items()}
+        follows = self.together and any(chunk in self._bend for chunk in live)
+        decisions = {chunk: self._judge(chunk, local_step, follows) for chunk, local_step in live.items()}
         if self.together:
             decisions = computed_together(decisions, live)
         for chunk, decision in decisions.items():
-            self._spent[chunk] = decision.accumulated if decision.reuse else 0.0
+            self._spent[chunk] = (decision.accumulated or 0.0) if decision.reuse else 0.0
             self._row[chunk] = self._row.get(chunk, 0) + 1 if decision.reuse else 0
         return decisions
 
@@ -79,9 +81,11 @@ class ErrorControlled(ReusePolicy):
         for (chunk, error), value in zip(errors.items(), values, strict=True):
             self._bend[chunk] = value / error.spread
 
-    def _judge(self, chunk: int, local_step: int) -> Decision:
-        if not self.warmup_steps <= local_step < self.last_reuse or chunk not in self._bend:
+    def _judge(self, chunk: int, local_step: int, follows: bool) -> Decision:
+        if not self.warmup_steps <= local_step < self.reuse_end:
             return COMPUTE
+        if chunk not in self._bend:
+            return Decision(reuse=follows)
         expected = self._bend[chunk] * self._forecast.spread(chunk, local_step)
         added = expected * abs(self._times[local_step + 1] - self._times[local_step])
         spent = self._spent[chunk] + added

@@ -30,13 +30,13 @@ class Planned(ReusePolicy):
         final_steps: int = 1,
     ) -> None:
         self.computed_steps, self.warmup_steps = frozenset(computed_steps), max(1, warmup_steps)
-        self.last_reuse = num_chunk_steps - final_steps
+        self.reuse_end = num_chunk_steps - final_steps
 
     def decide(self, step, num_steps, live, indicators):
         if min(live.values(), default=0) in self.computed_steps:
             return dict.fromkeys(live, COMPUTE)
         return {
-            chunk: Decision(self.warmup_steps <= local_step < self.last_reuse)
+            chunk: Decision(self.warmup_steps <= local_step < self.reuse_end)
             for chunk, local_step in live.items()
         }
 
@@ -44,8 +44,8 @@ class Planned(ReusePolicy):
 def steps_in_staircase(plan: Collection[int], num_chunk_steps: int, stride: int) -> list[list[int]]:
     """A chunk's own steps at which it is computed, for each number of younger chunks that follow it.
 
-    From none to as many as can be live beside it. ``stride`` is the steps by which a chunk lags behind the
-    one before it, 0 if all move together.
+    From none to as many as can be live beside it: the chunks of a video that is just so long. ``stride`` is
+    the steps by which a chunk lags behind the one before it, 0 if all move together.
     """
     younger = range(max(1, -(-num_chunk_steps // stride))) if stride else range(1)
     last = num_chunk_steps - 1
@@ -58,6 +58,9 @@ def steps_in_staircase(plan: Collection[int], num_chunk_steps: int, stride: int)
 
 
 def computed_share(plan: Collection[int], num_chunk_steps: int, stride: int) -> float:
-    """Share of chunk steps that a plan computes, in the mean over the chunks of a staircase."""
+    """Share of chunk steps that a plan computes, in the mean over the chunks of ``steps_in_staircase``.
+
+    In a longer video the steps below ``stride`` count for more, as a younger chunk always follows.
+    """
     rows = steps_in_staircase(plan, num_chunk_steps, stride)
     return sum(map(len, rows)) / (len(rows) * num_chunk_steps)

@@ -59,7 +59,8 @@ def plan_steps(
 
     The harm of a row of skipped steps is the squared displacement by which its forecasts lead astray, times
     the amplification of its first step; rows add up, and so do the chunks of a staircase. Starting from the
-    best of the even intervals, steps are exchanged as long as that helps.
+    best of the even intervals, steps are exchanged as long as that helps. A chunk that starts is always
+    computed, and all others with it.
 
     Args:
         times: of the starts of a chunk's steps and, last, of its end.
@@ -70,7 +71,8 @@ def plan_steps(
         amplification: by which an error made at a step has grown, squared, at the end; None: all alike.
 
     Returns:
-        Steps of the youngest live chunk at which all live chunks are computed, rising; see ``Planned``.
+        Steps of the youngest live chunk at which all live chunks are computed, rising from 0; see
+        ``Planned``.
 
     Raises:
         ValueError: the share is too small for any plan or no share, or the order is another.
@@ -79,13 +81,14 @@ def plan_steps(
     if order not in (0, 1):
         raise ValueError(f"order must be 0 or 1 for a plan, got {order}.")
     search = _Search(count, stride, share, all_harms(times, gram, order, amplification))
-    even = [frozenset(range(first, count, gap)) for gap in range(1, count + 1) for first in range(gap)]
+    even = [frozenset(range(0, count, gap)) for gap in range(1, count + 1)]
     starts = [plan for plan in even if search.affords(plan)]
     if not 0 < share <= 1 or not starts:
         raise ValueError(f"share must be at most 1 and leave room for a step of every chunk, got {share}.")
     best = search.filled(min(starts, key=search.harm))
     while True:
-        other = min((search.filled(best - {step}) for step in best), key=search.harm)
+        others = [search.filled(best - {step}) for step in best if step > 0]
+        other = min(others, key=search.harm, default=best)
         if search.harm(other) >= search.harm(best):
             return sorted(best)
         best = other

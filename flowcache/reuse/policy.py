@@ -94,6 +94,7 @@ def computed_together(decisions: dict[int, Decision], live: dict[int, int]) -> d
     A chunk that is computed alone sees neighbours with the keys and values of an older step, which errs more
     than what is saved. Steps that a chunk computes in any case, but for its first, call for no others.
     """
+    # What was compared with a bound and is not reused has come to it; the rest is computed in any case.
     called = any(live[c] == 0 or (not d.reuse and d.accumulated is not None) for c, d in decisions.items())
     return {c: replace(d, reuse=False) for c, d in decisions.items()} if called else decisions
 

@@ -30,13 +30,13 @@ def harm_in_staircase(plan, harms, stride):
 
 
 @pytest.mark.parametrize("order", [0, 1])
-@pytest.mark.parametrize(("share", "stride"), [(0.35, 9), (0.4, 3), (0.5, 4), (0.7, 0)])
-def test_no_other_plan_does_less_harm(velocities, order, share, stride):
+@pytest.mark.parametrize(("share", "stride"), [(0.35, 9), (0.4, 3), (0.7, 0)])
+def test_no_other_small_plan_does_less_harm(velocities, order, share, stride):
     gram, weights = gram_of(velocities), np.linspace(5, 1, 9)
     harms = all_harms(TIMES, gram, order, weights)
     plan = plan_steps(TIMES, gram, share, stride, order, weights)
-    assert plan == sorted(plan) and computed_share(plan, 9, stride) <= share
-    every = [steps for n in range(10) for steps in combinations(range(9), n)]
+    assert plan == sorted(plan) and plan[0] == 0 and computed_share(plan, 9, stride) <= share
+    every = [(0, *steps) for n in range(9) for steps in combinations(range(1, 9), n)]
     affordable = [steps for steps in every if computed_share(steps, 9, stride) <= share]
     least = min(harm_in_staircase(steps, harms, stride) for steps in affordable)
     assert harm_in_staircase(plan, harms, stride) == pytest.approx(least, rel=1e-9)

@@ -32,6 +32,7 @@ def test_a_knob_asks_for_its_rule_with_every_preset(knob, policy, preset):
     for config in configs:
         assert config.policy == policy
         assert config.forecast == "linear_velocity"
+        assert config.together is (policy != "chunkwise" or preset == "fast"), "the paper's chunks go alone"
         assert all(getattr(config, name) == value for name, value in knob.items())
 
 
