@@ -76,7 +76,13 @@ def method_config(
     if not by_distance:
         rule = rule or {"policy": "fixed_interval", "pace": PACES[preset]}
         return FlowCacheConfig(
-            forecast=forecast or "linear_velocity", clean_pass=True, together=True, **rule, **shared
+            forecast=forecast or "linear_velocity",
+            # The pass of a clean chunk leaves its keys and values.
+            final_steps=0,
+            clean_pass=True,
+            together=True,
+            **rule,
+            **shared,
         )
     if threshold is None:
         threshold = THRESHOLDS.get(preset, THRESHOLDS["paper-fast"])
@@ -87,7 +93,7 @@ def method_config(
         )
     return FlowCacheConfig(
         policy="chunkwise",
-        final_steps=0 if paper else 1,
+        final_steps=0,
         final_window_steps=1,
         forecast=forecast or ("hold_displacement" if paper else "linear_velocity"),
         clean_pass=not paper,
