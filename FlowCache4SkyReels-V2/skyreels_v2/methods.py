@@ -50,8 +50,8 @@ def method_config(
     Args:
         method: one of ``METHODS``.
         preset: one of ``PRESETS``. ``quality``, ``balanced``, ``fast`` and ``turbo`` compute all live blocks
-            at every second, third, fifth or seventh step of 50, and carry the velocity on along a line
-            between them. The ``paper-`` presets do as the original: a block is computed when its accumulated
+            at every second, third, fifth or seventh step of 50, counted from the start of the youngest, and
+            carry the velocity on along a line between them. The ``paper-`` presets do as the original: a block is computed when its accumulated
             distance reaches 0.1 (slow) or 0.15 (fast), and holds the residual of the block stack in between.
             ``teacache`` takes the threshold of ``paper-slow`` with that preset, of ``paper-fast`` with
             others.
