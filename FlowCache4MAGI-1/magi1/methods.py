@@ -33,13 +33,14 @@ def method_config(
         method: one of ``METHODS``.
         options: warm-up, compression, bits, and a threshold that overrides the preset's.
         preset: one of ``PRESETS``. ``quality``, ``balanced``, ``fast`` and ``turbo`` compute all live chunks
-            at every second, fourth, sixth or eighth step of 64, counted from the start of the youngest,
-            carry the velocity on along a line between them, and run a finished chunk once more. The ``paper-`` presets do as the original FlowCache
-            does: a chunk is computed when its accumulated distance reaches 0.005 (slow) or 0.01 (fast); in
-            between, the last displacement is added again although the step is of another length; and
-            finished chunks are left with the keys and values of their last computed step. ``teacache`` takes
-            the threshold of ``paper-slow`` with that preset, of ``paper-fast`` with others. A knob in
-            ``options`` (``rel_l1_thresh``, ``interval``, ``tolerance``) asks for its rule with every preset.
+            at every second, fourth, sixth or eighth step of 64, counted from the start of the youngest, carry
+            the velocity on along a line between them, and run a finished chunk once more. The ``paper-``
+            presets do as the original FlowCache does: a chunk is computed when its accumulated distance
+            reaches 0.005 (slow) or 0.01 (fast); in between, the last displacement is added again although the
+            step is of another length; and finished chunks are left with the keys and values of their last
+            computed step. ``teacache`` takes the threshold of ``paper-slow`` with that preset, of
+            ``paper-fast`` with others. A knob in ``options`` (``rel_l1_thresh``, ``interval``, ``tolerance``)
+            asks for its rule with every preset.
         forecast: overrides what a reused chunk gets.
         computed_steps: compute all live chunks at these steps of the youngest.
         kv_offload: keep keys and values of finished chunks in host memory.
