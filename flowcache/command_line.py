@@ -152,10 +152,12 @@ def save_trace(trace: Trace, video: Path) -> str:
 def summary(trace: Trace, seconds: float) -> str:
     """One line: time, reuse, FLOPs, memory; before it, what a search for settings had promised."""
     actual, vanilla = trace.flops["actual"], trace.flops["vanilla"]
+    denoise, compress = trace.seconds["denoise"], trace.seconds.get("compress")
+    share = "" if compress is None else f", {compress / denoise:.2%} of that compressing the cache"
     tuning = trace.settings.get("tuning")
     expected = f"{tuning['expected']}; {vanilla / actual:.2f}x fewer came\n" if tuning else ""
     return expected + (
-        f"{seconds:.1f} s in all, {trace.seconds['denoise']:.1f} s denoising; "
+        f"{seconds:.1f} s in all, {denoise:.1f} s denoising{share}; "
         f"reuse ratio {trace.reuse_ratio:.2f}; {actual / 1e15:.6f} PFLOPs "
         f"({vanilla / actual:.2f}x fewer than vanilla); peak memory {trace.peak_memory_bytes / 2**30:.2f} GiB"
     )

@@ -13,35 +13,41 @@ QUERY_BLOCK, KEY_BLOCK = 256, 2048
 
 
 def attention_mass(queries: Tensor, keys: Tensor) -> Tensor:
-    """Mean attention of each key over the queries, ``[kv_heads, tokens]``, fp32.
+    """Mean attention of each key over the queries, ``[..., kv_heads, tokens]``, fp32.
 
     Query heads that share a key-value head are pooled by their largest logit, before the softmax over all
     keys (FlowCache, section 3.3). Two passes over blocks of keys: the first gathers each query's normaliser,
     the second adds up; memory does not depend on the product of their numbers. One block needs one pass.
 
     Args:
-        queries: ``[n, heads, head_dim]``, positions applied.
-        keys: ``[tokens, kv_heads, head_dim]``, positions applied; ``heads`` is a multiple of ``kv_heads``.
+        queries: ``[..., n, heads, head_dim]``, positions applied.
+        keys: ``[..., tokens, kv_heads, head_dim]``, positions applied; ``heads`` is a multiple of
+            ``kv_heads``.
     """
-    mass = torch.zeros(keys.shape[1], len(keys), device=keys.device)
-    for some in queries.split(QUERY_BLOCK):
-        if len(keys) <= KEY_BLOCK:
+    *branches, num_tokens, kv_heads, _ = keys.shape
+    mass = torch.zeros(*branches, kv_heads, num_tokens, device=keys.device)
+    for some in queries.split(QUERY_BLOCK, dim=-3):
+        if num_tokens <= KEY_BLOCK:
             ((_, logits),) = _logit_blocks(some, keys)
-            mass += logits.softmax(dim=-1).sum(dim=1)
+            mass += logits.softmax(dim=-1).sum(dim=-2)
             continue
-        normaliser = torch.full((keys.shape[1], len(some)), -math.inf, device=keys.device)
+        normaliser = torch.full((*branches, kv_heads, some.shape[-3]), -math.inf, device=keys.device)
         for _, logits in _logit_blocks(some, keys):
             normaliser = torch.logaddexp(normaliser, logits.logsumexp(dim=-1))
         for place, logits in _logit_blocks(some, keys):
-            mass[:, place] += (logits - normaliser.unsqueeze(-1)).exp_().sum(dim=1)
-    return mass / len(queries)
+            mass[..., place] += (logits - normaliser.unsqueeze(-1)).exp_().sum(dim=-2)
+    return mass / queries.shape[-3]
 
 
 def _logit_blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Logits ``[kv_heads, queries, some keys]`` block by block, with the place of the keys."""
-    groups = queries.shape[1] // keys.shape[1]
-    grouped = queries.float().unflatten(1, (-1, groups)).permute(1, 2, 0, 3)
-    for start in range(0, len(keys), KEY_BLOCK):
-        block = keys[start : start + KEY_BLOCK].float().permute(1, 2, 0).unsqueeze(1)
-        logits = (grouped @ block).amax(dim=1) / math.sqrt(keys.shape[-1])
-        yield slice(start, start + block.shape[-1]), logits
+    """Logits ``[..., kv_heads, queries, some keys]`` block by block, with the place of the keys."""
+    groups = queries.shape[-2] // keys.shape[-2]
+    scaled = queries.float() / math.sqrt(queries.shape[-1])
+    # The heads of a group side by side, as queries of one head: so their keys are not copied for each.
+    grouped = scaled.unflatten(-2, (-1, groups)).movedim(-4, -2).flatten(-3, -2)
+    for start in range(0, keys.shape[-3], KEY_BLOCK):
+        block = keys[..., start : start + KEY_BLOCK, :, :].float().movedim(-3, -1)
+        logits = (grouped @ block).unflatten(-2, (groups, -1))
+        # Of a single head, the largest is a copy.
+        pooled = logits.amax(dim=-3) if groups > 1 else logits.squeeze(-3)
+        yield slice(start, start + block.shape[-1]), pooled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -52,8 +52,10 @@ class CompressedKVCache(ChunkKVCache):
     ) -> None:
         super().__init__(layout, capacity, store=store)
         self._selector = selector
-        self._queries: dict[tuple[int, int], Tensor] = {}
-        self._due: dict[int, tuple[list[int], int]] = {}
+        self._queries: dict[int, Tensor] = {}
+        self._asking: Collection[int] = ()
+        self._due: Mapping[int, Sequence[int]] = {}
+        self._due_budget = 0
         self._starts: dict[int, int] = {}
         self._positions = [self._no_positions() for _ in range(layout.num_layers)]
         self._events: list[CompressionEvent] = []
@@ -70,18 +72,18 @@ class CompressedKVCache(ChunkKVCache):
         return seconds
 
     def enter(self, chunk: int, num_tokens: int) -> None:
+        self._asking = (chunk,)
         if chunk not in self:
             super().enter(chunk, num_tokens)
             self._starts[chunk] = max(self._starts.values(), default=-num_tokens) + num_tokens
 
     def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:
+        if chunk not in self._asking:
+            return
         started = time.perf_counter()
-        streams = enumerate(queries) if branch is None else [(branch, queries)]
-        for index, stream in streams:
-            # A copy, lest the few rows hold on to the memory of all.
-            self._queries[layer, index] = self._selector.newest(stream).clone()
+        self._keep_queries(layer, self._selector.newest(queries), branch)
         if chunk in self._due:
-            self._merge_layer(layer, *self._due[chunk])
+            self._merge_layer(layer, self._due[chunk], self._due_budget)
         self._seconds += time.perf_counter() - started
 
     def make_room(self, clean: Sequence[int], num_tokens: int) -> None:
@@ -107,13 +109,14 @@ class CompressedKVCache(ChunkKVCache):
             self._merge_layer(layer, clean, budget)
         self._seconds += time.perf_counter() - started
 
-    def merge_before(self, chunk: int, clean: Sequence[int], budget: int) -> None:
-        """Compress ``clean`` chunks to ``budget`` tokens as soon as ``chunk`` reads, in each layer."""
-        self._due[chunk] = (list(clean), budget)
+    def merge_before(self, due: Mapping[int, Sequence[int]], budget: int) -> None:
+        """Compress in the evaluation that begins, in each layer as soon as a chunk reads.
 
-    def forget_due(self) -> None:
-        """Nothing is to be compressed before a chunk any more."""
-        self._due.clear()
+        Args:
+            due: clean chunks to compress, by the chunk by whose queries it is done; no others are kept.
+            budget: tokens that are left of them.
+        """
+        self._asking, self._due, self._due_budget = due.keys(), due, budget
 
     def state_dict(self) -> State:
         """Beside the tokens: the newest queries, and where in the video what is kept comes from."""
@@ -136,34 +139,35 @@ class CompressedKVCache(ChunkKVCache):
         own = (chunk for chunk in self._ranges[layer] if chunk != KEPT)
         return list(takewhile(set(clean).__contains__, own))
 
+    def _keep_queries(self, layer: int, queries: Tensor, branch: int | None) -> None:
+        """Copy the newest queries, lest the few rows hold on to the memory of all."""
+        shape = (self.layout.num_branches, *queries.shape[-3:])
+        held = self._queries.get(layer)
+        if held is None or held.shape != shape:
+            # Until a branch has asked on its own, another's queries stand for its.
+            self._queries[layer] = queries.expand(shape).clone()
+        else:
+            held[slice(None) if branch is None else branch] = queries
+
     def _merge_layer(self, layer: int, clean: Sequence[int], budget: int) -> None:
         clean = self._oldest(clean, layer)
         end = self.rows_of(clean, layer)
-        positions = torch.cat([self._positions[layer], self._positions_of(layer, clean)], dim=-1)
-        newest = positions.amax()
-        chosen, (keys, values) = [], self._rows(layer, ChunkRange(0, end))
-        for branch in range(self.layout.num_branches):
-            tokens = ScoreInput(
-                keys=keys[branch],
-                values=values[branch],
-                queries=self._queries[layer, branch],
-                ages=newest - positions[branch],
-                tokens_per_chunk=self._selector.tokens_per_chunk,
-            )
-            chosen.append(self._selector.choose(tokens, budget))
-        kept = torch.stack(chosen)
+        positions = self._positions_with(layer, clean, end)
+        keys, values = self._rows(layer, ChunkRange(0, end))
+        ages, size = positions.amax() - positions, self._selector.tokens_per_chunk
+        kept = self._selector.choose(ScoreInput(keys, values, self._queries[layer], ages, size), budget)
         self.merge(layer, clean, kept)
         self._positions[layer] = positions.gather(2, kept)
         if layer == self.layout.num_layers - 1:
             self._events.append(CompressionEvent(clean, end, kept.shape[-1], self._origins()))
 
-    def _positions_of(self, layer: int, chunks: Sequence[int]) -> Tensor:
-        """Places of chunks' tokens in the video, ``[branches, heads, tokens]``."""
-        ranges = self._ranges[layer]
-        places = [torch.empty(0, dtype=torch.int32)]
-        places += [torch.arange(len(ranges[c]), dtype=torch.int32) + self._starts[c] for c in chunks]
-        shape = (self.layout.num_branches, self.layout.num_heads, -1)
-        return torch.cat(places).to(self.layout.device).expand(shape)
+    def _positions_with(self, layer: int, clean: Sequence[int], end: int) -> Tensor:
+        """Places in the video of what is kept and of the chunks behind it, ``[branches, heads, end]``."""
+        kept = self._positions[layer]
+        start = self._starts[clean[0]] if clean else 0
+        stop = start + end - kept.shape[-1]
+        new = torch.arange(start, stop, dtype=kept.dtype, device=kept.device)
+        return torch.cat([kept, new.expand(*kept.shape[:-1], -1)], dim=-1)
 
     def _no_positions(self) -> Tensor:
         shape = (self.layout.num_branches, self.layout.num_heads, 0)

@@ -19,7 +19,7 @@ WEIGHTINGS = ("no_weight", "hard_code", "exponential", "polynomial", "upper_conv
 
 
 def weight_by_place(scores: Tensor, weighting: str, power: float, tokens_per_chunk: int) -> Tensor:
-    """Scores ``[kv_heads, tokens]`` weighted as the original FlowCache does on MAGI-1.
+    """Scores ``[..., tokens]`` weighted as the original FlowCache does on MAGI-1.
 
     All but ``no_weight`` and ``hard_code`` multiply by a curve over the place ``x`` from 0 to 1, and expect
     scores of at least 0.
@@ -39,9 +39,9 @@ def weight_by_place(scores: Tensor, weighting: str, power: float, tokens_per_chu
     if weighting == "no_weight":
         return scores
     if weighting == "hard_code":
-        given_up = torch.arange(scores.shape[1], device=scores.device) < tokens_per_chunk
+        given_up = torch.arange(scores.shape[-1], device=scores.device) < tokens_per_chunk
         return scores - 1e6 * given_up
-    x = torch.linspace(0, 1, scores.shape[1], device=scores.device)
+    x = torch.linspace(0, 1, scores.shape[-1], device=scores.device)
     if weighting == "upper_convex_polynomial":
         return scores * 2 * (1 - (1 - x) ** power)
     curves = {
@@ -55,10 +55,10 @@ def weight_by_place(scores: Tensor, weighting: str, power: float, tokens_per_chu
 
 
 def select(scores: Tensor, budget: int, group: int = 1) -> Tensor:
-    """Indices of the best tokens of each head, ``[kv_heads, kept]``, best first.
+    """Indices of the best tokens of each head, ``[..., kept]``, best first.
 
     Args:
-        scores: ``[kv_heads, tokens]``, higher is kept.
+        scores: ``[..., tokens]``, higher is kept.
         budget: tokens to keep; with groups, as many whole groups as fit.
         group: consecutive tokens that stay or go together, by their mean: those of a frame or a chunk.
 
@@ -66,19 +66,19 @@ def select(scores: Tensor, budget: int, group: int = 1) -> Tensor:
         ValueError: no group fits into the budget.
     """
     if group == 1:
-        return scores.topk(min(budget, scores.shape[1]), dim=1).indices
-    count = min(budget, scores.shape[1]) // group
+        return scores.topk(min(budget, scores.shape[-1]), dim=-1).indices
+    count = min(budget, scores.shape[-1]) // group
     if count < 1:
         raise ValueError(f"budget must hold at least one group of {group} tokens, got {budget}.")
     means = group_means(scores, group)
-    best = means.topk(count, dim=1).indices
-    return (best.unsqueeze(2) * group + torch.arange(group, device=scores.device)).flatten(1)
+    best = means.topk(count, dim=-1).indices
+    return (best.unsqueeze(-1) * group + torch.arange(group, device=scores.device)).flatten(-2)
 
 
 def group_means(scores: Tensor, group: int) -> Tensor:
-    """Mean scores of whole groups of consecutive tokens, ``[kv_heads, groups]``; a rest is left out."""
-    count = scores.shape[1] // group
-    return scores[:, : count * group].unflatten(1, (count, group)).mean(dim=2)
+    """Mean scores of whole groups of consecutive tokens, ``[..., groups]``; a rest is left out."""
+    count = scores.shape[-1] // group
+    return scores[..., : count * group].unflatten(-1, (count, group)).mean(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -106,23 +106,21 @@ class TokenSelector:
     in_time: bool = True
 
     def newest(self, queries: Tensor) -> Tensor:
-        """Those queries ``[tokens, heads, head_dim]`` that count."""
-        counts = {"token": NEWEST_QUERIES, "frame": self.tokens_per_frame, "chunk": len(queries)}
-        return queries[-counts[self.query_granularity] :]
+        """Those queries ``[..., tokens, heads, head_dim]`` that count."""
+        counts = {"token": NEWEST_QUERIES, "frame": self.tokens_per_frame, "chunk": queries.shape[-3]}
+        return queries[..., -counts[self.query_granularity] :, :, :]
 
     def scores(self, tokens: ScoreInput) -> Tensor:
-        """Scores by which is chosen, ``[kv_heads, tokens]``."""
+        """Scores by which is chosen, ``[..., kv_heads, tokens]``."""
         scores = self.scorer.score(tokens)
         if self.strategy != "token":
             return scores
-        scores = scores - scores.amin(dim=1, keepdim=True)
+        scores = scores - scores.amin(dim=-1, keepdim=True)
         return weight_by_place(scores, self.weighting, self.power, self.tokens_per_chunk)
 
     def choose(self, tokens: ScoreInput, budget: int) -> Tensor:
-        """Indices of the tokens to keep, ``[kv_heads, kept]``; at most ``budget`` a head."""
+        """Indices of the tokens to keep, ``[..., kv_heads, kept]``; at most ``budget`` a head."""
         group = {"token": 1, "frame": self.tokens_per_frame, "chunk": self.tokens_per_chunk}[self.strategy]
         chosen = select(self.scores(tokens), budget, group)
-        if not self.in_time:
-            return chosen
-        order = tokens.ages.gather(1, chosen).argsort(dim=1, descending=True)
-        return chosen.gather(1, order)
+        # What was kept before lies in the order of time as well, so the order of rows is that of time.
+        return chosen.sort(dim=-1).values if self.in_time else chosen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from itertools import chain
 
 from ..chunk_model import ChunkModel
 from ..config import KVCompressionConfig, KVStorageConfig
@@ -96,7 +97,9 @@ class WindowCache:
         """Give the chunks that are about to run their places, and plan what is compressed while they do."""
         for chunk in chunks:
             self.cache.enter(chunk, self._lengths[chunk])
-        freed = self._plan(chunks, step) if self._compresses_within else {}
+        # Given chunks run before the others, and are compressed when they do not fit.
+        plans = self._compresses_within and chunks[0] >= self._given
+        freed = self._plan(chunks, step) if plans else {}
         gone = 0
         for chunk in chunks:
             gone += freed.get(chunk, 0)
@@ -135,17 +138,15 @@ class WindowCache:
 
     def _plan(self, chunks: Sequence[int], step: int) -> dict[int, int]:
         """Choose before which of the chunks too many are clean; tokens that go, by that chunk."""
-        self.cache.forget_due()
-        freed, merged, held = dict[int, int](), set[int](), self.cache.num_kept
+        freed, due, held = dict[int, int](), dict[int, list[int]](), self.cache.num_kept
         for chunk in chunks:
             done = self._clean_before(chunk, step)
-            clean = [c for c in self.cache.chunks if c in done and c not in merged]
+            clean = [c for c in self.cache.chunks if c in done and c not in chain(*due.values())]
             rows = held + sum(self._lengths[c] for c in clean)
-            if chunk >= self._given and rows > self._budget:
-                self.cache.merge_before(chunk, clean, self._budget)
-                freed[chunk] = rows - self._budget
-                merged |= set(clean)
+            if rows > self._budget:
+                due[chunk], freed[chunk] = clean, rows - self._budget
                 held = self._budget
+        self.cache.merge_before(due, self._budget)
         return freed
 
     @property

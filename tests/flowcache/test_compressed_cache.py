@@ -15,6 +15,8 @@ from flowcache import Denoiser, LoopOptions, StaircaseSchedule, cut_window
 from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
 from flowcache.kv.cache import CacheFullError, CacheLayout, ChunkKVCache
 from flowcache.kv.compressed import CompressedKVCache
+from flowcache.kv.scorers import Scorer
+from flowcache.kv.selection import TokenSelector
 from flowcache.kv.window_cache import WindowCache
 from flowcache.reuse.forecast import VelocityForecast
 from flowcache.reuse.policy import NoReuse
@@ -63,6 +65,48 @@ def test_events_tell_where_kept_tokens_come_from():
     assert first.kept_of == {1: 1.0}
     assert (second.chunks, second.kept_of) == ([2], {2: 1.0})
     assert cache.pop_events() == []
+
+
+class OneQuery(Scorer):
+    """Notes the queries that it is given."""
+
+    def __init__(self):
+        self.seen = []
+
+    def score(self, tokens):
+        self.seen.append(tokens.queries[:, 0, 0, 0].tolist())
+        return -tokens.ages.float()
+
+
+def observed(*asked: tuple[int, int | None, float], due: dict[int, list[int]] | None = None) -> list:
+    """Queries of both branches by which the first layer is compressed.
+
+    Args:
+        asked: chunk, branch and value of queries, one after another.
+        due: what is compressed while they ask; None: afterwards.
+    """
+    scorer = OneQuery()
+    cache = CompressedKVCache(LAYOUT, 3 * TOKENS, TokenSelector(scorer, 2, TOKENS))
+    for chunk in range(3):
+        cache.enter(chunk, TOKENS)
+    if due is not None:
+        cache.merge_before(due, TOKENS)
+    for chunk, branch, value in asked:
+        shape = (TOKENS, 2, 4) if branch is not None else (2, TOKENS, 2, 4)
+        for layer in range(2):
+            cache.observe(layer, chunk, torch.full(shape, value), branch)
+    if due is None:
+        cache.make_room([0, 1], TOKENS)
+    return scorer.seen[::2]
+
+
+def test_whose_queries_count():
+    assert observed((0, None, 1.0), (2, None, 3.0)) == [[3.0, 3.0]]
+    assert observed((2, None, 3.0), (0, None, 1.0)) == [[3.0, 3.0]], "the newest chunk's, in any order"
+    assert observed((2, 0, 3.0), (2, 1, 4.0)) == [[3.0, 4.0]], "each branch by its own"
+    assert observed((2, 1, 4.0)) == [[4.0, 4.0]], "one that has not asked by another's"
+    assert observed((1, None, 2.0), (2, None, 3.0), due={1: [0]}) == [[2.0, 2.0]], "the due chunk's own"
+    assert observed((1, None, 2.0), (2, None, 3.0), due={}) == []
 
 
 def test_sink_survives_many_rounds():

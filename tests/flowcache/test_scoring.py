@@ -34,8 +34,8 @@ def tokens_of(keys, queries, values=None, chunk=1) -> ScoreInput:
     return ScoreInput(keys, keys if values is None else values, queries, ages, chunk)
 
 
-def random_tokens(count=300, heads=4, kv_heads=2, queries=70, dim=16) -> ScoreInput:
-    generator = torch.Generator().manual_seed(0)
+def random_tokens(count=300, heads=4, kv_heads=2, queries=70, dim=16, seed=0) -> ScoreInput:
+    generator = torch.Generator().manual_seed(seed)
     keys = torch.randn(count, kv_heads, dim, generator=generator)
     return tokens_of(keys, torch.randn(queries, heads, dim, generator=generator), chunk=100)
 
@@ -141,6 +141,17 @@ def test_scorers_answer_for_every_head_and_token(scorer):
     assert scores.dtype == torch.float32
     assert scores.isfinite().all()
     assert torch.equal(scores, scorer.score(tokens))
+
+
+@pytest.mark.parametrize(
+    "scorer", [Importance(), Redundancy(), Paper(), Recency(), SinkWindow(), KeyNorm(), Random()]
+)
+def test_branches_are_scored_together_as_alone(scorer):
+    alone = [random_tokens(seed=seed) for seed in range(2)]
+    fields = ("keys", "values", "queries", "ages")
+    both = ScoreInput(*(torch.stack([getattr(one, name) for one in alone]) for name in fields), 100)
+    expected = torch.stack([scorer.score(one) for one in alone])
+    assert torch.allclose(scorer.score(both), expected, rtol=1e-5, atol=1e-9)
 
 
 def test_controls_keep_what_they_are_named_after():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from flowcache.command_line import summary
 from flowcache.kv.quantized import QuantizationEvent
 from flowcache.trace import ChunkEvent, Trace, WindowRecord
 
@@ -29,6 +30,14 @@ def test_quantisations_come_back(tmp_path):
     trace.add_step(2, [ChunkEvent(1, 1, False)], 0.5, 20, {"actual": 1.0}, quantizations=events)
     trace.save(tmp_path / "trace.json")
     assert Trace.load(tmp_path / "trace.json").steps[2].quantizations == events
+
+
+def test_summary_tells_what_compression_took():
+    trace = make_trace()
+    trace.seconds = {"denoise": 4.0}
+    assert "5.0 s in all, 4.0 s denoising; reuse ratio 0.33" in summary(trace, 5.0)
+    trace.add_seconds("compress", 0.1)
+    assert "4.0 s denoising, 2.50% of that compressing the cache; " in summary(trace, 5.0)
 
 
 def test_another_format_is_refused(tmp_path):

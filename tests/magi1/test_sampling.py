@@ -68,10 +68,11 @@ def checked_choose(case: Case, choose: Choose) -> Choose:
 
     def checked(selector: TokenSelector, tokens: ScoreInput, budget: int) -> Tensor:
         event, layer = next(places)
-        chosen, expected = choose(selector, tokens, budget), case.tensors[f"ev{event}_layer{layer}_indices"].T
+        expected = case.tensors[f"ev{event}_layer{layer}_indices"].T.unsqueeze(0)  # of one branch
+        chosen = choose(selector, tokens, budget)
         if not torch.equal(chosen, expected):
             scores = selector.scores(tokens)
-            gaps = scores.gather(1, chosen) - scores.gather(1, expected)
+            gaps = scores.gather(2, chosen) - scores.gather(2, expected)
             assert gaps.abs().max() < SCORE_ROUNDING, f"event {event}, layer {layer}"
         return expected
 

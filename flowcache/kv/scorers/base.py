@@ -10,7 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ScoreInput:
-    """The tokens of one layer and branch that may be dropped, and what looks at them.
+    """The tokens of one layer that may be dropped, and what looks at them.
+
+    All may have the same dimensions in front of those given here: that of branches.
 
     Attributes:
         keys, values: ``[tokens, kv_heads, head_dim]``, positions applied.
@@ -31,4 +33,4 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, tokens: ScoreInput) -> Tensor:
-        """Scores ``[kv_heads, tokens]``, fp32; higher is kept."""
+        """Scores, shaped as the ages, fp32; higher is kept."""

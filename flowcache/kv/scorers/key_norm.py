@@ -11,4 +11,4 @@ class KeyNorm(Scorer):
     """Keys of small norm draw attention (Devoto et al., 2024); so they are kept."""
 
     def score(self, tokens: ScoreInput) -> Tensor:
-        return -tokens.keys.float().norm(dim=-1).T
+        return -tokens.keys.float().norm(dim=-1).mT

@@ -12,7 +12,7 @@ from .base import ScoreInput, Scorer
 
 @dataclass(frozen=True)
 class Random(Scorer):
-    """Scores drawn anew each time from a seed, the same for the same number of tokens.
+    """Scores drawn anew each time from a seed, the same for the same number of tokens and in all branches.
 
     Args:
         seed: of the draw.
@@ -21,6 +21,6 @@ class Random(Scorer):
     seed: int = 0
 
     def score(self, tokens: ScoreInput) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed + tokens.keys.shape[0])
-        shape = (tokens.keys.shape[1], tokens.keys.shape[0])
-        return torch.rand(shape, generator=generator).to(tokens.keys.device)
+        ages = tokens.ages
+        generator = torch.Generator().manual_seed(self.seed + ages.shape[-1])
+        return torch.rand(ages.shape[-2:], generator=generator).to(ages.device).expand_as(ages)

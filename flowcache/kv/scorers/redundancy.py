@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -21,5 +20,5 @@ class Redundancy(Scorer):
 
     def score(self, tokens: ScoreInput) -> Tensor:
         units = normalize(tokens.keys.float(), dim=-1)
-        similarity = torch.einsum("thd,hd->ht", units, units.sum(dim=0))
-        return -((similarity - 1) / len(units)).softmax(dim=-1)
+        similarity = (units * units.sum(dim=-3, keepdim=True)).sum(dim=-1).mT
+        return -((similarity - 1) / units.shape[-3]).softmax(dim=-1)

@@ -21,6 +21,6 @@ class SinkWindow(Scorer):
 
     def score(self, tokens: ScoreInput) -> Tensor:
         ages = tokens.ages.float()
-        count = min(ages.shape[1], max(1, round(self.sink * tokens.tokens_per_chunk)))
-        oldest = ages.topk(count, dim=1).values[:, -1:]
+        count = min(ages.shape[-1], max(1, round(self.sink * tokens.tokens_per_chunk)))
+        oldest = ages.topk(count, dim=-1).values[..., -1:]
         return (ages >= oldest) * (2 * ages.amax() + 1) - ages
