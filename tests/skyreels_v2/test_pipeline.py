@@ -57,7 +57,7 @@ def test_threshold_zero_is_causal_bit_for_bit(pipeline, forecast, family):
 def test_reused_chunks_cost_no_layer(pipeline, forecast):
     calls = []
     hook = pipeline.transformer.blocks[0].register_forward_hook(lambda *_: calls.append(1))
-    cache = method_config("flowcache", threshold=1e9, use_ret_steps=False, forecast=forecast)
+    cache = method_config("flowcache", "paper-fast", threshold=1e9, use_ret_steps=False, forecast=forecast)
     video = generate(pipeline, cache)
     hook.remove()
     steps = video.trace.steps
