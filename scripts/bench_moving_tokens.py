@@ -56,12 +56,13 @@ class MovingTokens(VelocityForecast):
 
     def observe_evaluation(self, inputs, tokens, outputs, velocities):
         for item, velocity in zip(inputs, velocities, strict=True):
-            if not self.counts_in_full(item.local_step):
-                to_go = self._times[-1] - self._times[item.local_step]
-                moves = self._moving(item.latents + to_go * velocity)
-                # In place: the loop takes this very tensor to the solver.
-                velocity.copy_(torch.where(moves, velocity, self._carry_on(item.chunk, item.local_step)))
-            self._learn(item.chunk, item.local_step, velocity.clone())
+            if self.counts_in_full(item.local_step):
+                self._learn(item.chunk, item.local_step, velocity.clone())
+                continue
+            to_go = self._times[-1] - self._times[item.local_step]
+            moves = self._moving(item.latents + to_go * velocity)
+            # In place: the loop takes this very tensor to the solver.
+            velocity.copy_(torch.where(moves, velocity, self._carry_on(item.chunk, item.local_step)))
 
     def _moving(self, clean: Tensor) -> Tensor:
         """Where the tokens lie that differ most from the frame before or after, ``[1, f, h, w]``."""
