@@ -80,7 +80,7 @@ def measure(args: argparse.Namespace, family: Family) -> Iterator[Point]:
     for name in args.curves or curves:
         if name not in curves:
             raise ValueError(f"curves must be among {'; '.join(curves)}; got {name!r}.")
-    captions = held_out()[: args.captions]
+    captions = list(enumerate(held_out()))[args.skip :][: args.captions]
     record = Manifest(args.outdir / "runs.jsonl")
     ways = [
         (name, knob, replace(curves[name][knob], **limits))
@@ -88,7 +88,7 @@ def measure(args: argparse.Namespace, family: Family) -> Iterator[Point]:
         for knob in curves[name]
     ]
     with tqdm(total=len(captions) * len(ways), unit="run") as progress:
-        for index, caption in enumerate(captions):
+        for index, caption in captions:
             plain: Frames | None = None
             for curve, knob, cache in ways:
                 name = f"{curve}, {knob:g}: {caption}"
@@ -140,6 +140,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--family", choices=FAMILIES, default="skyreels")
     add("--captions", type=positive, default=12, help="held-out captions to take (default: 12)")
+    add("--skip", type=int, default=0, help="held-out captions to pass over first (default: 0)")
     add("--steps", type=positive, help="denoising steps (default: 50; magi: 64)")
     add("--frames", type=positive, help="of the video (default: 97; magi: 96)")
     add("--budget", type=positive, help="compress finished chunks to this many (default: not at all)")
