@@ -19,8 +19,8 @@ from .reuse.policy import NoReuse, ReusePolicy
 from .reuse.teacache import TeaCache
 
 #: What a preset multiplies the square root of a chunk's number of steps by, for the interval from one
-#: computed step to the next. A fixed interval would waste many steps, a fixed number of computed steps leave
-#: nothing to skip of few.
+#: computed step to the next. The same interval for all would compute too much where steps are many, the same
+#: number of computed steps skip nothing where they are few.
 PACES = {"quality": 0.3, "balanced": 0.45, "fast": 0.75, "turbo": 1.0}
 
 #: Presets of every model; those of the paper decide and forecast as the original does.

@@ -19,7 +19,7 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-from chunk_videos import LIVE, MODELS, ChunkVideos, check_steps
+from chunk_videos import LIVE, MODELS, ChunkVideos, add_video_flags, checked_flags
 from interleaved import main, positive
 from matplotlib.figure import Figure
 from small_models import held_out
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.benchmark.sample_folder import Manifest
-from flowcache.command_line import Parser, check_device
+from flowcache.command_line import Parser
 from flowcache.environment import describe_environment, repository_commit
 from flowcache.files import write_atomically, write_csv, write_json
 from flowcache.kv.scorers import SCORERS
@@ -291,15 +291,11 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--model", choices=MODELS, default="skyreels")
+    add_video_flags(parser, steps=16)
     add("--captions", type=positive, default=4, help="the first so many of those held out of training")
     add("--chunks", type=positive, default=11, help="of each video; more than 10, for a budget of 6 to bind")
-    add("--steps", type=positive, default=16, help="denoising steps, a multiple of 4")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--outdir", type=Path, default=Path("outputs/bench_kv"))
-    args = parser.parse_args()
-    check_device(args.device)
-    check_steps(args.steps)
+    args = checked_flags(parser)
     if args.chunks <= LIVE + max(v.budget for v in AXES["budget",]):
         raise ValueError(f"chunks must be more than 10, or the largest budget keeps all, got {args.chunks}.")
     if args.captions > (known := len(held_out())):

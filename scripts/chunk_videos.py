@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
 import torch
+from interleaved import positive
 from small_models import MAGI_CONFIG
 from torch import Tensor
 
 from flowcache import FlowCacheConfig, Trace
+from flowcache.command_line import check_device
 from flowcache.output import VideoPart
 from flowcache.video import Frames, to_uint8
 from magi1 import model_source as magi_source
@@ -27,14 +30,25 @@ PROMPT = "a red circle moves right over a dark background"
 LIVE = 4
 
 
-def check_steps(steps: int) -> None:
-    """Refuse steps that cannot be shared out.
+def add_video_flags(parser: ArgumentParser, steps: int) -> None:
+    """Flags of every script that makes such videos; ``steps`` is the default of its own."""
+    add = parser.add_argument
+    add("--model", choices=MODELS, default="skyreels")
+    add("--steps", type=positive, default=steps, help=f"denoising steps, a multiple of {LIVE}")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def checked_flags(parser: ArgumentParser) -> Namespace:
+    """Read the flags; refuse a device or steps that cannot be.
 
     Raises:
-        ValueError: they are no multiple of ``LIVE``.
+        ValueError: one sentence that names the argument.
     """
-    if steps % LIVE:
-        raise ValueError(f"steps must be a multiple of {LIVE}, got {steps}.")
+    args = parser.parse_args()
+    check_device(args.device)
+    if args.steps % LIVE:
+        raise ValueError(f"steps must be a multiple of {LIVE}, got {args.steps}.")
+    return args
 
 
 class ChunkVideos(Protocol):

@@ -21,13 +21,13 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from chunk_videos import LIVE, MODELS, check_steps
+from chunk_videos import LIVE, MODELS, add_video_flags, checked_flags
 from interleaved import main, positive
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from flowcache import Trace
-from flowcache.command_line import Parser, check_device
+from flowcache.command_line import Parser
 from flowcache.environment import describe_environment, peak_memory_bytes
 from flowcache.files import write_json
 from flowcache.markdown import markdown_table
@@ -145,15 +145,11 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--model", choices=MODELS, default="skyreels")
+    add_video_flags(parser, steps=20)
     add("--chunks", type=positive, nargs="+", default=[10, 40, 160], help="lengths of the videos")
-    add("--steps", type=positive, default=20, help="denoising steps, a multiple of 4")
     add("--budget", type=positive, default=4, help="chunks' worth of tokens kept of finished ones")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--outdir", type=Path, default=Path("outputs/long_video"))
-    args = parser.parse_args()
-    check_device(args.device)
-    check_steps(args.steps)
+    args = checked_flags(parser)
     if min(args.chunks) < 2:
         raise ValueError(f"chunks must be at least 2, got {min(args.chunks)}.")
     return args

@@ -59,8 +59,8 @@ def plan_steps(
 
     The harm of a row of skipped steps is the squared displacement by which its forecasts lead astray, times
     the amplification of its first step; rows add up, and so do the chunks of a staircase. Starting from the
-    best of the even intervals, steps are exchanged as long as that helps. A chunk that starts is always
-    computed, and all others with it.
+    best of the even intervals, single steps are exchanged as long as that helps; a better plan may exist. A
+    chunk that starts is always computed, and all others with it.
 
     Args:
         times: of the starts of a chunk's steps and, last, of its end.
