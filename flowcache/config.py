@@ -27,6 +27,9 @@ PACES = {"quality": 0.3, "balanced": 0.45, "fast": 0.75, "turbo": 1.0}
 PRESETS = (*PACES, "paper-slow", "paper-fast")
 DEFAULT_PRESET = "fast"
 
+#: Settings of ``KVCompressionConfig`` with which tokens are kept as the original keeps them.
+PAPER_COMPRESSION: dict[str, Any] = {"in_time": False, "max_queries": None}
+
 PolicyName = Literal["none", "teacache", "chunkwise", "fixed_interval", "error_controlled", "planned"]
 GranularityName = Literal["token", "frame", "chunk"]
 
@@ -43,6 +46,8 @@ class KVCompressionConfig:
         strategy: keep single tokens, whole frames or whole chunks.
         query_granularity: the newest queries that importance is measured by: the last 50, a frame's, a
             chunk's.
+        max_queries: so many of them are asked at most, spread over all: what importance costs then no longer
+            grows with the resolution. None: each, as the original does.
         weighting: weight of the scores by a token's place, one of ``WEIGHTINGS``.
         power: of the polynomial weightings.
         in_time: let kept tokens lie in the order of time; False: best first, as the original does.
@@ -59,6 +64,7 @@ class KVCompressionConfig:
     mix_lambda: float = 0.07
     strategy: GranularityName = "token"
     query_granularity: GranularityName = "token"
+    max_queries: int | None = 256
     weighting: str = "no_weight"
     power: float = 1.0
     in_time: bool = True
@@ -72,6 +78,8 @@ class KVCompressionConfig:
         _check_choice("when", self.when, ("full", "over"))
         if self.budget < 1:
             raise ValueError(f"budget must be at least 1 chunk, got {self.budget}.")
+        if self.max_queries is not None and self.max_queries < 1:
+            raise ValueError(f"max_queries must be at least 1, got {self.max_queries}.")
         if not 0 <= self.mix_lambda <= 1:
             raise ValueError(f"mix_lambda must lie between 0 and 1, got {self.mix_lambda}.")
 
@@ -84,6 +92,7 @@ class KVCompressionConfig:
             tokens_per_chunk,
             self.strategy,
             self.query_granularity,
+            self.max_queries,
             self.weighting,
             self.power,
             self.in_time,

@@ -29,47 +29,56 @@ from flowcache.metrics import psnr, ssim
 from flowcache.video import Frames, to_uint8
 
 INTERVALS = (2, 3, 4, 5, 7, 10)
-#: Of forecasts that are not the default.
-FEW_INTERVALS = (2, 4, 7)
 TOLERANCES = (0.003, 0.02, 0.1)
+
+#: What is put into every rule, by the name that curves have; the first at every setting, others at some.
+FORECASTS = {
+    "line": "linear_velocity",
+    "held velocity": "hold_velocity",
+    "line of the residual": "linear_residual",
+    "parabola": "quadratic_velocity",
+}
 
 
 def curves_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
-    """Settings of each curve, by the knob."""
-    ours, distance = family.ours, family.distance
-    rule = replace(family.paper(0.0), forecast="linear_velocity", clean_pass=ours.clean_pass)
-    tea = replace(rule, policy="teacache", forecast="hold_residual", final_steps=1)
-    thresholds, few, latent = family.thresholds, family.thresholds[::2], family.latent_thresholds
+    """Settings of each curve, by the knob: the originals, then every rule with every forecast."""
+    tea = replace(family.paper(0.0), policy="teacache", final_steps=1, clean_pass=family.ours.clean_pass)
+    tea_cache = {x: replace(tea, threshold=x) for x in family.thresholds[::2]}
     curves = {
-        "the paper's rule": {x: family.paper(x) for x in thresholds},
-        "TeaCache, all live chunks": {x: replace(tea, threshold=x) for x in few},
-        "chunkwise, held velocity": {x: replace(rule, forecast="hold_velocity", threshold=x) for x in few},
-        "chunkwise, line": {x: replace(rule, threshold=x) for x in thresholds},
-        "chunkwise together, line": {x: distance(x) for x in thresholds[1:]},
-        "together on the filtered latent, line": {
-            x: replace(distance(x), indicator="filtered_latent", coefficients=None) for x in latent
+        "the paper's rule": {x: family.paper(x) for x in family.thresholds},
+        "TeaCache, all live chunks": {
+            x: replace(cache, forecast="hold_residual") for x, cache in tea_cache.items()
         },
     }
-    for name, forecast, intervals in (
-        ("line", "linear_velocity", INTERVALS),
-        ("held velocity", "hold_velocity", FEW_INTERVALS),
-        ("line of the residual", "linear_residual", FEW_INTERVALS),
-        ("parabola", "quadratic_velocity", FEW_INTERVALS),
-    ):
-        interval = replace(ours, policy="fixed_interval", forecast=forecast)
-        curves[f"interval, {name}"] = {x: replace(interval, interval=x) for x in intervals}
-    for name, forecast in (("line", "linear_velocity"), ("parabola", "quadratic_velocity")):
-        controlled = replace(ours, policy="error_controlled", together=True, forecast=forecast)
-        curves[f"error-controlled, {name}"] = {x: replace(controlled, tolerance=x) for x in TOLERANCES}
-    if family.plans is not None:
-        forecast = family.plans.forecast
-        curves["planned, line"] = {
-            round(family.plans.share_of(steps), 2): replace(
-                ours, policy="planned", forecast=forecast, computed_steps=steps
-            )
-            for steps in family.plans.steps
-        }
+    for rule, settings in {"TeaCache": tea_cache, **_rules_of(family)}.items():
+        for index, (name, forecast) in enumerate(FORECASTS.items()):
+            step = 2 if index and len(settings) > 3 else 1
+            curves[f"{rule}, {name}"] = {
+                x: replace(settings[x], forecast=forecast) for x in list(settings)[::step]
+            }
     return curves
+
+
+def _rules_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
+    """Rules that forecasts are put into, by name and knob."""
+    ours, distance = family.ours, family.distance
+    controlled = replace(ours, policy="error_controlled", together=True)
+    rules = {
+        "chunkwise": {x: replace(family.paper(x), clean_pass=ours.clean_pass) for x in family.thresholds},
+        "chunkwise together": {x: distance(x) for x in family.thresholds[1:]},
+        "together on the filtered latent": {
+            x: replace(distance(x), indicator="filtered_latent", coefficients=None)
+            for x in family.latent_thresholds
+        },
+        "interval": {x: replace(ours, policy="fixed_interval", interval=x) for x in INTERVALS},
+        "error-controlled": {x: replace(controlled, tolerance=x) for x in TOLERANCES},
+    }
+    if (plans := family.plans) is not None:
+        rules["planned"] = {
+            round(plans.share_of(steps), 2): replace(ours, policy="planned", computed_steps=steps)
+            for steps in plans.steps
+        }
+    return rules
 
 
 def measure(args: argparse.Namespace, family: Family) -> Iterator[Point]:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from flowcache import FlowCacheConfig
-from flowcache.config import DEFAULT_PRESET, PACES, PRESETS, KVCompressionConfig, KVStorageConfig, rule_of
+from flowcache.config import (
+    DEFAULT_PRESET,
+    PACES,
+    PAPER_COMPRESSION,
+    PRESETS,
+    KVCompressionConfig,
+    KVStorageConfig,
+    rule_of,
+)
 
 from .config import FlowCacheOptions
 
@@ -113,5 +121,5 @@ def _compression(options: FlowCacheOptions, paper: bool) -> KVCompressionConfig 
         query_granularity=options.query_granularity,
         weighting=options.score_weighting_method,
         power=options.power,
-        in_time=not paper,
+        **PAPER_COMPRESSION if paper else {},
     )

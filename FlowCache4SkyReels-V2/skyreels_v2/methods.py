@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowcache import FlowCacheConfig
-from flowcache.config import DEFAULT_PRESET, PACES, PRESETS, KVCompressionConfig, KVStorageConfig, rule_of
+from flowcache.config import (
+    DEFAULT_PRESET,
+    PACES,
+    PAPER_COMPRESSION,
+    PRESETS,
+    KVCompressionConfig,
+    KVStorageConfig,
+    rule_of,
+)
 
 METHODS = ("vanilla", "causal", "teacache", "flowcache")
 THRESHOLDS = {"paper-slow": 0.1, "paper-fast": 0.15}
@@ -136,6 +144,6 @@ def _cache_limits(budget_block: int | None, kvrange: int | None, paper: bool) ->
     limits: dict[str, Any] = {} if kvrange is None else {"clean_range": kvrange}
     if budget_block is not None:
         limits["compression"] = KVCompressionConfig(
-            budget=budget_block, query_granularity="chunk", in_time=not paper, when="over"
+            budget=budget_block, query_granularity="chunk", when="over", **PAPER_COMPRESSION if paper else {}
         )
     return limits

@@ -208,8 +208,7 @@ class ChunkKVCache:
             kept: indices of rows, ``[branches, heads, rows]``, in the order in which they are to lie.
         """
         end, count = self.rows_of(chunks, layer), kept.shape[-1]
-        index = kept.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, self.layout.head_dim)
-        best = [rows.gather(1, index) for rows in self._rows(layer, ChunkRange(0, end))]
+        best = [_take(rows, kept) for rows in self._rows(layer, ChunkRange(0, end))]
         if self._store is None:
             self._move_live(layer, end, count)
             self._keys[layer, :, :count], self._values[layer, :, :count] = best
@@ -282,9 +281,12 @@ class ChunkKVCache:
 
     def _move_live(self, layer: int, start: int, to: int) -> None:
         """Move the live rows from ``start`` on."""
-        stop = self._used(layer) - self._settled[layer]
-        for stored in (self._keys[layer], self._values[layer]):
-            stored[:, to : to + stop - start] = stored[:, start:stop].clone()
+        stop, shift = self._used(layer) - self._settled[layer], start - to
+        # In pieces that do not overlap with where they go, so that none needs a copy.
+        for first in range(start, stop, shift) if shift else ():
+            piece = slice(first, min(first + shift, stop))
+            for stored in (self._keys[layer], self._values[layer]):
+                stored[:, piece.start - shift : piece.stop - shift] = stored[:, piece]
 
     def _settle_rows(
         self, layer: int, chunks: Sequence[int], start: int, keys: Tensor, values: Tensor
@@ -316,3 +318,12 @@ class ChunkKVCache:
         if first_chunk is None or KEPT in ranges:
             return ChunkRange(0, end)
         return ChunkRange(min(r.start for chunk, r in ranges.items() if chunk >= first_chunk), end)
+
+
+def _take(rows: Tensor, kept: Tensor) -> Tensor:
+    """Rows ``[branches, rows, heads, head_dim]`` at the indices ``kept``, ``[branches, heads, kept]``."""
+    heads = torch.arange(rows.shape[2], device=rows.device)
+    places = (kept.transpose(1, 2) * len(heads) + heads).flatten(1)
+    # Heads lie side by side within a branch: whole rows of memory are copied, not number by number.
+    best = [row.flatten(0, 1).index_select(0, place) for row, place in zip(rows, places, strict=True)]
+    return torch.stack(best).unflatten(1, (-1, len(heads)))

@@ -14,6 +14,8 @@ STRATEGIES = GRANULARITIES = ("token", "frame", "chunk")
 #: Queries that count with granularity ``token``.
 NEWEST_QUERIES = 50
 
+_GOLDEN_RATIO = (1 + 5**0.5) / 2
+
 #: How a score is weighted by a token's place among those that may be dropped, oldest first.
 WEIGHTINGS = ("no_weight", "hard_code", "exponential", "polynomial", "upper_convex_polynomial", "gaussian")
 
@@ -91,6 +93,7 @@ class TokenSelector:
         strategy: ``token``; or ``frame`` or ``chunk``, to let so many consecutive tokens stay or go together.
         query_granularity: which of the newest queries count: the last 50 (``token``), those of the last
             ``frame``, or of the whole ``chunk``.
+        max_queries: of those, so many are asked at most, spread over all of them; None: each.
         weighting, power: see ``weight_by_place``; with strategy ``token`` alone.
         in_time: let kept tokens lie in the order of time, so that neighbours stay neighbours in the next
             round. False: best first, as in the original.
@@ -101,6 +104,7 @@ class TokenSelector:
     tokens_per_chunk: int
     strategy: str = "token"
     query_granularity: str = "token"
+    max_queries: int | None = None
     weighting: str = "no_weight"
     power: float = 1.0
     in_time: bool = True
@@ -108,7 +112,13 @@ class TokenSelector:
     def newest(self, queries: Tensor) -> Tensor:
         """Those queries ``[..., tokens, heads, head_dim]`` that count."""
         counts = {"token": NEWEST_QUERIES, "frame": self.tokens_per_frame, "chunk": queries.shape[-3]}
-        return queries[..., -counts[self.query_granularity] :, :, :]
+        newest = queries[..., -counts[self.query_granularity] :, :, :]
+        count = newest.shape[-3]
+        if self.max_queries is None or count <= self.max_queries:
+            return newest
+        # Multiples of the golden ratio fall evenly, but never into step with the rows of a frame.
+        turns = torch.arange(self.max_queries, device=newest.device) * _GOLDEN_RATIO
+        return newest.index_select(-3, (turns.frac() * count).long())
 
     def scores(self, tokens: ScoreInput) -> Tensor:
         """Scores by which is chosen, ``[..., kv_heads, tokens]``."""

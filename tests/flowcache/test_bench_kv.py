@@ -18,7 +18,7 @@ CHUNKS = 11
 def script(monkeypatch):
     module = load_script("bench_kv", monkeypatch)
     FakeVideos.made = []
-    monkeypatch.setattr(module, "MODELS", {"fake": FakeVideos})
+    monkeypatch.setitem(module.MODELS, "fake", FakeVideos)
     return module
 
 

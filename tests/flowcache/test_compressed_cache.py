@@ -275,7 +275,8 @@ def test_settings_that_exclude_each_other():
         FlowCacheConfig(refresh_given=True, compression=compression)
     with pytest.raises(ValueError, match="total must be at least 3 chunks, as 2 are live"):
         run(compression=replace(compression, total=2))
-    for name, value in (("budget", 0), ("mix_lambda", 2.0), ("scorer", "best"), ("strategy", "row")):
+    wrong = {"budget": 0, "mix_lambda": 2.0, "scorer": "best", "strategy": "row", "max_queries": 0}
+    for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):
             KVCompressionConfig(**{name: value})
 

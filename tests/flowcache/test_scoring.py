@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from reference import Case, reference_dir
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowcache.kv import attention_mass as streamed
 from flowcache.kv.scorers import (
@@ -21,12 +23,26 @@ from flowcache.kv.scorers import (
     ScoreInput,
     SinkWindow,
 )
-from flowcache.kv.selection import WEIGHTINGS, group_means, select, weight_by_place
+from flowcache.kv.selection import WEIGHTINGS, TokenSelector, group_means, select, weight_by_place
 
 
 def listed(part: str, name: str) -> list[dict]:
     path = reference_dir() / part / f"{name}.json"
     return json.loads(path.read_text())["cases"] if path.is_file() else [{"name": "absent", "case": "absent"}]
+
+
+class Products(TorchDispatchMode):
+    """Gathers the types of all matrix products: that of the left factor, and that of what comes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.bmm:
+            self.types.add((args[0].dtype, out.dtype))
+        return out
 
 
 def tokens_of(keys, queries, values=None, chunk=1) -> ScoreInput:
@@ -101,6 +117,32 @@ def test_streamed_mass_equals_its_definition(monkeypatch, blocks):
     )
 
 
+def test_a_gpu_multiplies_low_precision_as_it_is():
+    """No GPU is needed: fake tensors have devices, types and shapes, and no numbers."""
+    with FakeTensorMode(), Products() as products:
+        queries = torch.empty(2, 4, 300, 16, dtype=torch.bfloat16, device="cuda")
+        keys = torch.empty(2, 4, 16, 2500, dtype=torch.bfloat16, device="cuda")
+        logits = streamed._products(queries, keys, scale=4.0)
+    assert (logits.shape, logits.dtype) == ((2, 4, 300, 2500), torch.float32)
+    assert products.types == {(torch.bfloat16, torch.float32)}, "of the factors, and of what comes out"
+
+
+def test_few_of_many_queries_are_asked_all_over():
+    selector = TokenSelector(Importance(), 100, 400, query_granularity="chunk", max_queries=50)
+    places = torch.arange(4000.0).reshape(1, -1, 1, 1).expand(2, -1, -1, -1)
+    asked = selector.newest(places)
+    assert asked.shape == (2, 50, 1, 1)
+    assert torch.equal(asked[0], asked[1])
+    gaps = asked[0].flatten().sort().values.diff()
+    assert gaps.min() > 0 and gaps.max() < 3 * 4000 / 50
+    for width in (8, 10, 16, 40, 80):
+        columns = (asked[0].flatten() % width).long().bincount(minlength=width)
+        assert columns.max() <= 3 * max(1, 50 / width), (
+            "no column of the frame is asked much more than others"
+        )
+    assert torch.equal(selector.newest(places[:, :50]), places[:, :50])
+
+
 def test_redundancy_equals_its_definition():
     keys = random_tokens().keys.double()
     units = keys / keys.norm(dim=-1, keepdim=True)
@@ -115,7 +157,7 @@ def test_memory_does_not_hold_queries_times_keys():
     """The whole matrix would need a hundred times what the largest tensor made here does."""
     largest = 0
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             nonlocal largest
             out = func(*args, **(kwargs or {}))
