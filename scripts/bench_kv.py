@@ -42,6 +42,8 @@ CONTROLS = ("recency", "sink_window", "key_norm", "random")
 #: Budgets at which scorers are compared.
 SCORED_BUDGETS = (1, 3)
 GRANULARITIES = ("token", "frame", "chunk")
+#: Of a chunk's queries, of which there are 80 and 96.
+FEW_QUERIES = (4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Variant:
         scorer, strategy: as in ``KVCompressionConfig``.
         queries: its ``query_granularity``; None: as the model's method has it.
         bits: in which finished chunks are kept; None: as the model makes them.
+        max_queries: of those that count; None: as the model's method has it.
     """
 
     budget: int | None = None
@@ -60,11 +63,13 @@ class Variant:
     strategy: str = "token"
     queries: str | None = None
     bits: int | None = None
+    max_queries: int | None = None
 
     def __str__(self) -> str:
         if self.budget is None:
             return "all" if self.bits is None else f"all, {self.bits} bits"
-        return ", ".join(str(part) for part in astuple(self) if part is not None)
+        parts = [str(part) for part in astuple(self)[:-1] if part is not None]
+        return ", ".join(parts if self.max_queries is None else [*parts, f"{self.max_queries} queries"])
 
     def cache(self, videos: ChunkVideos, preset: str) -> FlowCacheConfig:
         """Settings of the cache for a preset."""
@@ -74,6 +79,8 @@ class Variant:
         changes = {"scorer": self.scorer, "strategy": self.strategy}
         if self.queries is not None:
             changes["query_granularity"] = self.queries
+        if self.max_queries is not None:
+            changes["max_queries"] = self.max_queries
         return replace(cache, compression=replace(cache.compression, **changes))
 
 
@@ -85,6 +92,7 @@ AXES: dict[tuple[str, ...], list[Variant]] = {
     ("scorer", "budget"): [Variant(budget, scorer) for scorer in SCORERS for budget in SCORED_BUDGETS],
     ("strategy",): [Variant(1, strategy=granularity) for granularity in GRANULARITIES],
     ("queries",): [Variant(1, queries=granularity) for granularity in GRANULARITIES],
+    ("max_queries",): [Variant(1, queries="chunk", max_queries=most) for most in FEW_QUERIES],
     ("budget", "bits"): [Variant(budget, bits=bits) for budget in (None, 1) for bits in (None, 8, 4)],
 }
 
