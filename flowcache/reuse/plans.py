@@ -10,6 +10,8 @@ from pathlib import Path
 from ..files import write_json
 from .planned import computed_share
 
+FORMAT_VERSION = 1
+
 #: The way of sampling that a plan is for: steps, stride, and what else bends the path of a chunk.
 Sampling = Mapping[str, int | float]
 
@@ -54,22 +56,24 @@ class Plans:
         """Read what ``save`` wrote.
 
         Raises:
-            ValueError: the file holds no plans.
+            ValueError: the file holds no plans, or those of another version.
         """
         try:
             content = json.loads(path.read_text())
+            if (version := content.pop("format", None)) != FORMAT_VERSION:
+                raise ValueError(f"its format is {version}, not {FORMAT_VERSION}; make them again")
             content["steps"] = tuple(tuple(plan) for plan in content["steps"])
             for name in ("times", "amplification"):
                 content[name] = tuple(content[name])
             return cls(**content)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no plans that can be read: {error}.") from error
 
     def save(self, model: Path) -> Path:
         """Write to the folder of a model, under a name that tells the sampling; returns the path."""
         path = model / file_name(self.sampling)
         path.parent.mkdir(exist_ok=True)
-        write_json(path, asdict(self) | {"sampling": dict(self.sampling)})
+        write_json(path, {"format": FORMAT_VERSION, **asdict(self), "sampling": dict(self.sampling)})
         return path
 
     def of_share(self, share: float) -> tuple[int, ...]:

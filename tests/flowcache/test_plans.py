@@ -29,7 +29,7 @@ def test_a_plan_that_cannot_be_followed_is_refused(steps):
         Plans(SAMPLING, "linear_velocity", (steps,), PLANS.times, PLANS.amplification, "")
 
 
-@pytest.mark.parametrize("content", ["", "{}", json.dumps({"steps": 3})])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 2}', json.dumps({"format": 1, "steps": 3})])
 def test_a_file_without_plans_is_named(tmp_path, content):
     path = tmp_path / file_name(SAMPLING)
     path.parent.mkdir()
