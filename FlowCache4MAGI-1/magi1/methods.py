@@ -12,6 +12,7 @@ from flowcache.config import (
     KVStorageConfig,
     rule_of,
 )
+from flowcache.knobs import check_knobs
 
 from .config import FlowCacheOptions
 
@@ -65,19 +66,14 @@ def method_config(
     compression = _compression(options, paper)
     storage = KVStorageConfig.of(options.kv_bits, kv_offload)
     threshold, tea = options.rel_l1_thresh, method == "teacache"
-    rule = rule_of(
-        threshold=threshold,
-        interval=options.interval,
-        tolerance=options.tolerance,
-        computed_steps=computed_steps,
-    )
     if method == "vanilla":
-        if rule and threshold is None:  # the original's files name a threshold beside any method
-            raise ValueError(f"{next(iter(rule))} is for flowcache; vanilla computes every step.")
+        threshold = None  # the original's files name one beside any method
+    knobs = {"interval": options.interval, "tolerance": options.tolerance, "computed_steps": computed_steps}
+    check_knobs({"rel_l1_thresh": threshold, **knobs}, method)
+    rule = rule_of(threshold=threshold, **knobs)
+    if method == "vanilla":
         return FlowCacheConfig(policy="none", clean_pass=True, compression=compression, storage=storage)
     by_distance = threshold is not None or (not rule and (tea or paper))
-    if tea and not by_distance:
-        raise ValueError(f"{next(iter(rule))} is for flowcache; teacache takes rel_l1_thresh.")
     warmup = options.warmup_steps
     if warmup is None:
         warmup = WARMUP_STEPS if by_distance and (tea or paper) else 1

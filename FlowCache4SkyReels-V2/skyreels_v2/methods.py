@@ -15,6 +15,7 @@ from flowcache.config import (
     KVStorageConfig,
     rule_of,
 )
+from flowcache.knobs import check_knobs
 
 METHODS = ("vanilla", "causal", "teacache", "flowcache")
 THRESHOLDS = {"paper-slow": 0.1, "paper-fast": 0.15}
@@ -88,12 +89,11 @@ def method_config(
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
     tea, paper = method == "teacache", preset.startswith("paper")
-    rule = rule_of(threshold=threshold, interval=interval, tolerance=tolerance, computed_steps=computed_steps)
-    if rule and method in ("vanilla", "causal"):
-        raise ValueError(f"{next(iter(rule))} is for flowcache; {method} computes every step.")
+    knobs = {"threshold": threshold, "interval": interval, "tolerance": tolerance}
+    knobs["computed_steps"] = computed_steps
+    check_knobs(knobs, method)
+    rule = rule_of(**knobs)
     by_distance = threshold is not None or (not rule and (tea or paper))
-    if tea and not by_distance:
-        raise ValueError(f"{next(iter(rule))} is for flowcache; teacache takes a threshold.")
     limits = _cache_limits(budget_block, kvrange, paper)
     if limits and method in ("vanilla", "teacache"):
         raise ValueError(f"use_compress and use_kvrange need a cache, which {method} lacks; use flowcache.")
