@@ -35,7 +35,7 @@ from flowcache.command_line import (
 )
 from flowcache.resume import ResumeFile
 from flowcache.tuning import Tuning
-from magi1.command_line import add_method_flags, make_sampler, split_overrides
+from magi1.command_line import add_method_flags, check_rules, make_sampler, split_overrides
 from magi1.config import RULES, FlowCacheOptions
 from magi1.config_files import parse_overrides
 from magi1.model_source import resolve_model
@@ -86,6 +86,7 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
     additional = args.additional_config or FOLDER / "yaml_config" / "single_run" / "config.yaml"
     options = FlowCacheOptions.from_file(additional, for_options)
     target = target_of(args, {"preset": args.preset, **{name: getattr(options, name) for name in RULES}})
+    check_rules(options, for_options, args.method)
     source = resolve_model(args.config_file, overrides, args.model, device)
     sampler = make_sampler(args, source, options, args.device)
     prompt = args.prompt.strip()

@@ -26,6 +26,7 @@ from flowcache.benchmark.sampling import SamplingJob, run_on
 from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser, run_checked
 from flowcache.config import DEFAULT_PRESET
+from flowcache.knobs import check_knobs, knobs_of
 from skyreels_v2 import ModelSource, VideoSettings, resolve_model
 from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of
 from skyreels_v2.sampler import SkyReelsSampler
@@ -51,7 +52,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
     device = device_of(rank, devices)
     source = resolve_model(args.model_id, device)
     video = _video_settings(args, options, source)
-    flags = {way: _flags_of(way, args) for way in args.ways or ()} or {args.method: args}
+    flags = _flags_by_way(args)
     samplers = {way: _sampler(way, told, source, video, device) for way, told in flags.items()}
     samples = options.list_samples(video.seed, video.fps, small=source.family == "small")
     plain = args.method in ("vanilla", "causal")
@@ -62,11 +63,13 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
     return devices, work
 
 
-def _flags_of(way: str, args: argparse.Namespace) -> argparse.Namespace:
-    """The flags of a way; those that say which steps are skipped are for ways that skip any."""
-    flags = with_way(args, way)
-    if flags.method in ("vanilla", "causal"):
-        vars(flags).update(dict.fromkeys(RULES))
+def _flags_by_way(args: argparse.Namespace) -> dict[str, argparse.Namespace]:
+    """The flags of each way; one that asks for a rule is for the ways that have it."""
+    flags = {way: with_way(args, way) for way in args.ways or ()} or {args.method: args}
+    knobs = {name: getattr(args, name) for name in RULES}
+    check_knobs(knobs, *(told.method for told in flags.values()))
+    for told in flags.values():
+        vars(told).update(knobs_of(told.method, knobs))
     return flags
 
 

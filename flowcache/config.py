@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from .knobs import only_knob
 from .kv.cache import CacheLayout
 from .kv.quantized import BITS, QuantizedRows, group_size
 from .kv.scorers import SCORERS
@@ -286,12 +287,8 @@ def rule_of(**knobs: float | tuple[int, ...] | None) -> dict[str, Any]:
     Raises:
         ValueError: several knobs are given.
     """
-    given = {name: value for name, value in knobs.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} exclude each other: each asks for a rule of its own.")
-    for name in tuple(given):
-        given["policy"] = _RULES[name]
-    return given
+    name = only_knob(knobs)
+    return {} if name is None else {name: knobs[name], "policy": _RULES[name]}
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -110,10 +110,11 @@ def run(args: argparse.Namespace, outdir: Path, environment: Mapping[str, str]) 
     Raises:
         ValueError: a program refused or failed; it has said why.
     """
+    if environment.get("RANK", "0") == "0":
+        # first of all, so that videos of a run that is killed have the command that made them
+        _note_command(outdir, environment)
     for name, command in sampling_commands(args, outdir).items():
         _call(name, command)
-        if environment.get("RANK", "0") == "0":
-            _note_command(outdir, environment)
     reports = f"python -m flowcache.benchmark tables {shlex.quote(str(outdir))}"
     if "WORLD_SIZE" in environment:
         return f"when all machines are done: {reports}"

@@ -68,6 +68,17 @@ def test_one_of_many_machines_only_samples(front, monkeypatch, tmp_path, capsys)
     assert command == "torchrun --nnodes=2 --nproc_per_node=2 scripts/reproduce_tables.py\n"
 
 
+def test_the_command_is_noted_before_any_video_is_made(front, monkeypatch, tmp_path):
+    def killed(command):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(front.module.subprocess, "run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        front("--outdir", "out")
+    told = (tmp_path / "out" / "command.txt").read_text()
+    assert told == "bash scripts/reproduce_tables.sh --outdir out\n"
+
+
 def test_a_program_that_fails_ends_it(front, capsys):
     front.codes = {1: 2}
     assert front() == 1

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from flowcache.config import DEFAULT_PRESET, PRESETS
+from flowcache.knobs import check_knobs
 from flowcache.reuse.forecast import FORECASTS
 
 from .captions import CaptionSwitches, SpecialTokens
-from .config import FlowCacheOptions, MagiConfig
+from .config import RULES, FlowCacheOptions, MagiConfig
 from .config_files import COMMAND_LINE, check_keys, without_unread
 from .guidance import PREVIOUS_WEIGHT
 from .methods import METHODS, method_config
@@ -43,6 +44,23 @@ def split_overrides(
     check_keys(overrides, [*MagiConfig.keys(), *options, *flags], COMMAND_LINE)
     for_options = {key: value for key, value in overrides.items() if key in options}
     return {key: value for key, value in overrides.items() if key not in options}, for_options
+
+
+def check_rules(options: FlowCacheOptions, typed: Collection[str], *methods: str) -> None:
+    """Refuse an option that asks for a rule which none of the methods has.
+
+    Args:
+        options: those of the file with the command line's over them.
+        typed: names of the command line's.
+        methods: those that are to run.
+
+    Raises:
+        ValueError: one sentence that names the option.
+    """
+    knobs = {name: getattr(options, name) for name in RULES}
+    if "rel_l1_thresh" not in typed:
+        knobs["rel_l1_thresh"] = None  # the original's files name one beside any method
+    check_knobs(knobs, *methods)
 
 
 def make_sampler(args: Namespace, source: ModelSource, options: FlowCacheOptions, device: str) -> MagiSampler:

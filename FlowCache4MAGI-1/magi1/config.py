@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from flowcache.knobs import only_knob
 from flowcache.kv.quantized import BITS
 from flowcache.kv.selection import WEIGHTINGS
 
@@ -25,7 +26,7 @@ PIXELS, FRAMES = 8, 4
 _MOST = {"num_frames": 10**6, "chunk_width": 1000, "window_size": 1000, "num_steps": 1000, "fps": 1000}
 _MOST |= {"video_size_h": 2**14, "video_size_w": 2**14}
 
-#: FlowCache's options that say which steps are skipped.
+#: FlowCache's options that say which steps are skipped, the threshold first.
 RULES = ("rel_l1_thresh", "interval", "tolerance", "plan")
 
 PARAMS_DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")
@@ -297,9 +298,7 @@ class FlowCacheOptions:
     print_peak_memory: bool = False
 
     def __post_init__(self) -> None:
-        rules = [name for name in RULES if getattr(self, name) is not None]
-        if len(rules) > 1:
-            raise ValueError(f"{' and '.join(rules)} exclude each other: each asks for a rule of its own.")
+        only_knob({name: getattr(self, name) for name in RULES})
         threshold = self.rel_l1_thresh
         finite = threshold is None or (math.isfinite(threshold) and threshold >= 0)
         _check(finite, "rel_l1_thresh", self, "a finite number of at least 0")

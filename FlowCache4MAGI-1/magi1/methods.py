@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flowcache import FlowCacheConfig
 from flowcache.config import (
     DEFAULT_PRESET,
@@ -12,6 +14,7 @@ from flowcache.config import (
     KVStorageConfig,
     rule_of,
 )
+from flowcache.knobs import check_knobs
 
 from .config import FlowCacheOptions
 
@@ -61,41 +64,47 @@ def method_config(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
-    paper = preset.startswith("paper")
-    compression = _compression(options, paper)
-    storage = KVStorageConfig.of(options.kv_bits, kv_offload)
-    threshold, tea = options.rel_l1_thresh, method == "teacache"
-    rule = rule_of(
-        threshold=threshold,
-        interval=options.interval,
-        tolerance=options.tolerance,
-        computed_steps=computed_steps,
-    )
+    # the original's files name a threshold beside any method
+    threshold = None if method == "vanilla" else options.rel_l1_thresh
+    knobs = {"interval": options.interval, "tolerance": options.tolerance, "computed_steps": computed_steps}
+    check_knobs({"rel_l1_thresh": threshold, **knobs}, method)
+    rule, paper = rule_of(threshold=threshold, **knobs), preset.startswith("paper")
+    shared = {
+        "compression": _compression(options, paper),
+        "storage": KVStorageConfig.of(options.kv_bits, kv_offload),
+    }
     if method == "vanilla":
-        if rule and threshold is None:  # the original's files name a threshold beside any method
-            raise ValueError(f"{next(iter(rule))} is for flowcache; vanilla computes every step.")
-        return FlowCacheConfig(policy="none", clean_pass=True, compression=compression, storage=storage)
-    by_distance = threshold is not None or (not rule and (tea or paper))
-    if tea and not by_distance:
-        raise ValueError(f"{next(iter(rule))} is for flowcache; teacache takes rel_l1_thresh.")
-    warmup = options.warmup_steps
-    if warmup is None:
-        warmup = WARMUP_STEPS if by_distance and (tea or paper) else 1
-    shared = {"warmup_steps": max(1, warmup), "compression": compression, "storage": storage}
-    if not by_distance:
-        rule = rule or {"policy": "fixed_interval", "pace": PACES[preset]}
-        return FlowCacheConfig(
-            forecast=forecast or "linear_velocity",
-            # The pass of a clean chunk leaves its keys and values.
-            final_steps=0,
-            clean_pass=True,
-            together=True,
-            **rule,
-            **shared,
-        )
+        return FlowCacheConfig(policy="none", clean_pass=True, **shared)
+    if method == "teacache" or threshold is not None or (paper and not rule):
+        return _by_distance(method, preset, threshold, options.warmup_steps, forecast, shared)
+    rule = rule or {"policy": "fixed_interval", "pace": PACES[preset]}
+    return FlowCacheConfig(
+        warmup_steps=max(1, options.warmup_steps or 1),
+        forecast=forecast or "linear_velocity",
+        # The pass of a clean chunk leaves its keys and values.
+        final_steps=0,
+        clean_pass=True,
+        together=True,
+        **rule,
+        **shared,
+    )
+
+
+def _by_distance(
+    method: str,
+    preset: str,
+    threshold: float | None,
+    warmup_steps: int | None,
+    forecast: str | None,
+    shared: dict[str, Any],
+) -> FlowCacheConfig:
+    """Settings that decide by accumulated distance; ``shared`` are the fields that every method has."""
+    tea, paper = method == "teacache", preset.startswith("paper")
+    if warmup_steps is None:
+        warmup_steps = WARMUP_STEPS if tea or paper else 1
     if threshold is None:
         threshold = THRESHOLDS.get(preset, THRESHOLDS["paper-fast"])
-    shared["threshold"] = threshold
+    shared = {**shared, "warmup_steps": max(1, warmup_steps), "threshold": threshold}
     if tea:
         return FlowCacheConfig(
             policy="teacache", forecast=forecast or "hold_residual", clean_pass=True, **shared

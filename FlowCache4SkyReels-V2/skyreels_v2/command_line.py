@@ -9,6 +9,7 @@ from typing import Any
 
 from flowcache import FlowCacheConfig
 from flowcache.config import DEFAULT_PRESET, PRESETS
+from flowcache.knobs import check_knobs
 from flowcache.kv.quantized import BITS
 from flowcache.reuse.forecast import FORECASTS
 
@@ -16,7 +17,7 @@ from .checkpoint import ModelSource
 from .methods import METHODS
 from .settings import RESOLUTIONS, VideoSettings, latent_frames
 
-#: Flags that ask for a rule of their own by which steps are skipped.
+#: Flags that ask for a rule of their own by which steps are skipped, the threshold first.
 RULES = ("teacache_thresh", "interval", "tolerance", "plan")
 
 
@@ -98,6 +99,7 @@ def cache_of(args: Namespace, source: ModelSource, video: VideoSettings) -> Flow
     threshold = args.teacache_thresh
     if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
         raise ValueError(f"teacache_thresh must be a finite number of at least 0, got {threshold}.")
+    check_knobs({name: getattr(args, name) for name in RULES}, args.method)
     return source.method_config(
         args.method,
         args.preset or DEFAULT_PRESET,

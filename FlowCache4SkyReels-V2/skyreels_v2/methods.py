@@ -15,6 +15,7 @@ from flowcache.config import (
     KVStorageConfig,
     rule_of,
 )
+from flowcache.knobs import check_knobs
 
 METHODS = ("vanilla", "causal", "teacache", "flowcache")
 THRESHOLDS = {"paper-slow": 0.1, "paper-fast": 0.15}
@@ -87,63 +88,69 @@ def method_config(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
-    tea, paper = method == "teacache", preset.startswith("paper")
-    rule = rule_of(threshold=threshold, interval=interval, tolerance=tolerance, computed_steps=computed_steps)
-    if rule and method in ("vanilla", "causal"):
-        raise ValueError(f"{next(iter(rule))} is for flowcache; {method} computes every step.")
-    by_distance = threshold is not None or (not rule and (tea or paper))
-    if tea and not by_distance:
-        raise ValueError(f"{next(iter(rule))} is for flowcache; teacache takes a threshold.")
-    limits = _cache_limits(budget_block, kvrange, paper)
-    if limits and method in ("vanilla", "teacache"):
-        raise ValueError(f"use_compress and use_kvrange need a cache, which {method} lacks; use flowcache.")
-    storage = KVStorageConfig.of(kv_bits, kv_offload)
-    if storage and method in ("vanilla", "teacache"):
-        raise ValueError(f"kv_bits and kv_offload need a cache, which {method} lacks; use flowcache.")
-    limits["storage"] = storage
+    knobs = {"threshold": threshold, "interval": interval, "tolerance": tolerance}
+    knobs["computed_steps"] = computed_steps
+    check_knobs(knobs, method)
+    rule, paper, whole = rule_of(**knobs), preset.startswith("paper"), method in ("vanilla", "teacache")
+    shared = {
+        "whole_window": whole,
+        "bidirectional": whole and not causal_attention,
+        "refresh_given": refresh_given,
+        **_cache_limits(method, paper, budget_block, kvrange),
+        "storage": _storage(method, kv_bits, kv_offload),
+    }
     if method in ("vanilla", "causal"):
-        whole = method == "vanilla"
-        return FlowCacheConfig(
-            policy="none",
-            whole_window=whole,
-            bidirectional=whole and not causal_attention,
-            refresh_given=refresh_given,
-            **limits,
-        )
-    if not by_distance:
-        rule = rule or {"policy": "fixed_interval", "pace": PACES[preset]}
-        return FlowCacheConfig(
-            warmup_steps=1,
-            together=True,
-            forecast=forecast or "linear_velocity",
-            refresh_given=refresh_given,
-            **rule,
-            **limits,
-        )
-    if coefficients is None:
-        coefficients = COEFFICIENTS.get((family, use_ret_steps))
+        return FlowCacheConfig(policy="none", **shared)
+    if method == "teacache" or threshold is not None or (paper and not rule):
+        if coefficients is None:
+            coefficients = COEFFICIENTS.get((family, use_ret_steps))
+        return _by_distance(method, preset, threshold, use_ret_steps, coefficients, forecast, shared)
+    rule = rule or {"policy": "fixed_interval", "pace": PACES[preset]}
+    forecast = forecast or "linear_velocity"
+    return FlowCacheConfig(warmup_steps=1, together=True, forecast=forecast, **rule, **shared)
+
+
+def _by_distance(
+    method: str,
+    preset: str,
+    threshold: float | None,
+    use_ret_steps: bool,
+    coefficients: Sequence[float] | None,
+    forecast: str | None,
+    shared: dict[str, Any],
+) -> FlowCacheConfig:
+    """Settings that decide by accumulated distance; ``shared`` are the fields that every method has."""
+    tea = method == "teacache"
+    original = tea or preset.startswith("paper")
     return FlowCacheConfig(
         policy="teacache" if tea else "chunkwise",
         threshold=THRESHOLDS.get(preset, THRESHOLDS["paper-fast"]) if threshold is None else threshold,
-        warmup_steps=5 if use_ret_steps and (tea or paper) else 1,
+        warmup_steps=5 if use_ret_steps and original else 1,
         coefficients=None if coefficients is None else tuple(coefficients),
         # Without retention steps, TeaCache's polynomial is over the time embedding; the original FlowCache
         # applies it to the modulation all the same.
         indicator="timestep_embedding" if tea and not use_ret_steps else None,
-        forecast=forecast or ("hold_residual" if tea or paper else "linear_velocity"),
-        together=not (tea or paper),
-        whole_window=tea,
-        bidirectional=tea and not causal_attention,
-        refresh_given=refresh_given,
-        **limits,
+        forecast=forecast or ("hold_residual" if original else "linear_velocity"),
+        together=not original,
+        **shared,
     )
 
 
-def _cache_limits(budget_block: int | None, kvrange: int | None, paper: bool) -> dict[str, Any]:
+def _cache_limits(method: str, paper: bool, budget_block: int | None, kvrange: int | None) -> dict[str, Any]:
     """What blocks may see of finished ones, as fields of ``FlowCacheConfig``."""
     limits: dict[str, Any] = {} if kvrange is None else {"clean_range": kvrange}
     if budget_block is not None:
         limits["compression"] = KVCompressionConfig(
             budget=budget_block, query_granularity="chunk", when="over", **PAPER_COMPRESSION if paper else {}
         )
+    if limits and method in ("vanilla", "teacache"):
+        raise ValueError(f"use_compress and use_kvrange need a cache, which {method} lacks; use flowcache.")
     return limits
+
+
+def _storage(method: str, kv_bits: int | None, kv_offload: bool) -> KVStorageConfig | None:
+    """How finished blocks are kept; None: as live ones."""
+    storage = KVStorageConfig.of(kv_bits, kv_offload)
+    if storage and method in ("vanilla", "teacache"):
+        raise ValueError(f"kv_bits and kv_offload need a cache, which {method} lacks; use flowcache.")
+    return storage

@@ -48,5 +48,19 @@ def test_a_method_without_reuse_takes_no_knob(knob, _):
         magi("vanilla", options, computed_steps=steps)
 
 
+@pytest.mark.parametrize(("knob", "_"), RULES)
+def test_teacache_takes_a_threshold_only(knob, _):
+    (name,) = knob
+    with pytest.raises(ValueError, match=f"{name} is for flowcache; teacache takes threshold"):
+        skyreels("teacache", **knob)
+
+
+def test_several_knobs_exclude_each_other_by_the_names_they_were_given():
+    with pytest.raises(ValueError, match="threshold and computed_steps exclude each other"):
+        skyreels("flowcache", threshold=0.1, computed_steps=(0, 3))
+    with pytest.raises(ValueError, match="rel_l1_thresh and computed_steps exclude each other"):
+        magi("flowcache", FlowCacheOptions(rel_l1_thresh=0.1), computed_steps=(0, 3))
+
+
 def test_the_originals_files_may_name_a_threshold_beside_vanilla():
     assert magi("vanilla", FlowCacheOptions(rel_l1_thresh=0.1)).policy == "none"

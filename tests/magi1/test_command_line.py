@@ -24,7 +24,8 @@ FOLDER = ROOT / "FlowCache4MAGI-1"
 EMPTY = ["--cfg_t_range", "[]", "--prev_chunk_scales", "[]", "--text_scales", "[]"]
 UNSORTED = ["--cfg_t_range", "[0.0, 0.3, 0.1, 0.5, 0.999]"]
 COMPRESS = ["--compress_kv_cache", "true"]
-QUICK = ["--model", "official", "--warmup_steps", 1, "--rel_l1_thresh", 0.2]
+PLAIN = ["--model", "official", "--warmup_steps", 1]
+QUICK = [*PLAIN, "--rel_l1_thresh", 0.2]
 
 
 @pytest.fixture
@@ -36,7 +37,8 @@ def front(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("method", ["vanilla", "teacache", "flowcache"])
 def test_writes_video_trace_and_map(front, weights, tmp_path, capsys, method):
-    code = front("--config_file", weights, "--prompt", "a red circle", "--method", method, *QUICK)
+    flags = PLAIN if method == "vanilla" else QUICK
+    code = front("--config_file", weights, "--prompt", "a red circle", "--method", method, *flags)
     assert code == 0, capsys.readouterr().err
     (video,) = (tmp_path / "outputs" / "magi1").glob("*.mp4")
     assert re.fullmatch(rf"a_red_circle_t2v_{method}_seed1234_steps8", video.stem)
@@ -74,6 +76,9 @@ BAD = [
     ("interval is for flowcache; teacache takes rel_l1_thresh", ["--interval", 2, "--method", "teacache"]),
     ("interval is for flowcache; vanilla computes every", ["--interval", 2, "--method", "vanilla"]),
     ("tolerance is for flowcache; vanilla computes every", ["--tolerance", 0.1, "--method", "vanilla"]),
+    ("plan is for flowcache; vanilla computes every", ["--plan", 0.3, "--method", "vanilla"]),
+    ("plan is for flowcache; teacache takes rel_l1_thresh", ["--plan", 0.3, "--method", "teacache"]),
+    ("rel_l1_thresh is for flowcache; vanilla computes", ["--rel_l1_thresh=0.1", "--method", "vanilla"]),
     ("plan needs plans beside the model for steps", ["--plan", 0.3]),
     ("video_size_h must be a positive multiple of 16, got 40", ["--video_size_h", 40]),
     ("video_size_w must be a positive multiple of 16, got 72", ["--video_size_w", 72]),
@@ -172,6 +177,15 @@ def test_a_preset_says_which_steps_are_skipped_unless_a_threshold_is_given(front
     assert prepared(front, weights, "--preset", "quality").request.cache.pace == PACES["quality"]
     given = prepared(front, weights, "--preset", "paper-fast", "--rel_l1_thresh", "1e-2").request.cache
     assert (given.threshold, given.forecast, given.clean_pass) == (0.01, "hold_displacement", False)
+
+
+def test_a_files_threshold_is_passed_over_by_vanilla(front, weights, tmp_path):
+    (tmp_path / "mine.yaml").write_text("rel_l1_thresh: 0.1")
+    arguments = ["--additional_config", "mine.yaml", "--method"]
+    assert prepared(front, weights, *arguments, "vanilla").request.cache.policy == "none"
+    assert prepared(front, weights, *arguments, "flowcache").request.cache.threshold == 0.1
+    with pytest.raises(ValueError, match="rel_l1_thresh is for flowcache; vanilla computes every step"):
+        prepared(front, weights, *arguments, "vanilla", "--rel_l1_thresh", 0.1)
 
 
 def test_previous_weight_is_that_of_the_environment(front, weights, monkeypatch):

@@ -76,17 +76,38 @@ def save_slide(path, frames):
         writer.write(video)
 
 
-def test_a_knob_is_for_those_of_several_ways_that_skip_steps(front, weights, vbench):
-    parsed = front.module.build_parser().parse_known_args(
-        [
-            *("--config_file", str(weights), "--model", "official", "--gpus", "cpu"),
-            *("--vbench_prompt_dir", str(vbench), "--base_save_path", "out", "--interval", "2"),
-            *("--ways", "vanilla", "flowcache:paper-fast"),
-        ]
-    )
-    _, work = front.module.prepare(*parsed)
-    policies = {way: job.sampler.cache.policy for way, job in work.jobs.items()}
-    assert policies == {"vanilla": "none", "flowcache:paper-fast": "fixed_interval"}
+@pytest.fixture
+def prepared(front, weights, vbench):
+    """Checks a run of the tiny checkpoint with more arguments; returns the work."""
+    common = ["--config_file", weights, "--model", "official", "--gpus", "cpu"]
+    common += ["--vbench_prompt_dir", vbench, "--base_save_path", "out"]
+
+    def prepare(*arguments):
+        words = [str(word) for word in (*common, *arguments)]
+        return front.module.prepare(*front.module.build_parser().parse_known_args(words))[1]
+
+    return prepare
+
+
+def policies(work):
+    return {way: job.sampler.cache.policy for way, job in work.jobs.items()}
+
+
+def test_a_knob_is_for_those_of_several_ways_that_have_it(prepared):
+    work = prepared("--interval", 2, "--ways", "vanilla", "teacache", "flowcache:paper-fast")
+    expected = {"vanilla": "none", "teacache": "teacache", "flowcache:paper-fast": "fixed_interval"}
+    assert policies(work) == expected
+    with pytest.raises(ValueError, match="interval is for flowcache; vanilla computes every step, teacache"):
+        prepared("--interval", 2, "--ways", "vanilla", "teacache")
+
+
+def test_a_threshold_beside_vanilla_is_passed_over_in_a_file_only(prepared, tmp_path):
+    (tmp_path / "mine.yaml").write_text("rel_l1_thresh: 0.1\nconfig_file: named on the command line")
+    file = ["--yaml_config", tmp_path / "mine.yaml"]
+    assert prepared(*file, "--method", "vanilla").sampler.cache.policy == "none"
+    assert policies(prepared(*file, "--ways", "vanilla")) == {"vanilla": "none"}
+    with pytest.raises(ValueError, match="rel_l1_thresh is for flowcache; vanilla computes every step"):
+        prepared("--method", "vanilla", "--rel_l1_thresh", 0.1)
 
 
 def test_vbench_is_sampled_under_its_names(front, vbench, tmp_path, capsys):

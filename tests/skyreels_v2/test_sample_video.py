@@ -66,6 +66,19 @@ def test_ways_take_turns_and_make_a_table(front, benchmarks, tmp_path, capsys):
     assert "blocks of 2" in (tmp_path / "out" / "tables.md").read_text()
 
 
+def test_a_knob_is_for_those_of_several_ways_that_have_it(front, benchmarks, checkpoint):
+    def prepare(*ways):
+        words = ["--model_id", checkpoint, "--gpus", "cpu", *QUICK, "--vbench_prompt_dir", "prompts"]
+        words += ["--interval", 2, "--ways", *ways]
+        return front.module.prepare(front.module.build_parser().parse_args([str(word) for word in words]))[1]
+
+    work = prepare("vanilla", "causal", "teacache", "flowcache:fast")
+    policies = [job.sampler.cache.policy for job in work.jobs.values()]
+    assert policies == ["none", "none", "teacache", "fixed_interval"]
+    with pytest.raises(ValueError, match="interval is for flowcache; vanilla computes every step, teacache"):
+        prepare("vanilla", "teacache:paper-fast")
+
+
 def test_physics_iq_is_continued_for_five_seconds(front, benchmarks, tmp_path, capsys):
     arguments = ["--benchmark", "physicsiq", "--physicsiq_data_dir", "physics", "--overlap_history", 5]
     code = front(*arguments, "--num_frames", 25, "--method", "causal", "--base_save_path", "out")
