@@ -140,8 +140,9 @@ def _cache_limits(method: str, paper: bool, budget_block: int | None, kvrange: i
     """What blocks may see of finished ones, as fields of ``FlowCacheConfig``."""
     limits: dict[str, Any] = {} if kvrange is None else {"clean_range": kvrange}
     if budget_block is not None:
+        as_original = {"when": "over"} | PAPER_COMPRESSION
         limits["compression"] = KVCompressionConfig(
-            budget=budget_block, query_granularity="chunk", when="over", **PAPER_COMPRESSION if paper else {}
+            budget=budget_block, query_granularity="chunk", **as_original if paper else {}
         )
     if limits and method in ("vanilla", "teacache"):
         raise ValueError(f"use_compress and use_kvrange need a cache, which {method} lacks; use flowcache.")

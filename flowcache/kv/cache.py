@@ -190,7 +190,7 @@ class ChunkKVCache:
             live = self._live(layer, place)
             keys, values = self._keys[layer, :, live], self._values[layer, :, live]
             self._settle_rows(layer, [chunk], place.start, keys, values)
-            self._move_live(layer, len(place), 0)
+            self._move_live(range(layer, layer + 1), len(place), 0)
             self._settled[layer] = place.end
 
     def pop_quantizations(self) -> list[QuantizationEvent]:
@@ -199,31 +199,35 @@ class ChunkKVCache:
         means = [torch.stack(layers).mean(dim=0).tolist() for layers in errors.values()]
         return [QuantizationEvent(list(chunks), *mean) for chunks, mean in zip(errors, means, strict=True)]
 
-    def merge(self, layer: int, chunks: Sequence[int], kept: Tensor) -> None:
+    def merge(self, layers: range, chunks: Sequence[int], kept: Tensor) -> None:
         """Keep some rows of what is already compressed and of the oldest chunks; the others move up.
 
         Args:
-            layer: where.
+            layers: where; one, if there is a store.
             chunks: the oldest chunks, which lose their ranges; none, to compress again what is compressed.
-            kept: indices of rows, ``[branches, heads, rows]``, in the order in which they are to lie.
+            kept: indices of rows, ``[layers, branches, heads, rows]``, in the order in which they are to lie.
         """
-        end, count = self.rows_of(chunks, layer), kept.shape[-1]
-        best = [_take(rows, kept) for rows in self._rows(layer, ChunkRange(0, end))]
+        end, count = self.rows_of(chunks, layers[0]), kept.shape[-1]
+        best = [_take(rows, kept) for rows in self._oldest_rows(layers, end)]
         if self._store is None:
-            self._move_live(layer, end, count)
-            self._keys[layer, :, :count], self._values[layer, :, :count] = best
+            self._move_live(layers, end, count)
+            for stored, rows in zip((self._keys, self._values), best, strict=True):
+                stored[_span(layers), :, :count] = rows
         else:
-            self._move_live(layer, end - self._settled[layer], 0)
+            (layer,), (keys, values) = layers, best
+            self._move_live(layers, end - self._settled[layer], 0)
             self._settled[layer] = count
-            self._settle_rows(layer, chunks, 0, *best)
-        self._ranges[layer] = {KEPT: ChunkRange(0, count)} | self._moved(layer, chunks, count - end)
+            self._settle_rows(layer, chunks, 0, keys[0], values[0])
+        for layer in layers:
+            moved = self._moved(layer, chunks, count - end)
+            self._ranges[layer] = {KEPT: ChunkRange(0, count)} | moved
 
     def drop(self, chunks: Sequence[int]) -> None:
         """Let go of the oldest chunks, of which nothing is compressed yet; the others move up."""
         for layer in range(len(self._ranges)):
             end, settled = self.rows_of(chunks, layer), self._settled[layer]
             gone = min(end, settled)
-            self._move_live(layer, end - gone, 0)
+            self._move_live(range(layer, layer + 1), end - gone, 0)
             if gone:
                 self._store.move_up(layer, gone, settled)
                 self._buffer.forget()
@@ -279,14 +283,23 @@ class ChunkKVCache:
             raise ValueError("A settled chunk is not written any more.")
         return slice(rows.start - settled, rows.end - settled)
 
-    def _move_live(self, layer: int, start: int, to: int) -> None:
+    def _oldest_rows(self, layers: range, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the rows up to ``end``, ``[layers, branches, rows, heads, head_dim]``."""
+        if self._store is None:
+            part = _span(layers)
+            return self._keys[part, :, :end], self._values[part, :, :end]
+        keys, values = self._rows(layers[0], ChunkRange(0, end))
+        return keys.unsqueeze(0), values.unsqueeze(0)
+
+    def _move_live(self, layers: range, start: int, to: int) -> None:
         """Move the live rows from ``start`` on."""
-        stop, shift = self._used(layer) - self._settled[layer], start - to
+        layer, shift = layers[0], start - to
+        stop = self._used(layer) - self._settled[layer]
         # In pieces that do not overlap with where they go, so that none needs a copy.
         for first in range(start, stop, shift) if shift else ():
-            piece = slice(first, min(first + shift, stop))
-            for stored in (self._keys[layer], self._values[layer]):
-                stored[:, piece.start - shift : piece.stop - shift] = stored[:, piece]
+            last = min(first + shift, stop)
+            for stored in (self._keys[_span(layers)], self._values[_span(layers)]):
+                stored[:, :, first - shift : last - shift] = stored[:, :, first:last]
 
     def _settle_rows(
         self, layer: int, chunks: Sequence[int], start: int, keys: Tensor, values: Tensor
@@ -320,10 +333,14 @@ class ChunkKVCache:
         return ChunkRange(min(r.start for chunk, r in ranges.items() if chunk >= first_chunk), end)
 
 
+def _span(layers: range) -> slice:
+    return slice(layers.start, layers.stop)
+
+
 def _take(rows: Tensor, kept: Tensor) -> Tensor:
-    """Rows ``[branches, rows, heads, head_dim]`` at the indices ``kept``, ``[branches, heads, kept]``."""
-    heads = torch.arange(rows.shape[2], device=rows.device)
-    places = (kept.transpose(1, 2) * len(heads) + heads).flatten(1)
-    # Heads lie side by side within a branch: whole rows of memory are copied, not number by number.
-    best = [row.flatten(0, 1).index_select(0, place) for row, place in zip(rows, places, strict=True)]
-    return torch.stack(best).unflatten(1, (-1, len(heads)))
+    """Rows ``[layers, branches, rows, heads, head_dim]`` at the indices ``kept``, ``[layers, branches, heads,
+    kept]``."""
+    layers, branches, heads, _ = kept.shape
+    layer, branch, head = (torch.arange(count, device=kept.device) for count in (layers, branches, heads))
+    # Not gather, which copies number by number.
+    return rows[layer[:, None, None, None], branch[:, None, None], kept.mT, head]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from ..state import State, on_device
-from .cache import KEPT, CacheFullError, CacheLayout, ChunkKVCache, ChunkRange
+from .cache import KEPT, CacheFullError, CacheLayout, ChunkKVCache
 from .scorers import ScoreInput
 from .selection import TokenSelector
 from .stores import RowStore
+
+#: Numbers of keys up to which layers are compressed together; more would take memory and save no time.
+NUMBERS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class CompressedKVCache(ChunkKVCache):
         started = time.perf_counter()
         self._keep_queries(layer, self._selector.newest(queries), branch)
         if chunk in self._due:
-            self._merge_layer(layer, self._due[chunk], self._due_budget)
+            self._merge_layers(range(layer, layer + 1), self._due[chunk], self._due_budget)
         self._seconds += time.perf_counter() - started
 
     def make_room(self, clean: Sequence[int], num_tokens: int) -> None:
@@ -105,8 +108,8 @@ class CompressedKVCache(ChunkKVCache):
                 "of them by clean chunks. Give the cache a budget of more chunks."
             )
         started = time.perf_counter()
-        for layer in range(self.layout.num_layers):
-            self._merge_layer(layer, clean, budget)
+        for layers in self._layers_at_once():
+            self._merge_layers(layers, clean, budget)
         self._seconds += time.perf_counter() - started
 
     def merge_before(self, due: Mapping[int, Sequence[int]], budget: int) -> None:
@@ -149,21 +152,34 @@ class CompressedKVCache(ChunkKVCache):
         else:
             held[slice(None) if branch is None else branch] = queries
 
-    def _merge_layer(self, layer: int, clean: Sequence[int], budget: int) -> None:
-        clean = self._oldest(clean, layer)
-        end = self.rows_of(clean, layer)
-        positions = self._positions_with(layer, clean, end)
-        keys, values = self._rows(layer, ChunkRange(0, end))
-        ages, size = positions.amax() - positions, self._selector.tokens_per_chunk
-        kept = self._selector.choose(ScoreInput(keys, values, self._queries[layer], ages, size), budget)
-        self.merge(layer, clean, kept)
-        self._positions[layer] = positions.gather(2, kept)
-        if layer == self.layout.num_layers - 1:
+    def _layers_at_once(self) -> Iterator[range]:
+        """All layers, as many at once as are small enough together; the store hands out one."""
+        layout = self.layout
+        numbers = self.capacity * layout.num_branches * layout.num_heads * layout.head_dim
+        count = 1 if self._store else max(1, NUMBERS_AT_ONCE // numbers)
+        for first in range(0, layout.num_layers, count):
+            yield range(first, min(first + count, layout.num_layers))
+
+    def _merge_layers(self, layers: range, clean: Sequence[int], budget: int) -> None:
+        """Compress some layers, which have the same ranges."""
+        clean = self._oldest(clean, layers[0])
+        end = self.rows_of(clean, layers[0])
+        positions = self._positions_with(layers, clean, end)
+        queries = torch.stack([self._queries[layer] for layer in layers])
+        # To scorers, layers and branches are the same.
+        seen = (part.flatten(0, 1) for part in (*self._oldest_rows(layers, end), queries))
+        ages, size = (positions.amax() - positions).flatten(0, 1), self._selector.tokens_per_chunk
+        kept = self._selector.choose(ScoreInput(*seen, ages, size), budget).unflatten(0, positions.shape[:2])
+        self.merge(layers, clean, kept)
+        for layer, left in zip(layers, positions.gather(-1, kept), strict=True):
+            self._positions[layer] = left
+        if layers[-1] == self.layout.num_layers - 1:
             self._events.append(CompressionEvent(clean, end, kept.shape[-1], self._origins()))
 
-    def _positions_with(self, layer: int, clean: Sequence[int], end: int) -> Tensor:
-        """Places in the video of what is kept and of the chunks behind it, ``[branches, heads, end]``."""
-        kept = self._positions[layer]
+    def _positions_with(self, layers: range, clean: Sequence[int], end: int) -> Tensor:
+        """Places in the video of what is kept and of the chunks behind it, ``[layers, branches, heads,
+        end]``."""
+        kept = torch.stack([self._positions[layer] for layer in layers])
         start = self._starts[clean[0]] if clean else 0
         stop = start + end - kept.shape[-1]
         new = torch.arange(start, stop, dtype=kept.dtype, device=kept.device)

@@ -79,25 +79,25 @@ class OneQuery(Scorer):
 
 
 def observed(*asked: tuple[int, int | None, float], due: dict[int, list[int]] | None = None) -> list:
-    """Queries of both branches by which the first layer is compressed.
+    """Queries of both branches by which a layer is compressed.
 
     Args:
         asked: chunk, branch and value of queries, one after another.
         due: what is compressed while they ask; None: afterwards.
     """
     scorer = OneQuery()
-    cache = CompressedKVCache(LAYOUT, 3 * TOKENS, TokenSelector(scorer, 2, TOKENS))
+    layout = replace(LAYOUT, num_layers=1)
+    cache = CompressedKVCache(layout, 3 * TOKENS, TokenSelector(scorer, 2, TOKENS))
     for chunk in range(3):
         cache.enter(chunk, TOKENS)
     if due is not None:
         cache.merge_before(due, TOKENS)
     for chunk, branch, value in asked:
         shape = (TOKENS, 2, 4) if branch is not None else (2, TOKENS, 2, 4)
-        for layer in range(2):
-            cache.observe(layer, chunk, torch.full(shape, value), branch)
+        cache.observe(0, chunk, torch.full(shape, value), branch)
     if due is None:
         cache.make_room([0, 1], TOKENS)
-    return scorer.seen[::2]
+    return scorer.seen
 
 
 def test_whose_queries_count():
