@@ -46,9 +46,7 @@ def curves_of(family: Family) -> dict[str, dict[float, FlowCacheConfig]]:
     tea_cache = {x: replace(tea, threshold=x) for x in family.thresholds[::2]}
     curves = {
         "the paper's rule": {x: family.paper(x) for x in family.thresholds},
-        "TeaCache, all live chunks": {
-            x: replace(cache, forecast="hold_residual") for x, cache in tea_cache.items()
-        },
+        "TeaCache": {x: replace(cache, forecast="hold_residual") for x, cache in tea_cache.items()},
     }
     for rule, settings in {"TeaCache": tea_cache, **_rules_of(family)}.items():
         for index, (name, forecast) in enumerate(FORECASTS.items()):

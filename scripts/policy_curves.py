@@ -20,6 +20,9 @@ SPAN = (0.25, 0.5)
 #: The curve that all others are held against.
 PAPER = "the paper's rule"
 
+#: How the names of curves end that carry the velocity on along a line.
+LINE = ", line"
+
 
 @dataclass(frozen=True)
 class Point:
@@ -94,7 +97,8 @@ def report(points: Sequence[Point], outdir: Path, family: str) -> str:
     write_csv(outdir / "curves.csv", list(rows[0]), rows)
     draw(curves, outdir / "curves.png", family)
     captions = len({point.caption for point in points})
-    table = f"Medians over {captions} captions.\n\n{summary(curves)}\n\n{all_points(curves)}"
+    parts = [f"Medians over {captions} captions.", summary(curves), grid(curves), all_points(curves)]
+    table = "\n\n".join(parts)
     write_atomically(outdir / "curves.md", f"{table}\n".encode())
     return table
 
@@ -137,6 +141,18 @@ def _saving(share: float, least: float, curve: Curve, height: float) -> str:
     return f"{less}{least:.2f}, {more}{share / least:.1f}x fewer ({curve.name})"
 
 
+def grid(curves: Sequence[Curve]) -> str:
+    """A row for each rule, a column for each forecast: dB at a third of the chunk steps, and the area."""
+    pairs = {curve: curve.name.partition(", ")[::2] for curve in curves}
+    forecasts = list(dict.fromkeys(forecast for _, forecast in pairs.values()))
+    rows = {rule: [rule] + [""] * len(forecasts) for rule, _ in pairs.values()}
+    for curve, (rule, forecast) in pairs.items():
+        area = "" if curve.area is None else f" ({curve.area:.1f})"
+        rows[rule][1 + forecasts.index(forecast)] = _cell(curve.psnr_at(1 / 3)) + area
+    titles = ["dB at .33 (mean)", *(forecast or "its own" for forecast in forecasts)]
+    return markdown_table(titles, list(rows.values()))
+
+
 def all_points(curves: Sequence[Curve]) -> str:
     """Every point: knob, share computed, FLOPs saved, dB, SSIM."""
     rows = []
@@ -159,7 +175,9 @@ def draw(curves: Sequence[Curve], path: Path, family: str) -> None:
         "error-controlled": "^",
         "planned": "D",
     }
-    for index, curve in enumerate(curves):
+    # Where every rule has several forecasts, those with the usual one are enough to look at.
+    drawn = [c for c in curves if c.name.endswith(LINE) or ", " not in c.name] if len(curves) > 10 else curves
+    for index, curve in enumerate(drawn):
         marker = markers.get(curve.name.split()[0].rstrip(","), "v")
         style = {"color": f"C{index % 10}", "ls": "-" if index < 10 else "--", "label": curve.name}
         axis.plot(curve.computed, curve.psnr, marker=marker, ms=5, lw=1.3, **style)

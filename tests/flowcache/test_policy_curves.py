@@ -43,6 +43,8 @@ def test_the_gain_over_the_paper_is_told_at_each_of_its_points(curves, tmp_path)
     name = "interval, line"
     assert f"| 0.40 | 41.0 | 57.0 dB ({name}) | less than 0.20, more than 2.0x fewer ({name}) |" in table
     assert f"| 0.60 | 47.0 | 63.0 dB ({name}) | 0.28, 2.2x fewer ({name}) |" in table
+    assert "| dB at .33 (mean) | its own | line |" in table
+    assert f"| {curves.PAPER} | 35.7 (38.0) |  |" in table and "| interval |  | 51.7 (54.0) |" in table
     assert (tmp_path / "curves.md").read_text() == f"{table}\n"
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
