@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from statistics import mean, median
@@ -68,8 +68,9 @@ class Variant:
     def __str__(self) -> str:
         if self.budget is None:
             return "all" if self.bits is None else f"all, {self.bits} bits"
-        parts = [str(part) for part in astuple(self)[:-1] if part is not None]
-        return ", ".join(parts if self.max_queries is None else [*parts, f"{self.max_queries} queries"])
+        asked = None if self.max_queries is None else f"{self.max_queries} queries"
+        parts = (self.budget, self.scorer, self.strategy, self.queries, self.bits, asked)
+        return ", ".join(str(part) for part in parts if part is not None)
 
     def cache(self, videos: ChunkVideos, preset: str) -> FlowCacheConfig:
         """Settings of the cache for a preset."""

@@ -138,7 +138,7 @@ def magi(steps: int | None = None, frames: int | None = None) -> Family:
         partial(by_distance, "fast"),
         compression,
         thresholds=(0.01, 0.02, 0.04, 0.08, 0.15),
-        latent_thresholds=(0.01, 0.04, 0.15),
+        latent_thresholds=(0.15, 0.3, 0.6),
         folder=Path(source.config.runtime_config.load),
         sampling=source.config.runtime_config.sampling,
     )

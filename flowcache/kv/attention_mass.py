@@ -54,7 +54,8 @@ def _logit_blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor
 
 def _products(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     """``queries @ keys / scale`` in fp32, of ``[..., n, head_dim]`` and ``[..., head_dim, tokens]``."""
-    if queries.is_cuda and queries.dtype in (torch.float16, torch.bfloat16):
+    low = queries.dtype == keys.dtype and keys.dtype in (torch.float16, torch.bfloat16)
+    if low and queries.is_cuda and torch.version.hip is None:
         # Tensor cores multiply these without loss and add up in fp32, many times as fast as fp32 itself.
         flat = torch.bmm(queries.flatten(0, -3), keys.flatten(0, -3), out_dtype=torch.float32)
         return flat.div_(scale).unflatten(0, queries.shape[:-2])

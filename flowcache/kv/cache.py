@@ -295,7 +295,8 @@ class ChunkKVCache:
         """Move the live rows from ``start`` on."""
         layer, shift = layers[0], start - to
         stop = self._used(layer) - self._settled[layer]
-        # In pieces that do not overlap with where they go, so that none needs a copy.
+        # In pieces that do not overlap with where they go, so that none needs a copy; there are few, as what
+        # is gained is at least a frame and usually a chunk.
         for first in range(start, stop, shift) if shift else ():
             last = min(first + shift, stop)
             for stored in (self._keys[_span(layers)], self._values[_span(layers)]):
@@ -340,7 +341,8 @@ def _span(layers: range) -> slice:
 def _take(rows: Tensor, kept: Tensor) -> Tensor:
     """Rows ``[layers, branches, rows, heads, head_dim]`` at the indices ``kept``, ``[layers, branches, heads,
     kept]``."""
-    layers, branches, heads, _ = kept.shape
-    layer, branch, head = (torch.arange(count, device=kept.device) for count in (layers, branches, heads))
-    # Not gather, which copies number by number.
-    return rows[layer[:, None, None, None], branch[:, None, None], kept.mT, head]
+    heads = torch.arange(kept.shape[2], device=kept.device)
+    places = (kept.mT * len(heads) + heads).flatten(-2).flatten(0, 1)
+    # Heads lie side by side within a branch; its rows are copied whole, not number by number.
+    best = [row.flatten(0, 1).index_select(0, at) for row, at in zip(rows.flatten(0, 1), places, strict=True)]
+    return torch.stack(best).view(*kept.shape[:2], -1, *rows.shape[3:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -116,9 +117,12 @@ class TokenSelector:
         count = newest.shape[-3]
         if self.max_queries is None or count <= self.max_queries:
             return newest
-        # Multiples of the golden ratio fall evenly, but never into step with the rows of a frame.
-        turns = torch.arange(self.max_queries, device=newest.device) * _GOLDEN_RATIO
-        return newest.index_select(-3, (turns.frac() * count).long())
+        # Steps of the golden section fall evenly, but never into step with the rows of a frame.
+        stride = round(count / _GOLDEN_RATIO)
+        while math.gcd(stride, count) > 1:
+            stride += 1
+        places = torch.arange(self.max_queries, device=newest.device) * stride % count
+        return newest.index_select(-3, places)
 
     def scores(self, tokens: ScoreInput) -> Tensor:
         """Scores by which is chosen, ``[..., kv_heads, tokens]``."""

@@ -97,8 +97,9 @@ class WindowCache:
         """Give the chunks that are about to run their places, and plan what is compressed while they do."""
         for chunk in chunks:
             self.cache.enter(chunk, self._lengths[chunk])
-        # Given chunks run before the others, and are compressed when they do not fit.
-        plans = self._compresses_within and chunks[0] >= self._given
+        # Given chunks run before the others, and are compressed when they do not fit. At the first step they
+        # do not count as clean yet, but lie before those that may.
+        plans = self._compresses_within and chunks[0] >= self._given and (step > 0 or not self._given)
         freed = self._plan(chunks, step) if plans else {}
         gone = 0
         for chunk in chunks:
@@ -194,7 +195,9 @@ class WindowCache:
             held = live if store else min(total, self._rolling_capacity())
             return ChunkKVCache(layout, held, keeps, store)
         clean = min(self._budget, total - live)
-        store = self._new_store(layout, clean)
+        # Whole chunks move to the store; within a step, all but the one that reads may do so.
+        last = 1 if self._compresses_within else self._live_chunks()
+        store = self._new_store(layout, min(self._budget, sum(self._lengths[:-last])))
         selector = self._compression.make_selector(self._model.num_tokens(1), chunk)
         return CompressedKVCache(layout, live if store else live + clean, selector, store)
 

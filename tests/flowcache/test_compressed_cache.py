@@ -13,6 +13,7 @@ from random_model import RandomModel, StraightSolver
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, cut_window
 from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
+from flowcache.kv import compressed
 from flowcache.kv.cache import CacheFullError, CacheLayout, ChunkKVCache
 from flowcache.kv.compressed import CompressedKVCache
 from flowcache.kv.scorers import Scorer
@@ -139,12 +140,40 @@ def test_memory_is_that_of_the_capacity():
     assert long.num_tokens <= long.capacity
 
 
-def run(num_chunks=8, given=0, **options):
+@pytest.mark.parametrize("missing", [1, 4, 5, 6])
+def test_live_rows_move_up_whole_however_far(missing):
+    """In pieces of that many rows; the last one may be smaller."""
+    cache = make_cache(capacity=4 * TOKENS)
+    stored = [fill(cache, chunk) for chunk in range(4)]
+    cache.make_room([0, 1], missing)
+    assert cache.num_kept == 2 * TOKENS - missing
+    for layer in range(2):
+        for rows, live in zip(cache.read(layer), (0, 1), strict=True):
+            expected = torch.cat([stored[2][live], stored[3][live]], dim=2)[layer]
+            assert torch.equal(rows[:, cache.num_kept :], expected)
+
+
+def test_layers_together_are_compressed_as_each_alone(monkeypatch):
+    caches = []
+    for numbers in (2**22, 1):
+        monkeypatch.setattr(compressed, "NUMBERS_AT_ONCE", numbers)
+        torch.manual_seed(1)
+        caches.append(make_cache(capacity=3 * TOKENS))
+        for chunk in range(6):
+            caches[-1].make_room(caches[-1].chunks[:2], TOKENS)
+            fill(caches[-1], chunk)
+    for layer in range(2):
+        for together, alone in zip(*(cache.read(layer) for cache in caches), strict=True):
+            assert torch.equal(together, alone)
+    assert caches[0].pop_events() == caches[1].pop_events()
+
+
+def run(num_chunks=8, given=0, missing=0, num_steps=4, **options):
     generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(4, 3 * num_chunks, 1, 1, generator=generator)
+    noise = torch.randn(4, 3 * num_chunks - missing, 1, 1, generator=generator)
     prefix = noise[:, : 3 * given].clone() if given else None
     window = cut_window(noise, 3, prefix)
-    schedule = StaircaseSchedule(len(window.chunks), 4, 2, window.num_given)
+    schedule = StaircaseSchedule(len(window.chunks), num_steps, num_steps // 2, window.num_given)
     denoiser = Denoiser(RandomModel(), NoReuse(), VelocityForecast(), LoopOptions(**options))
     return denoised(denoiser, window, schedule, StraightSolver()), denoiser.trace
 
@@ -156,6 +185,24 @@ def test_a_budget_that_never_fills_changes_nothing(clean_pass):
     assert torch.equal(plain, roomy)
     assert not any(record.compressions for record in trace.steps)
     assert "compress" not in run(clean_pass=clean_pass)[1].seconds
+
+
+@pytest.mark.parametrize("storage", [None, KVStorageConfig(offload=True)])
+@pytest.mark.parametrize("when", ["full", "over"])
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_short_last_chunk_takes_no_room_from_others(when, storage, missing):
+    plain, _ = run(8, missing=missing)
+    for budget in (5, 7, 20):
+        compression = KVCompressionConfig(budget=budget, when=when)
+        roomy, trace = run(8, missing=missing, storage=storage, compression=compression)
+        assert torch.allclose(plain, roomy, atol=1e-6) or budget == 5
+        assert bool([event for record in trace.steps for event in record.compressions]) == (budget == 5)
+
+
+def test_given_chunks_are_no_clean_ones_at_the_only_step():
+    compression = KVCompressionConfig(budget=4, when="over")
+    latents, trace = run(12, 2, num_steps=1, compression=compression)
+    assert latents.isfinite().all() and len(trace.steps) == 1
 
 
 @pytest.mark.parametrize(("when", "clean_pass"), [("full", False), ("full", True), ("over", False)])

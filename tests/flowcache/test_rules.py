@@ -64,3 +64,14 @@ def test_several_knobs_exclude_each_other_by_the_names_they_were_given():
 
 def test_the_originals_files_may_name_a_threshold_beside_vanilla():
     assert magi("vanilla", FlowCacheOptions(rel_l1_thresh=0.1)).policy == "none"
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper-fast", "paper-slow"])
+def test_the_presets_of_the_paper_compress_as_the_original_does(preset):
+    paper = preset != "fast"
+    options = FlowCacheOptions(compress_kv_cache=True, total_cache_chunk_nums=9)
+    configs = [skyreels("flowcache", preset, budget_block=2), magi("flowcache", options, preset=preset)]
+    compressions = [config.compression for config in configs]
+    assert [c.when for c in compressions] == (["over", "full"] if paper else ["full", "full"])
+    assert {c.max_queries for c in compressions} == {None if paper else 256}
+    assert {c.in_time for c in compressions} == {not paper}

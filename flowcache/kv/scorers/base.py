@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ScoreInput:
-    """The tokens of one layer that may be dropped, and what looks at them.
+    """The tokens that may be dropped, and what looks at them.
 
-    All may have the same dimensions in front of those given here: that of branches.
+    All may have the same dimensions in front of those given here: that of layers and branches.
 
     Attributes:
         keys, values: ``[tokens, kv_heads, head_dim]``, positions applied.
