@@ -48,10 +48,11 @@ def method_config(
             the velocity on along a line between them, and run a finished chunk once more. The ``paper-``
             presets do as the original FlowCache does: a chunk is computed when its accumulated distance
             reaches 0.005 (slow) or 0.01 (fast); in between, the last displacement is added again although the
-            step is of another length; and finished chunks are left with the keys and values of their last
-            computed step. ``teacache`` takes the threshold of ``paper-slow`` with that preset, of
-            ``paper-fast`` with others. A knob in ``options`` (``rel_l1_thresh``, ``interval``, ``tolerance``)
-            asks for its rule with every preset.
+            step is of another length; finished chunks are left with the keys and values of their last
+            computed step; and a cache with a budget asks all queries that count, with ours at most 256.
+            ``teacache`` takes the threshold of ``paper-slow`` with that preset, of ``paper-fast`` with
+            others. A knob in ``options`` (``rel_l1_thresh``, ``interval``, ``tolerance``) asks for its rule
+            with every preset.
         forecast: overrides what a reused chunk gets.
         computed_steps: compute all live chunks at these steps of the youngest.
         kv_offload: keep keys and values of finished chunks in host memory.

@@ -61,7 +61,11 @@ def add_video_flags(parser: ArgumentParser) -> None:
         default=True,
         help="always compute the first 5 steps",
     )
-    add("--use_compress", action="store_true", help="keep only the best tokens of finished blocks")
+    add(
+        "--use_compress",
+        action="store_true",
+        help="keep only the best tokens of finished blocks; --preset says when and how",
+    )
     add("--budget_block", type=int, default=1, help="blocks' worth of tokens kept so (default: 1)")
     add("--use_kvrange", action="store_true", help="let blocks see only the newest finished ones")
     add("--kvrange", type=int, default=0, help="how many finished blocks they see then (default: 0)")

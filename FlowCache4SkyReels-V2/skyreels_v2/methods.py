@@ -62,8 +62,9 @@ def method_config(
             at every second, third, fifth or seventh step of 50, counted from the start of the youngest, and
             carry the velocity on along a line between them. The ``paper-`` presets do as the original: a
             block is computed when its accumulated distance reaches 0.1 (slow) or 0.15 (fast), and holds the
-            residual of the block stack in between. ``teacache`` takes the threshold of ``paper-slow`` with
-            that preset, of ``paper-fast`` with others.
+            residual of the block stack in between; a cache with a budget is compressed within a step, by all
+            queries of a block, with ours between two steps, by at most 256. ``teacache`` takes the threshold
+            of ``paper-slow`` with that preset, of ``paper-fast`` with others.
         family: ``"1.3B"`` or ``"14B"`` for the fitted polynomial; others take the distance as it is.
         threshold: decide by the accumulated distance, as the ``paper-`` presets do, with this threshold.
         interval: compute every so many steps.

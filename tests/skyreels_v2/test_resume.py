@@ -33,6 +33,7 @@ CASES = {
     "whole window": ("teacache", {}, LONG),
     "all together": ("vanilla", {}, {**LONG, "ar_step": 0}),
     "compressed": ("flowcache", {"budget_block": 1}, STREAMING),
+    "compressed as the original does": ("flowcache", {"preset": "paper-fast", "budget_block": 1}, STREAMING),
     "compressed, in eight bits": ("flowcache", {"budget_block": 1, "kv_bits": 8}, STREAMING),
     "the newest, in four bits": ("causal", {"kvrange": 1, "kv_bits": 4}, STREAMING),
 }
