@@ -22,6 +22,8 @@ from magi1.request import VideoRequest
 from skyreels_v2 import load_pipeline, resolve_model
 
 ROOT = Path(__file__).resolve().parents[1]
+#: Of SkyReels-V2, the most that it denoises at once.
+WINDOW_FRAMES = 97
 MAGI_CONFIG = ROOT / "FlowCache4MAGI-1/config/single_run/4.5B_distill.json"
 
 
@@ -87,10 +89,10 @@ class Family:
 
 
 def skyreels(steps: int | None = None, frames: int | None = None) -> Family:
-    """The small SkyReels-V2: 97 frames unless told, blocks that lag by 5 steps."""
-    source = resolve_model("small", "cpu")
+    """The small SkyReels-V2: 97 frames, a window, unless told; more are streamed; blocks lag by 5 steps."""
+    source, frames = resolve_model("small", "cpu"), frames or WINDOW_FRAMES
     settings = {"ar_step": 5, "causal_block_size": 5, "inference_steps": steps or 50}
-    video = source.video_settings(num_frames=frames or 97, **settings)
+    video = source.video_settings(num_frames=frames, streaming=frames > WINDOW_FRAMES, **settings)
     pipeline = load_pipeline(source, "cpu")
     pipeline.set_progress_bar_config(disable=True)
 
