@@ -28,9 +28,6 @@ PACES = {"quality": 0.3, "balanced": 0.45, "fast": 0.75, "turbo": 1.0}
 PRESETS = (*PACES, "paper-slow", "paper-fast")
 DEFAULT_PRESET = "fast"
 
-#: Settings of ``KVCompressionConfig`` with which tokens are kept as the original keeps them.
-PAPER_COMPRESSION: dict[str, Any] = {"in_time": False, "max_queries": None}
-
 PolicyName = Literal["none", "teacache", "chunkwise", "fixed_interval", "error_controlled", "planned"]
 GranularityName = Literal["token", "frame", "chunk"]
 
@@ -83,6 +80,12 @@ class KVCompressionConfig:
             raise ValueError(f"max_queries must be at least 1, got {self.max_queries}.")
         if not 0 <= self.mix_lambda <= 1:
             raise ValueError(f"mix_lambda must lie between 0 and 1, got {self.mix_lambda}.")
+
+    @classmethod
+    def of_preset(cls, preset: str, **settings: Any) -> KVCompressionConfig:
+        """The same with a preset: those of the paper keep what the original keeps."""
+        as_original = {"in_time": False, "max_queries": None}
+        return cls(**settings, **as_original if preset.startswith("paper") else {})
 
     def make_selector(self, tokens_per_frame: int, tokens_per_chunk: int) -> TokenSelector:
         """What chooses the tokens of a model with frames and chunks of that many."""

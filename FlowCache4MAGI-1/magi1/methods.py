@@ -5,15 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flowcache import FlowCacheConfig
-from flowcache.config import (
-    DEFAULT_PRESET,
-    PACES,
-    PAPER_COMPRESSION,
-    PRESETS,
-    KVCompressionConfig,
-    KVStorageConfig,
-    rule_of,
-)
+from flowcache.config import DEFAULT_PRESET, PACES, PRESETS, KVCompressionConfig, KVStorageConfig, rule_of
 from flowcache.knobs import check_knobs
 
 from .config import FlowCacheOptions
@@ -71,7 +63,7 @@ def method_config(
     check_knobs({"rel_l1_thresh": threshold, **knobs}, method)
     rule, paper = rule_of(threshold=threshold, **knobs), preset.startswith("paper")
     shared = {
-        "compression": _compression(options, paper),
+        "compression": _compression(options, preset),
         "storage": KVStorageConfig.of(options.kv_bits, kv_offload),
     }
     if method == "vanilla":
@@ -121,15 +113,15 @@ def _by_distance(
     )
 
 
-def _compression(options: FlowCacheOptions, paper: bool) -> KVCompressionConfig | None:
+def _compression(options: FlowCacheOptions, preset: str) -> KVCompressionConfig | None:
     if not options.compress_kv_cache:
         return None
-    return KVCompressionConfig(
+    return KVCompressionConfig.of_preset(
+        preset,
         total=options.total_cache_chunk_nums,
         mix_lambda=options.mix_lambda,
         strategy=options.compress_strategy,
         query_granularity=options.query_granularity,
         weighting=options.score_weighting_method,
         power=options.power,
-        **PAPER_COMPRESSION if paper else {},
     )

@@ -6,15 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowcache import FlowCacheConfig
-from flowcache.config import (
-    DEFAULT_PRESET,
-    PACES,
-    PAPER_COMPRESSION,
-    PRESETS,
-    KVCompressionConfig,
-    KVStorageConfig,
-    rule_of,
-)
+from flowcache.config import DEFAULT_PRESET, PACES, PRESETS, KVCompressionConfig, KVStorageConfig, rule_of
 from flowcache.knobs import check_knobs
 
 METHODS = ("vanilla", "causal", "teacache", "flowcache")
@@ -97,7 +89,7 @@ def method_config(
         "whole_window": whole,
         "bidirectional": whole and not causal_attention,
         "refresh_given": refresh_given,
-        **_cache_limits(method, paper, budget_block, kvrange),
+        **_cache_limits(method, preset, budget_block, kvrange),
         "storage": _storage(method, kv_bits, kv_offload),
     }
     if method in ("vanilla", "causal"):
@@ -137,13 +129,15 @@ def _by_distance(
     )
 
 
-def _cache_limits(method: str, paper: bool, budget_block: int | None, kvrange: int | None) -> dict[str, Any]:
+def _cache_limits(method: str, preset: str, budget_block: int | None, kvrange: int | None) -> dict[str, Any]:
     """What blocks may see of finished ones, as fields of ``FlowCacheConfig``."""
     limits: dict[str, Any] = {} if kvrange is None else {"clean_range": kvrange}
     if budget_block is not None:
-        as_original = {"when": "over"} | PAPER_COMPRESSION
-        limits["compression"] = KVCompressionConfig(
-            budget=budget_block, query_granularity="chunk", **as_original if paper else {}
+        limits["compression"] = KVCompressionConfig.of_preset(
+            preset,
+            budget=budget_block,
+            query_granularity="chunk",
+            when="over" if preset.startswith("paper") else "full",
         )
     if limits and method in ("vanilla", "teacache"):
         raise ValueError(f"use_compress and use_kvrange need a cache, which {method} lacks; use flowcache.")

@@ -16,7 +16,7 @@ from .scorers import ScoreInput
 from .selection import TokenSelector
 from .stores import RowStore
 
-#: Numbers of keys up to which layers are compressed together; more would take memory and save no time.
+#: Numbers of keys up to which layers are compressed together, to bound the memory that it takes.
 NUMBERS_AT_ONCE = 2**22
 
 

@@ -195,8 +195,9 @@ def test_a_short_last_chunk_takes_no_room_from_others(when, storage, missing):
     for budget in (5, 7, 20):
         compression = KVCompressionConfig(budget=budget, when=when)
         roomy, trace = run(8, missing=missing, storage=storage, compression=compression)
-        assert torch.allclose(plain, roomy, atol=1e-6) or budget == 5
-        assert bool([event for record in trace.steps for event in record.compressions]) == (budget == 5)
+        compressed_any = any(record.compressions for record in trace.steps)
+        assert compressed_any == (budget == 5)
+        assert compressed_any or torch.equal(plain, roomy)
 
 
 def test_given_chunks_are_no_clean_ones_at_the_only_step():

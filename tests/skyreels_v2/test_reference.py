@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, cut_window
 from flowcache.chunk_model import ChunkInput
-from flowcache.config import PAPER_COMPRESSION, KVCompressionConfig
+from flowcache.config import KVCompressionConfig
 from flowcache.kv.cache import ChunkKVCache
 from flowcache.reuse.chunkwise import ChunkwiseReuse
 from flowcache.reuse.forecast import ResidualForecast
@@ -117,8 +117,8 @@ def kv_options(case: Case) -> dict[str, Any]:
     """How a case limits what blocks see of clean ones; compression wins over a range."""
     args = case.info["args"]
     if args["use_compress"]:
-        paper = {"query_granularity": "chunk", "when": "over"} | PAPER_COMPRESSION
-        return {"compression": KVCompressionConfig(budget=args["budget_block"], **paper)}
+        settings = {"budget": args["budget_block"], "query_granularity": "chunk", "when": "over"}
+        return {"compression": KVCompressionConfig.of_preset("paper-fast", **settings)}
     return {"clean_range": args["kvrange"]} if args["use_kvrange"] else {}
 
 
