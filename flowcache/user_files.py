@@ -1,0 +1,39 @@
+"""Files that a user gives: whatever is wrong with one becomes one sentence that names it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+class UnreadableFile(ValueError):
+    """A user's file is missing, damaged or of another kind; the message names it."""
+
+
+@contextmanager
+def reading(path: str | Path, kind: str) -> Iterator[None]:
+    """Turn every exception of the block into a sentence that names the file.
+
+    The block holds the reading and parsing of that file and nothing else: parsers of foreign formats raise
+    whatever they like, and a traceback of theirs helps no user. The original is logged at debug level.
+
+    Args:
+        path: of the file, as the user gave it.
+        kind: what the file should be, with its article: ``"a video"``, ``"YAML"``.
+
+    Raises:
+        UnreadableFile: ``PATH cannot be read as KIND: REASON.``; one that a nested block raised passes as it is.
+    """
+    try:
+        yield
+    except UnreadableFile:
+        raise
+    except Exception as error:
+        logger.debug("reading %s", path, exc_info=True)
+        told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = (told.strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UnreadableFile(f"{path} cannot be read as {kind}: {reason}.") from error
