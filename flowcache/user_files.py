@@ -26,7 +26,7 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
         kind: what the file should be, with its article: ``"a video"``, ``"YAML"``.
 
     Raises:
-        UnreadableFile: ``PATH cannot be read as KIND: REASON.``; one that a nested block raised passes as it is.
+        UnreadableFile: ``PATH cannot be read as KIND: REASON.``; one of a nested block passes unchanged.
     """
     try:
         yield
