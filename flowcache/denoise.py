@@ -135,7 +135,6 @@ class Denoiser:
             yield from self._hand_over(progress, window, schedule)
         for step in range(progress.steps, len(schedule)):
             started, live = time.perf_counter(), schedule.live(step)
-            cache.release(step)
             inputs = self._inputs(window, schedule, solver, step, cache)
             decisions = self._decide(step, len(schedule), live, inputs)
             reused = [c for c in live if decisions[c].reuse]
@@ -153,6 +152,8 @@ class Denoiser:
             cleaned = (
                 [c for c in ran if c not in live and c >= window.num_given] if self.options.clean_pass else []
             )
+            # First, so that the store needs no room for chunks that nothing reads any more.
+            cache.release(step + 1)
             cache.settle(self._final(schedule, step))
             flops = split.step(ran, edges, live, first=step == 0, cleaned=cleaned, seen=cache.seen)
             self._record_step(step, live, decisions, time.perf_counter() - started, cache, flops)
