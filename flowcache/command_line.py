@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import torch
 
 from .extras import Unavailable
+from .finite import NotFiniteError
 from .plots import reuse_map
 from .trace import Trace
 from .tuning import Target, Tuning
@@ -128,15 +129,19 @@ def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
         job = prepare()
         code = 1
         report = run(job)
-    except (OSError, ValueError, Unavailable) as error:
+    except (OSError, ValueError, NotFiniteError, Unavailable) as error:
         sys.stderr.write(f"error: {error}\n")
         return code
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ")[0]
+    except (RuntimeError, MemoryError) as error:
+        # PyTorch raises a class of its own on CUDA only.
+        on_cuda = isinstance(error, torch.OutOfMemoryError)
+        if not (on_cuda or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
+            raise
+        reason = str(error).split(". ")[0] if on_cuda else "out of memory on the CPU"
         sys.stderr.write(
             f"error: {reason}; fewer or smaller frames, or a compressed cache, need less memory.\n"
         )
-        return code
+        return 1
     sys.stdout.write(f"{report}\n")
     return 0
 

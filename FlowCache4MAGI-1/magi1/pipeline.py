@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from itertools import chain
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, Window, cut_window
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
+from flowcache.finite import check_finite
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoOutput, VideoPart
 from flowcache.state import State
@@ -91,15 +93,16 @@ class MagiPipeline(DiffusionPipeline):
         schedule = StaircaseSchedule(len(window.chunks), runtime.num_steps, runtime.stride, window.num_given)
         denoiser = self._new_denoiser(request, caption, window, schedule)
         denoiser.trace = trace
-        latents, held = self._clean_latents(denoiser, window, schedule), window.chunks[window.num_given].held
-        wanted = runtime.num_frames
+        given, held, wanted = (), window.chunks[window.num_given].held, runtime.num_frames
         if state is not None:
             denoiser.load_state_dict(state["denoiser"])
             wanted, held, state = state["wanted"], 0, None  # it may be large
         elif request.shows_prefix:
-            # A chunk that is given whole is not denoised, and so does not come from there.
-            latents, held = chain(map(window.latents, range(window.num_given)), latents), 0
-        yield from self._decode_parts(latents, held, wanted, denoiser)
+            # A chunk that is given whole is not denoised, and so does not come from the loop.
+            given, held = map(window.latents, range(window.num_given)), 0
+        # Closed when decoding fails, so that the progress bar ends before the message.
+        with closing(self._clean_latents(denoiser, window, schedule)) as clean:
+            yield from self._decode_parts(chain(given, clean), held, wanted, denoiser)
 
     def _new_denoiser(
         self, request: VideoRequest, caption: Tensor, window: Window, schedule: StaircaseSchedule
@@ -173,20 +176,22 @@ class MagiPipeline(DiffusionPipeline):
             return torch.zeros(0, self.transformer.config.caption_channels, device=device)
         tokens = self.tokenizer(text, max_length=longest, truncation=True, return_tensors="pt")
         encoder = self.text_encoder
-        return encoder(tokens.input_ids.to(encoder.device)).last_hidden_state[0].float().to(device)
+        embeds = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state[0]
+        return check_finite("text embeddings", embeds.float().to(device))
 
     def _encode(self, video: Tensor) -> Tensor:
         """Scaled latents ``[channels, frames / 4, height / 8, width / 8]``; one frame gives one."""
         video = video.unsqueeze(0).to(self._execution_device, self.vae.dtype)
         posterior = self.vae.encode(video).latent_dist
-        return posterior.mode()[0].float() * self.vae.config.scaling_factor
+        latents = posterior.mode()[0].float() * self.vae.config.scaling_factor
+        return check_finite("latents of the given frames", latents)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """``[3, 4 frames, height, width]`` in [-1, 1] of scaled latents."""
         latents = latents.unsqueeze(0).to(self.vae.dtype) / self.vae.config.scaling_factor
         # A single frame may be all that a prefix leaves of a chunk, and stands for four all the same.
         video = self.vae.decode(latents, still=False)
-        return video[0].float().clamp(-1, 1)
+        return check_finite("frames from the VAE", video[0].float()).clamp(-1, 1)
 
     def _new_window(self, request: VideoRequest, given: Tensor | None) -> Window:
         """Noise for all frames, in whole chunks, behind those that are given."""

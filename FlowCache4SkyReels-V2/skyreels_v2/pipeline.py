@@ -22,6 +22,7 @@ from flowcache import (
     cut_window,
 )
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
+from flowcache.finite import check_finite
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoOutput, VideoPart
 from flowcache.state import State
@@ -241,7 +242,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
             device=self.compute_device,
             dtype=self.transformer.dtype,
         )
-        return embeds
+        return check_finite("text embeddings", embeds)
 
     def _denoiser(
         self,
