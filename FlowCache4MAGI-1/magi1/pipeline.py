@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, Window, cut_window
+from flowcache.arguments import check_type
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
 from flowcache.finite import check_finite
 from flowcache.noise import BlockNoise
@@ -77,6 +78,7 @@ class MagiPipeline(DiffusionPipeline):
             state: of a part that an earlier stream of the same request gave; this one goes on behind it.
                 ``trace`` holds what happened until then.
         """
+        check_type("request", request, VideoRequest)
         trace = trace if trace is not None else Trace()
         runtime = request.config.runtime_config
         trace.settings |= {

@@ -31,7 +31,7 @@ from .conversion import (
 )
 from .methods import method_config
 from .pipeline import FlowCacheSkyReelsV2Pipeline
-from .settings import OFFICIAL_DEFAULTS, RESOLUTIONS, VideoSettings
+from .settings import DEFAULTS_FILE, OFFICIAL_DEFAULTS, RESOLUTIONS, VideoSettings
 
 logger = logging.getLogger(__name__)
 
@@ -52,19 +52,18 @@ _WEIGHTS = {
     "text_encoder": "model",
 }
 _TOKENIZER = "google/umt5-xxl"
-_DEFAULTS = "defaults.json"
 # Pipelines whose weights are of the same form, but were not trained for diffusion forcing.
 _OTHER_PIPELINES = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
 
 _PATTERNS = {
     "diffusers": [
         "model_index.json",
-        _DEFAULTS,
+        DEFAULTS_FILE,
         "scheduler/*.json",
         "tokenizer/*",
         *(f"{part}/*.{suffix}" for part in _WEIGHTS for suffix in ("json", "safetensors")),
     ],
-    "original": ["config.json", _DEFAULTS, "*.safetensors", VAE_FILE, TEXT_ENCODER_FILE, f"{_TOKENIZER}/*"],
+    "original": ["*.json", "*.safetensors", VAE_FILE, TEXT_ENCODER_FILE, f"{_TOKENIZER}/*"],
 }
 
 
@@ -217,6 +216,7 @@ def load_pipeline(
         vae=parts.vae,
         scheduler=parts.scheduler,
     )
+    pipeline.model_defaults = source.defaults
     pipeline.default_negative_prompt = source.defaults["negative_prompt"]
     if offload:
         pipeline.enable_stage_offload(device)
@@ -342,7 +342,7 @@ def _download(source: ModelSource) -> Path:
 
 
 def _read_defaults(folder: Path) -> dict[str, Any]:
-    path = folder / _DEFAULTS
+    path = folder / DEFAULTS_FILE
     return read_json(path) if path.is_file() else {}
 
 

@@ -15,6 +15,9 @@ RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}
 #: Largest flow shift: the first noise level must stay below 1 in fp32.
 MAX_SHIFT = 1000.0
 
+#: File beside the weights with the settings that suit a model.
+DEFAULTS_FILE = "defaults.json"
+
 #: What the original runs with, unless told otherwise; a model's own ``defaults.json`` may say otherwise, too.
 OFFICIAL_DEFAULTS = {
     "prompt": "A serene lake surrounded by towering mountains, with a few swans gracefully gliding across "

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import TEXT_SIZES, tiny_tokenizer
 from torch._dynamo.testing import CompileCounter
 from transformers import T5Config, T5EncoderModel
 
 from flowcache import FlowCacheConfig
+from flowcache.video import to_float
 from magi1.attention import TextBank
 from magi1.captions import CaptionSwitches, SpecialTokens
 from magi1.config import EngineSection, FlowCacheOptions, MagiConfig, RuntimeSection
@@ -251,3 +254,30 @@ def test_reuse_may_watch_the_filtered_latent(pipeline):
     assert distances[0] != distances[1]
     with pytest.raises(ValueError, match="indicator must be one of embedded_latent, filtered_latent"):
         pipeline(ask(config(), FlowCacheConfig(indicator="latent", clean_pass=True)))
+
+
+def test_a_prefix_may_be_images(pipeline):
+    image = Image.new("RGB", (32, 32), "red")
+    tensor = to_float(np.asarray(image)[None])
+    first, second = (pipeline(ask(config(), prefix=prefix)) for prefix in (image, tensor))
+    assert torch.equal(first.frames, second.frames)
+    assert ask(config(), prefix=[image] * 8).prefix.shape == (3, 8, 32, 32)
+
+
+REFUSED = {
+    "prefix": {"prefix": torch.zeros(3, 1, 32, 32, dtype=torch.uint8)},
+    "prompt": {"prompt": ["a", "red circle"]},
+    "config": {"config": None},
+    "cache": {"cache": "fast"},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_arguments_of_another_kind_are_named(name):
+    with pytest.raises(TypeError, match=f"^{name}:"):
+        VideoRequest(**{"prompt": "a", "config": config(), **REFUSED[name]})
+
+
+def test_a_pipeline_takes_a_request(pipeline):
+    with pytest.raises(TypeError, match=r"^request: expected VideoRequest, got str"):
+        pipeline("a red circle")
