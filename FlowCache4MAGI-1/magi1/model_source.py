@@ -22,7 +22,6 @@ from .hub import Download, HubFolder
 from .pipeline import MagiPipeline
 from .quantised import multiplies_fp8
 from .text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder
-from .vae import Tiling
 
 logger = logging.getLogger(__name__)
 
@@ -149,13 +148,13 @@ def load_pipeline(
     transformer = load_transformer(config, dtype, keep_fp8=multiplies_fp8(device))
     vae = load_vae(runtime.vae_pretrained)
     vae.register_to_config(scaling_factor=runtime.scale_factor)
-    vae.enable_tiling(Tiling(frames=max(runtime.fps // 2, vae.config.patch_length)))
     tokenizer, encoder = load_text_encoder(runtime.t5_pretrained)
     for part in (transformer, vae):
         part.to(device)
     if runtime.t5_device != "cpu":
         encoder.to(device)
-    return MagiPipeline(tokenizer, encoder, transformer, vae)
+    tile_frames = max(runtime.fps // 2, vae.config.patch_length)
+    return MagiPipeline(tokenizer, encoder, transformer, vae, tile_frames)
 
 
 def _why_official(

@@ -26,7 +26,7 @@ from .chunk_model import KVRange, MagiChunkModel, Sampling
 from .request import VideoRequest
 from .schedule import Euler
 from .transformer import MagiTransformer3DModel
-from .vae import AutoencoderKLMagi
+from .vae import AutoencoderKLMagi, Tiling
 
 #: Latent frames whose noise is drawn at once: 384 frames of video, beyond which others come in later draws.
 NOISE_FRAMES = 96
@@ -36,6 +36,12 @@ class MagiPipeline(DiffusionPipeline):
     """MAGI-1 with chunkwise caching: text-, image- and video-to-video, chunk by chunk.
 
     Latents and solver run in fp32, the transformer in its own types.
+
+    Args:
+        tokenizer, text_encoder: of captions.
+        transformer: denoises.
+        vae: between pixels and latents.
+        tile_frames: frames that the VAE runs at once, also once reloaded; None leaves it as it is.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -51,8 +57,12 @@ class MagiPipeline(DiffusionPipeline):
         text_encoder: T5EncoderModel,
         transformer: MagiTransformer3DModel,
         vae: AutoencoderKLMagi,
+        tile_frames: int | None = None,
     ) -> None:
         super().__init__()
+        self.register_to_config(tile_frames=tile_frames)
+        if tile_frames is not None:
+            vae.enable_tiling(Tiling(frames=tile_frames))
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae
         )

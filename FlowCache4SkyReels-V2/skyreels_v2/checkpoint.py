@@ -25,8 +25,8 @@ from .conversion import (
     load_original_text_encoder,
     load_original_transformer,
     load_original_vae,
+    read_header,
     read_json,
-    read_shapes,
     transformer_config,
 )
 from .methods import method_config
@@ -371,8 +371,8 @@ def _check_tensors(folder: Path, part: str, kind: type[nn.Module]) -> None:
             model = kind(kind.config_class.from_pretrained(folder / part, local_files_only=True))
     check = TensorCheck(model)
     for path in _weight_files(folder, part):
-        for key, shape in read_shapes(path):
-            check.accept(key, shape, key, path)
+        for key, shape, dtype in read_header(path):
+            check.accept(key, shape, dtype, key, path)
     check.finish(folder / part)
 
 

@@ -118,6 +118,28 @@ def test_a_captions_projections_are_kept_no_longer_than_needed(pipeline, monkeyp
     assert max(held) <= 4 + 1, "those of a window's chunks, and the null caption"
 
 
+def test_a_saved_pipeline_gives_the_same_frames(pipeline, tmp_path):
+    parts = ("tokenizer", "text_encoder", "transformer", "vae")
+    tiled = MagiPipeline(*(copy.deepcopy(getattr(pipeline, part)) for part in parts), tile_frames=4)
+    tiled.save_pretrained(tmp_path)
+    videos = [
+        each(ask(config(), method_config("vanilla")))
+        for each in (tiled, MagiPipeline.from_pretrained(tmp_path))
+    ]
+    assert torch.equal(videos[0].frames, videos[1].frames)
+
+
+def test_a_pipeline_may_be_cast(pipeline):
+    pipeline = copy.deepcopy(pipeline)
+    plain = pipeline(ask(config(), method_config("vanilla"))).latents
+    bands = pipeline.transformer.rotary_bands.clone()
+    pipeline.to(torch.bfloat16)
+    assert pipeline.transformer.blocks[0].gates.weight.dtype == torch.bfloat16
+    assert torch.equal(pipeline.transformer.rotary_bands, bands), "what must stay in fp32 is not rounded"
+    cast = pipeline(ask(config(), method_config("vanilla"))).latents
+    assert 0 < (cast - plain).norm() / plain.norm() < 0.1
+
+
 def test_weights_may_be_stored_in_fp8(pipeline):
     pipeline = copy.deepcopy(pipeline)
     plain = pipeline(ask(config(), method_config("vanilla")))
