@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
+from flowcache.finite import check_finite_weights
 from flowcache.reuse.plans import planned_steps
 
 from .checkpoint import load_transformer, load_vae, vae_settings, weight_folder, weight_folder_name
@@ -136,6 +137,7 @@ def load_pipeline(
 
     Raises:
         ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
+        NotFiniteError: a tensor holds NaN or infinity; it is named.
         OSError: a download failed.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -154,7 +156,9 @@ def load_pipeline(
     if runtime.t5_device != "cpu":
         encoder.to(device)
     tile_frames = max(runtime.fps // 2, vae.config.patch_length)
-    return MagiPipeline(tokenizer, encoder, transformer, vae, tile_frames)
+    pipeline = MagiPipeline(tokenizer, encoder, transformer, vae, tile_frames)
+    check_finite_weights(pipeline.components)
+    return pipeline
 
 
 def _why_official(

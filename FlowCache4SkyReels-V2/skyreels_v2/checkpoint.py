@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from flowcache import FlowCacheConfig
+from flowcache.finite import check_finite_weights
 from flowcache.reuse.plans import planned_steps
 
 from .conversion import (
@@ -203,25 +204,22 @@ def load_pipeline(
 
     Raises:
         ValueError: see ``resolve_model`` and ``load_components``.
+        NotFiniteError: a weight holds NaN or infinity; it is named.
         OSError: the download failed.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(source, str):
         source = resolve_model(source, device)
     parts = load_components(source, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    pipeline = FlowCacheSkyReelsV2Pipeline(
-        tokenizer=parts.tokenizer,
-        text_encoder=parts.text_encoder,
-        transformer=parts.transformer,
-        vae=parts.vae,
-        scheduler=parts.scheduler,
-    )
+    pipeline = FlowCacheSkyReelsV2Pipeline(**vars(parts))
     pipeline.model_defaults = source.defaults
     pipeline.default_negative_prompt = source.defaults["negative_prompt"]
     if offload:
         pipeline.enable_stage_offload(device)
-        return pipeline
-    return pipeline.to(device)
+    else:
+        pipeline.to(device)
+    check_finite_weights(pipeline.components)
+    return pipeline
 
 
 def _hub_source(model_id: str, repository: str, reason: str) -> ModelSource:

@@ -10,6 +10,7 @@ from PIL import Image
 from programs import Program
 from reference import ROOT
 
+from skyreels_v2 import checkpoint as loader
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 
 FLAGS = ["--prompt", "a red circle", "--outdir", "out", "--height", 32, "--width", 32, "--num_frames", 17]
@@ -39,15 +40,21 @@ DAMAGE = {
 }
 
 
+@pytest.mark.parametrize("tensor", DAMAGE)
+def test_damaged_weights_are_named(front, checkpoint, tmp_path, capsys, tensor):
+    copy = damaged(checkpoint, tmp_path / "copy", tensor, with_nan)
+    check_stopped(front("--model_id", copy, *FLAGS), capsys, f": {tensor}")
+
+
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
 @pytest.mark.parametrize("tensor", DAMAGE)
-def test_damaged_weights(front, checkpoint, tmp_path, capsys, tensor, resume):
+def test_what_they_give_is_noticed(front, checkpoint, tmp_path, capsys, monkeypatch, tensor, resume):
+    monkeypatch.setattr(loader, "check_finite_weights", lambda components: None)
     copy, image = damaged(checkpoint, tmp_path / "copy", tensor, with_nan), []
     if "given" in DAMAGE[tensor]:
         Image.new("RGB", (32, 32), "red").save("a.png")
         image = ["--image", "a.png"]
-    code = front("--model_id", copy, *FLAGS, *image, *resume)
-    check_stopped(code, capsys, DAMAGE[tensor])
+    check_stopped(front("--model_id", copy, *FLAGS, *image, *resume), capsys, DAMAGE[tensor])
 
 
 @pytest.mark.parametrize("method", ["vanilla", "causal", "flowcache"])
