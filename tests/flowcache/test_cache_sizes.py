@@ -30,7 +30,7 @@ def run(chunks: int, given: int, missing: int, steps: int, stride: int, **option
 @pytest.mark.parametrize(("steps", "stride"), [(1, 1), (3, 0), (3, 1), (3, 2), (3, 3), (4, 1), (4, 2)])
 @pytest.mark.parametrize("clean_range", [None, 0, 1, 2])
 def test_a_clean_range(steps, stride, clean_range, clean_pass):
-    for given, missing in product((0, 1, 2), (0, 2)):
+    for given, missing in product((0, 2), (0, 2)):
         shape = (7, given, missing, steps, stride)
         options = {"clean_range": clean_range, "clean_pass": clean_pass}
         plain = run(*shape, **options)
@@ -41,7 +41,7 @@ def test_a_clean_range(steps, stride, clean_range, clean_pass):
 @pytest.mark.parametrize(("when", "clean_pass"), [("full", False), ("full", True), ("over", False)])
 @pytest.mark.parametrize(("steps", "stride"), [(1, 1), (3, 0), (3, 1), (3, 2), (3, 3), (4, 1), (4, 2)])
 def test_compression(steps, stride, when, clean_pass):
-    for given, missing, budget in product((0, 1, 2), (0, 2), (1, 2)):
+    for given, missing, budget in product((0, 2), (0, 2), (1, 2)):
         shape = (7, given, missing, steps, stride)
         options = {"compression": KVCompressionConfig(budget=budget, when=when), "clean_pass": clean_pass}
         plain = run(*shape, **options)
