@@ -39,17 +39,15 @@ from flowcache.config import DEFAULT_PRESET
 from flowcache.resume import ResumeFile
 from flowcache.tuning import Tuning
 from flowcache.video import (
-    Frames,
     VideoInfo,
     probe_video,
     read_image,
-    read_video,
     resize_and_crop,
     to_float,
 )
 from skyreels_v2 import Condition, VideoSettings, resolve_model
 from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of
-from skyreels_v2.sampler import SkyReelsSampler
+from skyreels_v2.sampler import SkyReelsSampler, video_prefix
 from skyreels_v2.windows import check_streaming, plan_windows
 
 
@@ -60,7 +58,7 @@ class Job:
     sampler: SkyReelsSampler
     condition: Condition
     prompt: str
-    history: Frames | None
+    history: Path | None
     output: Path
     resume: ResumeFile | None
     tuning: Tuning | None
@@ -95,8 +93,8 @@ def prepare(args: argparse.Namespace) -> Job:
     upright = None if info is None else info.height > info.width
     height, width = frame_size(args, source, upright)
     fps = args.fps
-    if fps is None and args.video_path is not None and info.fps:
-        fps = round(info.fps)
+    if fps is None and args.video_path is not None:
+        fps = info.fps
     settings = settings_of(args, source, height=height, width=width, fps=fps)
     target = target_of(args, {name: getattr(args, name) for name in ("preset", *RULES)})
     cache = cache_of(args, source, settings)
@@ -104,7 +102,7 @@ def prepare(args: argparse.Namespace) -> Job:
     if not prompt:
         raise ValueError("prompt must not be empty.")
     check_streaming(settings, cache, arrives=args.end_image is not None)
-    condition, history = _read_conditions(args, settings)
+    condition = _read_conditions(args, settings)
     plan_windows(settings, 0 if condition.prefix is None else condition.prefix.shape[1])
     sampler = SkyReelsSampler(
         source=source,
@@ -117,13 +115,13 @@ def prepare(args: argparse.Namespace) -> Job:
     )
     tuning = None if target is None else sampler.tuning(target, args.profile)
     output, resume = _output_path(args, sampler, prompt, tuning), None
-    identity = sampler.identity(prompt, condition, history) if args.resume else {}
+    identity = sampler.identity(prompt, condition, args.video_path) if args.resume else {}
     if tuning is not None:
         check_tuning(tuning)
         identity["tuning"] = tuning.identity
     if args.resume:
         resume = ResumeFile(output, identity, args.device)
-    return Job(sampler, condition, prompt, history, output, resume, tuning)
+    return Job(sampler, condition, prompt, args.video_path, output, resume, tuning)
 
 
 def _check_conditions(args: argparse.Namespace) -> VideoInfo | None:
@@ -145,24 +143,23 @@ def _check_conditions(args: argparse.Namespace) -> VideoInfo | None:
             found = read(path)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        info = found if name == "video_path" else VideoInfo(1, 0.0, *found.shape[:2])
+        info = found if name == "video_path" else VideoInfo(1, None, *found.shape[:2])
     return info
 
 
-def _read_conditions(args: argparse.Namespace, settings: VideoSettings) -> tuple[Condition, Frames | None]:
-    """What the video starts from and arrives at; and the video that it continues, all in its size."""
-    size = (settings.height, settings.width)
+def _read_conditions(args: argparse.Namespace, settings: VideoSettings) -> Condition:
+    """What the video starts from and arrives at, in its size."""
     if args.video_path is not None:
-        history, _ = read_video(args.video_path, size)
-        overlap = settings.overlap_history
-        if len(history) < overlap:
-            raise ValueError(f"video_path has {len(history)} frames, fewer than overlap_history ({overlap}).")
-        return Condition(prefix=to_float(history[-overlap:])), history
+        try:
+            return Condition(prefix=video_prefix(args.video_path, settings))
+        except ValueError as error:
+            raise ValueError(f"video_path: {error}") from error
+    size = (settings.height, settings.width)
     first, last = (
         None if path is None else to_float(resize_and_crop(read_image(path)[None], *size))
         for path in (args.image, args.end_image)
     )
-    return Condition(prefix=first, last=last), None
+    return Condition(prefix=first, last=last)
 
 
 def _output_path(

@@ -34,6 +34,6 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         logger.debug("reading %s", path, exc_info=True)
-        told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        told = getattr(error, "strerror", None) or str(error)
         reason = (told.strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UnreadableFile(f"{path} cannot be read as {kind}: {reason}.") from error

@@ -14,6 +14,7 @@ import yaml
 from flowcache.knobs import only_knob
 from flowcache.kv.quantized import BITS
 from flowcache.kv.selection import WEIGHTINGS
+from flowcache.rates import plain_rate
 
 from .config_files import COMMAND_LINE, build, check_keys, check_mapping, read_file
 from .guidance import ThreeWayGuidance
@@ -23,7 +24,7 @@ from .schedule import Timetable
 PIXELS, FRAMES = 8, 4
 
 #: The most that is taken for meant; beyond lie slips of the keyboard, at which memory would give out.
-_MOST = {"num_frames": 10**6, "chunk_width": 1000, "window_size": 1000, "num_steps": 1000, "fps": 1000}
+_MOST = {"num_frames": 10**6, "chunk_width": 1000, "window_size": 1000, "num_steps": 1000}
 _MOST |= {"video_size_h": 2**14, "video_size_w": 2**14}
 
 #: FlowCache's options that say which steps are skipped, the threshold first.
@@ -119,7 +120,7 @@ class RuntimeSection:
     video_size_w: int = 720
     num_steps: int = 64
     window_size: int = 4
-    fps: int = 24
+    fps: float = 24
     chunk_width: int = 6
     t5_pretrained: str = ""
     t5_device: str = "cuda"
@@ -129,7 +130,8 @@ class RuntimeSection:
     load: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("window_size", "chunk_width", "num_frames", "fps"):
+        object.__setattr__(self, "fps", plain_rate(self.fps))
+        for name in ("window_size", "chunk_width", "num_frames"):
             _check(getattr(self, name) >= 1, name, self, "at least 1")
         for name, most in _MOST.items():
             _check(getattr(self, name) <= most, name, self, f"at most {most}")

@@ -14,8 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowcache import fragments, video
-from flowcache.fragments import BT709
+from flowcache import video
 from flowcache.video import (
     VideoWriter,
     contact_sheet,
@@ -27,6 +26,7 @@ from flowcache.video import (
     to_float,
     to_uint8,
 )
+from flowcache.video.fragments import BT709
 
 #: Far apart in hue, so that a wrong colour matrix shows.
 COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40)], np.uint8)
@@ -272,7 +272,7 @@ def test_no_room_at_any_point_keeps_the_old_file(tmp_path):
 def test_full_disk_names_its_reason(tmp_path, monkeypatch):
     opened = av.open
     monkeypatch.setattr(
-        fragments.av,
+        video.fragments.av,
         "open",
         lambda file, **options: opened("/dev/full" if isinstance(file, str) else file, **options),
     )
@@ -283,7 +283,7 @@ def test_full_disk_names_its_reason(tmp_path, monkeypatch):
 
 
 def test_next_encoder_where_x264_is_missing(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(video.av, "codecs_available", {"mpeg4"})
+    monkeypatch.setattr(video.writing.av, "codecs_available", {"mpeg4"})
     frames, _ = read_video(save(tmp_path / "a.mp4", stripes()))
     assert np.abs(frames[:, :, 8::16].astype(int) - COLOURS).max() <= 16
     assert "mpeg4" in caplog.text
