@@ -291,7 +291,7 @@ def test_next_encoder_where_x264_is_missing(tmp_path, monkeypatch, caplog):
 
 def test_probe(tmp_path):
     path = save(tmp_path / "a.mp4", stripes(), fps=16)
-    assert probe_video(path) == (6, 16, 32, 64)
+    assert probe_video(path) == (6, 16, 32, 64, False)
 
 
 def test_rotated_video_stands_upright(tmp_path):
@@ -313,7 +313,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path, read):
         read(tmp_path / "none.bin")
     for content in (b"", b"neither a video nor an image" * 20):
         (tmp_path / "some.bin").write_bytes(content)
-        with pytest.raises(ValueError, match=r"^\S*some\.bin cannot be read as an? (video|image)\.$"):
+        with pytest.raises(ValueError, match=r"^\S*some\.bin cannot be read as an? (video|image): .*\.$"):
             read(tmp_path / "some.bin")
 
 
