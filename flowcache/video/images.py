@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from warnings import catch_warnings
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,7 +22,7 @@ def read_image(path: str | Path) -> Frames:
         ValueError: the file is missing or unreadable, or its values have no known range.
     """
     check_exists(path)
-    with reading(path, "an image"), Image.open(path) as image:
+    with catch_warnings(action="ignore"), reading(path, "an image"), Image.open(path) as image:
         # phones write photos as MPO, with a preview behind them
         if getattr(image, "is_animated", False) and image.format != "MPO":
             logger.warning("%s has several frames; the first is used.", path)
