@@ -22,8 +22,9 @@ ENCODERS = {
     "libx264": {"crf": "10", "preset": "medium", "bf": "0"},  # imageio's quality 8
     "mpeg4": {"qmin": "2", "qmax": "3", "bf": "0"},
 }
-#: BT.709 in the numbering of H.273: what players assume of most videos, and written down for the others.
-BT709 = 1
+#: Numbers of H.273. The matrix of BT.601 loses least of the colours, at half their resolution, and is that
+#: of imageio's files; primaries and transfer are those of sRGB's relative BT.709.
+BT601, BT709 = 6, 1
 
 #: One fragment per file, its time counted from the start of the video, and nothing behind it.
 _FRAGMENT = {
@@ -63,7 +64,7 @@ class FragmentEncoder:
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                 picture = picture.reformat(
                     format="yuv420p",
-                    dst_colorspace=Colorspace.ITU709,
+                    dst_colorspace=Colorspace.ITU601,
                     dst_color_range=ColorRange.MPEG,
                     interpolation=EXACT,
                 )
@@ -140,7 +141,7 @@ class FragmentEncoder:
         stream.options = dict(ENCODERS[self._name])
         stream.thread_count = 1  # the same file on every machine
         context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.colorspace, context.color_primaries, context.color_trc = BT601, BT709, BT709
         context.color_range = ColorRange.MPEG
         return stream
 

@@ -16,7 +16,7 @@ Frames = NDArray[np.uint8]
 #: Conversion between YUV and RGB that rounds to the nearest: swscale's default rounds down, so that a
 #: video darkens with each generation.
 EXACT = (
-    Interpolation.BICUBIC
+    Interpolation.LANCZOS
     | Interpolation.ACCURATE_RND
     | Interpolation.FULL_CHR_H_INT
     | Interpolation.FULL_CHR_H_INP

@@ -26,7 +26,7 @@ from flowcache.video import (
     to_float,
     to_uint8,
 )
-from flowcache.video.fragments import BT709
+from flowcache.video.fragments import BT601, BT709
 
 #: Far apart in hue, so that a wrong colour matrix shows.
 COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40)], np.uint8)
@@ -61,7 +61,8 @@ def test_file_is_plain_h264_that_says_its_colours(tmp_path):
         stream = container.streams.video[0]
         context = stream.codec_context
         assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
-        assert context.colorspace == context.color_primaries == context.color_trc == BT709
+        told = context.colorspace, context.color_primaries, context.color_trc
+        assert told == (BT601, BT709, BT709)
 
 
 def test_same_frames_same_file(tmp_path):
