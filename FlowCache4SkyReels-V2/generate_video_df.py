@@ -39,6 +39,7 @@ from flowcache.config import DEFAULT_PRESET
 from flowcache.resume import ResumeFile
 from flowcache.tuning import Tuning
 from flowcache.video import (
+    Frames,
     VideoInfo,
     probe_video,
     read_image,
@@ -89,7 +90,7 @@ def prepare(args: argparse.Namespace) -> Job:
     """
     check_device(args.device)
     source = resolve_model(args.model_id, args.device)
-    info = _check_conditions(args)
+    info, images = _read_given(args)
     upright = None if info is None else info.height > info.width
     height, width = frame_size(args, source, upright)
     fps = args.fps
@@ -102,7 +103,7 @@ def prepare(args: argparse.Namespace) -> Job:
     if not prompt:
         raise ValueError("prompt must not be empty.")
     check_streaming(settings, cache, arrives=args.end_image is not None)
-    condition = _read_conditions(args, settings)
+    condition = _condition(args, settings, images)
     plan_windows(settings, 0 if condition.prefix is None else condition.prefix.shape[1])
     sampler = SkyReelsSampler(
         source=source,
@@ -124,8 +125,12 @@ def prepare(args: argparse.Namespace) -> Job:
     return Job(sampler, condition, prompt, args.video_path, output, resume, tuning)
 
 
-def _check_conditions(args: argparse.Namespace) -> VideoInfo | None:
-    """Refuse what does not go together or cannot be read; rate and size of what the video starts with."""
+def _read_given(args: argparse.Namespace) -> tuple[VideoInfo | None, dict[str, Frames]]:
+    """Refuse what does not go together or cannot be read.
+
+    Returns:
+        Rate and size of what the video starts with, and images by their flags.
+    """
     if args.end_image is not None and args.image is None:
         raise ValueError("end_image needs image as well: the video has to start somewhere.")
     if args.video_path is not None and args.image is not None:
@@ -134,20 +139,23 @@ def _check_conditions(args: argparse.Namespace) -> VideoInfo | None:
         raise ValueError(
             "video_path needs overlap_history: how many frames of it to continue from; 17 is usual."
         )
-    info = None
-    for name, read in (("end_image", read_image), ("image", read_image), ("video_path", probe_video)):
+    info, images = None, {}
+    for name in ("end_image", "image", "video_path"):
         path = getattr(args, name)
         if path is None:
             continue
         try:
-            found = read(path)
+            if name == "video_path":
+                info = probe_video(path)
+            else:
+                images[name] = read_image(path)
+                info = VideoInfo(1, None, *images[name].shape[:2])
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        info = found if name == "video_path" else VideoInfo(1, None, *found.shape[:2])
-    return info
+    return info, images
 
 
-def _read_conditions(args: argparse.Namespace, settings: VideoSettings) -> Condition:
+def _condition(args: argparse.Namespace, settings: VideoSettings, images: dict[str, Frames]) -> Condition:
     """What the video starts from and arrives at, in its size."""
     if args.video_path is not None:
         try:
@@ -156,8 +164,8 @@ def _read_conditions(args: argparse.Namespace, settings: VideoSettings) -> Condi
             raise ValueError(f"video_path: {error}") from error
     size = (settings.height, settings.width)
     first, last = (
-        None if path is None else to_float(resize_and_crop(read_image(path)[None], *size))
-        for path in (args.image, args.end_image)
+        to_float(resize_and_crop(images[name][None], *size)) if name in images else None
+        for name in ("image", "end_image")
     )
     return Condition(prefix=first, last=last)
 

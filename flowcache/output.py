@@ -75,8 +75,8 @@ def write_parts(
         path: of the mp4.
         fps: frames per second.
         trace: gets the time that writing takes.
-        before: video to write first, at that rate; needs ``size``.
-        size: height and width of the video.
+        before: video to write first; needs ``size``.
+        size: height and width of the video; None: those of its first part.
         skip: frames at the start of the parts to leave out.
         resume: where to save the state behind each part, as soon as that is on the disk; None: nowhere.
         state: what was saved there, to go on from: ``stream`` is that of the parts.
@@ -89,7 +89,7 @@ def write_parts(
         if state is not None:
             skip = state["skip"]
         elif before is not None:
-            writer.write_video(before, size)
+            writer.write_video(before)
         for part in parts:
             frames = to_uint8(part.frames)
             with trace.timer("write"):

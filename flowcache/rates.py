@@ -17,7 +17,7 @@ def exact_rate(rate: float | Fraction | str) -> Fraction:
         ValueError: it is no number, or out of range.
     """
     try:
-        fraction = Fraction(rate) if isinstance(rate, Fraction) or "/" in str(rate) else Fraction(float(rate))
+        fraction = Fraction(rate) if "/" in str(rate) else Fraction(float(rate))
     except (ValueError, TypeError, OverflowError, ZeroDivisionError):
         fraction = Fraction(0)
     if not SLOWEST <= fraction <= FASTEST:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from flowcache import FlowCacheConfig, Trace
@@ -73,7 +72,7 @@ class MagiSampler:
         }
 
     def check(self, sample: Sample) -> None:
-        """Refuse a sample whose image or video cannot be read; no frame of a video is decoded.
+        """Refuse a sample whose image or video cannot be read; decodes a video's first frame only.
 
         Raises:
             ValueError: it is named.
@@ -211,4 +210,4 @@ def _last_seconds(path: Path, fps: float, size: tuple[int, int]) -> Frames:
     seconds = min(int(count / fps), PREFIX_SECONDS)
     kept = max(round(seconds * fps), FRAMES) if seconds else count
     kept = max(min(kept, count) // FRAMES * FRAMES, 1)
-    return np.stack(frames[-kept:])
+    return frames[-kept:]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from flowcache import FlowCacheConfig, Trace
@@ -76,7 +75,7 @@ class SkyReelsSampler:
         }
 
     def check(self, sample: Sample) -> None:
-        """Refuse a sample whose image or video cannot be read; no frame of a video is decoded.
+        """Refuse a sample whose image or video cannot be read; decodes a video's first frame only.
 
         Raises:
             ValueError: it is named, or the settings do not say how many of its frames to continue from.
@@ -217,4 +216,4 @@ def video_prefix(path: Path, settings: VideoSettings) -> Tensor:
         raise ValueError(
             f"{path} has {count} frames at {settings.fps:g} a second, fewer than overlap_history ({wanted})."
         )
-    return to_float(np.stack(frames))
+    return to_float(frames)

@@ -106,7 +106,7 @@ def _videos(name: str, folder: Path) -> list[Path]:
 
 
 def check_views(views: Iterable[View]) -> None:
-    """Look at the headers of all videos before any is decoded.
+    """Check all videos by their headers and first frames.
 
     Raises:
         ValueError: one is unreadable or too short, or the rates of a view differ.

@@ -74,7 +74,7 @@ class FragmentEncoder:
         return self._count_part(file, len(frames))
 
     def copy(self, path: Path) -> bytes | None:
-        """What to append for all packets of a video; None where this encoder would not have made them so.
+        """What to append for all packets of a video; None where they differ from this encoder's.
 
         Raises:
             FFmpegError: it cannot be read.

@@ -103,7 +103,7 @@ def stream_video(
 
 def last_frames(
     path: str | Path, most: int, fps: float | Fraction, size: tuple[int, int]
-) -> tuple[list[Frames], int]:
+) -> tuple[Frames, int]:
     """The end of a video that is continued, at the rate and in the size of the new one.
 
     Args:
@@ -113,7 +113,7 @@ def last_frames(
         size: its height and width.
 
     Returns:
-        Frames ``[height, width, 3]``, and the number of frames of the whole video at that rate.
+        ``[frames, height, width, 3]``, and the number of frames of the whole video at that rate.
 
     Raises:
         ValueError: the file is missing, unreadable, holds no frame, or has damaged time stamps.
@@ -124,7 +124,7 @@ def last_frames(
     for frame in stream_video(path, fps):
         last.append(frame)
         count += 1
-    return [resize_and_crop(frame[None], *size)[0] for frame in last], count
+    return np.stack([resize_and_crop(frame[None], *size)[0] for frame in last]), count
 
 
 def _open(path: str | Path) -> av.container.InputContainer:

@@ -113,25 +113,25 @@ class VideoWriter:
             self._part.append(self._encoder.encode(frames[:, : self._encoder.height, : self._encoder.width]))
             self._num_frames += len(frames)
 
-    def write_video(self, path: Path, size: tuple[int, int]) -> None:
-        """Append a whole video in that height and width, played as it was.
+    def write_video(self, path: Path) -> None:
+        """Append a whole video, at its own speed and in this one's height and width, which must be given.
 
-        Its packets are copied where this writer would have made them so, as it did those of its own files;
-        else its frames are encoded again.
+        Packets with this writer's encoding, such as those of its own files, are copied; other videos are
+        encoded again.
 
         Raises:
             ValueError: it cannot be read.
         """
         if self._encoder is None:
-            self._size, self._encoder = size, self._new_encoder(*size)
+            self._encoder = self._new_encoder(*self._size)
         with reading(path, "a video"):
             copied = self._encoder.copy(path)
         if copied is not None:
             self._part.append(copied)
             self._num_frames = self._encoder.num_frames
             return
-        logger.info("%s is encoded again, as its encoding is another.", path)
-        frames = stream_video(path, self._fps, size)
+        logger.info("%s is encoded again, as its size, rate or encoding differs.", path)
+        frames = stream_video(path, self._fps, self._size)
         while part := list(islice(frames, _PART)):
             self.write(np.stack(part))
 

@@ -28,7 +28,7 @@ def save(path, *parts, fps=24):
 
 def continued(path, before, *parts, fps=24):
     with VideoWriter(path, fps, *SIZE) as writer:
-        writer.write_video(before, SIZE)
+        writer.write_video(before)
         for part in parts:
             writer.write(part)
     return path
@@ -67,7 +67,7 @@ def test_a_copied_start_is_in_the_growing_file_and_resumes(tmp_path):
     whole = continued(tmp_path / "whole.mp4", before, moving(3), moving(4))
     path = tmp_path / "a.mp4"
     with pytest.raises(KeyboardInterrupt), VideoWriter(path, 24, *SIZE) as writer:
-        writer.write_video(before, SIZE)
+        writer.write_video(before)
         assert len(read_video(writer.part_path)[0]) == 6
         writer.write(moving(3))
         state = writer.state_dict()
