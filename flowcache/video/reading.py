@@ -47,7 +47,7 @@ def probe_video(path: str | Path) -> VideoInfo:
     """
     check_exists(path)
     with reading(path, "a video"), _open(path) as container:
-        stream = container.streams.video[0]
+        stream = _video_stream(container)
         frame = next(container.decode(stream), None)
         if frame is None:
             raise ValueError("it holds no frame")
@@ -85,7 +85,7 @@ def stream_video(
     check_exists(path)
     shown = picture = None
     with reading(path, "a video"), _open(path) as container:
-        stream = container.streams.video[0]
+        stream = _video_stream(container)
         frames = container.decode(stream)
         if fps is not None:
             frames = _at_rate(frames, exact_rate(fps), _stated_rate(stream) or exact_rate(fps))
@@ -130,6 +130,13 @@ def last_frames(
 def _open(path: str | Path) -> av.container.InputContainer:
     # with its protocol, as FFmpeg takes what precedes a colon in a name for one
     return av.open(f"file:{path}")
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    # FFmpeg renders any text as pictures
+    if not container.streams.video or container.format.name == "tty":
+        raise ValueError("it holds no video")
+    return container.streams.video[0]
 
 
 def _stated_rate(stream: av.VideoStream) -> Fraction | None:

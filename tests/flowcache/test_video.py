@@ -61,8 +61,8 @@ def test_file_is_plain_h264_that_says_its_colours(tmp_path):
         stream = container.streams.video[0]
         context = stream.codec_context
         assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
-        told = context.colorspace, context.color_primaries, context.color_trc
-        assert told == (BT601, BT709, BT709)
+        stated = context.colorspace, context.color_primaries, context.color_trc
+        assert stated == (BT601, BT709, BT709)
 
 
 def test_same_frames_same_file(tmp_path):

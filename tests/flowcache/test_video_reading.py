@@ -1,6 +1,7 @@
 """Videos as users have them: turned, stretched, of any rate and colours, with sound, damaged."""
 
 import time
+import wave
 from fractions import Fraction
 
 import av
@@ -222,3 +223,13 @@ def test_loses_no_more_than_the_writer_of_the_originals(tmp_path):
         writer.write(frames)
     error = np.square(read_video(tmp_path / "a.mp4")[0].astype(float) - frames).mean()
     assert 10 * np.log10(255**2 / error) >= 30.93
+
+
+def test_text_and_sound_are_no_video(tmp_path):
+    (tmp_path / "a.txt").write_text("a cat walks\n" * 50)
+    with wave.open(str(tmp_path / "a.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(16000))
+    for name in ("a.txt", "a.wav"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as a video: it holds no video"):
+            probe_video(tmp_path / name)

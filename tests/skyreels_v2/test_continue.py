@@ -69,8 +69,8 @@ def test_what_is_given_plays_as_fast_as_it_did(continued, name, flags, fps, give
     path = continued(FAULTS / name, *flags)
     info = probe_video(path)
     assert (info.num_frames, info.fps) == (given + 9 - 5, fps)
-    told = Trace.load(path.with_suffix(".trace.json")).settings["video"]["fps"]
-    assert told == pytest.approx(float(fps))
+    stated = Trace.load(path.with_suffix(".trace.json")).settings["video"]["fps"]
+    assert stated == pytest.approx(float(fps))
 
 
 def test_a_result_is_continued_without_loss(continued, tmp_path):
@@ -114,3 +114,11 @@ def test_it_ends_with_the_frames_that_it_starts_from(front, checkpoint):
     last = ((job.condition.prefix.permute(1, 2, 3, 0) + 1) * 127.5).round().numpy()
     assert np.array_equal(last[-1], shown[1])
     assert np.array_equal(last[0], shown[0])
+
+
+def test_what_an_image_hides_is_black_and_said_once(front, checkpoint, caplog):
+    flags = ["--model_id", checkpoint, "--prompt", "a", *SMALL, "--image", FAULTS / "rgba_hidden_green.png"]
+    job = front.module.prepare(front.module.build_parser().parse_args([str(flag) for flag in flags]))
+    red, green, _ = (job.condition.prefix[:, 0] + 1) * 127.5
+    assert (green - red).max() < 50
+    assert caplog.text.count("black") == 1
