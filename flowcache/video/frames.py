@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from av.video.reformatter import Interpolation
@@ -45,17 +43,3 @@ def resize_and_crop(frames: Frames, height: int, width: int) -> Frames:
 def over_black(pixels: Frames) -> Frames:
     """Compose ``[height, width, 4]`` with straight alpha over black: ``[height, width, 3]``."""
     return (pixels[..., :3] * (pixels[..., 3:] / 255)).round().astype(np.uint8)
-
-
-def check_exists(path: str | Path) -> None:
-    """Refuse a path that is no file.
-
-    Raises:
-        ValueError: it is missing, a folder or longer than a path may be.
-    """
-    try:
-        exists = Path(path).is_file()
-    except (OSError, ValueError):
-        exists = False
-    if not exists:
-        raise ValueError(f"{path} does not exist or is not a file.")

@@ -9,8 +9,8 @@ from warnings import catch_warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..user_files import reading
-from .frames import Frames, check_exists, over_black
+from ..user_files import check_is_file, reading
+from .frames import Frames, over_black
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def read_image(path: str | Path) -> Frames:
     Raises:
         ValueError: the file is missing or unreadable, or its values have no known range.
     """
-    check_exists(path)
+    check_is_file(path)
     with catch_warnings(action="ignore"), reading(path, "an image"), Image.open(path) as image:
         # phones write photos as MPO, with a preview behind them
         if getattr(image, "is_animated", False) and image.format != "MPO":

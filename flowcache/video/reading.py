@@ -14,8 +14,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from ..rates import SLOWEST, exact_rate
-from ..user_files import reading
-from .frames import EXACT, Frames, check_exists, over_black, resize_and_crop
+from ..user_files import check_is_file, reading
+from .frames import EXACT, Frames, over_black, resize_and_crop
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def probe_video(path: str | Path) -> VideoInfo:
     Raises:
         ValueError: the file is missing, unreadable or holds no frame.
     """
-    check_exists(path)
+    check_is_file(path)
     with reading(path, "a video"), _open(path) as container:
         stream = _video_stream(container)
         frame = next(container.decode(stream), None)
@@ -82,7 +82,7 @@ def stream_video(
     Raises:
         ValueError: the file is missing, unreadable, holds no frame, or has damaged time stamps.
     """
-    check_exists(path)
+    check_is_file(path)
     shown = picture = None
     with reading(path, "a video"), _open(path) as container:
         stream = _video_stream(container)

@@ -5,9 +5,7 @@ import pytest
 from PIL import Image
 from reference import FAULTS
 
-from flowcache.video import read_image
-
-GREEN = (0, 255, 0, 0)
+from flowcache.video import read_image, to_float
 
 
 def test_what_an_image_hides_is_black(caplog):
@@ -126,3 +124,9 @@ def test_drawings_are_refused(tmp_path):
     (tmp_path / "a.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
     with pytest.raises(ValueError, match=r"a\.svg cannot be read as an image"):
         read_image(tmp_path / "a.svg")
+
+
+@pytest.mark.filterwarnings("error")
+def test_image_goes_into_a_tensor_without_warning(tmp_path):
+    Image.new("RGB", (64, 32)).save(tmp_path / "a.png")
+    assert to_float(read_image(tmp_path / "a.png")[None]).shape == (3, 1, 32, 64)

@@ -17,7 +17,6 @@ from PIL import Image
 from flowcache import video
 from flowcache.video import (
     VideoWriter,
-    contact_sheet,
     probe_video,
     read_image,
     read_video,
@@ -346,12 +345,6 @@ def test_images_of_other_modes_become_rgb(tmp_path, mode):
     assert (pixels.shape, pixels.dtype) == ((32, 64, 3), np.uint8)
 
 
-@pytest.mark.filterwarnings("error")
-def test_image_goes_into_a_tensor_without_warning(tmp_path):
-    Image.fromarray(stripes()[0]).save(tmp_path / "a.png")
-    assert to_float(read_image(tmp_path / "a.png")[None]).shape == (3, 1, 32, 64)
-
-
 def test_float_round_trip_is_exact():
     frames = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     assert (to_uint8(to_float(frames)) == frames).all()
@@ -383,29 +376,6 @@ def test_shrinking_averages():
     checkers = np.indices((64, 64)).sum(axis=0) % 2 * 255
     frames = checkers.astype(np.uint8)[None, :, :, None].repeat(3, axis=3)
     assert np.abs(resize_and_crop(frames, 16, 16)[:, 2:-2, 2:-2].astype(int) - 127).max() <= 8
-
-
-def test_contact_sheet_shows_evenly_spaced_frames(tmp_path):
-    ramp = np.arange(9, dtype=np.uint8)[:, None, None, None] * 20
-    frames = np.broadcast_to(ramp, (9, 16, 24, 3))
-    contact_sheet({"a": frames, "b": frames[:2]}, tmp_path / "sheet.png", columns=3, scale=1)
-    sheet = read_image(tmp_path / "sheet.png")
-    rows = [[sheet[top, 8 + column * 27 + 12, 0] for column in range(3)] for top in (32, 80)]
-    assert rows == [[0, 80, 160], [0, 20, 255]]
-    assert sheet.shape == (96, 2 * 8 + 3 * 27 - 3, 3)
-
-
-@pytest.mark.parametrize("videos", [{}, {"a": np.zeros((0, 8, 8, 3), np.uint8)}])
-def test_contact_sheet_of_nothing_is_refused(tmp_path, videos):
-    with pytest.raises(ValueError, match="at least one"):
-        contact_sheet(videos, tmp_path / "sheet.png")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_grey_of_16_bits_keeps_its_shades(tmp_path):
-    shades = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
-    Image.fromarray(shades).save(tmp_path / "grey.png")
-    assert video.read_image(tmp_path / "grey.png")[0, :, 0].tolist() == [0, 100, 255]
 
 
 def test_streamed_frames_are_those_that_are_read(tmp_path):
