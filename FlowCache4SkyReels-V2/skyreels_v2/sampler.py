@@ -173,7 +173,7 @@ class SkyReelsSampler:
             path: of the mp4.
             trace: filled in with what happens.
             seed: of the noise; None takes the settings'.
-            before: video to write first, in rate and size of the new one.
+            before: video to write first, at its own speed and in the new one's size.
             skip: frames at the start of the video not to write.
             resume: where to save what is needed to go on, and to go on from; None: nowhere.
         """
