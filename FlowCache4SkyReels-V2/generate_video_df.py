@@ -31,6 +31,7 @@ from flowcache.command_line import (
     check_tuning,
     load_and_tune,
     run_program,
+    settle_seed,
     target_of,
     words_of,
     writable_folder,
@@ -90,6 +91,7 @@ def prepare(args: argparse.Namespace) -> Job:
         ValueError: one sentence that names the argument and the fix.
     """
     settle_flags(args)
+    args.seed = settle_seed(args.seed, args.resume)
     check_device(args.device)
     source = resolve_model(args.model_id, args.device)
     info = _check_conditions(args)
