@@ -67,9 +67,9 @@ class Refuse(argparse.Action):
     def __init__(self, **options: Any) -> None:
         super().__init__(nargs=0, default=argparse.SUPPRESS, help=f"refused: {options['const']}", **options)
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        """Refuse the flag."""
-        parser.error(f"{self.option_strings[0]}: {self.const}")
+    def __call__(self, parser: argparse.ArgumentParser, *found: Any) -> NoReturn:
+        """Refuse the flag as it was typed, the last of what was found."""
+        parser.error(f"{found[-1]}: {self.const}")
 
 
 def _defaults_first(words: list[str]) -> list[str]:

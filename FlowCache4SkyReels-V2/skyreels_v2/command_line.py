@@ -83,8 +83,12 @@ def add_video_flags(parser: ArgumentParser) -> None:
         action=Refuse,
         const="one process makes one video so far; leave it out, or run sample_video.py on many GPUs",
     )
-    for name in ("--prompt_enhancer", "--prompt_enhance"):
-        add(name, action=Refuse, const="no enhancer is included; leave it out and write a longer prompt")
+    add(
+        "--prompt_enhancer",
+        "--prompt_enhance",
+        action=Refuse,
+        const="no enhancer is included; leave it out and write a longer prompt",
+    )
 
 
 def settle_flags(args: Namespace) -> None:
@@ -98,7 +102,7 @@ def settle_flags(args: Namespace) -> None:
             raise ValueError(f"teacache and method {args.method} exclude each other: leave one of them out.")
         args.method, args.typed = "teacache", args.typed | {"method"}
     dropped: dict[str, Any] = {}
-    if args.method in ("vanilla", "causal"):
+    if args.method != "flowcache":
         dropped["preset"] = None
     if args.method in ("vanilla", "teacache"):
         dropped |= {"streaming": False, "use_compress": False}
@@ -106,8 +110,9 @@ def settle_flags(args: Namespace) -> None:
         dropped["use_compress"] = False
     if (args.overlap_history or 0) >= args.base_num_frames:
         dropped["overlap_history"] = None
-    for name in dropped.keys() - args.typed:
-        give_way(args, name, dropped[name])
+    for name, value in dropped.items():
+        if name not in args.typed:
+            give_way(args, name, value)
 
 
 def settings_of(args: Namespace, source: ModelSource, **fixed: Any) -> VideoSettings:
