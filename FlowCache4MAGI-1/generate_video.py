@@ -30,6 +30,7 @@ from flowcache.command_line import (
     load_and_tune,
     output_file,
     run_program,
+    settle_seed,
     target_of,
     words_of,
 )
@@ -37,7 +38,6 @@ from flowcache.resume import ResumeFile
 from flowcache.tuning import Tuning
 from magi1.command_line import add_method_flags, check_rules, make_sampler, split_overrides
 from magi1.config import RULES, FlowCacheOptions
-from magi1.config_files import parse_overrides
 from magi1.model_source import resolve_model
 from magi1.request import VideoRequest
 from magi1.sampler import MagiSampler
@@ -81,11 +81,13 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
     Raises:
         ValueError: one sentence that names the argument and the fix.
     """
-    overrides, for_options = split_overrides(parse_overrides(rest), vars(args))
+    overrides, for_options = split_overrides(rest, vars(args))
+    if "seed" in overrides:
+        overrides["seed"] = settle_seed(overrides["seed"], args.resume)
     device = check_device(args.device)
     additional = args.additional_config or FOLDER / "yaml_config" / "single_run" / "config.yaml"
     options = FlowCacheOptions.from_file(additional, for_options)
-    target = target_of(args, {"preset": args.preset, **{name: getattr(options, name) for name in RULES}})
+    target = target_of(args, {name: getattr(options, name) for name in RULES})
     check_rules(options, for_options, args.method)
     source = resolve_model(args.config_file, overrides, args.model, device)
     sampler = make_sampler(args, source, options, args.device)

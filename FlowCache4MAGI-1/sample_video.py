@@ -33,12 +33,12 @@ from flowcache.config import DEFAULT_PRESET
 from flowcache.knobs import knobs_of
 from magi1.command_line import add_method_flags, check_rules, make_sampler, split_overrides
 from magi1.config import RULES, FlowCacheOptions, RuntimeSection
-from magi1.config_files import build, check_keys, parse_overrides, read_file, without_unread
+from magi1.config_files import build, check_keys, read_file, without_unread
 from magi1.model_source import SMALL, ModelSource, resolve_model
 
 FOLDER = Path(__file__).resolve().parent
 #: What ``reuse_strategy`` stands for.
-STRATEGIES = {"chunkwise": "flowcache", "all": "teacache", "none": "vanilla"}
+STRATEGIES = {"chunkwise": "flowcache", "all": "teacache", "none": "vanilla", "original": "vanilla"}
 _OURS = ("config_file", "reuse_strategy", "preset")
 
 
@@ -74,8 +74,10 @@ def read_settings(args: argparse.Namespace, rest: list[str]) -> Settings:
     Raises:
         ValueError: a key is unknown or a value wrong; the key and its place are named.
     """
-    overrides, for_reuse = split_overrides(parse_overrides(rest), vars(args))
     path = args.yaml_config
+    if rest and not rest[0].startswith("-"):  # the original takes the file without a flag
+        path, rest = Path(rest[0]), rest[1:]
+    overrides, for_reuse = split_overrides(rest, vars(args))
     content = dict(read_file(path, yaml.safe_load, "YAML"))
     where, strategy = str(path), content.pop("reuse_strategy", "chunkwise")
     strategy = args.reuse_strategy or strategy

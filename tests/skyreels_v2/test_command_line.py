@@ -63,6 +63,28 @@ def front(monkeypatch, tmp_path):
     return Program(FRONT, monkeypatch)
 
 
+def test_seed_minus_one_is_drawn_and_named(front, checkpoint, tmp_path, caplog, capsys):
+    caplog.set_level("INFO")
+    flags = ["--model_id", checkpoint, *QUICK, "--seed", -1, "--outdir", "out", "--prompt", "a"]
+    assert front(*flags) == 0
+    (video,) = (tmp_path / "out" / "skyreels_v2").glob("*.mp4")
+    seed = Trace.load(video.with_suffix(".trace.json")).settings["video"]["seed"]
+    assert seed >= 0
+    assert f"_seed{seed}_" in video.name
+    assert f"seed: {seed}" in caplog.text
+    assert front(*flags, "--resume") == 2
+    assert "seed" in capsys.readouterr().err
+
+
+def test_torchrun_of_a_single_video_is_refused(front, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert front("--model_id", checkpoint, *QUICK) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "WORLD_SIZE" in line and "sample_video.py" in line
+
+
 def test_streams_a_long_video(front, checkpoint, tmp_path):
     flags = ["--streaming", "--use_compress", "--num_frames", 69, "--base_num_frames", 17, "--outdir", "out"]
     assert front("--model_id", checkpoint, *QUICK, *flags, "--prompt", "a") == 0
@@ -102,7 +124,12 @@ BAD = {
     "device must be": ["--device", "foo"],
     "device cuda asks": ["--device", "cuda"],
     "shift must be at most": ["--shift", "1e9"],
-    "unrecognized arguments: --teacache": ["--teacache"],
+    "unrecognized arguments: --teacash": ["--teacash"],
+    "teacache and method causal exclude": ["--teacache", "--method", "causal"],
+    "target_psnr needs method flowcache, got teacache": ["--teacache", "--target_psnr", 30],
+    "--use_usp: .*sample_video.py": ["--use_usp"],
+    "--prompt_enhancer: .*longer prompt": ["--prompt_enhancer"],
+    "--prompt_enhance: .*longer prompt": ["--prompt_enhance"],
     "method": ["--method", "foo"],
     "video_path needs overlap_history": ["--video_path", "missing.mp4"],
     "end_image needs image": ["--end_image", "missing.png"],
