@@ -91,7 +91,8 @@ class RuntimeSection:
         cfg_number: forwards a step: 1 for distilled models, 3 for base models.
         cfg_t_range, prev_chunk_scales, text_scales: guidance scales by time.
         noise2clean_kvrange: chunks that a noisy chunk sees, by its progress; empty: all before it.
-        clean_chunk_kvrange: chunks that a finished one sees; -1: as the last of those.
+        clean_chunk_kvrange: chunks that a clean one sees; -1: as the last of those. Without those, only given
+            chunks read it.
         clean_t: time at which finished chunks are shown.
         num_frames: pixel frames to make.
         video_size_h, video_size_w: pixels.

@@ -168,6 +168,12 @@ def test_keys_that_nobody_reads_are_a_warning(front, weights, caplog):
     assert "reuse_strategy has no effect" in caplog.text
 
 
+def test_a_range_of_clean_chunks_that_is_ignored_is_a_warning(weights, caplog):
+    source = resolve_model(weights, {"clean_chunk_kvrange": 1}, "official")
+    load_pipeline(source, "meta")
+    assert "clean_chunk_kvrange 1" in caplog.text
+
+
 def prepared(front, weights, *arguments):
     words = ["--config_file", weights, "--model", "official", *arguments]
     return front.module.prepare(*front.module.build_parser().parse_known_args([str(w) for w in words]))
