@@ -266,6 +266,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         options = LoopOptions(
             whole_window=cache.whole_window,
             refresh_given=cache.refresh_given,
+            clean_pass=cache.clean_pass,
             condition_noise=settings.addnoise_condition / 1000,
             draw_noise=lambda step, shape: torch.randn(shape, generator=generator).to(self.compute_device),
             compression=cache.compression,

@@ -85,14 +85,27 @@ def test_given_frames_stay_as_they_were(pipeline):
     assert not torch.equal(video.latents[:, -1], plain.latents[:, -1])
 
 
-@pytest.mark.parametrize("method", ["vanilla", "causal"])
-def test_the_frame_to_arrive_at_is_shown_clean(pipeline, method, monkeypatch):
-    """``addnoise_condition`` is for the prefix, at its time; the last frame has time 0, as in the original."""
-    shown = []
-    plain = SkyReelsV2ChunkModel.embed
+@pytest.fixture
+def shown(monkeypatch):
+    """What the model is shown, call by call."""
+    inputs, plain = [], SkyReelsV2ChunkModel.embed
     monkeypatch.setattr(
-        SkyReelsV2ChunkModel, "embed", lambda self, inputs: (shown.extend(inputs), plain(self, inputs))[1]
+        SkyReelsV2ChunkModel, "embed", lambda self, given: (inputs.extend(given), plain(self, given))[1]
     )
+    return inputs
+
+
+def test_a_clean_pass_shows_each_clean_block_once_more(pipeline, shown):
+    videos = [
+        generate(pipeline, FlowCacheConfig(policy="none", clean_pass=passes)) for passes in (False, True)
+    ]
+    assert [item.start_frame for item in shown if item.timesteps == (0, 0)] == [0, 2]
+    assert not torch.equal(plain.latents, passed.latents)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "causal"])
+def test_the_frame_to_arrive_at_is_shown_clean(pipeline, method, shown):
+    """``addnoise_condition`` is for the prefix; the last frame has time 0, as in the original."""
     first, last = (torch.rand(3, 1, 32, 32) * 2 - 1 for _ in range(2))
     generate(pipeline, method_config(method), Condition(first, last), addnoise_condition=20)
     codec = VideoCodec(pipeline.vae)
