@@ -96,9 +96,9 @@ def shown(monkeypatch):
 
 
 def test_a_clean_pass_shows_each_clean_block_once_more(pipeline, shown):
-    videos = [
+    plain, passed = (
         generate(pipeline, FlowCacheConfig(policy="none", clean_pass=passes)) for passes in (False, True)
-    ]
+    )
     assert [item.start_frame for item in shown if item.timesteps == (0, 0)] == [0, 2]
     assert not torch.equal(plain.latents, passed.latents)
 
