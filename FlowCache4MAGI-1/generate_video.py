@@ -85,7 +85,7 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
     device = check_device(args.device)
     additional = args.additional_config or FOLDER / "yaml_config" / "single_run" / "config.yaml"
     options = FlowCacheOptions.from_file(additional, for_options)
-    target = target_of(args, {"preset": args.preset, **{name: getattr(options, name) for name in RULES}})
+    target = target_of(args, {name: getattr(options, name) for name in RULES})
     check_rules(options, for_options, args.method)
     source = resolve_model(args.config_file, overrides, args.model, device)
     sampler = make_sampler(args, source, options, args.device)

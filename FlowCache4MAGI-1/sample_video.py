@@ -38,7 +38,7 @@ from magi1.model_source import SMALL, ModelSource, resolve_model
 
 FOLDER = Path(__file__).resolve().parent
 #: What ``reuse_strategy`` stands for.
-STRATEGIES = {"chunkwise": "flowcache", "all": "teacache", "none": "vanilla"}
+STRATEGIES = {"chunkwise": "flowcache", "all": "teacache", "none": "vanilla", "original": "vanilla"}
 _OURS = ("config_file", "reuse_strategy", "preset")
 
 
@@ -74,8 +74,10 @@ def read_settings(args: argparse.Namespace, rest: list[str]) -> Settings:
     Raises:
         ValueError: a key is unknown or a value wrong; the key and its place are named.
     """
-    overrides, for_reuse = split_overrides(parse_overrides(rest), vars(args))
     path = args.yaml_config
+    if rest and not rest[0].startswith("-"):  # the original takes the file without a flag
+        path, rest = Path(rest[0]), rest[1:]
+    overrides, for_reuse = split_overrides(parse_overrides(rest), vars(args))
     content = dict(read_file(path, yaml.safe_load, "YAML"))
     where, strategy = str(path), content.pop("reuse_strategy", "chunkwise")
     strategy = args.reuse_strategy or strategy

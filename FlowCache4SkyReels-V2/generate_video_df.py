@@ -48,7 +48,7 @@ from flowcache.video import (
     to_float,
 )
 from skyreels_v2 import Condition, VideoSettings, resolve_model
-from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of
+from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of, settle_flags
 from skyreels_v2.sampler import SkyReelsSampler
 from skyreels_v2.windows import check_streaming, plan_windows
 
@@ -89,6 +89,7 @@ def prepare(args: argparse.Namespace) -> Job:
     Raises:
         ValueError: one sentence that names the argument and the fix.
     """
+    settle_flags(args)
     check_device(args.device)
     source = resolve_model(args.model_id, args.device)
     info = _check_conditions(args)
@@ -98,7 +99,7 @@ def prepare(args: argparse.Namespace) -> Job:
     if fps is None and args.video_path is not None and info.fps:
         fps = round(info.fps)
     settings = settings_of(args, source, height=height, width=width, fps=fps)
-    target = target_of(args, {name: getattr(args, name) for name in ("preset", *RULES)})
+    target = target_of(args, {name: getattr(args, name) for name in RULES})
     cache = cache_of(args, source, settings)
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:

@@ -28,7 +28,7 @@ from flowcache.command_line import Parser, run_checked
 from flowcache.config import DEFAULT_PRESET
 from flowcache.knobs import check_knobs, knobs_of
 from skyreels_v2 import ModelSource, VideoSettings, resolve_model
-from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of
+from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of, settle_flags
 from skyreels_v2.sampler import SkyReelsSampler
 from skyreels_v2.windows import check_streaming, plan_windows
 
@@ -47,6 +47,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
     Raises:
         ValueError: one sentence that names the argument and the fix.
     """
+    settle_flags(args)
     options = BenchmarkOptions(**given_flags(args))
     rank, devices = Rank.from_environment(os.environ), list_devices(*options.devices_text(os.environ))
     device = device_of(rank, devices)

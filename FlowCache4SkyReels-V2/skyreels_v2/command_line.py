@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from flowcache import FlowCacheConfig
+from flowcache.command_line import Refuse, give_way
 from flowcache.config import DEFAULT_PRESET, PRESETS
 from flowcache.knobs import check_knobs
 from flowcache.kv.quantized import BITS
@@ -72,10 +73,41 @@ def add_video_flags(parser: ArgumentParser) -> None:
     add("--kv_bits", type=int, choices=BITS, help="keep keys and values of finished blocks in so many bits")
     add("--kv_offload", action="store_true", help="keep keys and values of finished blocks in host memory")
     add("--method", choices=METHODS, default="flowcache", help="(default: flowcache)")
+    add("--teacache", action="store_true", help="the original's flag for --method teacache")
     add("--preset", choices=PRESETS, help=f"which steps are skipped, and how (default: {DEFAULT_PRESET})")
     add("--forecast", choices=FORECASTS, help="overrides the preset's")
     add("--height", type=int, help="pixels, a multiple of 16; overrides --resolution")
     add("--width", type=int, help="pixels, a multiple of 16; overrides --resolution")
+    add(
+        "--use_usp",
+        action=Refuse,
+        const="one process makes one video so far; leave it out, or run sample_video.py on many GPUs",
+    )
+    for name in ("--prompt_enhancer", "--prompt_enhance"):
+        add(name, action=Refuse, const="no enhancer is included; leave it out and write a longer prompt")
+
+
+def settle_flags(args: Namespace) -> None:
+    """Let ``--teacache`` name the method, and drop settings of a script that do not go with what was typed.
+
+    Raises:
+        ValueError: ``--teacache`` is typed beside another method.
+    """
+    if args.teacache:
+        if "method" in args.typed and args.method != "teacache":
+            raise ValueError(f"teacache and method {args.method} exclude each other: leave one of them out.")
+        args.method, args.typed = "teacache", args.typed | {"method"}
+    dropped: dict[str, Any] = {}
+    if args.method in ("vanilla", "causal"):
+        dropped["preset"] = None
+    if args.method in ("vanilla", "teacache"):
+        dropped |= {"streaming": False, "use_compress": False}
+    if "use_kvrange" in args.typed:
+        dropped["use_compress"] = False
+    if (args.overlap_history or 0) >= args.base_num_frames:
+        dropped["overlap_history"] = None
+    for name in dropped.keys() - args.typed:
+        give_way(args, name, dropped[name])
 
 
 def settings_of(args: Namespace, source: ModelSource, **fixed: Any) -> VideoSettings:
@@ -85,9 +117,10 @@ def settings_of(args: Namespace, source: ModelSource, **fixed: Any) -> VideoSett
         ValueError: one sentence that names the argument and the fix.
     """
     given = {**vars(args), **fixed}
-    if args.causal_block_size is None:
+    if "causal_block_size" not in args.typed:
+        block = args.causal_block_size or source.defaults["causal_block_size"]
         window = min(given["num_frames"] or source.defaults["num_frames"], args.base_num_frames)
-        given["causal_block_size"] = max(1, min(source.defaults["causal_block_size"], latent_frames(window)))
+        given["causal_block_size"] = max(1, min(block, latent_frames(window)))
     return source.video_settings(**given)
 
 
