@@ -173,7 +173,7 @@ def test_keys_of_the_original_mean_what_they_say(front, tmp_path):
 BAD = {
     "there is no dimenson; did you mean dimension": ("dimenson: scene", []),
     "there is no dimensions; did you mean dimension": ("", ["--dimensions", "scene"]),
-    "reuse_strategy must be one of chunkwise, all, none, got 'some'": ("reuse_strategy: some", []),
+    "reuse_strategy must be one of chunkwise, all, none, original, got 'some'": ("reuse_strategy: some", []),
     "nothing.json cannot be read": ("", ["--config_file", "nothing.json"]),
     "benchmark must be one of vbench, physicsiq, got 'vbnech'": ("benchmark: vbnech", []),
     "samples must be a whole number": ("samples: many", []),
