@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .command_line import words_of
-from .config import FlowCacheConfig
+from .config import DEFAULT_PRESET, FlowCacheConfig
 from .tuning import Target
 
-#: Bytes of a name without suffix: what is written beside a video and its temporary files add up to 21
-#: (``.NAME.trace.12345678.json``), and some file systems end at 240.
+#: Bytes of a name without suffix. The longest that is written beside a video is 21 bytes longer,
+#: ``.NAME.trace.12345678.json``, and stays below 240.
 MAX_BYTES = 218
 
 
@@ -21,43 +21,44 @@ def video_name(prompt: str, words: Iterable[str], identity: Mapping[str, Any]) -
 
     Args:
         prompt: its first words begin the name.
-        words: what a reader wants to tell apart at a glance.
-        identity: all that decides about the video, with digests in place of weights, images and videos, and
-            without paths, so that the name depends neither on where the model lies nor on file names.
+        words: what tells the videos of a prompt apart at a glance.
+        identity: all that decides about the video, with digests of weights, images and videos in place of
+            their paths: the name depends neither on where the project lies nor on what files are called.
     """
     content = json.dumps(identity, sort_keys=True, default=str)
-    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    rest = "_".join([*words, digest])
+    rest = "_".join([*words, hashlib.sha256(content.encode()).hexdigest()[:8]])
     start = words_of(prompt).encode()[: MAX_BYTES - len(rest) - 1].decode(errors="ignore")
     return f"{start}_{rest}.mp4"
 
 
-def method_words(
-    method: str, preset: str | None, options: Mapping[str, Any], target: Target | None
+def setting_words(
+    method: str,
+    preset: str | None,
+    options: Mapping[str, float | None],
+    target: Target | None,
+    cache: FlowCacheConfig,
 ) -> list[str]:
-    """The method, and the target or else the preset and options that choose the steps to skip.
+    """Words for the method, for what chooses the steps to skip, and for what the KV cache keeps.
 
     Args:
         method: its name.
         preset: None: left open.
-        options: values by name; None where an option is left open.
-        target: None: none.
+        options: that select a reuse policy, by name; None where one is left open.
+        target: in place of both; None: none.
+        cache: settings of the method.
     """
-    if target is not None:
-        return [method, str(target)]
     chosen = [f"{name}{value:g}" for name, value in options.items() if value is not None]
-    return [method, *([preset] if preset else []), *chosen]
-
-
-def cache_words(cache: FlowCacheConfig) -> list[str]:
-    """What the KV cache keeps of clean chunks, where it is less than all."""
-    words = []
-    if cache.compression is not None:
-        total, budget = cache.compression.total, cache.compression.budget
-        words.append(f"budget{budget}" if total is None else f"total{total}")
+    if target is not None:
+        chosen = [str(target)]
+    elif preset is not None or (method == "flowcache" and not chosen):
+        chosen.insert(0, preset or DEFAULT_PRESET)
+    compression, storage = cache.compression, cache.storage
+    if compression is not None:
+        total = compression.total
+        chosen.append(f"budget{compression.budget}" if total is None else f"total{total}")
     if cache.clean_range is not None:
-        words.append(f"kvrange{cache.clean_range}")
-    if cache.storage is not None:
-        words += [f"kv{cache.storage.bits}bits"] if cache.storage.bits else []
-        words += ["kvoffload"] if cache.storage.offload else []
-    return words
+        chosen.append(f"kvrange{cache.clean_range}")
+    if storage is not None:
+        chosen += [f"kv{storage.bits}bits"] if storage.bits else []
+        chosen += ["kvoffload"] if storage.offload else []
+    return [method, *chosen]

@@ -63,10 +63,16 @@ class SkyReelsSampler:
         }
 
     def identity(self, prompt: str, condition: Condition, before: Frames | None = None) -> dict[str, Any]:
-        """All that decides about a video, as ``ResumeFile`` wants it; arguments as those of ``write``."""
-        path = self.source.path
+        """All that decides about a video, for its name and its ``ResumeFile``.
+
+        A local model goes by its weights, so that its folder may move; one on the Hub by its id. Arguments as
+        those of ``write``.
+        """
+        path, settings = self.source.path, self.settings
+        if path is not None:
+            del settings["model"]
         return {
-            **self.settings,
+            **settings,
             "prompt": prompt,
             "seed": self.video.seed,
             "prefix": array_digest(condition.prefix),

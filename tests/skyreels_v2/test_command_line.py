@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def test_writes_video_trace_and_map(checkpoint, tmp_path):
     done = run("--model_id", checkpoint, *QUICK, "--prompt", "a red circle", "--outdir", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (video,) = (tmp_path / "out" / "skyreels_v2").glob("*.mp4")
-    assert re.fullmatch(r"a_red_circle_flowcache_fast_seed0_steps4_[0-9a-f]{6}", video.stem)
+    assert re.fullmatch(r"a_red_circle_t2v_flowcache_fast_seed0_steps4_[0-9a-f]{8}", video.stem)
     stem = video.with_suffix("")
     frames, fps = read_video(video)
     assert frames.shape == (9, 32, 32, 3)
@@ -69,6 +71,61 @@ def test_streams_a_long_video(front, checkpoint, tmp_path):
     (video,) = (tmp_path / "out" / "skyreels_v2").glob("*.mp4")
     assert len(read_video(video)[0]) == 69
     assert len(Trace.load(video.with_suffix(".trace.json")).windows) == 1
+
+
+def prepared(front, *arguments):
+    return front.module.prepare(front.module.build_parser().parse_args([str(word) for word in arguments]))
+
+
+NAMES = {
+    "t2v_flowcache_fast": [],
+    "t2v_flowcache_fast_seed0_steps5": ["--inference_steps", 5],
+    "i2v_flowcache_fast": ["--image", "first.png"],
+    "i2v_flowcache": ["--image", "first.png", "--end_image", "first.png"],
+    "v2v_flowcache_fast": ["--video_path", "in.mp4", "--overlap_history", 5],
+    "t2v_flowcache_turbo": ["--preset", "turbo"],
+    "t2v_flowcache_interval3": ["--interval", 3],
+    "t2v_flowcache_teacache_thresh0.1": ["--teacache_thresh", 0.1],
+    "t2v_flowcache_fast_budget2": ["--use_compress", "--budget_block", 2],
+    "t2v_flowcache_fast_budget1_streaming": ["--use_compress", "--streaming", "--base_num_frames", 5],
+    "t2v_flowcache_fast_kvrange0": ["--use_kvrange"],
+    "t2v_flowcache_fast_kv8bits": ["--kv_bits", 8],
+    "t2v_flowcache_fast_kvoffload": ["--kv_offload"],
+    "t2v_flowcache_fast_seed7": ["--seed", 7],
+    "t2v_causal": ["--method", "causal"],
+    "t2v_vanilla": ["--method", "vanilla"],
+    "t2v_flowcache": ["--negative_prompt", "a circle"],
+    "t2v_flowcache_": ["--shift", 3],
+    "t2v": ["--num_frames", 13],
+}
+
+
+def test_other_settings_have_other_names(front, checkpoint, tmp_path):
+    Image.new("RGB", (32, 32), "red").save("first.png")
+    with VideoWriter("in.mp4", 24) as writer:
+        writer.write(np.full((5, 32, 32, 3), 200, dtype=np.uint8))
+    names = set()
+    for start, flags in NAMES.items():
+        name = prepared(front, "--model_id", checkpoint, *QUICK, "--prompt", "a", *flags).output.name
+        assert name.startswith(f"a_{start}")
+        names.add(name)
+    assert len(names) == len(NAMES)
+
+
+def test_a_name_is_that_of_the_content_and_not_of_paths(front, checkpoint, tmp_path):
+    def name(image, model=checkpoint):
+        return prepared(front, "--model_id", model, *QUICK, "--image", image).output.name
+
+    Image.new("RGB", (32, 32), "red").save("first.png")
+    red = name("first.png")
+    Image.new("RGB", (32, 32), "red").save("other.png")
+    assert name(tmp_path / "other.png") == red
+    assert name("first.png", shutil.copytree(checkpoint, "moved")) == red
+    Image.new("RGB", (32, 32), "blue").save("first.png")
+    assert name("first.png") != red
+    weights = Path("moved") / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert name("other.png", "moved") != red
 
 
 BAD = {
@@ -158,7 +215,7 @@ def test_a_target_is_searched_for_once_and_said(front, checkpoint, tmp_path, mon
     )
     assert came, expected
     assert came[1] == came[2], "a video as short as the pilot comes to what was expected"
-    (video,) = (tmp_path / "out" / "skyreels_v2").glob("a_flowcache_1.2x_seed0_steps6_*.mp4")
+    (video,) = (tmp_path / "out" / "skyreels_v2").glob("a_t2v_flowcache_1.2x_seed0_steps6_*.mp4")
     settings = Trace.load(video.with_suffix(".trace.json")).settings
     assert settings["reuse"]["policy"] == "fixed_interval"
     assert settings["tuning"]["target"] == "1.2x"
