@@ -38,7 +38,8 @@ from flowcache.knobs import knobs_of
 from flowcache.naming import setting_words, video_name
 from flowcache.resume import ResumeFile
 from flowcache.tuning import Target, Tuning
-from magi1.command_line import add_method_flags, check_rules, make_sampler, split_overrides
+from flowcache.unread import refuse_unread
+from magi1.command_line import add_method_flags, make_sampler, split_overrides, unread_options
 from magi1.config import RULES, FlowCacheOptions
 from magi1.config_files import parse_overrides
 from magi1.model_source import resolve_model
@@ -89,8 +90,8 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
     additional = args.additional_config or FOLDER / "yaml_config" / "single_run" / "config.yaml"
     options = FlowCacheOptions.from_file(additional, for_options)
     target = target_of(args, {name: getattr(options, name) for name in RULES})
-    check_rules(options, for_options, args.method)
     source = resolve_model(args.config_file, overrides, args.model, device)
+    refuse_unread(unread_options(args, options, source.config))
     sampler = make_sampler(args, source, options, args.device)
     prompt = args.prompt.strip()
     if not prompt:

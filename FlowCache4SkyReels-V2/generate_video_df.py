@@ -37,6 +37,7 @@ from flowcache.command_line import (
 from flowcache.naming import setting_words, video_name
 from flowcache.resume import ResumeFile
 from flowcache.tuning import Target, Tuning
+from flowcache.unread import refuse_unread
 from flowcache.video import (
     Frames,
     VideoInfo,
@@ -47,7 +48,15 @@ from flowcache.video import (
     to_float,
 )
 from skyreels_v2 import Condition, VideoSettings, resolve_model
-from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of, settle_flags
+from skyreels_v2.command_line import (
+    RULES,
+    add_video_flags,
+    cache_of,
+    drop_unread,
+    frame_size,
+    settings_of,
+    settle_flags,
+)
 from skyreels_v2.sampler import SkyReelsSampler
 from skyreels_v2.windows import check_streaming, plan_windows
 
@@ -89,6 +98,8 @@ def prepare(args: argparse.Namespace) -> Job:
         ValueError: one sentence that names the argument and the fix.
     """
     settle_flags(args)
+    target = target_of(args, {name: getattr(args, name) for name in RULES})
+    refuse_unread(drop_unread(args))
     check_device(args.device)
     source = resolve_model(args.model_id, args.device)
     info = _check_conditions(args)
@@ -98,7 +109,6 @@ def prepare(args: argparse.Namespace) -> Job:
     if fps is None and args.video_path is not None and info.fps:
         fps = round(info.fps)
     settings = settings_of(args, source, height=height, width=width, fps=fps)
-    target = target_of(args, {name: getattr(args, name) for name in RULES})
     cache = cache_of(args, source, settings)
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:

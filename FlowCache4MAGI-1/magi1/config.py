@@ -29,6 +29,10 @@ _MOST |= {"video_size_h": 2**14, "video_size_w": 2**14}
 #: FlowCache's options that say which steps are skipped, the threshold first.
 RULES = ("rel_l1_thresh", "interval", "tolerance", "plan")
 
+#: Those that say how the cache is compressed; the last two weight single tokens.
+COMPRESSION = ("total_cache_chunk_nums", "compress_strategy", "query_granularity", "mix_lambda")
+COMPRESSION += ("score_weighting_method", "power")
+
 PARAMS_DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")
 
 #: Keys of the engine's section that are read and have no effect yet.

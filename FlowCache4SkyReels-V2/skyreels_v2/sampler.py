@@ -49,6 +49,9 @@ class SkyReelsSampler:
     shows_steps: bool = True
     _pipeline: FlowCacheSkyReelsV2Pipeline | None = field(default=None, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        self.video.check_negative_prompt(self.negative_prompt)
+
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides about a video but the sample itself."""

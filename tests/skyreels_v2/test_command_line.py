@@ -14,9 +14,11 @@ from PIL import Image
 from programs import Program
 from reference import ROOT
 
+from flowcache.config import KVCompressionConfig
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
 from skyreels_v2 import sampler
+from skyreels_v2.methods import METHODS
 
 FRONT = ROOT / "FlowCache4SkyReels-V2" / "generate_video_df.py"
 QUICK = ["--height", 32, "--width", 32, "--num_frames", 9]
@@ -136,16 +138,16 @@ BAD = {
     "overlap_history must be smaller": ["--num_frames", 177, "--overlap_history", 97],
     "teacache_thresh must be a finite number of at least 0, got -0.1": ["--teacache_thresh=-0.1"],
     "teacache_thresh must be a finite number of at least 0, got nan": ["--teacache_thresh", "nan"],
-    "teacache_thresh .* got inf": ["--teacache_thresh", "inf", "--method", "causal"],
+    "teacache_thresh .* got inf": ["--teacache_thresh", "inf"],
     "interval must be at least 1, got 0": ["--interval", 0],
     "tolerance must be a finite number": ["--tolerance", "nan"],
     "interval and tolerance exclude each other": ["--interval", 3, "--tolerance", 0.01],
-    "interval is for flowcache; teacache takes teacache_thresh": ["--interval", 3, "--method", "teacache"],
-    "interval is for flowcache; vanilla computes every": ["--interval", 3, "--method", "vanilla"],
+    "interval .* teacache takes teacache_thresh": ["--interval", 3, "--method", "teacache"],
+    "interval .* vanilla computes every": ["--interval", 3, "--method", "vanilla"],
     "teacache_thresh and plan exclude each other": ["--teacache_thresh", 0.1, "--plan", 0.5],
-    "plan is for flowcache; vanilla computes every": ["--plan", 0.3, "--method", "vanilla"],
-    "plan is for flowcache; teacache takes teacache_thresh": ["--plan", 0.3, "--method", "teacache"],
-    "teacache_thresh is for flowcache; causal computes": ["--teacache_thresh", 0.1, "--method", "causal"],
+    "plan .* vanilla computes every": ["--plan", 0.3, "--method", "vanilla"],
+    "plan .* teacache takes teacache_thresh": ["--plan", 0.3, "--method", "teacache"],
+    "teacache_thresh .* causal computes": ["--teacache_thresh", 0.1, "--method", "causal"],
     "plan must be a share of the steps": ["--plan", 2],
     "plan needs plans beside the model for steps 30, stride 0, shift 8, guidance": ["--plan", 0.3],
     "image: missing.png": ["--image", "missing.png"],
@@ -171,9 +173,24 @@ BAD = {
     "causal_block_size": ["--causal_block_size", 0],
     "causal_block_size must be at most": ["--num_frames", 9, "--causal_block_size", 5],
     "budget_block must be at least 1": ["--use_compress", "--budget_block", 0],
-    "use_compress and use_kvrange need a cache": ["--use_compress", "--method", "vanilla"],
+    "use_compress .* vanilla": ["--use_compress", "--method", "vanilla"],
+    "use_kvrange .* teacache": ["--use_kvrange", "--method", "teacache"],
+    "use_compress and use_kvrange": ["--use_compress", "--use_kvrange"],
+    "budget_block .* use_compress": ["--budget_block", 2],
+    "kvrange .* use_kvrange": ["--kvrange", 0],
+    "use_ret_steps .* teacache_thresh": ["--no-use_ret_steps"],
+    "use_ret_steps .* paper-fast": ["--use_ret_steps", "--preset", "paper-fast", "--interval", 3],
+    "use_ret_steps .* causal": ["--use_ret_steps", "--method", "causal"],
+    "preset .* vanilla": ["--preset", "fast", "--method", "vanilla"],
+    "preset .* causal": ["--preset", "fast", "--method", "causal"],
+    "preset .* paper-fast": ["--preset", "quality", "--method", "teacache"],
+    "preset .* interval": ["--preset", "quality", "--interval", 3],
+    "forecast .* vanilla": ["--forecast", "hold_velocity", "--method", "vanilla"],
+    "forecast .* causal": ["--forecast", "hold_velocity", "--method", "causal"],
+    "negative_prompt: .* guidance_scale": ["--negative_prompt", "a", "--guidance_scale", 1],
+    "guidance_scale must be .* at least 1": ["--guidance_scale", 0.5],
     "kv_bits: invalid choice: 3": ["--kv_bits", 3],
-    "kv_bits and kv_offload need a cache, which teacache lacks": ["--kv_offload", "--method", "teacache"],
+    "kv_offload .* teacache": ["--kv_offload", "--method", "teacache"],
     "streaming needs ar_step of at least 1": ["--streaming", "--use_compress"],
     "streaming needs use_compress or use_kvrange": ["--streaming", "--ar_step", 2],
     "streaming needs a KV cache: use method": ["--streaming", "--ar_step", 2, "--method", "teacache"],
@@ -191,6 +208,52 @@ BAD = {
     "target_psnr needs method flowcache": ["--target_psnr", 30, "--method", "causal"],
     "profile /proc/nowhere cannot be written": ["--target_psnr", 30, "--profile", "/proc/nowhere/a.json"],
 }
+
+
+CAUSAL = ["--method", "causal", "--use_compress"]
+PAPER = KVCompressionConfig(query_granularity="chunk", when="over", in_time=False, max_queries=None)
+#: Flags that are read, and what they come to.
+READ = {
+    "paper-slow": (["--method", "teacache", "--preset", "paper-slow"], {"threshold": 0.1}),
+    "no retention": (["--preset", "paper-fast", "--no-use_ret_steps"], {"warmup_steps": 1}),
+    "retention": (
+        ["--preset", "paper-fast", "--use_ret_steps", "--teacache_thresh", 1],
+        {"warmup_steps": 5},
+    ),
+    "compression": (
+        ["--method", "causal", "--use_compress", "--preset", "paper-fast"],
+        {"compression": PAPER},
+    ),
+    "forecast": (["--method", "teacache", "--forecast", "hold_velocity"], {"forecast": "hold_velocity"}),
+    "kvrange": (["--use_kvrange", "--kvrange", 2], {"clean_range": 2, "compression": None}),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_flags_that_a_method_reads_are_taken(front, checkpoint, name):
+    flags, fields = READ[name]
+    cache = prepared(front, "--model_id", checkpoint, *QUICK, "--prompt", "a", *flags).sampler.cache
+    assert {field: getattr(cache, field) for field in fields} == fields
+
+
+SCRIPT = ["--defaults", "--method", "flowcache", "--preset", "fast", "--use_compress", "--budget_block", 4]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *([["--method", method] for method in METHODS]),
+        ["--use_kvrange", "--kvrange", 2],
+        ["--interval", 3],
+        ["--teacache_thresh", 0.1],
+        ["--target_speedup", 2],
+    ],
+)
+def test_flags_of_a_script_that_nothing_reads_are_dropped(front, checkpoint, typed):
+    job = prepared(front, "--model_id", checkpoint, *QUICK, "--prompt", "a", *typed, *SCRIPT)
+    cache = job.sampler.cache
+    assert (cache.compression is None) == (typed[0] == "--use_kvrange" or cache.whole_window)
+    assert "--method" not in typed or job.sampler.method == typed[1]
 
 
 @pytest.mark.parametrize("message", BAD)
