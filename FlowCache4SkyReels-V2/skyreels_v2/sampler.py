@@ -74,6 +74,8 @@ class SkyReelsSampler:
         path, settings = self.source.path, self.settings
         if path is not None:
             del settings["model"]
+        if self.negative_prompt is None:
+            settings["negative_prompt"] = self.source.defaults["negative_prompt"]
         return {
             **settings,
             "prompt": prompt,
