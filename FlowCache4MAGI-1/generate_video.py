@@ -32,6 +32,7 @@ from flowcache.command_line import (
     load_and_tune,
     output_file,
     run_program,
+    settle_seed,
     target_of,
 )
 from flowcache.knobs import knobs_of
@@ -41,7 +42,6 @@ from flowcache.tuning import Target, Tuning
 from flowcache.unread import refuse_unread
 from magi1.command_line import add_method_flags, make_sampler, split_overrides, unread_options
 from magi1.config import RULES, FlowCacheOptions
-from magi1.config_files import parse_overrides
 from magi1.model_source import resolve_model
 from magi1.request import VideoRequest
 from magi1.sampler import MagiSampler
@@ -85,7 +85,9 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
     Raises:
         ValueError: one sentence that names the argument and the fix.
     """
-    overrides, for_options = split_overrides(parse_overrides(rest), vars(args))
+    overrides, for_options = split_overrides(rest, vars(args))
+    if "seed" in overrides:
+        overrides["seed"] = settle_seed(overrides["seed"], args.resume)
     device = check_device(args.device)
     additional = args.additional_config or FOLDER / "yaml_config" / "single_run" / "config.yaml"
     options = FlowCacheOptions.from_file(additional, for_options)

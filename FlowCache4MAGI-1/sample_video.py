@@ -34,7 +34,7 @@ from flowcache.knobs import knobs_of
 from flowcache.unread import refuse_unread
 from magi1.command_line import add_method_flags, make_sampler, split_overrides, unread_options
 from magi1.config import RULES, FlowCacheOptions, RuntimeSection
-from magi1.config_files import build, check_keys, parse_overrides, read_file, without_unread
+from magi1.config_files import build, check_keys, read_file, without_unread
 from magi1.model_source import SMALL, ModelSource, resolve_model
 
 FOLDER = Path(__file__).resolve().parent
@@ -74,7 +74,7 @@ def read_settings(args: argparse.Namespace, rest: list[str]) -> Settings:
     path = args.yaml_config
     if rest and not rest[0].startswith("-"):  # the original takes the file without a flag
         path, rest = Path(rest[0]), rest[1:]
-    overrides, for_reuse = split_overrides(parse_overrides(rest), vars(args))
+    overrides, for_reuse = split_overrides(rest, vars(args))
     content = dict(read_file(path, yaml.safe_load, "YAML"))
     where, strategy = str(path), content.pop("reuse_strategy", "chunkwise")
     strategy = args.reuse_strategy or strategy

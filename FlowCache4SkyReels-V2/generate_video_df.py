@@ -32,6 +32,7 @@ from flowcache.command_line import (
     load_and_tune,
     output_file,
     run_program,
+    settle_seed,
     target_of,
 )
 from flowcache.naming import setting_words, video_name
@@ -100,6 +101,7 @@ def prepare(args: argparse.Namespace) -> Job:
     settle_flags(args)
     target = target_of(args, {name: getattr(args, name) for name in RULES})
     refuse_unread(drop_unread(args))
+    args.seed = settle_seed(args.seed, args.resume)
     check_device(args.device)
     source = resolve_model(args.model_id, args.device)
     info = _check_conditions(args)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +14,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 
+from .benchmark.ranks import Rank
 from .extras import Unavailable
 from .plots import reuse_map
 from .trace import Trace
@@ -118,6 +121,21 @@ def give_way(args: argparse.Namespace, name: str, value: Any) -> None:
         setattr(args, name, value)
 
 
+def settle_seed(seed: Any, resumes: bool) -> Any:
+    """The seed; -1, as in the original programs, draws one and logs it.
+
+    Raises:
+        ValueError: a run that is to be resumed would draw another seed.
+    """
+    if seed != -1:
+        return seed
+    if resumes:
+        raise ValueError("seed: expected a number to resume with, got -1, which draws one at each start.")
+    seed = secrets.randbelow(2**32)
+    logger.info("seed: %d was drawn; give it to make the same video again", seed)
+    return seed
+
+
 def check_tuning(tuning: Tuning) -> None:
     """Refuse a search whose profile cannot be written, or does not serve its target.
 
@@ -155,12 +173,21 @@ def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Pa
     """
     started = time.perf_counter()
 
+    def prepare_alone() -> Job:
+        count = Rank.from_environment(os.environ).count
+        if count > 1:
+            raise ValueError(
+                f"WORLD_SIZE: expected 1, as one process makes one video, got {count}; start this program "
+                "without torchrun, or make many videos on many GPUs with sample_video.py."
+            )
+        return prepare()
+
     def report(job: Job) -> str:
         trace, video = run(job)
         files = save_trace(trace, video)
         return f"video: {video}\n{files}\n{summary(trace, time.perf_counter() - started)}"
 
-    return run_checked(prepare, report)
+    return run_checked(prepare_alone, report)
 
 
 def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:

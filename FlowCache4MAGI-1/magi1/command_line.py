@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,16 @@ from flowcache.reuse.forecast import FORECASTS
 
 from .captions import CaptionSwitches, SpecialTokens
 from .config import COMPRESSION, RULES, FlowCacheOptions, MagiConfig
-from .config_files import COMMAND_LINE, check_keys, without_unread
+from .config_files import COMMAND_LINE, check_keys, parse_overrides, without_unread
 from .guidance import PREVIOUS_WEIGHT
 from .methods import METHODS, method_config
-from .model_source import ModelSource
+from .model_source import SMALL, ModelSource
 from .sampler import MagiSampler
+
+logger = logging.getLogger(__name__)
+
+#: Where the table of special tokens is in the official code.
+SPECIAL_TOKENS = Path("example/assets/special_tokens.npz")
 
 
 def add_method_flags(parser: ArgumentParser, method: str | None = "flowcache") -> None:
@@ -31,17 +38,26 @@ def add_method_flags(parser: ArgumentParser, method: str | None = "flowcache") -
     add(
         "--special_tokens",
         type=Path,
-        help="special_tokens.npz of the official code, for PAD_HQ=1 and such (default: SPECIAL_TOKEN_PATH)",
+        help="special_tokens.npz of the official code, which switches PAD_HQ and PAD_DURATION on unless they "
+        f"are set to 0 (default: SPECIAL_TOKEN_PATH, or {SPECIAL_TOKENS} if it exists)",
     )
 
 
-def split_overrides(
-    overrides: Mapping[str, Any], flags: Collection[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Those that belong to the configuration, and those to FlowCache's options; ``flags`` are neither."""
+def split_overrides(rest: list[str], flags: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keys of the configuration and of FlowCache's options, with their values.
+
+    Args:
+        rest: words of the command line that are no flags.
+        flags: names that are known, but are no keys.
+
+    Raises:
+        ValueError: a word is no known key, or its value is missing or cannot be read; it is named.
+    """
+    options = {option.name: option.type for option in fields(FlowCacheOptions)}
+    kinds = {**MagiConfig.keys(), **options}
+    overrides = parse_overrides(rest, [key for key, kind in kinds.items() if kind == "bool"])
     overrides = without_unread(overrides, COMMAND_LINE)
-    options = list(FlowCacheOptions.__dataclass_fields__)
-    check_keys(overrides, [*MagiConfig.keys(), *options, *flags], COMMAND_LINE)
+    check_keys(overrides, [*kinds, *flags], COMMAND_LINE)
     for_options = {key: value for key, value in overrides.items() if key in options}
     return {key: value for key, value in overrides.items() if key not in options}, for_options
 
@@ -133,15 +149,22 @@ def _check_cache_size(options: FlowCacheOptions, source: ModelSource) -> None:
 def _read_special_tokens(
     args: Namespace, source: ModelSource
 ) -> tuple[CaptionSwitches, SpecialTokens | None]:
-    switches = CaptionSwitches.from_environment()
-    if not switches.any:
-        return switches, None
     path = args.special_tokens or os.environ.get("SPECIAL_TOKEN_PATH")
+    if not path and SPECIAL_TOKENS.is_file():
+        path = SPECIAL_TOKENS
+    is_small = source.config.runtime_config.load == str(SMALL)
+    switches = CaptionSwitches.from_environment(usual=bool(args.special_tokens or (path and not is_small)))
+    if not switches.any:
+        if not path and not is_small:
+            logger.info("special tokens: none, their table was not found; --special_tokens names it")
+        return switches, None
     if not path:
         raise ValueError(
             "special tokens are asked for by the environment (PAD_HQ and such), but their table is not: give "
             "special_tokens, or set SPECIAL_TOKEN_PATH, to special_tokens.npz of the official code."
         )
+    logger.info("special tokens: %s, from %s", switches, path)
+    path = Path(path).expanduser()
     return switches, SpecialTokens.from_file(path, source.config.model_config.caption_channels)
 
 

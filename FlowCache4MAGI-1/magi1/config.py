@@ -235,9 +235,9 @@ class MagiConfig:
             )
 
     @classmethod
-    def keys(cls) -> list[str]:
-        """Keys of all sections."""
-        return [key for kind in _sections().values() for key in kind.__dataclass_fields__]
+    def keys(cls) -> dict[str, str]:
+        """Keys of all sections, with the names of their types."""
+        return {key.name: key.type for section in _sections().values() for key in fields(section)}
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> MagiConfig:

@@ -50,7 +50,7 @@ def add_video_flags(parser: ArgumentParser) -> None:
         default=0,
         help="noise on frames taken over, in thousandths; 20 is usual",
     )
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of the noise; -1 draws one for a single video (default: 0)")
     add("--negative_prompt", help="what to avoid")
     add("--offload", action="store_true", help="keep what does not work in host memory")
     add("--teacache_thresh", type=float, help="decide by accumulated distance, with this threshold")

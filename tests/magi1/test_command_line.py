@@ -131,7 +131,7 @@ BAD = [
     ("score_weighting_method must be one of no_weight", ["--score_weighting_method", "nonsense"]),
     ("hidden_size must be at least 1", ["--hidden_size", -1]),
     ("seed must be between 0 and 2^63 - 1", ["--seed", 10**30]),
-    ("seed must be between 0 and 2^63 - 1", ["--seed", -1]),
+    ("seed must be between 0 and 2^63 - 1", ["--seed", -2]),
     ("temporal_downsample_factor must be 4", ["--temporal_downsample_factor", 0]),
     ("t_patch_size must be 1", ["--t_patch_size", 2]),
     ("cond_gating_ratio must be 1", ["--cond_gating_ratio", 0.5]),

@@ -67,6 +67,28 @@ def front(monkeypatch, tmp_path):
     return Program(FRONT, monkeypatch)
 
 
+def test_seed_minus_one_is_drawn_and_named(front, checkpoint, tmp_path, caplog, capsys):
+    caplog.set_level("INFO")
+    flags = ["--model_id", checkpoint, *QUICK, "--seed", -1, "--outdir", "out", "--prompt", "a"]
+    assert front(*flags) == 0
+    (video,) = (tmp_path / "out" / "skyreels_v2").glob("*.mp4")
+    seed = Trace.load(video.with_suffix(".trace.json")).settings["video"]["seed"]
+    assert seed >= 0
+    assert f"_seed{seed}_" in video.name
+    assert f"seed: {seed}" in caplog.text
+    assert front(*flags, "--resume") == 2
+    assert "seed" in capsys.readouterr().err
+
+
+def test_torchrun_of_a_single_video_is_refused(front, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert front("--model_id", checkpoint, *QUICK) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "WORLD_SIZE" in line and "sample_video.py" in line
+
+
 def test_streams_a_long_video(front, checkpoint, tmp_path):
     flags = ["--streaming", "--use_compress", "--num_frames", 69, "--base_num_frames", 17, "--outdir", "out"]
     assert front("--model_id", checkpoint, *QUICK, *flags, "--prompt", "a") == 0

@@ -107,6 +107,7 @@ BAD = {
     "DEVICES must be cpu or numbers of GPUs": [],
     "overlap_history is needed": ["--benchmark", "physicsiq", "--physicsiq_data_dir", "physics"],
     "num_frames must be at least 25 for physicsiq": ["--benchmark", "physicsiq", "--overlap_history", 5],
+    "seed must be between 0 and 2^63 - 1, got -1": ["--seed", -1],
     "argument --benchmark": ["--benchmark", "vbnech"],
     "unrecognized arguments: --prompt": ["--prompt", "a"],
 }
