@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from flowcache.config import DEFAULT_PRESET, PRESETS
-from flowcache.knobs import check_knobs
+from flowcache.knobs import unread_knobs
 from flowcache.reuse.forecast import FORECASTS
 
 from .captions import CaptionSwitches, SpecialTokens
-from .config import RULES, FlowCacheOptions, MagiConfig
+from .config import COMPRESSION, RULES, FlowCacheOptions, MagiConfig
 from .config_files import COMMAND_LINE, check_keys, parse_overrides, without_unread
 from .guidance import PREVIOUS_WEIGHT
 from .methods import METHODS, method_config
@@ -62,21 +62,50 @@ def split_overrides(rest: list[str], flags: Collection[str]) -> tuple[dict[str, 
     return {key: value for key, value in overrides.items() if key not in options}, for_options
 
 
-def check_rules(options: FlowCacheOptions, typed: Collection[str], *methods: str) -> None:
-    """Refuse an option that asks for a rule which none of the methods has.
+def unread_options(args: Namespace, options: FlowCacheOptions, config: MagiConfig) -> dict[str, str]:
+    """Why a flag or key that the user typed has no effect, by name.
+
+    Keys of files are left alone: the original's set them beside any method.
 
     Args:
+        args: the flags.
         options: those of the file with the command line's over them.
-        typed: names of the command line's.
-        methods: those that are to run.
-
-    Raises:
-        ValueError: one sentence that names the option.
+        config: the configuration with the command line's keys over it.
     """
-    knobs = {name: getattr(options, name) for name in RULES}
-    if "rel_l1_thresh" not in typed:
-        knobs["rel_l1_thresh"] = None  # the original's files name one beside any method
-    check_knobs(knobs, *methods)
+    method, rules = args.method, {name: getattr(options, name) for name in RULES}
+    unread = unread_knobs(method, rules)
+    chosen = [name for name, value in rules.items() if value is not None and name not in unread]
+    if method == "vanilla":
+        unread |= dict.fromkeys(("warmup_steps", "forecast"), "vanilla computes every step")
+    if not options.compress_kv_cache:
+        unread |= dict.fromkeys(COMPRESSION, "it needs compress_kv_cache")
+        unread |= _unread_preset(args, chosen)
+    elif options.compress_strategy != "token":
+        unread |= dict.fromkeys(COMPRESSION[-2:], "it needs compress_strategy token")
+    elif "polynomial" not in options.score_weighting_method:
+        unread["power"] = "it needs a polynomial score_weighting_method"
+    if config.runtime_config.cfg_number == 1:
+        unread |= dict.fromkeys(("cfg_t_range", "prev_chunk_scales", "text_scales"), "it needs cfg_number 3")
+    else:
+        needed = ("discard_nearly_clean_chunk", "distill_nearly_clean_chunk_threshold")
+        unread |= dict.fromkeys(needed, "it needs cfg_number 1")
+    if options.discard_nearly_clean_chunk:
+        unread["distill_nearly_clean_chunk_threshold"] = "discard_nearly_clean_chunk is true"
+    if config.runtime_config.num_steps != 12:
+        unread["shortcut_mode"] = "it needs num_steps 12"
+    return {name: reason for name, reason in unread.items() if name in args.typed}
+
+
+def _unread_preset(args: Namespace, chosen: Sequence[str]) -> dict[str, str]:
+    """Why nothing reads the preset, where the cache is not compressed."""
+    paper = (args.preset or "").startswith("paper")
+    if args.method == "vanilla":
+        return {"preset": "vanilla computes every step"}
+    if args.method == "teacache" and (chosen or not paper):
+        return {"preset": "teacache reads rel_l1_thresh, or else paper-slow or paper-fast"}
+    if chosen and chosen[0] != "rel_l1_thresh":
+        return {"preset": f"{chosen[0]} chooses the steps"}
+    return {}
 
 
 def make_sampler(args: Namespace, source: ModelSource, options: FlowCacheOptions, device: str) -> MagiSampler:
