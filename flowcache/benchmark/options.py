@@ -98,8 +98,8 @@ class BenchmarkOptions:
         renamed = [prompt for prompt, name in names.items() if name != prompt]
         if renamed:
             logger.warning(
-                "%d prompts cannot be file names, so VBench does not find their videos, such as %s-0.mp4 of "
-                "%r; manifest.jsonl has the prompt of each.",
+                "VBench does not find the videos of %d prompts that cannot be file names, such as %s-0.mp4 "
+                "of %r; manifest.jsonl has the prompt of each.",
                 *(len(renamed), names[renamed[0]], renamed[0]),
             )
         return [

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_json
+from ..user_files import reading
 from .ranks import Rank
 from .sample import Sample
 from .sample_folder import SampleFolder
@@ -57,11 +58,13 @@ def read_ways(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: its list of ways is broken.
     """
-    try:
-        content = json.loads((folder / WAYS_FILE).read_text())
-        return {key: content[key] for key in ("model", "settings", "ways")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / WAYS_FILE} cannot be read as a list of ways.") from error
+    path = folder / WAYS_FILE
+    with reading(path, "a list of ways"):
+        content = json.loads(path.read_text())
+        model, settings, ways = (content[key] for key in ("model", "settings", "ways"))
+        if not isinstance(ways, list) or not all(isinstance(text, str) for text in (model, settings, *ways)):
+            raise TypeError("model, settings and ways must be text")
+    return {"model": model, "settings": settings, "ways": ways}
 
 
 @dataclass(frozen=True)

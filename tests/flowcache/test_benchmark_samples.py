@@ -90,7 +90,7 @@ def test_prompts_that_no_file_can_be_named_after_get_safe_names(listed, caplog):
     assert all(len(name.encode()) <= 251 and "/" not in name for name in names.values())
     assert names == {sample.prompt: sample.name for sample in listed("\n".join(prompts).encode())}
     (record, _) = caplog.records
-    assert "3 prompts" in record.getMessage() and names[prompts[0]] in record.getMessage()
+    assert " 3 prompts" in record.getMessage() and names[prompts[0]] in record.getMessage()
 
 
 def test_augmented_prompts_are_for_the_model_and_the_names_are_the_benchmarks(listed, tmp_path):
