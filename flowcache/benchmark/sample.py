@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ class Sample:
         sources = {key: None if path is None else str(path) for key, path in given.items()}
         augmented = {} if self.original is None else {"original": self.original}
         return {"name": self.name, "prompt": self.prompt, "seed": self.seed, **sources, **augmented}
+
+
+class SamplesFailed(ValueError):
+    """Some samples cannot be made or scored; the message has a line for each, and what was done in spite."""
+
+    def __init__(self, summary: str, reasons: Mapping[Any, str], report: str = "") -> None:
+        lines = [summary, *(f"  {name}: {reason}" for name, reason in reasons.items())]
+        super().__init__("\n".join([*lines, report] if report else lines))
 
 
 def is_file_name(name: str, max_bytes: int = MAX_NAME_BYTES) -> bool:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ..environment import repository_commit
 from ..trace import Trace
 from .ranks import Rank, start_on_all, starts_others
-from .sample import Sample
+from .sample import Sample, SamplesFailed
 from .sample_folder import SampleFolder
 
 logger = logging.getLogger(__name__)
@@ -37,13 +37,6 @@ logger = logging.getLogger(__name__)
 MAX_FAILURES_IN_A_ROW = 10
 #: Errors that the next sample would meet as well: full disk, exceeded quota, file system gone read-only.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class SamplesFailed(ValueError):
-    """Some samples cannot be made, or could not be; the message has a line for each."""
-
-    def __init__(self, summary: str, reasons: Mapping[Any, str]) -> None:
-        super().__init__("\n".join([summary, *(f"  {name}: {reason}" for name, reason in reasons.items())]))
 
 
 class Sampler(Protocol):

@@ -13,18 +13,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from manifests import read_manifest
+from manifests import FINISHED, read_manifest
 
 from flowcache.benchmark.ranks import Rank, device_of, list_devices, starts_others
-from flowcache.benchmark.sample import Sample
+from flowcache.benchmark.sample import Sample, SamplesFailed
 from flowcache.benchmark.sample_folder import SampleFolder
-from flowcache.benchmark.sampling import MAX_FAILURES_IN_A_ROW, SamplesFailed, SamplingJob
+from flowcache.benchmark.sampling import MAX_FAILURES_IN_A_ROW, SamplingJob
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter
 
 SAMPLES = [Sample(f"a shape-{index}", "a shape", index) for index in range(6)]
-#: What the documentation says that a benchmark's folder holds.
-FINISHED = ["manifest.jsonl", "settings.json", "traces", "videos"]
 
 
 class NoiseSampler:

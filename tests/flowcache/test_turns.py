@@ -6,7 +6,7 @@ import pytest
 from synthetic_run import SAMPLES, BeadSampler, make_turns
 
 from flowcache.benchmark.run_folder import find_model_runs
-from flowcache.benchmark.sampling import SamplesFailed
+from flowcache.benchmark.sample import SamplesFailed
 from flowcache.benchmark.turns import split_way
 
 
