@@ -123,7 +123,9 @@ def run(args: argparse.Namespace, outdir: Path, environment: Mapping[str, str]) 
         for name, words in (("tables", vbench), ("plot", [])):
             failed += [] if _call(name, ["-m", "flowcache.benchmark", name, str(outdir), *words]) else [name]
     if failed:
-        raise ValueError(f"{', '.join(failed)}: not finished, for the reasons above; what is there is kept.")
+        raise ValueError(
+            f"{', '.join(failed)}: not finished, for the reasons above; finished videos are kept."
+        )
     return f"again, without sampling: {reports}"
 
 

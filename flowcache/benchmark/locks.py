@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -27,17 +27,17 @@ class Locks:
 
     def __init__(self, folder: Path, door: Path, scratch: Path) -> None:
         self._folder, self._door, self._scratch = folder, door, scratch
+        self._presence = ExitStack()
 
     def __enter__(self) -> Locks:
         with locked(self._door):
             self._folder.mkdir(exist_ok=True)
-            self._presence = locked(self._folder / f"process-{uuid4().hex}")
-            self._presence.__enter__()
+            self._presence.enter_context(locked(self._folder / f"process-{uuid4().hex}"))
         return self
 
     def __exit__(self, *_: object) -> None:
         with locked(self._door):
-            self._presence.__exit__(None, None, None)
+            self._presence.close()
             if not any(_is_locked(path) for path in self._folder.glob("process-*")):
                 for folder in (self._scratch, self._folder):
                     shutil.rmtree(folder, ignore_errors=True)

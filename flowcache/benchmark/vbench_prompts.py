@@ -64,14 +64,18 @@ def read_prompts(folder: Path, dimension: str, augmented: Path | None = None) ->
             f"vbench_prompt_dir: {folder} holds neither {FULL_INFO} nor lists such as scene.txt."
         )
     chosen = {name: lists[name] for name in choose_dimensions(dimension, lists)}
-    prompts = dict.fromkeys(prompt for prompts in chosen.values() for prompt in prompts)
-    longer = (
-        _read_augmented(augmented, folder, chosen) if augmented else {prompt: prompt for prompt in prompts}
+    prompts = {prompt: prompt for prompts in chosen.values() for prompt in prompts}
+    if augmented is None:
+        return prompts
+    longer = _read_augmented(augmented, folder, chosen)
+    for prompt in prompts:
+        if prompt not in longer:
+            raise ValueError(f"augmented_prompts: {augmented} has no line for {prompt!r}.")
+        prompts[prompt] = longer[prompt]
+    logger.info(
+        "augmented_prompts: such as %r for the video %r", *next(iter(prompts.items()), ("", ""))[::-1]
     )
-    absent = [prompt for prompt in prompts if prompt not in longer]
-    if absent:
-        raise ValueError(f"augmented_prompts: {augmented} has no line for {absent[0]!r}.")
-    return {prompt: longer[prompt] for prompt in prompts}
+    return prompts
 
 
 def choose_dimensions(text: str, known: Iterable[str]) -> list[str]:
@@ -149,8 +153,8 @@ def _read_lines(path: Path) -> list[str]:
 def _read_augmented(path: Path, folder: Path, lists: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """The augmented prompt of each prompt; ``lists`` are those of the chosen dimensions, from ``folder``."""
     if path.is_dir():
-        pairs = [(prompts, _find_augmented(path, name)) for name, prompts in lists.items()]
-        found = [(prompts, _read_lines(file), file) for prompts, file in pairs]
+        files = {name: _find_augmented(path, name) for name in lists}
+        found = [(lists[name], _read_lines(file), file) for name, file in files.items()]
     else:
         lines, whole = _read_lines(path), _whole_benchmark(folder)
         sources = {DIMENSIONS.get(name, name) for name in lists}
@@ -162,7 +166,6 @@ def _read_augmented(path: Path, folder: Path, lists: Mapping[str, Sequence[str]]
                 f"augmented_prompts: {file} has {len(lines)} prompts, expected one for each of the "
                 f"benchmark's {len(prompts)}."
             )
-        logger.info("%s: the video %r is made from %r, and so on.", file, prompts[0], lines[0])
     return {prompt: line for prompts, lines, _ in found for prompt, line in zip(prompts, lines, strict=True)}
 
 
