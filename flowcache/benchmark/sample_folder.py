@@ -35,17 +35,14 @@ MAX_TRACE_BYTES = 230
 
 
 class SampleFolder:
-    """A benchmark's folder, opened with the settings that all of its videos share.
-
-    Videos are made within ``locks``.
+    """A benchmark's folder, for videos that share their settings.
 
     Args:
-        path: made if need be.
+        path: made if need be; nothing is written there before ``open``.
         settings: everything that decides about a video but the sample itself; plain values, as JSON has them.
 
     Raises:
         ValueError: it cannot be written to, or holds videos of other settings; the difference is named.
-        OSError: its file system has no locks.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -53,17 +50,30 @@ class SampleFolder:
         self.videos, self._traces, self._scratch = (
             path / name for name in ("videos", "traces", ".unfinished")
         )
-        for folder in (self.videos, self._traces):
-            folder.mkdir(exist_ok=True)
         self._manifest_file = path / "manifest.jsonl"
         self._manifest = Manifest(self._manifest_file)
         self.locks = Locks(path / ".locks", self._manifest_file, self._scratch)
         self._settings = json.loads(json.dumps(settings))
+        if self._manifest.records():
+            self._check_settings()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Let this process make videos within the block.
+
+        Raises:
+            ValueError: another run has meanwhile begun to fill the folder with videos of other settings.
+            OSError: the file system has no locks.
+        """
         with locked(self._manifest_file):
             if self._manifest.records():
                 self._check_settings()
             else:  # those of a run that made nothing bind nobody
                 write_json(self._settings_file, self._settings)
+            for folder in (self.videos, self._traces):
+                folder.mkdir(exist_ok=True)
+        with self.locks:
+            yield
 
     @property
     def _settings_file(self) -> Path:

@@ -171,7 +171,7 @@ def make_videos(jobs: Sequence[SamplingJob]) -> str:
     samples, rank, made, in_a_row = jobs[0].samples, jobs[0].rank, 0, 0
     with ExitStack() as stack:
         for job in jobs:
-            stack.enter_context(job.folder.locks)
+            stack.enter_context(job.folder.open())
         todo = [sample for sample in samples if _count(jobs, [sample]) < len(jobs)]
         # first what has not failed before, so that bad samples cannot keep the others from being made
         todo.sort(key=lambda sample: any(job.folder.failure(sample) is not None for job in jobs))

@@ -175,7 +175,7 @@ def test_a_rank_that_fails_ends_after_the_videos_of_the_others(tmp_path):
     folder = SampleFolder(tmp_path, NoiseSampler().settings)
 
     def hold():
-        with folder.locks, folder.locks.hold(f"sample {SAMPLES[1].name}"):
+        with folder.open(), folder.locks.hold(f"sample {SAMPLES[1].name}"):
             (tmp_path / "held").touch()
             time.sleep(1)
             (tmp_path / "released").touch()
@@ -213,6 +213,7 @@ def test_all_samples_that_cannot_be_made_are_named_at_the_start(tmp_path):
     with pytest.raises(SamplesFailed) as failure:
         job_in(tmp_path, errors=bad).check()
     assert all(f"{name}: too short" in str(failure.value) for name in bad)
+    assert contents(tmp_path) == [], "nothing is written before all is checked"
     job = job_in(tmp_path, errors=bad, keep_going=True)
     job.check()
     with pytest.raises(SamplesFailed, match="4 of 6"):
