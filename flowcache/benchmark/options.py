@@ -15,7 +15,14 @@ from .vbench_prompts import SAMPLES, read_prompts
 
 logger = logging.getLogger(__name__)
 
-BENCHMARKS = ("vbench", "physicsiq")
+#: Benchmarks, and the keys that only one of them reads.
+BENCHMARKS = {
+    "vbench": ("vbench_prompt_dir", "dimension", "samples", "augmented_prompts"),
+    "physicsiq": ("physicsiq_data_dir", "descriptions_file"),
+}
+
+#: A limit against typing errors; VBench wants 5, and 25 of some prompts.
+MAX_SAMPLES = 10_000
 
 #: A list in VBench's format, of what the small checkpoints know.
 SMALL_PROMPTS = Path(__file__).resolve().parents[2] / "assets" / "vbench_small"
@@ -59,10 +66,15 @@ class BenchmarkOptions:
     def __post_init__(self) -> None:
         if self.benchmark not in BENCHMARKS:
             raise ValueError(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}.")
+        defaults = {f.name: f.default for f in fields(self)}
+        for benchmark, keys in BENCHMARKS.items():
+            given = [key for key in keys if getattr(self, key) != defaults[key]]
+            if given and benchmark != self.benchmark:
+                raise ValueError(f"{given[0]} is for {benchmark}, got {self.benchmark}; leave it out.")
         if self.start < 0 or (self.end is not None and self.end <= self.start):
             raise ValueError(f"start must be at least 0 and below end, got {self.start} and {self.end}.")
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}.")
+        if not 1 <= self.samples <= MAX_SAMPLES:
+            raise ValueError(f"samples must be at least 1 and at most {MAX_SAMPLES}, got {self.samples}.")
 
     def devices_text(self, environment: Mapping[str, str]) -> tuple[str, str]:
         """Which devices are asked for, and the name under which they are."""
