@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..user_files import read_text, reading
-
-logger = logging.getLogger(__name__)
 
 #: Videos that VBench looks at of each prompt, named ``{prompt}-{index}.mp4``.
 SAMPLES = 5
@@ -72,9 +69,6 @@ def read_prompts(folder: Path, dimension: str, augmented: Path | None = None) ->
         if prompt not in longer:
             raise ValueError(f"augmented_prompts: {augmented} has no line for {prompt!r}.")
         prompts[prompt] = longer[prompt]
-    logger.info(
-        "augmented_prompts: such as %r for the video %r", *next(iter(prompts.items()), ("", ""))[::-1]
-    )
     return prompts
 
 
