@@ -51,3 +51,20 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
         told = getattr(error, "strerror", None) or str(error)
         reason = (told.strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UnreadableFile(f"{path} cannot be read as {kind}: {reason}.") from error
+
+
+def read_text(path: str | Path, kind: str) -> str:
+    """A user's text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UnreadableFile: it is missing, in another encoding, or no text.
+    """
+    with reading(path, kind):
+        content = Path(path).read_bytes()
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError("it is not UTF-8; convert it") from error
+        if "\0" in text:
+            raise ValueError("it has NUL bytes; save it as UTF-8")
+        return text

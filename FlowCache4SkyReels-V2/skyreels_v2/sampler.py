@@ -48,6 +48,9 @@ class SkyReelsSampler:
     shows_steps: bool = True
     _pipeline: FlowCacheSkyReelsV2Pipeline | None = field(default=None, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        self.video.check_negative_prompt(self.negative_prompt)
+
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides about a video but the sample itself."""
@@ -62,10 +65,18 @@ class SkyReelsSampler:
         }
 
     def identity(self, prompt: str, condition: Condition, before: Path | None = None) -> dict[str, Any]:
-        """All that decides about a video, as ``ResumeFile`` wants it; arguments as those of ``write``."""
-        path = self.source.path
+        """All that decides about a video, for its name and its ``ResumeFile``.
+
+        A local model goes by its weights, so that its folder may move; one on the Hub by its id. Arguments as
+        those of ``write``.
+        """
+        path, settings = self.source.path, self.settings
+        if path is not None:
+            del settings["model"]
+        if self.negative_prompt is None:
+            settings["negative_prompt"] = self.source.defaults["negative_prompt"]
         return {
-            **self.settings,
+            **settings,
             "prompt": prompt,
             "seed": self.video.seed,
             "prefix": array_digest(condition.prefix),
@@ -75,7 +86,7 @@ class SkyReelsSampler:
         }
 
     def check(self, sample: Sample) -> None:
-        """Refuse a sample whose image or video cannot be read; decodes a video's first frame only.
+        """Refuse a sample whose image or video cannot be read or is too short; a long video is not decoded.
 
         Raises:
             ValueError: it is named, or the settings do not say how many of its frames to continue from.
@@ -84,9 +95,12 @@ class SkyReelsSampler:
             read_image(sample.image)
         if sample.video is None:
             return
-        probe_video(sample.video)
-        if self.video.overlap_history is None:
+        info, wanted = probe_video(sample.video), self.video.overlap_history
+        if wanted is None:
             raise ValueError("overlap_history is needed to continue a video; 17 is usual.")
+        seconds = 0 if info.num_frames is None or not info.fps else info.num_frames / info.fps
+        if seconds * self.video.fps < wanted + 1:  # by the header, which may be wrong
+            video_prefix(sample.video, self.video)
 
     def load(self) -> None:
         """Read the weights."""

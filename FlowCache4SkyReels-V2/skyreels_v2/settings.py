@@ -85,9 +85,9 @@ class VideoSettings:
             _check_frames(name, getattr(self, name), least=1)
         for name in ("inference_steps", "causal_block_size"):
             _check(getattr(self, name) >= 1, name, self, "at least 1")
-        for name in ("guidance_scale", "shift"):
-            value = getattr(self, name)
-            _check(math.isfinite(value) and value > 0, name, self, "a finite number above 0")
+        guided = math.isfinite(self.guidance_scale) and self.guidance_scale >= 1
+        _check(guided, "guidance_scale", self, "a finite number of at least 1; 1 switches it off")
+        _check(math.isfinite(self.shift) and self.shift > 0, "shift", self, "a finite number above 0")
         _check(self.shift <= MAX_SHIFT, "shift", self, f"at most {MAX_SHIFT:g}")
         _check(0 <= self.addnoise_condition < 1000, "addnoise_condition", self, "between 0 and 999")
         _check(self.ar_step >= 0, "ar_step", self, "at least 0")
@@ -127,6 +127,15 @@ class VideoSettings:
             "shift": self.shift,
             "guidance": self.guidance_scale,
         }
+
+    def check_negative_prompt(self, prompt: str | None) -> None:
+        """Refuse a negative prompt that nothing reads.
+
+        Raises:
+            ValueError: guidance is off.
+        """
+        if prompt and self.guidance_scale == 1:
+            raise ValueError("negative_prompt: expected guidance_scale above 1, got 1; leave one out.")
 
     def as_dict(self) -> dict[str, Any]:
         """Fields by name, for logs and traces."""

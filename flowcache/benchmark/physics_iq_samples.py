@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..user_files import read_text, reading
 
 logger = logging.getLogger(__name__)
 
@@ -22,16 +25,6 @@ class Scene:
     name: str
     description: str
     video: Path
-
-    def existing_video(self) -> Path:
-        """The video that is to be continued.
-
-        Raises:
-            ValueError: it is not there.
-        """
-        if not self.video.is_file():
-            raise ValueError(f"physicsiq_data_dir: there is no {self.video}, which the descriptions name.")
-        return self.video
 
 
 def find_scenes(folder: Path, table: Path | None, fps: float) -> list[Scene]:
@@ -91,11 +84,8 @@ def _find_table(folder: Path) -> Path:
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"descriptions_file: {path} cannot be read as CSV.") from error
+    with reading(path, "CSV"):
+        rows = list(csv.DictReader(io.StringIO(read_text(path, "CSV"), newline=""), strict=True))
     if not rows or any(row.get(name) is None for row in rows for name in _COLUMNS):
         raise ValueError(f"descriptions_file: {path} must have the columns {', '.join(_COLUMNS)}.")
     return rows
