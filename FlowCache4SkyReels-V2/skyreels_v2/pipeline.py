@@ -126,16 +126,17 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
                 does not go with the rest.
         """
         settings, cache = settings or VideoSettings(), cache or FlowCacheConfig()
-        if negative_prompt is None:
-            negative_prompt = self.default_negative_prompt
         condition = condition if condition is not None else Condition()
         check_prompt("prompt", prompt)
-        check_prompt("negative_prompt", negative_prompt)
         check_type("settings", settings, VideoSettings)
         check_type("cache", cache, FlowCacheConfig)
         check_type("condition", condition, Condition, "; use Condition(prefix=...)")
         condition = condition.converted(settings.height, settings.width)
         check_streaming(settings, cache, condition.last is not None)
+        settings.check_negative_prompt(negative_prompt)
+        if negative_prompt is None:
+            negative_prompt = self.default_negative_prompt
+        check_prompt("negative_prompt", negative_prompt)
         trace = trace if trace is not None else Trace()
         reuse = cache.as_dict(settings.inference_steps)
         trace.settings |= {"prompt": prompt, "video": settings.as_dict(), "reuse": reuse}
@@ -303,6 +304,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         options = LoopOptions(
             whole_window=cache.whole_window,
             refresh_given=cache.refresh_given,
+            clean_pass=cache.clean_pass,
             condition_noise=settings.addnoise_condition / 1000,
             draw_noise=lambda step, shape: torch.randn(shape, generator=generator).to(self.compute_device),
             compression=cache.compression,

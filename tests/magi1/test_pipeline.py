@@ -280,7 +280,7 @@ def test_reuse_may_watch_the_filtered_latent(pipeline):
 
 def test_a_prefix_may_be_images(pipeline):
     image = Image.new("RGB", (32, 32), "red")
-    tensor = to_float(np.asarray(image)[None])
+    tensor = to_float(np.array(image)[None])
     first, second = (pipeline(ask(config(), prefix=prefix)) for prefix in (image, tensor))
     assert torch.equal(first.frames, second.frames)
     assert ask(config(), prefix=[image] * 8).prefix.shape == (3, 8, 32, 32)
