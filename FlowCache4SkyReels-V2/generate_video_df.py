@@ -49,6 +49,7 @@ from flowcache.video import (
 )
 from skyreels_v2 import Condition, VideoSettings, resolve_model
 from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of
+from skyreels_v2.pipeline import check_prompts
 from skyreels_v2.sampler import SkyReelsSampler
 from skyreels_v2.windows import check_streaming, plan_windows
 
@@ -103,6 +104,7 @@ def prepare(args: argparse.Namespace) -> Job:
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:
         raise ValueError("prompt must not be empty.")
+    check_prompts(prompt, args.negative_prompt)
     check_streaming(settings, cache, arrives=args.end_image is not None)
     condition, history = _read_conditions(args, settings)
     plan_windows(settings, 0 if condition.prefix is None else condition.prefix.shape[1])

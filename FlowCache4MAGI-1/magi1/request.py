@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from flowcache import FlowCacheConfig
+from flowcache.prompts import check_prompt
 
-from .captions import CaptionSwitches, SpecialTokens
+from .captions import CaptionSwitches, SpecialTokens, clean_prompt
 from .config import FRAMES, MagiConfig
 from .guidance import PREVIOUS_WEIGHT, DistilledGuidance, Guidance, ThreeWayGuidance
 from .schedule import Timetable
@@ -20,7 +21,7 @@ class VideoRequest:
     """A video to make.
 
     Attributes:
-        prompt: what to show.
+        prompt: what to show; empty: the null caption.
         config: the video and its sampling; the model's own section is not read.
         cache: the method; see ``FlowCacheConfig`` for the default.
         prefix: pixels in [-1, 1], ``[3, frames, height, width]``: one frame for image-to-video, a multiple of
@@ -31,7 +32,8 @@ class VideoRequest:
         previous_weight: share of the velocity that sees the chunks before, where there is such a run.
 
     Raises:
-        ValueError: the prefix does not fit, special tokens lack their table, or the share is no number.
+        ValueError: the cleaning leaves nothing of the prompt, the prefix does not fit, special tokens lack
+            their table, or the share is no number.
     """
 
     prompt: str
@@ -44,6 +46,7 @@ class VideoRequest:
     previous_weight: float = PREVIOUS_WEIGHT
 
     def __post_init__(self) -> None:
+        check_prompt("prompt", self.prompt, clean_prompt(self.prompt))
         if self.switches.any and self.special_tokens is None:
             raise ValueError("special tokens are asked for, but there is no table of them; give one.")
         if not math.isfinite(self.previous_weight):

@@ -41,7 +41,7 @@ def test_tokenizer_and_encoder(t5):
     [
         (lambda folder: (folder / "config.json").unlink(), "has no t5-v1_1-xxl/config.json"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "lacks the tokenizer, spiece.model or"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read as JSON"),
         (
             lambda folder: (folder / "config.json").write_text(json.dumps({"d_model": 32})),
             "d_model is 32; this model's caption_channels are 16",
@@ -57,7 +57,10 @@ def test_wrong_folders_are_refused_before_weights_are_read(t5, spoil, message):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "model.safetensors").unlink(), "cannot be read: Error no file named"),
+        (
+            lambda folder: (folder / "model.safetensors").unlink(),
+            "cannot be read as a text encoder: Error no file",
+        ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "t5-v1_1-xxl cannot be read"),
         (
             lambda folder: edit(folder, lambda t: t.pop("encoder.final_layer_norm.weight")),

@@ -1,0 +1,147 @@
+"""Files of a model folder, checked before any weight is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .user_files import reading
+
+#: Largest whole number in a model's configuration, by a part of its key; larger ones would only fill memory.
+_LARGEST = {"layers": 1000, "depth": 1000, "blocks": 1000, "heads": 1000, "vocab_size": 2**20}
+_LARGEST_OTHER = 2**16
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the named values of a JSON file.
+
+    Raises:
+        UnreadableFile: the file is missing or holds something else; it is named.
+    """
+    with reading(path, "JSON"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected named values, got {type(content).__name__}")
+    return content
+
+
+def read_config(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration whose values have the types of ``like`` and no absurd sizes.
+
+    Args:
+        path: of a JSON file.
+        like: a value of the right type by key; None, or no such key: any type.
+
+    Raises:
+        UnreadableFile: the file cannot be read or has a wrong value; file and key are named.
+    """
+    content = read_json(path)
+    with reading(path, "a configuration"):
+        for key, value in content.items():
+            _check_value(key, value, like.get(key))
+    return content
+
+
+def default_arguments(kind: type) -> dict[str, Any]:
+    """Return the default arguments of a class: the ``like`` of its configuration."""
+    parameters = signature(kind.__init__).parameters.items()
+    return {name: value.default for name, value in parameters if value.default is not Parameter.empty}
+
+
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the tensors in a safetensors file, of which only the header is read.
+
+    Raises:
+        UnreadableFile: the file is damaged or cut short, or holds integers.
+    """
+    with reading(path, "a safetensors file"), safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        for name, tensor in tensors.items():
+            if "F" not in tensor.get_dtype():  # F32, BF16, F8_E4M3
+                raise ValueError(f"{name}: expected floating-point numbers, got {tensor.get_dtype()}")
+        return {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """Return the weight files that an index file names.
+
+    Raises:
+        UnreadableFile: the file is no index.
+    """
+    with reading(index, "an index of weight files"):
+        listed = read_json(index).get("weight_map")
+        names = set(listed.values()) if isinstance(listed, dict) else {None}
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"weight_map: expected the file of each tensor, got {listed!r:.80}")
+        return sorted(index.with_name(name) for name in names)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder; runs no code from there.
+
+    Raises:
+        UnreadableFile: a file of the tokenizer is damaged; it is named.
+    """
+    for path in sorted(folder.glob("*.json")):
+        read_json(path)
+    files = [folder / name for name in ("tokenizer.json", "spiece.model") if (folder / name).is_file()]
+    with reading(files[0] if files else folder, "a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        longest = tokenizer.model_max_length
+        if not isinstance(longest, int) or longest < 2:
+            raise ValueError(f"model_max_length: expected a whole number of at least 2, got {longest!r}")
+        # Some damage shows only in use.
+        tokenizer("a", padding="max_length", max_length=2, truncation=True, return_offsets_mapping=True)
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, folder: Path) -> None:
+    """Refuse a tokenizer with tokens that the text encoder lacks.
+
+    Args:
+        tokenizer: of the folder.
+        size: of the encoder's vocabulary.
+        folder: for the message.
+
+    Raises:
+        ValueError: one sentence that names the folder.
+    """
+    if len(tokenizer) > size:
+        raise ValueError(
+            f"{folder}: expected a tokenizer of at most the text encoder's {size} tokens (vocab_size), got "
+            f"{len(tokenizer)}; take both from the same model."
+        )
+
+
+def _check_value(key: str, value: Any, like: Any) -> None:
+    """Refuse a value of another type than ``like``, a number that is not finite, or an absurd size."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_value(name, item, None)
+    if isinstance(value, list):
+        inner = like[0] if isinstance(like, list | tuple) and like else None
+        for item in value:
+            _check_value(key, item, inner)
+    if isinstance(value, int | float) and not math.isfinite(value):
+        raise ValueError(f"{key}: expected a finite number, got {value}")
+    if isinstance(value, int):
+        most = next((most for part, most in _LARGEST.items() if part in key), _LARGEST_OTHER)
+        if abs(value) > most:
+            raise ValueError(f"{key}: expected at most {most}, got {value}")
+    if like is not None and not _has_type(value, like):
+        raise ValueError(f"{key}: expected a value such as {json.dumps(like)}, got {json.dumps(value)}")
+
+
+def _has_type(value: Any, like: Any) -> bool:
+    if isinstance(value, bool) or isinstance(like, bool):
+        return isinstance(value, bool) and isinstance(like, bool)
+    if isinstance(like, list | tuple):
+        return isinstance(value, list)
+    return isinstance(value, int | float if isinstance(like, float) else type(like))
