@@ -36,7 +36,7 @@ def check_text_encoder(t5_pretrained: str | Path, width: int) -> None:
         raise ValueError(
             f"t5_pretrained: {folder} lacks the weights, model.safetensors or pytorch_model.bin."
         )
-    read_config(folder / "config.json", {})
+    read_config(folder / "config.json", {"model_type": ""})
     with reading(folder / "config.json", "a configuration"):
         config = T5Config.from_pretrained(folder, local_files_only=True)
     if config.d_model != width:

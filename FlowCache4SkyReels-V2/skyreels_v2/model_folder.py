@@ -235,8 +235,8 @@ def _new_model(folder: Path, part: str) -> nn.Module:
     """A part of diffusers' layout on the meta device."""
     kind, path = _MODELS[part], folder / part / "config.json"
     is_diffusers = hasattr(kind, "load_config")
-    # transformers checks the types by itself
-    content = read_config(path, default_arguments(kind) if is_diffusers else {})
+    # transformers checks most types by itself
+    content = read_config(path, default_arguments(kind) if is_diffusers else {"model_type": ""})
     with reading(path, "a configuration"), torch.device("meta"):
         if is_diffusers:
             return kind.from_config(content)
@@ -255,7 +255,10 @@ def _check_tensors(folder: Path, part: str, model: nn.Module) -> None:
 def _check_fit(configs: dict[str, Any], folder: Path) -> None:
     """Refuse parts that do not fit together or are of other sizes than all SkyReels-V2 models."""
     transformer, vae = configs["transformer"], configs["vae"]
-    colours = 3 * (vae.patch_size or 1) ** 2
+    patch = 1 if vae.patch_size is None else vae.patch_size
+    if not isinstance(patch, int) or patch < 1:
+        raise ValueError(f"{folder}: vae, patch_size: expected a whole number of at least 1, got {patch!r}.")
+    colours = 3 * patch**2
     for name, found, wanted in (
         ("transformer, text_dim", transformer.text_dim, configs["text_encoder"].d_model),
         ("transformer, in_channels", transformer.in_channels, vae.z_dim),
