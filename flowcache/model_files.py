@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from inspect import Parameter, signature
 from pathlib import Path
@@ -14,9 +13,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .user_files import reading
 
-#: Largest whole number in a model's configuration, by a part of its key; larger ones would only fill memory.
+#: Largest number in a model's configuration, by a part of its key; larger ones would only fill memory.
 _LARGEST = {"layers": 1000, "depth": 1000, "blocks": 1000, "heads": 1000, "vocab_size": 2**20}
 _LARGEST_OTHER = 2**16
+#: Numbers that are at least 1, by the start of their key, and those that are between 0 and 1.
+_COUNTS = ("num_", "d_", "depth", "relative_attention_")
+_BELOW_ONE = ("eps", "layer_norm_epsilon")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -129,12 +131,14 @@ def _check_value(key: str, value: Any, like: Any) -> None:
         inner = like[0] if isinstance(like, list | tuple) and like else None
         for item in value:
             _check_value(key, item, inner)
-    if isinstance(value, int | float) and not math.isfinite(value):
-        raise ValueError(f"{key}: expected a finite number, got {value}")
-    if isinstance(value, int):
+    if isinstance(value, int | float):
         most = next((most for part, most in _LARGEST.items() if part in key), _LARGEST_OTHER)
-        if abs(value) > most:
-            raise ValueError(f"{key}: expected at most {most}, got {value}")
+        if not abs(value) <= most:  # NaN
+            raise ValueError(f"{key}: expected a number of at most {most}, got {value}")
+        if key.startswith(_COUNTS) and value < 1:
+            raise ValueError(f"{key}: expected at least 1, got {value}")
+        if key in _BELOW_ONE and not 0 < value < 1:
+            raise ValueError(f"{key}: expected a number between 0 and 1, got {value}")
     if like is not None and not _has_type(value, like):
         raise ValueError(f"{key}: expected a value such as {json.dumps(like)}, got {json.dumps(value)}")
 

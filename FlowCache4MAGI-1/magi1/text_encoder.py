@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -45,8 +46,10 @@ def check_text_encoder(t5_pretrained: str | Path, width: int) -> None:
             f"caption_channels are {width}."
         )
     check_vocabulary(load_tokenizer(folder), config.vocab_size, folder)
+    with torch.device("meta"):
+        known = T5EncoderModel(config).state_dict()
     for path in folder.glob("*.safetensors"):
-        read_header(path)
+        _check_layers(path, read_header(path).keys() - known.keys())
 
 
 def load_text_encoder(t5_pretrained: str | Path) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
@@ -62,6 +65,14 @@ def load_text_encoder(t5_pretrained: str | Path) -> tuple[PreTrainedTokenizerBas
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     missing = sorted(report["missing_keys"])
+    _check_layers(folder, report["unexpected_keys"])
     if missing:
         raise ValueError(f"t5_pretrained: {folder} lacks {missing[0]} ({len(missing)} missing in all).")
     return tokenizer, encoder.eval()
+
+
+def _check_layers(path: Path, unknown: Collection[str]) -> None:
+    """Refuse tensors of layers that the configuration leaves out; those of a decoder are not needed."""
+    layers = sorted(name for name in unknown if name.startswith("encoder.block."))
+    if layers:
+        raise ValueError(f"t5_pretrained: {path} holds {layers[0]}, for which config.json has no layer.")

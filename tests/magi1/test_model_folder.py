@@ -29,12 +29,15 @@ CONTENTS = [
 
 VALUES = [
     (VAE, "depth", 10**9),
+    (VAE, "depth", 1e300),
     (VAE, "embed_dim", 2**62),
     (VAE, "video_size", 10**9),
     (VAE, "mlp_ratio", 1e300),
     (VAE, "num_heads", "two"),
     (VAE, "ddconfig", {"depth": 10**9}),
     (TEXT, "num_layers", 10**9),
+    (TEXT, "num_layers", 0),
+    (TEXT, "relative_attention_max_distance", 0),
     (TEXT, "vocab_size", 3),
     (TEXT, "d_model", "16"),
     (TOKENIZER_CONFIG, "model_max_length", -5),

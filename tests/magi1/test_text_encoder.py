@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from magi1.text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder
 
 WIDTH = 16
+LAYER = "encoder.block.0.layer.0.layer_norm.weight"
 
 
 @pytest.fixture
@@ -65,6 +66,10 @@ def test_wrong_folders_are_refused_before_weights_are_read(t5, spoil, message):
         (
             lambda folder: edit(folder, lambda t: t.pop("encoder.final_layer_norm.weight")),
             "lacks encoder.final",
+        ),
+        (
+            lambda folder: edit(folder, lambda t: t.update({LAYER.replace("0", "1", 1): t[LAYER].clone()})),
+            "for which config.json has no layer",
         ),
     ],
 )

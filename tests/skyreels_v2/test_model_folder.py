@@ -44,6 +44,7 @@ VALUES = [
     (TRANSFORMER, "num_layers", 10**9),
     (TRANSFORMER, "num_attention_heads", -1),
     (TRANSFORMER, "eps", float("nan")),
+    (TRANSFORMER, "eps", -1),
     (TRANSFORMER, "patch_size", [2, 2, 2]),
     (TRANSFORMER, "cross_attn_norm", "yes"),
     (TEXT, "num_layers", 10**9),
