@@ -38,16 +38,15 @@ def check_text_encoder(t5_pretrained: str | Path, width: int) -> None:
             f"t5_pretrained: {folder} lacks the weights, model.safetensors or pytorch_model.bin."
         )
     read_config(folder / "config.json", {"model_type": ""})
-    with reading(folder / "config.json", "a configuration"):
+    with reading(folder / "config.json", "a configuration"), torch.device("meta"):
         config = T5Config.from_pretrained(folder, local_files_only=True)
+        known = T5EncoderModel(config).state_dict()
     if config.d_model != width:
         raise ValueError(
             f"t5_pretrained names a text encoder whose d_model is {config.d_model}; this model's "
             f"caption_channels are {width}."
         )
     check_vocabulary(load_tokenizer(folder), config.vocab_size, folder)
-    with torch.device("meta"):
-        known = T5EncoderModel(config).state_dict()
     for path in folder.glob("*.safetensors"):
         _check_layers(path, read_header(path).keys() - known.keys())
 

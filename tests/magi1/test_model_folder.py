@@ -37,6 +37,7 @@ VALUES = [
     (VAE, "ddconfig", {"depth": 10**9}),
     (TEXT, "num_layers", 10**9),
     (TEXT, "num_layers", 0),
+    (TEXT, "dense_act_fn", "x"),
     (TEXT, "relative_attention_max_distance", 0),
     (TEXT, "vocab_size", 3),
     (TEXT, "d_model", "16"),
