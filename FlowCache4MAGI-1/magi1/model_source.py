@@ -51,7 +51,7 @@ class ModelSource:
     Attributes:
         config: what to load and to run.
         reason: one sentence that says which model and why.
-        is_substitute: whether the small checkpoint stands in for official weights that nobody declined.
+        is_substitute: whether the small checkpoint replaces the official weights for want of CUDA.
     """
 
     config: MagiConfig

@@ -50,7 +50,7 @@ class ModelSource:
         layout: ``diffusers`` or ``original``.
         family: ``1.3B``, ``14B`` or ``small``, which tells the fitted polynomials; None if unknown.
         reason: one sentence that says which model and why.
-        is_substitute: whether the small checkpoint stands in for official weights that nobody declined.
+        is_substitute: whether the small checkpoint replaces the official weights for want of CUDA.
     """
 
     model_id: str
