@@ -2,15 +2,15 @@
 
     python generate_video_df.py --prompt "a red circle moves right over a dark background"
 
-Writes ``OUTDIR/EXPNAME/<prompt>_<method>_seed<seed>_steps<steps>_<digest of all settings>.mp4``, and beside
-it ``.trace.json`` and ``.reuse.png``, the map of which block skipped which step. While it runs, the video
-grows as ``.part.mp4``, which can be played at any moment.
+Writes ``OUTDIR/EXPNAME/<prompt>_<task>_<method>_<preset>_seed<seed>_steps<steps>_<digest>.mp4``; the digest
+is that of all settings and of the content of images, videos and weights. Beside it lie ``.trace.json`` and
+``.reuse.png``, the map of which block skipped which step. While it runs, the video grows as ``.part.mp4``,
+which can be played at any moment.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
 from contextlib import nullcontext
@@ -22,7 +22,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 
-from flowcache import Trace
+from flowcache import FlowCacheConfig, Trace
 from flowcache.command_line import (
     RESUME_HELP,
     Parser,
@@ -30,27 +30,35 @@ from flowcache.command_line import (
     check_device,
     check_tuning,
     load_and_tune,
+    output_file,
     run_program,
+    settle_seed,
     target_of,
-    words_of,
-    writable_folder,
 )
-from flowcache.config import DEFAULT_PRESET
+from flowcache.naming import setting_words, video_name
 from flowcache.resume import ResumeFile
-from flowcache.tuning import Tuning
+from flowcache.tuning import Target, Tuning
+from flowcache.unread import refuse_unread
 from flowcache.video import (
     Frames,
     VideoInfo,
     probe_video,
     read_image,
-    read_video,
     resize_and_crop,
     to_float,
 )
 from skyreels_v2 import Condition, VideoSettings, resolve_model
-from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of
+from skyreels_v2.command_line import (
+    RULES,
+    add_video_flags,
+    cache_of,
+    drop_unread,
+    frame_size,
+    settings_of,
+    settle_flags,
+)
 from skyreels_v2.pipeline import check_prompts
-from skyreels_v2.sampler import SkyReelsSampler
+from skyreels_v2.sampler import SkyReelsSampler, video_prefix
 from skyreels_v2.windows import check_streaming, plan_windows
 
 
@@ -61,7 +69,7 @@ class Job:
     sampler: SkyReelsSampler
     condition: Condition
     prompt: str
-    history: Frames | None
+    history: Path | None
     output: Path
     resume: ResumeFile | None
     tuning: Tuning | None
@@ -90,23 +98,26 @@ def prepare(args: argparse.Namespace) -> Job:
     Raises:
         ValueError: one sentence that names the argument and the fix.
     """
+    settle_flags(args)
+    target = target_of(args, {name: getattr(args, name) for name in RULES})
+    refuse_unread(drop_unread(args))
+    args.seed = settle_seed(args.seed, args.resume)
     check_device(args.device)
     source = resolve_model(args.model_id, args.device)
-    info = _check_conditions(args)
+    info, images = _read_given(args)
     upright = None if info is None else info.height > info.width
     height, width = frame_size(args, source, upright)
     fps = args.fps
-    if fps is None and args.video_path is not None and info.fps:
-        fps = round(info.fps)
+    if fps is None and args.video_path is not None:
+        fps = info.fps
     settings = settings_of(args, source, height=height, width=width, fps=fps)
-    target = target_of(args, {name: getattr(args, name) for name in ("preset", *RULES)})
     cache = cache_of(args, source, settings)
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:
         raise ValueError("prompt must not be empty.")
     check_prompts(prompt, args.negative_prompt)
     check_streaming(settings, cache, arrives=args.end_image is not None)
-    condition, history = _read_conditions(args, settings)
+    condition = _condition(args, settings, images)
     plan_windows(settings, 0 if condition.prefix is None else condition.prefix.shape[1])
     sampler = SkyReelsSampler(
         source=source,
@@ -118,18 +129,23 @@ def prepare(args: argparse.Namespace) -> Job:
         offload=args.offload,
     )
     tuning = None if target is None else sampler.tuning(target, args.profile)
-    output, resume = _output_path(args, sampler, prompt, tuning), None
-    identity = sampler.identity(prompt, condition, history) if args.resume else {}
+    identity, resume = sampler.identity(prompt, condition, args.video_path), None
     if tuning is not None:
         check_tuning(tuning)
         identity["tuning"] = tuning.identity
+    name = video_name(prompt, _name_words(args, settings, target, cache), identity)
+    output = output_file("outdir", args.outdir / args.expname / name)
     if args.resume:
         resume = ResumeFile(output, identity, args.device)
-    return Job(sampler, condition, prompt, history, output, resume, tuning)
+    return Job(sampler, condition, prompt, args.video_path, output, resume, tuning)
 
 
-def _check_conditions(args: argparse.Namespace) -> VideoInfo | None:
-    """Refuse what does not go together or cannot be read; rate and size of what the video starts with."""
+def _read_given(args: argparse.Namespace) -> tuple[VideoInfo | None, dict[str, Frames]]:
+    """Refuse what does not go together or cannot be read.
+
+    Returns:
+        Rate and size of what the video starts with, and images by their flags.
+    """
     if args.end_image is not None and args.image is None:
         raise ValueError("end_image needs image as well: the video has to start somewhere.")
     if args.video_path is not None and args.image is not None:
@@ -138,49 +154,47 @@ def _check_conditions(args: argparse.Namespace) -> VideoInfo | None:
         raise ValueError(
             "video_path needs overlap_history: how many frames of it to continue from; 17 is usual."
         )
-    info = None
-    for name, read in (("end_image", read_image), ("image", read_image), ("video_path", probe_video)):
+    info, images = None, {}
+    for name in ("end_image", "image", "video_path"):
         path = getattr(args, name)
         if path is None:
             continue
         try:
-            found = read(path)
+            if name == "video_path":
+                info = probe_video(path)
+            else:
+                images[name] = read_image(path)
+                info = VideoInfo(1, None, *images[name].shape[:2])
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        info = found if name == "video_path" else VideoInfo(1, 0.0, *found.shape[:2])
-    return info
+    return info, images
 
 
-def _read_conditions(args: argparse.Namespace, settings: VideoSettings) -> tuple[Condition, Frames | None]:
-    """What the video starts from and arrives at; and the video that it continues, all in its size."""
-    size = (settings.height, settings.width)
+def _condition(args: argparse.Namespace, settings: VideoSettings, images: dict[str, Frames]) -> Condition:
+    """What the video starts from and arrives at, in its size."""
     if args.video_path is not None:
-        history, _ = read_video(args.video_path, size)
-        overlap = settings.overlap_history
-        if len(history) < overlap:
-            raise ValueError(f"video_path has {len(history)} frames, fewer than overlap_history ({overlap}).")
-        return Condition(prefix=to_float(history[-overlap:])), history
+        try:
+            return Condition(prefix=video_prefix(args.video_path, settings))
+        except ValueError as error:
+            raise ValueError(f"video_path: {error}") from error
+    size = (settings.height, settings.width)
     first, last = (
-        None if path is None else to_float(resize_and_crop(read_image(path)[None], *size))
-        for path in (args.image, args.end_image)
+        to_float(resize_and_crop(images[name][None], *size)) if name in images else None
+        for name in ("image", "end_image")
     )
-    return Condition(prefix=first, last=last), None
+    return Condition(prefix=first, last=last)
 
 
-def _output_path(
-    args: argparse.Namespace, sampler: SkyReelsSampler, prompt: str, tuning: Tuning | None
-) -> Path:
-    """The video's path; other settings never share a name, the same ones always do."""
-    folder, settings = writable_folder("outdir", args.outdir / args.expname), sampler.video
-    tag = args.method
-    if args.method not in ("vanilla", "causal"):
-        tag += f"_{tuning.target}" if tuning else f"_{args.preset or DEFAULT_PRESET}"
-    sources = [str(path) for path in (args.image, args.end_image, args.video_path)]
-    told = repr((prompt, args.negative_prompt, args.model_id, settings, sampler.cache, sources))
-    digest = hashlib.sha256(told.encode()).hexdigest()[:6]
-    return (
-        folder / f"{words_of(prompt)}_{tag}_seed{settings.seed}_steps{settings.inference_steps}_{digest}.mp4"
-    )
+def _name_words(
+    args: argparse.Namespace, video: VideoSettings, target: Target | None, cache: FlowCacheConfig
+) -> list[str]:
+    """What tells the videos of a prompt apart at a glance."""
+    task = "v2v" if args.video_path else "i2v" if args.image else "t2v"
+    options = {name: getattr(args, name) for name in RULES}
+    words = [task, *setting_words(args.method, args.preset, options, target, cache)]
+    if video.streaming:
+        words.append("streaming")
+    return [*words, f"seed{video.seed}", f"steps{video.inference_steps}"]
 
 
 def run(job: Job) -> tuple[Trace, Path]:

@@ -12,6 +12,7 @@ Several ways take turns, and each gets a folder.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -26,9 +27,17 @@ from flowcache.benchmark.sampling import SamplingJob, run_on
 from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser, run_checked
 from flowcache.config import DEFAULT_PRESET
-from flowcache.knobs import check_knobs, knobs_of
+from flowcache.rates import plain_rate
+from flowcache.unread import refuse_unread
 from skyreels_v2 import ModelSource, VideoSettings, resolve_model
-from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of
+from skyreels_v2.command_line import (
+    add_video_flags,
+    cache_of,
+    drop_unread,
+    frame_size,
+    settings_of,
+    settle_flags,
+)
 from skyreels_v2.sampler import SkyReelsSampler
 from skyreels_v2.windows import check_streaming, plan_windows
 
@@ -47,6 +56,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
     Raises:
         ValueError: one sentence that names the argument and the fix.
     """
+    settle_flags(args)
     options = BenchmarkOptions(**given_flags(args))
     rank, devices = Rank.from_environment(os.environ), list_devices(*options.devices_text(os.environ))
     device = device_of(rank, devices)
@@ -58,18 +68,17 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
     plain = args.method in ("vanilla", "causal")
     name = "ways" if args.ways else args.method if plain else f"{args.method}_{args.preset or DEFAULT_PRESET}"
     output = Path(options.base_save_path or f"outputs/skyreels_v2/{options.benchmark}_{name}").expanduser()
-    work = new_work("SkyReels-V2", _describe(video), output, samples, samplers, rank, bool(args.ways))
+    work = new_work(
+        "SkyReels-V2", _describe(video), output, samples, samplers, rank, bool(args.ways), options.keep_going
+    )
     work.check()
     return devices, work
 
 
 def _flags_by_way(args: argparse.Namespace) -> dict[str, argparse.Namespace]:
-    """The flags of each way; one that asks for a rule is for the ways that have it."""
+    """The flags of each way, without those that it does not read."""
     flags = {way: with_way(args, way) for way in args.ways or ()} or {args.method: args}
-    knobs = {name: getattr(args, name) for name in RULES}
-    check_knobs(knobs, *(told.method for told in flags.values()))
-    for told in flags.values():
-        vars(told).update(knobs_of(told.method, knobs))
+    refuse_unread(*map(drop_unread, flags.values()))
     return flags
 
 
@@ -109,7 +118,7 @@ def _video_settings(
     overlap = args.overlap_history
     if overlap is None:
         raise ValueError("overlap_history is needed to continue the videos of physicsiq; 17 is usual.")
-    wanted = overlap + SECONDS * (args.fps or source.defaults["fps"])
+    wanted = overlap + math.ceil(SECONDS * (args.fps or plain_rate(source.defaults["fps"])))
     if args.num_frames is not None and args.num_frames < wanted:
         raise ValueError(
             f"num_frames must be at least {wanted} for physicsiq, overlap_history and {SECONDS} s, "

@@ -14,6 +14,7 @@ import yaml
 from flowcache.knobs import only_knob
 from flowcache.kv.quantized import BITS
 from flowcache.kv.selection import WEIGHTINGS
+from flowcache.rates import plain_rate
 
 from .config_files import COMMAND_LINE, build, check_keys, check_mapping, read_file
 from .guidance import ThreeWayGuidance
@@ -23,11 +24,15 @@ from .schedule import Timetable
 PIXELS, FRAMES = 8, 4
 
 #: The most that is taken for meant; beyond lie slips of the keyboard, at which memory would give out.
-_MOST = {"num_frames": 10**6, "chunk_width": 1000, "window_size": 1000, "num_steps": 1000, "fps": 1000}
+_MOST = {"num_frames": 10**6, "chunk_width": 1000, "window_size": 1000, "num_steps": 1000}
 _MOST |= {"video_size_h": 2**14, "video_size_w": 2**14}
 
 #: FlowCache's options that say which steps are skipped, the threshold first.
 RULES = ("rel_l1_thresh", "interval", "tolerance", "plan")
+
+#: Those that say how the cache is compressed; the last two weight single tokens.
+COMPRESSION = ("total_cache_chunk_nums", "compress_strategy", "query_granularity", "mix_lambda")
+COMPRESSION += ("score_weighting_method", "power")
 
 PARAMS_DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")
 
@@ -91,7 +96,8 @@ class RuntimeSection:
         cfg_number: forwards a step: 1 for distilled models, 3 for base models.
         cfg_t_range, prev_chunk_scales, text_scales: guidance scales by time.
         noise2clean_kvrange: chunks that a noisy chunk sees, by its progress; empty: all before it.
-        clean_chunk_kvrange: chunks that a finished one sees; -1: as the last of those.
+        clean_chunk_kvrange: chunks that a clean one sees; -1: as the last of those. Without those, only given
+            chunks read it.
         clean_t: time at which finished chunks are shown.
         num_frames: pixel frames to make.
         video_size_h, video_size_w: pixels.
@@ -119,7 +125,7 @@ class RuntimeSection:
     video_size_w: int = 720
     num_steps: int = 64
     window_size: int = 4
-    fps: int = 24
+    fps: float = 24
     chunk_width: int = 6
     t5_pretrained: str = ""
     t5_device: str = "cuda"
@@ -129,7 +135,8 @@ class RuntimeSection:
     load: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("window_size", "chunk_width", "num_frames", "fps"):
+        object.__setattr__(self, "fps", plain_rate(self.fps))
+        for name in ("window_size", "chunk_width", "num_frames"):
             _check(getattr(self, name) >= 1, name, self, "at least 1")
         for name, most in _MOST.items():
             _check(getattr(self, name) <= most, name, self, f"at most {most}")
@@ -230,9 +237,9 @@ class MagiConfig:
             )
 
     @classmethod
-    def keys(cls) -> list[str]:
-        """Keys of all sections."""
-        return [key for kind in _sections().values() for key in kind.__dataclass_fields__]
+    def keys(cls) -> dict[str, str]:
+        """Keys of all sections, with the names of their types."""
+        return {key.name: key.type for section in _sections().values() for key in fields(section)}
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> MagiConfig:

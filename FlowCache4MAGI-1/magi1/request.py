@@ -13,6 +13,7 @@ from flowcache.prompts import check_prompt
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt
 from .config import FRAMES, MagiConfig
 from .guidance import PREVIOUS_WEIGHT, DistilledGuidance, Guidance, ThreeWayGuidance
+from .methods import check_cache
 from .schedule import Timetable
 
 
@@ -33,7 +34,7 @@ class VideoRequest:
 
     Raises:
         ValueError: the cleaning leaves nothing of the prompt, the prefix does not fit, special tokens lack
-            their table, or the share is no number.
+            their table, the share is no number, or the cache has a setting that MAGI-1 lacks.
     """
 
     prompt: str
@@ -51,6 +52,7 @@ class VideoRequest:
             raise ValueError("special tokens are asked for, but there is no table of them; give one.")
         if not math.isfinite(self.previous_weight):
             raise ValueError(f"prev_chunks_scale must be a finite number, got {self.previous_weight}.")
+        check_cache(self.cache)
         if self.prefix is not None:
             self._check_prefix(self.prefix)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from flowcache import FlowCacheConfig, Trace
@@ -19,7 +17,7 @@ from flowcache.prompts import check_prompt
 from flowcache.resume import ResumeFile
 from flowcache.reuse.plans import Plans
 from flowcache.tuning import Target, Tuning
-from flowcache.video import Frames, probe_video, read_image, resize_and_crop, stream_video, to_float
+from flowcache.video import Frames, last_frames, probe_video, read_image, resize_and_crop, to_float
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt
 from .config import FRAMES, RuntimeSection
@@ -75,7 +73,7 @@ class MagiSampler:
         }
 
     def check(self, sample: Sample) -> None:
-        """Refuse a sample whose prompt, image or video cannot be used; no frame of a video is decoded.
+        """Refuse a sample whose prompt, image or video cannot be used; decodes a video's first frame only.
 
         Raises:
             ValueError: it is named.
@@ -163,15 +161,21 @@ class MagiSampler:
         )
 
     def identity(self, request: VideoRequest) -> dict[str, Any]:
-        """All that decides about a video, as ``ResumeFile`` wants it."""
+        """All that decides about a video, for its name and its ``ResumeFile``.
+
+        Local folders go by their weights, so that they may move; those on the Hub by their ids.
+        """
         tables = {} if self.special_tokens is None else vars(self.special_tokens)
+        settings, folders = self.settings, self.source.folders
+        for name in folders:
+            del settings["runtime_config"][name]
         return {
-            **self.settings,
+            **settings,
             "prompt": request.prompt,
             "seed": request.config.runtime_config.seed,
             "prefix": array_digest(request.prefix),
             "tables": {name: array_digest(table) for name, table in tables.items()},
-            "weights": {name: folder_digest(folder) for name, folder in self.source.folders.items()},
+            "weights": {name: folder_digest(folder) for name, folder in folders.items()},
         }
 
     def write(
@@ -205,15 +209,14 @@ class MagiSampler:
         return self.runtime.video_size_h, self.runtime.video_size_w
 
 
-def _last_seconds(path: Path, fps: int, size: tuple[int, int]) -> Frames:
+def _last_seconds(path: Path, fps: float, size: tuple[int, int]) -> Frames:
     """The last whole seconds of a video, at most five, at the rate of the video to make.
 
-    Of one shorter than a second, all that makes whole latent frames. No more than what may be needed is held.
+    At least a latent frame; of a video shorter than a second, all that makes whole latent frames.
     """
-    count, last = 0, deque[Frames](maxlen=PREFIX_SECONDS * fps)
-    for frame in stream_video(path, fps):
-        last.append(frame)
-        count += 1
-    kept = min(count // fps, PREFIX_SECONDS) * fps or count
-    kept = max(kept // FRAMES * FRAMES, 1)
-    return np.stack([resize_and_crop(frame[None], *size)[0] for frame in list(last)[-kept:]])
+    most = max(round(PREFIX_SECONDS * fps), FRAMES)
+    frames, count = last_frames(path, most, fps, size)
+    seconds = min(int(count / fps), PREFIX_SECONDS)
+    kept = max(round(seconds * fps), FRAMES) if seconds else count
+    kept = max(min(kept, count) // FRAMES * FRAMES, 1)
+    return frames[-kept:]

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flowcache.rates import plain_rate
+
 TEMPORAL_STRIDE = 4  # pixel frames per latent frame of the Wan VAE, after the first
 SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
 
@@ -47,7 +49,7 @@ class VideoSettings:
         inference_steps: denoising steps of a block.
         guidance_scale: weight of classifier-free guidance; 1 switches it off.
         shift: flow shift of the noise grid; 8 for text, 5 for image-to-video in the original.
-        fps: frames per second of the file.
+        fps: frames per second of the file, a number or a fraction as text.
         addnoise_condition: noise mixed into frames that are taken over, in thousandths.
         seed: of the noise.
 
@@ -66,11 +68,12 @@ class VideoSettings:
     inference_steps: int = 30
     guidance_scale: float = 6.0
     shift: float = 8.0
-    fps: int = 24
+    fps: float = 24
     addnoise_condition: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fps", plain_rate(self.fps))
         for name in ("height", "width"):
             _check(
                 getattr(self, name) > 0 and getattr(self, name) % SPATIAL_STRIDE == 0,
@@ -80,11 +83,11 @@ class VideoSettings:
             )
         for name in ("num_frames", "base_num_frames"):
             _check_frames(name, getattr(self, name), least=1)
-        for name in ("inference_steps", "causal_block_size", "fps"):
+        for name in ("inference_steps", "causal_block_size"):
             _check(getattr(self, name) >= 1, name, self, "at least 1")
-        for name in ("guidance_scale", "shift"):
-            value = getattr(self, name)
-            _check(math.isfinite(value) and value > 0, name, self, "a finite number above 0")
+        guided = math.isfinite(self.guidance_scale) and self.guidance_scale >= 1
+        _check(guided, "guidance_scale", self, "a finite number of at least 1; 1 switches it off")
+        _check(math.isfinite(self.shift) and self.shift > 0, "shift", self, "a finite number above 0")
         _check(self.shift <= MAX_SHIFT, "shift", self, f"at most {MAX_SHIFT:g}")
         _check(0 <= self.addnoise_condition < 1000, "addnoise_condition", self, "between 0 and 999")
         _check(self.ar_step >= 0, "ar_step", self, "at least 0")
@@ -124,6 +127,15 @@ class VideoSettings:
             "shift": self.shift,
             "guidance": self.guidance_scale,
         }
+
+    def check_negative_prompt(self, prompt: str | None) -> None:
+        """Refuse a negative prompt that nothing reads.
+
+        Raises:
+            ValueError: guidance is off.
+        """
+        if prompt and self.guidance_scale == 1:
+            raise ValueError("negative_prompt: expected guidance_scale above 1, got 1; leave one out.")
 
     def as_dict(self) -> dict[str, Any]:
         """Fields by name, for logs and traces."""

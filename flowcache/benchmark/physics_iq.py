@@ -11,9 +11,10 @@ end, so scores can differ a little.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -104,22 +105,38 @@ def _videos(name: str, folder: Path) -> list[Path]:
     return paths
 
 
-def check_views(views: Iterable[View]) -> None:
-    """Look at the headers of all videos before any is decoded.
+def check_views(collection: Collection) -> tuple[Collection, dict[str, str]]:
+    """Check all videos by their headers and first frames.
+
+    Returns:
+        The views that can be measured, and by the generated video's name why others cannot.
 
     Raises:
-        ValueError: one is unreadable or too short, or the rates of a view differ.
+        ValueError: none can; the first reason.
     """
-    for view in views:
-        paths = {"generated_videos": [view.generated], "reference_videos": view.takes}
-        infos = {path: _probe(name, path) for name, group in paths.items() for path in group}
-        rate = round(infos[view.takes[0]].fps)
-        for path, info in infos.items():
-            if round(info.fps) != rate:
-                raise ValueError(
-                    f"generated_videos and reference_videos must have one rate, but {path.name} has "
-                    f"{info.fps:g} frames a second and {view.takes[0].name} {rate}."
-                )
+    views, reasons = [], {}
+    for view in collection.views:
+        try:
+            _check_view(view)
+            views.append(view)
+        except ValueError as error:
+            reasons[view.generated.name] = str(error)
+    if not views:
+        raise ValueError(next(iter(reasons.values())))
+    return replace(collection, views=views), reasons
+
+
+def _check_view(view: View) -> None:
+    """Refuse a view of which a video is unreadable or too short, or whose rates differ."""
+    paths = {"generated_videos": [view.generated], "reference_videos": view.takes}
+    infos = {path: _probe(name, path) for name, group in paths.items() for path in group}
+    rate = infos[view.takes[0]].fps
+    for path, info in infos.items():
+        if not math.isclose(info.fps, rate, rel_tol=0.01):  # 29.97 is as good as 30
+            raise ValueError(
+                f"generated_videos and reference_videos must have one rate, but {path.name} has "
+                f"{float(info.fps):g} frames a second and {view.takes[0].name} {float(rate):g}."
+            )
 
 
 def _probe(name: str, path: Path) -> VideoInfo:
@@ -127,7 +144,9 @@ def _probe(name: str, path: Path) -> VideoInfo:
         info = probe_video(path)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    wanted = SECONDS * round(info.fps)
+    if info.fps is None:
+        raise ValueError(f"{name}: {path.name} does not state its frame rate.")
+    wanted = round(SECONDS * info.fps)
     if info.num_frames is not None and info.num_frames < wanted:
         raise ValueError(f"{name}: {path.name} has {info.num_frames} frames, {SECONDS} s take {wanted}.")
     return info
@@ -145,7 +164,7 @@ def measure_view(view: View, part: str = "first") -> tuple[Measures, Measures]:
         ValueError: a video cannot be read or is too short.
     """
     info = probe_video(view.takes[0])
-    count = SECONDS * round(info.fps)
+    count = round(SECONDS * info.fps)
     size = (max(1, info.height // SCALE), max(1, info.width // SCALE))
     first, second = (make_clip(islice(stream_video(take), count), size) for take in view.takes)
     # of the last seconds, too, motion is sought from the beginning: what rests is known by then
@@ -159,14 +178,29 @@ class PhysicsIQReport:
     """What was measured of each view, in the order of its first takes' ids.
 
     Attributes:
-        collection: what was to be measured.
+        absent: names of first takes for which nothing was generated.
+        broken: by the generated video's name, why a view was not measured.
+        views: what was measured.
         generated: generated videos against first takes.
         physical: second takes against first takes.
     """
 
-    collection: Collection
+    absent: Sequence[str]
+    broken: dict[str, str] = field(default_factory=dict)
+    views: list[View] = field(default_factory=list)
     generated: list[Measures] = field(default_factory=list)
     physical: list[Measures] = field(default_factory=list)
+
+    def add(self, view: View, part: str) -> None:
+        """Measure a view, or note why that failed; arguments as those of ``measure_view``."""
+        try:
+            generated, physical = measure_view(view, part)
+        except ValueError as error:
+            self.broken[view.generated.name] = str(error)
+            return
+        self.views.append(view)
+        self.generated.append(generated)
+        self.physical.append(physical)
 
     def score(self) -> PhysicsIQ:
         """The score over everything measured.
@@ -183,19 +217,20 @@ class PhysicsIQReport:
         columns = ["scenario", "perspective", *names, *(f"physical_{name}" for name in names)]
         write_csv(paths[0], columns, [self._row(index) for index in range(len(self.generated))])
         score = self.score()
-        content = {**asdict(score), "videos": len(self.generated), "absent": list(self.collection.absent)}
+        content = {**asdict(score), "videos": len(self.generated), "absent": list(self.absent)}
+        content["broken"] = self.broken
         write_json(paths[1], content)
         return paths
 
     def _row(self, index: int) -> dict[str, str | float]:
-        view = self.collection.views[index]
+        view = self.views[index]
         physical = {f"physical_{name}": value for name, value in asdict(self.physical[index]).items()}
         names = {"scenario": view.scenario, "perspective": view.perspective}
         return {**names, **asdict(self.generated[index]), **physical}
 
     def text(self) -> str:
         """The score, then each measure beside that of two takes; says so where videos are absent."""
-        score, absent = self.score(), self.collection.absent
+        score, absent = self.score(), self.absent
         lines = [f"Physics-IQ score: {score.score:.1f} of 100, {len(self.generated)} videos"]
         if absent:
             lines.append(

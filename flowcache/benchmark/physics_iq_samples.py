@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..user_files import read_text, reading
 
 logger = logging.getLogger(__name__)
 
@@ -23,18 +26,8 @@ class Scene:
     description: str
     video: Path
 
-    def existing_video(self) -> Path:
-        """The video that is to be continued.
 
-        Raises:
-            ValueError: it is not there.
-        """
-        if not self.video.is_file():
-            raise ValueError(f"physicsiq_data_dir: there is no {self.video}, which the descriptions name.")
-        return self.video
-
-
-def find_scenes(folder: Path, table: Path | None, fps: int) -> list[Scene]:
+def find_scenes(folder: Path, table: Path | None, fps: float) -> list[Scene]:
     """All first takes, by their ids.
 
     Args:
@@ -67,7 +60,7 @@ def find_scenes(folder: Path, table: Path | None, fps: int) -> list[Scene]:
     return [scenes[identity] for identity in sorted(scenes)]
 
 
-def _conditioning_folder(folder: Path, fps: int) -> Path:
+def _conditioning_folder(folder: Path, fps: float) -> Path:
     """The folder of the videos to continue, at the rate if there is one."""
     names = ("conditioning", "conditioning-videos")
     found = [
@@ -75,10 +68,10 @@ def _conditioning_folder(folder: Path, fps: int) -> Path:
     ]
     rates = {int(path.name[:-3]): path for path in found if path.name[:-3].isdecimal()}
     if not rates:
-        raise ValueError(f"physicsiq_data_dir: {folder} holds no split-videos/conditioning/{fps}FPS.")
-    rate = fps if fps in rates else max(rates)
-    if rate != fps:
-        logger.warning("Physics-IQ: there are no videos of %d FPS; those of %d are thinned out.", fps, rate)
+        raise ValueError(f"physicsiq_data_dir: {folder} holds no split-videos/conditioning/{fps:g}FPS.")
+    rate = round(fps) if round(fps) in rates else max(rates)
+    if rate != round(fps):
+        logger.warning("Physics-IQ: there are no videos of %g FPS; those of %d are resampled.", fps, rate)
     return rates[rate]
 
 
@@ -91,11 +84,8 @@ def _find_table(folder: Path) -> Path:
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"descriptions_file: {path} cannot be read as CSV.") from error
+    with reading(path, "CSV"):
+        rows = list(csv.DictReader(io.StringIO(read_text(path, "CSV"), newline=""), strict=True))
     if not rows or any(row.get(name) is None for row in rows for name in _COLUMNS):
         raise ValueError(f"descriptions_file: {path} must have the columns {', '.join(_COLUMNS)}.")
     return rows

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..trace import Trace
+from ..user_files import read_text, reading
 from .sample_folder import Manifest
 from .turns import WAYS_FILE, folder_of, read_ways
 
@@ -94,10 +95,8 @@ def read_trace(path: Path) -> Trace:
     Raises:
         ValueError: there is none; the file is named.
     """
-    try:
+    with reading(path, "a trace"):
         return Trace.load(path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as a trace.") from error
 
 
 def find_model_runs(run_dir: Path) -> list[ModelRun]:
@@ -135,7 +134,7 @@ def model_folders(run_dir: Path) -> list[Path]:
 def read_commands(run_dir: Path) -> list[str]:
     """The commands that made a run, as far as they were written down."""
     path = run_dir / COMMAND_FILE
-    return path.read_text().splitlines() if path.is_file() else []
+    return read_text(path, "a list of commands").splitlines() if path.is_file() else []
 
 
 def _read_model(folder: Path) -> ModelRun:
@@ -159,7 +158,8 @@ def _read_way(way: str, folder: Path) -> WayRun:
     path = folder / "manifest.jsonl"
     records = Manifest(path).records()
     for name, record in records.items():
-        absent = [key for key in ("prompt", "file", "trace", "started", "environment") if key not in record]
+        kinds = dict.fromkeys(("prompt", "file", "trace", "started"), str) | {"environment": dict}
+        absent = [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]
         if absent:
             raise ValueError(f"{path} names no {absent[0]} of {name}; remove its line, and run it again.")
     return WayRun(way, folder, records)
@@ -169,8 +169,6 @@ def _read_report(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
     """A report that has these keys, each with a dictionary; None: there is no such file."""
     if not path.is_file():
         return None
-    try:
+    with reading(path, "a report; remove it to have it made again"):
         report = json.loads(path.read_text())
         return report | {key: dict(report[key]) for key in keys}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read; remove it to have it made again.") from error

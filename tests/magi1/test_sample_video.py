@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from manifests import read_manifest
+from manifests import FINISHED, fail_first, read_manifest
 from programs import Program
 from reference import ROOT
 
@@ -97,7 +97,7 @@ def test_a_knob_is_for_those_of_several_ways_that_have_it(prepared):
     work = prepared("--interval", 2, "--ways", "vanilla", "teacache", "flowcache:paper-fast")
     expected = {"vanilla": "none", "teacache": "teacache", "flowcache:paper-fast": "fixed_interval"}
     assert policies(work) == expected
-    with pytest.raises(ValueError, match="interval is for flowcache; vanilla computes every step, teacache"):
+    with pytest.raises(ValueError, match="vanilla computes every step, teacache"):
         prepared("--interval", 2, "--ways", "vanilla", "teacache")
 
 
@@ -106,7 +106,7 @@ def test_a_threshold_beside_vanilla_is_passed_over_in_a_file_only(prepared, tmp_
     file = ["--yaml_config", tmp_path / "mine.yaml"]
     assert prepared(*file, "--method", "vanilla").sampler.cache.policy == "none"
     assert policies(prepared(*file, "--ways", "vanilla")) == {"vanilla": "none"}
-    with pytest.raises(ValueError, match="rel_l1_thresh is for flowcache; vanilla computes every step"):
+    with pytest.raises(ValueError, match="rel_l1_thresh has no effect"):
         prepared("--method", "vanilla", "--rel_l1_thresh", 0.1)
 
 
@@ -124,6 +124,35 @@ def test_vbench_is_sampled_under_its_names(front, vbench, tmp_path, capsys):
     assert front("teacache_vbench.yaml", *arguments) == 2
     error = capsys.readouterr().err
     assert "base_save_path out holds videos of other settings (method is 'flowcache' there" in error
+
+
+def test_a_video_after_one_that_failed_is_the_same(front, vbench, tmp_path, monkeypatch, capsys):
+    arguments = ["--vbench_prompt_dir", vbench, "--samples", 2, "--end", 1]
+    assert front("flowcache_vbench.yaml", *arguments, "--base_save_path", "whole") == 0
+    with monkeypatch.context() as patch:
+        fail_first(patch, sampler)
+        assert front("flowcache_vbench.yaml", *arguments, "--base_save_path", "out") == 1
+    assert "a red circle-0.mp4: not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert front("flowcache_vbench.yaml", *arguments, "--base_save_path", "out") == 0
+    for index in (0, 1):
+        name = f"videos/a red circle-{index}.mp4"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FINISHED
+
+
+def test_clips_that_cannot_be_read_are_named_at_the_start(front, physics, tmp_path, monkeypatch, capsys):
+    (clip,) = physics.rglob("0001_conditioning*.mp4")
+    clip.write_bytes(b"no video")
+    arguments = ["--physicsiq_data_dir", physics, "--fps", FPS, "--base_save_path", "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+        assert front("teacache_physicsiq.yaml", *arguments) == 2
+    assert "0001_perspective-left_roll: " in capsys.readouterr().err.splitlines()[-1]
+    (tmp_path / "mine.yaml").write_text(
+        (FOLDER / "yaml_config" / "sample" / "teacache_physicsiq.yaml").read_text() + "\nkeep_going: true\n"
+    )
+    assert front(tmp_path / "mine.yaml", *arguments) == 1
+    assert "0 of 1 are there" in capsys.readouterr().err
 
 
 def test_physics_iq_is_continued_and_scored(front, physics, tmp_path, capsys):
@@ -173,7 +202,7 @@ def test_keys_of_the_original_mean_what_they_say(front, tmp_path):
 BAD = {
     "there is no dimenson; did you mean dimension": ("dimenson: scene", []),
     "there is no dimensions; did you mean dimension": ("", ["--dimensions", "scene"]),
-    "reuse_strategy must be one of chunkwise, all, none, got 'some'": ("reuse_strategy: some", []),
+    "reuse_strategy must be one of chunkwise, all, none, original, got 'some'": ("reuse_strategy: some", []),
     "nothing.json cannot be read": ("", ["--config_file", "nothing.json"]),
     "benchmark must be one of vbench, physicsiq, got 'vbnech'": ("benchmark: vbnech", []),
     "samples must be a whole number": ("samples: many", []),
