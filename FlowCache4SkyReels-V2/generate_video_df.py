@@ -57,6 +57,7 @@ from skyreels_v2.command_line import (
     settings_of,
     settle_flags,
 )
+from skyreels_v2.pipeline import check_prompts
 from skyreels_v2.sampler import SkyReelsSampler, video_prefix
 from skyreels_v2.windows import check_streaming, plan_windows
 
@@ -114,6 +115,7 @@ def prepare(args: argparse.Namespace) -> Job:
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:
         raise ValueError("prompt must not be empty.")
+    check_prompts(prompt, args.negative_prompt)
     check_streaming(settings, cache, arrives=args.end_image is not None)
     condition = _condition(args, settings, images)
     plan_windows(settings, 0 if condition.prefix is None else condition.prefix.shape[1])

@@ -29,15 +29,6 @@ def check_type(name: str, value: Any, kind: type, hint: str = "") -> None:
         raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}{hint}.")
 
 
-def check_prompt(name: str, prompt: Any) -> None:
-    """Refuse what is not one prompt.
-
-    Raises:
-        TypeError: one sentence that names the argument.
-    """
-    check_type(name, prompt, str, "; make one video for each prompt" if isinstance(prompt, list) else "")
-
-
 def as_frames(name: str, given: GivenFrames, height: int, width: int) -> Tensor:
     """Convert the frames of a condition to ``[3, frames, height, width]`` in [-1, 1].
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
+from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
 from torch import Tensor
+
+#: The time of the cleaning grows with the square of the prompt's length.
+MAX_CHARACTERS = 10_000
 
 #: Rows of the null caption that are shown.
 NULL_TOKENS = 50
@@ -35,6 +40,28 @@ _USUAL = ("high_quality", "duration")
 #: Values of the variables.
 _ON = ("1", "true", "yes", "y", "on", "enabled")
 _OFF = ("", "0", "false", "no", "n", "off", "disabled")
+
+
+class _Cleaning:
+    """The cleaning of captions that MAGI-1 was trained with, as the library has it for another model."""
+
+    bad_punct_regex = PixArtAlphaPipeline.bad_punct_regex
+    _clean_caption = PixArtAlphaPipeline._clean_caption
+    clean = PixArtAlphaPipeline._text_preprocessing
+
+
+@lru_cache(maxsize=16)
+def clean_prompt(prompt: str) -> str:
+    """Return what of a prompt goes to the tokenizer.
+
+    Raises:
+        ValueError: the prompt is too long to clean.
+    """
+    if len(prompt) > MAX_CHARACTERS:
+        raise ValueError(
+            f"prompt: expected at most {MAX_CHARACTERS} characters, got {len(prompt)}; shorten it."
+        )
+    return _Cleaning().clean(prompt, clean_caption=True)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +115,12 @@ class CaptionSwitches:
     @property
     def any(self) -> bool:
         """Whether any token is asked for, and the table is needed."""
-        return self.negative or any(getattr(self, name) for name in _SWITCHES)
+        return self.negative or self.num_tokens > 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Special tokens in front of a caption."""
+        return sum(getattr(self, name) for name in _SWITCHES)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
-from flowcache.weights import check_float
+from flowcache.model_files import indexed_files, read_config, read_header
+from flowcache.user_files import reading
 
 from .config import EngineSection, MagiConfig, ModelSection
-from .config_files import cast, check_mapping, read_file
+from .config_files import cast, check_mapping
 from .conversion import dequantise, is_quantised, official_key, official_shapes, quantised_state
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi
@@ -31,8 +32,15 @@ _VAE_ALWAYS = {
     "with_cls_token": True,
 }
 
+#: The official repository on the Hub, and where it holds the weights of each size.
+_REPOSITORY, _FOLDER = "sand-ai/MAGI-1", "ckpt/magi"
+_OFFICIAL = [f"{size}_{kind}" for size in ("4.5B", "24B") for kind in ("distill", "distill_quant", "base")]
+
+#: Where it holds what the transformer does not bring along.
+BESIDE = {"vae_pretrained": "ckpt/vae", "t5_pretrained": "ckpt/t5"}
+
 #: A folder on the Hub; see ``hub``.
-HUB_EXAMPLE = "sand-ai/MAGI-1/ckpt/magi/4.5B_distill"
+HUB_EXAMPLE = f"{_REPOSITORY}/{_FOLDER}/{_OFFICIAL[0]}"
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -61,9 +69,25 @@ def weight_folder(load: str | Path, engine: EngineSection) -> Path:
     name = weight_folder_name(engine)
     folder = Path(load).expanduser() / name
     if not folder.is_dir():
-        hint = "" if folder.parent.is_dir() else f"; a folder on the Hub is named as {HUB_EXAMPLE} is"
-        raise ValueError(f"load names {load}, which has no folder {name}{hint}.")
+        kind = "distill_quant" if engine.fp8_quant else "distill" if engine.distill else "base"
+        official = f"{_FOLDER}/{folder.parent.name if folder.parent.name in _OFFICIAL else f'4.5B_{kind}'}"
+        wanted = " ".join(f'--include "{inside}/*"' for inside in (f"{official}/{name}", *BESIDE.values()))
+        raise ValueError(
+            f"load: expected a folder of weights, got {load}, which has no folder {name}; set load to "
+            f"{_REPOSITORY}/{official}, which is downloaded at the first run or before by "
+            f"`hf download {_REPOSITORY} {wanted}`."
+        )
     return folder
+
+
+def check_transformer(config: MagiConfig) -> None:
+    """Refuse weights that are not those of a configuration; reads only the headers of their files.
+
+    Raises:
+        ValueError: a file or tensor is missing, unknown, misshapen or damaged; it is named.
+    """
+    shapes = official_shapes(new_transformer(config.model_config), config.engine_config.fp8_quant)
+    _locate_tensors(weight_folder(config.runtime_config.load, config.engine_config), shapes)
 
 
 def load_transformer(
@@ -79,7 +103,7 @@ def load_transformer(
             turns them into plain ones, with a warning.
 
     Raises:
-        ValueError: a file or tensor is missing, unknown, misshapen, of integers or corrupt; it is named.
+        ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
     """
     folder = weight_folder(config.runtime_config.load, config.engine_config)
     plain = new_transformer(config.model_config)
@@ -111,15 +135,23 @@ def load_vae(folder: str | Path) -> AutoencoderKLMagi:
     """Read the official VAE, ``config.json`` and safetensors beside it, in fp32.
 
     Raises:
-        ValueError: a file or tensor is missing, unknown, misshapen, of integers or corrupt; it is named.
+        ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
     """
     folder = Path(folder).expanduser()
-    with torch.device("meta"):
-        vae = AutoencoderKLMagi(**vae_settings(folder))
-    shapes = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
-    tensors = _read_checked(folder, shapes)
-    vae.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=True, assign=True)
+    vae = _new_vae(folder)
+    vae.load_state_dict(
+        {k: v.float() for k, v in _read_checked(folder, _shapes(vae)).items()}, strict=True, assign=True
+    )
     return vae.eval().requires_grad_(False)
+
+
+def check_vae(folder: Path) -> None:
+    """Refuse a VAE whose weights do not fit its ``config.json``; reads only the headers of their files.
+
+    Raises:
+        ValueError: a file or tensor is missing, unknown, misshapen or damaged; it is named.
+    """
+    _locate_tensors(folder, _shapes(_new_vae(folder)))
 
 
 def vae_settings(folder: Path) -> dict[str, Any]:
@@ -129,7 +161,7 @@ def vae_settings(folder: Path) -> dict[str, Any]:
         ValueError: the file is missing, no JSON, or describes another model; the key is named.
     """
     path = folder / "config.json"
-    content = read_file(path, json.loads, "JSON")
+    content = read_config(path, {})
     if content.get("_class_name") not in ("ViTVAE", "AutoencoderKLMagi"):
         raise ValueError(f"{path} describes a {content.get('_class_name')}, not a ViTVAE.")
     described = check_mapping(content.get("ddconfig", content), f"{path}, ddconfig")
@@ -150,14 +182,33 @@ def vae_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def _new_vae(folder: Path) -> AutoencoderKLMagi:
+    """The VAE that a folder describes, on the meta device."""
+    settings = vae_settings(folder)
+    with reading(folder / "config.json", "an autoencoder"), torch.device("meta"):
+        return AutoencoderKLMagi(**settings)
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
 def _read_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """All tensors of a folder's weight files, if they are exactly those that are wanted."""
+    tensors = {}
+    for path in sorted(set(_locate_tensors(folder, shapes).values())):
+        with safe_open(path, framework="pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return tensors
+
+
+def _locate_tensors(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Path]:
+    """The file of each tensor, if the folder's weight files hold exactly those that are wanted."""
     found: dict[str, Path] = {}
     for path in _weight_files(folder):
-        for name, (shape, dtype) in _read_header(path).items():
+        for name, shape in read_header(path).items():
             if name not in shapes:
                 raise ValueError(f"{path} holds {name}, which the model does not know.")
-            check_float(path, name, dtype)
             if shape != shapes[name]:
                 raise ValueError(f"{path}: {name} must have shape {shapes[name]}, has {shape}.")
             if name in found:
@@ -166,20 +217,13 @@ def _read_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
     missing = sorted(shapes.keys() - found.keys())
     if missing:
         raise ValueError(f"{folder} lacks {missing[0]} ({len(missing)} missing in all).")
-    tensors = {}
-    for path in sorted(set(found.values())):
-        with safe_open(path, framework="pt") as file:
-            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return tensors
+    return found
 
 
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if index.is_file():
-        listed = check_mapping(
-            read_file(index, json.loads, "JSON").get("weight_map", {}), f"{index}, weight_map"
-        )
-        files = sorted({folder / str(name) for name in listed.values()})
+        files = indexed_files(index)
     else:
         files = [folder / _SINGLE]
         if not files[0].is_file() and not files[0].with_name(f"{_SINGLE}.zst").is_file():
@@ -190,13 +234,3 @@ def _weight_files(folder: Path) -> list[Path]:
             hint = f"; unpack it first: zstd -d {packed}" if packed.is_file() else "."
             raise ValueError(f"{folder} lacks {path.name}{hint}")
     return files
-
-
-def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of each tensor."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}.") from error

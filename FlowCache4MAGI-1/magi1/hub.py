@@ -7,12 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError
-
-#: Downloads what matches ``allow_patterns`` of a repository, or finds it in the Hub's cache (``HF_HOME``);
-#: returns the local folder that stands for the repository.
-Download = Callable[..., str]
+from flowcache.hub import fetch_snapshot
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 
@@ -39,36 +34,25 @@ class HubFolder:
     def __str__(self) -> str:
         return f"{self.repository}/{self.folder}"
 
-    def fetch(self, argument: str, inside: str = "", download: Download = snapshot_download) -> Path:
-        """Download the folder, or only a folder inside it.
+    def fetch(self, argument: str, inside: str, check: Callable[[Path], None]) -> Path:
+        """Return the local folder, downloaded unless it is whole in the Hub's cache.
 
         Args:
             argument: that names this folder, for messages.
             inside: the only folder in it that is needed; empty: all.
-            download: fetches it.
-
-        Returns:
-            Where the folder lies now.
+            check: refuses the local folder, by a ValueError, if it lacks a file or holds a damaged one.
 
         Raises:
             OSError: the Hub cannot be reached, or has no such repository.
-            ValueError: the repository has no such folder.
+            ValueError: the repository has no such folder, or see ``check``.
         """
         wanted = f"{self.folder}/{inside}" if inside else self.folder
-        try:
-            root = Path(download(self.repository, allow_patterns=[f"{wanted}/*"]))
-        except RepositoryNotFoundError as error:
-            raise OSError(
-                f"{argument} names {self}, but the Hub has no repository {self.repository} that is open to "
-                "you; check the name, or give a local folder."
-            ) from error
-        except Exception as error:  # of many kinds: the network's, the Hub's, the disk's
-            raise OSError(
-                f"{argument} names {self}, which could not be downloaded ({type(error).__name__}); "
-                "check the connection, or give a local folder."
-            ) from error
-        if not (root / wanted).is_dir():
-            raise ValueError(
-                f"{argument} names {self}, but the repository {self.repository} has no folder {wanted}."
-            )
-        return root / self.folder
+
+        def check_folder(root: Path) -> None:
+            if not (root / wanted).is_dir():
+                raise ValueError(
+                    f"{argument} names {self}, but the repository {self.repository} has no folder {wanted}."
+                )
+            check(root / self.folder)
+
+        return fetch_snapshot(argument, self.repository, [f"{wanted}/*"], check_folder) / self.folder

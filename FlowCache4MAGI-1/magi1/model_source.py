@@ -8,18 +8,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 
 from flowcache.finite import check_finite_weights
 from flowcache.reuse.plans import planned_steps
 
-from .checkpoint import load_transformer, load_vae, vae_settings, weight_folder, weight_folder_name
+from .checkpoint import (
+    BESIDE,
+    check_transformer,
+    check_vae,
+    load_transformer,
+    load_vae,
+    vae_settings,
+    weight_folder,
+    weight_folder_name,
+)
 from .config import FRAMES, PIXELS, MagiConfig
-from .hub import Download, HubFolder
+from .hub import HubFolder
 from .pipeline import MagiPipeline
 from .quantised import multiplies_fp8
 from .text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder
@@ -28,11 +37,8 @@ logger = logging.getLogger(__name__)
 
 SMALL = Path(__file__).resolve().parents[2] / "assets" / "magi1_small"
 
-#: Where the official repository holds what the transformer does not bring along.
-_BESIDE = {"vae_pretrained": "ckpt/vae", "t5_pretrained": "ckpt/t5"}
-
 #: Keys of the configuration that name folders of weights.
-FOLDERS = ("load", *_BESIDE)
+FOLDERS = ("load", *BESIDE)
 
 #: What a user's configuration says of the sampling and not of the model; it holds for the small one, too.
 _KEPT = ("num_steps", "window_size", "seed", "noise2clean_kvrange", "clean_chunk_kvrange")
@@ -45,10 +51,12 @@ class ModelSource:
     Attributes:
         config: what to load and to run.
         reason: one sentence that says which model and why.
+        is_substitute: whether the small checkpoint replaces the official weights for want of CUDA.
     """
 
     config: MagiConfig
     reason: str
+    is_substitute: bool = False
 
     def planned_steps(self, share: float) -> tuple[int, ...]:
         """The steps to compute, by the plan beside the weights whose share of them is nearest.
@@ -89,9 +97,8 @@ def resolve_model(
         config_file: a configuration in three sections.
         overrides: keys of any section that replace those of the file.
         model: ``official`` takes the folders that the configuration names; ``small`` the small checkpoint,
-            with the steps, window, seed and ranges of the configuration; ``auto`` the official one if
-            ``overrides`` say where it lies, or on CUDA if its folder is there or on the Hub, else the small
-            one.
+            with the steps, window, seed and ranges of the configuration; ``auto`` the official one on CUDA or
+            if ``overrides`` say where it lies, else the small one.
         device: where it is to run; only ``auto`` looks at it. None takes CUDA if it is there.
 
     Raises:
@@ -101,7 +108,7 @@ def resolve_model(
     if model not in ("auto", "official", "small"):
         raise ValueError(f"model must be auto, official or small, got {model!r}.")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    load, why = config.runtime_config.load, _why_official(config, overrides or {}, model, device)
+    load, why = config.runtime_config.load, _why_official(overrides or {}, model, device)
     if why is not None:
         config = _with_neighbours(config, overrides or {})
         _check_folders(config)
@@ -116,16 +123,16 @@ def resolve_model(
     small = MagiConfig.from_file(SMALL / "config.json", {**kept, **(overrides or {})})
     folders = {"load": SMALL, "vae_pretrained": SMALL / "vae", "t5_pretrained": SMALL / "t5"}
     runtime = replace(small.runtime_config, **{name: str(path) for name, path in folders.items()})
-    missing = f"no official weights in {load or 'load'}"
-    why = "asked for small" if model == "small" else missing if device.type == "cuda" else "no CUDA device"
-    return ModelSource(
-        replace(small, runtime_config=runtime), f"{why}: using the small checkpoint in assets/"
-    )
+    small = replace(small, runtime_config=runtime)
+    reason = "using the small checkpoint in assets/"
+    if model == "small":
+        return ModelSource(small, f"asked for small: {reason}")
+    size = f"{runtime.video_size_w} x {runtime.video_size_h} pixels"
+    reason = f"no CUDA device: {reason}, {size}; the configuration's model and video sizes are not used"
+    return ModelSource(small, reason, is_substitute=True)
 
 
-def load_pipeline(
-    source: ModelSource, device: torch.device | str | None = None, download: Download = snapshot_download
-) -> MagiPipeline:
+def load_pipeline(source: ModelSource, device: torch.device | str | None = None) -> MagiPipeline:
     """Read text encoder, transformer and VAE: in the configuration's types on CUDA, in fp32 elsewhere.
 
     The text encoder, in fp32 always, stays on the CPU if ``t5_device`` says so.
@@ -133,7 +140,6 @@ def load_pipeline(
     Args:
         source: what ``resolve_model`` returned.
         device: where to run; None takes CUDA if it is there.
-        download: fetches folders that lie on the Hub.
 
     Raises:
         ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
@@ -141,8 +147,8 @@ def load_pipeline(
         OSError: a download failed.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    logger.info("model: %s", source.reason)
-    config = _fetched(source.config, download)
+    logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
+    config = _fetched(source.config)
     runtime, engine = config.runtime_config, config.engine_config
     for name in engine.unused:
         logger.warning("%s has no effect yet: one device runs everything.", name)
@@ -167,17 +173,13 @@ def load_pipeline(
     return pipeline
 
 
-def _why_official(
-    config: MagiConfig, overrides: Mapping[str, Any], model: str, device: torch.device
-) -> str | None:
+def _why_official(overrides: Mapping[str, Any], model: str, device: torch.device) -> str | None:
     """Why the official weights are taken; None: they are not."""
     if model == "official":
         return "asked for official"
-    load = config.runtime_config.load
     if model == "auto" and overrides.get("load"):
         return "load was given"
-    reachable = _is_folder(load) or HubFolder.parse(load)
-    if model == "auto" and device.type == "cuda" and reachable:
+    if model == "auto" and device.type == "cuda":
         return "CUDA device"
     return None
 
@@ -189,7 +191,7 @@ def _with_neighbours(config: MagiConfig, overrides: Mapping[str, Any]) -> MagiCo
         return config
     absent = {
         name: str(HubFolder(hub.repository, folder))
-        for name, folder in _BESIDE.items()
+        for name, folder in BESIDE.items()
         if name not in overrides and not _is_folder(getattr(config.runtime_config, name))
     }
     return replace(config, runtime_config=replace(config.runtime_config, **absent))
@@ -200,36 +202,39 @@ def _is_folder(name: str) -> bool:
     return bool(name) and Path(name).expanduser().is_dir()
 
 
-def _fetched(config: MagiConfig, download: Download) -> MagiConfig:
+def _fetched(config: MagiConfig) -> MagiConfig:
     """With local folders in the place of those on the Hub."""
     needed = {"load": weight_folder_name(config.engine_config), "vae_pretrained": ""}
     needed["t5_pretrained"] = T5_FOLDER
-    local = {}
     for name, inside in needed.items():
         hub = HubFolder.parse(getattr(config.runtime_config, name))
         if hub is not None:
-            logger.info("%s: %s, from the Hub unless it is in its cache", name, hub)
-            local[name] = str(hub.fetch(name, inside, download))
-    if not local:
-        return config
-    config = replace(config, runtime_config=replace(config.runtime_config, **local))
-    _check_folders(config)
+            folder = hub.fetch(name, inside, partial(_check_fetched, config, name))
+            config = _with_folder(config, name, folder)
     return config
 
 
+def _check_fetched(config: MagiConfig, name: str, folder: Path) -> None:
+    _CHECKS[name](_with_folder(config, name, folder))
+
+
+def _with_folder(config: MagiConfig, name: str, folder: Path) -> MagiConfig:
+    return replace(config, runtime_config=replace(config.runtime_config, **{name: str(folder)}))
+
+
 def _check_folders(config: MagiConfig) -> None:
-    """Refuse local folders that lack what is read first; those on the Hub are checked when they are here."""
+    """Refuse local folders that do not fit; those on the Hub are checked when they are here."""
     runtime = config.runtime_config
-    on_hub = {name for name in FOLDERS if HubFolder.parse(getattr(runtime, name))}
-    for name in _BESIDE:
+    for name in BESIDE:
         if not getattr(runtime, name):
             raise ValueError(f"{name} must name a folder, here or on the Hub.")
-    if "load" not in on_hub:
-        weight_folder(runtime.load, config.engine_config)
-    if "vae_pretrained" not in on_hub:
-        _check_vae(config)
-    if "t5_pretrained" not in on_hub:
-        check_text_encoder(runtime.t5_pretrained, config.model_config.caption_channels)
+    for name, check in _CHECKS.items():
+        if not HubFolder.parse(getattr(runtime, name)):
+            check(config)
+
+
+def _check_text_encoder(config: MagiConfig) -> None:
+    check_text_encoder(config.runtime_config.t5_pretrained, config.model_config.caption_channels)
 
 
 def _check_vae(config: MagiConfig) -> None:
@@ -244,3 +249,8 @@ def _check_vae(config: MagiConfig) -> None:
             raise ValueError(
                 f"vae_pretrained names an autoencoder whose {name} is {vae[name]}; this model needs {value}."
             )
+    check_vae(folder)
+
+
+#: What refuses a folder whose files do not fit, by the key that names it.
+_CHECKS = {"load": check_transformer, "vae_pretrained": _check_vae, "t5_pretrained": _check_text_encoder}

@@ -9,7 +9,6 @@ from itertools import chain
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
@@ -19,9 +18,10 @@ from flowcache.environment import describe_environment, peak_memory_bytes, synch
 from flowcache.finite import check_finite
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoOutput, VideoPart
+from flowcache.prompts import PromptWarnings, find_losses
 from flowcache.state import State
 
-from .captions import make_captions
+from .captions import clean_prompt, make_captions
 from .chunk_model import KVRange, MagiChunkModel, Sampling
 from .request import VideoRequest
 from .schedule import Euler
@@ -46,11 +46,6 @@ class MagiPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
 
-    # the cleaning of captions that MAGI-1 was trained with, as the library has it for another model
-    bad_punct_regex = PixArtAlphaPipeline.bad_punct_regex
-    _clean_caption = PixArtAlphaPipeline._clean_caption
-    _clean_captions = PixArtAlphaPipeline._text_preprocessing
-
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -66,6 +61,7 @@ class MagiPipeline(DiffusionPipeline):
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae
         )
+        self.prompt_warnings = PromptWarnings()
 
     @torch.no_grad()
     def __call__(self, request: VideoRequest, trace: Trace | None = None) -> VideoOutput:
@@ -99,7 +95,7 @@ class MagiPipeline(DiffusionPipeline):
         }
         trace.environment = describe_environment(self._execution_device)
         with trace.timer("text"):
-            caption = self._encode_prompt(request.prompt)
+            caption = self._encode_prompt(request, trace)
         with trace.timer("encode"):
             given = None if request.prefix is None else self._encode(request.prefix)
             window = self._new_window(request, given)
@@ -180,13 +176,19 @@ class MagiPipeline(DiffusionPipeline):
             if frames.shape[1]:
                 yield VideoPart(frames, part, state if denoiser.in_window else None)
 
-    def _encode_prompt(self, prompt: str) -> Tensor:
-        """Caption tokens without padding, ``[tokens, channels]``, fp32."""
+    def _encode_prompt(self, request: VideoRequest, trace: Trace) -> Tensor:
+        """Caption tokens without padding, ``[tokens, channels]``, fp32; notes in the trace what is lost."""
         device = self._execution_device
-        text = self._clean_captions(prompt, clean_caption=True)[0]
+        text = clean_prompt(request.prompt)
         longest = self.transformer.config.caption_max_length
         if not text:
             return torch.zeros(0, self.transformer.config.caption_channels, device=device)
+        # Special tokens take the room of the caption's last ones, of which the very last ends the text.
+        room = longest - max(request.switches.num_tokens - 1, 0)
+        losses = find_losses(request.prompt, text, self.tokenizer, room)
+        self.prompt_warnings.warn("prompt", losses, self.tokenizer)
+        if losses:
+            trace.settings["prompt_losses"] = {"prompt": losses}
         tokens = self.tokenizer(text, max_length=longest, truncation=True, return_tensors="pt")
         encoder = self.text_encoder
         embeds = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state[0]

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, field
 
 from flowcache import FlowCacheConfig
-from flowcache.arguments import GivenFrames, as_frames, check_prompt, check_type
+from flowcache.arguments import GivenFrames, as_frames, check_type
+from flowcache.prompts import check_prompt
 
-from .captions import CaptionSwitches, SpecialTokens
+from .captions import CaptionSwitches, SpecialTokens, clean_prompt
 from .config import FRAMES, MagiConfig
 from .guidance import PREVIOUS_WEIGHT, DistilledGuidance, Guidance, ThreeWayGuidance
 from .methods import check_cache
@@ -20,7 +21,7 @@ class VideoRequest:
     """A video to make.
 
     Attributes:
-        prompt: what to show.
+        prompt: what to show; empty: the null caption.
         config: the video and its sampling; the model's own section is not read.
         cache: the method; see ``FlowCacheConfig`` for the default.
         prefix: pixels in [-1, 1], ``[3, frames, height, width]``: one frame for image-to-video, a multiple of
@@ -32,8 +33,8 @@ class VideoRequest:
 
     Raises:
         TypeError: an argument is of another type; it is named.
-        ValueError: the prefix does not fit, special tokens lack their table, the share is no number, or the
-            cache has a setting that MAGI-1 lacks.
+        ValueError: the cleaning leaves nothing of the prompt, the prefix does not fit, special tokens lack
+            their table, the share is no number, or the cache has a setting that MAGI-1 lacks.
     """
 
     prompt: str
@@ -46,7 +47,7 @@ class VideoRequest:
     previous_weight: float = PREVIOUS_WEIGHT
 
     def __post_init__(self) -> None:
-        check_prompt("prompt", self.prompt)
+        check_prompt("prompt", self.prompt, clean_prompt)
         check_type("config", self.config, MagiConfig)
         check_type("cache", self.cache, FlowCacheConfig)
         if self.switches.any and self.special_tokens is None:

@@ -13,12 +13,13 @@ from flowcache.benchmark.sample import Sample
 from flowcache.environment import make_current, restart_peak_memory
 from flowcache.fingerprint import array_digest, folder_digest
 from flowcache.output import write_parts
+from flowcache.prompts import check_prompt
 from flowcache.resume import ResumeFile
 from flowcache.reuse.plans import Plans
 from flowcache.tuning import Target, Tuning
 from flowcache.video import Frames, last_frames, probe_video, read_image, resize_and_crop, to_float
 
-from .captions import CaptionSwitches, SpecialTokens
+from .captions import CaptionSwitches, SpecialTokens, clean_prompt
 from .config import FRAMES, RuntimeSection
 from .guidance import PREVIOUS_WEIGHT
 from .model_source import FOLDERS, ModelSource, load_pipeline
@@ -72,11 +73,12 @@ class MagiSampler:
         }
 
     def check(self, sample: Sample) -> None:
-        """Refuse a sample whose image or video cannot be read; decodes a video's first frame only.
+        """Refuse a sample whose prompt, image or video cannot be used; decodes a video's first frame only.
 
         Raises:
             ValueError: it is named.
         """
+        check_prompt("prompt", sample.prompt, clean_prompt)
         if sample.image is not None:
             read_image(sample.image)
         if sample.video is not None:
@@ -86,6 +88,7 @@ class MagiSampler:
         """Read the weights."""
         make_current(self.device)
         self._pipeline = load_pipeline(self.source, self.device)
+        self._pipeline.prompt_warnings.once_a_kind = not self.shows_steps
         self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not self.shows_steps)
 
     def adopt(self, other: MagiSampler) -> None:

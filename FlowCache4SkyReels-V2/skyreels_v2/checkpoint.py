@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
-from huggingface_hub import snapshot_download
-from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from flowcache import FlowCacheConfig
 from flowcache.finite import check_finite_weights
+from flowcache.hub import fetch_snapshot
 from flowcache.reuse.plans import planned_steps
+from flowcache.user_files import reading
 
-from .conversion import (
-    TEXT_ENCODER_FILE,
-    VAE_FILE,
-    TensorCheck,
-    load_original_text_encoder,
-    load_original_transformer,
-    load_original_vae,
-    read_header,
-    read_json,
-    transformer_config,
-)
 from .methods import method_config
+from .model_folder import (
+    PATTERNS,
+    Components,
+    check_folder,
+    find_layout,
+    load_folder,
+    read_defaults,
+)
 from .pipeline import FlowCacheSkyReelsV2Pipeline
 from .settings import DEFAULTS_FILE, OFFICIAL_DEFAULTS, RESOLUTIONS, VideoSettings
 
@@ -40,32 +34,10 @@ OFFICIAL_DEFAULT = "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers"
 OFFICIAL = tuple(f"Skywork/SkyReels-V2-DF-{name}" for name in ("1.3B-540P", "14B-540P", "14B-720P"))
 SMALL = Path(__file__).resolve().parents[2] / "assets" / "skyreels_v2_small"
 
+_SMALL_NAME = "the small checkpoint shipped in assets/, which knows nothing but moving shapes"
+
 #: Width and number of layers of the official models.
 FAMILIES = {(1536, 30): "1.3B", (5120, 40): "14B"}
-
-#: Scheduler of the original layout, which holds none; the shift is that of text-to-video.
-FLOW_SCHEDULER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 8.0}
-
-# Parts of diffusers' layout that hold weights, and how their weight files are called.
-_WEIGHTS = {
-    "transformer": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-_TOKENIZER = "google/umt5-xxl"
-# Pipelines whose weights are of the same form, but were not trained for diffusion forcing.
-_OTHER_PIPELINES = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
-
-_PATTERNS = {
-    "diffusers": [
-        "model_index.json",
-        DEFAULTS_FILE,
-        "scheduler/*.json",
-        "tokenizer/*",
-        *(f"{part}/*.{suffix}" for part in _WEIGHTS for suffix in ("json", "safetensors")),
-    ],
-    "original": ["*.json", "*.safetensors", VAE_FILE, TEXT_ENCODER_FILE, f"{_TOKENIZER}/*"],
-}
 
 
 @dataclass(frozen=True)
@@ -78,6 +50,7 @@ class ModelSource:
         layout: ``diffusers`` or ``original``.
         family: ``1.3B``, ``14B`` or ``small``, which tells the fitted polynomials; None if unknown.
         reason: one sentence that says which model and why.
+        is_substitute: whether the small checkpoint replaces the official weights for want of CUDA.
     """
 
     model_id: str
@@ -85,6 +58,7 @@ class ModelSource:
     layout: str
     family: str | None
     reason: str
+    is_substitute: bool = False
 
     @property
     def location(self) -> str:
@@ -95,7 +69,7 @@ class ModelSource:
     def defaults(self) -> dict[str, Any]:
         """Settings that suit this model: those of ``defaults.json`` in its folder over the official ones."""
         size = RESOLUTIONS["720P" if "720P" in self.location else "540P"]
-        own = _read_defaults(self.path) if self.path else {}
+        own = read_defaults(self.path) if self.path else {}
         return {**OFFICIAL_DEFAULTS, "height": size[0], "width": size[1], **own}
 
     def video_settings(self, **given: Any) -> VideoSettings:
@@ -124,25 +98,6 @@ class ModelSource:
         return planned_steps(self.path, video.sampling, share)
 
 
-@dataclass(frozen=True)
-class Components:
-    """What a pipeline is made of; all on the CPU, in evaluation mode.
-
-    Attributes:
-        tokenizer: turns prompts to token ids.
-        text_encoder: umT5 encoder.
-        transformer: denoises; in the type asked for, with the parts that diffusers keeps in fp32.
-        vae: between pixels and latents; in fp32.
-        scheduler: configured for flow matching.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    text_encoder: UMT5EncoderModel
-    transformer: SkyReelsV2Transformer3DModel
-    vae: AutoencoderKLWan
-    scheduler: UniPCMultistepScheduler
-
-
 def resolve_model(model_id: str = "auto", device: torch.device | str | None = None) -> ModelSource:
     """Decide which model to load; reads no weights and opens no connection.
 
@@ -158,9 +113,9 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
     if model_id == "auto" and torch.device(device).type == "cuda":
         return _hub_source(model_id, OFFICIAL_DEFAULT, f"CUDA device: using the official {OFFICIAL_DEFAULT}")
     if model_id == "auto":
-        return _small_source(model_id, "no CUDA device: using the small checkpoint shipped in assets/")
+        return _small_source(model_id, f"no CUDA device: using {_SMALL_NAME}, not {OFFICIAL_DEFAULT}")
     if model_id == "small":
-        return _small_source(model_id, "asked for small: using the small checkpoint shipped in assets/")
+        return _small_source(model_id, f"asked for small: using {_SMALL_NAME}")
     folder = _existing_folder(model_id)
     if folder is not None:
         return _folder_source(model_id, folder)
@@ -184,12 +139,11 @@ def load_components(source: ModelSource, dtype: torch.dtype = torch.float32) -> 
         ValueError: a file is missing or corrupt, or a tensor is unknown, missing or misshapen; it is named.
         OSError: the download failed.
     """
-    logger.info("model: %s", source.reason)
-    folder = source.path or _download(source)
-    load = _load_diffusers if source.layout == "diffusers" else _load_original
-    components = load(folder, dtype)
-    _check_fit(components, folder)
-    return components
+    logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
+    folder = source.path or fetch_snapshot(
+        "model_id", source.location, PATTERNS[source.layout], partial(check_folder, layout=source.layout)
+    )
+    return load_folder(folder, source.layout, dtype)
 
 
 def load_pipeline(
@@ -234,9 +188,15 @@ def _small_source(model_id: str, reason: str) -> ModelSource:
             f"model_id {model_id} needs the small checkpoint, but there is no folder {SMALL}; "
             "get the whole repository, or give a folder or a Hub id."
         )
-    layout = _layout(SMALL)
-    _check_complete(SMALL, layout)
-    return ModelSource(model_id, SMALL, layout, "small", reason)
+    layout = find_layout(SMALL)
+    check_folder(SMALL, layout)
+    return ModelSource(model_id, SMALL, layout, "small", reason, is_substitute=model_id == "auto")
+
+
+def find_family(transformer: Any) -> str | None:
+    """Return the family of a transformer's configuration; None if it is no official one."""
+    width = transformer.num_attention_heads * transformer.attention_head_dim
+    return FAMILIES.get((width, transformer.num_layers))
 
 
 def _existing_folder(model_id: str) -> Path | None:
@@ -248,151 +208,13 @@ def _existing_folder(model_id: str) -> Path | None:
 
 
 def _folder_source(model_id: str, folder: Path) -> ModelSource:
-    layout = _layout(folder)
-    _check_complete(folder, layout)
-    config = _transformer_config(folder, layout)
-    width = config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)
+    layout = find_layout(folder)
+    transformer = check_folder(folder, layout)
     small = SMALL.is_dir() and folder.samefile(SMALL)
-    family = "small" if small else FAMILIES.get((width, config.get("num_layers")))
+    family = "small" if small else find_family(transformer)
     reason = f"local folder: using {folder} in the {layout} layout"
-    return ModelSource(model_id, folder, layout, family, reason)
-
-
-def _layout(folder: Path) -> str:
-    for name, layout in (("model_index.json", "diffusers"), ("config.json", "original")):
-        if (folder / name).is_file():
-            return layout
-    raise ValueError(
-        f"model_id names {folder}, which holds neither model_index.json (diffusers' layout) "
-        "nor config.json (the original layout)."
-    )
-
-
-def _transformer_config(folder: Path, layout: str) -> dict[str, Any]:
-    """Configuration of the transformer in diffusers' terms; refuses models of another kind."""
-    if layout == "original":
-        return transformer_config(read_json(folder / "config.json"))
-    pipeline = read_json(folder / "model_index.json").get("_class_name")
-    config = read_json(folder / "transformer" / "config.json")
-    kind = config.get("_class_name", SkyReelsV2Transformer3DModel.__name__)
-    if (
-        pipeline in _OTHER_PIPELINES
-        or config.get("image_dim") is not None
-        or kind != SkyReelsV2Transformer3DModel.__name__
-    ):
-        raise ValueError(
-            f"model_id names {folder}, a {pipeline} with a {kind}; "
-            "only SkyReels-V2 diffusion-forcing (DF) models are supported."
-        )
-    return config
-
-
-def _check_complete(folder: Path, layout: str) -> None:
-    missing = list(_missing_diffusers(folder) if layout == "diffusers" else _missing_original(folder))
-    if missing:
-        raise ValueError(f"The model folder {folder} lacks {', '.join(missing)}.")
-
-
-def _missing_diffusers(folder: Path) -> Iterator[str]:
-    configs = ("tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json")
-    for name in (*configs, *(f"{part}/config.json" for part in _WEIGHTS)):
-        if not (folder / name).is_file():
-            yield name
-    for part in _WEIGHTS:
-        for path in _weight_files(folder, part):
-            if not path.is_file():
-                yield str(path.relative_to(folder))
-
-
-def _missing_original(folder: Path) -> Iterator[str]:
-    for name in (VAE_FILE, TEXT_ENCODER_FILE, f"{_TOKENIZER}/tokenizer_config.json"):
-        if not (folder / name).is_file():
-            yield name
-    names = {path.name for path in folder.glob("*.safetensors")}
-    if not names:
-        yield "*.safetensors"
-    for name in sorted(names):
-        shard = re.fullmatch(r"(.+)-00001-of-(\d{5})\.safetensors", name)
-        numbers = range(1, int(shard[2]) + 1) if shard else ()
-        yield from sorted({f"{shard[1]}-{n:05d}-of-{shard[2]}.safetensors" for n in numbers} - names)
-
-
-def _weight_files(folder: Path, part: str) -> list[Path]:
-    """Weight files of one part of diffusers' layout: those its index names, or the only one."""
-    single = folder / part / f"{_WEIGHTS[part]}.safetensors"
-    index = single.with_name(f"{single.name}.index.json")
-    if single.is_file() or not index.is_file():
-        return [single]
-    return sorted({single.with_name(name) for name in read_json(index).get("weight_map", {}).values()})
-
-
-def _download(source: ModelSource) -> Path:
-    """Fetch the files that are needed, or find them in the Hub's cache (``HF_HOME``)."""
-    try:
-        folder = Path(snapshot_download(source.location, allow_patterns=_PATTERNS[source.layout]))
-    except Exception as error:
-        raise OSError(
-            f"{source.location} could not be downloaded ({type(error).__name__}); "
-            "check the connection, or give a local folder or 'small' as model_id."
-        ) from error
-    _check_complete(folder, source.layout)
-    return folder
-
-
-def _read_defaults(folder: Path) -> dict[str, Any]:
-    path = folder / DEFAULTS_FILE
-    return read_json(path) if path.is_file() else {}
-
-
-def _load_diffusers(folder: Path, dtype: torch.dtype) -> Components:
-    for part, kind in (
-        ("transformer", SkyReelsV2Transformer3DModel),
-        ("vae", AutoencoderKLWan),
-        ("text_encoder", UMT5EncoderModel),
-    ):
-        _check_tensors(folder, part, kind)
-    return Components(
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        text_encoder=UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype),
-        transformer=SkyReelsV2Transformer3DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
-        vae=AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32),
-        scheduler=UniPCMultistepScheduler.from_pretrained(folder / "scheduler"),
-    )
-
-
-def _check_tensors(folder: Path, part: str, kind: type[nn.Module]) -> None:
-    """Compare names and shapes before loading; ``from_pretrained`` lets some misfits pass."""
-    with torch.device("meta"):
-        if hasattr(kind, "load_config"):  # diffusers
-            model = kind.from_config(kind.load_config(folder / part, local_files_only=True))
-        else:
-            model = kind(kind.config_class.from_pretrained(folder / part, local_files_only=True))
-    check = TensorCheck(model)
-    for path in _weight_files(folder, part):
-        for key, shape, dtype in read_header(path):
-            check.accept(key, shape, dtype, key, path)
-    check.finish(folder / part)
-
-
-def _load_original(folder: Path, dtype: torch.dtype) -> Components:
-    return Components(
-        tokenizer=AutoTokenizer.from_pretrained(folder / _TOKENIZER, local_files_only=True),
-        text_encoder=load_original_text_encoder(folder / TEXT_ENCODER_FILE, dtype),
-        transformer=load_original_transformer(folder, dtype),
-        vae=load_original_vae(folder / VAE_FILE),
-        scheduler=UniPCMultistepScheduler(**FLOW_SCHEDULER),
-    )
-
-
-def _check_fit(parts: Components, folder: Path) -> None:
-    """Text encoder and VAE must speak in the widths that the transformer reads."""
-    wanted = parts.transformer.config
-    for name, part, width in (
-        ("text_dim", "text encoder", parts.text_encoder.config.d_model),
-        ("in_channels", "VAE", parts.vae.config.z_dim),
-    ):
-        if wanted[name] != width:
-            raise ValueError(
-                f"The parts of {folder} do not fit: the {part} has width {width}, "
-                f"the transformer {name} {wanted[name]}."
-            )
+    source = ModelSource(model_id, folder, layout, family, reason)
+    if (folder / DEFAULTS_FILE).is_file():
+        with reading(folder / DEFAULTS_FILE, "settings"):
+            source.video_settings()
+    return source

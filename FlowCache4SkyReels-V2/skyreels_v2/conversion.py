@@ -7,7 +7,6 @@ the VAE are held to what ``UMT5EncoderModel`` and ``AutoencoderKLWan`` expect, n
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,11 +16,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from flowcache.weights import check_float
+from flowcache.model_files import read_config, read_header
+from flowcache.user_files import reading
 
 VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
@@ -40,6 +40,25 @@ UMT5_XXL: dict[str, Any] = {
 
 #: Where the VAE differs from diffusers' defaults, which are the sizes of Wan 2.1.
 WAN_VAE: dict[str, Any] = {}
+
+# The original configuration: the sizes of the 1.3B model.
+_ORIGINAL_CONFIG: dict[str, Any] = {
+    "model_type": "t2v",
+    "patch_size": [1, 2, 2],
+    "dim": 1536,
+    "ffn_dim": 8960,
+    "freq_dim": 256,
+    "text_dim": 4096,
+    "in_dim": 16,
+    "out_dim": 16,
+    "num_heads": 12,
+    "num_layers": 30,
+    "window_size": [-1, -1],
+    "qk_norm": True,
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+    "inject_sample_info": False,
+}
 
 # Names outside the blocks.
 _TRANSFORMER_STEMS = {
@@ -107,35 +126,38 @@ def vae_key(original: str) -> str:
     return next(iter(convert_wan_vae_to_diffusers({original: None})))
 
 
-def transformer_config(original: dict[str, Any]) -> dict[str, Any]:
+def transformer_config(given: dict[str, Any]) -> dict[str, Any]:
     """Arguments of ``SkyReelsV2Transformer3DModel`` from the original ``config.json``.
 
     Raises:
         ValueError: the configuration is of another kind of model, or lacks a size.
     """
-    kind = original.get("model_type", "t2v")
+    original = {**_ORIGINAL_CONFIG, **given}
+    kind = original["model_type"]
     if kind != "t2v":
         raise ValueError(f"model_id names a {kind} model; only diffusion-forcing (DF) models are supported.")
-    missing = [key for key in ("dim", "ffn_dim", "num_heads", "num_layers") if key not in original]
+    missing = [key for key in ("dim", "ffn_dim", "num_heads", "num_layers") if key not in given]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}, which a SkyReels-V2 model has.")
-    if not original.get("qk_norm", True):
+    if not original["qk_norm"]:
         raise ValueError("config.json has qk_norm off, which diffusers' SkyReels-V2 does not know.")
-    if tuple(original.get("window_size", (-1, -1))) != (-1, -1):
+    if list(original["window_size"]) != [-1, -1]:
         raise ValueError(f"config.json has window_size {original['window_size']}, but only [-1, -1] works.")
+    if original["num_heads"] < 1:
+        raise ValueError(f"config.json: num_heads: expected at least 1, got {original['num_heads']}.")
     return {
-        "patch_size": tuple(original.get("patch_size", (1, 2, 2))),
+        "patch_size": tuple(original["patch_size"]),
         "num_attention_heads": original["num_heads"],
         "attention_head_dim": original["dim"] // original["num_heads"],
-        "in_channels": original.get("in_dim", 16),
-        "out_channels": original.get("out_dim", 16),
-        "text_dim": original.get("text_dim", 4096),
-        "freq_dim": original.get("freq_dim", 256),
+        "in_channels": original["in_dim"],
+        "out_channels": original["out_dim"],
+        "text_dim": original["text_dim"],
+        "freq_dim": original["freq_dim"],
         "ffn_dim": original["ffn_dim"],
         "num_layers": original["num_layers"],
-        "cross_attn_norm": original.get("cross_attn_norm", True),
-        "eps": original.get("eps", 1e-6),
-        "inject_sample_info": original.get("inject_sample_info", False),
+        "cross_attn_norm": original["cross_attn_norm"],
+        "eps": original["eps"],
+        "inject_sample_info": original["inject_sample_info"],
     }
 
 
@@ -149,14 +171,12 @@ class TensorCheck:
         self._optional = set(tied) | set(tied.values() if isinstance(tied, dict) else ())
         self._found: dict[str, Path] = {}
 
-    def accept(
-        self, key: str | None, shape: tuple[int, ...], dtype: torch.dtype | str, stored_as: str, path: Path
-    ) -> None:
+    def accept(self, key: str | None, shape: tuple[int, ...], stored_as: str, path: Path) -> None:
         """Note one tensor.
 
         Raises:
-            ValueError: the model has no ``key``, or of another shape, or it was there before, or it holds
-                integers; the sentence names the tensor as it is stored, and the file.
+            ValueError: the model has no ``key``, or of another shape, or it was there before; the sentence
+                names the tensor as it is stored, and the file.
         """
         if key not in self._shapes:
             raise ValueError(f"{path} holds {stored_as}, which the model does not have.")
@@ -164,7 +184,6 @@ class TensorCheck:
             raise ValueError(f"{path} holds {stored_as}, which {self._found[key].name} holds, too.")
         if shape != self._shapes[key]:
             raise ValueError(f"{path} holds {stored_as} with shape {shape}, not {self._shapes[key]}.")
-        check_float(path, stored_as, dtype)
         self._found[key] = path
 
     def finish(self, path: Path) -> None:
@@ -181,96 +200,84 @@ class TensorCheck:
             raise ValueError(f"{path} lacks {missing[0]}{others} (as the converted model names it).")
 
 
-def load_original_transformer(folder: Path, dtype: torch.dtype) -> SkyReelsV2Transformer3DModel:
-    """Transformer from ``config.json`` and the safetensors files beside it, shard by shard.
-
-    Tensors become ``dtype``, or fp32 where diffusers keeps them so (time embedding, modulation, norms).
+def new_original_models(folder: Path) -> dict[str, nn.Module]:
+    """The models of a folder in the original layout, by the names of diffusers' parts, on the meta device.
 
     Raises:
-        ValueError: a file is unreadable, or a tensor is unknown, missing or misshapen; both are named.
+        ValueError: a configuration is wrong; its file is named.
     """
-    config = transformer_config(read_json(folder / "config.json"))
+    path = folder / "config.json"
+    config = transformer_config(read_config(path, _ORIGINAL_CONFIG))
+    with reading(path, "a configuration"), torch.device("meta"):
+        transformer = SkyReelsV2Transformer3DModel(**config)
     with torch.device("meta"):
-        model = SkyReelsV2Transformer3DModel(**config)
-    keep = set(model._keep_in_fp32_modules)
+        return {
+            "transformer": transformer,
+            "vae": AutoencoderKLWan(**WAN_VAE),
+            "text_encoder": UMT5EncoderModel(UMT5Config(**UMT5_XXL)),
+        }
+
+
+def check_original_weights(folder: Path, models: dict[str, nn.Module]) -> None:
+    """Compare names and shapes with those of the models; reads no weights.
+
+    Files of PyTorch's older format have no header; they are checked when they are loaded.
+
+    Raises:
+        ValueError: a file is damaged, or a tensor is unknown, missing or misshapen; both are named.
+    """
+    check = TensorCheck(models["transformer"])
+    for path in sorted(folder.glob("*.safetensors")):
+        for key, shape in read_header(path).items():
+            check.accept(transformer_key(key), shape, key, path)
+    check.finish(folder)
+    for part, name, rename in (
+        ("text_encoder", TEXT_ENCODER_FILE, text_encoder_key),
+        ("vae", VAE_FILE, vae_key),
+    ):
+        if zipfile.is_zipfile(folder / name):
+            check = TensorCheck(models[part])
+            for key, tensor in _read_pth(folder / name):
+                check.accept(rename(key), tuple(tensor.shape), key, folder / name)
+            check.finish(folder / name)
+
+
+def load_original_models(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """Models of a folder in the original layout, by the names of diffusers' parts.
+
+    Tensors become ``dtype``, or fp32 where diffusers keeps them so (time embedding, modulation, norms) and in
+    the VAE.
+
+    Raises:
+        ValueError: a file is damaged, or a tensor is unknown, missing or misshapen; both are named.
+    """
+    models = new_original_models(folder)
+    transformer, encoder = models["transformer"], models["text_encoder"]
+    keep = set(transformer._keep_in_fp32_modules)
 
     def dtype_of(key: str) -> torch.dtype:
         return torch.float32 if keep.intersection(key.split(".")) else dtype
 
     shards = sorted(folder.glob("*.safetensors"))
     stored = ((key, tensor, path) for path in shards for key, tensor in _read_safetensors(path))
-    _fill(model, stored, transformer_key, dtype_of, folder)
+    _fill(transformer, stored, transformer_key, dtype_of, folder)
     # The rotary tables are part of no checkpoint, so they are still without content.
-    rope = model.rope
-    model.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
-    return model.eval()
-
-
-def load_original_text_encoder(path: Path, dtype: torch.dtype) -> UMT5EncoderModel:
-    """umT5-xxl encoder from Wan's ``.pth`` file.
-
-    Raises:
-        ValueError: the file is unreadable, or a tensor is unknown, missing or misshapen; both are named.
-    """
-    with torch.device("meta"):
-        model = UMT5EncoderModel(UMT5Config(**UMT5_XXL))
+    rope = transformer.rope
+    transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
+    path = folder / TEXT_ENCODER_FILE
     stored = ((key, tensor, path) for key, tensor in _read_pth(path))
-    _fill(model, stored, text_encoder_key, lambda key: dtype, path)
-    model.tie_weights()
-    return model.eval()
-
-
-def load_original_vae(path: Path) -> AutoencoderKLWan:
-    """Wan 2.1 VAE in fp32 from Wan's ``.pth`` file.
-
-    Raises:
-        ValueError: the file is unreadable, or a tensor is unknown, missing or misshapen; both are named.
-    """
-    with torch.device("meta"):
-        model = AutoencoderKLWan(**WAN_VAE)
+    _fill(encoder, stored, text_encoder_key, lambda key: dtype, path)
+    encoder.tie_weights()
+    path = folder / VAE_FILE
     stored = ((key, tensor, path) for key, tensor in _read_pth(path))
-    _fill(model, stored, vae_key, lambda key: torch.float32, path)
-    return model.eval()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file that holds an object.
-
-    Raises:
-        ValueError: it holds something else; the sentence names the file.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object.")
-    return content
-
-
-def read_header(path: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """Names, shapes and types in a safetensors file; only its header is read.
-
-    Raises:
-        ValueError: the file is corrupt or cut short.
-    """
-    with _open_safetensors(path) as file:
-        for key in file.keys():  # noqa: SIM118 - it is no mapping
-            part = file.get_slice(key)
-            yield key, tuple(part.get_shape()), part.get_dtype()
+    _fill(models["vae"], stored, vae_key, lambda key: torch.float32, path)
+    return {part: model.eval() for part, model in models.items()}
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    with _open_safetensors(path) as file:
+    with reading(path, "a safetensors file"), safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 - it is no mapping
             yield key, file.get_tensor(key)
-
-
-def _open_safetensors(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is corrupt or cut short ({error}).") from error
 
 
 def _read_pth(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -296,8 +303,10 @@ def _fill(
     """Put stored tensors, renamed and in their type, in the place of those of a model on the meta device."""
     check, weights = TensorCheck(model), {}
     for original, tensor, path in stored:
+        if not tensor.is_floating_point():
+            raise ValueError(f"{path}: {original}: expected floating-point numbers, got {tensor.dtype}.")
         key = rename(original)
-        check.accept(key, tuple(tensor.shape), tensor.dtype, original, path)
+        check.accept(key, tuple(tensor.shape), original, path)
         weights[key] = tensor.to(dtype_of(key))
     check.finish(where)
     # The check was strict; what may still be absent is one of two tied names.

@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import SkyReelsV2DiffusionForcingPipeline
+from diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing import prompt_clean
 from torch import Tensor, nn
 
 from flowcache import (
@@ -23,11 +25,12 @@ from flowcache import (
     Window,
     cut_window,
 )
-from flowcache.arguments import GivenFrames, as_frames, check_prompt, check_type
+from flowcache.arguments import GivenFrames, as_frames, check_type
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
 from flowcache.finite import check_finite
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoOutput, VideoPart
+from flowcache.prompts import PromptWarnings, check_prompt, find_losses
 from flowcache.state import State
 
 from .chunk_model import SkyReelsV2ChunkModel
@@ -83,6 +86,11 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
 
     _stage_device: torch.device | None = None
 
+    @cached_property
+    def prompt_warnings(self) -> PromptWarnings:
+        """Warnings of this pipeline."""
+        return PromptWarnings()
+
     @property
     def latent_stride(self) -> int:
         """Pixels to a latent, along height and width, as the VAE's configuration says.
@@ -122,12 +130,12 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
 
         Raises:
             TypeError: an argument is of another type; it is named.
-            ValueError: a condition is of another size than the video, or its frames do not fit; or streaming
-                does not go with the rest.
+            ValueError: the cleaning leaves nothing of a prompt; or a condition is of another size than the
+                video, or its frames do not fit; or streaming does not go with the rest.
         """
+        check_prompts(prompt, negative_prompt)
         settings, cache = settings or VideoSettings(), cache or FlowCacheConfig()
         condition = condition if condition is not None else Condition()
-        check_prompt("prompt", prompt)
         check_type("settings", settings, VideoSettings)
         check_type("cache", cache, FlowCacheConfig)
         check_type("condition", condition, Condition, "; use Condition(prefix=...)")
@@ -136,13 +144,12 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         settings.check_negative_prompt(negative_prompt)
         if negative_prompt is None:
             negative_prompt = self.default_negative_prompt
-        check_prompt("negative_prompt", negative_prompt)
         trace = trace if trace is not None else Trace()
         reuse = cache.as_dict(settings.inference_steps)
         trace.settings |= {"prompt": prompt, "video": settings.as_dict(), "reuse": reuse}
         trace.environment = describe_environment(self.compute_device)
         with trace.timer("text"), self._resident("text_encoder"):
-            embeds = self._embed_prompts(prompt, negative_prompt, settings.guidance_scale)
+            embeds = self._embed_prompts(prompt, negative_prompt, settings.guidance_scale, trace)
         # Apart, so that the noise of a window is the same whatever the method draws for its condition.
         generator = torch.Generator().manual_seed(settings.seed)
         condition_generator = torch.Generator()
@@ -269,11 +276,23 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         finally:
             module.to("cpu")
 
-    def _embed_prompts(self, prompt: str, negative_prompt: str, guidance_scale: float) -> Tensor:
-        """``[branches, tokens, text_dim]``: the caption and, with guidance, what to avoid."""
-        prompts = [prompt, negative_prompt] if guidance_scale > 1 else [prompt]
+    def _embed_prompts(
+        self, prompt: str, negative_prompt: str, guidance_scale: float, trace: Trace
+    ) -> Tensor:
+        """``[branches, tokens, text_dim]``: the caption and, with guidance, what to avoid.
+
+        Notes in the trace what the text encoder does not get of them.
+        """
+        prompts = {"prompt": prompt}
+        if guidance_scale > 1:
+            prompts["negative_prompt"] = negative_prompt
+        for name, text in prompts.items():
+            losses = find_losses(text, prompt_clean(text), self.tokenizer, self.text_length)
+            self.prompt_warnings.warn(name, losses, self.tokenizer)
+            if losses:
+                trace.settings.setdefault("prompt_losses", {})[name] = losses
         embeds, _ = self.encode_prompt(
-            prompts,
+            list(prompts.values()),
             do_classifier_free_guidance=False,
             max_sequence_length=self.text_length,
             device=self.compute_device,
@@ -313,3 +332,15 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         )
         policy = cache.make_policy(settings.inference_steps)
         return Denoiser(model, policy, cache.make_forecast(), options, trace)
+
+
+def check_prompts(prompt: str, negative_prompt: str | None) -> None:
+    """Refuse prompts of which the cleaning leaves nothing.
+
+    Raises:
+        TypeError: one is no text; it is named.
+        ValueError: one sentence that names the argument.
+    """
+    check_prompt("prompt", prompt, prompt_clean)
+    if negative_prompt is not None:
+        check_prompt("negative_prompt", negative_prompt, prompt_clean)

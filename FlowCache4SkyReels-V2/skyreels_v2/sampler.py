@@ -19,7 +19,7 @@ from flowcache.tuning import Target, Tuning
 from flowcache.video import last_frames, probe_video, read_image, resize_and_crop, to_float
 
 from .checkpoint import ModelSource, load_pipeline
-from .pipeline import Condition, FlowCacheSkyReelsV2Pipeline
+from .pipeline import Condition, FlowCacheSkyReelsV2Pipeline, check_prompts
 from .settings import VideoSettings
 
 
@@ -86,11 +86,12 @@ class SkyReelsSampler:
         }
 
     def check(self, sample: Sample) -> None:
-        """Refuse a sample whose image or video cannot be read or is too short; a long video is not decoded.
+        """Refuse a sample whose prompt, image or video cannot be used; a long video is not decoded.
 
         Raises:
             ValueError: it is named, or the settings do not say how many of its frames to continue from.
         """
+        check_prompts(sample.prompt, self.negative_prompt)
         if sample.image is not None:
             read_image(sample.image)
         if sample.video is None:
@@ -106,6 +107,7 @@ class SkyReelsSampler:
         """Read the weights."""
         make_current(self.device)
         self._pipeline = load_pipeline(self.source, self.device, self.offload)
+        self._pipeline.prompt_warnings.once_a_kind = not self.shows_steps
         self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not self.shows_steps)
 
     def adopt(self, other: SkyReelsSampler) -> None:

@@ -98,7 +98,7 @@ def test_loads_every_tensor_in_its_type(official):
             lambda t: t.update({"rope.bands": torch.zeros(3)}),
             r"rope.bands must have shape \(2,\), has \(3,\)",
         ),
-        (lambda t: t.update({"rope.bands": torch.zeros(2, dtype=torch.int32)}), "rope.bands .* I32"),
+        (lambda t: t.update({"rope.bands": torch.zeros(2, dtype=torch.int32)}), "rope.bands: .* I32"),
     ],
 )
 def test_wrong_tensors_are_named(official, change, message):
@@ -116,7 +116,7 @@ def test_wrong_files_are_named(official):
     root, folder, _ = official
     content = (folder / "b.safetensors").read_bytes()
     (folder / "b.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"b\.safetensors is no whole safetensors file"):
+    with pytest.raises(ValueError, match=r"b\.safetensors cannot be read as a safetensors file"):
         load_transformer(tiny_config(root))
     (folder / "b.safetensors").unlink()
     with pytest.raises(ValueError, match=r"lacks b\.safetensors\."):
@@ -174,7 +174,7 @@ def test_vae(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1], "must hold named values, got list"),
+        ([1], "expected named values, got list"),
         ({"_class_name": "ViTVAE", "ddconfig": [1]}, "ddconfig must hold named values, got list"),
         ({"_class_name": "ViTVAE", "ddconfig": {"embed_dim": "wide"}}, "embed_dim must be a whole number"),
         ({"_class_name": "ViTVAE", "ddconfig": {"embed_dim": 0}}, "embed_dim must be at least 1"),
@@ -191,7 +191,7 @@ def test_wrong_descriptions_of_the_vae_are_refused(tmp_path, content, message):
 def test_a_wrong_index_is_refused(official, content):
     root, folder, _ = official
     (folder / "model.safetensors.index.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"index\.json.* must hold named values"):
+    with pytest.raises(ValueError, match=r"index\.json cannot be read .*expected"):
         load_transformer(tiny_config(root))
 
 
@@ -203,5 +203,5 @@ def test_reference_weights_are_official_ones():
 
 def test_an_autoencoder_of_integers_is_refused(weights, tmp_path):
     copy = damaged(weights.parent / "vae", tmp_path / "copy", "encoder.pos_embed", torch.Tensor.int)
-    with pytest.raises(ValueError, match=r"encoder\.pos_embed must hold floating-point numbers"):
+    with pytest.raises(ValueError, match=r"encoder\.pos_embed: expected floating-point numbers"):
         load_vae(copy)

@@ -120,7 +120,7 @@ BAD = [
     ("video_size_w must be at most 16384", ["--video_size_w", 160000]),
     ("load must name a folder of weights, here or on the Hub", ["--load", ""]),
     ("clean_t must be a number", ["--clean_t", 10**400]),
-    ("d_model is 16; this model's caption_channels are 32", ["--caption_channels", 32]),
+    ("null_caption_embedding must have shape (60, 32)", ["--caption_channels", 32]),
     ("scale_factor must be a finite number above 0", ["--scale_factor", 0]),
     ("clean_t must be above 0 and at most 1", ["--clean_t", ".nan"]),
     ("x_rescale_factor must be a finite number above 0", ["--x_rescale_factor", 0]),

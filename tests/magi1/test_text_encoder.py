@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from magi1.text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder
 
 WIDTH = 16
+LAYER = "encoder.block.0.layer.0.layer_norm.weight"
 
 
 @pytest.fixture
@@ -29,10 +30,13 @@ def edit(folder, change):
     save_file(tensors, path, {"format": "pt"})
 
 
-def as_bin(folder):
-    """Store the tensors as PyTorch does, the embedding as integers."""
+def as_integers(folder):
+    edit(folder, lambda tensors: tensors.update({LAYER: tensors[LAYER].int()}))
+
+
+def as_bin_of_integers(folder):
     tensors = load_file(folder / "model.safetensors")
-    torch.save(tensors | {"shared.weight": tensors["shared.weight"].int()}, folder / "pytorch_model.bin")
+    torch.save(tensors | {LAYER: tensors[LAYER].int()}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
 
@@ -49,11 +53,13 @@ def test_tokenizer_and_encoder(t5):
     [
         (lambda folder: (folder / "config.json").unlink(), "has no t5-v1_1-xxl/config.json"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "lacks the tokenizer, spiece.model or"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read as JSON"),
         (
             lambda folder: (folder / "config.json").write_text(json.dumps({"d_model": 32})),
             "d_model is 32; this model's caption_channels are 16",
         ),
+        (as_integers, f"{LAYER}: expected floating-point numbers"),
+        (as_bin_of_integers, f"{LAYER}: expected floating-point numbers"),
     ],
 )
 def test_wrong_folders_are_refused_before_weights_are_read(t5, spoil, message):
@@ -65,17 +71,19 @@ def test_wrong_folders_are_refused_before_weights_are_read(t5, spoil, message):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "model.safetensors").unlink(), "cannot be read: Error no file named"),
+        (
+            lambda folder: (folder / "model.safetensors").unlink(),
+            "cannot be read as a text encoder: Error no file",
+        ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "t5-v1_1-xxl cannot be read"),
         (
             lambda folder: edit(folder, lambda t: t.pop("encoder.final_layer_norm.weight")),
             "lacks encoder.final",
         ),
         (
-            lambda folder: edit(folder, lambda t: t.update({"shared.weight": t["shared.weight"].int()})),
-            "shared.weight must hold floating-point numbers",
+            lambda folder: edit(folder, lambda t: t.update({LAYER.replace("0", "1", 1): t[LAYER].clone()})),
+            "for which config.json has no layer",
         ),
-        (as_bin, "shared.weight must hold floating-point numbers"),
     ],
 )
 def test_wrong_weights_are_named(t5, spoil, message):

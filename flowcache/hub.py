@@ -1,0 +1,57 @@
+"""Repositories of the Hugging Face Hub: from its cache where that has all, else downloaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+logger = logging.getLogger(__name__)
+
+
+def fetch_snapshot(
+    name: str, repository: str, patterns: Sequence[str], check: Callable[[Path], None]
+) -> Path:
+    """Return the folder that stands for a repository in the Hub's cache (``HF_HOME``).
+
+    Without a connection where the cache has all that is needed.
+
+    Args:
+        name: of the argument that names the repository, for messages.
+        repository: ``owner/name``.
+        patterns: of the files that are needed.
+        check: refuses a folder that lacks a file or holds a damaged one, by a ValueError.
+
+    Raises:
+        OSError: the Hub cannot be reached, or has no such repository.
+        ValueError: see ``check``.
+    """
+    cached = ""
+    try:
+        root = Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
+        check(root)
+        return root
+    except LocalEntryNotFoundError:
+        pass
+    except ValueError as error:
+        cached = f"; in the cache, {str(error).rstrip('.')}"
+    logger.info("%s: waiting for %s at %s", name, repository, constants.ENDPOINT)
+    try:
+        # The download itself waits for its first answer without limit.
+        HfApi().repo_info(repository, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        root = Path(snapshot_download(repository, allow_patterns=patterns))
+    except RepositoryNotFoundError as error:
+        raise OSError(
+            f"{name}: the Hub has no repository {repository} that is open to you; check the name, or give a "
+            "local folder."
+        ) from error
+    except Exception as error:  # of many kinds: of the network, the Hub, the disk
+        raise OSError(
+            f"{name}: {repository} could not be downloaded from {constants.ENDPOINT} "
+            f"({type(error).__name__}){cached}; check the connection, or give a local folder."
+        ) from error
+    check(root)
+    return root

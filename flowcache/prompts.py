@@ -1,0 +1,134 @@
+"""Prompts that a text encoder does not read as they were written."""
+
+from __future__ import annotations
+
+import html
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ftfy
+from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+#: Largest vocabulary that a warning lists.
+_MAX_LISTED = 100
+#: Longest text that a warning shows; the trace has all of it.
+_MAX_SHOWN = 300
+
+
+def check_prompt(name: str, prompt: str, clean: Callable[[str], str]) -> None:
+    """Refuse what is not one prompt, is no Unicode, or of which the cleaning leaves no letter and no digit.
+
+    Args:
+        name: of the argument.
+        prompt: as the user gave it.
+        clean: returns what is tokenized.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: one sentence that names the argument and what is left.
+    """
+    if not isinstance(prompt, str):
+        hint = "; make one video for each prompt" if isinstance(prompt, list) else ""
+        raise TypeError(f"{name}: expected str, got {type(prompt).__name__}{hint}.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        shown = prompt[:_MAX_SHOWN]
+        raise ValueError(f"{name}: expected UTF-8, got {shown!r}; write it in UTF-8.") from None
+    cleaned = clean(prompt)
+    if (prompt and not cleaned) or (_words(prompt) and not _words(cleaned)):
+        raise ValueError(
+            f"{name}: expected words that the cleaning of captions keeps, got {prompt[:_MAX_SHOWN]!r}, of "
+            f"which {cleaned!r} is left; describe the video in English."
+        )
+
+
+def find_losses(
+    prompt: str, cleaned: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> dict[str, Any]:
+    """Find what of a prompt does not reach the text encoder.
+
+    Args:
+        prompt: as the user gave it.
+        cleaned: what is tokenized.
+        tokenizer: with offsets.
+        max_tokens: that the encoder reads, special ones included.
+
+    Returns:
+        Of these what is not empty: ``removed``, words that are not in ``cleaned``; ``cut``, the text beyond
+        ``max_tokens``; ``unknown``, words for which the tokenizer has no token.
+    """
+    readable = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    removed = Counter(_words(readable)) - Counter(_words(cleaned))
+    tokens = tokenizer(cleaned, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    kept = max_tokens - tokenizer.num_special_tokens_to_add()
+    offsets = tokens.offset_mapping
+    unknown = [
+        cleaned[start:end].strip()
+        for token, (start, end) in zip(tokens.input_ids[:kept], offsets, strict=False)
+        if token == tokenizer.unk_token_id
+    ]
+    losses = {
+        "removed": list(removed),
+        "cut": cleaned[offsets[kept][0] :].strip(" ,.") if len(offsets) > kept else "",
+        "unknown": list(dict.fromkeys(word for word in unknown if _words(word))),
+    }
+    return {kind: lost for kind, lost in losses.items() if lost}
+
+
+@dataclass
+class PromptWarnings:
+    """Warnings of words that do not reach the text encoder.
+
+    Attributes:
+        once_a_kind: warn of the first prompt that loses words in some manner, and leave later ones to their
+            traces; otherwise only an equal warning is not repeated.
+    """
+
+    once_a_kind: bool = False
+    _given: set[str] = field(default_factory=set, repr=False)
+
+    def warn(self, name: str, losses: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Log what a prompt loses.
+
+        Args:
+            name: of the argument.
+            losses: what ``find_losses`` returned.
+            tokenizer: whose vocabulary is listed if it is small.
+        """
+        for kind, text in _sentences(name, losses, tokenizer):
+            key = kind if self.once_a_kind else text
+            if key not in self._given:
+                self._given.add(key)
+                more = " The traces list the losses of other prompts." if self.once_a_kind else ""
+                logger.warning("%s%s", text, more)
+
+
+def _sentences(
+    name: str, losses: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[str, str]]:
+    if "removed" in losses:
+        words = _shown(", ".join(losses["removed"]))
+        yield "removed", f"{name}: the cleaning of captions removes these words: {words}."
+    if "cut" in losses:
+        yield "cut", f"{name}: too long for the text encoder; these words are cut: {_shown(losses['cut'])}."
+    if "unknown" in losses:
+        text = f"{name}: the text encoder does not know these words: {_shown(', '.join(losses['unknown']))}."
+        if len(tokenizer) <= _MAX_LISTED:
+            known = sorted(word for word in tokenizer.get_vocab() if word.isalnum())
+            text += f" It knows: {', '.join(known)}."
+        yield "unknown", text
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.casefold())
