@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
@@ -202,8 +203,9 @@ def writable_folder(name: str, folder: Path) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".flowcache").touch()
-        (folder / ".flowcache").unlink()
+        # Whatever os.access says, only writing tells, and under a name that no other process has.
+        with TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ValueError(f"{name} {folder} cannot be written to: {error.strerror}.") from error
     return folder
