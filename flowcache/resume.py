@@ -69,9 +69,13 @@ class ResumeFile:
     def __enter__(self) -> ResumeFile:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, failure: BaseException | None, __: object) -> None:
         if self._steps is not None:
             self._steps.close()
+        if not self.path.exists():
+            self.remove()
+        elif failure is not None:
+            failure.add_note(f"to go on from {self.path}, run the same command again")
         self._lock.release()
 
     def begin(self, trace: Trace) -> State | None:
@@ -106,7 +110,12 @@ class ResumeFile:
             "state": state,
         }
         with replaced_when_done(self.path) as temporary, temporary.open("wb") as file:
-            torch.save(on_host(content), file)
+            try:
+                torch.save(on_host(content), file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # which PyTorch hides
+                    raise error.__context__ from None
+                raise
             file.flush()
             os.fsync(file.fileno())
 

@@ -37,3 +37,26 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
         told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = (told.strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UnreadableFile(f"{path} cannot be read as {kind}: {reason}.") from error
+
+
+def expand_path(text: str | Path) -> Path:
+    """A path as a user gave it, with ``~`` expanded.
+
+    Raises:
+        ValueError: no file can have that name, or ``~user`` names no user.
+    """
+    if not is_utf8(str(text)) or "\0" in str(text):
+        raise ValueError(f"expected a path in UTF-8, got {str(text)!r}; rename the file.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"expected a path, got {text}; there is no such user, write ./{text}.") from error
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text can be written as UTF-8; words of the command line and paths can be other bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
