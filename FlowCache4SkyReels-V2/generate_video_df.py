@@ -30,10 +30,10 @@ from flowcache.command_line import (
     check_device,
     check_tuning,
     load_and_tune,
+    output_file,
     run_program,
     target_of,
     words_of,
-    writable_folder,
 )
 from flowcache.config import DEFAULT_PRESET
 from flowcache.resume import ResumeFile
@@ -116,7 +116,7 @@ def prepare(args: argparse.Namespace) -> Job:
         offload=args.offload,
     )
     tuning = None if target is None else sampler.tuning(target, args.profile)
-    output, resume = _output_path(args, sampler, prompt, tuning), None
+    output, resume = output_file("outdir", _output_path(args, sampler, prompt, tuning)), None
     identity = sampler.identity(prompt, condition, history) if args.resume else {}
     if tuning is not None:
         check_tuning(tuning)
@@ -169,7 +169,7 @@ def _output_path(
     args: argparse.Namespace, sampler: SkyReelsSampler, prompt: str, tuning: Tuning | None
 ) -> Path:
     """The video's path; other settings never share a name, the same ones always do."""
-    folder, settings = writable_folder("outdir", args.outdir / args.expname), sampler.video
+    folder, settings = args.outdir / args.expname, sampler.video
     tag = args.method
     if args.method not in ("vanilla", "causal"):
         tag += f"_{tuning.target}" if tuning else f"_{args.preset or DEFAULT_PRESET}"

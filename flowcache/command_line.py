@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -303,7 +304,8 @@ def writable_folder(name: str, folder: Path, stem: str = "") -> Path:
             return folder
     except (OSError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "too many folders"
-        raise ValueError(f"{name} {folder / stem} cannot be written to: {reason}.") from error
+        place = folder / stem if getattr(error, "errno", None) == errno.ENAMETOOLONG else folder
+        raise ValueError(f"{name} {place} cannot be written to: {reason}.") from error
 
 
 def words_of(prompt: str) -> str:

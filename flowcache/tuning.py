@@ -25,6 +25,7 @@ from .metrics import psnr
 from .output import VideoOutput
 from .reuse.plans import Plans
 from .trace import Trace
+from .user_files import expand_path
 from .video import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -312,4 +313,4 @@ def ladder(warmup_steps: int, num_steps: int, plans: Plans | None = None) -> lis
 
 def profile_folder() -> Path:
     """Where profiles are kept: in ``FLOWCACHE_CACHE``, or else in ``~/.cache/flowcache``."""
-    return Path(os.environ.get(CACHE_VARIABLE) or CACHE_FOLDER).expanduser() / "profiles"
+    return expand_path(os.environ.get(CACHE_VARIABLE) or CACHE_FOLDER, CACHE_VARIABLE) / "profiles"

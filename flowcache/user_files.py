@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,18 +40,28 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
         raise UnreadableFile(f"{path} cannot be read as {kind}: {reason}.") from error
 
 
-def expand_path(text: str | Path) -> Path:
+def expand_path(text: str, name: str = "") -> Path:
     """A path as a user gave it, with ``~`` expanded.
+
+    Args:
+        text: what was given.
+        name: of the argument; empty: the caller names it.
 
     Raises:
         ValueError: no file can have that name, or ``~user`` names no user.
     """
-    if not is_utf8(str(text)) or "\0" in str(text):
-        raise ValueError(f"expected a path in UTF-8, got {str(text)!r}; rename the file.")
+    wrong = f"{name}: expected a path, got".removeprefix(": ")
+    if not is_utf8(text) or "\0" in text:
+        raise ValueError(f"{wrong} {text!r}, which is not UTF-8; rename the file.")
     try:
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
+        path.lstat()
     except RuntimeError as error:
-        raise ValueError(f"expected a path, got {text}; there is no such user, write ./{text}.") from error
+        raise ValueError(f"{wrong} {text}, but there is no such user; write ./{text}.") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"{wrong} {text}, which is too long; give a shorter name.") from error
+    return path
 
 
 def is_utf8(text: str) -> bool:

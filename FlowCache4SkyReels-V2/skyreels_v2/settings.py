@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from flowcache.limits import check_limits, check_pixels
 
 TEMPORAL_STRIDE = 4  # pixel frames per latent frame of the Wan VAE, after the first
 SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
@@ -12,8 +13,19 @@ SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
 #: Height and width of the named resolutions.
 RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}
 
-#: Largest flow shift: the first noise level must stay below 1 in fp32.
-MAX_SHIFT = 1000.0
+#: The first noise level must stay below 1 in fp32, which limits the flow shift.
+LIMITS = {
+    "height": (16, 2**14),
+    "width": (16, 2**14),
+    "num_frames": (1, 10**6),
+    "base_num_frames": (1, 10**6),
+    "ar_step": (0, 1000),
+    "causal_block_size": (1, 1000),
+    "inference_steps": (1, 1000),
+    "guidance_scale": (0.001, 1000),
+    "shift": (0.001, 1000),
+    "fps": (1, 1000),
+}
 
 #: What the original runs with, unless told otherwise; a model's own ``defaults.json`` may say otherwise, too.
 OFFICIAL_DEFAULTS = {
@@ -80,14 +92,9 @@ class VideoSettings:
             )
         for name in ("num_frames", "base_num_frames"):
             _check_frames(name, getattr(self, name), least=1)
-        for name in ("inference_steps", "causal_block_size", "fps"):
-            _check(getattr(self, name) >= 1, name, self, "at least 1")
-        for name in ("guidance_scale", "shift"):
-            value = getattr(self, name)
-            _check(math.isfinite(value) and value > 0, name, self, "a finite number above 0")
-        _check(self.shift <= MAX_SHIFT, "shift", self, f"at most {MAX_SHIFT:g}")
+        check_limits(self, LIMITS)
+        check_pixels(self.num_frames, self.height, self.width)
         _check(0 <= self.addnoise_condition < 1000, "addnoise_condition", self, "between 0 and 999")
-        _check(self.ar_step >= 0, "ar_step", self, "at least 0")
         _check(0 <= self.seed < 2**63, "seed", self, "between 0 and 2^63 - 1")
         if self.streaming and self.ar_step == 0:
             raise ValueError(

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..limits import check_number
+from ..user_files import expand_path
 from .physics_iq_samples import find_scenes
 from .sample import Sample
 from .vbench_prompts import SAMPLES, read_prompts
@@ -54,8 +56,9 @@ class BenchmarkOptions:
             raise ValueError(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}.")
         if self.start < 0 or (self.end is not None and self.end <= self.start):
             raise ValueError(f"start must be at least 0 and below end, got {self.start} and {self.end}.")
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}.")
+        check_number("samples", self.samples, 1, 1000)
+        for name in ("base_save_path", "vbench_prompt_dir", "physicsiq_data_dir", "descriptions_file"):
+            expand_path(getattr(self, name), name)
 
     def devices_text(self, environment: Mapping[str, str]) -> tuple[str, str]:
         """Which devices are asked for, and the name under which they are."""

@@ -116,9 +116,9 @@ def test_options_warn_of_keys_that_nobody_reads(write, caplog):
     [
         ("rel_l1_tresh: 0.1", "did you mean rel_l1_thresh?"),
         ("rel_l1_thresh: -1", "at least 0"),
-        ("rel_l1_thresh: .nan", "finite"),
+        ("rel_l1_thresh: .nan", "rel_l1_thresh must be"),
         ("compress_strategy: tokens", "token, frame or chunk"),
-        ("mix_lambda: 2", "between 0 and 1"),
+        ("mix_lambda: 2", "mix_lambda must be at most 1"),
         ("log: maybe", "log must be true or false"),
         ("a: [", "is not valid YAML"),
         ("[1, 2]", "must hold named values, got list"),
