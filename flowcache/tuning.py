@@ -25,7 +25,8 @@ from .metrics import psnr
 from .output import VideoOutput
 from .reuse.plans import Plans
 from .trace import Trace
-from .user_files import expand_path
+from .typed import as_type
+from .user_files import expand_path, read_json, reading
 from .video import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -149,19 +150,16 @@ class Profile:
         Raises:
             ValueError: it is no such file.
         """
-        try:
-            content = json.loads(path.read_text())
-            if content.pop("format") != FORMAT_VERSION:
-                raise ValueError("another format")
-            content["settings"] = [Setting(**setting) for setting in content["settings"]]
-            for setting in content["settings"]:
+        remedy = "delete it to have it made again"
+        content = read_json(path, dict[str, Any], "a profile", remedy)
+        with reading(path, "a profile", remedy):
+            if content.pop("format", None) != FORMAT_VERSION:
+                raise ValueError(f"it is not of format {FORMAT_VERSION}")
+            profile = as_type(content, cls)
+            for setting in profile.settings:
                 if "computed_steps" in setting.changes:
                     setting.changes["computed_steps"] = tuple(setting.changes["computed_steps"])
-            return cls(**content)
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"profile {path} is no profile of format {FORMAT_VERSION}; delete it to have it made anew."
-            ) from error
+            return profile
 
 
 @dataclass(frozen=True)
@@ -249,6 +247,8 @@ class Tuning:
             raise ValueError(
                 f"profile {self.path} is of other settings: {differing[0]}; give another, or leave it out."
             )
+        if [setting.changes for setting in profile.settings] != self.ladder:
+            raise ValueError(f"profile {self.path} is damaged; delete it to have it made again.")
         return profile
 
     def check(self) -> None:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
+
+from .typed import as_type
 
 logger = logging.getLogger(__name__)
+
+Content = TypeVar("Content")
+
+#: Bytes of the largest file that is parsed; the trace of a video of hours has fewer.
+MAX_BYTES = 2**28
 
 
 class UnreadableFile(ValueError):
@@ -16,7 +25,7 @@ class UnreadableFile(ValueError):
 
 
 @contextmanager
-def reading(path: str | Path, kind: str) -> Iterator[None]:
+def reading(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
     """Turn every exception of the block into a sentence that names the file.
 
     The block holds the reading and parsing of that file and nothing else: parsers of foreign formats raise
@@ -25,9 +34,10 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
     Args:
         path: of the file, as the user gave it.
         kind: what the file should be, with its article: ``"a video"``, ``"YAML"``.
+        remedy: what to do about it.
 
     Raises:
-        UnreadableFile: ``PATH cannot be read as KIND: REASON.``; one of a nested block passes unchanged.
+        UnreadableFile: ``PATH cannot be read as KIND: REASON; REMEDY.``; that of a nested block passes.
     """
     try:
         yield
@@ -36,8 +46,46 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
     except Exception as error:
         logger.debug("reading %s", path, exc_info=True)
         told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if isinstance(error, LookupError | AttributeError | TypeError):  # whose text alone says little
+            told = f"{type(error).__name__}: {told}"
         reason = (told.strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason += f"; {remedy}" if remedy else ""
         raise UnreadableFile(f"{path} cannot be read as {kind}: {reason}.") from error
+
+
+def parse_file(
+    path: str | Path,
+    parse: Callable[[str], Content],
+    kind: str,
+    remedy: str = "",
+    most: int = MAX_BYTES,
+) -> Content:
+    """What a parser makes of a file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: of the file.
+        parse: takes its text; whatever it raises becomes a sentence.
+        kind, remedy: as for ``reading``.
+        most: bytes that such a file may have.
+
+    Raises:
+        UnreadableFile: the file cannot be read or parsed.
+    """
+    with reading(path, kind, remedy):
+        with Path(path).open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise ValueError(f"it has more than {most} bytes")
+        return parse(content.decode("utf-8-sig"))
+
+
+def read_json(path: str | Path, shape: type[Content] | Any, kind: str, remedy: str = "") -> Content:
+    """The content of a JSON file as a type; see ``as_type``.
+
+    Raises:
+        UnreadableFile: the file cannot be read, or holds something else.
+    """
+    return parse_file(path, lambda text: as_type(json.loads(text), shape), kind, remedy)
 
 
 def expand_path(text: str, name: str = "") -> Path:

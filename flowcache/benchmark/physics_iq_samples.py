@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..user_files import reading
+
 logger = logging.getLogger(__name__)
 
 _TABLES = ("descriptions.csv", "descriptions_original.csv")
@@ -91,11 +93,8 @@ def _find_table(folder: Path) -> Path:
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"descriptions_file: {path} cannot be read as CSV.") from error
+    with reading(f"descriptions_file: {path}", "CSV"), path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
     if not rows or any(row.get(name) is None for row in rows for name in _COLUMNS):
         raise ValueError(f"descriptions_file: {path} must have the columns {', '.join(_COLUMNS)}.")
     return rows

@@ -5,7 +5,6 @@ A run's folder holds a folder for each model, or is one; ``turns`` says what lie
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..trace import Trace
+from ..typed import as_type
+from ..user_files import parse_file, read_json, reading
 from .sample_folder import Manifest
 from .turns import WAYS_FILE, folder_of, read_ways
 
@@ -36,8 +37,7 @@ class WayRun:
         Raises:
             ValueError: the file is gone, or is none.
         """
-        path = self.folder / self.records[name]["trace"]
-        return read_trace(path)
+        return Trace.load(self.folder / self.records[name]["trace"])
 
     def video(self, name: str) -> Path:
         """Where a video lies."""
@@ -88,18 +88,6 @@ class _Unfinished(ValueError):
     """No sample was made in all ways."""
 
 
-def read_trace(path: Path) -> Trace:
-    """A trace from its file.
-
-    Raises:
-        ValueError: there is none; the file is named.
-    """
-    try:
-        return Trace.load(path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as a trace.") from error
-
-
 def find_model_runs(run_dir: Path) -> list[ModelRun]:
     """The models of a run; one that has made no sample in all ways so far is left out, with a warning.
 
@@ -135,7 +123,7 @@ def model_folders(run_dir: Path) -> list[Path]:
 def read_commands(run_dir: Path) -> list[str]:
     """The commands that made a run, as far as they were written down."""
     path = run_dir / COMMAND_FILE
-    return path.read_text().splitlines() if path.is_file() else []
+    return parse_file(path, str.splitlines, "a list of commands") if path.is_file() else []
 
 
 def _read_model(folder: Path) -> ModelRun:
@@ -158,10 +146,11 @@ def _read_model(folder: Path) -> ModelRun:
 def _read_way(way: str, folder: Path) -> WayRun:
     path = folder / "manifest.jsonl"
     records = Manifest(path).records()
-    for name, record in records.items():
-        absent = [key for key in ("prompt", "file", "trace", "started", "environment") if key not in record]
-        if absent:
-            raise ValueError(f"{path} names no {absent[0]} of {name}; remove its line, and run it again.")
+    with reading(path, "a list of videos", "remove that line, and run it again"):
+        for name, record in records.items():
+            for key in ("prompt", "file", "trace", "started"):
+                as_type(record.get(key), str, f"{key} of {name}")
+            as_type(record.get("environment"), dict[str, Any], f"environment of {name}")
     return WayRun(way, folder, records)
 
 
@@ -169,8 +158,9 @@ def _read_report(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
     """A report that has these keys, each with a dictionary; None: there is no such file."""
     if not path.is_file():
         return None
-    try:
-        report = json.loads(path.read_text())
-        return report | {key: dict(report[key]) for key in keys}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read; remove it to have it made again.") from error
+    remedy = "remove it to have it made again"
+    report = read_json(path, dict[str, Any], "a report", remedy)
+    with reading(path, "a report", remedy):
+        for key in keys:
+            as_type(report[key], dict[str, Any], key)
+    return report

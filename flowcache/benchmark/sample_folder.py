@@ -22,6 +22,8 @@ from typing import Any
 from ..command_line import writable_folder
 from ..files import write_json
 from ..trace import Trace
+from ..typed import as_type
+from ..user_files import read_json, reading
 from .locks import Locks
 from .sample import Sample
 
@@ -61,7 +63,7 @@ class SampleFolder:
         return self.path / "settings.json"
 
     def _check_settings(self) -> None:
-        there = json.loads(self._settings_file.read_text())
+        there = read_json(self._settings_file, dict[str, Any], "settings of videos")
         difference = _first_difference(there, self._settings)
         if difference is not None:
             key, there, here = difference
@@ -77,7 +79,7 @@ class SampleFolder:
             ValueError: a video of that name was made from something else.
         """
         record = self._manifest.records().get(sample.name)
-        if record is None or not (self.path / record["file"]).is_file():
+        if record is None or not (self.path / str(record.get("file"))).is_file():
             return False
         difference = _first_difference({key: record.get(key) for key in sample.as_dict()}, sample.as_dict())
         if difference is not None:
@@ -146,9 +148,12 @@ class Manifest:
         for line in whole.splitlines():
             try:
                 record = json.loads(line)
-                self._records[record["name"]] = record
-            except (ValueError, KeyError, TypeError):
+            except ValueError:
                 logger.warning("%s: an unfinished line is passed over.", self._path)
+                continue
+            with reading(self._path, "a list of records", "remove that line"):
+                name = as_type(record, dict[str, Any], "a line")["name"]
+                self._records[as_type(name, str, "name")] = record
         return self._records
 
     def append(self, record: Mapping[str, Any]) -> None:

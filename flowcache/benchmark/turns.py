@@ -8,7 +8,6 @@ A way is a method, with the preset behind it for one that reuses: ``vanilla``, `
 
 from __future__ import annotations
 
-import json
 import socket
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,8 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from ..files import write_json
+from ..typed import as_type
+from ..user_files import read_json, reading
 from .locks import Locks
 from .ranks import Rank
 from .sample import Sample
@@ -68,11 +69,10 @@ def read_ways(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: its list of ways is broken.
     """
-    try:
-        content = json.loads((folder / WAYS_FILE).read_text())
-        return {key: content[key] for key in ("model", "settings", "ways")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / WAYS_FILE} cannot be read as a list of ways.") from error
+    path, kinds = folder / WAYS_FILE, {"model": str, "settings": str, "ways": list[str]}
+    with reading(path, "a list of ways"):
+        content = read_json(path, dict[str, Any], "a list of ways")
+        return {key: as_type(content[key], kind, key) for key, kind in kinds.items()}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ dimension, and its JSON is read back (VBench, arXiv 2311.17982).
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_csv, write_json
+from ..user_files import UnreadableFile, read_json, reading
 from .vbench_prompts import DIMENSIONS, SAMPLES, find_full_info, read_full_info
 
 logger = logging.getLogger(__name__)
@@ -213,10 +213,11 @@ def score(
 def _read_result(path: Path, dimension: str, report: VBenchReport) -> None:
     """Take in what VBench wrote: the score, and a list of that of each video."""
     try:
-        value, videos = json.loads(path.read_text())[dimension]
-        score, rows = float(value), [(Path(v["video_path"]).name, v["video_results"]) for v in videos]
-    except (OSError, ValueError, KeyError, TypeError):
-        report.missing[dimension] = f"{path} is not what VBench writes."
+        with reading(path, "a result of VBench"):
+            value, videos = read_json(path, dict[str, Any], "a result of VBench")[dimension]
+            score, rows = float(value), [(Path(v["video_path"]).name, v["video_results"]) for v in videos]
+    except UnreadableFile as error:
+        report.missing[dimension] = str(error)
         return
     if not math.isfinite(score):
         report.missing[dimension] = "VBench gives no number."

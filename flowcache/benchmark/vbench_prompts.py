@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from ..typed import as_type
+from ..user_files import read_json, reading
 
 #: Videos that VBench looks at of each prompt, named ``{prompt}-{index}.mp4``.
 SAMPLES = 5
@@ -89,13 +91,11 @@ def read_full_info(path: Path) -> dict[str, list[str]]:
         ValueError: the file is not in VBench's format.
     """
     lists: dict[str, list[str]] = {}
-    try:
-        content: list[dict[str, Any]] = json.loads(path.read_text())
-        for entry in content:
-            for name in entry["dimension"]:
-                lists.setdefault(name, []).append(entry["prompt_en"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not in the format of VBench_full_info.json.") from error
+    with reading(path, f"a list of prompts such as {FULL_INFO}"):
+        for entry in read_json(path, list[dict[str, Any]], "a list of prompts"):
+            prompt = as_type(entry["prompt_en"], str, "prompt_en")
+            for name in as_type(entry["dimension"], list[str], "dimension"):
+                lists.setdefault(name, []).append(prompt)
     return lists
 
 

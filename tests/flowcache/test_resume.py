@@ -149,14 +149,16 @@ DAMAGES = {
 def test_a_damaged_state_is_refused(tmp_path, how):
     path = broken(tmp_path)
     DAMAGES[how](tmp_path / "a.resume.pt")
-    with pytest.raises(ValueError, match=r"a\.resume\.pt cannot be read as the state of a run; remove it"):
+    with pytest.raises(
+        ValueError, match=r"a\.resume\.pt cannot be read as the state of a run: .*; remove it"
+    ):
         make(path)
 
 
 def test_a_state_of_another_format_is_refused(tmp_path):
     path = broken(tmp_path)
     torch.save({"format": 0}, tmp_path / "a.resume.pt")
-    with pytest.raises(ValueError, match=r"a\.resume\.pt was saved by another version"):
+    with pytest.raises(ValueError, match=r"a\.resume\.pt .*another version"):
         make(path)
 
 

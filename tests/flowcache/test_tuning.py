@@ -115,7 +115,7 @@ def test_plans_beside_the_model_are_tried_as_well(tmp_path):
 def test_an_unreadable_profile_is_named(tmp_path):
     for content in ("{", "[]", json.dumps({"format": 0})):
         (tmp_path / "profile.json").write_text(content)
-        with pytest.raises(ValueError, match=r"profile .*profile.json is no profile of format 1; delete it"):
+        with pytest.raises(ValueError, match=r"profile.json cannot be read as a profile: .*; delete it"):
             tuning(tmp_path).check()
 
 

@@ -106,7 +106,7 @@ def test_totals_are_those_of_the_leaderboard(tmp_path):
         (["--environment", "."], "environment: . is no Python environment"),
         (["--environment", "new", "--python", "python9"], "python: there is no Python python9"),
         (["--generated_videos", "nowhere"], "generated_videos: nowhere is no folder with mp4 files"),
-        (["--full_info", "list.json"], "list.json is not in the format of VBench_full_info.json"),
+        (["--full_info", "list.json"], "list.json cannot be read as a list of prompts"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(front, tmp_path, monkeypatch, capsys, arguments, message):

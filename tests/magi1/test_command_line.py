@@ -85,7 +85,7 @@ BAD = [
     ("video_size_h must be a positive multiple of 16, got 8", ["--video_size_h", 8]),
     ("video_size_h must be a positive multiple of 16, got 0", ["--video_size_h", 0]),
     ("noise2clean_kvrange must be at least 1", ["--noise2clean_kvrange", "[0]"]),
-    ("noise2clean_kvrange has a value that cannot be read", ["--noise2clean_kvrange", "[5,4,"]),
+    ("--noise2clean_kvrange cannot be read as YAML", ["--noise2clean_kvrange", "[5,4,"]),
     ("clean_chunk_kvrange must be at least", ["--clean_chunk_kvrange", -5]),
     ("clean_chunk_kvrange must be at least 1, or -1", ["--clean_chunk_kvrange", 0]),
     ("device must be cpu or cuda, got 'foo'", ["--device", "foo"]),
