@@ -33,7 +33,7 @@ from flowcache.config import DEFAULT_PRESET
 from flowcache.knobs import knobs_of
 from magi1.command_line import add_method_flags, check_rules, make_sampler, split_overrides
 from magi1.config import RULES, FlowCacheOptions, RuntimeSection
-from magi1.config_files import build, check_keys, parse_overrides, read_file, without_unread
+from magi1.config_files import build, cast, check_keys, parse_overrides, read_file, without_unread
 from magi1.model_source import SMALL, ModelSource, resolve_model
 
 FOLDER = Path(__file__).resolve().parent
@@ -77,7 +77,9 @@ def read_settings(args: argparse.Namespace, rest: list[str]) -> Settings:
     overrides, for_reuse = split_overrides(parse_overrides(rest), vars(args))
     path = args.yaml_config
     content = dict(read_file(path, yaml.safe_load, "YAML"))
-    where, strategy = str(path), content.pop("reuse_strategy", "chunkwise")
+    where = str(path)
+    strategy = cast(content.pop("reuse_strategy", "chunkwise"), "str", "reuse_strategy", where)
+    preset = cast(content.get("preset", DEFAULT_PRESET), "str", "preset", where)
     strategy = args.reuse_strategy or strategy
     content = without_unread(content, where)
     benchmark_keys, reuse_keys = (
@@ -87,7 +89,7 @@ def read_settings(args: argparse.Namespace, rest: list[str]) -> Settings:
     if strategy not in STRATEGIES:
         raise ValueError(f"{where}: reuse_strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}.")
     args.method = args.method or STRATEGIES[strategy]
-    args.preset = args.preset or content.get("preset", DEFAULT_PRESET)
+    args.preset = args.preset or preset
     told = {key: content[key] for key in benchmark_keys if key in content}
     if isinstance(told.get("gpus"), int):  # a single GPU looks like a number
         told["gpus"] = str(told["gpus"])

@@ -165,28 +165,31 @@ def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
             job = prepare()
             code = 1
             report = run(job)
-    except KeyboardInterrupt as stop:
-        code, reason = 128 + (stop.args[0] if stop.args else signal.SIGINT), "interrupted"
-        error = stop
-    except (OSError, ValueError, Unavailable) as failure:
-        error, reason = failure, _reason(failure)
-    except torch.OutOfMemoryError as failure:
-        told = str(failure).split(". ")[0]
-        error = failure
-        reason = f"{told}; fewer or smaller frames, or a compressed cache, need less memory"
+    except KeyboardInterrupt as error:
+        sentence = _sentence("interrupted", error)
+        code = 128 + (error.args[0] if error.args else signal.SIGINT)
+    except (OSError, ValueError, Unavailable) as error:
+        reason = str(error)
+        if isinstance(error, OSError) and error.strerror:  # without its number
+            reason = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        sentence = _sentence(reason, error)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        reason += "; fewer or smaller frames, or a compressed cache, need less memory"
+        sentence = _sentence(reason, error)
     else:
         return _report(report)
-    notes = getattr(error, "__notes__", ())
+    # The exception is gone, and with it what showed its progress on this line.
     with suppress(OSError):  # nobody reads it
-        sys.stderr.write(f"error: {'; '.join([reason.rstrip('.'), *notes])}.\n")
+        sys.stderr.write(f"error: {sentence}\n")
     return code
 
 
-def _reason(error: Exception) -> str:
-    """What happened; of the system's errors without their number."""
-    if not isinstance(error, OSError) or not error.strerror:
-        return str(error)
-    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+def _sentence(reason: str, error: BaseException) -> str:
+    """What happened, and what the notes of the exception add."""
+    notes = getattr(error, "__notes__", ())
+    text = "; ".join([reason.rstrip("."), *notes]) if notes else reason
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def _report(text: str) -> int:

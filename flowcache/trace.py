@@ -168,6 +168,9 @@ class Trace:
             raise ValueError(f"it is not of format {FORMAT_VERSION}; make it again with this version")
         content.pop("reuse_ratio", None)
         trace = as_type(content, cls)
+        for names, kind in ((("prompt", "model"), str), (("video", "reuse", "tuning"), dict[str, Any])):
+            for name in names:
+                as_type(trace.settings.get(name), kind | None, f"settings.{name}")
         for step in trace.steps:
             window = trace.windows[step.window] if 0 <= step.window < len(trace.windows) else None
             count = 0 if window is None else len(window.chunk_frames)

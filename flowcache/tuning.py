@@ -21,6 +21,7 @@ from tqdm import tqdm
 from .config import FlowCacheConfig
 from .files import write_json
 from .fingerprint import differences
+from .limits import check_number
 from .metrics import psnr
 from .output import VideoOutput
 from .reuse.plans import Plans
@@ -64,6 +65,8 @@ class Target:
     def __post_init__(self) -> None:
         if (self.speedup is None) == (self.psnr is None):
             raise ValueError("target_speedup and target_psnr exclude each other: give exactly one of them.")
+        for name in ("speedup", "psnr"):
+            check_number(f"target_{name}", getattr(self, name), -math.inf, 1000)
         least = 1 if self.psnr is None else 0
         if not (math.isfinite(self.value) and self.value > least):
             raise ValueError(f"{self.flag} must be a finite number above {least}, got {self.value:g}.")

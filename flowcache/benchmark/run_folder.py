@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,19 @@ logger = logging.getLogger(__name__)
 COMMAND_FILE = "command.txt"
 
 
+#: Accountings of the FLOPs of a whole run.
+TOTALS = ("actual", "vanilla", "live_only", "causal")
+
+
+@dataclass(frozen=True)
+class _Closeness:
+    """One video in a comparison, as ``metrics.report`` writes it."""
+
+    mean: dict[str, float | None]
+    missing: dict[str, str]
+    frames: dict[str, list[float]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class WayRun:
     """One way's folder: the records of its manifest by name."""
@@ -35,9 +48,15 @@ class WayRun:
         """What happened when a video was made.
 
         Raises:
-            ValueError: the file is gone, or is none.
+            ValueError: the file is gone, or is no trace of a whole run.
         """
-        return Trace.load(self.folder / self.records[name]["trace"])
+        path = self.folder / self.records[name]["trace"]
+        trace = Trace.load(path)
+        with reading(path, "the trace of a whole run"):
+            amounts = [trace.seconds["denoise"], *(trace.flops[key] for key in TOTALS)]
+            if min(amounts) <= 0:
+                raise ValueError("seconds and flops must be above 0")
+        return trace
 
     def video(self, name: str) -> Path:
         """Where a video lies."""
@@ -49,11 +68,13 @@ class WayRun:
 
     def closeness(self, reference: str) -> dict[str, Any] | None:
         """The comparison with another way's videos; None: not measured."""
-        return _read_report(self.closeness_stem(reference).with_suffix(".json"), ("missing", "videos"))
+        kinds = {"missing": dict[str, str], "videos": dict[str, _Closeness]}
+        return _read_report(self.closeness_stem(reference).with_suffix(".json"), kinds)
 
     def vbench(self) -> dict[str, Any] | None:
         """VBench's scores; None: not scored."""
-        return _read_report(self.folder / "vbench.json", ("mean", "totals"))
+        scores = dict[str, float | None]
+        return _read_report(self.folder / "vbench.json", {"mean": scores, "totals": scores})
 
 
 @dataclass(frozen=True)
@@ -154,13 +175,13 @@ def _read_way(way: str, folder: Path) -> WayRun:
     return WayRun(way, folder, records)
 
 
-def _read_report(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
-    """A report that has these keys, each with a dictionary; None: there is no such file."""
+def _read_report(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A report that has these keys, each of its type; None: there is no such file."""
     if not path.is_file():
         return None
     remedy = "remove it to have it made again"
     report = read_json(path, dict[str, Any], "a report", remedy)
     with reading(path, "a report", remedy):
-        for key in keys:
-            as_type(report[key], dict[str, Any], key)
+        for key, kind in kinds.items():
+            as_type(report[key], kind, key)
     return report

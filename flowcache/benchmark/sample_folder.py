@@ -79,7 +79,7 @@ class SampleFolder:
             ValueError: a video of that name was made from something else.
         """
         record = self._manifest.records().get(sample.name)
-        if record is None or not (self.path / str(record.get("file"))).is_file():
+        if record is None or not (self.path / record["file"]).is_file():
             return False
         difference = _first_difference({key: record.get(key) for key in sample.as_dict()}, sample.as_dict())
         if difference is not None:
@@ -153,6 +153,7 @@ class Manifest:
                 continue
             with reading(self._path, "a list of records", "remove that line"):
                 name = as_type(record, dict[str, Any], "a line")["name"]
+                as_type(record.get("file"), str | None, "file")
                 self._records[as_type(name, str, "name")] = record
         return self._records
 

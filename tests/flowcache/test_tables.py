@@ -238,3 +238,22 @@ def test_a_broken_run_is_refused_in_one_sentence(run, harm, message, capsys):
     assert program.main(["tables", str(run)]) in (1, 2)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ways.json",
+        "causal/manifest.jsonl",
+        f"causal/traces/{PROMPTS[0]}-0.trace.json",
+        "causal/closeness_to_vanilla.json",
+        "causal/vbench.json",
+    ],
+)
+def test_any_file_of_a_run_may_be_another(run, name, capsys):
+    path = run / "abacus" / name
+    for wrong in ("[]", "3", '{"mean": [], "totals": {"total": "a"}}', '{"videos": {"a": 3}, "missing": {}}'):
+        path.write_text(f"{wrong}\n")
+        assert program.main(["tables", str(run)]) in (1, 2)
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("error: ") and path.name in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -24,6 +25,8 @@ FOLDER = ROOT / "FlowCache4MAGI-1"
 EMPTY = ["--cfg_t_range", "[]", "--prev_chunk_scales", "[]", "--text_scales", "[]"]
 UNSORTED = ["--cfg_t_range", "[0.0, 0.3, 0.1, 0.5, 0.999]"]
 COMPRESS = ["--compress_kv_cache", "true"]
+#: A list of lists of the same lists: small to write, endless to show.
+BOMB = f"[&a0 [1, 1], {', '.join(f'&a{i + 1} [*a{i}, *a{i}, *a{i}]' for i in range(60))}]"
 PLAIN = ["--model", "official", "--warmup_steps", 1]
 QUICK = [*PLAIN, "--rel_l1_thresh", 0.2]
 
@@ -97,6 +100,40 @@ BAD = [
     ("num_frames must be at most 1000000", ["--num_frames", 10**15]),
     ("chunk_width must be at most 1000", ["--chunk_width", 10**6]),
     ("video_size_w must be at most 16384", ["--video_size_w", 160000]),
+    ("fps must be at most", ["--fps", 2**31]),
+    ("num_steps must be at most", ["--num_steps", 10**9]),
+    ("window_size must be at most", ["--window_size", 10**9]),
+    ("video_size_h must be at most", ["--video_size_h", 2**62]),
+    (
+        "num_frames x height x width",
+        ["--num_frames", 10**6, "--video_size_h", 2**14, "--video_size_w", 2**14],
+    ),
+    ("num_layers must be at most", ["--num_layers", 10**9]),
+    ("text_scales must be at most", ["--text_scales", "[1e38]"]),
+    ("noise2clean_kvrange must be at most", ["--noise2clean_kvrange", "[1000000000]"]),
+    ("rel_l1_thresh must be at most", ["--rel_l1_thresh", 1e300]),
+    ("interval must be at most", ["--interval", 10**9]),
+    ("warmup_steps must be at most", ["--warmup_steps", 10**9]),
+    ("total_cache_chunk_nums must be at most", [*COMPRESS, "--total_cache_chunk_nums", 10**9]),
+    ("power must be at most", ["--power", 1e300]),
+    ("--num_steps cannot be read as YAML", ["--num_steps", '!!int ""']),
+    ("--distill cannot be read as YAML", ["--distill", "!!bool x"]),
+    ("--seed cannot be read as YAML", ["--seed", "!!timestamp x"]),
+    ("--load cannot be read as YAML", ["--load", "!!python/object/apply:os.getcwd []"]),
+    ("--text_scales cannot be read as YAML", ["--text_scales", "[" * 3000]),
+    ("text_scales must be a number", ["--text_scales", BOMB]),
+    ("num_steps must be a whole number", ["--num_steps", BOMB]),
+    ("bomb.yaml: there is no a", ["--additional_config", "bomb.yaml"]),
+    ("deep.yaml cannot be read as YAML", ["--additional_config", "deep.yaml"]),
+    ("deep.json cannot be read as JSON", ["--config_file", "deep.json"]),
+    ("latin.yaml cannot be read as YAML", ["--additional_config", "latin.yaml"]),
+    ("/dev/zero cannot be read as YAML", ["--additional_config", "/dev/zero"]),
+    ("argument --config_file", ["--config_file", "~nosuch_user/a.json"]),
+    ("argument --output_path", ["--output_path", "x" * 300 + ".mp4"]),
+    ("output_path", ["--output_path", "x" * 240 + ".mp4"]),
+    ("load: expected a path", ["--load", "~nosuch_user/magi"]),
+    ("vae_pretrained: expected a path", ["--vae_pretrained", '"a\\0b"']),
+    ("expected UTF-8", ["--output_path", os.fsdecode(b"\xff.mp4")]),
     ("load must name a folder of weights, here or on the Hub", ["--load", ""]),
     ("clean_t must be a number", ["--clean_t", 10**400]),
     ("d_model is 16; this model's caption_channels are 32", ["--caption_channels", 32]),
@@ -148,6 +185,10 @@ def test_bad_input_is_refused_in_one_sentence(
     monkeypatch.setattr(model_source, "SMALL", tmp_path / "nowhere")
     (tmp_path / "list.yaml").write_text("[1, 2]")
     (tmp_path / "text.yaml").write_text("rel_l1_thresh 0.1")
+    (tmp_path / "latin.yaml").write_bytes(b"log: \xe9")
+    (tmp_path / "bomb.yaml").write_text(f"a: {BOMB}")
+    for name in ("deep.json", "deep.yaml"):
+        (tmp_path / name).write_text("[" * 100_000)
     code = front("--config_file", weights, "--model", "official", "--prompt", "a", *arguments)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert code == 2

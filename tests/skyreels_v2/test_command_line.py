@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -107,7 +108,7 @@ BAD = {
     "video_path needs overlap_history": ["--video_path", "missing.mp4"],
     "end_image needs image": ["--end_image", "missing.png"],
     "causal_block_size": ["--causal_block_size", 0],
-    "causal_block_size must be at most": ["--num_frames", 9, "--causal_block_size", 5],
+    "causal_block_size must be at most the window": ["--num_frames", 9, "--causal_block_size", 5],
     "budget_block must be at least 1": ["--use_compress", "--budget_block", 0],
     "use_compress and use_kvrange need a cache": ["--use_compress", "--method", "vanilla"],
     "kv_bits: invalid choice: 3": ["--kv_bits", 3],
@@ -120,6 +121,30 @@ BAD = {
         *("--image", "first.png", "--end_image", "first.png"),
     ],
     "outdir": ["--outdir", "/proc/nowhere"],
+    "outdir .* too long": ["--expname", "x" * 300],
+    "argument --outdir: .*nosuch_user": ["--outdir", "~nosuch_user/out"],
+    "argument --profile: .*x{300}": ["--target_psnr", 30, "--profile", "x" * 300],
+    "profile .*x{250} .* too long": ["--target_psnr", 30, "--profile", "x" * 250],
+    "expected UTF-8": ["--prompt", os.fsdecode(b"\xff")],
+    "num_frames must be at most": ["--num_frames", 10**9 + 1],
+    "base_num_frames must be at most": ["--base_num_frames", 10**9 + 1],
+    "fps must be at most": ["--fps", 2**31],
+    "height must be at most": ["--height", 2**62],
+    "num_frames x height x width": [
+        *("--num_frames", 10**6 - 3, "--overlap_history", 17, "--height", 2**14, "--width", 2**14),
+    ],
+    "inference_steps must be at most": ["--inference_steps", 10**9],
+    "ar_step must be at most": ["--ar_step", 10**9],
+    "shift must be at least": ["--shift", 1e-300],
+    "guidance_scale must be at most": ["--guidance_scale", 1e38],
+    "budget_block must be at most": ["--use_compress", "--budget_block", 10**9],
+    "kvrange must be at most": ["--use_kvrange", "--kvrange", 10**9],
+    "overlap_history must be .* got 4000000001": ["--overlap_history", 4 * 10**9 + 1],
+    "causal_block_size must be at most": ["--causal_block_size", 10**9],
+    "teacache_thresh must be at most": ["--teacache_thresh", 1e300],
+    "interval must be at most": ["--interval", 10**9],
+    "tolerance must be at most": ["--tolerance", 1e300],
+    "target_speedup must be at most": ["--target_speedup", 1e300],
     "height must be a positive multiple of 16, got 33": ["--height", 33],
     "height must be a positive multiple of 16, got 0": ["--height", 0],
     "prompt must not be empty": ["--prompt", " "],
