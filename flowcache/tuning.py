@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 
 #: Folder of what is kept between runs, and the variable that says another one.
-CACHE_FOLDER, CACHE_VARIABLE = Path("~/.cache/flowcache"), "FLOWCACHE_CACHE"
+CACHE_FOLDER, CACHE_VARIABLE = "~/.cache/flowcache", "FLOWCACHE_CACHE"
 
 #: Steps from one computed step to the next that a pilot tries.
 INTERVALS = range(2, 11)
@@ -65,11 +65,10 @@ class Target:
     def __post_init__(self) -> None:
         if (self.speedup is None) == (self.psnr is None):
             raise ValueError("target_speedup and target_psnr exclude each other: give exactly one of them.")
-        for name in ("speedup", "psnr"):
-            check_number(f"target_{name}", getattr(self, name), -math.inf, 1000)
         least = 1 if self.psnr is None else 0
         if not (math.isfinite(self.value) and self.value > least):
             raise ValueError(f"{self.flag} must be a finite number above {least}, got {self.value:g}.")
+        check_number(self.flag, self.value, least, 1000)
 
     @property
     def flag(self) -> str:

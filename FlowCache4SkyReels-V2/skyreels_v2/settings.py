@@ -27,6 +27,9 @@ LIMITS = {
     "fps": (1, 1000),
 }
 
+#: Of a video; planning more takes seconds.
+MAX_WINDOWS = 10**4
+
 #: What the original runs with, unless told otherwise; a model's own ``defaults.json`` may say otherwise, too.
 OFFICIAL_DEFAULTS = {
     "prompt": "A serene lake surrounded by towering mountains, with a few swans gracefully gliding across "
@@ -115,6 +118,12 @@ class VideoSettings:
                 raise ValueError(
                     f"overlap_history must be smaller than base_num_frames ({self.base_num_frames}), "
                     f"got {self.overlap_history}."
+                )
+            new = self.base_num_frames - self.overlap_history
+            if self.num_frames > MAX_WINDOWS * new and not self.streaming:
+                raise ValueError(
+                    f"num_frames ({self.num_frames}) needs more than {MAX_WINDOWS} windows, as "
+                    f"overlap_history leaves {new} new frames in each; use streaming."
                 )
         elif self.num_frames > self.base_num_frames and not self.streaming:
             raise ValueError(

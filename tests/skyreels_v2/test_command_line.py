@@ -130,6 +130,10 @@ BAD = {
     "base_num_frames must be at most": ["--base_num_frames", 10**9 + 1],
     "fps must be at most": ["--fps", 2**31],
     "height must be at most": ["--height", 2**62],
+    "num_frames .* windows": [
+        *("--num_frames", 10**6 - 3, "--base_num_frames", 5, "--overlap_history", 1),
+        *("--causal_block_size", 1),
+    ],
     "num_frames x height x width": [
         *("--num_frames", 10**6 - 3, "--overlap_history", 17, "--height", 2**14, "--width", 2**14),
     ],
