@@ -31,6 +31,7 @@ from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser, run_checked
 from flowcache.config import DEFAULT_PRESET
 from flowcache.knobs import knobs_of
+from flowcache.user_files import expand_path
 from magi1.command_line import add_method_flags, check_rules, make_sampler, split_overrides
 from magi1.config import RULES, FlowCacheOptions, RuntimeSection
 from magi1.config_files import build, cast, check_keys, parse_overrides, read_file, without_unread
@@ -107,7 +108,8 @@ def _find(name: Any, where: str) -> Path:
     """A configuration that a YAML file names, seen from here or from this program's folder."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"{where}: config_file must name a file, such as config/sample/vbench.json.")
-    return Path(name) if Path(name).is_file() else FOLDER / name
+    path = expand_path(name, f"{where}: config_file")
+    return path if path.is_file() else FOLDER / name
 
 
 def prepare(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], SamplingJob | Turns]:
