@@ -14,9 +14,10 @@ from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 
 #: Encoders, best first, with settings at which their losses are hard to see. Without frames that refer to
-#: later ones, so that times rise from 0 and a fragment needs nothing of its neighbours.
+#: later ones, so that times rise from 0 and a fragment needs nothing of its neighbours. The AVX-512 code of
+#: x264's macroblock tree reads memory that nobody wrote; ``cpu-independent`` avoids it.
 ENCODERS = {
-    "libx264": {"crf": "16", "preset": "medium", "bf": "0"},
+    "libx264": {"crf": "16", "preset": "medium", "bf": "0", "x264-params": "cpu-independent=1"},
     "mpeg4": {"qmin": "2", "qmax": "3", "bf": "0"},
 }
 #: BT.709 in the numbering of H.273: what players assume of most videos, and written down for the others.
