@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import logging
 import os
 import signal
@@ -179,7 +180,7 @@ def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
         sentence = _sentence(reason, error)
     else:
         return _report(report)
-    # The exception is gone, and with it what showed its progress on this line.
+    gc.collect()  # what the exception held: progress bars end their lines
     with suppress(OSError):  # nobody reads it
         sys.stderr.write(f"error: {sentence}\n")
     return code
