@@ -1,4 +1,4 @@
-"""Sanity limits of settings: beyond them lie typos, and sizes that no memory or patience can hold."""
+"""Sanity limits of settings, against typos and sizes that no memory can hold."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class ResumeFile:
         if not self.path.exists():
             self.remove()
         elif failure is not None:
-            failure.add_note(f"to go on from {self.path}, run the same command again")
+            failure.add_note(f"to resume from {self.path}, run the same command again")
         self._lock.release()
 
     def begin(self, trace: Trace) -> State | None:

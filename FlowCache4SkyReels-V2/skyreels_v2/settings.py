@@ -13,7 +13,7 @@ SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
 #: Height and width of the named resolutions.
 RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}
 
-#: The first noise level must stay below 1 in fp32, which limits the flow shift.
+#: Least and most of each number. The first noise level must stay below 1 in fp32, which limits the shift.
 LIMITS = {
     "height": (16, 2**14),
     "width": (16, 2**14),

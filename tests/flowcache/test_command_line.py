@@ -73,7 +73,7 @@ def fail(error):
     raise error
 
 
-def test_a_failure_is_told_with_its_notes(capsys):
+def test_a_failure_shows_its_notes(capsys):
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     error.add_note("run it again")
     assert run_checked(lambda: None, lambda _: fail(error)) == 1
@@ -113,7 +113,7 @@ def test_a_closed_output_is_no_failure(monkeypatch):
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
-def test_a_full_output_is_told(monkeypatch, capsys):
+def test_a_full_output_is_reported(monkeypatch, capsys):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert run_checked(lambda: None, lambda _: "video: a.mp4") == 1

@@ -233,6 +233,9 @@ def test_previous_weight_is_that_of_the_environment(front, weights, monkeypatch)
     assert prepared(front, weights).request.guidance.weight == 0.7
     monkeypatch.setenv("prev_chunks_scale", "0.5")
     assert prepared(front, weights).request.guidance.weight == 0.5
+    monkeypatch.setenv("prev_chunks_scale", "1e38")
+    with pytest.raises(ValueError, match="prev_chunks_scale must be at most"):
+        prepared(front, weights)
     monkeypatch.setenv("prev_chunks_scale", "much")
     with pytest.raises(ValueError, match="prev_chunks_scale must be a number"):
         prepared(front, weights)

@@ -177,7 +177,6 @@ BAD = {
     "preset must be text": ("preset: [fast]", []),
     "reuse_strategy must be text": ("reuse_strategy: {all: 1}", []),
     "mine.yaml cannot be read as YAML": ("samples: !!timestamp x", []),
-    "config_file: expected a path": ("config_file: ~nosuch_user/a.json", []),
     "samples must be at most": ("", ["--samples", 10**9]),
     "base_save_path: expected a path": ("base_save_path: ~nosuch_user/out", []),
     "descriptions_file: expected a path": ("", ["--descriptions_file", "x" * 300]),
