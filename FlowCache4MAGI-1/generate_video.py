@@ -2,8 +2,10 @@
 
     python generate_video.py --config_file config/single_run/4.5B_distill.json --mode t2v --prompt "..."
 
-Any key of the configuration can be set: ``--num_steps 16 --seed=7``. Writes the video, and beside it
-``.trace.json`` and ``.reuse.png``, the map of which chunk skipped which step.
+Any key of the configuration can be set: ``--num_steps 16 --seed=7``. Without ``--output_path`` the video is
+``outputs/magi1/<prompt>_<task>_<method>_<preset>_seed<seed>_steps<steps>_<digest>.mp4``; the digest is that
+of all settings and of the content of images, videos and weights. Beside it lie ``.trace.json`` and
+``.reuse.png``, the map of which chunk skipped which step.
 """
 
 from __future__ import annotations
@@ -30,14 +32,16 @@ from flowcache.command_line import (
     load_and_tune,
     output_file,
     run_program,
+    settle_seed,
     target_of,
-    words_of,
 )
+from flowcache.knobs import knobs_of
+from flowcache.naming import setting_words, video_name
 from flowcache.resume import ResumeFile
-from flowcache.tuning import Tuning
-from magi1.command_line import add_method_flags, check_rules, make_sampler, split_overrides
+from flowcache.tuning import Target, Tuning
+from flowcache.unread import refuse_unread
+from magi1.command_line import add_method_flags, make_sampler, split_overrides, unread_options
 from magi1.config import RULES, FlowCacheOptions
-from magi1.config_files import parse_overrides
 from magi1.model_source import resolve_model
 from magi1.request import VideoRequest
 from magi1.sampler import MagiSampler
@@ -66,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prompt", default=DEFAULT_PROMPT, help="what to show")
     add("--image_path", type=Path, help="first frame, for i2v")
     add("--prefix_video_path", type=Path, help="video to continue, for v2v: its last seconds, at most 5")
-    add("--output_path", type=Path, help="the mp4 (default: under outputs/)")
+    add("--output_path", type=Path, help="the mp4 (default: a name of its own in outputs/magi1)")
     add("--additional_config", type=Path, help="FlowCache's options, YAML")
     add_method_flags(parser)
     add("--resume", action="store_true", help=RESUME_HELP)
@@ -81,25 +85,30 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> Job:
     Raises:
         ValueError: one sentence that names the argument and the fix.
     """
-    overrides, for_options = split_overrides(parse_overrides(rest), vars(args))
+    overrides, for_options = split_overrides(rest, vars(args))
+    if "seed" in overrides:
+        overrides["seed"] = settle_seed(overrides["seed"], args.resume)
     device = check_device(args.device)
     additional = args.additional_config or FOLDER / "yaml_config" / "single_run" / "config.yaml"
     options = FlowCacheOptions.from_file(additional, for_options)
-    target = target_of(args, {"preset": args.preset, **{name: getattr(options, name) for name in RULES}})
-    check_rules(options, for_options, args.method)
+    target = target_of(args, {name: getattr(options, name) for name in RULES})
     source = resolve_model(args.config_file, overrides, args.model, device)
+    refuse_unread(unread_options(args, options, source.config))
     sampler = make_sampler(args, source, options, args.device)
     prompt = args.prompt.strip()
     if not prompt:
         raise ValueError("prompt must not be empty.")
     request = sampler.request(prompt, _read_prefix(args, sampler))
-    output = _default_output(args, sampler) if args.output_path is None else _mp4(args.output_path)
-    output, tuning = output_file("output_path", output), None
-    identity = sampler.identity(request) if args.resume else {}
+    identity, tuning = sampler.identity(request), None
     if target is not None:
         tuning = sampler.tuning(target, DEFAULT_PROMPT, args.profile)
         check_tuning(tuning)
         identity["tuning"] = tuning.identity
+    output = args.output_path
+    if output is None:
+        words = _name_words(args, sampler, options, target)
+        output = Path("outputs") / "magi1" / video_name(prompt, words, identity)
+    output = output_file("output_path", _mp4(output))
     resume = ResumeFile(output, identity, args.device) if args.resume else None
     return Job(sampler, request, output, resume, tuning)
 
@@ -129,12 +138,14 @@ def _mp4(path: Path) -> Path:
     return path if path.suffix or os.path.isdir(path) else path.with_suffix(".mp4")
 
 
-def _default_output(args: argparse.Namespace, sampler: MagiSampler) -> Path:
+def _name_words(
+    args: argparse.Namespace, sampler: MagiSampler, options: FlowCacheOptions, target: Target | None
+) -> list[str]:
+    """What tells the videos of a prompt apart at a glance."""
     runtime = sampler.runtime
-    name = (
-        f"{words_of(args.prompt)}_{args.mode}_{args.method}_seed{runtime.seed}_steps{runtime.num_steps}.mp4"
-    )
-    return Path("outputs") / "magi1" / name
+    chosen = knobs_of(args.method, {name: getattr(options, name) for name in RULES})
+    words = setting_words(args.method, args.preset, chosen, target, sampler.cache)
+    return [args.mode, *words, f"seed{runtime.seed}", f"steps{runtime.num_steps}"]
 
 
 def run(job: Job) -> tuple[Trace, Path]:

@@ -31,28 +31,25 @@ from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser, run_checked
 from flowcache.config import DEFAULT_PRESET
 from flowcache.knobs import knobs_of
+from flowcache.unread import refuse_unread
 from flowcache.user_files import expand_path
-from magi1.command_line import add_method_flags, check_rules, make_sampler, split_overrides
+from magi1.command_line import add_method_flags, make_sampler, split_overrides, unread_options
 from magi1.config import RULES, FlowCacheOptions, RuntimeSection
-from magi1.config_files import build, cast, check_keys, parse_overrides, read_file, without_unread
+from magi1.config_files import build, cast, check_keys, read_file, without_unread
 from magi1.model_source import SMALL, ModelSource, resolve_model
 
 FOLDER = Path(__file__).resolve().parent
 #: What ``reuse_strategy`` stands for.
-STRATEGIES = {"chunkwise": "flowcache", "all": "teacache", "none": "vanilla"}
+STRATEGIES = {"chunkwise": "flowcache", "all": "teacache", "none": "vanilla", "original": "vanilla"}
 _OURS = ("config_file", "reuse_strategy", "preset")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A YAML file with the command line over it, sorted by who reads it.
-
-    ``typed`` is what the command line gave of ``reuse``.
-    """
+    """A YAML file with the command line over it, sorted by who reads it."""
 
     benchmark: BenchmarkOptions
     reuse: FlowCacheOptions
-    typed: Mapping[str, Any]
     config_file: Path
     overrides: Mapping[str, Any]
 
@@ -75,8 +72,10 @@ def read_settings(args: argparse.Namespace, rest: list[str]) -> Settings:
     Raises:
         ValueError: a key is unknown or a value wrong; the key and its place are named.
     """
-    overrides, for_reuse = split_overrides(parse_overrides(rest), vars(args))
     path = args.yaml_config
+    if rest and not rest[0].startswith("-"):  # the original takes the file without a flag
+        path, rest = expand_path(rest[0], "yaml_config"), rest[1:]
+    overrides, for_reuse = split_overrides(rest, vars(args))
     content = dict(read_file(path, yaml.safe_load, "YAML"))
     where = str(path)
     strategy = cast(content.pop("reuse_strategy", "chunkwise"), "str", "reuse_strategy", where)
@@ -98,7 +97,6 @@ def read_settings(args: argparse.Namespace, rest: list[str]) -> Settings:
     return Settings(
         build(BenchmarkOptions, told, where, given_flags(args)),
         build(FlowCacheOptions, reuse, where, for_reuse),
-        for_reuse,
         args.config_file or _find(content.get("config_file"), where),
         overrides,
     )
@@ -126,7 +124,7 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], Sampl
     if options.benchmark == "physicsiq":
         source = _of_physics_iq(source, settings.overrides)
     flags = {way: with_way(args, way) for way in args.ways or ()} or {args.method: args}
-    check_rules(settings.reuse, settings.typed, *(told.method for told in flags.values()))
+    refuse_unread(*(unread_options(told, settings.reuse, source.config) for told in flags.values()))
     knobs = {name: getattr(settings.reuse, name) for name in RULES}
     samplers = {}
     for way, told in flags.items():

@@ -2,15 +2,15 @@
 
     python generate_video_df.py --prompt "a red circle moves right over a dark background"
 
-Writes ``OUTDIR/EXPNAME/<prompt>_<method>_seed<seed>_steps<steps>_<digest of all settings>.mp4``, and beside
-it ``.trace.json`` and ``.reuse.png``, the map of which block skipped which step. While it runs, the video
-grows as ``.part.mp4``, which can be played at any moment.
+Writes ``OUTDIR/EXPNAME/<prompt>_<task>_<method>_<preset>_seed<seed>_steps<steps>_<digest>.mp4``; the digest
+is that of all settings and of the content of images, videos and weights. Beside it lie ``.trace.json`` and
+``.reuse.png``, the map of which block skipped which step. While it runs, the video grows as ``.part.mp4``,
+which can be played at any moment.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
 from contextlib import nullcontext
@@ -22,7 +22,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 
-from flowcache import Trace
+from flowcache import FlowCacheConfig, Trace
 from flowcache.command_line import (
     RESUME_HELP,
     Parser,
@@ -32,12 +32,13 @@ from flowcache.command_line import (
     load_and_tune,
     output_file,
     run_program,
+    settle_seed,
     target_of,
-    words_of,
 )
-from flowcache.config import DEFAULT_PRESET
+from flowcache.naming import setting_words, video_name
 from flowcache.resume import ResumeFile
-from flowcache.tuning import Tuning
+from flowcache.tuning import Target, Tuning
+from flowcache.unread import refuse_unread
 from flowcache.video import (
     Frames,
     VideoInfo,
@@ -48,7 +49,15 @@ from flowcache.video import (
     to_float,
 )
 from skyreels_v2 import Condition, VideoSettings, resolve_model
-from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of
+from skyreels_v2.command_line import (
+    RULES,
+    add_video_flags,
+    cache_of,
+    drop_unread,
+    frame_size,
+    settings_of,
+    settle_flags,
+)
 from skyreels_v2.sampler import SkyReelsSampler
 from skyreels_v2.windows import check_streaming, plan_windows
 
@@ -89,6 +98,10 @@ def prepare(args: argparse.Namespace) -> Job:
     Raises:
         ValueError: one sentence that names the argument and the fix.
     """
+    settle_flags(args)
+    target = target_of(args, {name: getattr(args, name) for name in RULES})
+    refuse_unread(drop_unread(args))
+    args.seed = settle_seed(args.seed, args.resume)
     check_device(args.device)
     source = resolve_model(args.model_id, args.device)
     info = _check_conditions(args)
@@ -98,7 +111,6 @@ def prepare(args: argparse.Namespace) -> Job:
     if fps is None and args.video_path is not None and info.fps:
         fps = round(info.fps)
     settings = settings_of(args, source, height=height, width=width, fps=fps)
-    target = target_of(args, {name: getattr(args, name) for name in ("preset", *RULES)})
     cache = cache_of(args, source, settings)
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:
@@ -116,11 +128,12 @@ def prepare(args: argparse.Namespace) -> Job:
         offload=args.offload,
     )
     tuning = None if target is None else sampler.tuning(target, args.profile)
-    output, resume = output_file("outdir", _output_path(args, sampler, prompt, tuning)), None
-    identity = sampler.identity(prompt, condition, history) if args.resume else {}
+    identity, resume = sampler.identity(prompt, condition, history), None
     if tuning is not None:
         check_tuning(tuning)
         identity["tuning"] = tuning.identity
+    name = video_name(prompt, _name_words(args, settings, target, cache), identity)
+    output = output_file("outdir", args.outdir / args.expname / name)
     if args.resume:
         resume = ResumeFile(output, identity, args.device)
     return Job(sampler, condition, prompt, history, output, resume, tuning)
@@ -165,20 +178,16 @@ def _read_conditions(args: argparse.Namespace, settings: VideoSettings) -> tuple
     return Condition(prefix=first, last=last), None
 
 
-def _output_path(
-    args: argparse.Namespace, sampler: SkyReelsSampler, prompt: str, tuning: Tuning | None
-) -> Path:
-    """The video's path; other settings never share a name, the same ones always do."""
-    folder, settings = args.outdir / args.expname, sampler.video
-    tag = args.method
-    if args.method not in ("vanilla", "causal"):
-        tag += f"_{tuning.target}" if tuning else f"_{args.preset or DEFAULT_PRESET}"
-    sources = [str(path) for path in (args.image, args.end_image, args.video_path)]
-    told = repr((prompt, args.negative_prompt, args.model_id, settings, sampler.cache, sources))
-    digest = hashlib.sha256(told.encode()).hexdigest()[:6]
-    return (
-        folder / f"{words_of(prompt)}_{tag}_seed{settings.seed}_steps{settings.inference_steps}_{digest}.mp4"
-    )
+def _name_words(
+    args: argparse.Namespace, video: VideoSettings, target: Target | None, cache: FlowCacheConfig
+) -> list[str]:
+    """What tells the videos of a prompt apart at a glance."""
+    task = "v2v" if args.video_path else "i2v" if args.image else "t2v"
+    options = {name: getattr(args, name) for name in RULES}
+    words = [task, *setting_words(args.method, args.preset, options, target, cache)]
+    if video.streaming:
+        words.append("streaming")
+    return [*words, f"seed{video.seed}", f"steps{video.inference_steps}"]
 
 
 def run(job: Job) -> tuple[Trace, Path]:

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# What every run_*.sh here shares: the environment and the settings of a run. Flags given later win.
+# What every run_*.sh here shares: the environment and the settings of a run. What is typed overrides them.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/../scripts/env.sh" core
-exec "$PYTHON" "$ROOT/FlowCache4SkyReels-V2/generate_video_df.py" \
+exec "$PYTHON" "$ROOT/FlowCache4SkyReels-V2/generate_video_df.py" "$@" --defaults \
     --num_frames 177 --base_num_frames 97 --overlap_history 17 \
-    --inference_steps 50 --ar_step 5 --causal_block_size 5 --addnoise_condition 20 \
-    "$@"
+    --inference_steps 50 --ar_step 5 --causal_block_size 5 --addnoise_condition 20

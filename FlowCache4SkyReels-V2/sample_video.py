@@ -26,9 +26,16 @@ from flowcache.benchmark.sampling import SamplingJob, run_on
 from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser, run_checked
 from flowcache.config import DEFAULT_PRESET
-from flowcache.knobs import check_knobs, knobs_of
+from flowcache.unread import refuse_unread
 from skyreels_v2 import ModelSource, VideoSettings, resolve_model
-from skyreels_v2.command_line import RULES, add_video_flags, cache_of, frame_size, settings_of
+from skyreels_v2.command_line import (
+    add_video_flags,
+    cache_of,
+    drop_unread,
+    frame_size,
+    settings_of,
+    settle_flags,
+)
 from skyreels_v2.sampler import SkyReelsSampler
 from skyreels_v2.windows import check_streaming, plan_windows
 
@@ -47,6 +54,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
     Raises:
         ValueError: one sentence that names the argument and the fix.
     """
+    settle_flags(args)
     options = BenchmarkOptions(**given_flags(args))
     rank, devices = Rank.from_environment(os.environ), list_devices(*options.devices_text(os.environ))
     device = device_of(rank, devices)
@@ -64,12 +72,9 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
 
 
 def _flags_by_way(args: argparse.Namespace) -> dict[str, argparse.Namespace]:
-    """The flags of each way; one that asks for a rule is for the ways that have it."""
+    """The flags of each way, without those that it does not read."""
     flags = {way: with_way(args, way) for way in args.ways or ()} or {args.method: args}
-    knobs = {name: getattr(args, name) for name in RULES}
-    check_knobs(knobs, *(told.method for told in flags.values()))
-    for told in flags.values():
-        vars(told).update(knobs_of(told.method, knobs))
+    refuse_unread(*map(drop_unread, flags.values()))
     return flags
 
 

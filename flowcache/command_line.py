@@ -7,6 +7,7 @@ import errno
 import gc
 import logging
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 
+from .benchmark.ranks import Rank
 from .extras import Unavailable
 from .plots import reuse_map
 from .trace import Trace
@@ -27,11 +29,20 @@ from .user_files import expand_path, is_utf8
 
 Job = TypeVar("Job")
 
+logger = logging.getLogger(__name__)
+
+#: What stands behind it are defaults of a script.
+DEFAULTS = "--defaults"
+
 RESUME_HELP = "save what is needed to go on as the video grows, and go on from it if it is there"
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without the list of all flags; takes no abbreviations.
+
+    A script appends its own settings to the words of its user: ``"$@" --defaults --method flowcache``. What
+    stands before ``--defaults`` overrides what stands behind it. ``typed`` of the parsed arguments holds the
+    names of the flags and keys that the user wrote.
 
     Arguments must be UTF-8. Flags of type ``Path`` expand ``~``.
     """
@@ -48,12 +59,16 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse; a word that no file or tokenizer could take is refused first."""
-        words = sys.argv[1:] if args is None else list(args)
+        """Parse the words of the scripts, the innermost first, and then those of the user over them."""
+        words = list(sys.argv[1:] if args is None else args)
         for word in words:
-            if not is_utf8(word):
+            if not is_utf8(word):  # which no file or tokenizer could take
                 self.error(f"arguments: expected UTF-8, got {word!r}; rename the file or set a UTF-8 locale")
-        return super().parse_known_args(words, namespace)
+        end = words.index(DEFAULTS) if DEFAULTS in words else len(words)
+        parsed, rest = super().parse_known_args(_defaults_first(words), namespace)
+        typed = [word.removeprefix("--") for word in words[:end] if word.startswith("--")]
+        parsed.typed = frozenset(word.partition("=")[0] for word in typed)
+        return parsed, rest
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message.rstrip('.')}.\n")
@@ -67,6 +82,25 @@ def _path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+class Refuse(argparse.Action):
+    """A flag of the original programs that is refused; ``const`` says why and what to do instead."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, default=argparse.SUPPRESS, help=f"refused: {options['const']}", **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *found: Any) -> NoReturn:
+        """Refuse the flag as it was typed, the last of what was found."""
+        parser.error(f"{found[-1]}: {self.const}")
+
+
+def _defaults_first(words: list[str]) -> list[str]:
+    """The words with those behind each ``--defaults`` in front of those before it, so that the latter win."""
+    if DEFAULTS not in words:
+        return words
+    at = words.index(DEFAULTS)
+    return [*_defaults_first(words[at + 1 :]), *words[:at]]
+
+
 def add_target_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that have the setting searched for instead of named."""
     add = parser.add_argument
@@ -76,11 +110,11 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def target_of(args: argparse.Namespace, chosen: Mapping[str, Any]) -> Target | None:
-    """The target that the flags ask for; None: none.
+    """The target that the flags ask for; None: none. A script's method and preset give way to it.
 
     Args:
-        args: with those of ``add_target_flags``, and ``method``.
-        chosen: what names a setting, by its flag or key; None where that was left open.
+        args: with those of ``add_target_flags``, ``method`` and ``preset``.
+        chosen: options that select a reuse policy, by flag or key; None where that was left open.
 
     Raises:
         ValueError: a target is given with what it would choose, or a profile without one.
@@ -90,12 +124,37 @@ def target_of(args: argparse.Namespace, chosen: Mapping[str, Any]) -> Target | N
             raise ValueError("profile needs target_speedup or target_psnr.")
         return None
     target = Target(speedup=args.target_speedup, psnr=args.target_psnr)
+    for name, default in (("method", "flowcache"), ("preset", None)):
+        if name not in args.typed:
+            give_way(args, name, default)
     if args.method != "flowcache":
         raise ValueError(f"{target.flag} needs method flowcache, got {args.method}.")
-    for name, value in chosen.items():
+    for name, value in {"preset": args.preset, **chosen}.items():
         if value is not None:
             raise ValueError(f"{target.flag} and {name} exclude each other: leave one of them out.")
     return target
+
+
+def give_way(args: argparse.Namespace, name: str, value: Any) -> None:
+    """Replace a default of a script that does not go with what the user typed, and log it."""
+    if getattr(args, name) != value:
+        logger.info("--%s %s of the script gives way to what was typed", name, getattr(args, name))
+        setattr(args, name, value)
+
+
+def settle_seed(seed: Any, resumes: bool) -> Any:
+    """The seed; -1, as in the original programs, draws one and logs it.
+
+    Raises:
+        ValueError: a run that is to be resumed would draw another seed.
+    """
+    if seed != -1:
+        return seed
+    if resumes:
+        raise ValueError("seed: expected a number to resume with, got -1, which draws one at each start.")
+    seed = secrets.randbelow(2**32)
+    logger.info("seed: %d was drawn; give it to make the same video again", seed)
+    return seed
 
 
 def check_tuning(tuning: Tuning) -> None:
@@ -135,6 +194,15 @@ def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Pa
     """
     started = time.perf_counter()
 
+    def prepare_alone() -> Job:
+        count = Rank.from_environment(os.environ).count
+        if count > 1:
+            raise ValueError(
+                f"WORLD_SIZE: expected 1, as one process makes one video, got {count}; start this program "
+                "without torchrun, or make many videos on many GPUs with sample_video.py."
+            )
+        return prepare()
+
     def report(job: Job) -> str:
         trace, video = run(job)
         try:
@@ -144,7 +212,7 @@ def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Pa
             raise
         return f"video: {video}\n{files}\n{summary(trace, time.perf_counter() - started)}"
 
-    return run_checked(prepare, report)
+    return run_checked(prepare_alone, report)
 
 
 def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:

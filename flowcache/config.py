@@ -228,6 +228,8 @@ class FlowCacheConfig:
             )
         if self.whole_window and (self.compression or self.clean_range is not None):
             raise ValueError("compression and clean_range need a KV cache: set whole_window to false.")
+        if self.whole_window and (self.refresh_given or self.clean_pass):
+            raise ValueError("refresh_given and clean_pass need a KV cache: set whole_window to false.")
         if self.compression and self.compression.when == "over" and self.clean_pass:
             raise ValueError(
                 "compression within a step comes before clean_pass: set when to full or clean_pass to false."

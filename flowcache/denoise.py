@@ -42,7 +42,7 @@ class LoopOptions:
             FlowCache does in synchronous mode.
         clean_pass: run a chunk once more when it has become clean, so that the keys and values it leaves are
             those of clean latents, as MAGI-1 does. False: it leaves those of its last computed step.
-        condition_noise: share of noise mixed into given frames, 0 to 1.
+        condition_noise: share of noise mixed into the frames of the prefix, 0 to 1.
         compression: how the cache is compressed; None: not at all.
         clean_range: newest clean chunks that a live chunk sees; None: all.
         storage: how the cache keeps clean chunks; None: as live ones.
@@ -216,9 +216,9 @@ class Denoiser:
     ) -> dict[int, ChunkInput]:
         """What the chunks that may run at this step would show the model."""
         chunks, level = self._shown(window, schedule, step), self.options.condition_noise
-        if level > 0 and any(window.num_given_of(chunk) for chunk in chunks):
+        if level > 0 and any(window.num_prefix_of(chunk) for chunk in chunks):
             channels, *size = window.frame_shape
-            shape = torch.Size((channels, len(window.given_frames), *size))
+            shape = torch.Size((channels, window.num_prefix, *size))
             noise = self._draw_noise(step, shape, window.latents(chunks[0]).device)
             latents = with_condition_noise(window, chunks, level, noise)
         else:
@@ -226,8 +226,9 @@ class Denoiser:
         inputs = {}
         for chunk in chunks:
             span, held = window.chunks[chunk], window.num_given_of(chunk)
-            local_step = schedule.local_step(chunk, step)
-            times = [self.model.condition_timestep(level)] * held
+            noised, local_step = window.num_prefix_of(chunk), schedule.local_step(chunk, step)
+            times = [self.model.condition_timestep(level)] * noised
+            times += [self.model.condition_timestep(0.0)] * (held - noised)
             times += [self._timestep(solver, schedule, local_step)] * (span.frames - held)
             progress = min(max(0, local_step), schedule.num_steps)
             first = None if self.options.whole_window else cache.first_chunk(chunk, step)

@@ -43,18 +43,23 @@ def knobs_of(method: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value if place < had else None for place, (name, value) in enumerate(knobs.items())}
 
 
-def check_knobs(knobs: Mapping[str, Any], *methods: str) -> None:
-    """Refuse a knob that none of the methods has.
+def unread_knobs(method: str, knobs: Mapping[str, Any]) -> dict[str, str]:
+    """Why the method reads none of that name, by knob that is set; arguments as those of ``knobs_of``."""
+    _, reason = _HAD.get(method, (0, ""))
+    had = knobs_of(method, knobs)
+    return {
+        name: reason.format(threshold=next(iter(knobs)))
+        for name, value in knobs.items()
+        if value is not None and had[name] is None
+    }
 
-    Args:
-        knobs: values of all knobs by name, the threshold first; None where one is left open.
-        methods: those that are to run.
+
+def check_knobs(knobs: Mapping[str, Any], method: str) -> None:
+    """Refuse a knob that the method lacks; arguments as those of ``knobs_of``.
 
     Raises:
-        ValueError: several knobs are set, or one that no method has.
+        ValueError: several knobs are set, or one that the method lacks.
     """
-    name = only_knob(knobs)
-    if name is None or any(knobs_of(method, knobs)[name] is not None for method in methods):
-        return
-    reasons = ", ".join(_HAD[method][1] for method in dict.fromkeys(methods))
-    raise ValueError(f"{name} is for flowcache; {reasons.format(threshold=next(iter(knobs)))}.")
+    only_knob(knobs)
+    for name, reason in unread_knobs(method, knobs).items():
+        raise ValueError(f"{name} is for flowcache; {reason}.")

@@ -36,12 +36,18 @@ class Window:
         chunks: given chunks first, then those to denoise in order of time.
         given: the given latents at the start of each chunk that has any, ``[channels, n, height, width]``.
         num_given: chunks whose frames are all given.
+        num_prefix: frames that are given at the start of the window.
     """
 
     def __init__(
-        self, noise: Noise, chunks: list[ChunkSpan], given: dict[int, Tensor], num_given: int = 0
+        self,
+        noise: Noise,
+        chunks: list[ChunkSpan],
+        given: dict[int, Tensor],
+        num_given: int = 0,
+        num_prefix: int = 0,
     ) -> None:
-        self.chunks, self.num_given = chunks, num_given
+        self.chunks, self.num_given, self.num_prefix = chunks, num_given, num_prefix
         self._noise, self._given = noise, given
         self._latents: dict[int, Tensor] = {}
 
@@ -49,15 +55,6 @@ class Window:
     def frame_shape(self) -> torch.Size:
         """``[channels, height, width]``."""
         return torch.Size((self._noise.shape[0], *self._noise.shape[2:]))
-
-    @property
-    def given_frames(self) -> list[int]:
-        """Indices of the given frames, in order of time."""
-        given = [f for span in self.chunks[: self.num_given] for f in range(span.start, span.stop)]
-        held = [
-            f for span in self.chunks[self.num_given :] for f in range(span.start, span.start + span.held)
-        ]
-        return sorted(given + held)
 
     @property
     def held_chunks(self) -> list[int]:
@@ -68,6 +65,11 @@ class Window:
         """Given frames at the start of a chunk."""
         span = self.chunks[chunk]
         return span.frames if chunk < self.num_given else span.held
+
+    def num_prefix_of(self, chunk: int) -> int:
+        """Frames of the prefix at the start of a chunk; 0 in the chunk to arrive at."""
+        span = self.chunks[chunk]
+        return min(span.frames, max(0, self.num_prefix - span.start))
 
     def latents(self, chunk: int) -> Tensor:
         """Latents of a chunk, ``[channels, frames, height, width]``; the loop advances them in place."""
@@ -137,32 +139,32 @@ def cut_window(
         if held:
             given[len(chunks)] = prefix[:, start : start + held].clone()
         chunks.append(ChunkSpan(start, frames, held if held < frames else 0))
-    return Window(noise, chunks, given, num_given=num_prefix // chunk_frames + (last is not None))
+    num_given = num_prefix // chunk_frames + (last is not None)
+    return Window(noise, chunks, given, num_given, num_prefix)
 
 
 def with_condition_noise(
     window: Window, chunks: Iterable[int], level: float, noise: Tensor
 ) -> dict[int, Tensor]:
-    """Latents of chunks with noise mixed into their given frames, ``(1 - level) x + level n``.
+    """Latents of chunks with noise mixed into the frames of the prefix, ``(1 - level) x + level n``.
 
-    A little noise on the condition keeps long videos from drifting (SkyReels-V2, ``addnoise_condition``).
+    A little noise on the prefix keeps long videos from drifting (SkyReels-V2, ``addnoise_condition``). The
+    frame to arrive at stays clean, as in the original.
 
     Args:
         chunks: those that are wanted.
         level: between 0 and 1.
-        noise: ``[channels, given frames, height, width]``, all given frames of the window in order of time.
+        noise: ``[channels, num_prefix, height, width]``.
 
     Returns:
         ``[channels, frames, height, width]`` by chunk; the window itself is left as it is.
     """
-    places = {frame: place for place, frame in enumerate(window.given_frames)}
     shown = {}
     for chunk in chunks:
-        latents, count = window.latents(chunk), window.num_given_of(chunk)
+        latents, count = window.latents(chunk), window.num_prefix_of(chunk)
         if count:
-            # given frames of a chunk follow one another, also among all that are given
-            place = places[window.chunks[chunk].start]
-            mixed = (1 - level) * latents[:, :count] + level * noise[:, place : place + count]
+            start = window.chunks[chunk].start
+            mixed = (1 - level) * latents[:, :count] + level * noise[:, start : start + count]
             latents = torch.cat([mixed, latents[:, count:]], dim=1)
         shown[chunk] = latents
     return shown

@@ -35,7 +35,7 @@ _fc_make_venv() { # ENV_DIR; pip is the last thing that venv puts there
 }
 
 _fc_stamp() { # SET: what an up-to-date installation of it is known by
-    local files=("$ROOT/pyproject.toml" "$ROOT/requirements.txt")
+    local files=("$ROOT"/{pyproject.toml,constraints.txt,requirements.txt})
     [ "$1" = core ] || files+=("$ROOT/requirements-$1.txt")
     { printf '%s\n' "$ROOT"; cat -- "${files[@]}"; } | cksum
 }

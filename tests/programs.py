@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +40,17 @@ class Program:
             return main()
         except SystemExit as stop:
             return stop.code
+
+
+def script_words(script: Path, *typed, cwd: Path) -> list[str]:
+    """The words that a shell script gives to Python, without the program in front of them."""
+    python = cwd / "stub" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    environment = {**os.environ, "VIRTUAL_ENV": str(cwd / "stub"), "FLOWCACHE_NO_INSTALL": "1"}
+    command = ["bash", str(script), *map(str, typed)]
+    return subprocess.check_output(command, cwd=cwd, env=environment, text=True).splitlines()[1:]
 
 
 def load_script(name: str, monkeypatch) -> ModuleType:

@@ -29,7 +29,12 @@ _FIRST_DURATION, _NUM_DURATIONS = 7, 8
 _NEGATIVE_ROWS = {"transition": 0, "borderness": 4}
 _NUM_ROWS = 1 + max(_FIRST_DURATION + _NUM_DURATIONS - 1, *(row or 0 for _, row in _SWITCHES.values()))
 
-_WORDS = {"": False, "0": False, "false": False, "1": True, "true": True}
+#: Switches that all scripts of the original set.
+_USUAL = ("high_quality", "duration")
+
+#: Values of the variables.
+_ON = ("1", "true", "yes", "y", "on", "enabled")
+_OFF = ("", "0", "false", "no", "n", "off", "disabled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +60,30 @@ class CaptionSwitches:
     negative: bool = False
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> CaptionSwitches:
+    def from_environment(
+        cls, environment: Mapping[str, str] = os.environ, usual: bool = False
+    ) -> CaptionSwitches:
         """As the original's variables say: ``PAD_HQ=1``, ``PAD_DURATION=1``, ..., ``NEG_PROMPT=1``.
 
+        Args:
+            environment: the variables.
+            usual: switch on what the original's scripts do, unless a variable says otherwise.
+
         Raises:
-            ValueError: a variable is neither 1 nor 0; it is named.
+            ValueError: a variable is neither on nor off; it is named.
         """
         variables = {name: variable for name, (variable, _) in _SWITCHES.items()} | {"negative": "NEG_PROMPT"}
         on = {}
         for name, variable in variables.items():
-            word = environment.get(variable, "")
-            if word.strip().lower() not in _WORDS:
+            default = "1" if usual and name in _USUAL else "0"
+            word = environment.get(variable, default).strip().lower()
+            if word not in (*_ON, *_OFF):
                 raise ValueError(f"the environment's {variable} must be 1 or 0, got {word!r}.")
-            on[name] = _WORDS[word.strip().lower()]
+            on[name] = word in _ON
         return cls(**on)
+
+    def __str__(self) -> str:
+        return ", ".join(name for name, on in vars(self).items() if on) or "none"
 
     @property
     def any(self) -> bool:

@@ -23,7 +23,7 @@ from .transformer import MagiTransformer3DModel
 #: What a reuse policy can watch.
 INDICATORS = ("embedded_latent", FILTERED_LATENT)
 
-#: Chunks that a given one sees where nothing is said of ranges.
+#: Chunks that a given one sees where no range is set.
 GIVEN_REACH = 8
 
 
@@ -33,7 +33,8 @@ class KVRange:
 
     Attributes:
         noisy: by the chunk's progress, in equal parts of its steps; empty: all chunks before it.
-        clean: of a finished or given chunk; -1: as the last of ``noisy``.
+        clean: of a clean or given chunk; -1: as the last of ``noisy``. Without ``noisy``, the original reads
+            it for given chunks only.
     """
 
     noisy: Sequence[int] = ()
@@ -41,9 +42,18 @@ class KVRange:
 
     def reach(self, local_step: int, num_steps: int) -> int | None:
         """Chunks that one sees at a local step (``num_steps`` once clean); None: all."""
+        if not self.noisy:
+            return None
         if local_step >= num_steps:
-            return self.clean if self.clean != -1 else (self.noisy[-1] if self.noisy else None)
-        return self.noisy[local_step // (num_steps // len(self.noisy))] if self.noisy else None
+            return self.noisy[-1] if self.clean == -1 else self.clean
+        return self.noisy[local_step // (num_steps // len(self.noisy))]
+
+    @property
+    def given_reach(self) -> int:
+        """Chunks that a given one sees."""
+        if self.clean != -1:
+            return self.clean
+        return self.noisy[-1] if self.noisy else GIVEN_REACH
 
 
 @dataclass(frozen=True)
@@ -173,9 +183,10 @@ class MagiChunkModel:
         return CacheLayout(*sizes, self.transformer.dtype, self._device)
 
     def reach(self, local_step: int | None) -> int | None:
-        steps = self.timetable.num_steps
-        reach = self.sampling.kv_range.reach(steps if local_step is None else local_step, steps)
-        return GIVEN_REACH if reach is None and local_step is None else reach
+        kv_range = self.sampling.kv_range
+        if local_step is None:
+            return kv_range.given_reach
+        return kv_range.reach(local_step, self.timetable.num_steps)
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
         live = local_step is not None and local_step < self.timetable.num_steps

@@ -68,6 +68,10 @@ OPTION_LIMITS = {
 #: FlowCache's options that say which steps are skipped, the threshold first.
 RULES = ("rel_l1_thresh", "interval", "tolerance", "plan")
 
+#: Those that say how the cache is compressed; the last two weight single tokens.
+COMPRESSION = ("total_cache_chunk_nums", "compress_strategy", "query_granularity", "mix_lambda")
+COMPRESSION += ("score_weighting_method", "power")
+
 PARAMS_DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")
 
 #: Keys of the engine's section that are read and have no effect yet.
@@ -123,7 +127,8 @@ class RuntimeSection:
         cfg_number: forwards a step: 1 for distilled models, 3 for base models.
         cfg_t_range, prev_chunk_scales, text_scales: guidance scales by time.
         noise2clean_kvrange: chunks that a noisy chunk sees, by its progress; empty: all before it.
-        clean_chunk_kvrange: chunks that a finished one sees; -1: as the last of those.
+        clean_chunk_kvrange: chunks that a clean one sees; -1: as the last of those. Without those, only given
+            chunks read it.
         clean_t: time at which finished chunks are shown.
         num_frames: pixel frames to make.
         video_size_h, video_size_w: pixels.
@@ -259,9 +264,9 @@ class MagiConfig:
             )
 
     @classmethod
-    def keys(cls) -> list[str]:
-        """Keys of all sections."""
-        return [key for kind in _sections().values() for key in kind.__dataclass_fields__]
+    def keys(cls) -> dict[str, str]:
+        """Keys of all sections, with the names of their types."""
+        return {key.name: key.type for section in _sections().values() for key in fields(section)}
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> MagiConfig:

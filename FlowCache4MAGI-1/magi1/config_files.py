@@ -46,20 +46,27 @@ def read_file(path: str | Path, parse: Callable[[str], Any], kind: str) -> dict[
     return check_mapping({} if content is None else content, str(path))
 
 
-def parse_overrides(rest: list[str]) -> dict[str, Any]:
+def parse_overrides(rest: list[str], switches: Collection[str] = ()) -> dict[str, Any]:
     """``--key value`` or ``--key=value``, values read as YAML: ``--noise2clean_kvrange "[5, 4, 3, 2]"``.
+
+    Args:
+        rest: words of the command line.
+        switches: keys that are true where they stand without a value.
 
     Raises:
         ValueError: a word is no such pair, or its value cannot be read.
     """
-    overrides, words = {}, iter(rest)
-    for word in words:
+    overrides, words = {}, list(rest)
+    while words:
+        word = words.pop(0)
         flag, equals, text = word.partition("=")
         if not re.fullmatch(r"--\w[\w-]*", flag):
             raise ValueError(f"arguments must be pairs of --key value, or --key=value, got {word!r}.")
-        if not equals:
-            text = next(words, "--")
-        if text.startswith("--"):
+        if not equals and words and not words[0].startswith("--"):
+            text = words.pop(0)
+        elif not equals and flag[2:] in switches:
+            text = "true"
+        elif not equals:
             raise ValueError(f"arguments must be pairs of --key value, but {flag} has no value.")
         with reading(flag, "YAML"):
             overrides[flag[2:]] = yaml.safe_load(text)

@@ -11,6 +11,13 @@ from flowcache.knobs import check_knobs
 from .config import FlowCacheOptions
 
 METHODS = ("vanilla", "teacache", "flowcache")
+#: Fields of ``FlowCacheConfig`` that this model lacks, with the reason.
+_LACKING = {
+    "whole_window": "MAGI-1 always runs against a KV cache",
+    "bidirectional": "MAGI-1 always attends to the past",
+    "refresh_given": "MAGI-1 runs given chunks once",
+    "clean_range": "set noise2clean_kvrange in the configuration",
+}
 #: The slow one is ours, half of the original's, and not tuned on the official weights.
 THRESHOLDS = {"paper-slow": 0.005, "paper-fast": 0.01}
 #: Steps at the start that are all computed, as the original does.
@@ -81,6 +88,19 @@ def method_config(
         **rule,
         **shared,
     )
+
+
+def check_cache(cache: FlowCacheConfig) -> None:
+    """Refuse settings of the cache that MAGI-1 lacks.
+
+    Raises:
+        ValueError: one sentence that names the field.
+    """
+    default = FlowCacheConfig()
+    for name, reason in _LACKING.items():
+        value = getattr(cache, name)
+        if value != getattr(default, name):
+            raise ValueError(f"cache.{name}: expected {getattr(default, name)}, got {value}; {reason}.")
 
 
 def _by_distance(

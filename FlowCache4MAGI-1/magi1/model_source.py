@@ -145,6 +145,12 @@ def load_pipeline(
     runtime, engine = config.runtime_config, config.engine_config
     for name in engine.unused:
         logger.warning("%s has no effect yet: one device runs everything.", name)
+    if runtime.clean_chunk_kvrange != -1 and not runtime.noise2clean_kvrange:
+        logger.warning(
+            "clean_chunk_kvrange %d is ignored but for given chunks, because noise2clean_kvrange is empty: a "
+            "chunk sees all chunks before it.",
+            runtime.clean_chunk_kvrange,
+        )
     dtype = None if device.type == "cuda" else torch.float32
     transformer = load_transformer(config, dtype, keep_fp8=multiplies_fp8(device))
     vae = load_vae(runtime.vae_pretrained)

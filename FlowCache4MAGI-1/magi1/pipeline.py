@@ -81,6 +81,7 @@ class MagiPipeline(DiffusionPipeline):
             "prompt": request.prompt,
             "video": asdict(runtime),
             "reuse": request.cache.as_dict(runtime.num_steps),
+            "special_tokens": str(request.switches),
         }
         trace.environment = describe_environment(self._execution_device)
         with trace.timer("text"):

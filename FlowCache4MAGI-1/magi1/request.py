@@ -12,6 +12,7 @@ from flowcache import FlowCacheConfig
 from .captions import CaptionSwitches, SpecialTokens
 from .config import FRAMES, MagiConfig
 from .guidance import PREVIOUS_WEIGHT, DistilledGuidance, Guidance, ThreeWayGuidance
+from .methods import check_cache
 from .schedule import Timetable
 
 
@@ -31,7 +32,8 @@ class VideoRequest:
         previous_weight: share of the velocity that sees the chunks before, where there is such a run.
 
     Raises:
-        ValueError: the prefix does not fit, special tokens lack their table, or the share is no number.
+        ValueError: the prefix does not fit, special tokens lack their table, the share is no number, or the
+            cache has a setting that MAGI-1 lacks.
     """
 
     prompt: str
@@ -48,6 +50,7 @@ class VideoRequest:
             raise ValueError("special tokens are asked for, but there is no table of them; give one.")
         if not math.isfinite(self.previous_weight):
             raise ValueError(f"prev_chunks_scale must be a finite number, got {self.previous_weight}.")
+        check_cache(self.cache)
         if self.prefix is not None:
             self._check_prefix(self.prefix)
 

@@ -160,15 +160,21 @@ class MagiSampler:
         )
 
     def identity(self, request: VideoRequest) -> dict[str, Any]:
-        """All that decides about a video, as ``ResumeFile`` wants it."""
+        """All that decides about a video, for its name and its ``ResumeFile``.
+
+        Local folders go by their weights, so that they may move; those on the Hub by their ids.
+        """
         tables = {} if self.special_tokens is None else vars(self.special_tokens)
+        settings, folders = self.settings, self.source.folders
+        for name in folders:
+            del settings["runtime_config"][name]
         return {
-            **self.settings,
+            **settings,
             "prompt": request.prompt,
             "seed": request.config.runtime_config.seed,
             "prefix": array_digest(request.prefix),
             "tables": {name: array_digest(table) for name, table in tables.items()},
-            "weights": {name: folder_digest(folder) for name, folder in self.source.folders.items()},
+            "weights": {name: folder_digest(folder) for name, folder in folders.items()},
         }
 
     def write(

@@ -7,11 +7,13 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from flowcache import FlowCacheConfig
+from flowcache.command_line import Refuse, give_way
 from flowcache.config import DEFAULT_PRESET, PRESETS
-from flowcache.knobs import check_knobs
+from flowcache.knobs import check_knobs, unread_knobs
 from flowcache.kv.quantized import BITS
 from flowcache.limits import check_limits
 from flowcache.reuse.forecast import FORECASTS
+from flowcache.unread import UnreadFlags
 
 from .checkpoint import ModelSource
 from .methods import METHODS
@@ -49,7 +51,7 @@ def add_video_flags(parser: ArgumentParser) -> None:
         default=0,
         help="noise on frames taken over, in thousandths; 20 is usual",
     )
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of the noise; -1 draws one for a single video (default: 0)")
     add("--negative_prompt", help="what to avoid")
     add("--offload", action="store_true", help="keep what does not work in host memory")
     add("--teacache_thresh", type=float, help="decide by accumulated distance, with this threshold")
@@ -59,24 +61,89 @@ def add_video_flags(parser: ArgumentParser) -> None:
     add(
         "--use_ret_steps",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="always compute the first 5 steps",
+        help="always compute the first 5 steps, where distances decide (default: yes)",
     )
-    add(
-        "--use_compress",
-        action="store_true",
-        help="keep only the best tokens of finished blocks; --preset says when and how",
-    )
-    add("--budget_block", type=int, default=1, help="blocks' worth of tokens kept so (default: 1)")
-    add("--use_kvrange", action="store_true", help="let blocks see only the newest finished ones")
-    add("--kvrange", type=int, default=0, help="how many finished blocks they see then (default: 0)")
+    # None where a flag is not given, so that it can be refused where nothing reads it
+    flag = {"action": "store_true", "default": None}
+    add("--use_compress", **flag, help="keep only the best tokens of clean blocks, as --preset says")
+    add("--budget_block", type=int, help="blocks' worth of tokens kept with --use_compress (default: 1)")
+    add("--use_kvrange", **flag, help="let blocks see only the newest clean ones")
+    add("--kvrange", type=int, help="how many clean blocks they see with --use_kvrange (default: 0)")
     add("--kv_bits", type=int, choices=BITS, help="keep keys and values of finished blocks in so many bits")
-    add("--kv_offload", action="store_true", help="keep keys and values of finished blocks in host memory")
+    add("--kv_offload", **flag, help="keep keys and values of finished blocks in host memory")
     add("--method", choices=METHODS, default="flowcache", help="(default: flowcache)")
+    add("--teacache", action="store_true", help="the original's flag for --method teacache")
     add("--preset", choices=PRESETS, help=f"which steps are skipped, and how (default: {DEFAULT_PRESET})")
     add("--forecast", choices=FORECASTS, help="overrides the preset's")
     add("--height", type=int, help="pixels, a multiple of 16; overrides --resolution")
     add("--width", type=int, help="pixels, a multiple of 16; overrides --resolution")
+    add(
+        "--use_usp",
+        action=Refuse,
+        const="one process makes one video so far; leave it out, or run sample_video.py on many GPUs",
+    )
+    add(
+        "--prompt_enhancer",
+        "--prompt_enhance",
+        action=Refuse,
+        const="no enhancer is included; leave it out and write a longer prompt",
+    )
+
+
+def settle_flags(args: Namespace) -> None:
+    """Let ``--teacache`` name the method, and drop settings of a script that do not go with what was typed.
+
+    Raises:
+        ValueError: ``--teacache`` is typed beside another method.
+    """
+    if args.teacache:
+        if "method" in args.typed and args.method != "teacache":
+            raise ValueError(f"teacache and method {args.method} exclude each other: leave one of them out.")
+        args.method, args.typed = "teacache", args.typed | {"method"}
+    dropped: dict[str, Any] = {}
+    if args.method in ("vanilla", "teacache"):
+        dropped["streaming"] = False
+    if (args.overlap_history or 0) >= args.base_num_frames:
+        dropped["overlap_history"] = None
+    for name, value in dropped.items():
+        if name not in args.typed:
+            give_way(args, name, value)
+
+
+def drop_unread(args: Namespace) -> dict[str, str]:
+    """Set to None the flags that the method, or the other flags, leave without effect.
+
+    Returns:
+        The reasons, by flag, for those that the user typed.
+
+    Raises:
+        ValueError: two flags exclude each other.
+    """
+    flags, method = UnreadFlags(args), args.method
+    if method in ("vanilla", "teacache"):
+        for name in ("use_compress", "use_kvrange", "kv_bits", "kv_offload"):
+            flags.drop(name, f"{method} has no KV cache")
+    flags.exclude("use_compress", "use_kvrange")
+    for name, needed in (("budget_block", "use_compress"), ("kvrange", "use_kvrange")):
+        if getattr(args, needed) is None:
+            flags.drop(name, f"it needs {needed}")
+    for name, reason in unread_knobs(method, {name: getattr(args, name) for name in RULES}).items():
+        flags.drop(name, reason)
+    chosen = [name for name in RULES if getattr(args, name) is not None]
+    by_distance = "teacache_thresh" in chosen
+    if method in ("vanilla", "causal"):
+        for name in ("forecast", "use_ret_steps"):
+            flags.drop(name, f"{method} computes every step")
+        if args.use_compress is None:
+            flags.drop("preset", f"{method} computes every step")
+    elif method == "teacache":
+        if by_distance or not (args.preset or "").startswith("paper"):
+            flags.drop("preset", "teacache reads teacache_thresh, or else paper-slow or paper-fast")
+    elif not by_distance and (chosen or not (args.preset or "").startswith("paper")):
+        flags.drop("use_ret_steps", "it needs teacache_thresh, paper-slow, paper-fast or method teacache")
+        if chosen and args.use_compress is None:
+            flags.drop("preset", f"{chosen[0]} chooses the steps")
+    return flags.reasons
 
 
 def settings_of(args: Namespace, source: ModelSource, **fixed: Any) -> VideoSettings:
@@ -86,9 +153,10 @@ def settings_of(args: Namespace, source: ModelSource, **fixed: Any) -> VideoSett
         ValueError: one sentence that names the argument and the fix.
     """
     given = {**vars(args), **fixed}
-    if args.causal_block_size is None:
+    if "causal_block_size" not in args.typed:
+        block = args.causal_block_size or source.defaults["causal_block_size"]
         window = min(given["num_frames"] or source.defaults["num_frames"], args.base_num_frames)
-        given["causal_block_size"] = max(1, min(source.defaults["causal_block_size"], latent_frames(window)))
+        given["causal_block_size"] = max(1, min(block, latent_frames(window)))
     return source.video_settings(**given)
 
 
@@ -99,6 +167,8 @@ def cache_of(args: Namespace, source: ModelSource, video: VideoSettings) -> Flow
         ValueError: one sentence that names the argument and the fix.
     """
     check_limits(args, LIMITS)
+    budget = 1 if args.budget_block is None else args.budget_block
+    kvrange = args.kvrange or 0
     check_knobs({name: getattr(args, name) for name in RULES}, args.method)
     return source.method_config(
         args.method,
@@ -107,13 +177,13 @@ def cache_of(args: Namespace, source: ModelSource, video: VideoSettings) -> Flow
         interval=args.interval,
         tolerance=args.tolerance,
         computed_steps=None if args.plan is None else source.planned_steps(video, args.plan),
-        use_ret_steps=args.use_ret_steps,
+        use_ret_steps=args.use_ret_steps is not False,
         forecast=args.forecast,
         causal_attention=args.causal_attention,
-        budget_block=args.budget_block if args.use_compress else None,
-        kvrange=args.kvrange if args.use_kvrange and not args.use_compress else None,
+        budget_block=budget if args.use_compress else None,
+        kvrange=kvrange if args.use_kvrange else None,
         kv_bits=args.kv_bits,
-        kv_offload=args.kv_offload,
+        kv_offload=bool(args.kv_offload),
     )
 
 

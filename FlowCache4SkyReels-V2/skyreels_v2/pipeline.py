@@ -104,6 +104,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         condition = condition or Condition()
         _check_condition(condition, settings)
         check_streaming(settings, cache, condition.last is not None)
+        settings.check_negative_prompt(negative_prompt)
         if negative_prompt is None:
             negative_prompt = self.default_negative_prompt
         trace = trace if trace is not None else Trace()
@@ -266,6 +267,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         options = LoopOptions(
             whole_window=cache.whole_window,
             refresh_given=cache.refresh_given,
+            clean_pass=cache.clean_pass,
             condition_noise=settings.addnoise_condition / 1000,
             draw_noise=lambda step, shape: torch.randn(shape, generator=generator).to(self.compute_device),
             compression=cache.compression,

@@ -49,6 +49,9 @@ class SkyReelsSampler:
     shows_steps: bool = True
     _pipeline: FlowCacheSkyReelsV2Pipeline | None = field(default=None, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        self.video.check_negative_prompt(self.negative_prompt)
+
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides about a video but the sample itself."""
@@ -63,10 +66,18 @@ class SkyReelsSampler:
         }
 
     def identity(self, prompt: str, condition: Condition, before: Frames | None = None) -> dict[str, Any]:
-        """All that decides about a video, as ``ResumeFile`` wants it; arguments as those of ``write``."""
-        path = self.source.path
+        """All that decides about a video, for its name and its ``ResumeFile``.
+
+        A local model goes by its weights, so that its folder may move; one on the Hub by its id. Arguments as
+        those of ``write``.
+        """
+        path, settings = self.source.path, self.settings
+        if path is not None:
+            del settings["model"]
+        if self.negative_prompt is None:
+            settings["negative_prompt"] = self.source.defaults["negative_prompt"]
         return {
-            **self.settings,
+            **settings,
             "prompt": prompt,
             "seed": self.video.seed,
             "prefix": array_digest(condition.prefix),

@@ -22,7 +22,7 @@ LIMITS = {
     "ar_step": (0, 1000),
     "causal_block_size": (1, 1000),
     "inference_steps": (1, 1000),
-    "guidance_scale": (0.001, 1000),
+    "guidance_scale": (1, 1000),
     "shift": (0.001, 1000),
     "fps": (1, 1000),
 }
@@ -140,6 +140,15 @@ class VideoSettings:
             "shift": self.shift,
             "guidance": self.guidance_scale,
         }
+
+    def check_negative_prompt(self, prompt: str | None) -> None:
+        """Refuse a negative prompt that nothing reads.
+
+        Raises:
+            ValueError: guidance is off.
+        """
+        if prompt and self.guidance_scale == 1:
+            raise ValueError("negative_prompt: expected guidance_scale above 1, got 1; leave one out.")
 
     def as_dict(self) -> dict[str, Any]:
         """Fields by name, for logs and traces."""

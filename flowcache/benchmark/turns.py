@@ -52,8 +52,10 @@ def with_way(args: Namespace, way: str) -> Namespace:
     """A program's flags with a way's method and preset.
 
     Raises:
-        ValueError: it is no way.
+        ValueError: it is no way, or a method is typed beside it.
     """
+    if "method" in args.typed:
+        raise ValueError("ways and method exclude each other: leave one of them out.")
     method, preset = split_way(way)
     return Namespace(**{**vars(args), "method": method, "preset": preset or args.preset})
 

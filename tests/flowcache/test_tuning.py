@@ -166,15 +166,29 @@ def parse(*flags) -> argparse.Namespace:
     parser = Parser()
     add_target_flags(parser)
     parser.add_argument("--method", default="flowcache")
+    parser.add_argument("--preset")
     return parser.parse_args([str(flag) for flag in flags])
 
 
 def test_a_target_excludes_what_it_would_choose():
-    assert target_of(parse(), {"preset": "fast"}) is None
-    assert target_of(parse("--target_psnr", 30), {"preset": None}) == Target(psnr=30)
+    assert target_of(parse("--preset", "fast"), {"plan": 0.5}) is None
+    assert target_of(parse("--target_psnr", 30), {"plan": None}) == Target(psnr=30)
     with pytest.raises(ValueError, match="target_speedup and preset exclude each other"):
-        target_of(parse("--target_speedup", 3), {"preset": "fast"})
+        target_of(parse("--target_speedup", 3, "--preset", "fast"), {})
+    with pytest.raises(ValueError, match="target_speedup and plan exclude each other"):
+        target_of(parse("--target_speedup", 3), {"plan": 0.5})
     with pytest.raises(ValueError, match="target_speedup needs method flowcache, got causal"):
         target_of(parse("--target_speedup", 3, "--method", "causal"), {})
     with pytest.raises(ValueError, match="profile needs target_speedup or target_psnr"):
         target_of(parse("--profile", "a.json"), {})
+
+
+def test_a_target_replaces_method_and_preset_of_a_script():
+    args = parse(
+        "--target_speedup", 3, "--defaults", "--preset", "quality", "--defaults", "--method", "vanilla"
+    )
+    assert target_of(args, {}) == Target(speedup=3)
+    assert (args.method, args.preset) == ("flowcache", None)
+    args = parse("--target_speedup", 3, "--method", "causal", "--defaults", "--method", "flowcache")
+    with pytest.raises(ValueError, match="target_speedup needs method flowcache, got causal"):
+        target_of(args, {})

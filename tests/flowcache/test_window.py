@@ -29,7 +29,7 @@ def test_whole_chunks_of_a_prefix_are_given_and_the_rest_is_held():
     window = cut_window(NOISE, 5, prefix)
     assert window.num_given == 1
     assert spans(window) == [(0, 5, 0), (5, 5, 2), (10, 3, 0)]
-    assert window.given_frames == list(range(7))
+    assert window.num_prefix == 7
     assert torch.equal(latents(window)[:, :7], prefix)
     assert torch.equal(latents(window)[:, 7:], NOISE[:, 7:])
 
@@ -39,7 +39,7 @@ def test_a_last_frame_enters_first():
     window = cut_window(NOISE, 5, prefix=torch.zeros(4, 1, 2, 2), last=last)
     assert window.num_given == 1
     assert spans(window) == [(12, 1, 0), (0, 5, 1), (5, 5, 0), (10, 2, 0)]
-    assert window.given_frames == [0, 12]
+    assert [window.num_prefix_of(chunk) for chunk in range(4)] == [0, 1, 0, 0]
     assert torch.equal(window.latents(0), last)
     assert torch.equal(latents(window)[:, 1:12], NOISE[:, 1:12])
 
@@ -58,12 +58,12 @@ def test_condition_noise_touches_given_frames_alone():
     assert torch.equal(window.latents(0)[:, :2], torch.ones(4, 2, 2, 2))
 
 
-def test_condition_noise_finds_its_frames_in_order_of_time():
-    """The last frame's chunk comes first in the window, and last among the given frames."""
+def test_condition_noise_leaves_the_last_frame_clean():
+    """Its chunk comes first in the window, before those of the prefix."""
     window = cut_window(NOISE, 2, prefix=torch.zeros(4, 3, 2, 2), last=torch.zeros(4, 1, 2, 2))
-    noise = torch.arange(4.0).view(1, 4, 1, 1).expand(4, 4, 2, 2)
+    noise = torch.arange(3.0).view(1, 3, 1, 1).expand(4, 3, 2, 2)
     noisy = with_condition_noise(window, [0, 1, 2], 0.5, noise)
-    assert [noisy[chunk][0, :, 0, 0].tolist() for chunk in (0, 1)] == [[1.5], [0, 0.5]]
+    assert [noisy[chunk][0, :, 0, 0].tolist() for chunk in (0, 1)] == [[0], [0, 0.5]]
     assert noisy[2][0, 0, 0, 0] == 1.0
 
 

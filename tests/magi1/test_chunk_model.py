@@ -76,6 +76,14 @@ def test_every_chunk_is_told_its_own_step_size():
     assert model.timetable.step_size(0) != model.timetable.step_size(1)
 
 
+def test_without_ranges_a_clean_chunk_sees_all_before_it():
+    """``clean_chunk_kvrange`` then counts for given chunks only, as in the original."""
+    model = model_of(StaircaseSchedule(12, 16, 4, first_chunk=2), kv_range=KVRange((), 1))
+    assert [model.reach(step) for step in (0, 15, 16)] == [None, None, None]
+    assert model.reach(None) == 1
+    assert KVRange((4, 2), 1).reach(16, 16) == KVRange((4, 2), 1).given_reach == 1
+
+
 def test_a_given_chunk_sees_eight_where_nothing_is_said_of_ranges():
     model = model_of(StaircaseSchedule(12, 16, 4, first_chunk=10))
     cache = WindowCache(model, model.sampling.schedule, [model.num_tokens(1)] * 12)

@@ -18,7 +18,8 @@ from flowcache.config import PACES
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
 from magi1 import model_source, sampler
-from magi1.config import MagiConfig
+from magi1.command_line import unread_options
+from magi1.config import FlowCacheOptions, MagiConfig, RuntimeSection
 from magi1.model_source import load_pipeline, resolve_model
 
 FOLDER = ROOT / "FlowCache4MAGI-1"
@@ -27,8 +28,10 @@ UNSORTED = ["--cfg_t_range", "[0.0, 0.3, 0.1, 0.5, 0.999]"]
 COMPRESS = ["--compress_kv_cache", "true"]
 #: A list of lists of the same lists: small to write, endless to show.
 BOMB = f"[&a0 [1, 1], {', '.join(f'&a{i + 1} [*a{i}, *a{i}, *a{i}]' for i in range(60))}]"
-PLAIN = ["--model", "official", "--warmup_steps", 1]
-QUICK = [*PLAIN, "--rel_l1_thresh", 0.2]
+PLAIN = ["--model", "official"]
+QUICK = [*PLAIN, "--warmup_steps", 1, "--rel_l1_thresh", 0.2]
+BASE = ["--distill", "false", "--cfg_number", 3]
+FRAMES = [*COMPRESS, "--compress_strategy", "frame"]
 
 
 @pytest.fixture
@@ -44,7 +47,8 @@ def test_writes_video_trace_and_map(front, weights, tmp_path, capsys, method):
     code = front("--config_file", weights, "--prompt", "a red circle", "--method", method, *flags)
     assert code == 0, capsys.readouterr().err
     (video,) = (tmp_path / "outputs" / "magi1").glob("*.mp4")
-    assert re.fullmatch(rf"a_red_circle_t2v_{method}_seed1234_steps8", video.stem)
+    chosen = "" if method == "vanilla" else "_rel_l1_thresh0.2"
+    assert re.fullmatch(rf"a_red_circle_t2v_{method}{chosen}_seed1234_steps8_[0-9a-f]{{8}}", video.stem)
     assert read_video(video)[0].shape == (32, 32, 32, 3)
     assert Trace.load(video.with_suffix(".trace.json")).method == method
     assert Image.open(video.with_suffix(".reuse.png")).size[0] > 300
@@ -76,12 +80,28 @@ BAD = [
     ("interval and plan exclude each other", ["--interval", 3, "--plan", 0.5]),
     ("there is no num-steps; did you mean num_steps?", ["--num-steps", 8]),
     ("interval must be at least 1, got 0", ["--interval", 0]),
-    ("interval is for flowcache; teacache takes rel_l1_thresh", ["--interval", 2, "--method", "teacache"]),
-    ("interval is for flowcache; vanilla computes every", ["--interval", 2, "--method", "vanilla"]),
-    ("tolerance is for flowcache; vanilla computes every", ["--tolerance", 0.1, "--method", "vanilla"]),
-    ("plan is for flowcache; vanilla computes every", ["--plan", 0.3, "--method", "vanilla"]),
-    ("plan is for flowcache; teacache takes rel_l1_thresh", ["--plan", 0.3, "--method", "teacache"]),
-    ("rel_l1_thresh is for flowcache; vanilla computes", ["--rel_l1_thresh=0.1", "--method", "vanilla"]),
+    ("interval has no effect: teacache takes rel_l1_thresh", ["--interval", 2, "--method", "teacache"]),
+    ("interval has no effect: vanilla", ["--interval", 2, "--method", "vanilla"]),
+    ("tolerance has no effect: vanilla", ["--tolerance", 0.1, "--method", "vanilla"]),
+    ("plan has no effect: vanilla", ["--plan", 0.3, "--method", "vanilla"]),
+    ("plan has no effect: teacache takes rel_l1_thresh", ["--plan", 0.3, "--method", "teacache"]),
+    ("rel_l1_thresh has no effect: vanilla", ["--rel_l1_thresh=0.1", "--method", "vanilla"]),
+    ("warmup_steps has no effect: vanilla", ["--warmup_steps", 2, "--method", "vanilla"]),
+    ("forecast has no effect: vanilla", ["--forecast", "hold_velocity", "--method", "vanilla"]),
+    ("preset has no effect: vanilla", ["--preset", "fast", "--method", "vanilla"]),
+    ("preset has no effect: teacache reads", ["--preset", "fast", "--method", "teacache"]),
+    ("preset has no effect: interval", ["--preset", "quality", "--interval", 3]),
+    ("total_cache_chunk_nums has no effect", ["--total_cache_chunk_nums", 6]),
+    ("compress_strategy has no effect", ["--compress_strategy", "frame"]),
+    ("mix_lambda has no effect", ["--mix_lambda", 0.5]),
+    ("query_granularity has no effect", ["--query_granularity=chunk"]),
+    ("score_weighting_method has no effect", ["--score_weighting_method", "gaussian"]),
+    ("score_weighting_method has no effect", [*FRAMES, "--score_weighting_method", "gaussian"]),
+    ("power has no effect", ["--power", 2]),
+    ("power has no effect", [*COMPRESS, "--power", 2]),
+    ("power has no effect", [*COMPRESS, "--score_weighting_method", "gaussian", "--power", 2]),
+    ("text_scales has no effect: it needs cfg_number 3", ["--text_scales", "[0, 0, 0, 0, 0]"]),
+    ("shortcut_mode has no effect: it needs num_steps 12", ["--shortcut_mode", "16,16,8"]),
     ("plan needs plans beside the model for steps", ["--plan", 0.3]),
     ("video_size_h must be a positive multiple of 16, got 40", ["--video_size_h", 40]),
     ("video_size_w must be a positive multiple of 16, got 72", ["--video_size_w", 72]),
@@ -143,17 +163,17 @@ BAD = [
     ("params_dtype must be torch.bfloat16", ["--params_dtype", "torch.foo"]),
     ("kv_bits must be 8 or 4, got 2", ["--kv_bits", 2]),
     ("kv_offload must be true or false", ["--kv_offload", 1]),
-    ("total_cache_chunk_nums must be at least 1", ["--total_cache_chunk_nums", 0]),
+    ("total_cache_chunk_nums must be at least 1", [*COMPRESS, "--total_cache_chunk_nums", 0]),
     ("score_weighting_method must be one of no_weight", ["--score_weighting_method", "nonsense"]),
     ("hidden_size must be at least 1", ["--hidden_size", -1]),
     ("seed must be between 0 and 2^63 - 1", ["--seed", 10**30]),
-    ("seed must be between 0 and 2^63 - 1", ["--seed", -1]),
+    ("seed must be between 0 and 2^63 - 1", ["--seed", -2]),
     ("temporal_downsample_factor must be 4", ["--temporal_downsample_factor", 0]),
     ("t_patch_size must be 1", ["--t_patch_size", 2]),
     ("cond_gating_ratio must be 1", ["--cond_gating_ratio", 0.5]),
     ("t5_device must be cpu or cuda", ["--t5_device", "tpu"]),
-    ("cfg_t_range must hold times that rise from 0", ["--distill", "false", "--cfg_number", 3, *EMPTY]),
-    ("cfg_t_range must hold times that rise from 0", ["--distill", "false", "--cfg_number", 3, *UNSORTED]),
+    ("cfg_t_range must hold times that rise from 0", [*BASE, *EMPTY]),
+    ("cfg_t_range must hold times that rise from 0", [*BASE, *UNSORTED]),
     ("total_cache_chunk_nums must be above window_size (4)", [*COMPRESS, "--total_cache_chunk_nums", 4]),
     ("nothing.json cannot be read", ["--config_file", "nothing.json"]),
     ("list.yaml must hold named values, got list", ["--additional_config", "list.yaml"]),
@@ -209,6 +229,12 @@ def test_keys_that_nobody_reads_are_a_warning(front, weights, caplog):
     assert "reuse_strategy has no effect" in caplog.text
 
 
+def test_a_range_of_clean_chunks_that_is_ignored_is_a_warning(weights, caplog):
+    source = resolve_model(weights, {"clean_chunk_kvrange": 1}, "official")
+    load_pipeline(source, "meta")
+    assert "clean_chunk_kvrange 1" in caplog.text
+
+
 def prepared(front, weights, *arguments):
     words = ["--config_file", weights, "--model", "official", *arguments]
     return front.module.prepare(*front.module.build_parser().parse_known_args([str(w) for w in words]))
@@ -220,12 +246,35 @@ def test_a_preset_says_which_steps_are_skipped_unless_a_threshold_is_given(front
     assert (given.threshold, given.forecast, given.clean_pass) == (0.01, "hold_displacement", False)
 
 
+def test_three_way_guidance_has_no_nearly_clean_chunk(front):
+    words = ["--discard_nearly_clean_chunk", "true", "--text_scales", "[0]"]
+    args, _ = front.module.build_parser().parse_known_args(words)
+    base = MagiConfig(runtime_config=RuntimeSection(cfg_number=3))
+    options = FlowCacheOptions(discard_nearly_clean_chunk=True)
+    assert list(unread_options(args, options, base)) == ["discard_nearly_clean_chunk"]
+
+
+def test_keys_of_a_file_that_the_method_does_not_read_are_left_alone(front, weights):
+    file = FOLDER / "yaml_config" / "single_run" / "config.yaml"
+    content = file.read_text() + "warmup_steps: 5\nrel_l1_thresh: 0.01\n"
+    Path("mine.yaml").write_text(content.replace("no_weight", "gaussian"))
+    for method in ("vanilla", "teacache", "flowcache"):
+        job = prepared(front, weights, "--additional_config", "mine.yaml", "--method", method)
+        assert job.request.cache.compression is None
+
+
+def test_keys_that_are_read_are_taken(front, weights):
+    keys = ["--score_weighting_method", "upper_convex_polynomial", "--power", 2, "--preset", "paper-fast"]
+    kept = prepared(front, weights, "--method", "vanilla", *COMPRESS, *keys).request.cache.compression
+    assert (kept.weighting, kept.power, kept.in_time) == ("upper_convex_polynomial", 2, False)
+
+
 def test_a_files_threshold_is_passed_over_by_vanilla(front, weights, tmp_path):
     (tmp_path / "mine.yaml").write_text("rel_l1_thresh: 0.1")
     arguments = ["--additional_config", "mine.yaml", "--method"]
     assert prepared(front, weights, *arguments, "vanilla").request.cache.policy == "none"
     assert prepared(front, weights, *arguments, "flowcache").request.cache.threshold == 0.1
-    with pytest.raises(ValueError, match="rel_l1_thresh is for flowcache; vanilla computes every step"):
+    with pytest.raises(ValueError, match="rel_l1_thresh has no effect: vanilla"):
         prepared(front, weights, *arguments, "vanilla", "--rel_l1_thresh", 0.1)
 
 

@@ -118,3 +118,6 @@ def test_a_state_of_another_prompt_or_setting_is_refused(front, monkeypatch, cap
     ):
         assert front("--resume", *flags) == 2
         assert f"a.resume.pt belongs to another run: {message}" in capsys.readouterr().err
+    monkeypatch.setattr(sampler, "folder_digest", lambda folder: "another")
+    assert front("--resume") == 2
+    assert "a.resume.pt belongs to another run: weights.load was" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def denoise(case: Case, cache: FlowCacheConfig, nearly_clean: bool = True) -> tu
     options = LoopOptions(clean_pass=cache.clean_pass, compression=cache.compression)
     denoiser = Denoiser(model, policy, cache.make_forecast(), options)
     latents = denoised(denoiser, window, schedule, Euler(model.timetable))
-    return latents, window.given_frames, denoiser.trace
+    return latents, list(range(window.num_prefix)), denoiser.trace
 
 
 def assert_latents(case: Case, latents: Tensor, given: list[int]) -> None:

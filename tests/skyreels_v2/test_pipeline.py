@@ -9,6 +9,7 @@ import torch
 
 from flowcache import FlowCacheConfig, Window
 from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, resolve_model
+from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 from skyreels_v2.codec import VideoCodec, VideoDecoder
 
 SMALL = {"height": 32, "width": 32, "inference_steps": 6, "ar_step": 2, "causal_block_size": 2}
@@ -82,6 +83,40 @@ def test_given_frames_stay_as_they_were(pipeline):
     assert torch.equal(video.latents[:, :1], VideoCodec(pipeline.vae).encode(image))
     assert video.frames.shape == plain.frames.shape, "the frame to arrive at is no frame of the video"
     assert not torch.equal(video.latents[:, -1], plain.latents[:, -1])
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the model is shown, call by call."""
+    inputs, plain = [], SkyReelsV2ChunkModel.embed
+    monkeypatch.setattr(
+        SkyReelsV2ChunkModel, "embed", lambda self, given: (inputs.extend(given), plain(self, given))[1]
+    )
+    return inputs
+
+
+def test_a_clean_pass_shows_each_clean_block_once_more(pipeline, shown):
+    plain, passed = (
+        generate(pipeline, FlowCacheConfig(policy="none", clean_pass=passes)) for passes in (False, True)
+    )
+    assert [item.start_frame for item in shown if item.timesteps == (0, 0)] == [0, 2]
+    assert not torch.equal(plain.latents, passed.latents)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "causal"])
+def test_the_frame_to_arrive_at_is_shown_clean(pipeline, method, shown):
+    """``addnoise_condition`` is for the prefix; the last frame has time 0, as in the original."""
+    first, last = (torch.rand(3, 1, 32, 32) * 2 - 1 for _ in range(2))
+    generate(pipeline, method_config(method), Condition(first, last), addnoise_condition=20)
+    codec = VideoCodec(pipeline.vae)
+    ends = [item for item in shown if item.start_frame == 5]
+    assert ends
+    for item in ends:
+        assert item.timesteps == (0,)
+        assert torch.equal(item.latents, codec.encode(last))
+    for item in (item for item in shown if item.start_frame == 0):
+        assert item.timesteps[0] == 20
+        assert not torch.equal(item.latents[:, :1], codec.encode(first))
 
 
 def test_extension_starts_with_the_prefix(pipeline):

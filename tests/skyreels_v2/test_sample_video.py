@@ -67,16 +67,23 @@ def test_ways_take_turns_and_make_a_table(front, benchmarks, tmp_path, capsys):
 
 
 def test_a_knob_is_for_those_of_several_ways_that_have_it(front, benchmarks, checkpoint):
-    def prepare(*ways):
+    def prepare(*ways, flags=("--interval", 2)):
         words = ["--model_id", checkpoint, "--gpus", "cpu", *QUICK, "--vbench_prompt_dir", "prompts"]
-        words += ["--interval", 2, "--ways", *ways]
+        words += [*flags, "--ways", *ways]
         return front.module.prepare(front.module.build_parser().parse_args([str(word) for word in words]))[1]
 
     work = prepare("vanilla", "causal", "teacache", "flowcache:fast")
     policies = [job.sampler.cache.policy for job in work.jobs.values()]
     assert policies == ["none", "none", "teacache", "fixed_interval"]
-    with pytest.raises(ValueError, match="interval is for flowcache; vanilla computes every step, teacache"):
+    with pytest.raises(ValueError, match="vanilla computes every step, teacache"):
         prepare("vanilla", "teacache:paper-fast")
+    work = prepare("vanilla", "teacache", "causal", flags=("--use_compress", "--forecast", "hold_velocity"))
+    compressed = {way: bool(job.sampler.cache.compression) for way, job in work.jobs.items()}
+    assert compressed == {"vanilla": False, "teacache": False, "causal": True}
+    with pytest.raises(ValueError, match="forecast has no effect"):
+        prepare("vanilla", "causal", flags=("--forecast", "hold_velocity"))
+    with pytest.raises(ValueError, match="ways and method"):
+        prepare("vanilla", flags=("--method", "causal"))
 
 
 def test_physics_iq_is_continued_for_five_seconds(front, benchmarks, tmp_path, capsys):

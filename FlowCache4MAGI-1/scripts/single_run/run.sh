@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What every script here shares: the environment and the settings of a run. Flags given later win.
+# What every script here shares: the environment and the settings of a run. What is typed overrides them.
 set -euo pipefail
 method="$1" mode="$2"
 shift 2
 source "$(dirname -- "${BASH_SOURCE[0]}")/../../../scripts/env.sh" core
 folder="$ROOT/FlowCache4MAGI-1"
-exec "$PYTHON" "$folder/generate_video.py" --method "$method" --mode "$mode" \
+exec "$PYTHON" "$folder/generate_video.py" "$@" --defaults --method "$method" --mode "$mode" \
     --config_file "$folder/config/single_run/4.5B_distill.json" \
-    --additional_config "$folder/yaml_config/single_run/config.yaml" "$@"
+    --additional_config "$folder/yaml_config/single_run/config.yaml"

@@ -1,0 +1,64 @@
+"""Names of videos whose path the user leaves open."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .command_line import words_of
+from .config import DEFAULT_PRESET, FlowCacheConfig
+from .tuning import Target
+
+#: Bytes of a name without suffix. The longest that is written beside a video is 21 bytes longer,
+#: ``.NAME.trace.12345678.json``, and stays below 240.
+MAX_BYTES = 218
+
+
+def video_name(prompt: str, words: Iterable[str], identity: Mapping[str, Any]) -> str:
+    """Name of a video's file: the same for the same settings, another for any other.
+
+    Args:
+        prompt: its first words begin the name.
+        words: what tells the videos of a prompt apart at a glance.
+        identity: all that decides about the video, with digests of weights, images and videos in place of
+            their paths: the name depends neither on where the project lies nor on what files are called.
+    """
+    content = json.dumps(identity, sort_keys=True, default=str)
+    rest = "_".join([*words, hashlib.sha256(content.encode()).hexdigest()[:8]])
+    start = words_of(prompt).encode()[: MAX_BYTES - len(rest) - 1].decode(errors="ignore")
+    return f"{start}_{rest}.mp4"
+
+
+def setting_words(
+    method: str,
+    preset: str | None,
+    options: Mapping[str, float | None],
+    target: Target | None,
+    cache: FlowCacheConfig,
+) -> list[str]:
+    """Words for the method, for what chooses the steps to skip, and for what the KV cache keeps.
+
+    Args:
+        method: its name.
+        preset: None: left open.
+        options: that select a reuse policy, by name; None where one is left open.
+        target: in place of both; None: none.
+        cache: settings of the method.
+    """
+    chosen = [f"{name}{value:g}" for name, value in options.items() if value is not None]
+    if target is not None:
+        chosen = [str(target)]
+    elif preset is not None or (method == "flowcache" and not chosen):
+        chosen.insert(0, preset or DEFAULT_PRESET)
+    compression, storage = cache.compression, cache.storage
+    if compression is not None:
+        total = compression.total
+        chosen.append(f"budget{compression.budget}" if total is None else f"total{total}")
+    if cache.clean_range is not None:
+        chosen.append(f"kvrange{cache.clean_range}")
+    if storage is not None:
+        chosen += [f"kv{storage.bits}bits"] if storage.bits else []
+        chosen += ["kvoffload"] if storage.offload else []
+    return [method, *chosen]
