@@ -137,7 +137,9 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], Sampl
     name = "vanilla" if args.method == "vanilla" else f"{args.method}_{args.preset}"
     name = "ways" if args.ways else name
     output = Path(options.base_save_path or f"outputs/magi1/{options.benchmark}_{name}").expanduser()
-    work = new_work("MAGI-1", _describe(runtime), output, samples, samplers, rank, bool(args.ways))
+    work = new_work(
+        "MAGI-1", _describe(runtime), output, samples, samplers, rank, bool(args.ways), options.keep_going
+    )
     work.check()
     return devices, work
 

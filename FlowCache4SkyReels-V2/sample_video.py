@@ -66,7 +66,9 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
     plain = args.method in ("vanilla", "causal")
     name = "ways" if args.ways else args.method if plain else f"{args.method}_{args.preset or DEFAULT_PRESET}"
     output = Path(options.base_save_path or f"outputs/skyreels_v2/{options.benchmark}_{name}").expanduser()
-    work = new_work("SkyReels-V2", _describe(video), output, samples, samplers, rank, bool(args.ways))
+    work = new_work(
+        "SkyReels-V2", _describe(video), output, samples, samplers, rank, bool(args.ways), options.keep_going
+    )
     work.check()
     return devices, work
 

@@ -53,6 +53,31 @@ def reading(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
         raise UnreadableFile(f"{path} cannot be read as {kind}: {reason}.") from error
 
 
+def read_text(path: str | Path, kind: str, most: int = MAX_BYTES) -> str:
+    """A user's text file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: of the file.
+        kind: as for ``reading``.
+        most: bytes that such a file may have.
+
+    Raises:
+        UnreadableFile: it is missing, too large, in another encoding, or no text.
+    """
+    with reading(path, kind):
+        with Path(path).open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise ValueError(f"it has more than {most} bytes")
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError("it is not UTF-8; convert it") from error
+        if "\0" in text:
+            raise ValueError("it has NUL bytes; save it as UTF-8")
+        return text
+
+
 def parse_file(
     path: str | Path,
     parse: Callable[[str], Content],
@@ -60,23 +85,18 @@ def parse_file(
     remedy: str = "",
     most: int = MAX_BYTES,
 ) -> Content:
-    """What a parser makes of a file in UTF-8, with or without a byte order mark.
+    """What a parser makes of a text file.
 
     Args:
-        path: of the file.
-        parse: takes its text; whatever it raises becomes a sentence.
-        kind, remedy: as for ``reading``.
-        most: bytes that such a file may have.
+        path, kind, remedy: as for ``reading``.
+        parse: takes the text; whatever it raises becomes a sentence.
+        most: as for ``read_text``.
 
     Raises:
         UnreadableFile: the file cannot be read or parsed.
     """
     with reading(path, kind, remedy):
-        with Path(path).open("rb") as file:
-            content = file.read(most + 1)
-        if len(content) > most:
-            raise ValueError(f"it has more than {most} bytes")
-        return parse(content.decode("utf-8-sig"))
+        return parse(read_text(path, kind, most))
 
 
 def read_json(path: str | Path, shape: type[Content] | Any, kind: str, remedy: str = "") -> Content:

@@ -108,19 +108,24 @@ def run(args: argparse.Namespace, outdir: Path, environment: Mapping[str, str]) 
     """Sample, measure, draw; returns what to say.
 
     Raises:
-        ValueError: a program refused or failed; it has said why.
+        ValueError: a program refused or failed; it has said why. Tables and pictures are made without what
+            could not be sampled.
     """
     if environment.get("RANK", "0") == "0":
         # first of all, so that videos of a run that is killed have the command that made them
         _note_command(outdir, environment)
-    for name, command in sampling_commands(args, outdir).items():
-        _call(name, command)
+    failed = [name for name, command in sampling_commands(args, outdir).items() if not _call(name, command)]
     reports = f"python -m flowcache.benchmark tables {shlex.quote(str(outdir))}"
-    if "WORLD_SIZE" in environment:
+    if "WORLD_SIZE" in environment and not failed:
         return f"when all machines are done: {reports}"
-    vbench = ["--environment", args.environment] if args.environment else []
-    _call("tables", ["-m", "flowcache.benchmark", "tables", str(outdir), *vbench])
-    _call("plot", ["-m", "flowcache.benchmark", "plot", str(outdir)])
+    if "WORLD_SIZE" not in environment:
+        vbench = ["--environment", args.environment] if args.environment else []
+        for name, words in (("tables", vbench), ("plot", [])):
+            failed += [] if _call(name, ["-m", "flowcache.benchmark", name, str(outdir), *words]) else [name]
+    if failed:
+        raise ValueError(
+            f"{', '.join(failed)}: not finished, for the reasons above; finished videos are kept."
+        )
     return f"again, without sampling: {reports}"
 
 
@@ -145,10 +150,16 @@ def _started_as(environment: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _call(name: str, command: Sequence[str]) -> None:
-    """Run a Python program of this project."""
-    if subprocess.run([sys.executable, *command]).returncode:
+def _call(name: str, command: Sequence[str]) -> bool:
+    """Run a Python program of this project; says whether it did all that it was asked for.
+
+    Raises:
+        ValueError: it refused, or was interrupted.
+    """
+    code = subprocess.run([sys.executable, *command]).returncode
+    if code not in (0, 1):
         raise ValueError(f"{name} was not finished, for the reason above; what is there is kept.")
+    return code == 0
 
 
 def main() -> int:

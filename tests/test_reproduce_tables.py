@@ -78,7 +78,14 @@ def test_the_command_is_noted_before_any_video_is_made(front, monkeypatch, tmp_p
     assert told == "bash scripts/reproduce_tables.sh --outdir out\n"
 
 
-def test_a_program_that_fails_ends_it(front, capsys):
+def test_what_fails_in_one_model_keeps_no_other_from_its_table(front, capsys):
+    front.codes = {1: 1}
+    assert front() == 1
+    assert len(front.commands) == 4, "the other model, tables and pictures"
+    assert "skyreels_v2" in capsys.readouterr().err
+
+
+def test_a_program_that_refuses_ends_it(front, capsys):
     front.codes = {1: 2}
     assert front() == 1
     assert len(front.commands) == 1

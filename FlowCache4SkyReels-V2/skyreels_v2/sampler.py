@@ -87,7 +87,7 @@ class SkyReelsSampler:
         }
 
     def check(self, sample: Sample) -> None:
-        """Refuse a sample whose image or video cannot be read; no frame of a video is decoded.
+        """Refuse a sample whose image or video cannot be read or is too short; a long video is not decoded.
 
         Raises:
             ValueError: it is named, or the settings do not say how many of its frames to continue from.
@@ -96,9 +96,12 @@ class SkyReelsSampler:
             read_image(sample.image)
         if sample.video is None:
             return
-        probe_video(sample.video)
-        if self.video.overlap_history is None:
+        info, wanted = probe_video(sample.video), self.video.overlap_history
+        if wanted is None:
             raise ValueError("overlap_history is needed to continue a video; 17 is usual.")
+        seconds = 0 if info.num_frames is None or not info.fps else info.num_frames / info.fps
+        if seconds * self.video.fps < wanted + 1:  # by the header, which may be wrong
+            self._last_frames(sample.video)
 
     def load(self) -> None:
         """Read the weights."""

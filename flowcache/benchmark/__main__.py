@@ -26,13 +26,14 @@ from ..command_line import Parser, check_device, output_file, run_checked, writa
 from ..extras import require
 from .albums import Album, draw_album, find_albums
 from .paper_flops import PaperFlops, markdown, registered_models
-from .physics_iq import PARTS, Collection, PhysicsIQReport, check_views, find_views, measure_view
+from .physics_iq import PARTS, Collection, PhysicsIQReport, check_views, find_views
 from .run_folder import ModelRun, find_model_runs, read_commands
 from .run_reports import measure_closeness, score_vbench
+from .sample import SamplesFailed
 from .tables import build_table
 from .tables_files import markdown as markdown_tables
 from .tables_files import save_tables
-from .vbench import check_environment, package_full_info, prepare_environment, score
+from .vbench import VBenchReport, check_environment, package_full_info, prepare_environment, score
 from .vbench_prompts import DIMENSIONS, choose_dimensions, read_full_info
 
 FLOPS_NOTE = (
@@ -99,30 +100,44 @@ def flops(tables: Sequence[PaperFlops]) -> str:
     return "\n\n".join([*map(markdown, tables), FLOPS_NOTE])
 
 
-def prepare_physics_iq(args: argparse.Namespace) -> Collection:
-    """Check all that was asked for, before any video is decoded.
+def prepare_physics_iq(args: argparse.Namespace) -> tuple[Collection, dict[str, str]]:
+    """Check all that was asked for, before any video is decoded; returns what ``check_views`` does.
 
     Raises:
         ValueError: one sentence that names the argument.
         Unavailable: OpenCV is not installed.
     """
     require("cv2", "Physics-IQ", "metrics")
-    collection = find_views(args.generated_videos, args.reference_videos)
-    check_views(collection.views)
+    found = check_views(find_views(args.generated_videos, args.reference_videos))
     args.output = args.output or args.generated_videos / "physics_iq"
     output_file("output", Path(f"{args.output}.json"))
-    return collection
+    return found
 
 
-def run_physics_iq(args: argparse.Namespace, collection: Collection) -> str:
-    """Measure, write, and return what to say."""
-    report = PhysicsIQReport(collection)
+def run_physics_iq(args: argparse.Namespace, collection: Collection, broken: dict[str, str]) -> str:
+    """Measure, write, and return what to say.
+
+    Raises:
+        SamplesFailed: some videos could not be measured; the others were.
+    """
+    report = PhysicsIQReport(collection.absent, broken)
     for view in tqdm(collection.views, unit="view"):
-        generated, physical = measure_view(view, args.part)
-        report.generated.append(generated)
-        report.physical.append(physical)
-    paths = report.save(args.output)
-    return "\n".join([report.text(), *map(str, paths)])
+        report.add(view, args.part)
+    if not report.views:
+        raise SamplesFailed("no video could be scored:", report.broken)
+    return _say(report, args.output)
+
+
+def _say(report: PhysicsIQReport | VBenchReport, output: Path) -> str:
+    """Write a report and return what to say of it.
+
+    Raises:
+        SamplesFailed: it lacks broken videos.
+    """
+    text = "\n".join([report.text(), *map(str, report.save(output))])
+    if report.broken:
+        raise SamplesFailed(f"{len(report.broken)} videos could not be scored:", report.broken, text)
+    return text
 
 
 def prepare_vbench(args: argparse.Namespace) -> list[str]:
@@ -150,8 +165,7 @@ def run_vbench(args: argparse.Namespace, dimensions: Sequence[str]) -> str:
     report = score(
         python, args.generated_videos.absolute(), results, dimensions, args.device, full_info.absolute()
     )
-    paths = report.save(args.output)
-    return "\n".join([report.text(), *map(str, paths)])
+    return _say(report, args.output)
 
 
 def prepare_tables(args: argparse.Namespace) -> list[ModelRun]:
@@ -210,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_checked(lambda: prepare_plot(args), lambda albums: run_plot(args, albums))
     if args.command == "vbench":
         return run_checked(lambda: prepare_vbench(args), lambda dimensions: run_vbench(args, dimensions))
-    return run_checked(lambda: prepare_physics_iq(args), lambda found: run_physics_iq(args, found))
+    return run_checked(lambda: prepare_physics_iq(args), lambda found: run_physics_iq(args, *found))
 
 
 if __name__ == "__main__":

@@ -2,55 +2,86 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from uuid import uuid4
 
 
 class Locks:
-    """Locks by name, each a file.
+    """Locks by name for the processes at work in a folder; the last one to leave removes the files of all.
 
-    The system gives a lock back when the process that holds it ends, however it ends; so a crash keeps
-    nobody out. Processes of other machines are seen where the file system passes locks on, as NFS, Lustre
-    and GPFS do.
+    A context manager, within which locks are taken. The system releases the locks of a process when it ends,
+    even if it is killed. Processes on other machines are seen where the file system supports locks across
+    machines, as NFS, Lustre and GPFS do.
 
     Args:
-        folder: for the files; made if need be.
+        folder: for the lock files; exists while processes are at work.
+        door: a file that stays. A process locks it to enter and to leave, so that no process enters while
+            the last one removes the lock files.
+        scratch: another folder that the last process removes.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(exist_ok=True)
+    def __init__(self, folder: Path, door: Path, scratch: Path) -> None:
+        self._folder, self._door, self._scratch = folder, door, scratch
+        self._presence = ExitStack()
+
+    def __enter__(self) -> Locks:
+        with locked(self._door):
+            self._folder.mkdir(exist_ok=True)
+            self._presence.enter_context(locked(self._folder / f"process-{uuid4().hex}"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with locked(self._door):
+            self._presence.close()
+            if not any(_is_locked(path) for path in self._folder.glob("process-*")):
+                for folder in (self._scratch, self._folder):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
         """Wait for the lock and hold it within the block."""
-        with self._taken(name, wait=True):
+        with locked(self._path(name)):
             yield
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[bool]:
-        """Hold the lock within the block if nobody else does; says whether that worked."""
-        with self._taken(name, wait=False) as free:
+        """Hold the lock within the block unless another process does; yields whether this one has it."""
+        with locked(self._path(name), wait=False) as free:
             yield free
 
-    @contextmanager
-    def _taken(self, name: str, wait: bool) -> Iterator[bool]:
-        # names hold what file names cannot
-        lock = FileLock(self._folder / hashlib.sha256(name.encode()).hexdigest()[:16])
+    def _path(self, name: str) -> Path:
+        # a lock's name may hold characters that a file name cannot
+        return self._folder / hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Lock a file, made if need be, within the block.
+
+    Yields False where another process has the lock and this one does not wait.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    with path.open("ab") as file:
         try:
-            lock.acquire(blocking=wait)
-        except Timeout:
-            yield False
-            return
-        except NotImplementedError as error:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # by the file system
+            free = False
+        except OSError as error:
             raise OSError(
-                f"{self._folder.parent} lies on a file system without locks; choose another."
+                f"{path.parent}: expected a file system with locks, got {error.strerror}."
             ) from error
-        try:
-            yield True
-        finally:
-            lock.release()
+        else:
+            free = True
+        yield free
+
+
+def _is_locked(path: Path) -> bool:
+    with locked(path, wait=False) as free:
+        return not free

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..limits import check_number
 from ..user_files import expand_path
 from .physics_iq_samples import find_scenes
-from .sample import Sample
+from .sample import Sample, is_file_name, safe_name
 from .vbench_prompts import SAMPLES, read_prompts
 
-BENCHMARKS = ("vbench", "physicsiq")
+logger = logging.getLogger(__name__)
+
+#: Benchmarks, and the keys that only one of them reads.
+BENCHMARKS = {
+    "vbench": ("vbench_prompt_dir", "dimension", "samples", "augmented_prompts"),
+    "physicsiq": ("physicsiq_data_dir", "descriptions_file"),
+}
+
+#: A limit against typing errors; VBench wants 5, and 25 of some prompts.
+MAX_SAMPLES = 10_000
+
+PATHS = (
+    "base_save_path",
+    "vbench_prompt_dir",
+    "augmented_prompts",
+    "physicsiq_data_dir",
+    "descriptions_file",
+)
 
 #: A list in VBench's format, of what the small checkpoints know.
 SMALL_PROMPTS = Path(__file__).resolve().parents[2] / "assets" / "vbench_small"
@@ -22,7 +39,7 @@ SMALL_PROMPTS = Path(__file__).resolve().parents[2] / "assets" / "vbench_small"
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
-    """The keys of a sampling file that are about the benchmark; the original's, and three of ours.
+    """The keys of a sampling file that are about the benchmark; the original's, and some of ours.
 
     Attributes:
         benchmark: ``vbench`` or ``physicsiq``.
@@ -35,6 +52,8 @@ class BenchmarkOptions:
         start, end: the part of the prompts or scenes to sample; ``end`` is not among them, None: all.
         samples: ours; videos of a VBench prompt, 5 in the benchmark.
         descriptions_file: ours; Physics-IQ's CSV, where it does not lie with the videos.
+        augmented_prompts: ours; VBench's longer prompts for the model, a folder of lists or one list.
+        keep_going: ours; make the other samples where some cannot be made.
 
     Raises:
         ValueError: one sentence that names the key and what it must be.
@@ -50,14 +69,22 @@ class BenchmarkOptions:
     end: int | None = None
     samples: int = SAMPLES
     descriptions_file: str = ""
+    augmented_prompts: str = ""
+    keep_going: bool = False
 
     def __post_init__(self) -> None:
         if self.benchmark not in BENCHMARKS:
             raise ValueError(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}.")
+        defaults = {f.name: f.default for f in fields(self)}
+        for benchmark, keys in BENCHMARKS.items():
+            given = [key for key in keys if getattr(self, key) != defaults[key]]
+            if given and benchmark != self.benchmark:
+                raise ValueError(f"{given[0]} is for {benchmark}, got {self.benchmark}; leave it out.")
         if self.start < 0 or (self.end is not None and self.end <= self.start):
             raise ValueError(f"start must be at least 0 and below end, got {self.start} and {self.end}.")
-        check_number("samples", self.samples, 1, 1000)
-        for name in ("base_save_path", "vbench_prompt_dir", "physicsiq_data_dir", "descriptions_file"):
+        if not 1 <= self.samples <= MAX_SAMPLES:
+            raise ValueError(f"samples must be at least 1 and at most {MAX_SAMPLES}, got {self.samples}.")
+        for name in PATHS:
             expand_path(getattr(self, name), name)
 
     def devices_text(self, environment: Mapping[str, str]) -> tuple[str, str]:
@@ -86,10 +113,26 @@ class BenchmarkOptions:
             raise ValueError(
                 "vbench_prompt_dir is missing: give VBench's repository, its prompts folder, or its package."
             )
-        prompts = self._part("prompts", read_prompts(folder or SMALL_PROMPTS, self.dimension))
+        augmented = Path(self.augmented_prompts).expanduser() if self.augmented_prompts else None
+        found = read_prompts(folder or SMALL_PROMPTS, self.dimension, augmented)
+        prompts = dict(self._part("prompts", list(found.items())))
+        longest = f"-{self.samples - 1}"
+        names = {p: p if is_file_name(p + longest) else safe_name(p) for p in prompts}
+        renamed = [prompt for prompt, name in names.items() if name != prompt]
+        if renamed:
+            logger.warning(
+                "VBench does not find the videos of %d prompts that cannot be file names, such as %s-0.mp4 "
+                "of %r; manifest.jsonl has the prompt of each.",
+                *(len(renamed), names[renamed[0]], renamed[0]),
+            )
         return [
-            Sample(f"{prompt}-{index}", prompt, seed + index)
-            for prompt in prompts
+            Sample(
+                f"{names[prompt]}-{index}",
+                given,
+                seed + index,
+                original=None if augmented is None else prompt,
+            )
+            for prompt, given in prompts.items()
             for index in range(self.samples)
         ]
 
@@ -99,7 +142,7 @@ class BenchmarkOptions:
         table = Path(self.descriptions_file).expanduser() if self.descriptions_file else None
         scenes = find_scenes(Path(self.physicsiq_data_dir).expanduser(), table, fps)
         return [
-            Sample(scene.name, scene.description, seed, video=scene.existing_video())
+            Sample(scene.name, scene.description, seed, video=scene.video)
             for scene in self._part("scenes", scenes)
         ]
 
@@ -134,3 +177,10 @@ def add_benchmark_flags(parser: ArgumentParser) -> None:
         help="METHOD[:PRESET] instead of --method and --preset; they take turns",
     )
     add("--samples", type=int, help=f"videos of a VBench prompt (default: {SAMPLES})")
+    add("--augmented_prompts", help="VBench's longer prompts for the model: a folder of lists, or one list")
+    add(
+        "--keep_going",
+        action="store_true",
+        default=None,
+        help="make the other samples where some cannot be made (default: refuse, with a list)",
+    )

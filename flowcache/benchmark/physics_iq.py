@@ -12,8 +12,8 @@ end, so scores can differ a little.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -104,22 +104,38 @@ def _videos(name: str, folder: Path) -> list[Path]:
     return paths
 
 
-def check_views(views: Iterable[View]) -> None:
+def check_views(collection: Collection) -> tuple[Collection, dict[str, str]]:
     """Look at the headers of all videos before any is decoded.
 
+    Returns:
+        The views that can be measured, and by the generated video's name why others cannot.
+
     Raises:
-        ValueError: one is unreadable or too short, or the rates of a view differ.
+        ValueError: none can; the first reason.
     """
-    for view in views:
-        paths = {"generated_videos": [view.generated], "reference_videos": view.takes}
-        infos = {path: _probe(name, path) for name, group in paths.items() for path in group}
-        rate = round(infos[view.takes[0]].fps)
-        for path, info in infos.items():
-            if round(info.fps) != rate:
-                raise ValueError(
-                    f"generated_videos and reference_videos must have one rate, but {path.name} has "
-                    f"{info.fps:g} frames a second and {view.takes[0].name} {rate}."
-                )
+    views, reasons = [], {}
+    for view in collection.views:
+        try:
+            _check_view(view)
+            views.append(view)
+        except ValueError as error:
+            reasons[view.generated.name] = str(error)
+    if not views:
+        raise ValueError(next(iter(reasons.values())))
+    return replace(collection, views=views), reasons
+
+
+def _check_view(view: View) -> None:
+    """Refuse a view of which a video is unreadable or too short, or whose rates differ."""
+    paths = {"generated_videos": [view.generated], "reference_videos": view.takes}
+    infos = {path: _probe(name, path) for name, group in paths.items() for path in group}
+    rate = round(infos[view.takes[0]].fps)
+    for path, info in infos.items():
+        if round(info.fps) != rate:
+            raise ValueError(
+                f"generated_videos and reference_videos must have one rate, but {path.name} has "
+                f"{info.fps:g} frames a second and {view.takes[0].name} {rate}."
+            )
 
 
 def _probe(name: str, path: Path) -> VideoInfo:
@@ -159,14 +175,29 @@ class PhysicsIQReport:
     """What was measured of each view, in the order of its first takes' ids.
 
     Attributes:
-        collection: what was to be measured.
+        absent: names of first takes for which nothing was generated.
+        broken: by the generated video's name, why a view was not measured.
+        views: what was measured.
         generated: generated videos against first takes.
         physical: second takes against first takes.
     """
 
-    collection: Collection
+    absent: Sequence[str]
+    broken: dict[str, str] = field(default_factory=dict)
+    views: list[View] = field(default_factory=list)
     generated: list[Measures] = field(default_factory=list)
     physical: list[Measures] = field(default_factory=list)
+
+    def add(self, view: View, part: str) -> None:
+        """Measure a view, or note why that failed; arguments as those of ``measure_view``."""
+        try:
+            generated, physical = measure_view(view, part)
+        except ValueError as error:
+            self.broken[view.generated.name] = str(error)
+            return
+        self.views.append(view)
+        self.generated.append(generated)
+        self.physical.append(physical)
 
     def score(self) -> PhysicsIQ:
         """The score over everything measured.
@@ -183,19 +214,20 @@ class PhysicsIQReport:
         columns = ["scenario", "perspective", *names, *(f"physical_{name}" for name in names)]
         write_csv(paths[0], columns, [self._row(index) for index in range(len(self.generated))])
         score = self.score()
-        content = {**asdict(score), "videos": len(self.generated), "absent": list(self.collection.absent)}
+        content = {**asdict(score), "videos": len(self.generated), "absent": list(self.absent)}
+        content["broken"] = self.broken
         write_json(paths[1], content)
         return paths
 
     def _row(self, index: int) -> dict[str, str | float]:
-        view = self.collection.views[index]
+        view = self.views[index]
         physical = {f"physical_{name}": value for name, value in asdict(self.physical[index]).items()}
         names = {"scenario": view.scenario, "perspective": view.perspective}
         return {**names, **asdict(self.generated[index]), **physical}
 
     def text(self) -> str:
         """The score, then each measure beside that of two takes; says so where videos are absent."""
-        score, absent = self.score(), self.collection.absent
+        score, absent = self.score(), self.absent
         lines = [f"Physics-IQ score: {score.score:.1f} of 100, {len(self.generated)} videos"]
         if absent:
             lines.append(

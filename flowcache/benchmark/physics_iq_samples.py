@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..user_files import reading
+from ..user_files import read_text, reading
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +25,6 @@ class Scene:
     name: str
     description: str
     video: Path
-
-    def existing_video(self) -> Path:
-        """The video that is to be continued.
-
-        Raises:
-            ValueError: it is not there.
-        """
-        if not self.video.is_file():
-            raise ValueError(f"physicsiq_data_dir: there is no {self.video}, which the descriptions name.")
-        return self.video
 
 
 def find_scenes(folder: Path, table: Path | None, fps: int) -> list[Scene]:
@@ -93,8 +84,8 @@ def _find_table(folder: Path) -> Path:
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
-    with reading(f"descriptions_file: {path}", "CSV"), path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    with reading(f"descriptions_file: {path}", "CSV"):
+        rows = list(csv.DictReader(io.StringIO(read_text(path, "CSV"), newline=""), strict=True))
     if not rows or any(row.get(name) is None for row in rows for name in _COLUMNS):
         raise ValueError(f"descriptions_file: {path} must have the columns {', '.join(_COLUMNS)}.")
     return rows

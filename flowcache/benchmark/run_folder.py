@@ -13,7 +13,7 @@ from typing import Any
 
 from ..trace import Trace
 from ..typed import as_type
-from ..user_files import parse_file, read_json, reading
+from ..user_files import read_json, read_text, reading
 from .sample_folder import Manifest
 from .turns import WAYS_FILE, folder_of, read_ways
 
@@ -144,7 +144,7 @@ def model_folders(run_dir: Path) -> list[Path]:
 def read_commands(run_dir: Path) -> list[str]:
     """The commands that made a run, as far as they were written down."""
     path = run_dir / COMMAND_FILE
-    return parse_file(path, str.splitlines, "a list of commands") if path.is_file() else []
+    return read_text(path, "a list of commands").splitlines() if path.is_file() else []
 
 
 def _read_model(folder: Path) -> ModelRun:

@@ -2,10 +2,12 @@
 
     videos/        the videos and nothing else, as benchmarks want it
     traces/        what happened in each run
-    manifest.jsonl a line for each video: prompt, seed, settings, files, time, environment
+    manifest.jsonl a line for each video: prompt, seed, settings, files, time, environment;
+                   and one for each that failed, with the reason as ``error``
     settings.json  what all videos share
 
-Any number of processes may work in it at once; one that is killed leaves it readable.
+Any number of processes may work in it at once; one that is killed leaves it readable. While they do, the
+folder also holds ``.locks`` and ``.unfinished``, which the last one removes.
 """
 
 from __future__ import annotations
@@ -22,24 +24,25 @@ from typing import Any
 from ..command_line import writable_folder
 from ..files import write_json
 from ..trace import Trace
-from ..typed import as_type
-from ..user_files import read_json, reading
-from .locks import Locks
-from .sample import Sample
+from ..user_files import read_json
+from .locks import Locks, locked
+from .sample import Sample, is_file_name, safe_name
 
 logger = logging.getLogger(__name__)
 
+#: Leaves room for ``.trace.json`` and for the temporary name while that is written.
+MAX_TRACE_BYTES = 230
+
 
 class SampleFolder:
-    """A benchmark's folder, opened with the settings that all of its videos share.
+    """A benchmark's folder, for videos that share their settings.
 
     Args:
-        path: made if need be.
+        path: made if need be; nothing is written there before ``open``.
         settings: everything that decides about a video but the sample itself; plain values, as JSON has them.
 
     Raises:
         ValueError: it cannot be written to, or holds videos of other settings; the difference is named.
-        OSError: its file system has no locks.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -47,16 +50,30 @@ class SampleFolder:
         self.videos, self._traces, self._scratch = (
             path / name for name in ("videos", "traces", ".unfinished")
         )
-        for folder in (self.videos, self._traces, self._scratch):
-            folder.mkdir(exist_ok=True)
-        self.locks = Locks(path / ".locks")
+        self._manifest_file = path / "manifest.jsonl"
+        self._manifest = Manifest(self._manifest_file)
+        self.locks = Locks(path / ".locks", self._manifest_file, self._scratch)
         self._settings = json.loads(json.dumps(settings))
-        self._manifest = Manifest(path / "manifest.jsonl")
-        with self.locks.hold("manifest"):
+        if self._manifest.records():
+            self._check_settings()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Let this process make videos within the block.
+
+        Raises:
+            ValueError: another run has meanwhile begun to fill the folder with videos of other settings.
+            OSError: the file system has no locks.
+        """
+        with locked(self._manifest_file):
             if self._manifest.records():
                 self._check_settings()
             else:  # those of a run that made nothing bind nobody
                 write_json(self._settings_file, self._settings)
+            for folder in (self.videos, self._traces):
+                folder.mkdir(exist_ok=True)
+        with self.locks:
+            yield
 
     @property
     def _settings_file(self) -> Path:
@@ -79,7 +96,8 @@ class SampleFolder:
             ValueError: a video of that name was made from something else.
         """
         record = self._manifest.records().get(sample.name)
-        if record is None or not (self.path / record["file"]).is_file():
+        file = None if record is None else record.get("file")
+        if not isinstance(file, str) or not (self.path / file).is_file():
             return False
         difference = _first_difference({key: record.get(key) for key in sample.as_dict()}, sample.as_dict())
         if difference is not None:
@@ -98,7 +116,7 @@ class SampleFolder:
         """
         folder = self._scratch / sample.name
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder.mkdir(parents=True)
         try:
             yield folder / "video.mp4"
         finally:
@@ -113,16 +131,26 @@ class SampleFolder:
         Raises:
             ValueError: another run has meanwhile begun to fill the folder with videos of other settings.
         """
+        name = sample.name if is_file_name(sample.name, MAX_TRACE_BYTES) else safe_name(sample.name)
         files = {
             "file": self.videos / f"{sample.name}{video.suffix}",
-            "trace": self._traces / f"{sample.name}.trace.json",
+            "trace": self._traces / f"{name}.trace.json",
         }
         places = {key: str(file.relative_to(self.path)) for key, file in files.items()}
-        with self.locks.hold("manifest"):
+        with locked(self._manifest_file):
             self._check_settings()
             trace.save(files["trace"])
             os.replace(video, files["file"])
             self._manifest.append({**sample.as_dict(), **places, "settings": self._settings, **details})
+
+    def note_failure(self, sample: Sample, reason: str) -> None:
+        """Write into the manifest why a video could not be made, for all processes and the next run."""
+        with locked(self._manifest_file):
+            self._manifest.append({**sample.as_dict(), "error": reason})
+
+    def failure(self, sample: Sample) -> str | None:
+        """Why the newest attempt to make a video failed; None if it did not."""
+        return self._manifest.failures().get(sample.name)
 
 
 class Manifest:
@@ -135,11 +163,21 @@ class Manifest:
         self._path = path
         self._read = 0
         self._records: dict[str, dict[str, Any]] = {}
+        self._failures: dict[str, str] = {}
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """All records by name; reads what others have added since."""
+        """Records by name, without failures; reads what others have added since."""
+        self._update()
+        return self._records
+
+    def failures(self) -> dict[str, str]:
+        """By name, the reason of a failure that no record followed."""
+        self._update()
+        return self._failures
+
+    def _update(self) -> None:
         if not self._path.is_file():
-            return self._records
+            return
         with self._path.open("rb") as file:
             file.seek(self._read)
             lines = file.read()
@@ -147,15 +185,17 @@ class Manifest:
         self._read += len(whole)
         for line in whole.splitlines():
             try:
-                record = json.loads(line)
-            except ValueError:
-                logger.warning("%s: an unfinished line is passed over.", self._path)
-                continue
-            with reading(self._path, "a list of records", "remove that line"):
-                name = as_type(record, dict[str, Any], "a line")["name"]
-                as_type(record.get("file"), str | None, "file")
-                self._records[as_type(name, str, "name")] = record
-        return self._records
+                self._add(json.loads(line))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                logger.warning("%s: an unfinished or damaged line is passed over.", self._path)
+
+    def _add(self, record: dict[str, Any]) -> None:
+        name = record["name"]
+        if "error" in record:
+            self._failures[name] = str(record["error"])
+        else:
+            self._records[name] = record
+            self._failures.pop(name, None)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a line; it is on the disk when this returns."""

@@ -8,32 +8,21 @@ A way is a method, with the preset behind it for one that reuses: ``vanilla``, `
 
 from __future__ import annotations
 
-import socket
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from tqdm import tqdm
+from typing import Any
 
 from ..files import write_json
 from ..typed import as_type
 from ..user_files import read_json, reading
-from .locks import Locks
 from .ranks import Rank
 from .sample import Sample
 from .sample_folder import SampleFolder
-from .sampling import Sampler, SamplingJob, split
+from .sampling import Sampler, SamplingJob, make_videos
 
 WAYS_FILE = "ways.json"
-
-
-class SharingSampler(Sampler, Protocol):
-    """A sampler that can do with the weights of another."""
-
-    def adopt(self, other: SharingSampler) -> None:
-        """Take the weights that another one of the same model has loaded, in place of ``load``."""
 
 
 def split_way(way: str) -> tuple[str, str | None]:
@@ -81,8 +70,7 @@ def read_ways(folder: Path) -> dict[str, Any]:
 class Turns:
     """Samples to be made in several ways by one process among many.
 
-    The process that takes a sample makes it in all ways, one after another, so that a slow spell of the
-    machine hits all of them; each sample begins with another way, so that none pays for every first run.
+    A slow spell of the machine then hits all ways, and none pays for every first run.
 
     Attributes:
         model: its name, as in the paper.
@@ -118,42 +106,7 @@ class Turns:
 
     def run(self) -> str:
         """Make this process's share and what others left; returns what to say of it."""
-        first, made = self._jobs[0], 0
-        share, others = split([s for s in first.samples if self._count([s]) < len(self.jobs)], first.rank)
-        if share:
-            self._load()
-            total = len(first.samples) * len(self.jobs)
-            with tqdm(total=total, unit="video", disable=first.rank.index != 0) as bar:
-                for sample in (*share, *others):
-                    for job in self._order(sample):
-                        made += job.make_unless_taken(sample)
-                        bar.update(self._count(first.samples) - bar.n)
-        there = self._count(first.samples)
-        return (
-            f"rank {first.rank.index} made {made} videos; {there} of {len(first.samples) * len(self.jobs)} "
-            f"are there\nfolder: {self.folder}"
-        )
-
-    @property
-    def _jobs(self) -> list[SamplingJob]:
-        return list(self.jobs.values())
-
-    def _order(self, sample: Sample) -> list[SamplingJob]:
-        """All jobs, the last one first for the first sample, and so on backwards."""
-        start = -1 - self._jobs[0].samples.index(sample) % len(self.jobs)
-        return self._jobs[start:] + self._jobs[:start]
-
-    def _count(self, samples: Sequence[Sample]) -> int:
-        """Videos of these samples that are there."""
-        return sum(job.folder.is_finished(sample) for job in self._jobs for sample in samples)
-
-    def _load(self) -> None:
-        """Read the weights once for all ways; processes of one machine load one after another."""
-        first, *others = (job.sampler for job in self._jobs)
-        with Locks(self.folder / ".locks").hold(f"load {socket.gethostname()}"):
-            first.load()
-        for other in others:
-            other.adopt(first)
+        return f"{make_videos(list(self.jobs.values()))}\nfolder: {self.folder}"
 
 
 def new_work(
@@ -161,9 +114,10 @@ def new_work(
     settings: str,
     output: Path,
     samples: Sequence[Sample],
-    samplers: Mapping[str, SharingSampler],
+    samplers: Mapping[str, Sampler],
     rank: Rank,
     takes_turns: bool,
+    keep_going: bool = False,
 ) -> SamplingJob | Turns:
     """What a process is to do: make samples in several ways, in a folder for each, or in one way.
 
@@ -172,9 +126,9 @@ def new_work(
     """
     if not takes_turns:
         (sampler,) = samplers.values()
-        return SamplingJob(samples, sampler, SampleFolder(output, sampler.settings), rank)
+        return SamplingJob(samples, sampler, SampleFolder(output, sampler.settings), rank, keep_going)
     jobs = {}
     for way, sampler in samplers.items():
         folder = SampleFolder(output / folder_of(way), sampler.settings)
-        jobs[way] = SamplingJob(samples, sampler, folder, rank)
+        jobs[way] = SamplingJob(samples, sampler, folder, rank, keep_going)
     return Turns(model, settings, output, jobs)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..files import write_csv, write_json
 from ..user_files import UnreadableFile, read_json, reading
+from ..video import probe_video
 from .vbench_prompts import DIMENSIONS, SAMPLES, find_full_info, read_full_info
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,8 @@ class VBenchReport:
         by_video: of each video, by its file name and dimension.
         missing: why a dimension has no score.
         absent: videos that VBench looks for in vain, by dimension.
-        looked_at: names of all videos that were in the folder.
+        looked_at: names of all videos that were scored.
+        broken: by name, why a video was left out.
     """
 
     videos: Path
@@ -71,6 +74,7 @@ class VBenchReport:
     missing: dict[str, str] = field(default_factory=dict)
     absent: dict[str, int] = field(default_factory=dict)
     looked_at: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
 
     def totals(self) -> dict[str, float | None]:
         """``quality``, ``semantic`` and ``total``, 0 to 100; None where a dimension of it is missing."""
@@ -91,6 +95,7 @@ class VBenchReport:
             "missing": self.missing,
             "absent_videos": self.absent,
             "looked_at": self.looked_at,
+            "broken": self.broken,
             "totals": self.totals(),
             "videos": self.by_video,
         }
@@ -179,6 +184,8 @@ def score(
 ) -> VBenchReport:
     """Score dimension by dimension; one that fails does not keep the others from being scored.
 
+    Nor does a video whose header cannot be read: VBench would stop at it, and gets a folder without it.
+
     Args:
         python: interpreter of an environment with VBench.
         videos: folder of ``{prompt}-{index}.mp4``.
@@ -188,9 +195,12 @@ def score(
         full_info: prompts by dimension, in VBench's format.
     """
     prompts, report = read_full_info(full_info), VBenchReport(videos, dimensions)
-    names = {path.name for path in videos.iterdir()}
-    report.looked_at = sorted(names)
     results.mkdir(parents=True, exist_ok=True)
+    report.broken = _find_broken(videos)
+    names = {path.name for path in videos.iterdir()} - report.broken.keys()
+    report.looked_at = sorted(names)
+    if report.broken:
+        videos = _link(videos, names, results / "videos")
     for dimension in dimensions:
         wanted = [f"{p}-{i}.mp4" for p in prompts.get(dimension, ()) for i in range(SAMPLES)]
         absent = len(set(wanted) - names)
@@ -208,6 +218,26 @@ def score(
         report.absent[dimension] = absent
         _read_result(results / f"{dimension}_eval_results.json", dimension, report)
     return report
+
+
+def _find_broken(videos: Path) -> dict[str, str]:
+    """By name, why the header of a video cannot be read."""
+    reasons = {}
+    for path in sorted(videos.glob("*.mp4")):
+        try:
+            probe_video(path)
+        except ValueError as error:
+            reasons[path.name] = str(error)
+    return reasons
+
+
+def _link(videos: Path, names: Iterable[str], folder: Path) -> Path:
+    """A folder with links to some videos of another."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in names:
+        (folder / name).symlink_to(videos / name)
+    return folder.absolute()
 
 
 def _read_result(path: Path, dimension: str, report: VBenchReport) -> None:

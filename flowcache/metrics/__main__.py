@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from ..command_line import Parser, check_device, output_file, run_checked
-from .compare import METRICS, Pairing, check_alike, pair_up
+from .compare import METRICS, Comparison, Metric, Pairing, check_alike, compare_files, pair_up
 from .report import measure
 
 
@@ -40,8 +40,14 @@ def prepare(args: argparse.Namespace) -> Pairing:
     """
     check_device(args.device)
     pairing = pair_up(args.original_video, args.generated_video)
+    reasons = []
     for original, generated in pairing.pairs.values():
-        check_alike(original, generated)
+        try:
+            check_alike(original, generated)
+        except ValueError as error:
+            reasons.append(str(error))
+    if len(reasons) == len(pairing.pairs):
+        raise ValueError(reasons[0])
     args.output = args.output or _default_output(args.generated_video)
     output_file("output", Path(f"{args.output}.json"))
     return pairing
@@ -55,11 +61,24 @@ def run(args: argparse.Namespace, pairing: Pairing) -> str:
     """Measure, write, and return what to say.
 
     Raises:
-        ValueError: a file breaks off, or is longer than its header says.
+        ValueError: a file breaks off, or is longer than its header says; of folders, the others are measured.
     """
-    report = measure(args.original_video, args.generated_video, args.metrics, args.device, pairing)
-    paths = report.save(args.output)
-    return "\n".join([report.text(), *map(str, paths)])
+    broken = []
+
+    def compare(original: Path, generated: Path, metrics: Mapping[str, Metric], device: str) -> Comparison:
+        try:
+            return compare_files(original, generated, metrics, device)
+        except ValueError as error:
+            if len(pairing.pairs) == 1:
+                raise
+            broken.append(generated)
+            return Comparison(missing=dict.fromkeys(args.metrics, str(error).rstrip(".")))
+
+    report = measure(args.original_video, args.generated_video, args.metrics, args.device, pairing, compare)
+    text = "\n".join([report.text(), *map(str, report.save(args.output))])
+    if broken:
+        raise ValueError(f"{len(broken)} of {len(pairing.pairs)} videos could not be measured.\n{text}")
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

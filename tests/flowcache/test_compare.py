@@ -115,6 +115,21 @@ def test_two_folders_are_matched_by_name(front, tmp_path, capsys):
     assert [row["video"] for row in rows(tmp_path / "out" / "table.csv")[::6]] == ["x.mp4", "y.mp4", "all"]
 
 
+def test_a_broken_video_of_a_folder_is_named_and_the_others_are_measured(front, tmp_path, capsys):
+    for name in ("x.mp4", "y.mp4", "z.mp4"):
+        save(tmp_path / "original" / name)
+        save(tmp_path / "generated" / name)
+    (tmp_path / "generated" / "y.mp4").write_bytes(b"no video")
+    save(tmp_path / "generated" / "z.mp4", frames=3)
+    folders = (tmp_path / "original", tmp_path / "generated")
+    assert compare_paths(front, *folders, "--metrics", "psnr", "--output", "out/table") == 1
+    error = capsys.readouterr().err
+    assert "2 of 3" in error and "y.mp4: no psnr: " in error and "z.mp4 has 3 frames" in error
+    content = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert content["mean"]["psnr"] == 100
+    assert [bool(video["frames"]) for video in content["videos"].values()] == [True, False, False]
+
+
 def bad_input(tmp_path):
     """Arguments of runs that must be refused, by a part of the message."""
     good = save(tmp_path / "good.mp4")

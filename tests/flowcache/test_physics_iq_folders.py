@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flowcache.benchmark import __main__ as program
+from flowcache.benchmark import physics_iq
 from flowcache.benchmark.physics_iq import find_views
 from flowcache.video import VideoWriter
 
@@ -95,6 +96,29 @@ def test_absent_videos_are_named(front, folders, capsys):
     assert front() == 0
     assert result(folders[0])["absent"] == [reference_name("0001", 1)]
     assert "not comparable with published scores: 1 first takes" in capsys.readouterr().out
+
+
+def test_broken_videos_are_named_and_the_others_are_scored(front, folders, capsys, monkeypatch):
+    generated, _ = folders
+    save(generated, "0002_a.mp4")
+    (generated / "0001_a.mp4").write_bytes(b"no video")
+    assert front() == 1
+    error = capsys.readouterr().err
+    assert "0001_a.mp4: " in error and "Physics-IQ score: 100.0 of 100, 1 videos" in error
+    assert list(result(generated)["broken"]) == ["0001_a.mp4"]
+
+    save(generated, "0001_a.mp4")
+    measure_view = physics_iq.measure_view
+
+    def measure(view, part):
+        if view.generated.name == "0001_a.mp4":
+            raise ValueError("frame 7 cannot be decoded")
+        return measure_view(view, part)
+
+    monkeypatch.setattr(physics_iq, "measure_view", measure)
+    assert front() == 1
+    assert result(generated)["broken"] == {"0001_a.mp4": "frame 7 cannot be decoded"}
+    assert result(generated)["videos"] == 1
 
 
 def test_given_frames_at_the_start_can_be_passed_over(front, folders):

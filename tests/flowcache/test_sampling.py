@@ -1,9 +1,11 @@
 """Sampling by several processes, what it leaves behind, and what it refuses."""
 
+import errno
 import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -11,13 +13,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from manifests import read_manifest
+from manifests import FINISHED, read_manifest
 
-from flowcache.benchmark.locks import Locks
 from flowcache.benchmark.ranks import Rank, device_of, list_devices, starts_others
-from flowcache.benchmark.sample import Sample
+from flowcache.benchmark.sample import Sample, SamplesFailed
 from flowcache.benchmark.sample_folder import SampleFolder
-from flowcache.benchmark.sampling import SamplingJob, run_on
+from flowcache.benchmark.sampling import MAX_FAILURES_IN_A_ROW, SamplingJob, run_on
 from flowcache.command_line import run_checked
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter
@@ -26,14 +27,16 @@ SAMPLES = [Sample(f"a shape-{index}", "a shape", index) for index in range(6)]
 
 
 class NoiseSampler:
-    """Draws frames from the seed alone; writes down when it loads; dies where it is told to."""
+    """Draws frames from the seed alone; writes down when it loads; dies or fails where it is told to."""
 
-    def __init__(self, log=None, dies_at=""):
+    def __init__(self, log=None, dies_at="", errors=None):
         self.settings = {"num_steps": 3, "video": {"size": 32}}
-        self.log, self.dies_at = log, dies_at
+        self.log, self.dies_at, self.errors = log, dies_at, errors or {}
 
     def check(self, sample):
-        """Nothing to refuse."""
+        """Refuse what is to fail with a ``LookupError``."""
+        if isinstance(self.errors.get(sample.name), LookupError):
+            raise ValueError("too short")
 
     def load(self):
         """Take some time, and say when."""
@@ -50,19 +53,24 @@ class NoiseSampler:
             writer.write(frames[:1])
             if sample.name == self.dies_at:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if sample.name in self.errors:
+                raise self.errors[sample.name]
             writer.write(frames[1:])
         time.sleep(0.1)
         return Trace(method="noise")
 
 
-def start(rank, folder, dies_at=""):
+def start(rank, folder, dies_at="", errors=None):
     """A process of its own that samples as one of two ranks."""
 
     def sample():
-        sampler = NoiseSampler(folder.with_suffix(".loads"), dies_at)
+        sampler = NoiseSampler(folder.with_suffix(".loads"), dies_at, errors)
         job = SamplingJob(SAMPLES, sampler, SampleFolder(folder, sampler.settings), Rank(rank, 2, rank))
         job.check()
-        job.run()
+        try:
+            job.run()
+        except SamplesFailed:
+            sys.exit(1)
 
     process = multiprocessing.get_context("fork").Process(target=sample)
     process.start()
@@ -74,9 +82,14 @@ def exit_code(process):
     return process.exitcode
 
 
-def job_in(folder, samples=SAMPLES, **settings):
-    sampler = NoiseSampler()
-    return SamplingJob(samples, sampler, SampleFolder(folder, {**sampler.settings, **settings}))
+def job_in(folder, samples=SAMPLES, errors=None, keep_going=False, **settings):
+    sampler = NoiseSampler(errors=errors)
+    target = SampleFolder(folder, {**sampler.settings, **settings})
+    return SamplingJob(samples, sampler, target, keep_going=keep_going)
+
+
+def contents(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def videos_of(folder):
@@ -96,7 +109,7 @@ def test_a_killed_rank_is_finished_by_two_others_as_one_would_have(tmp_path):
     assert videos_of(shared) == videos_of(alone)
     assert len((shared / "manifest.jsonl").read_text().splitlines()) == len(SAMPLES), "none was made twice"
     assert {record["rank"] for record in read_manifest(shared)} == {0, 1}
-    assert not any((shared / ".unfinished").iterdir())
+    assert contents(shared) == FINISHED
     loads = (shared.with_suffix(".loads")).read_text().splitlines()
     times = sorted(tuple(map(float, line.split())) for line in loads)
     assert len(times) >= 2 and all(end <= start for (_, end), (start, _) in pairwise(times))
@@ -120,6 +133,122 @@ def test_what_is_there_is_not_made_again_unless_its_file_is_gone(tmp_path, monke
     monkeypatch.undo()
     (tmp_path / "videos" / f"{SAMPLES[0].name}.mp4").unlink()
     assert "made 1 videos; 2 of 2" in job_in(tmp_path, SAMPLES[:2]).run()
+
+
+def test_a_sample_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
+    alone = tmp_path / "alone"
+    job_in(alone).run()
+    failing = tmp_path / "failing"
+    errors = {
+        SAMPLES[0].name: ValueError("frame 7 cannot be decoded"),
+        SAMPLES[3].name: torch.OutOfMemoryError("CUDA out of memory"),
+        SAMPLES[4].name: RuntimeError("not finite"),
+    }
+    with pytest.raises(SamplesFailed) as failure:
+        job_in(failing, errors=errors).run()
+    first, *lines = str(failure.value).splitlines()
+    assert "made 3 videos; 3 of 6" in first
+    assert [str(error) in line for error, line in zip(errors.values(), lines, strict=True)] == [True] * 3
+    assert all(f"{name}.mp4" in line for name, line in zip(errors, lines, strict=True))
+    assert contents(failing) == FINISHED
+    assert [record["name"] for record in read_manifest(failing)] == [SAMPLES[i].name for i in (1, 2, 5)]
+
+    assert "made 3 videos; 6 of 6" in job_in(failing).run()
+    assert videos_of(failing) == videos_of(alone)
+
+
+def test_failures_of_every_rank_are_in_the_list_and_stop_no_rank(tmp_path):
+    errors = [
+        {SAMPLES[rank].name: ValueError(f"rank {rank} failed"), SAMPLES[5].name: ValueError("bad")}
+        for rank in range(2)
+    ]
+    processes = [start(rank, tmp_path / "out", errors=errors[rank]) for rank in range(2)]
+    assert 1 in [exit_code(process) for process in processes]
+    assert len(videos_of(tmp_path / "out")) == 5, "what fails in one process is made by the other"
+    job = job_in(tmp_path / "out")
+    assert list(job.failures().values()) == ["bad"]
+    assert "6 of 6" in job.run()
+    assert job.failures() == {}
+
+
+def test_a_rank_that_fails_ends_after_the_videos_of_the_others(tmp_path):
+    """The launcher ends all processes with the first that fails."""
+    folder = SampleFolder(tmp_path, NoiseSampler().settings)
+
+    def hold():
+        with folder.open(), folder.locks.hold(f"sample {SAMPLES[1].name}"):
+            (tmp_path / "held").touch()
+            time.sleep(1)
+            (tmp_path / "released").touch()
+            os._exit(0)
+
+    other = multiprocessing.get_context("fork").Process(target=hold)
+    other.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    with pytest.raises(SamplesFailed):
+        job_in(tmp_path, SAMPLES[:2], errors={SAMPLES[0].name: ValueError("bad")}).run()
+    assert (tmp_path / "released").exists()
+    assert exit_code(other) == 0
+
+
+def test_a_full_disk_and_ctrl_c_stop_at_once(tmp_path):
+    for error in (OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            job_in(tmp_path, errors={SAMPLES[0].name: error}).run()
+        assert contents(tmp_path) == FINISHED
+        assert not videos_of(tmp_path)
+
+
+def test_what_fails_every_time_stops_the_process_and_comes_last_in_the_next_run(tmp_path):
+    samples = [Sample(f"a-{index}", "a", index) for index in range(MAX_FAILURES_IN_A_ROW + 2)]
+    bad = {sample.name: RuntimeError("device lost") for sample in samples[:-1]}
+    with pytest.raises(SamplesFailed, match=f"stopped after {MAX_FAILURES_IN_A_ROW} failures in a row"):
+        job_in(tmp_path, samples, errors=bad).run()
+    with pytest.raises(SamplesFailed, match="made 1 videos; 1 of"):
+        job_in(tmp_path, samples, errors=bad).run()
+
+
+def test_all_samples_that_cannot_be_made_are_named_at_the_start(tmp_path):
+    bad = {SAMPLES[1].name: LookupError("too short"), SAMPLES[4].name: LookupError("too short")}
+    with pytest.raises(SamplesFailed) as failure:
+        job_in(tmp_path, errors=bad).check()
+    assert all(f"{name}: too short" in str(failure.value) for name in bad)
+    assert contents(tmp_path) == [], "nothing is written before all is checked"
+    job = job_in(tmp_path, errors=bad, keep_going=True)
+    job.check()
+    with pytest.raises(SamplesFailed, match="4 of 6"):
+        job.run()
+
+
+def test_failures_bind_no_settings(tmp_path):
+    with pytest.raises(SamplesFailed):
+        job_in(tmp_path, SAMPLES[:1], errors={SAMPLES[0].name: ValueError("bad")}).run()
+    assert "1 of 1" in job_in(tmp_path, SAMPLES[:1], num_steps=5).run()
+
+
+def test_a_long_name_is_that_of_the_video(tmp_path):
+    sample = Sample("é" * 125 + "x", "long", 0)
+    job_in(tmp_path, [sample]).run()
+    (record,) = read_manifest(tmp_path)
+    assert record["file"] == f"videos/{sample.name}.mp4"
+    assert Trace.load(tmp_path / record["trace"]).method == "noise"
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", '{"name": []}', '{"name": "a shape-0", "file": 3}', "[" * 5000, "\xff"]
+)
+def test_a_damaged_line_costs_one_video_and_nothing_else(tmp_path, line):
+    (tmp_path / "manifest.jsonl").write_text(f"{line}\n", encoding="latin-1")
+    (tmp_path / "settings.json").write_text(json.dumps(NoiseSampler().settings))
+    assert "made 1 videos; 1 of 1" in job_in(tmp_path, SAMPLES[:1]).run()
+
+
+def test_damaged_settings_are_named(tmp_path):
+    job_in(tmp_path, SAMPLES[:1]).run()
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"settings\.json cannot be read"):
+        job_in(tmp_path, SAMPLES[:1])
 
 
 def test_a_line_cut_short_costs_one_video_and_nothing_else(tmp_path):
@@ -147,7 +276,7 @@ def test_settings_of_a_run_that_made_nothing_bind_nobody(tmp_path):
     assert json.loads((tmp_path / "settings.json").read_text())["num_steps"] == 5
 
 
-@pytest.mark.parametrize("name", ["a/b", ".a", "", "x" * 240])
+@pytest.mark.parametrize("name", ["a/b", "a\nb", "a\0", "", "x" * 252])
 def test_names_that_no_file_can_bear_are_refused(name):
     with pytest.raises(ValueError, match="name"):
         Sample(name, "a", 0)
@@ -156,22 +285,6 @@ def test_names_that_no_file_can_bear_are_refused(name):
 def test_two_samples_of_one_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match="share the name"):
         job_in(tmp_path, [SAMPLES[0], SAMPLES[0]]).check()
-
-
-def test_a_lock_keeps_other_processes_out_until_its_holder_is_gone(tmp_path):
-    locks = Locks(tmp_path / "locks")
-
-    def other_gets(name):
-        child = os.fork()
-        if child == 0:
-            with Locks(tmp_path / "locks").attempt(name) as free:
-                os._exit(free)
-        return bool(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-
-    with locks.attempt("a") as free:
-        assert free and not other_gets("a") and other_gets("b")
-    assert other_gets("a"), "and the other one, which just ended while it held the lock, is no hindrance"
-    assert other_gets("a")
 
 
 @pytest.mark.parametrize(
@@ -229,4 +342,4 @@ def test_an_interrupted_benchmark_says_how_to_go_on(tmp_path, capsys):
     assert run_checked(lambda: job, lambda job: run_on(["cpu"], job)) == 130
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ") and "same command" in line
-    assert not any((tmp_path / ".unfinished").iterdir())
+    assert not (tmp_path / ".unfinished").exists()

@@ -244,7 +244,6 @@ def test_a_broken_run_is_refused_in_one_sentence(run, harm, message, capsys):
     "name",
     [
         "ways.json",
-        "causal/manifest.jsonl",
         f"causal/traces/{PROMPTS[0]}-0.trace.json",
         "causal/closeness_to_vanilla.json",
         "causal/vbench.json",

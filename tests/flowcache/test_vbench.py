@@ -4,11 +4,13 @@ import csv
 import json
 import venv
 
+import numpy as np
 import pytest
 
 from flowcache.benchmark import __main__ as program
 from flowcache.benchmark.vbench import QUALITY, SCALES, SEMANTIC, VBenchReport
 from flowcache.benchmark.vbench_prompts import DIMENSIONS
+from flowcache.video import VideoWriter
 
 PACKAGE = """
 import json, os
@@ -52,7 +54,8 @@ def videos(tmp_path):
     folder = tmp_path / "out" / "videos"
     folder.mkdir(parents=True)
     for name in [*(f"a dog-{index}" for index in range(5)), "a beach-0"]:
-        (folder / f"{name}.mp4").touch()
+        with VideoWriter(folder / f"{name}.mp4", 8) as writer:
+            writer.write(np.zeros((1, 16, 16, 3), np.uint8))
     return folder
 
 
@@ -88,6 +91,17 @@ def test_absent_videos_are_counted(front, videos, capsys):
     assert "not comparable with published scores: 1 videos are absent" in capsys.readouterr().out
 
 
+def test_a_broken_video_is_named_and_the_others_are_scored(front, videos, capsys):
+    (videos / "a dog-2.mp4").write_bytes(b"no video")
+    assert front("--dimension", "subject_consistency") == 1
+    error = capsys.readouterr().err
+    assert "a dog-2.mp4: " in error and "subject_consistency: 50.00" in error
+    content = json.loads((videos.parent / "vbench.json").read_text())
+    assert list(content["broken"]) == ["a dog-2.mp4"]
+    assert sorted(content["videos"]) == ["a beach-0.mp4", *(f"a dog-{index}.mp4" for index in (0, 1, 3, 4))]
+    assert content["absent_videos"] == {"subject_consistency": 1}
+
+
 def test_totals_are_those_of_the_leaderboard(tmp_path):
     best = VBenchReport(tmp_path, list(DIMENSIONS), {name: high for name, (_, high, _) in SCALES.items()})
     assert best.totals() == pytest.approx({"quality": 100, "semantic": 100, "total": 100})
@@ -106,7 +120,7 @@ def test_totals_are_those_of_the_leaderboard(tmp_path):
         (["--environment", "."], "environment: . is no Python environment"),
         (["--environment", "new", "--python", "python9"], "python: there is no Python python9"),
         (["--generated_videos", "nowhere"], "generated_videos: nowhere is no folder with mp4 files"),
-        (["--full_info", "list.json"], "list.json cannot be read as a list of prompts"),
+        (["--full_info", "list.json"], "list.json cannot be read"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(front, tmp_path, monkeypatch, capsys, arguments, message):

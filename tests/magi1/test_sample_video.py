@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from manifests import read_manifest
+from manifests import FINISHED, fail_first, read_manifest
 from programs import Program
 from reference import ROOT
 
@@ -126,6 +126,35 @@ def test_vbench_is_sampled_under_its_names(front, vbench, tmp_path, capsys):
     assert "base_save_path out holds videos of other settings (method is 'flowcache' there" in error
 
 
+def test_a_video_after_one_that_failed_is_the_same(front, vbench, tmp_path, monkeypatch, capsys):
+    arguments = ["--vbench_prompt_dir", vbench, "--samples", 2, "--end", 1]
+    assert front("flowcache_vbench.yaml", *arguments, "--base_save_path", "whole") == 0
+    with monkeypatch.context() as patch:
+        fail_first(patch, sampler)
+        assert front("flowcache_vbench.yaml", *arguments, "--base_save_path", "out") == 1
+    assert "a red circle-0.mp4: not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert front("flowcache_vbench.yaml", *arguments, "--base_save_path", "out") == 0
+    for index in (0, 1):
+        name = f"videos/a red circle-{index}.mp4"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FINISHED
+
+
+def test_clips_that_cannot_be_read_are_named_at_the_start(front, physics, tmp_path, monkeypatch, capsys):
+    (clip,) = physics.rglob("0001_conditioning*.mp4")
+    clip.write_bytes(b"no video")
+    arguments = ["--physicsiq_data_dir", physics, "--fps", FPS, "--base_save_path", "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+        assert front("teacache_physicsiq.yaml", *arguments) == 2
+    assert "0001_perspective-left_roll: " in capsys.readouterr().err.splitlines()[-1]
+    (tmp_path / "mine.yaml").write_text(
+        (FOLDER / "yaml_config" / "sample" / "teacache_physicsiq.yaml").read_text() + "\nkeep_going: true\n"
+    )
+    assert front(tmp_path / "mine.yaml", *arguments) == 1
+    assert "0 of 1 are there" in capsys.readouterr().err
+
+
 def test_physics_iq_is_continued_and_scored(front, physics, tmp_path, capsys):
     pytest.importorskip("cv2", reason="OpenCV, of the extra metrics, is not installed")
     arguments = ["--physicsiq_data_dir", physics, "--fps", FPS, "--base_save_path", "out"]
@@ -177,9 +206,9 @@ BAD = {
     "preset must be text": ("preset: [fast]", []),
     "reuse_strategy must be text": ("reuse_strategy: {all: 1}", []),
     "mine.yaml cannot be read as YAML": ("samples: !!timestamp x", []),
-    "samples must be at most": ("", ["--samples", 10**9]),
+    "samples must be ": ("", ["--samples", 10**9]),
     "base_save_path: expected a path": ("base_save_path: ~nosuch_user/out", []),
-    "descriptions_file: expected a path": ("", ["--descriptions_file", "x" * 300]),
+    "vbench_prompt_dir: expected a path": ("", ["--vbench_prompt_dir", "x" * 300]),
     "nothing.json cannot be read": ("", ["--config_file", "nothing.json"]),
     "benchmark must be one of vbench, physicsiq, got 'vbnech'": ("benchmark: vbnech", []),
     "samples must be a whole number": ("samples: many", []),

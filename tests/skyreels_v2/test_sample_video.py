@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from manifests import read_manifest
+from manifests import FINISHED, fail_first, read_manifest
 from programs import Program
 from reference import ROOT
 
@@ -15,6 +15,7 @@ from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
 from skyreels_v2 import sampler
 
+FAULTS = ROOT / "tests" / "data" / "faults"
 QUICK = ["--height", 32, "--width", 32, "--num_frames", 9, "--fps", 4]
 QUICK += ["--inference_steps", 4, "--ar_step", 1, "--causal_block_size", 2]
 
@@ -49,6 +50,72 @@ def test_vbench_is_sampled_under_its_names(front, benchmarks, tmp_path, capsys):
     records = read_manifest(folder)
     assert [record["seed"] for record in records] == [0, 1]
     assert Trace.load(folder / records[0]["trace"]).settings["prompt"] == "a red circle"
+
+
+@pytest.mark.parametrize(
+    ("folder", "dimension", "named"),
+    [("vb_bom", "color", 2), ("vb_slash", "scene", 2), ("vb_long", "scene", 1)],
+)
+def test_no_prompt_of_a_list_keeps_the_others_from_being_made(
+    front, tmp_path, capsys, folder, dimension, named
+):
+    arguments = ["--vbench_prompt_dir", FAULTS / folder, "--dimension", dimension, "--samples", 1]
+    assert front(*arguments, "--base_save_path", "out") == 0, capsys.readouterr().err
+    records = read_manifest(tmp_path / "out")
+    content = (FAULTS / folder / f"{dimension}.txt").read_text(encoding="utf-8-sig")
+    assert [record["prompt"] for record in records] == content.splitlines()
+    assert [record["name"] == f"{record['prompt']}-0" for record in records].count(True) == named
+    assert len(list((tmp_path / "out" / "videos").iterdir())) == len(records)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FINISHED
+
+
+def test_augmented_prompts_reach_the_model(front, benchmarks, tmp_path, capsys):
+    (tmp_path / "scene_longer.txt").write_text("a red circle over a blue background\n")
+    arguments = ["--vbench_prompt_dir", "prompts", "--samples", 1, "--augmented_prompts", "."]
+    assert front(*arguments, "--base_save_path", "out") == 0, capsys.readouterr().err
+    (record,) = read_manifest(tmp_path / "out")
+    assert (record["name"], record["original"]) == ("a red circle-0", "a red circle")
+    prompt = Trace.load(tmp_path / "out" / record["trace"]).settings["prompt"]
+    assert prompt == "a red circle over a blue background"
+
+
+def test_clips_that_are_too_short_are_named_at_the_start(front, tmp_path, monkeypatch, capsys):
+    arguments = ["--benchmark", "physicsiq", "--physicsiq_data_dir", FAULTS / "piq", "--overlap_history", 17]
+    arguments += ["--fps", 24, "--num_frames", 137, "--base_save_path", "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+        assert front(*arguments) == 2
+    first, line = capsys.readouterr().err.strip().splitlines()
+    assert "1 of 3" in first and "--keep_going" in first
+    assert "0002_perspective-left_trimmed-cup" in line and "5 frames" in line
+
+
+def test_the_others_are_made_where_one_clip_is_too_short(front, benchmarks, tmp_path, capsys):
+    videos = tmp_path / "physics" / "split-videos" / "conditioning" / "8FPS"
+    with VideoWriter(videos / "0000_conditioning-videos_8FPS_perspective-left_take-1_fall.mp4", 8) as writer:
+        writer.write(np.full((5, 32, 32, 3), 200, np.uint8))
+    with (tmp_path / "physics" / "descriptions.csv").open("a") as table:
+        table.write("0000_perspective-left_take-1_fall.mp4,a fall,0000_perspective-left_fall.mp4\n")
+    arguments = ["--benchmark", "physicsiq", "--physicsiq_data_dir", "physics", "--overlap_history", 5]
+    arguments += ["--num_frames", 25, "--method", "causal", "--base_save_path", "out"]
+    assert front(*arguments, "--keep_going") == 1
+    assert "videos/0000_perspective-left_fall.mp4: " in capsys.readouterr().err.splitlines()[-1]
+    assert [record["name"] for record in read_manifest(tmp_path / "out")] == ["0001_perspective-left_roll"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FINISHED
+
+
+def test_a_video_after_one_that_failed_is_the_same(front, benchmarks, tmp_path, monkeypatch, capsys):
+    arguments = ["--vbench_prompt_dir", "prompts", "--samples", 2, "--use_compress", "--num_frames", 25]
+    assert front(*arguments, "--base_save_path", "whole") == 0, capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        fail_first(patch, sampler)
+        assert front(*arguments, "--base_save_path", "out") == 1
+    assert "a red circle-0.mp4: not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert [record["seed"] for record in read_manifest(tmp_path / "out")] == [1]
+    assert front(*arguments, "--base_save_path", "out") == 0
+    for index in (0, 1):
+        name = f"videos/a red circle-{index}.mp4"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_ways_take_turns_and_make_a_table(front, benchmarks, tmp_path, capsys):
@@ -107,7 +174,7 @@ BAD = {
     "DEVICES must be cpu or numbers of GPUs": [],
     "overlap_history is needed": ["--benchmark", "physicsiq", "--physicsiq_data_dir", "physics"],
     "num_frames must be at least 25 for physicsiq": ["--benchmark", "physicsiq", "--overlap_history", 5],
-    "samples must be at most": ["--samples", 10**9],
+    "samples must be ": ["--samples", 10**9],
     "base_save_path: expected a path": ["--base_save_path", "~nosuch_user/out"],
     "vbench_prompt_dir: expected a path": ["--vbench_prompt_dir", "x" * 300],
     "inference_steps must be at most": ["--inference_steps", 10**9],
