@@ -11,6 +11,7 @@ that are there are not made again; the folder also holds their traces and ``mani
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -154,7 +155,7 @@ def _describe(runtime: RuntimeSection) -> str:
 def _of_physics_iq(source: ModelSource, overrides: Mapping[str, Any]) -> ModelSource:
     """The source with videos of the benchmark's length, unless the command line asks for longer ones."""
     config = source.config
-    wanted, told = SECONDS * config.runtime_config.fps, config.runtime_config.num_frames
+    wanted, told = math.ceil(SECONDS * config.runtime_config.fps), config.runtime_config.num_frames
     if "num_frames" not in overrides:
         runtime = replace(config.runtime_config, num_frames=wanted)
         return replace(source, config=replace(config, runtime_config=runtime))

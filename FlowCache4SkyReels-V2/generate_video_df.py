@@ -44,7 +44,6 @@ from flowcache.video import (
     VideoInfo,
     probe_video,
     read_image,
-    read_video,
     resize_and_crop,
     to_float,
 )
@@ -58,7 +57,7 @@ from skyreels_v2.command_line import (
     settings_of,
     settle_flags,
 )
-from skyreels_v2.sampler import SkyReelsSampler
+from skyreels_v2.sampler import SkyReelsSampler, video_prefix
 from skyreels_v2.windows import check_streaming, plan_windows
 
 
@@ -69,7 +68,7 @@ class Job:
     sampler: SkyReelsSampler
     condition: Condition
     prompt: str
-    history: Frames | None
+    history: Path | None
     output: Path
     resume: ResumeFile | None
     tuning: Tuning | None
@@ -104,19 +103,19 @@ def prepare(args: argparse.Namespace) -> Job:
     args.seed = settle_seed(args.seed, args.resume)
     check_device(args.device)
     source = resolve_model(args.model_id, args.device)
-    info = _check_conditions(args)
+    info, images = _read_given(args)
     upright = None if info is None else info.height > info.width
     height, width = frame_size(args, source, upright)
     fps = args.fps
-    if fps is None and args.video_path is not None and info.fps:
-        fps = round(info.fps)
+    if fps is None and args.video_path is not None:
+        fps = info.fps
     settings = settings_of(args, source, height=height, width=width, fps=fps)
     cache = cache_of(args, source, settings)
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:
         raise ValueError("prompt must not be empty.")
     check_streaming(settings, cache, arrives=args.end_image is not None)
-    condition, history = _read_conditions(args, settings)
+    condition = _condition(args, settings, images)
     plan_windows(settings, 0 if condition.prefix is None else condition.prefix.shape[1])
     sampler = SkyReelsSampler(
         source=source,
@@ -128,7 +127,7 @@ def prepare(args: argparse.Namespace) -> Job:
         offload=args.offload,
     )
     tuning = None if target is None else sampler.tuning(target, args.profile)
-    identity, resume = sampler.identity(prompt, condition, history), None
+    identity, resume = sampler.identity(prompt, condition, args.video_path), None
     if tuning is not None:
         check_tuning(tuning)
         identity["tuning"] = tuning.identity
@@ -136,11 +135,15 @@ def prepare(args: argparse.Namespace) -> Job:
     output = output_file("outdir", args.outdir / args.expname / name)
     if args.resume:
         resume = ResumeFile(output, identity, args.device)
-    return Job(sampler, condition, prompt, history, output, resume, tuning)
+    return Job(sampler, condition, prompt, args.video_path, output, resume, tuning)
 
 
-def _check_conditions(args: argparse.Namespace) -> VideoInfo | None:
-    """Refuse what does not go together or cannot be read; rate and size of what the video starts with."""
+def _read_given(args: argparse.Namespace) -> tuple[VideoInfo | None, dict[str, Frames]]:
+    """Refuse what does not go together or cannot be read.
+
+    Returns:
+        Rate and size of what the video starts with, and images by their flags.
+    """
     if args.end_image is not None and args.image is None:
         raise ValueError("end_image needs image as well: the video has to start somewhere.")
     if args.video_path is not None and args.image is not None:
@@ -149,33 +152,35 @@ def _check_conditions(args: argparse.Namespace) -> VideoInfo | None:
         raise ValueError(
             "video_path needs overlap_history: how many frames of it to continue from; 17 is usual."
         )
-    info = None
-    for name, read in (("end_image", read_image), ("image", read_image), ("video_path", probe_video)):
+    info, images = None, {}
+    for name in ("end_image", "image", "video_path"):
         path = getattr(args, name)
         if path is None:
             continue
         try:
-            found = read(path)
+            if name == "video_path":
+                info = probe_video(path)
+            else:
+                images[name] = read_image(path)
+                info = VideoInfo(1, None, *images[name].shape[:2])
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        info = found if name == "video_path" else VideoInfo(1, 0.0, *found.shape[:2])
-    return info
+    return info, images
 
 
-def _read_conditions(args: argparse.Namespace, settings: VideoSettings) -> tuple[Condition, Frames | None]:
-    """What the video starts from and arrives at; and the video that it continues, all in its size."""
-    size = (settings.height, settings.width)
+def _condition(args: argparse.Namespace, settings: VideoSettings, images: dict[str, Frames]) -> Condition:
+    """What the video starts from and arrives at, in its size."""
     if args.video_path is not None:
-        history, _ = read_video(args.video_path, size)
-        overlap = settings.overlap_history
-        if len(history) < overlap:
-            raise ValueError(f"video_path has {len(history)} frames, fewer than overlap_history ({overlap}).")
-        return Condition(prefix=to_float(history[-overlap:])), history
+        try:
+            return Condition(prefix=video_prefix(args.video_path, settings))
+        except ValueError as error:
+            raise ValueError(f"video_path: {error}") from error
+    size = (settings.height, settings.width)
     first, last = (
-        None if path is None else to_float(resize_and_crop(read_image(path)[None], *size))
-        for path in (args.image, args.end_image)
+        to_float(resize_and_crop(images[name][None], *size)) if name in images else None
+        for name in ("image", "end_image")
     )
-    return Condition(prefix=first, last=last), None
+    return Condition(prefix=first, last=last)
 
 
 def _name_words(

@@ -12,6 +12,7 @@ Several ways take turns, and each gets a folder.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from flowcache.benchmark.sampling import SamplingJob, run_on
 from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser, run_checked
 from flowcache.config import DEFAULT_PRESET
+from flowcache.rates import plain_rate
 from flowcache.unread import refuse_unread
 from skyreels_v2 import ModelSource, VideoSettings, resolve_model
 from skyreels_v2.command_line import (
@@ -116,7 +118,7 @@ def _video_settings(
     overlap = args.overlap_history
     if overlap is None:
         raise ValueError("overlap_history is needed to continue the videos of physicsiq; 17 is usual.")
-    wanted = overlap + SECONDS * (args.fps or source.defaults["fps"])
+    wanted = overlap + math.ceil(SECONDS * (args.fps or plain_rate(source.defaults["fps"])))
     if args.num_frames is not None and args.num_frames < wanted:
         raise ValueError(
             f"num_frames must be at least {wanted} for physicsiq, overlap_history and {SECONDS} s, "

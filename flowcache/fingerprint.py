@@ -39,6 +39,12 @@ def array_digest(array: ArrayLike | None) -> str | None:
     return digest.hexdigest()[:16]
 
 
+def file_digest(path: Path) -> str:
+    """Of a file, all of it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def folder_digest(folder: Path) -> str:
     """Of a model's files: their names, their sizes and pieces of each; the folder itself may be moved."""
     digest = hashlib.sha256()

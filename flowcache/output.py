@@ -12,7 +12,7 @@ from torch import Tensor
 from .resume import ResumeFile
 from .state import State
 from .trace import Trace
-from .video import Frames, VideoWriter, to_uint8
+from .video import VideoWriter, to_uint8
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def write_parts(
     fps: float,
     trace: Trace,
     *,
-    before: Frames | None = None,
+    before: Path | None = None,
+    size: tuple[int, int] | None = None,
     skip: int = 0,
     resume: ResumeFile | None = None,
     state: State | None = None,
@@ -74,7 +75,8 @@ def write_parts(
         path: of the mp4.
         fps: frames per second.
         trace: gets the time that writing takes.
-        before: frames ``[frames, height, width, 3]`` to write first.
+        before: video to write first; needs ``size``.
+        size: height and width of the video; None: those of its first part.
         skip: frames at the start of the parts to leave out.
         resume: where to save the state behind each part, as soon as that is on the disk; None: nowhere.
         state: what was saved there, to go on from: ``stream`` is that of the parts.
@@ -83,11 +85,11 @@ def write_parts(
         ValueError: there is no frame to write.
         OSError: the file cannot be written.
     """
-    with VideoWriter(path, fps, state=state and state["video"]) as writer:
+    with VideoWriter(path, fps, *(size or ()), state=state and state["video"]) as writer:
         if state is not None:
             skip = state["skip"]
         elif before is not None:
-            writer.write(before)
+            writer.write_video(before)
         for part in parts:
             frames = to_uint8(part.frames)
             with trace.timer("write"):

@@ -26,7 +26,7 @@ from .video import part_of
 logger = logging.getLogger(__name__)
 
 #: Raised whenever an older state cannot be gone on from.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 #: What a run writes beside its video, which may have been killed while it did.
 WRITTEN = (".mp4", ".resume.pt", ".trace.json", ".reuse.png")
 #: Differences that are named when a state is refused.

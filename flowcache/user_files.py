@@ -24,6 +24,20 @@ class UnreadableFile(ValueError):
     """A user's file is missing, damaged or of another kind; the message names it."""
 
 
+def check_is_file(path: str | Path) -> None:
+    """Refuse what is no file before a reader of foreign formats opens it: it may wait for a pipe for ever.
+
+    Raises:
+        UnreadableFile: it is missing, a folder, a pipe, or longer than a path may be.
+    """
+    try:
+        exists = Path(path).is_file()
+    except (OSError, ValueError):
+        exists = False
+    if not exists:
+        raise UnreadableFile(f"{path} does not exist or is not a file.")
+
+
 @contextmanager
 def reading(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
     """Turn every exception of the block into a sentence that names the file.
@@ -45,7 +59,7 @@ def reading(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         logger.debug("reading %s", path, exc_info=True)
-        told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        told = getattr(error, "strerror", None) or str(error)
         if isinstance(error, LookupError | AttributeError | TypeError):  # whose text alone says little
             told = f"{type(error).__name__}: {told}"
         reason = (told.strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
+#: Small faulty inputs, as users have them.
+FAULTS = ROOT / "tests" / "data" / "faults"
 
 
 def reference_dir() -> Path:

@@ -15,6 +15,7 @@ from flowcache.knobs import only_knob
 from flowcache.kv.quantized import BITS
 from flowcache.kv.selection import WEIGHTINGS
 from flowcache.limits import check_limits, check_pixels
+from flowcache.rates import plain_rate
 from flowcache.user_files import expand_path
 
 from .config_files import COMMAND_LINE, build, check_keys, check_mapping, read_file
@@ -49,7 +50,6 @@ RUNTIME_LIMITS = {
     "num_steps": (1, 1000),
     "window_size": (1, 1000),
     "chunk_width": (1, 1000),
-    "fps": (1, 1000),
     "cfg_t_range": (0, 1),
     "prev_chunk_scales": (-1000, 1000),
     "text_scales": (-1000, 1000),
@@ -156,7 +156,7 @@ class RuntimeSection:
     video_size_w: int = 720
     num_steps: int = 64
     window_size: int = 4
-    fps: int = 24
+    fps: float = 24
     chunk_width: int = 6
     t5_pretrained: str = ""
     t5_device: str = "cuda"
@@ -166,6 +166,7 @@ class RuntimeSection:
     load: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fps", plain_rate(self.fps))
         check_limits(self, RUNTIME_LIMITS)
         check_pixels(self.num_frames, self.video_size_h, self.video_size_w)
         for name in ("load", "vae_pretrained", "t5_pretrained"):

@@ -6,6 +6,7 @@ import difflib
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping
+from fractions import Fraction
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, TypeVar
@@ -148,11 +149,11 @@ def cast(value: Any, kind: str, key: str, where: str) -> Any:
 
 
 def _number(value: Any) -> int | float | None:
-    """The number that a value is or spells; YAML takes ``1e-2`` for text."""
+    """The number that a value is or spells, such as ``24000/1001``; YAML takes ``1e-2`` for text."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     try:
-        as_float = float(value)
-    except (ValueError, OverflowError):
+        as_float = float(Fraction(value) if isinstance(value, str) and "/" in value else value)
+    except (ValueError, OverflowError, ZeroDivisionError):
         return None
     return as_float if isinstance(value, str) else value

@@ -155,7 +155,7 @@ def load_pipeline(
     transformer = load_transformer(config, dtype, keep_fp8=multiplies_fp8(device))
     vae = load_vae(runtime.vae_pretrained)
     vae.register_to_config(scaling_factor=runtime.scale_factor)
-    vae.enable_tiling(Tiling(frames=max(runtime.fps // 2, vae.config.patch_length)))
+    vae.enable_tiling(Tiling(frames=max(round(runtime.fps) // 2, vae.config.patch_length)))
     tokenizer, encoder = load_text_encoder(runtime.t5_pretrained)
     for part in (transformer, vae):
         part.to(device)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from flowcache import FlowCacheConfig, Trace
@@ -18,7 +16,7 @@ from flowcache.output import write_parts
 from flowcache.resume import ResumeFile
 from flowcache.reuse.plans import Plans
 from flowcache.tuning import Target, Tuning
-from flowcache.video import Frames, probe_video, read_image, resize_and_crop, stream_video, to_float
+from flowcache.video import Frames, last_frames, probe_video, read_image, resize_and_crop, to_float
 
 from .captions import CaptionSwitches, SpecialTokens
 from .config import FRAMES, RuntimeSection
@@ -74,7 +72,7 @@ class MagiSampler:
         }
 
     def check(self, sample: Sample) -> None:
-        """Refuse a sample whose image or video cannot be read; no frame of a video is decoded.
+        """Refuse a sample whose image or video cannot be read; decodes a video's first frame only.
 
         Raises:
             ValueError: it is named.
@@ -208,15 +206,14 @@ class MagiSampler:
         return self.runtime.video_size_h, self.runtime.video_size_w
 
 
-def _last_seconds(path: Path, fps: int, size: tuple[int, int]) -> Frames:
+def _last_seconds(path: Path, fps: float, size: tuple[int, int]) -> Frames:
     """The last whole seconds of a video, at most five, at the rate of the video to make.
 
-    Of one shorter than a second, all that makes whole latent frames. No more than what may be needed is held.
+    At least a latent frame; of a video shorter than a second, all that makes whole latent frames.
     """
-    count, last = 0, deque[Frames](maxlen=PREFIX_SECONDS * fps)
-    for frame in stream_video(path, fps):
-        last.append(frame)
-        count += 1
-    kept = min(count // fps, PREFIX_SECONDS) * fps or count
-    kept = max(kept // FRAMES * FRAMES, 1)
-    return np.stack([resize_and_crop(frame[None], *size)[0] for frame in list(last)[-kept:]])
+    most = max(round(PREFIX_SECONDS * fps), FRAMES)
+    frames, count = last_frames(path, most, fps, size)
+    seconds = min(int(count / fps), PREFIX_SECONDS)
+    kept = max(round(seconds * fps), FRAMES) if seconds else count
+    kept = max(min(kept, count) // FRAMES * FRAMES, 1)
+    return frames[-kept:]

@@ -12,6 +12,7 @@ from flowcache.config import DEFAULT_PRESET, PRESETS
 from flowcache.knobs import check_knobs, unread_knobs
 from flowcache.kv.quantized import BITS
 from flowcache.limits import check_limits
+from flowcache.rates import parse_rate
 from flowcache.reuse.forecast import FORECASTS
 from flowcache.unread import UnreadFlags
 
@@ -44,7 +45,12 @@ def add_video_flags(parser: ArgumentParser) -> None:
     add("--inference_steps", type=int, default=30, help="denoising steps (default: 30)")
     add("--guidance_scale", type=float, help="classifier-free guidance; 1 switches it off (default: 6)")
     add("--shift", type=float, help="flow shift (default: 8)")
-    add("--fps", type=int, help="frames per second (default: 24, or those of a video that is continued)")
+    add(
+        "--fps",
+        type=parse_rate,
+        help="frames per second, such as 24, 23.976 or 24000/1001 (default: 24, or those of a video that is "
+        "continued)",
+    )
     add(
         "--addnoise_condition",
         type=int,

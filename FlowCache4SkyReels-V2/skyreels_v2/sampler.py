@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.benchmark.sample import Sample
 from flowcache.environment import make_current, restart_peak_memory
-from flowcache.fingerprint import array_digest, folder_digest
+from flowcache.fingerprint import array_digest, file_digest, folder_digest
 from flowcache.output import VideoOutput, write_parts
 from flowcache.resume import ResumeFile
 from flowcache.reuse.plans import Plans
 from flowcache.tuning import Target, Tuning
-from flowcache.video import Frames, probe_video, read_image, resize_and_crop, stream_video, to_float
+from flowcache.video import last_frames, probe_video, read_image, resize_and_crop, to_float
 
 from .checkpoint import ModelSource, load_pipeline
 from .pipeline import Condition, FlowCacheSkyReelsV2Pipeline
@@ -65,7 +64,7 @@ class SkyReelsSampler:
             "reuse": self.cache.as_dict(),
         }
 
-    def identity(self, prompt: str, condition: Condition, before: Frames | None = None) -> dict[str, Any]:
+    def identity(self, prompt: str, condition: Condition, before: Path | None = None) -> dict[str, Any]:
         """All that decides about a video, for its name and its ``ResumeFile``.
 
         A local model goes by its weights, so that its folder may move; one on the Hub by its id. Arguments as
@@ -82,7 +81,7 @@ class SkyReelsSampler:
             "seed": self.video.seed,
             "prefix": array_digest(condition.prefix),
             "last": array_digest(condition.last),
-            "before": array_digest(before),
+            "before": None if before is None else file_digest(before),
             "weights": None if path is None else folder_digest(path),
         }
 
@@ -101,7 +100,7 @@ class SkyReelsSampler:
             raise ValueError("overlap_history is needed to continue a video; 17 is usual.")
         seconds = 0 if info.num_frames is None or not info.fps else info.num_frames / info.fps
         if seconds * self.video.fps < wanted + 1:  # by the header, which may be wrong
-            self._last_frames(sample.video)
+            video_prefix(sample.video, self.video)
 
     def load(self) -> None:
         """Read the weights."""
@@ -163,7 +162,7 @@ class SkyReelsSampler:
             image = resize_and_crop(read_image(sample.image)[None], self.video.height, self.video.width)
             condition = Condition(prefix=to_float(image))
         elif sample.video is not None:
-            condition = Condition(prefix=to_float(self._last_frames(sample.video)))
+            condition = Condition(prefix=video_prefix(sample.video, self.video))
             skip = self.video.overlap_history
         self.write(sample.prompt, condition, path, trace, seed=sample.seed, skip=skip)
         return trace
@@ -176,7 +175,7 @@ class SkyReelsSampler:
         trace: Trace,
         *,
         seed: int | None = None,
-        before: Frames | None = None,
+        before: Path | None = None,
         skip: int = 0,
         resume: ResumeFile | None = None,
     ) -> None:
@@ -188,7 +187,7 @@ class SkyReelsSampler:
             path: of the mp4.
             trace: filled in with what happens.
             seed: of the noise; None takes the settings'.
-            before: frames ``[frames, height, width, 3]`` to write first.
+            before: video to write first, at its own speed and in the new one's size.
             skip: frames at the start of the video not to write.
             resume: where to save what is needed to go on, and to go on from; None: nowhere.
         """
@@ -205,14 +204,30 @@ class SkyReelsSampler:
             trace=trace,
             state=state and state.pop("stream"),
         )
-        write_parts(parts, path, settings.fps, trace, before=before, skip=skip, resume=resume, state=state)
+        write_parts(
+            parts,
+            path,
+            settings.fps,
+            trace,
+            before=before,
+            size=(settings.height, settings.width),
+            skip=skip,
+            resume=resume,
+            state=state,
+        )
         trace.settings["model"] = self.source.location
 
-    def _last_frames(self, path: Path) -> Frames:
-        """As many of a video's last frames as windows share, in rate and size of the one to make."""
-        wanted = self.video.overlap_history
-        last = deque[Frames](stream_video(path, self.video.fps), maxlen=wanted)
-        if len(last) < wanted:
-            raise ValueError(f"{path} has {len(last)} frames, fewer than overlap_history ({wanted}).")
-        size = (self.video.height, self.video.width)
-        return np.stack([resize_and_crop(frame[None], *size)[0] for frame in last])
+
+def video_prefix(path: Path, settings: VideoSettings) -> Tensor:
+    """The frames of a video to continue from, ``[3, frames, height, width]`` in [-1, 1].
+
+    Raises:
+        ValueError: it cannot be read, or is shorter than ``overlap_history``.
+    """
+    wanted = settings.overlap_history
+    frames, count = last_frames(path, wanted, settings.fps, (settings.height, settings.width))
+    if count < wanted:
+        raise ValueError(
+            f"{path} has {count} frames at {settings.fps:g} a second, fewer than overlap_history ({wanted})."
+        )
+    return to_float(frames)

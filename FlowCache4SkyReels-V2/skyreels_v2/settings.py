@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flowcache.limits import check_limits, check_pixels
+from flowcache.rates import plain_rate
 
 TEMPORAL_STRIDE = 4  # pixel frames per latent frame of the Wan VAE, after the first
 SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
@@ -24,7 +25,6 @@ LIMITS = {
     "inference_steps": (1, 1000),
     "guidance_scale": (1, 1000),
     "shift": (0.001, 1000),
-    "fps": (1, 1000),
 }
 
 #: Of a video; planning more takes seconds.
@@ -62,7 +62,7 @@ class VideoSettings:
         inference_steps: denoising steps of a block.
         guidance_scale: weight of classifier-free guidance; 1 switches it off.
         shift: flow shift of the noise grid; 8 for text, 5 for image-to-video in the original.
-        fps: frames per second of the file.
+        fps: frames per second of the file, a number or a fraction as text.
         addnoise_condition: noise mixed into frames that are taken over, in thousandths.
         seed: of the noise.
 
@@ -81,11 +81,12 @@ class VideoSettings:
     inference_steps: int = 30
     guidance_scale: float = 6.0
     shift: float = 8.0
-    fps: int = 24
+    fps: float = 24
     addnoise_condition: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fps", plain_rate(self.fps))
         for name in ("height", "width"):
             _check(
                 getattr(self, name) > 0 and getattr(self, name) % SPATIAL_STRIDE == 0,

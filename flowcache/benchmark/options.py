@@ -92,7 +92,7 @@ class BenchmarkOptions:
         told = environment.get("DEVICES", "")
         return ("DEVICES", told) if told.strip() else ("gpus", self.gpus)
 
-    def list_samples(self, seed: int, fps: int, small: bool) -> list[Sample]:
+    def list_samples(self, seed: int, fps: float, small: bool) -> list[Sample]:
         """The samples, in the benchmark's order and naming.
 
         Args:
@@ -136,7 +136,7 @@ class BenchmarkOptions:
             for index in range(self.samples)
         ]
 
-    def _physics_iq(self, seed: int, fps: int) -> list[Sample]:
+    def _physics_iq(self, seed: int, fps: float) -> list[Sample]:
         if not self.physicsiq_data_dir:
             raise ValueError("physicsiq_data_dir is missing: give the folder of Physics-IQ's videos.")
         table = Path(self.descriptions_file).expanduser() if self.descriptions_file else None

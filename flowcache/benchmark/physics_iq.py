@@ -11,6 +11,7 @@ end, so scores can differ a little.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -105,7 +106,7 @@ def _videos(name: str, folder: Path) -> list[Path]:
 
 
 def check_views(collection: Collection) -> tuple[Collection, dict[str, str]]:
-    """Look at the headers of all videos before any is decoded.
+    """Check all videos by their headers and first frames.
 
     Returns:
         The views that can be measured, and by the generated video's name why others cannot.
@@ -129,12 +130,12 @@ def _check_view(view: View) -> None:
     """Refuse a view of which a video is unreadable or too short, or whose rates differ."""
     paths = {"generated_videos": [view.generated], "reference_videos": view.takes}
     infos = {path: _probe(name, path) for name, group in paths.items() for path in group}
-    rate = round(infos[view.takes[0]].fps)
+    rate = infos[view.takes[0]].fps
     for path, info in infos.items():
-        if round(info.fps) != rate:
+        if not math.isclose(info.fps, rate, rel_tol=0.01):  # 29.97 is as good as 30
             raise ValueError(
                 f"generated_videos and reference_videos must have one rate, but {path.name} has "
-                f"{info.fps:g} frames a second and {view.takes[0].name} {rate}."
+                f"{float(info.fps):g} frames a second and {view.takes[0].name} {float(rate):g}."
             )
 
 
@@ -143,7 +144,9 @@ def _probe(name: str, path: Path) -> VideoInfo:
         info = probe_video(path)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    wanted = SECONDS * round(info.fps)
+    if info.fps is None:
+        raise ValueError(f"{name}: {path.name} does not state its frame rate.")
+    wanted = round(SECONDS * info.fps)
     if info.num_frames is not None and info.num_frames < wanted:
         raise ValueError(f"{name}: {path.name} has {info.num_frames} frames, {SECONDS} s take {wanted}.")
     return info
@@ -161,7 +164,7 @@ def measure_view(view: View, part: str = "first") -> tuple[Measures, Measures]:
         ValueError: a video cannot be read or is too short.
     """
     info = probe_video(view.takes[0])
-    count = SECONDS * round(info.fps)
+    count = round(SECONDS * info.fps)
     size = (max(1, info.height // SCALE), max(1, info.width // SCALE))
     first, second = (make_clip(islice(stream_video(take), count), size) for take in view.takes)
     # of the last seconds, too, motion is sought from the beginning: what rests is known by then

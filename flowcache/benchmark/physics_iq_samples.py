@@ -27,7 +27,7 @@ class Scene:
     video: Path
 
 
-def find_scenes(folder: Path, table: Path | None, fps: int) -> list[Scene]:
+def find_scenes(folder: Path, table: Path | None, fps: float) -> list[Scene]:
     """All first takes, by their ids.
 
     Args:
@@ -60,7 +60,7 @@ def find_scenes(folder: Path, table: Path | None, fps: int) -> list[Scene]:
     return [scenes[identity] for identity in sorted(scenes)]
 
 
-def _conditioning_folder(folder: Path, fps: int) -> Path:
+def _conditioning_folder(folder: Path, fps: float) -> Path:
     """The folder of the videos to continue, at the rate if there is one."""
     names = ("conditioning", "conditioning-videos")
     found = [
@@ -68,10 +68,10 @@ def _conditioning_folder(folder: Path, fps: int) -> Path:
     ]
     rates = {int(path.name[:-3]): path for path in found if path.name[:-3].isdecimal()}
     if not rates:
-        raise ValueError(f"physicsiq_data_dir: {folder} holds no split-videos/conditioning/{fps}FPS.")
-    rate = fps if fps in rates else max(rates)
-    if rate != fps:
-        logger.warning("Physics-IQ: there are no videos of %d FPS; those of %d are thinned out.", fps, rate)
+        raise ValueError(f"physicsiq_data_dir: {folder} holds no split-videos/conditioning/{fps:g}FPS.")
+    rate = round(fps) if round(fps) in rates else max(rates)
+    if rate != round(fps):
+        logger.warning("Physics-IQ: there are no videos of %g FPS; those of %d are resampled.", fps, rate)
     return rates[rate]
 
 

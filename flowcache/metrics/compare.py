@@ -140,7 +140,7 @@ def compare_files(
 
 
 def check_alike(original: Path, generated: Path) -> None:
-    """Hold the headers of two videos against each other; no frame is decoded.
+    """Compare what two videos state of themselves; decodes their first frames only.
 
     Raises:
         ValueError: one cannot be read, or sizes or lengths differ; the argument is named.

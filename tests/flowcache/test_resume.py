@@ -19,6 +19,7 @@ from flowcache.output import VideoPart, write_parts
 from flowcache.resume import ResumeFile
 from flowcache.state import on_host
 from flowcache.trace import StepRecord
+from flowcache.video import VideoWriter
 
 RUN = {"prompt": "a red circle", "seed": 1, "video": {"steps": 8, "size": (32, 32)}}
 LENGTHS = (5, 8, 8, 3)
@@ -54,8 +55,13 @@ def make(path, run=RUN, breaks_at: int | None = None) -> Trace:
                     raise KeyboardInterrupt
                 yield part
 
-        before = np.full((2, 16, 16, 3), 90, np.uint8)
-        write_parts(parts(), path, 24, trace, before=before, skip=7, resume=resume, state=state)
+        before = path.parents[1] / "before.mp4"
+        if not before.exists():
+            with VideoWriter(before, 24) as writer:
+                writer.write(np.full((2, 16, 16, 3), 90, np.uint8))
+        write_parts(
+            parts(), path, 24, trace, before=before, size=(16, 16), skip=7, resume=resume, state=state
+        )
     return trace
 
 

@@ -14,11 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from flowcache import fragments, video
-from flowcache.fragments import BT709
+from flowcache import video
 from flowcache.video import (
     VideoWriter,
-    contact_sheet,
     probe_video,
     read_image,
     read_video,
@@ -27,6 +25,7 @@ from flowcache.video import (
     to_float,
     to_uint8,
 )
+from flowcache.video.fragments import BT601, BT709
 
 #: Far apart in hue, so that a wrong colour matrix shows.
 COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40)], np.uint8)
@@ -61,7 +60,8 @@ def test_file_is_plain_h264_that_says_its_colours(tmp_path):
         stream = container.streams.video[0]
         context = stream.codec_context
         assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
-        assert context.colorspace == context.color_primaries == context.color_trc == BT709
+        stated = context.colorspace, context.color_primaries, context.color_trc
+        assert stated == (BT601, BT709, BT709)
 
 
 def test_same_frames_same_file(tmp_path):
@@ -272,7 +272,7 @@ def test_no_room_at_any_point_keeps_the_old_file(tmp_path):
 def test_full_disk_names_its_reason(tmp_path, monkeypatch):
     opened = av.open
     monkeypatch.setattr(
-        fragments.av,
+        video.fragments.av,
         "open",
         lambda file, **options: opened("/dev/full" if isinstance(file, str) else file, **options),
     )
@@ -283,7 +283,7 @@ def test_full_disk_names_its_reason(tmp_path, monkeypatch):
 
 
 def test_next_encoder_where_x264_is_missing(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(video.av, "codecs_available", {"mpeg4"})
+    monkeypatch.setattr(video.writing.av, "codecs_available", {"mpeg4"})
     frames, _ = read_video(save(tmp_path / "a.mp4", stripes()))
     assert np.abs(frames[:, :, 8::16].astype(int) - COLOURS).max() <= 16
     assert "mpeg4" in caplog.text
@@ -291,7 +291,7 @@ def test_next_encoder_where_x264_is_missing(tmp_path, monkeypatch, caplog):
 
 def test_probe(tmp_path):
     path = save(tmp_path / "a.mp4", stripes(), fps=16)
-    assert probe_video(path) == (6, 16, 32, 64)
+    assert probe_video(path) == (6, 16, 32, 64, False)
 
 
 def test_rotated_video_stands_upright(tmp_path):
@@ -313,7 +313,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path, read):
         read(tmp_path / "none.bin")
     for content in (b"", b"neither a video nor an image" * 20):
         (tmp_path / "some.bin").write_bytes(content)
-        with pytest.raises(ValueError, match=r"^\S*some\.bin cannot be read as an? (video|image)\.$"):
+        with pytest.raises(ValueError, match=r"^\S*some\.bin cannot be read as an? (video|image): .*\.$"):
             read(tmp_path / "some.bin")
 
 
@@ -343,12 +343,6 @@ def test_images_of_other_modes_become_rgb(tmp_path, mode):
     Image.fromarray(stripes()[0]).convert(mode).save(path)
     pixels = read_image(path)
     assert (pixels.shape, pixels.dtype) == ((32, 64, 3), np.uint8)
-
-
-@pytest.mark.filterwarnings("error")
-def test_image_goes_into_a_tensor_without_warning(tmp_path):
-    Image.fromarray(stripes()[0]).save(tmp_path / "a.png")
-    assert to_float(read_image(tmp_path / "a.png")[None]).shape == (3, 1, 32, 64)
 
 
 def test_float_round_trip_is_exact():
@@ -382,29 +376,6 @@ def test_shrinking_averages():
     checkers = np.indices((64, 64)).sum(axis=0) % 2 * 255
     frames = checkers.astype(np.uint8)[None, :, :, None].repeat(3, axis=3)
     assert np.abs(resize_and_crop(frames, 16, 16)[:, 2:-2, 2:-2].astype(int) - 127).max() <= 8
-
-
-def test_contact_sheet_shows_evenly_spaced_frames(tmp_path):
-    ramp = np.arange(9, dtype=np.uint8)[:, None, None, None] * 20
-    frames = np.broadcast_to(ramp, (9, 16, 24, 3))
-    contact_sheet({"a": frames, "b": frames[:2]}, tmp_path / "sheet.png", columns=3, scale=1)
-    sheet = read_image(tmp_path / "sheet.png")
-    rows = [[sheet[top, 8 + column * 27 + 12, 0] for column in range(3)] for top in (32, 80)]
-    assert rows == [[0, 80, 160], [0, 20, 255]]
-    assert sheet.shape == (96, 2 * 8 + 3 * 27 - 3, 3)
-
-
-@pytest.mark.parametrize("videos", [{}, {"a": np.zeros((0, 8, 8, 3), np.uint8)}])
-def test_contact_sheet_of_nothing_is_refused(tmp_path, videos):
-    with pytest.raises(ValueError, match="at least one"):
-        contact_sheet(videos, tmp_path / "sheet.png")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_grey_of_16_bits_keeps_its_shades(tmp_path):
-    shades = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
-    Image.fromarray(shades).save(tmp_path / "grey.png")
-    assert video.read_image(tmp_path / "grey.png")[0, :, 0].tolist() == [0, 100, 255]
 
 
 def test_streamed_frames_are_those_that_are_read(tmp_path):

@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from programs import Program
-from reference import ROOT
+from reference import FAULTS, ROOT
 
 from flowcache.config import PACES
+from flowcache.rates import exact_rate
 from flowcache.trace import Trace
-from flowcache.video import VideoWriter, read_video
+from flowcache.video import VideoWriter, probe_video, read_video
 from magi1 import model_source, sampler
 from magi1.command_line import unread_options
 from magi1.config import FlowCacheOptions, MagiConfig, RuntimeSection
@@ -120,7 +121,7 @@ BAD = [
     ("num_frames must be at most 1000000", ["--num_frames", 10**15]),
     ("chunk_width must be at most 1000", ["--chunk_width", 10**6]),
     ("video_size_w must be at most 16384", ["--video_size_w", 160000]),
-    ("fps must be at most", ["--fps", 2**31]),
+    ("fps must be ", ["--fps", 2**31]),
     ("num_steps must be at most", ["--num_steps", 10**9]),
     ("window_size must be at most", ["--window_size", 10**9]),
     ("video_size_h must be at most", ["--video_size_h", 2**62]),
@@ -404,6 +405,38 @@ def test_a_prefix_is_shown_at_the_rate_of_the_video(front, weights):
     levels = (prefix.mean(dim=(0, 2, 3)) + 1) * 127.5
     assert torch.allclose(levels, (torch.arange(72) // 3 * 10).float(), atol=3)
     assert prepared(front, weights, *arguments, "--fps", 4).request.prefix.shape[1] == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "fps", "frames"),
+    [("vfr.mp4", 24, 96), ("slow.mp4", 0.5, 4), ("rot90.mp4", "23.976", 48), ("audio.mp4", "30000/1001", 60)],
+)
+def test_a_prefix_of_any_rate_plays_as_fast_as_it_did(front, weights, name, fps, frames, caplog):
+    job = prepared(front, weights, "--mode", "v2v", "--prefix_video_path", FAULTS / name, "--fps", fps)
+    assert job.request.prefix.shape[1] == frames
+    assert ("sound" in caplog.text) == (name == "audio.mp4")
+
+
+@pytest.mark.parametrize("fps", ["23.976", "24000/1001", 29.97, 0.5])
+def test_a_broken_rate_reaches_the_file(front, weights, fps):
+    path = ["--output_path", "a.mp4"]
+    assert front("--config_file", weights, "--prompt", "a", "--fps", fps, *path, *QUICK) == 0
+    assert probe_video("a.mp4").fps == exact_rate(fps)
+    assert Trace.load("a.trace.json").settings["video"]["fps"] == float(exact_rate(fps))
+
+
+@pytest.mark.parametrize("fps", [0, -1, ".nan", ".inf", "1/0", "x", 10**10])
+def test_rates_out_of_range_are_refused(front, weights, capsys, fps):
+    assert front("--config_file", weights, "--prompt", "a", *PLAIN, f"--fps={fps}") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "fps" in line
+
+
+def test_damaged_time_stamps_are_refused(front, weights, capsys):
+    flags = ["--mode", "v2v", "--prefix_video_path", FAULTS / "timestamps.avi"]
+    assert front("--config_file", weights, "--prompt", "a", *PLAIN, *flags) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: prefix_video_path: ")
 
 
 def test_of_a_long_prefix_only_the_last_seconds_are_kept(front, weights):

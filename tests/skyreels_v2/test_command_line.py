@@ -229,7 +229,7 @@ BAD = {
     "expected UTF-8": ["--prompt", os.fsdecode(b"\xff")],
     "num_frames must be at most": ["--num_frames", 10**9 + 1],
     "base_num_frames must be at most": ["--base_num_frames", 10**9 + 1],
-    "fps must be at most": ["--fps", 2**31],
+    "fps must be ": ["--fps", 2**31],
     "height must be at most": ["--height", 2**62],
     "num_frames .* windows": [
         *("--num_frames", 10**6 - 3, "--base_num_frames", 5, "--overlap_history", 1),

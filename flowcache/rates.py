@@ -1,0 +1,54 @@
+"""Frame rates: exact fractions for files, plain numbers for settings and JSON."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentTypeError
+from fractions import Fraction
+
+#: Frames per second; a file that claims another rate is damaged.
+SLOWEST, FASTEST = Fraction(1, 100), Fraction(1000)
+
+
+def exact_rate(rate: float | Fraction | str) -> Fraction:
+    """The fraction that a rate stands for: 24000/1001 for 23.976 and for ``"24000/1001"``.
+
+    Raises:
+        ValueError: it is no number, or out of range.
+    """
+    try:
+        fraction = Fraction(rate) if "/" in str(rate) else Fraction(float(rate))
+    except (ValueError, TypeError, OverflowError, ZeroDivisionError):
+        fraction = Fraction(0)
+    if not SLOWEST <= fraction <= FASTEST:
+        raise ValueError(
+            f"fps must be a number from {float(SLOWEST):g} to {FASTEST}, such as 24, 23.976 or 24000/1001, "
+            f"got {rate}."
+        )
+    # NTSC rates are commonly written with two or three decimals.
+    ntsc = Fraction(round(fraction * 1001 / 1000) * 1000, 1001)
+    if fraction.denominator > 1 and math.isclose(fraction, ntsc, rel_tol=2e-4):
+        return ntsc
+    return fraction.limit_denominator(1001)
+
+
+def plain_rate(rate: float | Fraction | str) -> int | float:
+    """The same as a number that JSON can hold; ``exact_rate`` gives the fraction back.
+
+    Raises:
+        ValueError: it is no number, or out of range.
+    """
+    exact = exact_rate(rate)
+    return exact.numerator if exact.denominator == 1 else float(exact)
+
+
+def parse_rate(text: str) -> int | float:
+    """A rate of the command line.
+
+    Raises:
+        ArgumentTypeError: it is no number, or out of range.
+    """
+    try:
+        return plain_rate(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error

@@ -1,0 +1,23 @@
+"""Videos and images in and out, through PyAV and Pillow."""
+
+from .frames import Frames, resize_and_crop, to_float, to_uint8
+from .images import read_image
+from .reading import VideoInfo, last_frames, probe_video, read_video, stream_video
+from .sheets import contact_sheet
+from .writing import VideoWriter, part_of
+
+__all__ = [
+    "Frames",
+    "VideoInfo",
+    "VideoWriter",
+    "contact_sheet",
+    "last_frames",
+    "part_of",
+    "probe_video",
+    "read_image",
+    "read_video",
+    "resize_and_crop",
+    "stream_video",
+    "to_float",
+    "to_uint8",
+]

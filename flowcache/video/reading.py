@@ -1,0 +1,189 @@
+"""Videos in, through PyAV: upright, with square pixels, by their time stamps."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from ..rates import SLOWEST, exact_rate
+from ..user_files import check_is_file, reading
+from .frames import EXACT, Frames, over_black, resize_and_crop
+
+logger = logging.getLogger(__name__)
+
+#: Longest side that pixels with a plausible aspect ratio come to.
+_LONGEST = 2**15
+#: Seconds between two frames beyond which time stamps are damaged.
+_LONGEST_GAP = 1 / float(SLOWEST)
+
+
+class VideoInfo(NamedTuple):
+    """A video as it is shown: upright, with square pixels.
+
+    ``num_frames`` and ``fps`` are None where the header does not state them; ``fps`` of a video whose rate
+    varies is that of its shortest frames.
+    """
+
+    num_frames: int | None
+    fps: Fraction | None
+    height: int
+    width: int
+    has_sound: bool = False
+
+
+def probe_video(path: str | Path) -> VideoInfo:
+    """Length, rate and shown size of a video; decodes its first frame only.
+
+    Raises:
+        ValueError: the file is missing, unreadable or holds no frame.
+    """
+    check_is_file(path)
+    with reading(path, "a video"), _open(path) as container:
+        stream = _video_stream(container)
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise ValueError("it holds no frame")
+        width, height = _square_size(frame, stream)
+        if round(frame.rotation / 90) % 2:
+            width, height = height, width
+        return VideoInfo(
+            stream.frames or None, _stated_rate(stream), height, width, bool(container.streams.audio)
+        )
+
+
+def read_video(path: str | Path) -> tuple[Frames, Fraction | None]:
+    """All frames ``[frames, height, width, 3]`` as they are shown, and frames per second.
+
+    Raises:
+        ValueError: the file is missing, unreadable or holds no frame.
+    """
+    return np.stack(list(stream_video(path))), probe_video(path).fps
+
+
+def stream_video(
+    path: str | Path, fps: float | Fraction | None = None, size: tuple[int, int] | None = None
+) -> Iterator[Frames]:
+    """Frames ``[height, width, 3]`` one by one as they are shown, all of one size.
+
+    Args:
+        path: the file.
+        fps: give the frame that is shown at each of that many times a second, by the frames' time stamps, so
+            that some are left out or repeated; None: each once.
+        size: height and width to scale and crop each frame to; None: those of the first frame.
+
+    Raises:
+        ValueError: the file is missing, unreadable, holds no frame, or has damaged time stamps.
+    """
+    check_is_file(path)
+    shown = picture = None
+    with reading(path, "a video"), _open(path) as container:
+        stream = _video_stream(container)
+        frames = container.decode(stream)
+        if fps is not None:
+            frames = _at_rate(frames, exact_rate(fps), _stated_rate(stream) or exact_rate(fps))
+        reformatter, stored_size = VideoReformatter(), None
+        for frame in frames:
+            if frame is not shown:  # a repeated frame is converted once
+                stored_size = stored_size or _square_size(frame, stream)
+                shown, picture = frame, _upright(frame, stored_size, reformatter)
+                if size is not None:
+                    picture = resize_and_crop(picture[None], *size)[0]
+            yield picture
+        if shown is None:
+            raise ValueError("it holds no frame")
+
+
+def last_frames(
+    path: str | Path, most: int, fps: float | Fraction, size: tuple[int, int]
+) -> tuple[Frames, int]:
+    """The end of a video that is continued, at the rate and in the size of the new one.
+
+    Args:
+        path: the file.
+        most: number of frames to return, if it has as many.
+        fps: frames per second of the new video.
+        size: its height and width.
+
+    Returns:
+        ``[frames, height, width, 3]``, and the number of frames of the whole video at that rate.
+
+    Raises:
+        ValueError: the file is missing, unreadable, holds no frame, or has damaged time stamps.
+    """
+    if probe_video(path).has_sound:
+        logger.warning("%s has sound, which is not carried over.", path)
+    count, last = 0, deque[Frames](maxlen=most)
+    for frame in stream_video(path, fps):
+        last.append(frame)
+        count += 1
+    return np.stack([resize_and_crop(frame[None], *size)[0] for frame in last]), count
+
+
+def _open(path: str | Path) -> av.container.InputContainer:
+    # with its protocol, as FFmpeg takes what precedes a colon in a name for one
+    return av.open(f"file:{path}")
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    # FFmpeg renders any text as pictures
+    if not container.streams.video or container.format.name == "tty":
+        raise ValueError("it holds no video")
+    return container.streams.video[0]
+
+
+def _stated_rate(stream: av.VideoStream) -> Fraction | None:
+    if not stream.guessed_rate:
+        return None
+    try:
+        return exact_rate(stream.guessed_rate)
+    except ValueError:
+        raise ValueError(
+            f"its time stamps are damaged, they come to {float(stream.guessed_rate):g} frames per second"
+        ) from None
+
+
+def _at_rate(frames: Iterable[av.VideoFrame], fps: Fraction, stored: Fraction) -> Iterator[av.VideoFrame]:
+    """The frame that is shown at each of ``fps`` times a second; ``stored`` is the rate of the frames."""
+    rate = float(fps)
+    slack = min(1e-3, 0.1 / rate)  # time stamps are rounded, by some formats to milliseconds
+    start = shown = None
+    count, time = 0, 0.0
+    for place, frame in enumerate(frames):
+        stamp = place / float(stored) if frame.time is None else frame.time
+        start = stamp if start is None else start
+        if abs(stamp - start - time) > _LONGEST_GAP:
+            gap = stamp - start - time
+            raise ValueError(f"its time stamps are damaged, {gap:g} s lie between two frames")
+        time = stamp - start
+        while shown is not None and count / rate < time - slack:
+            yield shown
+            count += 1
+        shown = frame
+    while shown is not None and count / rate < time + 1 / float(stored) - slack:
+        yield shown
+        count += 1
+
+
+def _square_size(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
+    """Width and height at which pixels are square, before the frame is turned upright."""
+    width = round(frame.width * (stream.sample_aspect_ratio or 1))
+    if not 1 <= width <= _LONGEST:
+        raise ValueError(f"its pixels have an aspect ratio of {stream.sample_aspect_ratio}")
+    return width, frame.height
+
+
+def _upright(frame: av.VideoFrame, size: tuple[int, int], reformatter: VideoReformatter) -> Frames:
+    """Pixels ``[height, width, 3]``; the file says by how much to turn them counterclockwise."""
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    # planes, as exact conversion to packed pixels takes seven times as long
+    converted = reformatter.reformat(frame, *size, "rgba" if has_alpha else "gbrp", interpolation=EXACT)
+    pixels = converted.to_ndarray()
+    return np.rot90(over_black(pixels) if has_alpha else pixels, round(frame.rotation / 90))

@@ -1,0 +1,235 @@
+"""Videos as users have them: turned, stretched, of any rate and colours, with sound, damaged."""
+
+import time
+import wave
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from av.video.reformatter import ColorRange, Colorspace
+from reference import FAULTS
+
+from flowcache.metrics.compare import check_alike
+from flowcache.video import VideoWriter, last_frames, probe_video, read_video, stream_video
+from flowcache.video.frames import EXACT
+
+RED = (220, 30, 30)
+
+
+def write(path, frames, rate=24, **stream_settings):
+    """A lossless file by PyAV alone; stamps are a frame's place at the rate, or ``stamps``."""
+    stamps = stream_settings.pop("stamps", range(len(frames)))
+    options = stream_settings.pop("container_options", {})
+    codec = stream_settings.pop("codec", "libx264rgb")
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.options = {"crf": "0"} if codec == "libx264rgb" else {}
+        for name, value in {"pix_fmt": "rgb24", **stream_settings}.items():
+            setattr(stream.codec_context, name, value)
+        for stamp, pixels in zip(stamps, frames, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24" if pixels.shape[-1] == 3 else "rgba")
+            frame.pts, frame.time_base = stamp, 1 / Fraction(rate).limit_denominator(1001)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def levels(count, height=16, width=16):
+    """Frames of one grey each, ten levels apart."""
+    return np.broadcast_to(
+        (np.arange(count, dtype=np.uint8) * 10 % 250)[:, None, None, None], (count, height, width, 3)
+    ).copy()
+
+
+def test_a_turned_video_says_the_size_that_it_shows(tmp_path):
+    info = probe_video(FAULTS / "rot90.mp4")
+    assert (info.height, info.width) == (96, 64)
+    frames, _ = read_video(FAULTS / "rot90.mp4")
+    assert frames.shape[1:3] == (96, 64)
+    with VideoWriter(tmp_path / "same_shape.mp4", 24) as writer:
+        writer.write(frames)
+    check_alike(FAULTS / "rot90.mp4", tmp_path / "same_shape.mp4")
+
+
+@pytest.mark.parametrize(("aspect", "shown"), [((2, 1), (32, 64)), ((1, 2), (32, 16)), ((1, 1), (32, 32))])
+def test_pixels_are_shown_square(tmp_path, aspect, shown):
+    frames = np.zeros((3, 32, 32, 3), np.uint8)
+    frames[:, :, :16] = 200
+    path = write(tmp_path / "a.mp4", frames, sample_aspect_ratio=Fraction(*aspect))
+    info = probe_video(path)
+    assert (info.height, info.width) == shown
+    pixels = read_video(path)[0]
+    assert pixels.shape[1:3] == shown
+    assert pixels[0, 16, shown[1] // 4, 0] > 190 > 10 > pixels[0, 16, -shown[1] // 4, 0]
+
+
+def test_a_rate_that_varies_is_resampled_by_time_stamps():
+    frames, count = last_frames(FAULTS / "vfr.mp4", 1000, 24, (64, 96))
+    assert count == len(frames) == 117, "up to the last time stamp"
+    stored = read_video(FAULTS / "vfr.mp4")[0]
+    changes = [place for place in range(1, count) if not np.array_equal(frames[place], frames[place - 1])]
+    assert changes[:24] == list(range(1, 25)), "the first second keeps all its frames"
+    assert set(np.diff(changes[24:]).tolist()) == {4}, "then each is shown four times as long"
+    assert np.array_equal(frames[0], stored[0])
+
+
+@pytest.mark.parametrize("rate", [Fraction(1, 2), Fraction(24000, 1001), Fraction(30000, 1001), 24, 12.5])
+def test_any_rate_survives(tmp_path, rate):
+    with VideoWriter(tmp_path / "a.mp4", float(rate)) as writer:
+        writer.write(levels(8))
+    assert probe_video(tmp_path / "a.mp4").fps == rate
+    assert len(list(stream_video(tmp_path / "a.mp4", rate))) == 8, "at its own rate each frame once"
+
+
+def test_a_rate_below_one_is_read():
+    assert probe_video(FAULTS / "slow.mp4").fps == Fraction(1, 2)
+    assert last_frames(FAULTS / "slow.mp4", 5, 24, (64, 96))[1] == 20 * 48
+
+
+def test_sound_is_noticed(caplog):
+    assert probe_video(FAULTS / "audio.mp4").has_sound
+    last_frames(FAULTS / "audio.mp4", 5, 24, (64, 96))
+    assert "sound" in caplog.text
+
+
+@pytest.mark.parametrize("read", [probe_video, read_video, lambda path: list(stream_video(path, 24))])
+def test_damaged_time_stamps_are_refused_at_once(read):
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match=r"timestamps\.avi .*time stamps"):
+        read(FAULTS / "timestamps.avi")
+    assert time.perf_counter() - started < 5
+
+
+def test_a_gap_between_time_stamps_is_refused(tmp_path):
+    path = write(tmp_path / "a.mp4", levels(4), stamps=(0, 1, 2, 24 * 86400))
+    with pytest.raises(ValueError, match="time stamps"):
+        list(stream_video(path, 24))
+
+
+@pytest.mark.parametrize("colorspace", [Colorspace.ITU709, Colorspace.ITU601, None])
+@pytest.mark.parametrize("color_range", [ColorRange.MPEG, ColorRange.JPEG])
+def test_colours_are_those_of_the_exact_inverse(tmp_path, colorspace, color_range):
+    """H.273: luma weights of the tag, BT.601 where there is none; ten generations keep what one gives."""
+    red, blue = (0.2126, 0.0722) if colorspace == Colorspace.ITU709 else (0.299, 0.114)
+    weights = np.array([red, 1 - red - blue, blue])
+    luma_span, chroma_span, black = (219, 224, 16) if color_range == ColorRange.MPEG else (255, 255, 0)
+    rgb = np.array(RED) / 255
+    luma = rgb @ weights
+    y, cb, cr = (
+        round(black + luma_span * luma),
+        round(128 + chroma_span * (rgb[2] - luma) / (2 - 2 * blue)),
+        round(128 + chroma_span * (rgb[0] - luma) / (2 - 2 * red)),
+    )
+    back = (y - black) / luma_span, (cb - 128) / chroma_span, (cr - 128) / chroma_span
+    r, b = back[0] + (2 - 2 * red) * back[2], back[0] + (2 - 2 * blue) * back[1]
+    expected = np.array([r, (back[0] - red * r - blue * b) / weights[1], b]) * 255
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.height = stream.width = 64
+        stream.pix_fmt, stream.options = "yuv420p", {"qp": "0"}
+        context = stream.codec_context
+        context.color_range = color_range
+        if colorspace is not None:
+            context.colorspace = {Colorspace.ITU709: 1, Colorspace.ITU601: 6}[colorspace]
+        planes = np.concatenate([np.full(64 * 64, y), np.full(32 * 32, cb), np.full(32 * 32, cr)])
+        frame = av.VideoFrame.from_ndarray(planes.astype(np.uint8).reshape(96, 64), format="yuv420p")
+        frame.color_range = color_range
+        container.mux([*stream.encode(frame), *stream.encode()])
+    frames, _ = read_video(path)
+    assert np.abs(frames - expected).max() <= 1
+    first = frames.astype(int)
+    for _ in range(10):
+        with VideoWriter(path, 24) as writer:
+            writer.write(frames)
+        frames, _ = read_video(path)
+    assert np.abs(frames - first).max() <= 1
+
+
+def test_reading_and_writing_do_not_darken():
+    """Each colour comes back to its nearest neighbours in YUV, ten times in a row."""
+    colours = np.random.default_rng(0).integers(0, 256, (64, 3), dtype=np.uint8)
+    pixels = np.repeat(np.repeat(colours.reshape(8, 8, 3), 32, 0), 32, 1)
+    for _ in range(10):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, interpolation=EXACT)
+        pixels = frame.to_ndarray(format="rgb24", interpolation=EXACT)
+    drift = pixels[16::32, 16::32].reshape(-1, 3).astype(int) - colours
+    assert np.abs(drift).max() <= 3
+    assert np.abs(drift.mean(axis=0)).max() < 0.3
+
+
+def test_what_a_video_hides_stays_hidden(tmp_path):
+    pixels = np.full((2, 32, 32, 4), (0, 255, 0, 0), np.uint8)
+    pixels[:, :16] = (200, 100, 50, 255)
+    path = write(tmp_path / "a.mov", pixels, codec="png", pix_fmt="rgba")
+    frames, _ = read_video(path)
+    assert frames[0, 0, 0].tolist() == [200, 100, 50]
+    assert frames[0, 31, 0].tolist() == [0, 0, 0]
+
+
+def test_a_name_with_a_colon_is_a_name(tmp_path):
+    path = tmp_path / "http:a.mp4"
+    write(path, levels(3))
+    assert len(read_video(path)[0]) == 3
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".webm"])
+def test_damaged_videos_are_named(tmp_path, suffix):
+    """With bytes changed: frames or one sentence, never another exception or an endless run."""
+    random = np.random.default_rng(0)
+    path = tmp_path / f"a{suffix}"
+    codec, pixels = ("libvpx-vp9", "yuv420p") if suffix == ".webm" else ("mpeg4", "yuv420p")
+    whole = write(path, levels(12, 32, 32), codec=codec, pix_fmt=pixels).read_bytes()
+    started, refused = time.perf_counter(), 0
+    for share in (0, 0.1, 0.5, *[1] * 12):
+        changed = np.frombuffer(whole[: int(share * len(whole))], np.uint8).copy()
+        if len(changed):
+            changed[random.integers(0, len(changed), 20)] = random.integers(0, 256, 20)
+        path.write_bytes(changed.tobytes())
+        try:
+            assert last_frames(path, 5, 24, (32, 32))[1] >= 1
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(f"{path} cannot be read as a video: ")
+            assert "\n" not in str(error)
+    assert refused
+    assert time.perf_counter() - started < 20
+
+
+def test_frames_of_another_size_are_scaled_to_the_first(tmp_path):
+    """A stream may change its size; every frame is shown in that of the first."""
+    parts = [
+        write(tmp_path / f"{side}.ts", levels(3, side, side), codec="mpeg2video", pix_fmt="yuv420p")
+        for side in (32, 64)
+    ]
+    (tmp_path / "a.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert read_video(tmp_path / "a.ts")[0].shape[1:3] == (32, 32)
+
+
+def test_loses_no_more_than_the_writer_of_the_originals(tmp_path):
+    """imageio at quality 8 comes to 30.93 dB of these frames."""
+    rows, columns = np.mgrid[:64, :96]
+    shapes = [
+        np.stack([columns * 2.5, rows * 3.9, 128 + 100 * np.sin((columns + 2 * t) / 9)], -1)
+        for t in range(12)
+    ]
+    for t, frame in enumerate(shapes):
+        frame[(rows - 30) ** 2 + (columns - 20 - 3 * t) ** 2 < 200] = RED
+    frames = np.stack(shapes).clip(0, 255).astype(np.uint8)
+    with VideoWriter(tmp_path / "a.mp4", 24) as writer:
+        writer.write(frames)
+    error = np.square(read_video(tmp_path / "a.mp4")[0].astype(float) - frames).mean()
+    assert 10 * np.log10(255**2 / error) >= 30.93
+
+
+def test_text_and_sound_are_no_video(tmp_path):
+    (tmp_path / "a.txt").write_text("a cat walks\n" * 50)
+    with wave.open(str(tmp_path / "a.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(16000))
+    for name in ("a.txt", "a.wav"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as a video: it holds no video"):
+            probe_video(tmp_path / name)
