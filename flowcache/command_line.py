@@ -22,6 +22,7 @@ import torch
 
 from .benchmark.ranks import Rank
 from .extras import Unavailable
+from .finite import NotFiniteError
 from .plots import reuse_map
 from .trace import Trace
 from .tuning import Target, Tuning
@@ -237,15 +238,19 @@ def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
     except KeyboardInterrupt as error:
         sentence = _sentence("interrupted", error)
         code = 128 + (error.args[0] if error.args else signal.SIGINT)
-    except (OSError, ValueError, Unavailable) as error:
+    except (OSError, ValueError, NotFiniteError, Unavailable) as error:
         reason = str(error)
         if isinstance(error, OSError) and error.strerror:  # without its number
             reason = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
         sentence = _sentence(reason, error)
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ")[0]
+    except (RuntimeError, MemoryError) as error:
+        # PyTorch raises a class of its own on CUDA only.
+        on_cuda = isinstance(error, torch.OutOfMemoryError)
+        if not (on_cuda or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
+            raise
+        reason = str(error).split(". ")[0] if on_cuda else "out of memory on the CPU"
         reason += "; fewer or smaller frames, or a compressed cache, need less memory"
-        sentence = _sentence(reason, error)
+        sentence, code = _sentence(reason, error), 1
     else:
         return _report(report)
     gc.collect()  # what the exception held: progress bars end their lines

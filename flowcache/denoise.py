@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .chunk_model import ChunkInput, ChunkModel, Solver
 from .config import KVCompressionConfig, KVStorageConfig
+from .finite import FiniteWatch
 from .flops import GainSplit
 from .kv.window_cache import WindowCache
+from .progress import Progress
 from .reuse.forecast import Forecast
 from .reuse.policy import Decision, ReusePolicy
 from .schedule import StaircaseSchedule
-from .state import State, on_device
+from .state import State
 from .trace import ChunkEvent, Trace, WindowRecord
 from .window import Window, with_condition_noise
 
@@ -59,39 +61,6 @@ class LoopOptions:
     draw_noise: Callable[[int, torch.Size], Tensor] | None = None
 
 
-class _Stateful(Protocol):
-    """A part of the loop that remembers something from step to step."""
-
-    def state_dict(self) -> State: ...
-
-    def load_state_dict(self, state: State) -> None: ...
-
-
-@dataclass
-class _Progress:
-    """How far a window has come.
-
-    Attributes:
-        parts: all that remembers something, by name.
-        steps: that were taken.
-        clean: chunks that the last of them made clean and that are still to be yielded.
-    """
-
-    parts: dict[str, _Stateful]
-    steps: int = 0
-    clean: list[int] = field(default_factory=list)
-
-    def state_dict(self) -> State:
-        own = {"steps": self.steps, "clean": list(self.clean)}
-        return own | {name: part.state_dict() for name, part in self.parts.items()}
-
-    def load_state_dict(self, state: State, device: torch.device | str) -> None:
-        self.steps, self.clean = state["steps"], list(state["clean"])
-        for name, part in self.parts.items():
-            # The cache, by far the largest, has memory of its own that it copies to.
-            part.load_state_dict(state[name] if name == "cache" else on_device(state[name], device))
-
-
 @dataclass
 class Denoiser:
     """Denoises one window after another with the same model and method.
@@ -111,22 +80,27 @@ class Denoiser:
     options: LoopOptions = field(default_factory=LoopOptions)
     trace: Trace = field(default_factory=Trace)
     on_step: Callable[[], None] | None = None
-    _progress: _Progress | None = field(default=None, init=False, repr=False)
+    _progress: Progress | None = field(default=None, init=False, repr=False)
     _loaded: State | None = field(default=None, init=False, repr=False)
+    _finite: FiniteWatch = field(init=False, repr=False)
 
     def run(self, window: Window, schedule: StaircaseSchedule, solver: Solver) -> Iterator[CleanChunk]:
         """Denoise a window in place; yield each chunk at the step at which it becomes clean.
 
         Chunks that nothing reads any more are dropped from the window and, as far as the model's reach or
         ``clean_range`` bounds what is seen, from the cache.
+
+        Raises:
+            NotFiniteError: latents became NaN or infinite; no chunk is yielded after that.
         """
+        self._finite = FiniteWatch()
         self.policy.begin(solver.times, self.forecast)
         self.forecast.begin(solver.times, self.policy.needs_errors)
         lengths = [self.model.num_tokens(span.frames) for span in window.chunks]
         cache = self._new_cache(schedule, lengths)
         split = GainSplit(self.model, lengths, window.num_given, schedule.num_steps)
         parts = {"policy": self.policy, "forecast": self.forecast, "solver": solver}
-        progress = self._progress = _Progress(parts | {"window": window, "cache": cache})
+        progress = self._progress = Progress(parts | {"window": window, "cache": cache})
         if self._loaded is None:
             self._record_window(window, schedule, cache)
         else:
@@ -135,7 +109,6 @@ class Denoiser:
             yield from self._hand_over(progress, window, schedule)
         for step in range(progress.steps, len(schedule)):
             started, live = time.perf_counter(), schedule.live(step)
-            cache.release(step)
             inputs = self._inputs(window, schedule, solver, step, cache)
             decisions = self._decide(step, len(schedule), live, inputs)
             reused = [c for c in live if decisions[c].reuse]
@@ -153,6 +126,8 @@ class Denoiser:
             cleaned = (
                 [c for c in ran if c not in live and c >= window.num_given] if self.options.clean_pass else []
             )
+            # First, so that the store needs no room for chunks that nothing reads any more.
+            cache.release(step + 1)
             cache.settle(self._final(schedule, step))
             flops = split.step(ran, edges, live, first=step == 0, cleaned=cleaned, seen=cache.seen)
             self._record_step(step, live, decisions, time.perf_counter() - started, cache, flops)
@@ -189,9 +164,11 @@ class Denoiser:
         self._loaded = state
 
     def _hand_over(
-        self, progress: _Progress, window: Window, schedule: StaircaseSchedule
+        self, progress: Progress, window: Window, schedule: StaircaseSchedule
     ) -> Iterator[CleanChunk]:
         """Yield the chunks that the last step made clean; then drop what nothing reads any more."""
+        if progress.clean:
+            self._finite.check()
         while progress.clean:
             chunk = progress.clean.pop(0)
             yield CleanChunk(chunk, window.chunks[chunk].start, window.latents(chunk))
@@ -272,6 +249,8 @@ class Denoiser:
             shown = [inputs[c] for c in (inputs if self.options.whole_window else live)]
             indicators = dict(zip((i.chunk for i in shown), self.model.indicators(shown), strict=True))
         decisions = self.policy.decide(step, num_steps, live, indicators)
+        if not all(math.isfinite(d.distance or 0) for d in decisions.values()):
+            self._finite.check()
         # A chunk that was never computed has nothing to be forecast from, whatever the policy says.
         known = {c: self.forecast.knows(c) for c in decisions}
         if self.policy.joint:
@@ -339,6 +318,9 @@ class Denoiser:
         cache.enter([item.chunk for item in inputs], step)
         tokens = self.model.embed(inputs)
         outputs = self.model.blocks(inputs, tokens, cache.cache)
+        for item, output in zip(inputs, outputs, strict=True):
+            if item.chunk not in wanted:  # the others are known by their latents
+                self._finite.observe(f"output of the model for chunk {item.chunk} at step {step}", output)
         places = [i for i, item in enumerate(inputs) if item.chunk in wanted]
         inputs, tokens, outputs = ([values[i] for i in places] for values in (inputs, tokens, outputs))
         if not inputs:
@@ -362,6 +344,8 @@ class Denoiser:
             solver.skip(chunk)
         else:
             after = solver.step(chunk, local_step, before, move)
+        place = f"latents of chunk {chunk} after its step {local_step} (step {self._progress.steps} of all)"
+        self._finite.observe(place, after)
         held = window.chunks[chunk].held
         if held:
             after[:, :held] = before[:, :held]

@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from flowcache.weights import check_float
+
 from .config import EngineSection, MagiConfig, ModelSection
 from .config_files import cast, check_mapping, read_file
 from .conversion import dequantise, is_quantised, official_key, official_shapes, quantised_state
@@ -77,7 +79,7 @@ def load_transformer(
             turns them into plain ones, with a warning.
 
     Raises:
-        ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
+        ValueError: a file or tensor is missing, unknown, misshapen, of integers or corrupt; it is named.
     """
     folder = weight_folder(config.runtime_config.load, config.engine_config)
     plain = new_transformer(config.model_config)
@@ -109,7 +111,7 @@ def load_vae(folder: str | Path) -> AutoencoderKLMagi:
     """Read the official VAE, ``config.json`` and safetensors beside it, in fp32.
 
     Raises:
-        ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
+        ValueError: a file or tensor is missing, unknown, misshapen, of integers or corrupt; it is named.
     """
     folder = Path(folder).expanduser()
     with torch.device("meta"):
@@ -152,9 +154,10 @@ def _read_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
     """All tensors of a folder's weight files, if they are exactly those that are wanted."""
     found: dict[str, Path] = {}
     for path in _weight_files(folder):
-        for name, shape in _read_shapes(path).items():
+        for name, (shape, dtype) in _read_header(path).items():
             if name not in shapes:
                 raise ValueError(f"{path} holds {name}, which the model does not know.")
+            check_float(path, name, dtype)
             if shape != shapes[name]:
                 raise ValueError(f"{path}: {name} must have shape {shapes[name]}, has {shape}.")
             if name in found:
@@ -189,9 +192,11 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each tensor."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}.") from error

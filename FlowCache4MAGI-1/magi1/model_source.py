@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
+from flowcache.finite import check_finite_weights
 from flowcache.reuse.plans import planned_steps
 
 from .checkpoint import load_transformer, load_vae, vae_settings, weight_folder, weight_folder_name
@@ -22,7 +23,6 @@ from .hub import Download, HubFolder
 from .pipeline import MagiPipeline
 from .quantised import multiplies_fp8
 from .text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder
-from .vae import Tiling
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +137,7 @@ def load_pipeline(
 
     Raises:
         ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
+        NotFiniteError: a tensor holds NaN or infinity; it is named.
         OSError: a download failed.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -155,13 +156,15 @@ def load_pipeline(
     transformer = load_transformer(config, dtype, keep_fp8=multiplies_fp8(device))
     vae = load_vae(runtime.vae_pretrained)
     vae.register_to_config(scaling_factor=runtime.scale_factor)
-    vae.enable_tiling(Tiling(frames=max(round(runtime.fps) // 2, vae.config.patch_length)))
     tokenizer, encoder = load_text_encoder(runtime.t5_pretrained)
     for part in (transformer, vae):
         part.to(device)
     if runtime.t5_device != "cpu":
         encoder.to(device)
-    return MagiPipeline(tokenizer, encoder, transformer, vae)
+    tile_frames = max(round(runtime.fps) // 2, vae.config.patch_length)
+    pipeline = MagiPipeline(tokenizer, encoder, transformer, vae, tile_frames)
+    check_finite_weights(pipeline.components)
+    return pipeline
 
 
 def _why_official(

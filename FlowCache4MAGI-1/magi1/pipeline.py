@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from itertools import chain
 
@@ -13,7 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, Window, cut_window
+from flowcache.arguments import check_type
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
+from flowcache.finite import check_finite
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoOutput, VideoPart
 from flowcache.state import State
@@ -23,7 +26,7 @@ from .chunk_model import KVRange, MagiChunkModel, Sampling
 from .request import VideoRequest
 from .schedule import Euler
 from .transformer import MagiTransformer3DModel
-from .vae import AutoencoderKLMagi
+from .vae import AutoencoderKLMagi, Tiling
 
 #: Latent frames whose noise is drawn at once: 384 frames of video, beyond which others come in later draws.
 NOISE_FRAMES = 96
@@ -33,6 +36,12 @@ class MagiPipeline(DiffusionPipeline):
     """MAGI-1 with chunkwise caching: text-, image- and video-to-video, chunk by chunk.
 
     Latents and solver run in fp32, the transformer in its own types.
+
+    Args:
+        tokenizer, text_encoder: of captions.
+        transformer: denoises.
+        vae: between pixels and latents.
+        tile_frames: frames that the VAE runs at once, also once reloaded; None leaves it as it is.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -48,8 +57,12 @@ class MagiPipeline(DiffusionPipeline):
         text_encoder: T5EncoderModel,
         transformer: MagiTransformer3DModel,
         vae: AutoencoderKLMagi,
+        tile_frames: int | None = None,
     ) -> None:
         super().__init__()
+        self.register_to_config(tile_frames=tile_frames)
+        if tile_frames is not None:
+            vae.enable_tiling(Tiling(frames=tile_frames))
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae
         )
@@ -75,6 +88,7 @@ class MagiPipeline(DiffusionPipeline):
             state: of a part that an earlier stream of the same request gave; this one goes on behind it.
                 ``trace`` holds what happened until then.
         """
+        check_type("request", request, VideoRequest)
         trace = trace if trace is not None else Trace()
         runtime = request.config.runtime_config
         trace.settings |= {
@@ -92,15 +106,16 @@ class MagiPipeline(DiffusionPipeline):
         schedule = StaircaseSchedule(len(window.chunks), runtime.num_steps, runtime.stride, window.num_given)
         denoiser = self._new_denoiser(request, caption, window, schedule)
         denoiser.trace = trace
-        latents, held = self._clean_latents(denoiser, window, schedule), window.chunks[window.num_given].held
-        wanted = runtime.num_frames
+        given, held, wanted = (), window.chunks[window.num_given].held, runtime.num_frames
         if state is not None:
             denoiser.load_state_dict(state["denoiser"])
             wanted, held, state = state["wanted"], 0, None  # it may be large
         elif request.shows_prefix:
-            # A chunk that is given whole is not denoised, and so does not come from there.
-            latents, held = chain(map(window.latents, range(window.num_given)), latents), 0
-        yield from self._decode_parts(latents, held, wanted, denoiser)
+            # A chunk that is given whole is not denoised, and so does not come from the loop.
+            given, held = map(window.latents, range(window.num_given)), 0
+        # Closed when decoding fails, so that the progress bar ends before the message.
+        with closing(self._clean_latents(denoiser, window, schedule)) as clean:
+            yield from self._decode_parts(chain(given, clean), held, wanted, denoiser)
 
     def _new_denoiser(
         self, request: VideoRequest, caption: Tensor, window: Window, schedule: StaircaseSchedule
@@ -174,20 +189,22 @@ class MagiPipeline(DiffusionPipeline):
             return torch.zeros(0, self.transformer.config.caption_channels, device=device)
         tokens = self.tokenizer(text, max_length=longest, truncation=True, return_tensors="pt")
         encoder = self.text_encoder
-        return encoder(tokens.input_ids.to(encoder.device)).last_hidden_state[0].float().to(device)
+        embeds = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state[0]
+        return check_finite("text embeddings", embeds.float().to(device))
 
     def _encode(self, video: Tensor) -> Tensor:
         """Scaled latents ``[channels, frames / 4, height / 8, width / 8]``; one frame gives one."""
         video = video.unsqueeze(0).to(self._execution_device, self.vae.dtype)
         posterior = self.vae.encode(video).latent_dist
-        return posterior.mode()[0].float() * self.vae.config.scaling_factor
+        latents = posterior.mode()[0].float() * self.vae.config.scaling_factor
+        return check_finite("latents of the given frames", latents)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """``[3, 4 frames, height, width]`` in [-1, 1] of scaled latents."""
         latents = latents.unsqueeze(0).to(self.vae.dtype) / self.vae.config.scaling_factor
         # A single frame may be all that a prefix leaves of a chunk, and stands for four all the same.
         video = self.vae.decode(latents, still=False)
-        return video[0].float().clamp(-1, 1)
+        return check_finite("frames from the VAE", video[0].float()).clamp(-1, 1)
 
     def _new_window(self, request: VideoRequest, given: Tensor | None) -> Window:
         """Noise for all frames, in whole chunks, behind those that are given."""

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
+from flowcache.weights import check_float_folder
+
 from .config_files import read_file
 
 #: Where, inside the folder that ``t5_pretrained`` names, the official one lies.
@@ -44,10 +46,11 @@ def load_text_encoder(t5_pretrained: str | Path) -> tuple[PreTrainedTokenizerBas
     """Tokenizer and encoder, in fp32.
 
     Raises:
-        ValueError: a file is missing or corrupt, or a tensor is missing or misshapen.
+        ValueError: a file is missing or corrupt, or a tensor is missing, misshapen or of integers.
     """
     folder = Path(t5_pretrained).expanduser() / T5_FOLDER
     try:
+        check_float_folder(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         encoder, report = T5EncoderModel.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True

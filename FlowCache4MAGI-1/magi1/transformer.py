@@ -8,6 +8,7 @@ keys and values are kept; it asks an ``Attend`` for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import ClassVar, Protocol
 
 import torch
@@ -251,6 +252,21 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
             quantise_layout(self.blocks)
         self.norm_out = OffsetLayerNorm(hidden_size, **norm)
         self.proj_out = nn.Linear(hidden_size, patch_size**2 * t_patch_size * out_channels, bias=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MagiTransformer3DModel:
+        """Move or cast; what ``_keep_in_fp32_modules`` names is moved but not cast."""
+        kept = {
+            name: tensor.data
+            for name, tensor in chain(self.named_parameters(), self.named_buffers())
+            if tensor.dtype == torch.float32
+            and any(part in self._keep_in_fp32_modules for part in name.split("."))
+        }
+        super()._apply(fn, recurse)
+        tensors = dict(chain(self.named_parameters(), self.named_buffers()))
+        for name, data in kept.items():
+            if tensors[name].dtype != data.dtype:
+                tensors[name].data = data.to(tensors[name].device)
+        return self
 
     # What is called from outside beside ``forward`` runs the hooks that move an offloaded model.
     @apply_forward_hook

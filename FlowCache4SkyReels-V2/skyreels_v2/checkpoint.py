@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from flowcache import FlowCacheConfig
+from flowcache.finite import check_finite_weights
 from flowcache.reuse.plans import planned_steps
 
 from .conversion import (
@@ -25,13 +26,13 @@ from .conversion import (
     load_original_text_encoder,
     load_original_transformer,
     load_original_vae,
+    read_header,
     read_json,
-    read_shapes,
     transformer_config,
 )
 from .methods import method_config
 from .pipeline import FlowCacheSkyReelsV2Pipeline
-from .settings import OFFICIAL_DEFAULTS, RESOLUTIONS, VideoSettings
+from .settings import DEFAULTS_FILE, OFFICIAL_DEFAULTS, RESOLUTIONS, VideoSettings
 
 logger = logging.getLogger(__name__)
 
@@ -52,19 +53,18 @@ _WEIGHTS = {
     "text_encoder": "model",
 }
 _TOKENIZER = "google/umt5-xxl"
-_DEFAULTS = "defaults.json"
 # Pipelines whose weights are of the same form, but were not trained for diffusion forcing.
 _OTHER_PIPELINES = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
 
 _PATTERNS = {
     "diffusers": [
         "model_index.json",
-        _DEFAULTS,
+        DEFAULTS_FILE,
         "scheduler/*.json",
         "tokenizer/*",
         *(f"{part}/*.{suffix}" for part in _WEIGHTS for suffix in ("json", "safetensors")),
     ],
-    "original": ["config.json", _DEFAULTS, "*.safetensors", VAE_FILE, TEXT_ENCODER_FILE, f"{_TOKENIZER}/*"],
+    "original": ["*.json", "*.safetensors", VAE_FILE, TEXT_ENCODER_FILE, f"{_TOKENIZER}/*"],
 }
 
 
@@ -204,24 +204,22 @@ def load_pipeline(
 
     Raises:
         ValueError: see ``resolve_model`` and ``load_components``.
+        NotFiniteError: a weight holds NaN or infinity; it is named.
         OSError: the download failed.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(source, str):
         source = resolve_model(source, device)
     parts = load_components(source, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    pipeline = FlowCacheSkyReelsV2Pipeline(
-        tokenizer=parts.tokenizer,
-        text_encoder=parts.text_encoder,
-        transformer=parts.transformer,
-        vae=parts.vae,
-        scheduler=parts.scheduler,
-    )
+    pipeline = FlowCacheSkyReelsV2Pipeline(**vars(parts))
+    pipeline.model_defaults = source.defaults
     pipeline.default_negative_prompt = source.defaults["negative_prompt"]
     if offload:
         pipeline.enable_stage_offload(device)
-        return pipeline
-    return pipeline.to(device)
+    else:
+        pipeline.to(device)
+    check_finite_weights(pipeline.components)
+    return pipeline
 
 
 def _hub_source(model_id: str, repository: str, reason: str) -> ModelSource:
@@ -342,7 +340,7 @@ def _download(source: ModelSource) -> Path:
 
 
 def _read_defaults(folder: Path) -> dict[str, Any]:
-    path = folder / _DEFAULTS
+    path = folder / DEFAULTS_FILE
     return read_json(path) if path.is_file() else {}
 
 
@@ -371,8 +369,8 @@ def _check_tensors(folder: Path, part: str, kind: type[nn.Module]) -> None:
             model = kind(kind.config_class.from_pretrained(folder / part, local_files_only=True))
     check = TensorCheck(model)
     for path in _weight_files(folder, part):
-        for key, shape in read_shapes(path):
-            check.accept(key, shape, key, path)
+        for key, shape, dtype in read_header(path):
+            check.accept(key, shape, dtype, key, path)
     check.finish(folder / part)
 
 

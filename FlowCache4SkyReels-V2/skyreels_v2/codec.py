@@ -7,6 +7,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import Tensor
 
+from flowcache.finite import check_finite
 from flowcache.state import State
 
 
@@ -34,7 +35,8 @@ class VideoCodec:
         """
         device, dtype = self.vae.device, self.vae.dtype
         latents = self.vae.encode(video.unsqueeze(0).to(device, dtype)).latent_dist.mode().float()
-        return ((latents - self._mean.to(device)) / self._std.to(device))[0]
+        latents = ((latents - self._mean.to(device)) / self._std.to(device))[0]
+        return check_finite("latents of the given frames", latents)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Video ``[3, frames, height, width]`` in [-1, 1] of normalised latents."""
@@ -82,7 +84,7 @@ class VideoDecoder:
         video = torch.cat(frames, dim=2)
         if vae.config.patch_size is not None:
             video = unpatchify(video, patch_size=vae.config.patch_size)
-        return video[0].float().clamp(-1, 1)
+        return check_finite("frames from the VAE", video[0].float()).clamp(-1, 1)
 
     def state_dict(self) -> State:
         """The last features, and whether there are any."""

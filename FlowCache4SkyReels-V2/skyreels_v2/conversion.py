@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from flowcache.weights import check_float
+
 VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 
@@ -147,12 +149,14 @@ class TensorCheck:
         self._optional = set(tied) | set(tied.values() if isinstance(tied, dict) else ())
         self._found: dict[str, Path] = {}
 
-    def accept(self, key: str | None, shape: tuple[int, ...], stored_as: str, path: Path) -> None:
+    def accept(
+        self, key: str | None, shape: tuple[int, ...], dtype: torch.dtype | str, stored_as: str, path: Path
+    ) -> None:
         """Note one tensor.
 
         Raises:
-            ValueError: the model has no ``key``, or of another shape, or it was there before; the sentence
-                names the tensor as it is stored, and the file.
+            ValueError: the model has no ``key``, or of another shape, or it was there before, or it holds
+                integers; the sentence names the tensor as it is stored, and the file.
         """
         if key not in self._shapes:
             raise ValueError(f"{path} holds {stored_as}, which the model does not have.")
@@ -160,6 +164,7 @@ class TensorCheck:
             raise ValueError(f"{path} holds {stored_as}, which {self._found[key].name} holds, too.")
         if shape != self._shapes[key]:
             raise ValueError(f"{path} holds {stored_as} with shape {shape}, not {self._shapes[key]}.")
+        check_float(path, stored_as, dtype)
         self._found[key] = path
 
     def finish(self, path: Path) -> None:
@@ -243,15 +248,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in a safetensors file; only its header is read.
+def read_header(path: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Names, shapes and types in a safetensors file; only its header is read.
 
     Raises:
         ValueError: the file is corrupt or cut short.
     """
     with _open_safetensors(path) as file:
         for key in file.keys():  # noqa: SIM118 - it is no mapping
-            yield key, tuple(file.get_slice(key).get_shape())
+            part = file.get_slice(key)
+            yield key, tuple(part.get_shape()), part.get_dtype()
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -291,7 +297,7 @@ def _fill(
     check, weights = TensorCheck(model), {}
     for original, tensor, path in stored:
         key = rename(original)
-        check.accept(key, tuple(tensor.shape), original, path)
+        check.accept(key, tuple(tensor.shape), tensor.dtype, original, path)
         weights[key] = tensor.to(dtype_of(key))
     check.finish(where)
     # The check was strict; what may still be absent is one of two tied names.

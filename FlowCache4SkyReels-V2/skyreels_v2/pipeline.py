@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +23,16 @@ from flowcache import (
     Window,
     cut_window,
 )
+from flowcache.arguments import GivenFrames, as_frames, check_prompt, check_type
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
+from flowcache.finite import check_finite
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoOutput, VideoPart
 from flowcache.state import State
 
 from .chunk_model import SkyReelsV2ChunkModel
 from .codec import VideoCodec
-from .settings import TEMPORAL_STRIDE, VideoSettings, latent_frames, pixel_frames
+from .settings import DEFAULTS_FILE, TEMPORAL_STRIDE, VideoSettings, latent_frames, pixel_frames
 from .solver import ChunkUniPC
 from .stream import StreamPosition, WindowDecoder
 from .windows import WindowPlan, check_streaming, plan_windows
@@ -36,15 +40,32 @@ from .windows import WindowPlan, check_streaming, plan_windows
 
 @dataclass(frozen=True)
 class Condition:
-    """What a video starts from or arrives at; pixels in [-1, 1].
+    """What a video starts from or arrives at; pixels in [-1, 1], or images or uint8 arrays (``as_frames``).
 
     Attributes:
         prefix: first frames, ``[3, frames, height, width]``: one for image-to-video, ``4 k + 1`` to extend.
         last: frame to arrive at, ``[3, 1, height, width]``.
     """
 
-    prefix: Tensor | None = None
-    last: Tensor | None = None
+    prefix: GivenFrames | None = None
+    last: GivenFrames | None = None
+
+    def converted(self, height: int, width: int) -> Condition:
+        """The same as tensors.
+
+        Raises:
+            TypeError: frames are of an unknown type; the argument is named.
+            ValueError: they do not fit; the argument is named.
+        """
+        prefix, last = (
+            None if frames is None else as_frames(f"condition.{name}", frames, height, width)
+            for name, frames in vars(self).items()
+        )
+        if prefix is not None and prefix.shape[1] % TEMPORAL_STRIDE != 1:
+            raise ValueError(f"condition.prefix must have 4 k + 1 frames, got {prefix.shape[1]}.")
+        if last is not None and last.shape[1] != 1:
+            raise ValueError(f"condition.last must be one frame, got {last.shape[1]}.")
+        return Condition(prefix, last)
 
 
 class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
@@ -56,6 +77,9 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
 
     #: What to avoid where the caller does not say; set by ``load_pipeline`` to what suits the model.
     default_negative_prompt: str = ""
+
+    #: Settings that suit the model, for ``defaults.json``; set by ``load_pipeline``.
+    model_defaults: dict[str, Any] | None = None
 
     _stage_device: torch.device | None = None
 
@@ -97,16 +121,22 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
                 ``trace`` holds what happened until then.
 
         Raises:
+            TypeError: an argument is of another type; it is named.
             ValueError: a condition is of another size than the video, or its frames do not fit; or streaming
                 does not go with the rest.
         """
         settings, cache = settings or VideoSettings(), cache or FlowCacheConfig()
-        condition = condition or Condition()
-        _check_condition(condition, settings)
+        condition = condition if condition is not None else Condition()
+        check_prompt("prompt", prompt)
+        check_type("settings", settings, VideoSettings)
+        check_type("cache", cache, FlowCacheConfig)
+        check_type("condition", condition, Condition, "; use Condition(prefix=...)")
+        condition = condition.converted(settings.height, settings.width)
         check_streaming(settings, cache, condition.last is not None)
         settings.check_negative_prompt(negative_prompt)
         if negative_prompt is None:
             negative_prompt = self.default_negative_prompt
+        check_prompt("negative_prompt", negative_prompt)
         trace = trace if trace is not None else Trace()
         reuse = cache.as_dict(settings.inference_steps)
         trace.settings |= {"prompt": prompt, "video": settings.as_dict(), "reuse": reuse}
@@ -206,6 +236,13 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         noise = BlockNoise(generator, shape, at_once, self.compute_device)
         return cut_window(noise, settings.causal_block_size, prefix, arrival)
 
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save as diffusers does, with the settings that suit the model, which ``load_pipeline`` reads."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.model_defaults is not None:
+            content = json.dumps(self.model_defaults, indent=2, ensure_ascii=False)
+            (Path(save_directory) / DEFAULTS_FILE).write_text(f"{content}\n", encoding="utf-8")
+
     def enable_stage_offload(self, device: torch.device | str) -> None:
         """Keep the components on the CPU and move each to ``device`` only for its stage."""
         self._stage_device = torch.device(device)
@@ -242,7 +279,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
             device=self.compute_device,
             dtype=self.transformer.dtype,
         )
-        return embeds
+        return check_finite("text embeddings", embeds)
 
     def _denoiser(
         self,
@@ -276,19 +313,3 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         )
         policy = cache.make_policy(settings.inference_steps)
         return Denoiser(model, policy, cache.make_forecast(), options, trace)
-
-
-def _check_condition(condition: Condition, settings: VideoSettings) -> None:
-    for name in ("prefix", "last"):
-        frames = getattr(condition, name)
-        if frames is None:
-            continue
-        if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[2:] != (settings.height, settings.width):
-            raise ValueError(
-                f"condition.{name} must be [3, frames, {settings.height}, {settings.width}], "
-                f"got {list(frames.shape)}."
-            )
-    if condition.prefix is not None and condition.prefix.shape[1] % TEMPORAL_STRIDE != 1:
-        raise ValueError(f"condition.prefix must have 4 k + 1 frames, got {condition.prefix.shape[1]}.")
-    if condition.last is not None and condition.last.shape[1] != 1:
-        raise ValueError(f"condition.last must be one frame, got {condition.last.shape[1]}.")

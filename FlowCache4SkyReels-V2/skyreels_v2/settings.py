@@ -30,6 +30,9 @@ LIMITS = {
 #: Of a video; planning more takes seconds.
 MAX_WINDOWS = 10**4
 
+#: File beside the weights with the settings that suit a model.
+DEFAULTS_FILE = "defaults.json"
+
 #: What the original runs with, unless told otherwise; a model's own ``defaults.json`` may say otherwise, too.
 OFFICIAL_DEFAULTS = {
     "prompt": "A serene lake surrounded by towering mountains, with a few swans gracefully gliding across "

@@ -73,7 +73,9 @@ class WindowCache:
         """Let go of chunks that nothing will see from this step on."""
         if self._reach_back is None:
             return
-        oldest = self._schedule.first_below(self._schedule.num_steps + 1, step) - self._reach_back
+        # With a clean pass, the chunk that has just become clean reads once more.
+        oldest = self._schedule.first_below(self._schedule.num_steps + self._clean_pass, step)
+        oldest -= self._reach_back
         gone = [chunk for chunk in self.cache.chunks if chunk < oldest]
         if gone:
             self.cache.drop(gone)
@@ -215,7 +217,7 @@ class WindowCache:
             return None
         if rows == 0:
             logger.warning(
-                "kv_bits and kv_offload have no effect in this window: all its chunks may be live at once."
+                "kv_bits and kv_offload have no effect in this window: no chunk is read once it is clean."
             )
             return None
         return self._storage.make_store(layout, rows, math.gcd(*self._lengths))
@@ -224,11 +226,11 @@ class WindowCache:
         """Tokens that are held at most when chunks are let go of."""
         if self._reach_back is None:
             return math.inf
-        live = self._schedule.max_live + 1  # one has just finished
+        live = self._schedule.max_live + self._clean_pass
         return max(self._reach_back + live, self._given + len(self._schedule.live(0))) * max(self._lengths)
 
     def _rolling_clean(self) -> float:
         """Tokens of clean chunks among those."""
         if self._reach_back is None:
             return math.inf
-        return max(self._reach_back + 1, self._given) * max(self._lengths)
+        return max(self._reach_back, self._given) * max(self._lengths)

@@ -147,7 +147,7 @@ DAMAGES = {
     "truncated": damage(lambda content: content[: len(content) // 2]),
     "another file": damage(lambda content: b"x" * len(content)),
     "a flipped bit": damage(flip),
-    "an object": lambda path: torch.save({"format": 1, "run": re.compile("a")}, path),
+    "an object": lambda path: torch.save({"format": 2, "run": re.compile("a")}, path),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import load_transformer as reference_transformer
 from cases import magi_case
+from damaged import damaged
 from reference import case_names
 from safetensors.torch import load_file, save_file
 
@@ -97,6 +98,7 @@ def test_loads_every_tensor_in_its_type(official):
             lambda t: t.update({"rope.bands": torch.zeros(3)}),
             r"rope.bands must have shape \(2,\), has \(3,\)",
         ),
+        (lambda t: t.update({"rope.bands": torch.zeros(2, dtype=torch.int32)}), "rope.bands .* I32"),
     ],
 )
 def test_wrong_tensors_are_named(official, change, message):
@@ -197,3 +199,9 @@ def test_reference_weights_are_official_ones():
     model = reference_transformer(magi_case("dit_forward_a_3chunks"))
     case = magi_case("weights").info["tensors"]
     assert official_shapes(model) == {name: tuple(tensor["shape"]) for name, tensor in case.items()}
+
+
+def test_an_autoencoder_of_integers_is_refused(weights, tmp_path):
+    copy = damaged(weights.parent / "vae", tmp_path / "copy", "encoder.pos_embed", torch.Tensor.int)
+    with pytest.raises(ValueError, match=r"encoder\.pos_embed must hold floating-point numbers"):
+        load_vae(copy)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import TEXT_SIZES, tiny_tokenizer
 from torch._dynamo.testing import CompileCounter
 from transformers import T5Config, T5EncoderModel
 
 from flowcache import FlowCacheConfig
+from flowcache.video import to_float
 from magi1.attention import TextBank
 from magi1.captions import CaptionSwitches, SpecialTokens
 from magi1.config import EngineSection, FlowCacheOptions, MagiConfig, RuntimeSection
@@ -113,6 +116,28 @@ def test_a_captions_projections_are_kept_no_longer_than_needed(pipeline, monkeyp
     asked = config(num_frames=96)
     pipeline(ask(asked, method_config("vanilla"), switches=switches, special_tokens=tokens))
     assert max(held) <= 4 + 1, "those of a window's chunks, and the null caption"
+
+
+def test_a_saved_pipeline_gives_the_same_frames(pipeline, tmp_path):
+    parts = ("tokenizer", "text_encoder", "transformer", "vae")
+    tiled = MagiPipeline(*(copy.deepcopy(getattr(pipeline, part)) for part in parts), tile_frames=4)
+    tiled.save_pretrained(tmp_path)
+    videos = [
+        each(ask(config(), method_config("vanilla")))
+        for each in (tiled, MagiPipeline.from_pretrained(tmp_path))
+    ]
+    assert torch.equal(videos[0].frames, videos[1].frames)
+
+
+def test_a_pipeline_may_be_cast(pipeline):
+    pipeline = copy.deepcopy(pipeline)
+    plain = pipeline(ask(config(), method_config("vanilla"))).latents
+    bands = pipeline.transformer.rotary_bands.clone()
+    pipeline.to(torch.bfloat16)
+    assert pipeline.transformer.blocks[0].gates.weight.dtype == torch.bfloat16
+    assert torch.equal(pipeline.transformer.rotary_bands, bands), "what must stay in fp32 is not rounded"
+    cast = pipeline(ask(config(), method_config("vanilla"))).latents
+    assert 0 < (cast - plain).norm() / plain.norm() < 0.1
 
 
 def test_weights_may_be_stored_in_fp8(pipeline):
@@ -251,3 +276,30 @@ def test_reuse_may_watch_the_filtered_latent(pipeline):
     assert distances[0] != distances[1]
     with pytest.raises(ValueError, match="indicator must be one of embedded_latent, filtered_latent"):
         pipeline(ask(config(), FlowCacheConfig(indicator="latent", clean_pass=True)))
+
+
+def test_a_prefix_may_be_images(pipeline):
+    image = Image.new("RGB", (32, 32), "red")
+    tensor = to_float(np.array(image)[None])
+    first, second = (pipeline(ask(config(), prefix=prefix)) for prefix in (image, tensor))
+    assert torch.equal(first.frames, second.frames)
+    assert ask(config(), prefix=[image] * 8).prefix.shape == (3, 8, 32, 32)
+
+
+REFUSED = {
+    "prefix": {"prefix": torch.zeros(3, 1, 32, 32, dtype=torch.uint8)},
+    "prompt": {"prompt": ["a", "red circle"]},
+    "config": {"config": None},
+    "cache": {"cache": "fast"},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_arguments_of_another_kind_are_named(name):
+    with pytest.raises(TypeError, match=f"^{name}:"):
+        VideoRequest(**{"prompt": "a", "config": config(), **REFUSED[name]})
+
+
+def test_a_pipeline_takes_a_request(pipeline):
+    with pytest.raises(TypeError, match=r"^request: expected VideoRequest, got str"):
+        pipeline("a red circle")

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from magi1.text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder
@@ -26,6 +27,13 @@ def edit(folder, change):
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, {"format": "pt"})
+
+
+def as_bin(folder):
+    """Store the tensors as PyTorch does, the embedding as integers."""
+    tensors = load_file(folder / "model.safetensors")
+    torch.save(tensors | {"shared.weight": tensors["shared.weight"].int()}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
 
 
 def test_tokenizer_and_encoder(t5):
@@ -63,6 +71,11 @@ def test_wrong_folders_are_refused_before_weights_are_read(t5, spoil, message):
             lambda folder: edit(folder, lambda t: t.pop("encoder.final_layer_norm.weight")),
             "lacks encoder.final",
         ),
+        (
+            lambda folder: edit(folder, lambda t: t.update({"shared.weight": t["shared.weight"].int()})),
+            "shared.weight must hold floating-point numbers",
+        ),
+        (as_bin, "shared.weight must hold floating-point numbers"),
     ],
 )
 def test_wrong_weights_are_named(t5, spoil, message):

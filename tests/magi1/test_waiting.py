@@ -50,6 +50,8 @@ class Waits(TorchFunctionMode):
         masked = name in ("__getitem__", "__setitem__") and _is_mask(args[1])
         if name in WAITING or masked:
             self.names.append(name)
+        if name == "tolist" and args[0].is_meta:
+            return [0.0] * len(args[0])
         return function(*args, **(kwargs or {}))
 
 
@@ -58,8 +60,11 @@ def _is_mask(index: object) -> bool:
     return any(isinstance(part, torch.Tensor) and part.dtype == torch.bool for part in parts)
 
 
-def run(device: str, policy: ReusePolicy, forecast: str, distilled: bool = True) -> list[list[str]]:
-    """Denoise three chunks behind a given one and a held frame; what waited, step by step."""
+def run(
+    device: str, policy: ReusePolicy, forecast: str, distilled: bool = True
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Denoise three chunks behind a given one and a held frame; what waited within each step, and before each
+    clean chunk was handed over."""
     torch.manual_seed(0)
     transformer = MagiTransformer3DModel(**SIZES).to(device)
     window = cut_window(torch.randn(4, 8, 4, 4, device=device), 2, torch.randn(4, 3, 4, 4, device=device))
@@ -79,9 +84,12 @@ def run(device: str, policy: ReusePolicy, forecast: str, distilled: bool = True)
             waits.names.clear()
 
         loop.on_step = end_step
-        assert len(list(loop.run(window, schedule, Euler(timetable)))) == 3
+        at_clean = []
+        for _ in loop.run(window, schedule, Euler(timetable)):
+            at_clean.append(waits.names.copy())
+            waits.names.clear()
     assert sum(len(record.events) for record in loop.trace.steps) == 3 * STEPS
-    return steps
+    return steps, at_clean
 
 
 @pytest.mark.parametrize(
@@ -90,7 +98,9 @@ def run(device: str, policy: ReusePolicy, forecast: str, distilled: bool = True)
 )
 def test_nothing_but_the_decision_waits(forecast, distilled):
     # Tensors of the meta device hold no values: whatever asked for one would fail.
-    assert not any(run("meta", EveryOther(), forecast, distilled))
+    steps, at_clean = run("meta", EveryOther(), forecast, distilled)
+    assert not any(steps)
+    assert at_clean == 3 * [["tolist"]], "whether all was finite is asked when a chunk is handed over"
 
 
 POLICIES = [TeaCache(0.3), ChunkwiseReuse(0.3, STEPS), ErrorControlled(0.3, STEPS)]
@@ -98,6 +108,6 @@ POLICIES = [TeaCache(0.3), ChunkwiseReuse(0.3, STEPS), ErrorControlled(0.3, STEP
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
 def test_a_decision_waits_once(policy):
-    steps = run("cpu", policy, "hold_velocity")
+    steps, _ = run("cpu", policy, "hold_velocity")
     assert max(map(len, steps)) == 1
     assert {name for step in steps for name in step} == {"tolist"}

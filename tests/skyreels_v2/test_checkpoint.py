@@ -164,6 +164,10 @@ def misshape_first(tensors: dict[str, Tensor]) -> None:
     tensors[min(tensors)] = torch.zeros(3, 1, 3)
 
 
+def make_first_integer(tensors: dict[str, Tensor]) -> None:
+    tensors[min(tensors)] = tensors[min(tensors)].to(torch.int32)
+
+
 FILES = [
     ("original", SHARD.format(1), transformer_key),
     ("original", conversion.TEXT_ENCODER_FILE, text_encoder_key),
@@ -207,6 +211,13 @@ def test_wrong_shape_is_named(copy, layout, name, rename):
     folder = copy(layout)
     key = change(folder / name, misshape_first)
     assert load_error(folder).startswith(f"{folder / name} holds {key} with shape (3, 1, 3), not (")
+
+
+@each_file
+def test_integers_are_refused(copy, layout, name, rename):
+    folder = copy(layout)
+    key = change(folder / name, make_first_integer)
+    assert load_error(folder).startswith(f"{folder / name}: {key} must hold floating-point numbers")
 
 
 @each_file

@@ -98,6 +98,11 @@ def test_streams_a_long_video(front, checkpoint, tmp_path):
     assert len(Trace.load(video.with_suffix(".trace.json")).windows) == 1
 
 
+def test_sees_the_newest_blocks_alone(front, checkpoint):
+    flags = ["--use_kvrange", "--kvrange", 1, "--kv_bits", 8, "--num_frames", 49, "--causal_block_size", 1]
+    assert front("--model_id", checkpoint, *QUICK, *flags, "--prompt", "a") == 0
+
+
 def prepared(front, *arguments):
     return front.module.prepare(front.module.build_parser().parse_args([str(word) for word in arguments]))
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flowcache import FlowCacheConfig, Window
+from flowcache.video import to_float
 from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, resolve_model
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 from skyreels_v2.codec import VideoCodec, VideoDecoder
@@ -319,3 +323,40 @@ def test_reuse_may_watch_the_filtered_latent(pipeline):
     )
     assert one
     assert one != other, "it sees the latents, and not the time alone"
+
+
+@pytest.mark.parametrize("name", ["prefix", "last"])
+def test_a_condition_may_be_an_image(pipeline, name):
+    image = Image.new("RGB", (32, 32), "red")
+    tensor = to_float(np.array(image)[None])
+    given, same = ({"prefix": tensor, name: frames} for frames in ([image], tensor))
+    videos = [generate(pipeline, condition=Condition(**condition)) for condition in (given, same)]
+    assert torch.equal(videos[0].frames, videos[1].frames)
+
+
+REFUSED = {
+    "condition.prefix": {"condition": Condition(prefix=torch.zeros(3, 1, 32, 32, dtype=torch.uint8))},
+    "condition.last": {"condition": Condition(last=torch.full((3, 1, 32, 32), torch.nan))},
+    "condition": {"condition": Image.new("RGB", (32, 32))},
+    "prompt": {"prompt": ["a", "red circle"]},
+    "negative_prompt": {"negative_prompt": ["a"]},
+    "settings": {"settings": {"height": 32}},
+    "cache": {"cache": "fast"},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_arguments_of_another_kind_are_named(pipeline, monkeypatch, name):
+    monkeypatch.setattr(pipeline, "encode_prompt", None)  # nothing may have begun
+    settings = VideoSettings(**SMALL, num_frames=17, base_num_frames=17)
+    with pytest.raises((TypeError, ValueError), match=f"^{name}:"):
+        pipeline(**{"prompt": "a", "settings": settings, **REFUSED[name]})
+
+
+def test_what_is_saved_has_the_same_settings(checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    own = {"height": 64, "width": 64, "guidance_scale": 3.0, "shift": 5.0, "negative_prompt": "a circle"}
+    (copy / "defaults.json").write_text(json.dumps(own))
+    load_pipeline(str(copy), "cpu").save_pretrained(tmp_path / "saved")
+    assert resolve_model(str(tmp_path / "saved"), "cpu").defaults == resolve_model(str(copy), "cpu").defaults
+    assert load_pipeline(str(tmp_path / "saved"), "cpu").default_negative_prompt == "a circle"

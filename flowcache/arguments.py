@@ -1,0 +1,94 @@
+"""Arguments of the pipelines as Python callers give them, checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .video import Frames, resize_and_crop, to_float
+
+#: Frames of a condition: pixels in [-1, 1], ``[3, frames, height, width]``; or images or uint8 arrays.
+GivenFrames = Tensor | Image.Image | Frames | Sequence[Image.Image | Frames]
+
+#: Rounding of values in [-1, 1].
+TOLERANCE = 1e-3
+
+
+def check_type(name: str, value: Any, kind: type, hint: str = "") -> None:
+    """Refuse a value of another type.
+
+    Raises:
+        TypeError: one sentence that names the argument; it ends in ``hint``.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}{hint}.")
+
+
+def check_prompt(name: str, prompt: Any) -> None:
+    """Refuse what is not one prompt.
+
+    Raises:
+        TypeError: one sentence that names the argument.
+    """
+    check_type(name, prompt, str, "; make one video for each prompt" if isinstance(prompt, list) else "")
+
+
+def as_frames(name: str, given: GivenFrames, height: int, width: int) -> Tensor:
+    """Convert the frames of a condition to ``[3, frames, height, width]`` in [-1, 1].
+
+    Args:
+        name: of the argument.
+        given: such a tensor; or pixels from 0 to 255, which are scaled and cropped to the size: an image,
+            uint8 arrays ``[height, width, 3]`` or ``[frames, height, width, 3]``, or a list of these.
+        height, width: pixels of the video.
+
+    Raises:
+        TypeError: another kind of frames; one sentence that names the argument, as always here.
+        ValueError: the frames have another shape, no 8-bit pixels, or values outside of [-1, 1].
+    """
+    if isinstance(given, Tensor):
+        return _checked(name, given, height, width)
+    items = given if isinstance(given, list | tuple) else [given]
+    frames = [frame for item in items for frame in _pixels(name, item)]
+    if not frames:
+        raise ValueError(f"{name}: expected at least one frame, got none.")
+    return to_float(np.concatenate([resize_and_crop(frame[None], height, width) for frame in frames]))
+
+
+def _pixels(name: str, item: Any) -> Iterator[Frames]:
+    """Pixels ``[height, width, 3]`` of an image or array; transparent parts over black."""
+    if isinstance(item, np.ndarray):
+        if item.dtype != np.uint8 or item.ndim not in (3, 4) or item.shape[-1] != 3:
+            raise ValueError(
+                f"{name}: expected arrays of uint8, [frames, height, width, 3], got {item.dtype} "
+                f"{list(item.shape)}."
+            )
+        yield from item.reshape(-1, *item.shape[-3:])
+        return
+    if not isinstance(item, Image.Image):
+        raise TypeError(
+            f"{name}: expected a float tensor in [-1, 1], images or uint8 arrays, got {type(item).__name__}."
+        )
+    if item.mode.startswith(("F", "I")):
+        raise ValueError(f"{name}: expected images of 8 bits, got mode {item.mode}; convert them to RGB.")
+    image = ImageOps.exif_transpose(item).convert("RGBA")
+    yield np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB"))
+
+
+def _checked(name: str, frames: Tensor, height: int, width: int) -> Tensor:
+    if not frames.is_floating_point():
+        raise TypeError(
+            f"{name}: expected a float tensor in [-1, 1], got {frames.dtype}; for pixels from 0 to 255, "
+            "divide by 127.5 and subtract 1."
+        )
+    if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[2:] != (height, width) or not len(frames[0]):
+        raise ValueError(f"{name} must be [3, frames, {height}, {width}], got {list(frames.shape)}.")
+    low, high = torch.stack(frames.aminmax()).tolist()
+    if not (low >= -1 - TOLERANCE and high <= 1 + TOLERANCE):  # true of NaN as well
+        raise ValueError(f"{name}: expected values in [-1, 1], got {low:g} to {high:g}; scale or clamp them.")
+    return frames

@@ -1,0 +1,78 @@
+"""Numbers that are not finite: found without waiting for the device at every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CAUSES = (
+    "check guidance_scale and the other scales, the dtype (bf16 and fp16 overflow), and the weight files "
+    "(damaged ones hold NaN)"
+)
+
+
+class NotFiniteError(ArithmeticError):
+    """A tensor of a run holds NaN or infinity; the message names it and the likely causes."""
+
+
+class FiniteWatch:
+    """Remembers on the device whether tensors were finite, until the host waits for the device anyway."""
+
+    def __init__(self) -> None:
+        self._sums: list[tuple[str, Tensor]] = []
+
+    def observe(self, name: str, values: Tensor) -> None:
+        """Note whether ``values`` are finite; the host does not wait."""
+        # A sum is finite only if all terms are. It is the cheapest of the reductions that say so.
+        self._sums.append((name, values.sum(dtype=torch.float32)))
+
+    def check(self, causes: str = CAUSES) -> None:
+        """Bring what was observed since the last call to the host, in one transfer.
+
+        Args:
+            causes: end of the message.
+
+        Raises:
+            NotFiniteError: a tensor was not finite; the first one is named.
+        """
+        sums, self._sums = self._sums, []
+        values = torch.stack([value for _, value in sums]).tolist() if sums else ()
+        for (name, _), value in zip(sums, values, strict=True):
+            if not math.isfinite(value):
+                raise NotFiniteError(f"{name}: expected finite numbers, got NaN or infinity; {causes}.")
+
+
+def check_finite(name: str, values: Tensor) -> Tensor:
+    """Return ``values``; the host waits for them.
+
+    Raises:
+        NotFiniteError: they are not all finite.
+    """
+    watch = FiniteWatch()
+    watch.observe(name, values)
+    watch.check()
+    return values
+
+
+def check_finite_weights(components: Mapping[str, Any]) -> None:
+    """Refuse weights that are not finite: attention and gates may hide them from all that follows.
+
+    Args:
+        components: of a pipeline, by name; those that are no modules are skipped.
+
+    Raises:
+        NotFiniteError: a weight or buffer holds NaN or infinity; it is named.
+    """
+    for part, module in components.items():
+        if not isinstance(module, nn.Module):
+            continue
+        watch = FiniteWatch()
+        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+            if tensor.is_floating_point() and not tensor.is_meta:
+                watch.observe(f"{part}: {name}", tensor)
+        watch.check("the weight file is damaged, get it again")
