@@ -135,7 +135,7 @@ def _mp4(path: Path) -> Path:
     """The path, with the suffix of what is written if it has none."""
     if path.name and path.suffix.lower() not in ("", ".mp4"):
         raise ValueError(f"output_path must end in .mp4, which is what is written, got {path}.")
-    return path if path.suffix or path.is_dir() else path.with_suffix(".mp4")
+    return path if path.suffix or os.path.isdir(path) else path.with_suffix(".mp4")
 
 
 def _name_words(

@@ -33,9 +33,10 @@ from flowcache.command_line import Parser, run_checked
 from flowcache.config import DEFAULT_PRESET
 from flowcache.knobs import knobs_of
 from flowcache.unread import refuse_unread
+from flowcache.user_files import expand_path
 from magi1.command_line import add_method_flags, make_sampler, split_overrides, unread_options
 from magi1.config import RULES, FlowCacheOptions, RuntimeSection
-from magi1.config_files import build, check_keys, read_file, without_unread
+from magi1.config_files import build, cast, check_keys, read_file, without_unread
 from magi1.model_source import SMALL, ModelSource, resolve_model
 
 FOLDER = Path(__file__).resolve().parent
@@ -74,10 +75,12 @@ def read_settings(args: argparse.Namespace, rest: list[str]) -> Settings:
     """
     path = args.yaml_config
     if rest and not rest[0].startswith("-"):  # the original takes the file without a flag
-        path, rest = Path(rest[0]), rest[1:]
+        path, rest = expand_path(rest[0], "yaml_config"), rest[1:]
     overrides, for_reuse = split_overrides(rest, vars(args))
     content = dict(read_file(path, yaml.safe_load, "YAML"))
-    where, strategy = str(path), content.pop("reuse_strategy", "chunkwise")
+    where = str(path)
+    strategy = cast(content.pop("reuse_strategy", "chunkwise"), "str", "reuse_strategy", where)
+    preset = cast(content.get("preset", DEFAULT_PRESET), "str", "preset", where)
     strategy = args.reuse_strategy or strategy
     content = without_unread(content, where)
     benchmark_keys, reuse_keys = (
@@ -87,7 +90,7 @@ def read_settings(args: argparse.Namespace, rest: list[str]) -> Settings:
     if strategy not in STRATEGIES:
         raise ValueError(f"{where}: reuse_strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}.")
     args.method = args.method or STRATEGIES[strategy]
-    args.preset = args.preset or content.get("preset", DEFAULT_PRESET)
+    args.preset = args.preset or preset
     told = {key: content[key] for key in benchmark_keys if key in content}
     if isinstance(told.get("gpus"), int):  # a single GPU looks like a number
         told["gpus"] = str(told["gpus"])
@@ -104,7 +107,8 @@ def _find(name: Any, where: str) -> Path:
     """A configuration that a YAML file names, seen from here or from this program's folder."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"{where}: config_file must name a file, such as config/sample/vbench.json.")
-    return Path(name) if Path(name).is_file() else FOLDER / name
+    path = expand_path(name, f"{where}: config_file")
+    return path if path.is_file() else FOLDER / name
 
 
 def prepare(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], SamplingJob | Turns]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import gc
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
@@ -20,6 +26,7 @@ from .finite import NotFiniteError
 from .plots import reuse_map
 from .trace import Trace
 from .tuning import Target, Tuning
+from .user_files import expand_path, is_utf8
 
 Job = TypeVar("Job")
 
@@ -37,6 +44,8 @@ class Parser(argparse.ArgumentParser):
     A script appends its own settings to the words of its user: ``"$@" --defaults --method flowcache``. What
     stands before ``--defaults`` overrides what stands behind it. ``typed`` of the parsed arguments holds the
     names of the flags and keys that the user wrote.
+
+    Arguments must be UTF-8. Flags of type ``Path`` expand ``~``.
     """
 
     def __init__(self, description: str | None = None, **options: Any) -> None:
@@ -46,12 +55,16 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             **options,
         )
+        self.register("type", Path, _path)
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse the words of the scripts, the innermost first, and then those of the user over them."""
         words = list(sys.argv[1:] if args is None else args)
+        for word in words:
+            if not is_utf8(word):  # which no file or tokenizer could take
+                self.error(f"arguments: expected UTF-8, got {word!r}; rename the file or set a UTF-8 locale")
         end = words.index(DEFAULTS) if DEFAULTS in words else len(words)
         parsed, rest = super().parse_known_args(_defaults_first(words), namespace)
         typed = [word.removeprefix("--") for word in words[:end] if word.startswith("--")]
@@ -60,6 +73,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message.rstrip('.')}.\n")
+
+
+def _path(text: str) -> Path:
+    """A path for argparse, which shows the message of no other exception."""
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 class Refuse(argparse.Action):
@@ -143,8 +164,8 @@ def check_tuning(tuning: Tuning) -> None:
     Raises:
         ValueError: one sentence that names the argument and the fix.
     """
-    if not tuning.path.exists():
-        writable_folder("profile", tuning.path.parent)
+    if not os.path.exists(tuning.path):
+        output_file("profile", tuning.path)
     tuning.check()
 
 
@@ -185,42 +206,108 @@ def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Pa
 
     def report(job: Job) -> str:
         trace, video = run(job)
-        files = save_trace(trace, video)
+        try:
+            files = save_trace(trace, video)
+        except OSError as error:
+            error.add_note(f"the video itself is whole: {video}")
+            raise
         return f"video: {video}\n{files}\n{summary(trace, time.perf_counter() - started)}"
 
     return run_checked(prepare_alone, report)
 
 
 def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
-    """Check, run and say what came of it; returns the exit code: 2 for bad input, 1 for a failure.
+    """Check, run and report; returns the exit code: 2 for bad input, 1 for a failure, else the shell's.
+
+    An interrupted run has 128 and the signal's number. Notes of an exception end up in its sentence.
 
     Args:
         prepare: checks the input; raises ValueError or OSError with one sentence.
-        run: does the work; returns what to say.
+        run: does the work; returns what to report.
     """
+    _open_standard_streams()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     for name in ("httpx", "httpx2"):  # by the version of huggingface_hub
         logging.getLogger(name).setLevel(logging.WARNING)
     code = 2
     try:
-        job = prepare()
-        code = 1
-        report = run(job)
+        with _sigterm_as_interrupt():
+            job = prepare()
+            code = 1
+            report = run(job)
+    except KeyboardInterrupt as error:
+        sentence = _sentence("interrupted", error)
+        code = 128 + (error.args[0] if error.args else signal.SIGINT)
     except (OSError, ValueError, NotFiniteError, Unavailable) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return code
+        reason = str(error)
+        if isinstance(error, OSError) and error.strerror:  # without its number
+            reason = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        sentence = _sentence(reason, error)
     except (RuntimeError, MemoryError) as error:
         # PyTorch raises a class of its own on CUDA only.
         on_cuda = isinstance(error, torch.OutOfMemoryError)
         if not (on_cuda or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
             raise
         reason = str(error).split(". ")[0] if on_cuda else "out of memory on the CPU"
-        sys.stderr.write(
-            f"error: {reason}; fewer or smaller frames, or a compressed cache, need less memory.\n"
-        )
+        reason += "; fewer or smaller frames, or a compressed cache, need less memory"
+        sentence, code = _sentence(reason, error), 1
+    else:
+        return _report(report)
+    gc.collect()  # what the exception held: progress bars end their lines
+    with suppress(OSError):  # nobody reads it
+        sys.stderr.write(f"error: {sentence}\n")
+    return code
+
+
+def _sentence(reason: str, error: BaseException) -> str:
+    """What happened, and what the notes of the exception add."""
+    notes = getattr(error, "__notes__", ())
+    text = "; ".join([reason.rstrip("."), *notes]) if notes else reason
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
+def _report(text: str) -> int:
+    """Write a line to standard output; returns the exit code.
+
+    The work is done: it neither counts who reads of it nor which characters a terminal has.
+    """
+    stream = sys.stdout
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+        return 0
+    except OSError as error:
+        with suppress(OSError):  # Python flushes again at its end, and must not fail then
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 0
+        sys.stderr.write(f"error: standard output: {error.strerror}.\n")
         return 1
-    sys.stdout.write(f"{report}\n")
-    return 0
+
+
+def _open_standard_streams() -> None:
+    """Open streams that are closed, so that no file that is opened later gets their number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Within the block, SIGTERM cleans up as Ctrl-C does."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def save_trace(trace: Trace, video: Path) -> str:
@@ -265,30 +352,37 @@ def check_device(name: str) -> torch.device:
 
 
 def output_file(name: str, path: Path) -> Path:
-    """The path, if a file can be written there; its folder is made if need be.
+    """The path, if a file and what is written beside it can be written there; makes its folder.
 
     Raises:
-        ValueError: it names a folder or lies where nothing can be written; the argument ``name`` is named.
+        ValueError: it names a folder, or cannot be written; the argument ``name`` is named.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ValueError(f"{name} must name a file to write, but {path} is a folder.")
-    writable_folder(name, path.parent)
+    writable_folder(name, path.parent, path.stem)
     return path
 
 
-def writable_folder(name: str, folder: Path) -> Path:
+def writable_folder(name: str, folder: Path, stem: str = "") -> Path:
     """The folder, made if need be.
 
+    Args:
+        name: of the argument.
+        folder: to write to.
+        stem: of the files to write, which suffixes and temporary names make longer.
+
     Raises:
-        ValueError: it cannot be made or written to; the argument ``name`` is named.
+        ValueError: it cannot be made, or not be written to; the argument ``name`` is named.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".flowcache").touch()
-        (folder / ".flowcache").unlink()
-    except OSError as error:
-        raise ValueError(f"{name} {folder} cannot be written to: {error.strerror}.") from error
-    return folder
+        # Only writing tells; no name that is written is longer than ``.STEM.trace.XXXXXXXX.json``.
+        with NamedTemporaryFile(dir=folder, prefix=f".{stem}.", suffix=".check.temp"):
+            return folder
+    except (OSError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "too many folders"
+        place = folder / stem if getattr(error, "errno", None) == errno.ENAMETOOLONG else folder
+        raise ValueError(f"{name} {place} cannot be written to: {reason}.") from error
 
 
 def words_of(prompt: str) -> str:

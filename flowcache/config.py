@@ -12,6 +12,7 @@ from .kv.quantized import BITS, QuantizedRows, group_size
 from .kv.scorers import SCORERS
 from .kv.selection import WEIGHTINGS, TokenSelector
 from .kv.stores import HostStore, PlainRows, RowStore
+from .limits import check_limits
 from .reuse.chunkwise import ChunkwiseReuse
 from .reuse.error_controlled import ErrorControlled
 from .reuse.forecast import FORECASTS, Forecast
@@ -27,6 +28,27 @@ PACES = {"quality": 0.3, "balanced": 0.45, "fast": 0.75, "turbo": 1.0}
 #: Presets of every model; those of the paper decide and forecast as the original does.
 PRESETS = (*PACES, "paper-slow", "paper-fast")
 DEFAULT_PRESET = "fast"
+
+LIMITS = {
+    "threshold": (0, 1000),
+    "warmup_steps": (1, 1000),
+    "final_steps": (0, 1000),
+    "coefficients": (-1e12, 1e12),
+    "tolerance": (0, 1000),
+    "interval": (1, 1000),
+    "pace": (0.001, 1000),
+    "computed_steps": (0, 1000),
+    "max_reuses": (1, 1000),
+    "final_window_steps": (0, 1000),
+    "clean_range": (0, 10**6),
+}
+COMPRESSION_LIMITS = {
+    "budget": (1, 10**6),
+    "total": (1, 10**6),
+    "mix_lambda": (0, 1),
+    "max_queries": (1, 10**6),
+    "power": (0.001, 1000),
+}
 
 PolicyName = Literal["none", "teacache", "chunkwise", "fixed_interval", "error_controlled", "planned"]
 GranularityName = Literal["token", "frame", "chunk"]
@@ -74,12 +96,7 @@ class KVCompressionConfig:
         _check_choice("query_granularity", self.query_granularity, get_args(GranularityName))
         _check_choice("weighting", self.weighting, WEIGHTINGS)
         _check_choice("when", self.when, ("full", "over"))
-        if self.budget < 1:
-            raise ValueError(f"budget must be at least 1 chunk, got {self.budget}.")
-        if self.max_queries is not None and self.max_queries < 1:
-            raise ValueError(f"max_queries must be at least 1, got {self.max_queries}.")
-        if not 0 <= self.mix_lambda <= 1:
-            raise ValueError(f"mix_lambda must lie between 0 and 1, got {self.mix_lambda}.")
+        check_limits(self, COMPRESSION_LIMITS)
 
     @classmethod
     def of_preset(cls, preset: str, **settings: Any) -> KVCompressionConfig:
@@ -200,10 +217,7 @@ class FlowCacheConfig:
     def __post_init__(self) -> None:
         _check_choice("policy", self.policy, get_args(PolicyName))
         _check_choice("forecast", self.forecast, tuple(FORECASTS))
-        for name in ("threshold", "tolerance"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
+        check_limits(self, LIMITS)
         if self.policy == "planned" and not self.computed_steps:
             raise ValueError("computed_steps must name the steps that a plan computes.")
         if self.policy == "error_controlled" and self.forecast == "hold_displacement":
@@ -212,17 +226,6 @@ class FlowCacheConfig:
             raise ValueError(
                 "bidirectional needs whole_window: a cache holds no chunk that is still to come."
             )
-        if not (math.isfinite(self.pace) and self.pace > 0):
-            raise ValueError(f"pace must be a finite number above 0, got {self.pace}.")
-        for name in ("warmup_steps", "interval", "max_reuses"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-        for name in ("final_steps", "final_window_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
-        if self.clean_range is not None and self.clean_range < 0:
-            raise ValueError(f"clean_range must be at least 0, got {self.clean_range}.")
         if self.whole_window and (self.compression or self.clean_range is not None):
             raise ValueError("compression and clean_range need a KV cache: set whole_window to false.")
         if self.whole_window and (self.refresh_given or self.clean_pass):
@@ -237,8 +240,6 @@ class FlowCacheConfig:
             raise ValueError("storage keeps given chunks from running again: set refresh_given to false.")
         if self.compression and self.refresh_given:
             raise ValueError("compression keeps given chunks from running again: set refresh_given to false.")
-        if self.coefficients is not None and not all(map(math.isfinite, self.coefficients)):
-            raise ValueError(f"coefficients must be finite numbers, got {self.coefficients}.")
 
     def interval_for(self, num_chunk_steps: int) -> int:
         """Steps from one computed step to the next, for chunks of that many steps (``fixed_interval``)."""

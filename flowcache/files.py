@@ -76,7 +76,7 @@ class GrowingFile:
             written = 0
             while written < len(content):
                 written += self.file.write(content[written:])
-        except OSError:
+        except BaseException:
             self.file.truncate(self._length)
             self.file.seek(self._length)
             raise

@@ -19,6 +19,8 @@ from .files import GrowingFile, check_grown, remove_leftovers, replaced_when_don
 from .fingerprint import differences
 from .state import State, on_host
 from .trace import Trace
+from .typed import as_type
+from .user_files import reading
 from .video import part_of
 
 logger = logging.getLogger(__name__)
@@ -69,9 +71,13 @@ class ResumeFile:
     def __enter__(self) -> ResumeFile:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, failure: BaseException | None, __: object) -> None:
         if self._steps is not None:
             self._steps.close()
+        if not self.path.exists():
+            self.remove()
+        elif failure is not None:
+            failure.add_note(f"to resume from {self.path}, run the same command again")
         self._lock.release()
 
     def begin(self, trace: Trace) -> State | None:
@@ -106,7 +112,12 @@ class ResumeFile:
             "state": state,
         }
         with replaced_when_done(self.path) as temporary, temporary.open("wb") as file:
-            torch.save(on_host(content), file)
+            try:
+                torch.save(on_host(content), file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # which PyTorch hides
+                    raise error.__context__ from None
+                raise
             file.flush()
             os.fsync(file.fileno())
 
@@ -132,8 +143,6 @@ class ResumeFile:
     def _read(self) -> State | None:
         """What is saved, if it is this run's; None if the video that it goes with is gone."""
         saved = self._load()
-        if not isinstance(saved, dict) or saved.get("format") != FORMAT_VERSION:
-            raise ValueError(f"{self.path} was saved by another version; remove it to begin anew.")
         found = differences(saved["run"], self._run)
         if found:
             named = ", ".join(found[:MAX_NAMED])
@@ -158,23 +167,22 @@ class ResumeFile:
         return saved
 
     def _load(self) -> State:
-        unreadable = f"{self.path} cannot be read as the state of a run; remove it to begin anew."
-        try:
+        with reading(self.path, "the state of a run", "remove it to start again"):
             with zipfile.ZipFile(self.path) as archive:
-                damaged = archive.testzip()  # which torch.load would not notice
-            if damaged is None:
-                # Tensors and plain values, and no object of any other kind.
-                return torch.load(self.path, map_location="cpu", weights_only=True)
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            ValueError,
-            zipfile.BadZipFile,
-            pickle.UnpicklingError,
-        ) as error:
-            raise ValueError(unreadable) from error
-        raise ValueError(unreadable)
+                if archive.testzip() is not None:  # which torch.load would not notice
+                    raise ValueError("it is damaged")
+            try:  # tensors and plain values, and no object of any other kind
+                saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:  # whose text advises to load such objects
+                raise ValueError("it holds objects that no state has") from error
+            if not isinstance(saved, dict) or saved.get("format") != FORMAT_VERSION:
+                raise ValueError("another version saved it")
+            as_type(saved["trace"], Trace)
+            for name in ("run", "environment"):
+                as_type(saved[name], dict[str, Any])
+            for grown in (saved["steps"], saved["state"]["video"]["part"]):
+                as_type([grown["length"], grown["checksum"]], list[int])
+            return saved
 
 
 def _plain(content: Mapping[str, Any]) -> State:

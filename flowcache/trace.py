@@ -13,6 +13,8 @@ from .files import write_atomically
 from .kv.compressed import CompressionEvent
 from .kv.quantized import QuantizationEvent
 from .state import State
+from .typed import as_type
+from .user_files import parse_file
 
 FORMAT_VERSION = 1
 
@@ -123,8 +125,8 @@ class Trace:
             self.add_seconds(stage, seconds)
         for name in state.keys() - {"seconds", "windows"}:
             setattr(self, name, state[name])
-        self.windows = [WindowRecord(**window) for window in state["windows"]]
-        self.steps = [_read_step(json.loads(line)) for line in step_lines.splitlines()]
+        self.windows = as_type(state["windows"], list[WindowRecord])
+        self.steps = [as_type(json.loads(line), StepRecord) for line in step_lines.splitlines()]
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Add wall time to a stage."""
@@ -155,29 +157,26 @@ class Trace:
         """Read a trace that ``save`` wrote.
 
         Raises:
-            ValueError: the file is of another format version.
+            ValueError: the file is no trace, or of another format version; it is named.
         """
-        content = json.loads(Path(path).read_text())
+        return parse_file(path, cls._parse, "a trace")
+
+    @classmethod
+    def _parse(cls, text: str) -> Trace:
+        content = as_type(json.loads(text), dict[str, Any])
         if content.pop("format", None) != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} is no trace of format {FORMAT_VERSION}; make it again with this version."
-            )
-        content.pop("reuse_ratio")
-        content["windows"] = [WindowRecord(**window) for window in content["windows"]]
-        content["steps"] = [_read_step(record) for record in content["steps"]]
-        return cls(**content)
-
-
-def _read_step(record: dict[str, Any]) -> StepRecord:
-    events = [ChunkEvent(**event) for event in record["events"]]
-    compressions = [
-        # JSON knows no keys but text
-        CompressionEvent(**event | {"kept_of": {int(c): share for c, share in event["kept_of"].items()}})
-        for event in record.get("compressions", [])
-    ]
-    quantizations = [QuantizationEvent(**event) for event in record.get("quantizations", [])]
-    changes = {"compressions": compressions, "quantizations": quantizations}
-    return StepRecord(**record | {"events": events, **changes})
+            raise ValueError(f"it is not of format {FORMAT_VERSION}; make it again with this version")
+        content.pop("reuse_ratio", None)
+        trace = as_type(content, cls)
+        for names, kind in ((("prompt", "model"), str), (("video", "reuse", "tuning"), dict[str, Any])):
+            for name in names:
+                as_type(trace.settings.get(name), kind | None, f"settings.{name}")
+        for step in trace.steps:
+            window = trace.windows[step.window] if 0 <= step.window < len(trace.windows) else None
+            count = 0 if window is None else len(window.chunk_frames)
+            if step.step < 0 or not all(0 <= event.chunk < count for event in step.events):
+                raise ValueError(f"step {step.step} is of chunks that no window has")
+        return trace
 
 
 class StageTimer:

@@ -21,10 +21,13 @@ from tqdm import tqdm
 from .config import FlowCacheConfig
 from .files import write_json
 from .fingerprint import differences
+from .limits import check_number
 from .metrics import psnr
 from .output import VideoOutput
 from .reuse.plans import Plans
 from .trace import Trace
+from .typed import as_type
+from .user_files import expand_path, read_json, reading
 from .video import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -32,7 +35,7 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 
 #: Folder of what is kept between runs, and the variable that says another one.
-CACHE_FOLDER, CACHE_VARIABLE = Path("~/.cache/flowcache"), "FLOWCACHE_CACHE"
+CACHE_FOLDER, CACHE_VARIABLE = "~/.cache/flowcache", "FLOWCACHE_CACHE"
 
 #: Steps from one computed step to the next that a pilot tries.
 INTERVALS = range(2, 11)
@@ -65,6 +68,7 @@ class Target:
         least = 1 if self.psnr is None else 0
         if not (math.isfinite(self.value) and self.value > least):
             raise ValueError(f"{self.flag} must be a finite number above {least}, got {self.value:g}.")
+        check_number(self.flag, self.value, least, 1000)
 
     @property
     def flag(self) -> str:
@@ -148,19 +152,16 @@ class Profile:
         Raises:
             ValueError: it is no such file.
         """
-        try:
-            content = json.loads(path.read_text())
-            if content.pop("format") != FORMAT_VERSION:
-                raise ValueError("another format")
-            content["settings"] = [Setting(**setting) for setting in content["settings"]]
-            for setting in content["settings"]:
+        remedy = "delete it to have it made again"
+        content = read_json(path, dict[str, Any], "a profile", remedy)
+        with reading(path, "a profile", remedy):
+            if content.pop("format", None) != FORMAT_VERSION:
+                raise ValueError(f"it is not of format {FORMAT_VERSION}")
+            profile = as_type(content, cls)
+            for setting in profile.settings:
                 if "computed_steps" in setting.changes:
                     setting.changes["computed_steps"] = tuple(setting.changes["computed_steps"])
-            return cls(**content)
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"profile {path} is no profile of format {FORMAT_VERSION}; delete it to have it made anew."
-            ) from error
+            return profile
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,8 @@ class Tuning:
             raise ValueError(
                 f"profile {self.path} is of other settings: {differing[0]}; give another, or leave it out."
             )
+        if [setting.changes for setting in profile.settings] != self.ladder:
+            raise ValueError(f"profile {self.path} is damaged; delete it to have it made again.")
         return profile
 
     def check(self) -> None:
@@ -312,4 +315,4 @@ def ladder(warmup_steps: int, num_steps: int, plans: Plans | None = None) -> lis
 
 def profile_folder() -> Path:
     """Where profiles are kept: in ``FLOWCACHE_CACHE``, or else in ``~/.cache/flowcache``."""
-    return Path(os.environ.get(CACHE_VARIABLE) or CACHE_FOLDER).expanduser() / "profiles"
+    return expand_path(os.environ.get(CACHE_VARIABLE) or CACHE_FOLDER, CACHE_VARIABLE) / "profiles"

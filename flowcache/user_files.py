@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
+
+from .typed import as_type
 
 logger = logging.getLogger(__name__)
+
+Content = TypeVar("Content")
+
+#: Bytes of the largest file that is parsed; the trace of a video of hours has fewer.
+MAX_BYTES = 2**28
 
 
 class UnreadableFile(ValueError):
@@ -29,7 +39,7 @@ def check_is_file(path: str | Path) -> None:
 
 
 @contextmanager
-def reading(path: str | Path, kind: str) -> Iterator[None]:
+def reading(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
     """Turn every exception of the block into a sentence that names the file.
 
     The block holds the reading and parsing of that file and nothing else: parsers of foreign formats raise
@@ -38,9 +48,10 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
     Args:
         path: of the file, as the user gave it.
         kind: what the file should be, with its article: ``"a video"``, ``"YAML"``.
+        remedy: what to do about it.
 
     Raises:
-        UnreadableFile: ``PATH cannot be read as KIND: REASON.``; one of a nested block passes unchanged.
+        UnreadableFile: ``PATH cannot be read as KIND: REASON; REMEDY.``; that of a nested block passes.
     """
     try:
         yield
@@ -49,18 +60,29 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
     except Exception as error:
         logger.debug("reading %s", path, exc_info=True)
         told = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, LookupError | AttributeError | TypeError):  # whose text alone says little
+            told = f"{type(error).__name__}: {told}"
         reason = (told.strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason += f"; {remedy}" if remedy else ""
         raise UnreadableFile(f"{path} cannot be read as {kind}: {reason}.") from error
 
 
-def read_text(path: str | Path, kind: str) -> str:
+def read_text(path: str | Path, kind: str, most: int = MAX_BYTES) -> str:
     """A user's text file in UTF-8, with or without a byte order mark.
 
+    Args:
+        path: of the file.
+        kind: as for ``reading``.
+        most: bytes that such a file may have.
+
     Raises:
-        UnreadableFile: it is missing, in another encoding, or no text.
+        UnreadableFile: it is missing, too large, in another encoding, or no text.
     """
     with reading(path, kind):
-        content = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise ValueError(f"it has more than {most} bytes")
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -68,3 +90,66 @@ def read_text(path: str | Path, kind: str) -> str:
         if "\0" in text:
             raise ValueError("it has NUL bytes; save it as UTF-8")
         return text
+
+
+def parse_file(
+    path: str | Path,
+    parse: Callable[[str], Content],
+    kind: str,
+    remedy: str = "",
+    most: int = MAX_BYTES,
+) -> Content:
+    """What a parser makes of a text file.
+
+    Args:
+        path, kind, remedy: as for ``reading``.
+        parse: takes the text; whatever it raises becomes a sentence.
+        most: as for ``read_text``.
+
+    Raises:
+        UnreadableFile: the file cannot be read or parsed.
+    """
+    with reading(path, kind, remedy):
+        return parse(read_text(path, kind, most))
+
+
+def read_json(path: str | Path, shape: type[Content] | Any, kind: str, remedy: str = "") -> Content:
+    """The content of a JSON file as a type; see ``as_type``.
+
+    Raises:
+        UnreadableFile: the file cannot be read, or holds something else.
+    """
+    return parse_file(path, lambda text: as_type(json.loads(text), shape), kind, remedy)
+
+
+def expand_path(text: str, name: str = "") -> Path:
+    """A path as a user gave it, with ``~`` expanded.
+
+    Args:
+        text: what was given.
+        name: of the argument; empty: the caller names it.
+
+    Raises:
+        ValueError: no file can have that name, or ``~user`` names no user.
+    """
+    wrong = f"{name}: expected a path, got".removeprefix(": ")
+    if not is_utf8(text) or "\0" in text:
+        raise ValueError(f"{wrong} {text!r}, which is not UTF-8; rename the file.")
+    try:
+        path = Path(text).expanduser()
+        path.lstat()
+    except RuntimeError as error:
+        raise ValueError(f"{wrong} {text}, but there is no such user; write ./{text}.") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"{wrong} {text}, which is too long; give a shorter name.") from error
+    return path
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text can be written as UTF-8; words of the command line and paths can be other bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

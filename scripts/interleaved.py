@@ -14,13 +14,15 @@ import torch
 from tqdm import tqdm
 
 from flowcache import Trace
-from flowcache.command_line import Parser, run_checked
+from flowcache.command_line import Parser, run_checked, writable_folder
 from flowcache.environment import describe_environment
 from flowcache.files import write_atomically
 from flowcache.markdown import markdown_table
 from flowcache.metrics import psnr, ssim
 from flowcache.plots import distance_curves, reuse_map
 from flowcache.video import Frames, contact_sheet
+
+MAX_COUNT = 10**4
 
 #: Makes the video of a seed in one of the ways.
 Run = Callable[[str, int], tuple[Frames, Trace]]
@@ -128,10 +130,10 @@ def summarise(measurements: list[Measurement], ways: Sequence[str], compare_with
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
+    """A whole number of at least 1 that can be meant, for argparse."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    if not 1 <= value <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {MAX_COUNT}, got {value}")
     return value
 
 
@@ -157,10 +159,15 @@ def _split(run: Measurement) -> str:
 def main(parse: Callable[[], argparse.Namespace], bench: Callable[[argparse.Namespace], str]) -> None:
     """Parse, measure and show the table; bad input ends in one sentence and code 2, a failure in 1."""
 
+    def prepare() -> argparse.Namespace:
+        args = parse()
+        writable_folder("outdir", args.outdir)
+        return args
+
     def run(args: argparse.Namespace) -> str:
         return f"{bench(args)}\n\nmeasurements, contact sheets, traces and pictures: {args.outdir}"
 
-    sys.exit(run_checked(parse, run))
+    sys.exit(run_checked(prepare, run))
 
 
 def new_parser(description: str, ways: Sequence[str], outdir: Path) -> argparse.ArgumentParser:

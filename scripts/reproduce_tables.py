@@ -23,6 +23,7 @@ from flowcache.benchmark.run_folder import COMMAND_FILE, read_commands
 from flowcache.command_line import Parser, run_checked, writable_folder
 from flowcache.config import PACES
 from flowcache.files import write_atomically
+from flowcache.limits import check_number
 from skyreels_v2.checkpoint import OFFICIAL_DEFAULT
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,8 +95,7 @@ def prepare(args: argparse.Namespace) -> Path:
     Raises:
         ValueError: one sentence that names the argument.
     """
-    if args.prompts < 1:
-        raise ValueError(f"prompts must be at least 1, got {args.prompts}.")
+    check_number("prompts", args.prompts, 1, 10**6)
     for name in ("skyreels_flags", "magi_flags"):
         try:
             shlex.split(getattr(args, name))

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -111,3 +112,21 @@ def kill_at(moment: int, work: Callable[[], Any]) -> bool:
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "it failed instead"
     return os.WIFSIGNALED(status)
+
+
+def stop_at(moment: int, failure: tuple[type[BaseException], ...], work: Callable[[], Any]) -> Any:
+    """Run in this process; what the work returns.
+
+    Args:
+        moment: at which a failure is raised.
+        failure: its type and arguments.
+        work: to run.
+    """
+    reached = count()
+
+    def fail() -> None:
+        if next(reached) == moment:
+            raise failure[0](*failure[1:])
+
+    with Moments(fail).watched():
+        return work()

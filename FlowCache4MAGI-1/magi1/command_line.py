@@ -12,6 +12,7 @@ from typing import Any
 
 from flowcache.config import DEFAULT_PRESET, PRESETS
 from flowcache.knobs import unread_knobs
+from flowcache.limits import check_number
 from flowcache.reuse.forecast import FORECASTS
 
 from .captions import CaptionSwitches, SpecialTokens
@@ -172,6 +173,8 @@ def _previous_weight(environment: Mapping[str, str]) -> float:
     """As the original's variable says."""
     text = environment.get("prev_chunks_scale", "").strip()
     try:
-        return float(text) if text else PREVIOUS_WEIGHT
+        weight = float(text) if text else PREVIOUS_WEIGHT
     except ValueError as error:
         raise ValueError(f"the environment's prev_chunks_scale must be a number, got {text!r}.") from error
+    check_number("the environment's prev_chunks_scale", weight, -1000, 1000)
+    return weight

@@ -14,7 +14,9 @@ import yaml
 from flowcache.knobs import only_knob
 from flowcache.kv.quantized import BITS
 from flowcache.kv.selection import WEIGHTINGS
+from flowcache.limits import check_limits, check_pixels
 from flowcache.rates import plain_rate
+from flowcache.user_files import expand_path
 
 from .config_files import COMMAND_LINE, build, check_keys, check_mapping, read_file
 from .guidance import ThreeWayGuidance
@@ -23,9 +25,45 @@ from .schedule import Timetable
 #: Pixels of a latent along height and width, and frames of one along time.
 PIXELS, FRAMES = 8, 4
 
-#: The most that is taken for meant; beyond lie slips of the keyboard, at which memory would give out.
-_MOST = {"num_frames": 10**6, "chunk_width": 1000, "window_size": 1000, "num_steps": 1000}
-_MOST |= {"video_size_h": 2**14, "video_size_w": 2**14}
+MODEL_LIMITS = {
+    "num_layers": (1, 1000),
+    "hidden_size": (1, 2**16),
+    "ffn_hidden_size": (1, 2**18),
+    "num_attention_heads": (1, 1000),
+    "num_query_groups": (1, 1000),
+    "kv_channels": (1, 1000),
+    "layernorm_epsilon": (1e-30, 1),
+    "x_rescale_factor": (1e-6, 1e6),
+    "patch_size": (1, 64),
+    "in_channels": (1, 10**4),
+    "out_channels": (1, 10**4),
+    "cond_hidden_ratio": (1e-6, 100),
+    "caption_channels": (1, 2**16),
+    # its last two rows say whether a forward shows text
+    "caption_max_length": (2, 10**4),
+    "xattn_cond_hidden_ratio": (1e-6, 100),
+}
+RUNTIME_LIMITS = {
+    "num_frames": (1, 10**6),
+    "video_size_h": (0, 2**14),
+    "video_size_w": (0, 2**14),
+    "num_steps": (1, 1000),
+    "window_size": (1, 1000),
+    "chunk_width": (1, 1000),
+    "cfg_t_range": (0, 1),
+    "prev_chunk_scales": (-1000, 1000),
+    "text_scales": (-1000, 1000),
+    "noise2clean_kvrange": (1, 10**6),
+    "clean_chunk_kvrange": (-1, 10**6),
+    "scale_factor": (1e-6, 1e6),
+}
+OPTION_LIMITS = {
+    "rel_l1_thresh": (0, 1000),
+    "warmup_steps": (0, 1000),
+    "total_cache_chunk_nums": (1, 10**6),
+    "mix_lambda": (0, 1),
+    "power": (0.001, 1000),
+}
 
 #: FlowCache's options that say which steps are skipped, the threshold first.
 RULES = ("rel_l1_thresh", "interval", "tolerance", "plan")
@@ -72,18 +110,11 @@ class ModelSection:
     gated_linear_unit: bool = False
 
     def __post_init__(self) -> None:
-        for name, kind in self.__annotations__.items():
-            if kind == "int":
-                _check(getattr(self, name) >= 1, name, self, "at least 1")
-        positive = ("layernorm_epsilon", "x_rescale_factor", "cond_hidden_ratio", "xattn_cond_hidden_ratio")
-        for name in positive:
-            _check(_positive(getattr(self, name)), name, self, "a finite number above 0")
+        check_limits(self, MODEL_LIMITS)
         _check(self.params_dtype in PARAMS_DTYPES, "params_dtype", self, " or ".join(PARAMS_DTYPES))
         _check(self.kv_channels % 8 == 0, "kv_channels", self, "a multiple of 8")
         heads, groups = self.num_attention_heads, self.num_query_groups
         _check(heads % groups == 0, "num_query_groups", self, f"a divisor of num_attention_heads ({heads})")
-        # its last two rows say whether a forward shows text
-        _check(self.caption_max_length >= 2, "caption_max_length", self, "at least 2")
         _check(self.t_patch_size == 1, "t_patch_size", self, "1: chunks are counted in latent frames")
         _check(self.cond_gating_ratio == 1, "cond_gating_ratio", self, "1, as in all official models")
 
@@ -136,18 +167,15 @@ class RuntimeSection:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fps", plain_rate(self.fps))
-        for name in ("window_size", "chunk_width", "num_frames"):
-            _check(getattr(self, name) >= 1, name, self, "at least 1")
-        for name, most in _MOST.items():
-            _check(getattr(self, name) <= most, name, self, f"at most {most}")
+        check_limits(self, RUNTIME_LIMITS)
+        check_pixels(self.num_frames, self.video_size_h, self.video_size_w)
+        for name in ("load", "vae_pretrained", "t5_pretrained"):
+            expand_path(getattr(self, name), name)
         _check(0 <= self.seed < 2**63, "seed", self, "between 0 and 2^63 - 1")
         _check(0 < self.clean_t <= 1, "clean_t", self, "above 0 and at most 1")
-        _check(_positive(self.scale_factor), "scale_factor", self, "a finite number above 0")
         factor = self.temporal_downsample_factor
         _check(factor == FRAMES, "temporal_downsample_factor", self, f"{FRAMES}, as the autoencoder has it")
         _check(self.t5_device in ("cpu", "cuda"), "t5_device", self, "cpu or cuda")
-        sees_itself = all(length >= 1 for length in self.noise2clean_kvrange)
-        _check(sees_itself, "noise2clean_kvrange", self, "numbers of at least 1, as a chunk sees itself")
         clean = self.clean_chunk_kvrange
         _check(
             clean == -1 or clean >= 1,
@@ -306,19 +334,13 @@ class FlowCacheOptions:
 
     def __post_init__(self) -> None:
         only_knob({name: getattr(self, name) for name in RULES})
-        threshold = self.rel_l1_thresh
-        finite = threshold is None or (math.isfinite(threshold) and threshold >= 0)
-        _check(finite, "rel_l1_thresh", self, "a finite number of at least 0")
-        _check((self.warmup_steps or 0) >= 0, "warmup_steps", self, "at least 0")
+        check_limits(self, OPTION_LIMITS)
         for name in ("compress_strategy", "query_granularity"):
             choices = ("token", "frame", "chunk")
             _check(getattr(self, name) in choices, name, self, "token, frame or chunk")
-        _check(self.total_cache_chunk_nums >= 1, "total_cache_chunk_nums", self, "at least 1")
-        _check(0 <= self.mix_lambda <= 1, "mix_lambda", self, "between 0 and 1")
         method, known = "score_weighting_method", ", ".join(WEIGHTINGS)
         _check(getattr(self, method) in WEIGHTINGS, method, self, f"one of {known}")
         _check(self.kv_bits in (None, *BITS), "kv_bits", self, "8 or 4")
-        _check(_positive(self.power), "power", self, "a finite number above 0")
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> FlowCacheOptions:
@@ -332,10 +354,6 @@ class FlowCacheOptions:
 
 def _sections() -> dict[str, type]:
     return {section.name: section.default_factory for section in fields(MagiConfig)}
-
-
-def _positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0
 
 
 def _check(holds: bool, name: str, section: Any, must_be: str) -> None:

@@ -8,9 +8,12 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from fractions import Fraction
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any, TypeVar
 
 import yaml
+
+from flowcache.user_files import parse_file, reading
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +23,9 @@ T = TypeVar("T")
 UNREAD = frozenset(
     {"budget_cache_chunk_nums", "budget_chunk_nums", "budget_cache_len", "reuse_strategy", "debug"}
 )
+
+#: Of a configuration file; YAML is slow to parse.
+MAX_BYTES = 2**20
 
 COMMAND_LINE = "the command line"
 
@@ -37,12 +43,7 @@ def read_file(path: str | Path, parse: Callable[[str], Any], kind: str) -> dict[
     Raises:
         ValueError: the file is missing, cannot be parsed, or holds something else than named values.
     """
-    try:
-        content = parse(Path(path).read_text())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not valid {kind}: {str(error).splitlines()[0]}.") from error
+    content = parse_file(path, parse, kind, most=MAX_BYTES)
     return check_mapping({} if content is None else content, str(path))
 
 
@@ -68,10 +69,8 @@ def parse_overrides(rest: list[str], switches: Collection[str] = ()) -> dict[str
             text = "true"
         elif not equals:
             raise ValueError(f"arguments must be pairs of --key value, but {flag} has no value.")
-        try:
+        with reading(flag, "YAML"):
             overrides[flag[2:]] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
-            raise ValueError(f"{flag[2:]} has a value that cannot be read: {text!r}.") from error
     return overrides
 
 
@@ -118,9 +117,9 @@ def check_keys(content: Mapping[str, Any], known: Collection[str], where: str) -
     """
     for key in content:
         if key not in known:
-            close = difflib.get_close_matches(str(key), list(known), 1, 0.5)
+            close = difflib.get_close_matches(str(key)[:100], list(known), 1, 0.5)
             hint = f"; did you mean {close[0]}?" if close else "."
-            raise ValueError(f"{where}: there is no {key}{hint}")
+            raise ValueError(f"{where}: there is no {str(key)[:100]}{hint}")
 
 
 def cast(value: Any, kind: str, key: str, where: str) -> Any:
@@ -144,7 +143,9 @@ def cast(value: Any, kind: str, key: str, where: str) -> Any:
     if kind.startswith("tuple") and isinstance(value, (list, tuple)):
         inner = kind.removeprefix("tuple[").split(",")[0]
         return tuple(cast(item, inner, key, where) for item in value)
-    raise ValueError(f"{where}: {key} must be {_READABLE.get(kind, 'a list of numbers')}, got {value!r}.")
+    raise ValueError(
+        f"{where}: {key} must be {_READABLE.get(kind, 'a list of numbers')}, got {short_repr(value)}."
+    )
 
 
 def _number(value: Any) -> int | float | None:

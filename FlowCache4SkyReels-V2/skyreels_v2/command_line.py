@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
@@ -12,6 +11,7 @@ from flowcache.command_line import Refuse, give_way
 from flowcache.config import DEFAULT_PRESET, PRESETS
 from flowcache.knobs import check_knobs, unread_knobs
 from flowcache.kv.quantized import BITS
+from flowcache.limits import check_limits
 from flowcache.rates import parse_rate
 from flowcache.reuse.forecast import FORECASTS
 from flowcache.unread import UnreadFlags
@@ -22,6 +22,7 @@ from .settings import RESOLUTIONS, VideoSettings, latent_frames
 
 #: Flags that ask for a rule of their own by which steps are skipped, the threshold first.
 RULES = ("teacache_thresh", "interval", "tolerance", "plan")
+LIMITS = {"teacache_thresh": (0, 1000), "budget_block": (1, 10**6), "kvrange": (0, 10**6)}
 
 
 def add_video_flags(parser: ArgumentParser) -> None:
@@ -171,19 +172,14 @@ def cache_of(args: Namespace, source: ModelSource, video: VideoSettings) -> Flow
     Raises:
         ValueError: one sentence that names the argument and the fix.
     """
+    check_limits(args, LIMITS)
     budget = 1 if args.budget_block is None else args.budget_block
     kvrange = args.kvrange or 0
-    for name, value, least in (("budget_block", budget, 1), ("kvrange", kvrange, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
-    threshold = args.teacache_thresh
-    if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
-        raise ValueError(f"teacache_thresh must be a finite number of at least 0, got {threshold}.")
     check_knobs({name: getattr(args, name) for name in RULES}, args.method)
     return source.method_config(
         args.method,
         args.preset or DEFAULT_PRESET,
-        threshold=threshold,
+        threshold=args.teacache_thresh,
         interval=args.interval,
         tolerance=args.tolerance,
         computed_steps=None if args.plan is None else source.planned_steps(video, args.plan),

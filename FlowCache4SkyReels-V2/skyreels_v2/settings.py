@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flowcache.limits import check_limits, check_pixels
 from flowcache.rates import plain_rate
 
 TEMPORAL_STRIDE = 4  # pixel frames per latent frame of the Wan VAE, after the first
@@ -14,8 +14,21 @@ SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
 #: Height and width of the named resolutions.
 RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}
 
-#: Largest flow shift: the first noise level must stay below 1 in fp32.
-MAX_SHIFT = 1000.0
+#: Least and most of each number. The first noise level must stay below 1 in fp32, which limits the shift.
+LIMITS = {
+    "height": (16, 2**14),
+    "width": (16, 2**14),
+    "num_frames": (1, 10**6),
+    "base_num_frames": (1, 10**6),
+    "ar_step": (0, 1000),
+    "causal_block_size": (1, 1000),
+    "inference_steps": (1, 1000),
+    "guidance_scale": (1, 1000),
+    "shift": (0.001, 1000),
+}
+
+#: Of a video; planning more takes seconds.
+MAX_WINDOWS = 10**4
 
 #: File beside the weights with the settings that suit a model.
 DEFAULTS_FILE = "defaults.json"
@@ -86,14 +99,9 @@ class VideoSettings:
             )
         for name in ("num_frames", "base_num_frames"):
             _check_frames(name, getattr(self, name), least=1)
-        for name in ("inference_steps", "causal_block_size"):
-            _check(getattr(self, name) >= 1, name, self, "at least 1")
-        guided = math.isfinite(self.guidance_scale) and self.guidance_scale >= 1
-        _check(guided, "guidance_scale", self, "a finite number of at least 1; 1 switches it off")
-        _check(math.isfinite(self.shift) and self.shift > 0, "shift", self, "a finite number above 0")
-        _check(self.shift <= MAX_SHIFT, "shift", self, f"at most {MAX_SHIFT:g}")
+        check_limits(self, LIMITS)
+        check_pixels(self.num_frames, self.height, self.width)
         _check(0 <= self.addnoise_condition < 1000, "addnoise_condition", self, "between 0 and 999")
-        _check(self.ar_step >= 0, "ar_step", self, "at least 0")
         _check(0 <= self.seed < 2**63, "seed", self, "between 0 and 2^63 - 1")
         if self.streaming and self.ar_step == 0:
             raise ValueError(
@@ -114,6 +122,12 @@ class VideoSettings:
                 raise ValueError(
                     f"overlap_history must be smaller than base_num_frames ({self.base_num_frames}), "
                     f"got {self.overlap_history}."
+                )
+            new = self.base_num_frames - self.overlap_history
+            if self.num_frames > MAX_WINDOWS * new and not self.streaming:
+                raise ValueError(
+                    f"num_frames ({self.num_frames}) needs more than {MAX_WINDOWS} windows, as "
+                    f"overlap_history leaves {new} new frames in each; use streaming."
                 )
         elif self.num_frames > self.base_num_frames and not self.streaming:
             raise ValueError(

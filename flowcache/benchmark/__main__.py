@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..command_line import Parser, check_device, run_checked, writable_folder
+from ..command_line import Parser, check_device, output_file, run_checked, writable_folder
 from ..extras import require
 from .albums import Album, draw_album, find_albums
 from .paper_flops import PaperFlops, markdown, registered_models
@@ -110,7 +110,7 @@ def prepare_physics_iq(args: argparse.Namespace) -> tuple[Collection, dict[str, 
     require("cv2", "Physics-IQ", "metrics")
     found = check_views(find_views(args.generated_videos, args.reference_videos))
     args.output = args.output or args.generated_videos / "physics_iq"
-    writable_folder("output", args.output.parent)
+    output_file("output", Path(f"{args.output}.json"))
     return found
 
 
@@ -153,7 +153,7 @@ def prepare_vbench(args: argparse.Namespace) -> list[str]:
         read_full_info(args.full_info)
     dimensions = choose_dimensions(args.dimension, DIMENSIONS)
     args.output = args.output or args.generated_videos.absolute().parent / "vbench"
-    writable_folder("output", args.output.parent)
+    output_file("output", Path(f"{args.output}.json"))
     return dimensions
 
 
@@ -179,7 +179,7 @@ def prepare_tables(args: argparse.Namespace) -> list[ModelRun]:
     if args.environment is not None:
         check_environment(args.environment, args.python)
     args.output = args.output or args.run_dir / "tables"
-    writable_folder("output", args.output.parent)
+    output_file("output", Path(f"{args.output}.json"))
     return runs
 
 

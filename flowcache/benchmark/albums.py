@@ -12,7 +12,7 @@ from ..plots import Point, cache_over_time, distance_curves, reuse_map, step_dis
 from ..plots.race import Runner, finished_parts, write_race
 from ..trace import Trace
 from ..video import contact_sheet, read_video
-from .run_folder import ModelRun, find_model_runs, model_folders, read_trace
+from .run_folder import ModelRun, find_model_runs, model_folders
 from .tables import TITLES, build_table
 from .turns import folder_of
 
@@ -165,7 +165,7 @@ def _album_of_files(paths: Sequence[Path], prompt: str | None) -> Album:
     """Of one prompt and seed, the one with most traces, methods are compared; the rest is drawn alone."""
     groups: dict[tuple[str, Any], dict[Path, Trace]] = {}
     for path in paths:
-        trace = read_trace(path)
+        trace = Trace.load(path)
         settings = trace.settings
         key = (settings.get("prompt", ""), (settings.get("video") or {}).get("seed"))
         groups.setdefault(key, {})[path] = trace

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..user_files import expand_path
 from .physics_iq_samples import find_scenes
 from .sample import Sample, is_file_name, safe_name
 from .vbench_prompts import SAMPLES, read_prompts
@@ -23,6 +24,14 @@ BENCHMARKS = {
 
 #: A limit against typing errors; VBench wants 5, and 25 of some prompts.
 MAX_SAMPLES = 10_000
+
+PATHS = (
+    "base_save_path",
+    "vbench_prompt_dir",
+    "augmented_prompts",
+    "physicsiq_data_dir",
+    "descriptions_file",
+)
 
 #: A list in VBench's format, of what the small checkpoints know.
 SMALL_PROMPTS = Path(__file__).resolve().parents[2] / "assets" / "vbench_small"
@@ -75,6 +84,8 @@ class BenchmarkOptions:
             raise ValueError(f"start must be at least 0 and below end, got {self.start} and {self.end}.")
         if not 1 <= self.samples <= MAX_SAMPLES:
             raise ValueError(f"samples must be at least 1 and at most {MAX_SAMPLES}, got {self.samples}.")
+        for name in PATHS:
+            expand_path(getattr(self, name), name)
 
     def devices_text(self, environment: Mapping[str, str]) -> tuple[str, str]:
         """Which devices are asked for, and the name under which they are."""

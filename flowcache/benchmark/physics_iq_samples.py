@@ -84,7 +84,7 @@ def _find_table(folder: Path) -> Path:
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
-    with reading(path, "CSV"):
+    with reading(f"descriptions_file: {path}", "CSV"):
         rows = list(csv.DictReader(io.StringIO(read_text(path, "CSV"), newline=""), strict=True))
     if not rows or any(row.get(name) is None for row in rows for name in _COLUMNS):
         raise ValueError(f"descriptions_file: {path} must have the columns {', '.join(_COLUMNS)}.")

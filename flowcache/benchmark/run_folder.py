@@ -5,15 +5,15 @@ A run's folder holds a folder for each model, or is one; ``turns`` says what lie
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..trace import Trace
-from ..user_files import read_text, reading
+from ..typed import as_type
+from ..user_files import read_json, read_text, reading
 from .sample_folder import Manifest
 from .turns import WAYS_FILE, folder_of, read_ways
 
@@ -21,6 +21,19 @@ logger = logging.getLogger(__name__)
 
 #: Written by who starts the run, for those who read its tables: a line for each command.
 COMMAND_FILE = "command.txt"
+
+
+#: Accountings of the FLOPs of a whole run.
+TOTALS = ("actual", "vanilla", "live_only", "causal")
+
+
+@dataclass(frozen=True)
+class _Closeness:
+    """One video in a comparison, as ``metrics.report`` writes it."""
+
+    mean: dict[str, float | None]
+    missing: dict[str, str]
+    frames: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -35,10 +48,15 @@ class WayRun:
         """What happened when a video was made.
 
         Raises:
-            ValueError: the file is gone, or is none.
+            ValueError: the file is gone, or is no trace of a whole run.
         """
         path = self.folder / self.records[name]["trace"]
-        return read_trace(path)
+        trace = Trace.load(path)
+        with reading(path, "the trace of a whole run"):
+            amounts = [trace.seconds["denoise"], *(trace.flops[key] for key in TOTALS)]
+            if min(amounts) <= 0:
+                raise ValueError("seconds and flops must be above 0")
+        return trace
 
     def video(self, name: str) -> Path:
         """Where a video lies."""
@@ -50,11 +68,13 @@ class WayRun:
 
     def closeness(self, reference: str) -> dict[str, Any] | None:
         """The comparison with another way's videos; None: not measured."""
-        return _read_report(self.closeness_stem(reference).with_suffix(".json"), ("missing", "videos"))
+        kinds = {"missing": dict[str, str], "videos": dict[str, _Closeness]}
+        return _read_report(self.closeness_stem(reference).with_suffix(".json"), kinds)
 
     def vbench(self) -> dict[str, Any] | None:
         """VBench's scores; None: not scored."""
-        return _read_report(self.folder / "vbench.json", ("mean", "totals"))
+        scores = dict[str, float | None]
+        return _read_report(self.folder / "vbench.json", {"mean": scores, "totals": scores})
 
 
 @dataclass(frozen=True)
@@ -87,16 +107,6 @@ class ModelRun:
 
 class _Unfinished(ValueError):
     """No sample was made in all ways."""
-
-
-def read_trace(path: Path) -> Trace:
-    """A trace from its file.
-
-    Raises:
-        ValueError: there is none; the file is named.
-    """
-    with reading(path, "a trace"):
-        return Trace.load(path)
 
 
 def find_model_runs(run_dir: Path) -> list[ModelRun]:
@@ -157,18 +167,21 @@ def _read_model(folder: Path) -> ModelRun:
 def _read_way(way: str, folder: Path) -> WayRun:
     path = folder / "manifest.jsonl"
     records = Manifest(path).records()
-    for name, record in records.items():
-        kinds = dict.fromkeys(("prompt", "file", "trace", "started"), str) | {"environment": dict}
-        absent = [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]
-        if absent:
-            raise ValueError(f"{path} names no {absent[0]} of {name}; remove its line, and run it again.")
+    with reading(path, "a list of videos", "remove that line, and run it again"):
+        for name, record in records.items():
+            for key in ("prompt", "file", "trace", "started"):
+                as_type(record.get(key), str, f"{key} of {name}")
+            as_type(record.get("environment"), dict[str, Any], f"environment of {name}")
     return WayRun(way, folder, records)
 
 
-def _read_report(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
-    """A report that has these keys, each with a dictionary; None: there is no such file."""
+def _read_report(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A report that has these keys, each of its type; None: there is no such file."""
     if not path.is_file():
         return None
-    with reading(path, "a report; remove it to have it made again"):
-        report = json.loads(path.read_text())
-        return report | {key: dict(report[key]) for key in keys}
+    remedy = "remove it to have it made again"
+    report = read_json(path, dict[str, Any], "a report", remedy)
+    with reading(path, "a report", remedy):
+        for key, kind in kinds.items():
+            as_type(report[key], kind, key)
+    return report

@@ -24,7 +24,7 @@ from typing import Any
 from ..command_line import writable_folder
 from ..files import write_json
 from ..trace import Trace
-from ..user_files import reading
+from ..user_files import read_json
 from .locks import Locks, locked
 from .sample import Sample, is_file_name, safe_name
 
@@ -80,8 +80,7 @@ class SampleFolder:
         return self.path / "settings.json"
 
     def _check_settings(self) -> None:
-        with reading(self._settings_file, "the settings of videos"):
-            there = json.loads(self._settings_file.read_text())
+        there = read_json(self._settings_file, dict[str, Any], "settings of videos")
         difference = _first_difference(there, self._settings)
         if difference is not None:
             key, there, here = difference

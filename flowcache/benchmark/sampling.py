@@ -245,7 +245,11 @@ def run_on(devices: Sequence[str], job: Work) -> str:
     """
     if starts_others(os.environ, devices):
         start_on_all(devices, sys.argv)
-    return job.run()
+    try:
+        return job.run()
+    except BaseException as failure:
+        failure.add_note("whole videos are kept; run the same command again for the others")
+        raise
 
 
 def split(samples: Sequence[Sample], rank: Rank) -> tuple[list[Sample], Iterable[Sample]]:

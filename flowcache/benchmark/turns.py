@@ -8,7 +8,6 @@ A way is a method, with the preset behind it for one that reuses: ``vanilla``, `
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_json
-from ..user_files import reading
+from ..typed import as_type
+from ..user_files import read_json, reading
 from .ranks import Rank
 from .sample import Sample
 from .sample_folder import SampleFolder
@@ -60,13 +60,10 @@ def read_ways(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: its list of ways is broken.
     """
-    path = folder / WAYS_FILE
+    path, kinds = folder / WAYS_FILE, {"model": str, "settings": str, "ways": list[str]}
     with reading(path, "a list of ways"):
-        content = json.loads(path.read_text())
-        model, settings, ways = (content[key] for key in ("model", "settings", "ways"))
-        if not isinstance(ways, list) or not all(isinstance(text, str) for text in (model, settings, *ways)):
-            raise TypeError("model, settings and ways must be text")
-    return {"model": model, "settings": settings, "ways": ways}
+        content = read_json(path, dict[str, Any], "a list of ways")
+        return {key: as_type(content[key], kind, key) for key, kind in kinds.items()}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ dimension, and its JSON is read back (VBench, arXiv 2311.17982).
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_csv, write_json
+from ..user_files import UnreadableFile, read_json, reading
 from ..video import probe_video
 from .vbench_prompts import DIMENSIONS, SAMPLES, find_full_info, read_full_info
 
@@ -243,10 +243,11 @@ def _link(videos: Path, names: Iterable[str], folder: Path) -> Path:
 def _read_result(path: Path, dimension: str, report: VBenchReport) -> None:
     """Take in what VBench wrote: the score, and a list of that of each video."""
     try:
-        value, videos = json.loads(path.read_text())[dimension]
-        score, rows = float(value), [(Path(v["video_path"]).name, v["video_results"]) for v in videos]
-    except (OSError, ValueError, KeyError, TypeError):
-        report.missing[dimension] = f"{path} is not what VBench writes."
+        with reading(path, "a result of VBench"):
+            value, videos = read_json(path, dict[str, Any], "a result of VBench")[dimension]
+            score, rows = float(value), [(Path(v["video_path"]).name, v["video_results"]) for v in videos]
+    except UnreadableFile as error:
+        report.missing[dimension] = str(error)
         return
     if not math.isfinite(score):
         report.missing[dimension] = "VBench gives no number."

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..command_line import Parser, check_device, run_checked, writable_folder
+from ..command_line import Parser, check_device, output_file, run_checked
 from .compare import METRICS, Comparison, Metric, Pairing, check_alike, compare_files, pair_up
 from .report import measure
 
@@ -49,7 +49,7 @@ def prepare(args: argparse.Namespace) -> Pairing:
     if len(reasons) == len(pairing.pairs):
         raise ValueError(reasons[0])
     args.output = args.output or _default_output(args.generated_video)
-    writable_folder("output", args.output.parent)
+    output_file("output", Path(f"{args.output}.json"))
     return pairing
 
 

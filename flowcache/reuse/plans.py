@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..files import write_json
+from ..typed import as_type
+from ..user_files import read_json, reading
 from .planned import computed_share
 
 FORMAT_VERSION = 1
 
 #: The way of sampling that a plan is for: steps, stride, and what else bends the path of a chunk.
-Sampling = Mapping[str, int | float]
+Sampling = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Plans:
     made: str
 
     def __post_init__(self) -> None:
+        if not self.steps:
+            raise ValueError("steps must hold a plan.")
         count = len(self.times) - 1
         for plan in self.steps:
             if not plan or sorted(set(plan) & set(range(count))) != list(plan):
@@ -58,16 +62,13 @@ class Plans:
         Raises:
             ValueError: the file holds no plans, or those of another version.
         """
-        try:
-            content = json.loads(path.read_text())
+        content = read_json(path, dict[str, Any], "plans")
+        with reading(path, "plans"):
             if (version := content.pop("format", None)) != FORMAT_VERSION:
                 raise ValueError(f"its format is {version}, not {FORMAT_VERSION}; make them again")
-            content["steps"] = tuple(tuple(plan) for plan in content["steps"])
-            for name in ("times", "amplification"):
-                content[name] = tuple(content[name])
-            return cls(**content)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} holds no plans that can be read: {error}.") from error
+            plans = as_type(content, cls)
+            as_type(plans.sampling["stride"], int, "stride")
+            return plans
 
     def save(self, model: Path) -> Path:
         """Write to the folder of a model, under a name that tells the sampling; returns the path."""

@@ -145,6 +145,9 @@ def bad_input(tmp_path):
         "has 24 columns, but original_video": (good, save(tmp_path / "narrow.mp4", size=(32, 24))),
         "device must be cpu or cuda": (good, good, "--device", "tpu"),
         "output /proc/nowhere cannot be written to": (good, good, "--output", "/proc/nowhere/a"),
+        "argument --output: ": (good, good, "--output", "~nosuch_user/a"),
+        "File name too long": (good, good, "--output", "x" * 240),
+        "argument --original_video: ": ("x" * 300, good),
         "argument --metrics": (good, good, "--metrics", "beauty"),
     }
 

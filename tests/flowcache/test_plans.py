@@ -34,5 +34,5 @@ def test_a_file_without_plans_is_named(tmp_path, content):
     path = tmp_path / file_name(SAMPLING)
     path.parent.mkdir()
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"stride2_shift8\.json holds no plans"):
+    with pytest.raises(ValueError, match=r"stride2_shift8\.json cannot be read as plans"):
         Plans.find(tmp_path, SAMPLING)

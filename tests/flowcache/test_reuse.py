@@ -226,8 +226,8 @@ def test_a_configuration_makes_its_policy(policy, made):
     [
         ({"policy": "planned"}, "computed_steps must name"),
         ({"interval": 0}, "interval must be at least 1, got 0"),
-        ({"pace": 0.0}, "pace must be a finite number above 0, got 0.0"),
-        ({"tolerance": -1.0}, "tolerance must be a finite number of at least 0, got -1.0"),
+        ({"pace": 0.0}, "pace must be at least"),
+        ({"tolerance": -1.0}, "tolerance must be at least 0, got -1.0"),
         ({"forecast": "cubic"}, "forecast must be one of hold_residual"),
     ],
 )

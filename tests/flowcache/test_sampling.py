@@ -18,7 +18,8 @@ from manifests import FINISHED, read_manifest
 from flowcache.benchmark.ranks import Rank, device_of, list_devices, starts_others
 from flowcache.benchmark.sample import Sample, SamplesFailed
 from flowcache.benchmark.sample_folder import SampleFolder
-from flowcache.benchmark.sampling import MAX_FAILURES_IN_A_ROW, SamplingJob
+from flowcache.benchmark.sampling import MAX_FAILURES_IN_A_ROW, SamplingJob, run_on
+from flowcache.command_line import run_checked
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter
 
@@ -330,3 +331,15 @@ def test_without_a_gpu_the_cpu_serves_any_number(monkeypatch):
     assert device_of(Rank(7, 8, 7), ["cpu"]) == "cpu"
     with pytest.raises(ValueError, match="gpus names GPU 0, but PyTorch finds 0"):
         list_devices("gpus", "0")
+
+
+def test_an_interrupted_benchmark_says_how_to_go_on(tmp_path, capsys):
+    class Interrupted(NoiseSampler):
+        def generate(self, sample, path):
+            raise KeyboardInterrupt
+
+    job = replace(job_in(tmp_path), sampler=Interrupted())
+    assert run_checked(lambda: job, lambda job: run_on(["cpu"], job)) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and "same command" in line
+    assert not (tmp_path / ".unfinished").exists()

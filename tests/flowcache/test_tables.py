@@ -226,7 +226,7 @@ def _lose_all(run):
         (_lose_trace, "cannot be read as a trace"),
         (_break_ways, "cannot be read as a list of ways"),
         (_lose_way, "holds no video that was made in all of"),
-        (_forget_trace, "manifest.jsonl names no trace of a red circle-0"),
+        (_forget_trace, "trace of a red circle-0 must be text"),
         (_break_closeness, "closeness_to_vanilla.json cannot be read"),
         (_break_scores, "vbench.json cannot be read"),
         (_name_no_way, "ways.json names no way"),
@@ -238,3 +238,21 @@ def test_a_broken_run_is_refused_in_one_sentence(run, harm, message, capsys):
     assert program.main(["tables", str(run)]) in (1, 2)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ways.json",
+        f"causal/traces/{PROMPTS[0]}-0.trace.json",
+        "causal/closeness_to_vanilla.json",
+        "causal/vbench.json",
+    ],
+)
+def test_any_file_of_a_run_may_be_another(run, name, capsys):
+    path = run / "abacus" / name
+    for wrong in ("[]", "3", '{"mean": [], "totals": {"total": "a"}}', '{"videos": {"a": 3}, "missing": {}}'):
+        path.write_text(f"{wrong}\n")
+        assert program.main(["tables", str(run)]) in (1, 2)
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("error: ") and path.name in line

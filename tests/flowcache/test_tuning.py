@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,6 +99,12 @@ def test_other_settings_have_another_file(tmp_path, monkeypatch):
         tuning(tmp_path, path=None, described={"model": model}).path for model in ("tiny", "other", "tiny")
     }
     assert len(paths) == 2
+    monkeypatch.setenv("FLOWCACHE_CACHE", "~nosuch_user")
+    with pytest.raises(ValueError, match="FLOWCACHE_CACHE"):
+        profile_folder()
+    monkeypatch.delenv("FLOWCACHE_CACHE")
+    assert profile_folder() == Path.home() / ".cache" / "flowcache" / "profiles"
+    monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path))
     assert all(path.parent == profile_folder() and path.name.startswith("tiny-") for path in paths)
 
 
@@ -115,7 +122,7 @@ def test_plans_beside_the_model_are_tried_as_well(tmp_path):
 def test_an_unreadable_profile_is_named(tmp_path):
     for content in ("{", "[]", json.dumps({"format": 0})):
         (tmp_path / "profile.json").write_text(content)
-        with pytest.raises(ValueError, match=r"profile .*profile.json is no profile of format 1; delete it"):
+        with pytest.raises(ValueError, match=r"profile.json cannot be read as a profile: .*; delete it"):
             tuning(tmp_path).check()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -26,6 +27,8 @@ FOLDER = ROOT / "FlowCache4MAGI-1"
 EMPTY = ["--cfg_t_range", "[]", "--prev_chunk_scales", "[]", "--text_scales", "[]"]
 UNSORTED = ["--cfg_t_range", "[0.0, 0.3, 0.1, 0.5, 0.999]"]
 COMPRESS = ["--compress_kv_cache", "true"]
+#: A list of lists of the same lists: small to write, endless to show.
+BOMB = f"[&a0 [1, 1], {', '.join(f'&a{i + 1} [*a{i}, *a{i}, *a{i}]' for i in range(60))}]"
 PLAIN = ["--model", "official"]
 QUICK = [*PLAIN, "--warmup_steps", 1, "--rel_l1_thresh", 0.2]
 BASE = ["--distill", "false", "--cfg_number", 3]
@@ -72,7 +75,7 @@ BAD = [
     ("num_steps must be a multiple of 4", ["--num_steps", 10]),
     ("num_steps must be a multiple of 4", ["--num_steps=10"]),
     ("the command line: num_steps must be a whole number", ["--num_steps", "many"]),
-    ("rel_l1_thresh must be a finite number", ["--rel_l1_thresh", ".nan"]),
+    ("rel_l1_thresh must be", ["--rel_l1_thresh", ".nan"]),
     ("the command line: rel_l1_thresh must be a number", ["--rel_l1_thresh", "low"]),
     ("rel_l1_thresh and tolerance exclude each other", ["--rel_l1_thresh", 0.1, "--tolerance", 0.1]),
     ("interval and plan exclude each other", ["--interval", 3, "--plan", 0.5]),
@@ -105,9 +108,9 @@ BAD = [
     ("video_size_w must be a positive multiple of 16, got 72", ["--video_size_w", 72]),
     ("video_size_h must be a positive multiple of 16, got 8", ["--video_size_h", 8]),
     ("video_size_h must be a positive multiple of 16, got 0", ["--video_size_h", 0]),
-    ("noise2clean_kvrange must be numbers of at least 1", ["--noise2clean_kvrange", "[0]"]),
-    ("noise2clean_kvrange has a value that cannot be read", ["--noise2clean_kvrange", "[5,4,"]),
-    ("clean_chunk_kvrange must be at least 1, or -1", ["--clean_chunk_kvrange", -5]),
+    ("noise2clean_kvrange must be at least 1", ["--noise2clean_kvrange", "[0]"]),
+    ("--noise2clean_kvrange cannot be read as YAML", ["--noise2clean_kvrange", "[5,4,"]),
+    ("clean_chunk_kvrange must be at least", ["--clean_chunk_kvrange", -5]),
     ("clean_chunk_kvrange must be at least 1, or -1", ["--clean_chunk_kvrange", 0]),
     ("device must be cpu or cuda, got 'foo'", ["--device", "foo"]),
     ("device must be cpu or cuda, got 'mps'", ["--device", "mps"]),
@@ -118,12 +121,46 @@ BAD = [
     ("num_frames must be at most 1000000", ["--num_frames", 10**15]),
     ("chunk_width must be at most 1000", ["--chunk_width", 10**6]),
     ("video_size_w must be at most 16384", ["--video_size_w", 160000]),
+    ("fps must be ", ["--fps", 2**31]),
+    ("num_steps must be at most", ["--num_steps", 10**9]),
+    ("window_size must be at most", ["--window_size", 10**9]),
+    ("video_size_h must be at most", ["--video_size_h", 2**62]),
+    (
+        "num_frames x height x width",
+        ["--num_frames", 10**6, "--video_size_h", 2**14, "--video_size_w", 2**14],
+    ),
+    ("num_layers must be at most", ["--num_layers", 10**9]),
+    ("text_scales must be at most", ["--text_scales", "[1e38]"]),
+    ("noise2clean_kvrange must be at most", ["--noise2clean_kvrange", "[1000000000]"]),
+    ("rel_l1_thresh must be at most", ["--rel_l1_thresh", 1e300]),
+    ("interval must be at most", ["--interval", 10**9]),
+    ("warmup_steps must be at most", ["--warmup_steps", 10**9]),
+    ("total_cache_chunk_nums must be at most", [*COMPRESS, "--total_cache_chunk_nums", 10**9]),
+    ("power must be at most", ["--power", 1e300]),
+    ("--num_steps cannot be read as YAML", ["--num_steps", '!!int ""']),
+    ("--distill cannot be read as YAML", ["--distill", "!!bool x"]),
+    ("--seed cannot be read as YAML", ["--seed", "!!timestamp x"]),
+    ("--load cannot be read as YAML", ["--load", "!!python/object/apply:os.getcwd []"]),
+    ("--text_scales cannot be read as YAML", ["--text_scales", "[" * 3000]),
+    ("text_scales must be a number", ["--text_scales", BOMB]),
+    ("num_steps must be a whole number", ["--num_steps", BOMB]),
+    ("bomb.yaml: there is no a", ["--additional_config", "bomb.yaml"]),
+    ("deep.yaml cannot be read as YAML", ["--additional_config", "deep.yaml"]),
+    ("deep.json cannot be read as JSON", ["--config_file", "deep.json"]),
+    ("latin.yaml cannot be read as YAML", ["--additional_config", "latin.yaml"]),
+    ("/dev/zero cannot be read as YAML", ["--additional_config", "/dev/zero"]),
+    ("argument --config_file", ["--config_file", "~nosuch_user/a.json"]),
+    ("argument --output_path", ["--output_path", "x" * 300 + ".mp4"]),
+    ("output_path", ["--output_path", "x" * 240 + ".mp4"]),
+    ("load: expected a path", ["--load", "~nosuch_user/magi"]),
+    ("vae_pretrained: expected a path", ["--vae_pretrained", '"a\\0b"']),
+    ("expected UTF-8", ["--output_path", os.fsdecode(b"\xff.mp4")]),
     ("load must name a folder of weights, here or on the Hub", ["--load", ""]),
     ("clean_t must be a number", ["--clean_t", 10**400]),
     ("null_caption_embedding must have shape (60, 32)", ["--caption_channels", 32]),
-    ("scale_factor must be a finite number above 0", ["--scale_factor", 0]),
+    ("scale_factor must be", ["--scale_factor", 0]),
     ("clean_t must be above 0 and at most 1", ["--clean_t", ".nan"]),
-    ("x_rescale_factor must be a finite number above 0", ["--x_rescale_factor", 0]),
+    ("x_rescale_factor must be", ["--x_rescale_factor", 0]),
     ("params_dtype must be torch.bfloat16", ["--params_dtype", "torch.foo"]),
     ("kv_bits must be 8 or 4, got 2", ["--kv_bits", 2]),
     ("kv_offload must be true or false", ["--kv_offload", 1]),
@@ -169,6 +206,10 @@ def test_bad_input_is_refused_in_one_sentence(
     monkeypatch.setattr(model_source, "SMALL", tmp_path / "nowhere")
     (tmp_path / "list.yaml").write_text("[1, 2]")
     (tmp_path / "text.yaml").write_text("rel_l1_thresh 0.1")
+    (tmp_path / "latin.yaml").write_bytes(b"log: \xe9")
+    (tmp_path / "bomb.yaml").write_text(f"a: {BOMB}")
+    for name in ("deep.json", "deep.yaml"):
+        (tmp_path / name).write_text("[" * 100_000)
     code = front("--config_file", weights, "--model", "official", "--prompt", "a", *arguments)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert code == 2
@@ -242,6 +283,9 @@ def test_previous_weight_is_that_of_the_environment(front, weights, monkeypatch)
     assert prepared(front, weights).request.guidance.weight == 0.7
     monkeypatch.setenv("prev_chunks_scale", "0.5")
     assert prepared(front, weights).request.guidance.weight == 0.5
+    monkeypatch.setenv("prev_chunks_scale", "1e38")
+    with pytest.raises(ValueError, match="prev_chunks_scale must be at most"):
+        prepared(front, weights)
     monkeypatch.setenv("prev_chunks_scale", "much")
     with pytest.raises(ValueError, match="prev_chunks_scale must be a number"):
         prepared(front, weights)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import random
 
 import pytest
 import torch
 from programs import Program
 from reference import ROOT
-from resumed import decided, kill_at, loaded, saved
+from resumed import decided, kill_at, loaded, saved, stop_at
 
 from flowcache import Trace
 from magi1 import sampler
@@ -88,6 +89,23 @@ def test_killed_ten_times(front, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == names
     assert (tmp_path / "a.mp4").read_bytes() == content
     assert decided(Trace.load(tmp_path / "a.trace.json")) == decided(trace)
+
+
+STOPS = [((KeyboardInterrupt,), 130), ((KeyboardInterrupt, 15), 143), ((OSError, errno.ENOSPC, "full"), 1)]
+
+
+@pytest.mark.parametrize(("failure", "code"), STOPS)
+def test_a_run_that_stops_names_what_it_can_go_on_from(front, tmp_path, capsys, failure, code):
+    for moment in (5, 58, 30):
+        assert stop_at(moment, failure, lambda: front("--resume")) == code
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("error: ")
+        saved = (tmp_path / "a.resume.pt").exists()
+        assert saved == ("a.resume.pt" in line), line
+        assert saved == (moment > 5)
+        assert not list(tmp_path.glob(".*")), "nothing is half-written"
+    assert front("--resume") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.trace.json", "a.reuse.png"}
 
 
 def test_a_state_of_another_prompt_or_setting_is_refused(front, monkeypatch, capsys):

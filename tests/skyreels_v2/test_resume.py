@@ -9,7 +9,7 @@ import pytest
 import torch
 from programs import Program
 from reference import ROOT
-from resumed import decided, kill_at, loaded, saved
+from resumed import decided, kill_at, loaded, saved, stop_at
 
 from flowcache import Trace
 from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, sampler
@@ -113,6 +113,26 @@ def test_killed_ten_times(front, checkpoint, tmp_path, monkeypatch):
     assert {path.name for path in folder.iterdir()} == names
     assert video.read_bytes() == content
     assert decided(Trace.load(video.with_suffix(".trace.json"))) == decided(trace)
+
+
+@pytest.mark.parametrize(("failure", "code"), [((KeyboardInterrupt,), 130), ((OSError, 28, "full"), 1)])
+def test_a_run_that_stops_names_what_it_can_go_on_from(
+    front, checkpoint, tmp_path, monkeypatch, capsys, pipeline, failure, code
+):
+    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pipeline)
+    flags = ["--model_id", checkpoint, *QUICK, "--num_frames", 17, "--prompt", "a", "--outdir", "out"]
+    for resume, moment in ((["--resume"], 30), ([], 1)):
+        assert stop_at(moment, failure, lambda resume=resume: front(*flags, *resume)) == code
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("error: ")
+        assert bool(resume) == (".resume.pt" in line)
+    assert front(*flags, "--resume") == 0
+    folder = tmp_path / "out" / "skyreels_v2"
+    assert sorted(path.name.partition(".")[2] for path in folder.iterdir()) == [
+        "mp4",
+        "reuse.png",
+        "trace.json",
+    ]
 
 
 def test_other_weights_begin_another_video(front, checkpoint, monkeypatch, caplog):

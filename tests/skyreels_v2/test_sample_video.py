@@ -174,7 +174,10 @@ BAD = {
     "DEVICES must be cpu or numbers of GPUs": [],
     "overlap_history is needed": ["--benchmark", "physicsiq", "--physicsiq_data_dir", "physics"],
     "num_frames must be at least 25 for physicsiq": ["--benchmark", "physicsiq", "--overlap_history", 5],
-    "seed must be between 0 and 2^63 - 1, got -1": ["--seed", -1],
+    "samples must be ": ["--samples", 10**9],
+    "base_save_path: expected a path": ["--base_save_path", "~nosuch_user/out"],
+    "vbench_prompt_dir: expected a path": ["--vbench_prompt_dir", "x" * 300],
+    "inference_steps must be at most": ["--inference_steps", 10**9],
     "argument --benchmark": ["--benchmark", "vbnech"],
     "unrecognized arguments: --prompt": ["--prompt", "a"],
 }

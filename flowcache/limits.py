@@ -1,0 +1,48 @@
+"""Sanity limits of settings, against typos and sizes that no memory can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Least and most of each number, by the name of its setting.
+Limits = Mapping[str, tuple[float, float]]
+
+#: Of all frames of a video together; six hours of 24 frames a second in 1920 x 1080.
+MAX_PIXELS = 2**40
+
+
+def check_limits(settings: Any, limits: Limits) -> None:
+    """Refuse a setting outside its limits; of a tuple, any of its numbers; None is not checked.
+
+    Raises:
+        ValueError: one sentence that names the setting.
+    """
+    for name, bounds in limits.items():
+        value = getattr(settings, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            check_number(name, number, *bounds)
+
+
+def check_number(name: str, number: float | None, least: float, most: float) -> None:
+    """Refuse a number outside its limits, or NaN; None is not checked.
+
+    Raises:
+        ValueError: one sentence that names the setting.
+    """
+    if number is not None and not least <= number <= most:
+        bound = f"at most {most}" if number > most else f"at least {least}"
+        raise ValueError(f"{name} must be {bound}, got {number}.")
+
+
+def check_pixels(num_frames: int, height: int, width: int) -> None:
+    """Refuse a video that is too large in all, though each of its sizes may be meant.
+
+    Raises:
+        ValueError: one sentence that names the sizes.
+    """
+    if num_frames * height * width > MAX_PIXELS:
+        raise ValueError(
+            f"num_frames x height x width must be at most {MAX_PIXELS:.1e}, "
+            f"got {num_frames} x {height} x {width}; make fewer or smaller frames."
+        )

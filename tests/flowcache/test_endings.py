@@ -1,0 +1,120 @@
+"""What all programs share: where they write, and how they end."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from flowcache.command_line import Parser, output_file, run_checked, writable_folder
+
+
+def test_processes_that_check_one_folder_at_once_find_it_writable(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: writable_folder("outdir", tmp_path / "out"), range(2000))) == {
+            tmp_path / "out"
+        }
+
+
+def test_a_check_leaves_the_folder_as_it_was(tmp_path):
+    (tmp_path / ".flowcache").write_text("mine")
+    writable_folder("outdir", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".flowcache"]
+
+
+@pytest.mark.parametrize(
+    "path", ["x" * 240 + ".mp4", "x" * 300 + ".mp4", "y" * 300 + "/a.mp4", "a/" * 2000 + "a.mp4"]
+)
+def test_a_name_needs_room_for_what_is_written_beside_it(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="output_path"):
+        output_file("output_path", Path(path))
+    assert output_file("output_path", Path("x" * 230 + ".mp4"))
+
+
+@pytest.fixture
+def parser():
+    parser = Parser()
+    parser.add_argument("--outdir", type=Path, default=Path("outputs"))
+    parser.add_argument("--prompt")
+    return parser
+
+
+def test_paths_are_expanded(parser, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parser.parse_args(["--outdir=~/out"]).outdir == Path("/home/me/out")
+    assert parser.parse_args([]).outdir == Path("outputs")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--outdir", "~nosuch_user/out"],
+        ["--outdir", os.fsdecode(b"out\xff")],
+        ["--outdir", "a\0b"],
+        ["--prompt", os.fsdecode(b"\xe9t\xe9")],
+    ],
+)
+def test_words_that_no_file_or_prompt_can_be_are_refused(parser, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(words)
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def fail(error):
+    raise error
+
+
+def test_a_failure_shows_its_notes(capsys):
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    error.add_note("run it again")
+    assert run_checked(lambda: None, lambda _: fail(error)) == 1
+    assert capsys.readouterr().err == "error: No space left on device; run it again.\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_one_line(capsys, number, code):
+    before = signal.getsignal(signal.SIGTERM)
+    for prepare, run in ((signal.raise_signal, None), (lambda _: number, signal.raise_signal)):
+        assert run_checked(lambda prepare=prepare: prepare(number), run) == code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "interrupted" in line
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_report_needs_no_reader_and_no_characters(monkeypatch):
+    for encoding in ("ascii", "latin-1"):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert run_checked(lambda: None, lambda _: "video: 红色.mp4") == 0
+        assert stream.buffer.getvalue() == b"video: \\u7ea2\\u8272.mp4\n"
+
+
+def test_a_closed_output_is_no_failure(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert run_checked(lambda: None, lambda _: "video: a.mp4") == 0
+    program = "import sys; from flowcache.command_line import run_checked as run; "
+    program += "sys.exit(run(int, lambda _: 'x' * 10**6))"
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" | true; echo ${PIPESTATUS[0]}', sys.executable, program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_a_full_output_is_reported(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run_checked(lambda: None, lambda _: "video: a.mp4") == 1
+    assert "No space left on device" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""Files of users and of earlier runs: what is wrong with one is one sentence that names it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from flowcache.benchmark.sample_folder import SampleFolder
+from flowcache.benchmark.turns import read_ways
+from flowcache.benchmark.vbench_prompts import read_full_info
+from flowcache.resume import ResumeFile
+from flowcache.reuse.plans import Plans
+from flowcache.trace import Trace
+from flowcache.tuning import Profile
+from flowcache.user_files import UnreadableFile
+
+#: Content that is not even JSON, or another value than an object or a list of them.
+BROKEN = [b"", b"{", b"7", b"null", b"[3]", b'"a"', b"\xff\xfe{}", b"[" * 100_000]
+
+SETTING = {"changes": {"interval": 2}, "speedup": 2.0, "psnr": 30.0, "seconds": 1.0}
+PROFILE = {"format": 1, "key": {}, "settings": [SETTING], "seconds": 1.0, "environment": {}}
+PLANS = {"format": 1, "sampling": {"steps": 2, "stride": 1}, "forecast": "linear_velocity", "steps": [[0]]}
+PLANS |= {"times": [1.0, 0.5, 0.0], "amplification": [1.0, 1.0], "made": "by hand"}
+TRACE = {"format": 1, "windows": [{"num_steps": 4, "stride": 2, "first_chunk": 0, "chunk_frames": [2]}]}
+STEP = {"window": 0, "step": 0, "events": [{"chunk": 0, "local_step": 0, "reused": False}]}
+
+#: What reads a file, what it accepts, and changes that it must not accept.
+READERS = {
+    "a.trace.json": (
+        Trace.load,
+        TRACE | {"steps": [STEP]},
+        [
+            {"steps": [3]},
+            {"steps": [STEP | {"window": 1}]},
+            {"steps": [STEP | {"events": [{"chunk": 5, "local_step": 0, "reused": False}]}]},
+            {"seconds": {"denoise": "1"}},
+            {"settings": {"video": 3}},
+            {"format": 2},
+            {"unknown": 1},
+        ],
+    ),
+    "profile.json": (
+        Profile.load,
+        PROFILE,
+        [{"settings": [SETTING | {"speedup": "2"}]}, {"settings": {}}, {"seconds": None}, {"format": "1"}],
+    ),
+    "plans.json": (
+        Plans.load,
+        PLANS,
+        [{"steps": 3}, {"steps": [["0"]]}, {"steps": []}, {"sampling": {}}, {"times": [1.0, "0.5", 0.0]}],
+    ),
+    "ways.json": (
+        lambda path: read_ways(path.parent),
+        {"model": "a", "settings": "b", "ways": ["vanilla"]},
+        [{"ways": "vanilla"}, {"ways": [1]}, {"model": None}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_of_another_kind_is_named(tmp_path, name):
+    read, content, changes = READERS[name]
+    path = tmp_path / name
+    path.write_text(f"\ufeff{json.dumps(content)}", encoding="utf-8")
+    assert read(path)
+    for wrong in [*BROKEN, *(json.dumps(content | change).encode() for change in changes)]:
+        path.write_bytes(wrong)
+        with pytest.raises(UnreadableFile, match=name):
+            read(path)
+
+
+@pytest.mark.parametrize("wrong", [*BROKEN, b'[{"prompt_en": 3, "dimension": ["scene"]}]', b"[{}]"])
+def test_another_list_of_prompts_is_named(tmp_path, wrong):
+    path = tmp_path / "full.json"
+    path.write_bytes(wrong)
+    with pytest.raises(UnreadableFile, match=r"full\.json"):
+        read_full_info(path)
+
+
+def test_settings_of_another_kind_are_named(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text('{"name": "a"}\n')
+    for wrong in ("[]", "{", "3"):
+        (tmp_path / "settings.json").write_text(wrong)
+        with pytest.raises(UnreadableFile, match=r"settings\.json"):
+            SampleFolder(tmp_path, {"steps": 8})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trace": {"seconds": 3}},
+        {"run": []},
+        {"steps": {"length": "1", "checksum": 2}},
+        {"steps": {}},
+        {"state": {}},
+        {"state": torch.zeros(3)},
+    ],
+)
+def test_a_state_of_another_kind_is_named(tmp_path, change):
+    part = {"length": 0, "checksum": 0}
+    content = {"format": 1, "run": {}, "environment": {}, "trace": {}, "steps": part}
+    content |= {"state": {"video": {"part": part}}}
+    torch.save(content | change, tmp_path / "a.resume.pt")
+    with pytest.raises(UnreadableFile, match=r"a\.resume\.pt .* remove it"):
+        ResumeFile(tmp_path / "a.mp4", {})
