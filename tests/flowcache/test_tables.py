@@ -109,9 +109,7 @@ def test_a_broken_video_is_named_and_has_no_figures(run, capsys):
     assert program.main(["tables", str(run)]) == 0, capsys.readouterr().err
     (line,) = [line for line in (run / "tables.md").read_text().splitlines() if video.name in line]
     columns = "SSIM, PSNR, PSNR to causal, SSIM to causal"
-    assert line.endswith(
-        f"{columns}: {video} cannot be read as a video; remove what is broken and sample again"
-    )
+    assert f"{columns}: {video} cannot be read as a video" in line
     _, causal, flow = table_of(run).rows
     assert causal.measured["psnr"] is None and causal.measured["pflops"] == 2.0
     assert flow.measured["psnr"] > 20 and flow.measured["psnr_to_causal"] is None

@@ -89,8 +89,3 @@ def test_a_model_that_breaks_at_its_fifth_call(front, weights, capsys, monkeypat
     monkeypatch.setattr(MagiChunkModel, "head", head)
     code = front("--config_file", weights, "--method", "vanilla", *FLAGS, *resume)
     check_stopped(code, capsys, "after its step 4")
-
-
-def test_a_scale_beyond_all_numbers(front, weights, capsys, monkeypatch):
-    monkeypatch.setenv("prev_chunks_scale", "1e38")
-    check_stopped(front("--config_file", weights, *FLAGS), capsys, "latents of chunk")

@@ -269,7 +269,7 @@ def test_prefixes_that_do_not_fit_are_refused():
 def test_reuse_may_watch_the_filtered_latent(pipeline):
     distances = []
     for indicator in ("embedded_latent", "filtered_latent"):
-        cache = FlowCacheConfig(threshold=1e9, warmup_steps=1, indicator=indicator, clean_pass=True)
+        cache = FlowCacheConfig(threshold=1000, warmup_steps=1, indicator=indicator, clean_pass=True)
         steps = pipeline(ask(config(), cache)).trace.steps
         distances.append([e.distance for step in steps for e in step.events if e.distance is not None])
     assert all(distances)
