@@ -15,6 +15,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from .frames import EXACT, Frames
+from .reading import orientation
 
 #: Encoders, best first, with settings at which their losses are hard to see. Without frames that refer to
 #: later ones, so that times rise from 0 and a fragment needs nothing of its neighbours. The AVX-512 code of
@@ -86,7 +87,7 @@ class FragmentEncoder:
             if stream.codec_context.extradata != self._configuration:
                 return None
             # which the container states, not the packets
-            if (stream.sample_aspect_ratio or 1) != 1 or next(source.decode(stream)).rotation:
+            if (stream.sample_aspect_ratio or 1) != 1 or any(orientation(next(source.decode(stream)))):
                 return None
             source.seek(0)
             packets = [packet for packet in source.demux(stream) if packet.dts is not None]

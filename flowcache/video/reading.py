@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.sidedata.sidedata import Type as SideData
+from av.video.reformatter import ColorTrc, VideoReformatter
 
 from ..rates import SLOWEST, exact_rate
 from ..user_files import check_is_file, reading
@@ -21,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 #: Longest side that pixels with a plausible aspect ratio come to.
 _LONGEST = 2**15
+#: Decoders that keep the alpha channel of WebM, which FFmpeg's own drop.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+#: Transfer functions that screens without HDR show flat.
+_HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 #: Seconds between two frames beyond which time stamps are damaged.
 _LONGEST_GAP = 1 / float(SLOWEST)
 
@@ -29,14 +34,14 @@ class VideoInfo(NamedTuple):
     """A video as it is shown: upright, with square pixels.
 
     ``num_frames`` and ``fps`` are None where the header does not state them; ``fps`` of a video whose rate
-    varies is that of its shortest frames.
+    varies is that of its shortest frames. ``lost`` says what of it is not kept.
     """
 
     num_frames: int | None
     fps: Fraction | None
     height: int
     width: int
-    has_sound: bool = False
+    lost: tuple[str, ...] = ()
 
 
 def probe_video(path: str | Path) -> VideoInfo:
@@ -48,14 +53,20 @@ def probe_video(path: str | Path) -> VideoInfo:
     check_is_file(path)
     with reading(path, "a video"), _open(path) as container:
         stream = _video_stream(container)
-        frame = next(container.decode(stream), None)
+        frame = next(_decode(container, stream), None)
         if frame is None:
             raise ValueError("it holds no frame")
         width, height = _square_size(frame, stream)
-        if round(frame.rotation / 90) % 2:
+        if orientation(frame)[0]:
             width, height = height, width
+        lost = {
+            "sound, which is not carried over": container.streams.audio,
+            "an alpha channel, which is composed over black": _has_alpha(frame),
+            "HDR colours, which look flat as they are; convert it to SDR": frame.color_trc in _HDR,
+        }
+        rate = _stated_rate(stream)
         return VideoInfo(
-            stream.frames or None, _stated_rate(stream), height, width, bool(container.streams.audio)
+            _stated_frames(stream, rate), rate, height, width, tuple(what for what in lost if lost[what])
         )
 
 
@@ -86,7 +97,7 @@ def stream_video(
     shown = picture = None
     with reading(path, "a video"), _open(path) as container:
         stream = _video_stream(container)
-        frames = container.decode(stream)
+        frames = _decode(container, stream)
         if fps is not None:
             frames = _at_rate(frames, exact_rate(fps), _stated_rate(stream) or exact_rate(fps))
         reformatter, stored_size = VideoReformatter(), None
@@ -118,8 +129,8 @@ def last_frames(
     Raises:
         ValueError: the file is missing, unreadable, holds no frame, or has damaged time stamps.
     """
-    if probe_video(path).has_sound:
-        logger.warning("%s has sound, which is not carried over.", path)
+    for what in probe_video(path).lost:
+        logger.warning("%s has %s.", path, what)
     count, last = 0, deque[Frames](maxlen=most)
     for frame in stream_video(path, fps):
         last.append(frame)
@@ -137,6 +148,22 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     if not container.streams.video or container.format.name == "tty":
         raise ValueError("it holds no video")
     return container.streams.video[0]
+
+
+def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    name = _ALPHA_DECODERS.get(stream.codec_context.name)
+    if stream.metadata.get("alpha_mode") != "1" or name not in av.codecs_available:
+        return container.decode(stream)
+    decoder = av.CodecContext.create(name, "r")
+    return (frame for packet in container.demux(stream) for frame in decoder.decode(packet))
+
+
+def _stated_frames(stream: av.VideoStream, rate: Fraction | None) -> int | None:
+    """The number of frames; None where an edit list shows a part of them, or it is not stated."""
+    if not (stream.frames and stream.duration and rate):
+        return stream.frames or None
+    shown = stream.duration * stream.time_base * rate
+    return stream.frames if abs(stream.frames - shown) <= 1 else None
 
 
 def _stated_rate(stream: av.VideoStream) -> Fraction | None:
@@ -180,10 +207,31 @@ def _square_size(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int
     return width, frame.height
 
 
+def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """Whether rows and columns swap, and whether rows and columns are then reversed, to show it upright.
+
+    As the matrix of its track says: ISO/IEC 14496-12, section 6.2.2.
+    """
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(matrix, np.int32, 5).tolist()
+    return (True, b < 0, c < 0) if abs(b) > abs(a) else (False, d < 0, a < 0)
+
+
+def _has_alpha(frame: av.VideoFrame) -> bool:
+    return any(component.is_alpha for component in frame.format.components)
+
+
 def _upright(frame: av.VideoFrame, size: tuple[int, int], reformatter: VideoReformatter) -> Frames:
-    """Pixels ``[height, width, 3]``; the file says by how much to turn them counterclockwise."""
-    has_alpha = any(component.is_alpha for component in frame.format.components)
+    """Pixels ``[height, width, 3]`` as they are shown."""
+    has_alpha = _has_alpha(frame)
     # planes, as exact conversion to packed pixels takes seven times as long
     converted = reformatter.reformat(frame, *size, "rgba" if has_alpha else "gbrp", interpolation=EXACT)
     pixels = converted.to_ndarray()
-    return np.rot90(over_black(pixels) if has_alpha else pixels, round(frame.rotation / 90))
+    if has_alpha:
+        pixels = over_black(pixels)
+    swap, reverse_rows, reverse_columns = orientation(frame)
+    if swap:
+        pixels = pixels.swapaxes(0, 1)
+    return pixels[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]

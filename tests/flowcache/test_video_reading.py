@@ -1,5 +1,6 @@
 """Videos as users have them: turned, stretched, of any rate and colours, with sound, damaged."""
 
+import struct
 import time
 import wave
 from fractions import Fraction
@@ -89,9 +90,52 @@ def test_a_rate_below_one_is_read():
 
 
 def test_sound_is_noticed(caplog):
-    assert probe_video(FAULTS / "audio.mp4").has_sound
     last_frames(FAULTS / "audio.mp4", 5, 24, (64, 96))
     assert "sound" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corner"),
+    [
+        ((0, 1, -1, 0), "bottom left"),
+        ((-1, 0, 0, -1), "bottom right"),
+        ((0, -1, 1, 0), "top right"),
+        ((-1, 0, 0, 1), "top right"),
+        ((1, 0, 0, -1), "bottom left"),
+        ((0, 1, 1, 0), "top left"),
+        ((0, 0, 0, 0), "top left"),
+    ],
+)
+def test_mirrored_and_turned_videos_are_upright(tmp_path, matrix, corner):
+    """``corner`` of the stored frame is shown at the top left."""
+    frames = np.full((2, 32, 64, 3), 200, np.uint8)
+    frames[:, :16, :32], frames[:, :16, 32:], frames[:, 16:, :32] = 0, 50, 100
+    greys = {"top left": 0, "top right": 50, "bottom left": 100, "bottom right": 200}
+    content = bytearray(write(tmp_path / "a.mp4", frames).read_bytes())
+    place = content.index(b"tkhd") + 44
+    a, b, c, d = (number << 16 for number in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "a.mp4").write_bytes(content)
+    info, (shown, _) = probe_video(tmp_path / "a.mp4"), read_video(tmp_path / "a.mp4")
+    assert shown.shape[1:3] == (info.height, info.width) == ((64, 32) if matrix[1] else (32, 64))
+    assert shown[0, 2, 2].tolist() == [greys[corner]] * 3
+
+
+def test_hidden_frames_of_an_edit_list_do_not_count(tmp_path):
+    content = bytearray(write(tmp_path / "a.mp4", levels(24)).read_bytes())
+    place = content.index(b"elst") + 12
+    duration, start = struct.unpack_from(">Ii", content, place)
+    struct.pack_into(">Ii", content, place, duration // 2, start)
+    (tmp_path / "a.mp4").write_bytes(content)
+    write(tmp_path / "b.mp4", levels(12))
+    assert probe_video(tmp_path / "a.mp4").num_frames is None
+    check_alike(tmp_path / "a.mp4", tmp_path / "b.mp4")
+
+
+def test_colours_of_hdr_are_noticed(tmp_path, caplog):
+    path = write(tmp_path / "a.mkv", levels(5), codec="libx264", pix_fmt="yuv420p10le", color_trc=16)
+    last_frames(path, 5, 24, (16, 16))
+    assert "HDR" in caplog.text
 
 
 @pytest.mark.parametrize("read", [probe_video, read_video, lambda path: list(stream_video(path, 24))])
@@ -161,13 +205,18 @@ def test_reading_and_writing_do_not_darken():
     assert np.abs(drift.mean(axis=0)).max() < 0.3
 
 
-def test_what_a_video_hides_stays_hidden(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"), [("a.mov", "png", "rgba"), ("a.webm", "libvpx-vp9", "yuva420p")]
+)
+def test_what_a_video_hides_stays_hidden(tmp_path, caplog, name, codec, pix_fmt):
     pixels = np.full((2, 32, 32, 4), (0, 255, 0, 0), np.uint8)
     pixels[:, :16] = (200, 100, 50, 255)
-    path = write(tmp_path / "a.mov", pixels, codec="png", pix_fmt="rgba")
-    frames, _ = read_video(path)
-    assert frames[0, 0, 0].tolist() == [200, 100, 50]
+    path = write(tmp_path / name, pixels, codec=codec, pix_fmt=pix_fmt)
+    frames, count = last_frames(path, 5, 24, (32, 32))
+    assert count == 2
+    assert np.abs(frames[0, 0, 0] - np.array([200, 100, 50])).max() <= 4
     assert frames[0, 31, 0].tolist() == [0, 0, 0]
+    assert "alpha" in caplog.text
 
 
 def test_a_name_with_a_colon_is_a_name(tmp_path):
