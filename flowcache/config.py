@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from .knobs import only_knob
 from .kv.cache import CacheLayout
@@ -92,8 +92,6 @@ class KVCompressionConfig:
 
     def __post_init__(self) -> None:
         _check_choice("scorer", self.scorer, tuple(SCORERS))
-        _check_choice("strategy", self.strategy, get_args(GranularityName))
-        _check_choice("query_granularity", self.query_granularity, get_args(GranularityName))
         _check_choice("weighting", self.weighting, WEIGHTINGS)
         _check_choice("when", self.when, ("full", "over"))
         check_limits(self, COMPRESSION_LIMITS)
@@ -136,6 +134,7 @@ class KVStorageConfig:
     offload: bool = False
 
     def __post_init__(self) -> None:
+        check_limits(self, {})
         if self.bits is not None and self.bits not in BITS:
             raise ValueError(f"bits must be 8 or 4, got {self.bits!r}.")
         if self.bits is None and not self.offload:
@@ -215,9 +214,8 @@ class FlowCacheConfig:
     storage: KVStorageConfig | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("policy", self.policy, get_args(PolicyName))
-        _check_choice("forecast", self.forecast, tuple(FORECASTS))
         check_limits(self, LIMITS)
+        _check_choice("forecast", self.forecast, tuple(FORECASTS))
         if self.policy == "planned" and not self.computed_steps:
             raise ValueError("computed_steps must name the steps that a plan computes.")
         if self.policy == "error_controlled" and self.forecast == "hold_displacement":

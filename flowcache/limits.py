@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
+
+from .typed import check_fields
 
 #: Least and most of each number, by the name of its setting.
 Limits = Mapping[str, tuple[float, float]]
@@ -13,14 +16,22 @@ MAX_PIXELS = 2**40
 
 
 def check_limits(settings: Any, limits: Limits) -> None:
-    """Refuse a setting outside its limits; of a tuple, any of its numbers; None is not checked.
+    """Refuse a setting of another type than its field, or outside its limits.
+
+    Of a tuple, any of its numbers; None is not checked.
+
+    Args:
+        settings: a dataclass, or flags of a parser, which checks their types.
+        limits: by the names of some of them.
 
     Raises:
         ValueError: one sentence that names the setting.
     """
+    if is_dataclass(settings):
+        check_fields(settings)
     for name, bounds in limits.items():
         value = getattr(settings, name)
-        for number in value if isinstance(value, tuple) else (value,):
+        for number in value if isinstance(value, tuple | list) else (value,):
             check_number(name, number, *bounds)
 
 

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from reprlib import repr as short_repr
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
@@ -17,8 +17,8 @@ def as_type(value: Any, kind: Any, place: str = "its content") -> Any:
 
     Args:
         value: checked with all that it holds.
-        kind: a dataclass, a list, tuple or mapping with the type of its items, a plain type, one of these or
-            None, or Any.
+        kind: a dataclass, a list, tuple or mapping with the type of its items, a literal, a plain type, one
+            of these or None, or Any.
         place: of the value in its file, for the error.
 
     Raises:
@@ -41,9 +41,29 @@ def as_type(value: Any, kind: Any, place: str = "its content") -> Any:
         _check(isinstance(value, list), "a list", value, place)
         items = [as_type(item, inner[0], f"{place}[{index}]") for index, item in enumerate(value)]
         return tuple(items) if origin is tuple else items
+    if origin is Literal:
+        _check(value in inner, " or ".join(map(str, inner)), value, place)
+        return value
     right = isinstance(value, (int, float) if kind is float else kind)
     _check(right and (kind is bool or not isinstance(value, bool)), _NAMES[kind], value, place)
     return value
+
+
+def check_fields(settings: Any) -> None:
+    """Refuse a dataclass that was made with a value of another type than its field's.
+
+    Raises:
+        ValueError: one sentence that names the field.
+    """
+    for name, (kind, _) in _fields(type(settings)).items():
+        value = getattr(settings, name)
+        if is_dataclass(value) and type(value) in (kind, *get_args(kind)):
+            continue
+        try:
+            _check(not isinstance(value, dict), "made by its class", value, name)
+            as_type(list(value) if isinstance(value, tuple) else value, kind, name)
+        except ValueError as error:
+            raise ValueError(f"{error}.") from None
 
 
 def _as_dataclass(value: dict[str, Any], kind: type, place: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -59,6 +58,9 @@ RUNTIME_LIMITS = {
 }
 OPTION_LIMITS = {
     "rel_l1_thresh": (0, 1000),
+    "interval": (1, 1000),
+    "tolerance": (0, 1000),
+    "plan": (0, 1),
     "warmup_steps": (0, 1000),
     "total_cache_chunk_nums": (1, 10**6),
     "mix_lambda": (0, 1),
@@ -220,8 +222,7 @@ class EngineSection:
     enable_cuda_graph: bool = False
 
     def __post_init__(self) -> None:
-        name = "distill_nearly_clean_chunk_threshold"
-        _check(math.isfinite(getattr(self, name)), name, self, "a finite number")
+        check_limits(self, {"distill_nearly_clean_chunk_threshold": (-1000, 1000)})
 
     @property
     def unused(self) -> list[str]:
@@ -333,8 +334,8 @@ class FlowCacheOptions:
     print_peak_memory: bool = False
 
     def __post_init__(self) -> None:
-        only_knob({name: getattr(self, name) for name in RULES})
         check_limits(self, OPTION_LIMITS)
+        only_knob({name: getattr(self, name) for name in RULES})
         for name in ("compress_strategy", "query_granularity"):
             choices = ("token", "frame", "chunk")
             _check(getattr(self, name) in choices, name, self, "token, frame or chunk")

@@ -19,6 +19,7 @@ LIMITS = {
     "height": (16, 2**14),
     "width": (16, 2**14),
     "num_frames": (1, 10**6),
+    "overlap_history": (1, 10**6),
     "base_num_frames": (1, 10**6),
     "ar_step": (0, 1000),
     "causal_block_size": (1, 1000),
@@ -90,6 +91,7 @@ class VideoSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fps", plain_rate(self.fps))
+        check_limits(self, LIMITS)
         for name in ("height", "width"):
             _check(
                 getattr(self, name) > 0 and getattr(self, name) % SPATIAL_STRIDE == 0,
@@ -99,7 +101,6 @@ class VideoSettings:
             )
         for name in ("num_frames", "base_num_frames"):
             _check_frames(name, getattr(self, name), least=1)
-        check_limits(self, LIMITS)
         check_pixels(self.num_frames, self.height, self.width)
         _check(0 <= self.addnoise_condition < 1000, "addnoise_condition", self, "between 0 and 999")
         _check(0 <= self.seed < 2**63, "seed", self, "between 0 and 2^63 - 1")

