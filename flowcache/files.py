@@ -34,6 +34,11 @@ def replaced_when_done(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # writing names no file
+            with suppress(AttributeError):  # PyAV's errors take no name
+                error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -76,9 +81,11 @@ class GrowingFile:
             written = 0
             while written < len(content):
                 written += self.file.write(content[written:])
-        except BaseException:
+        except BaseException as error:
             self.file.truncate(self._length)
             self.file.seek(self._length)
+            if isinstance(error, OSError):
+                error.filename = str(self.path)  # writing names no file
             raise
         self._length += len(content)
         self._checksum = zlib.crc32(content, self._checksum)

@@ -282,6 +282,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, file_limit, size):
     with pytest.raises(OSError) as found:
         make(path)
     file_limit(resource.RLIM_INFINITY)
+    assert str(found.value.filename).startswith(str(tmp_path / "a."))
     assert not list(tmp_path.glob(".*")), "no temporary file is left"
     state = tmp_path / "a.resume.pt"
     assert state.exists() == any(str(state) in note for note in getattr(found.value, "__notes__", ()))

@@ -291,7 +291,7 @@ def test_next_encoder_where_x264_is_missing(tmp_path, monkeypatch, caplog):
 
 def test_probe(tmp_path):
     path = save(tmp_path / "a.mp4", stripes(), fps=16)
-    assert probe_video(path) == (6, 16, 32, 64, False)
+    assert probe_video(path) == (6, 16, 32, 64, ())
 
 
 def test_rotated_video_stands_upright(tmp_path):
