@@ -29,9 +29,10 @@ from flowcache.benchmark.physics_iq import SECONDS
 from flowcache.benchmark.ranks import Rank, device_of, list_devices
 from flowcache.benchmark.sampling import SamplingJob, run_on
 from flowcache.benchmark.turns import Turns, new_work, with_way
-from flowcache.command_line import Parser, run_checked
+from flowcache.command_line import Parser
 from flowcache.config import DEFAULT_PRESET
 from flowcache.knobs import knobs_of
+from flowcache.running import run_checked
 from flowcache.unread import refuse_unread
 from flowcache.user_files import expand_path
 from magi1.command_line import add_method_flags, make_sampler, split_overrides, unread_options

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..command_line import words_of
+from ..naming import words_of
 
 #: A file name has 255 bytes at most, ``.mp4`` among them.
 MAX_NAME_BYTES = 251

@@ -19,7 +19,7 @@ from flowcache.benchmark.ranks import Rank, device_of, list_devices, starts_othe
 from flowcache.benchmark.sample import Sample, SamplesFailed
 from flowcache.benchmark.sample_folder import SampleFolder
 from flowcache.benchmark.sampling import MAX_FAILURES_IN_A_ROW, SamplingJob, run_on
-from flowcache.command_line import run_checked
+from flowcache.running import run_checked
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter
 
