@@ -110,7 +110,8 @@ def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
         sentence, code = _sentence(reason, error), 1
     else:
         return _report(report)
-    gc.collect()  # what the exception held: progress bars end their lines
+    if code != 2:
+        gc.collect()  # what the exception held: progress bars end their lines
     with suppress(OSError):  # nobody reads it
         sys.stderr.write(f"error: {sentence}\n")
     return code
