@@ -29,15 +29,14 @@ from flowcache.command_line import (
     add_target_flags,
     check_device,
     check_tuning,
-    load_and_tune,
     output_file,
-    run_program,
     settle_seed,
     target_of,
 )
 from flowcache.knobs import knobs_of
 from flowcache.naming import setting_words, video_name
 from flowcache.resume import ResumeFile
+from flowcache.running import load_and_tune, run_program
 from flowcache.tuning import Target, Tuning
 from flowcache.unread import refuse_unread
 from magi1.command_line import add_method_flags, make_sampler, split_overrides, unread_options

@@ -29,9 +29,10 @@ from flowcache.benchmark.physics_iq import SECONDS
 from flowcache.benchmark.ranks import Rank, device_of, list_devices
 from flowcache.benchmark.sampling import SamplingJob, run_on
 from flowcache.benchmark.turns import Turns, new_work, with_way
-from flowcache.command_line import Parser, run_checked
+from flowcache.command_line import Parser
 from flowcache.config import DEFAULT_PRESET
 from flowcache.knobs import knobs_of
+from flowcache.running import run_checked
 from flowcache.unread import refuse_unread
 from flowcache.user_files import expand_path
 from magi1.command_line import add_method_flags, make_sampler, split_overrides, unread_options
@@ -91,12 +92,12 @@ def read_settings(args: argparse.Namespace, rest: list[str]) -> Settings:
         raise ValueError(f"{where}: reuse_strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}.")
     args.method = args.method or STRATEGIES[strategy]
     args.preset = args.preset or preset
-    told = {key: content[key] for key in benchmark_keys if key in content}
-    if isinstance(told.get("gpus"), int):  # a single GPU looks like a number
-        told["gpus"] = str(told["gpus"])
+    chosen = {key: content[key] for key in benchmark_keys if key in content}
+    if isinstance(chosen.get("gpus"), int):  # a single GPU looks like a number
+        chosen["gpus"] = str(chosen["gpus"])
     reuse = {key: content[key] for key in reuse_keys if key in content}
     return Settings(
-        build(BenchmarkOptions, told, where, given_flags(args)),
+        build(BenchmarkOptions, chosen, where, given_flags(args)),
         build(FlowCacheOptions, reuse, where, for_reuse),
         args.config_file or _find(content.get("config_file"), where),
         overrides,
@@ -125,12 +126,12 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], Sampl
     if options.benchmark == "physicsiq":
         source = _of_physics_iq(source, settings.overrides)
     flags = {way: with_way(args, way) for way in args.ways or ()} or {args.method: args}
-    refuse_unread(*(unread_options(told, settings.reuse, source.config) for told in flags.values()))
+    refuse_unread(*(unread_options(way_args, settings.reuse, source.config) for way_args in flags.values()))
     knobs = {name: getattr(settings.reuse, name) for name in RULES}
     samplers = {}
-    for way, told in flags.items():
-        reuse = replace(settings.reuse, **knobs_of(told.method, knobs))
-        samplers[way] = make_sampler(told, source, reuse, device)
+    for way, way_args in flags.items():
+        reuse = replace(settings.reuse, **knobs_of(way_args.method, knobs))
+        samplers[way] = make_sampler(way_args, source, reuse, device)
     for way, sampler in samplers.items():
         sampler.method, sampler.shows_steps = way, False
     runtime = source.config.runtime_config
@@ -155,12 +156,12 @@ def _describe(runtime: RuntimeSection) -> str:
 def _of_physics_iq(source: ModelSource, overrides: Mapping[str, Any]) -> ModelSource:
     """The source with videos of the benchmark's length, unless the command line asks for longer ones."""
     config = source.config
-    wanted, told = math.ceil(SECONDS * config.runtime_config.fps), config.runtime_config.num_frames
+    wanted, given = math.ceil(SECONDS * config.runtime_config.fps), config.runtime_config.num_frames
     if "num_frames" not in overrides:
         runtime = replace(config.runtime_config, num_frames=wanted)
         return replace(source, config=replace(config, runtime_config=runtime))
-    if told < wanted:
-        raise ValueError(f"num_frames must be at least {wanted} for physicsiq, {SECONDS} s, got {told}.")
+    if given < wanted:
+        raise ValueError(f"num_frames must be at least {wanted} for physicsiq, {SECONDS} s, got {given}.")
     return source
 
 

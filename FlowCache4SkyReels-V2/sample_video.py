@@ -25,9 +25,10 @@ from flowcache.benchmark.physics_iq import SECONDS
 from flowcache.benchmark.ranks import Rank, device_of, list_devices
 from flowcache.benchmark.sampling import SamplingJob, run_on
 from flowcache.benchmark.turns import Turns, new_work, with_way
-from flowcache.command_line import Parser, run_checked
+from flowcache.command_line import Parser
 from flowcache.config import DEFAULT_PRESET
 from flowcache.rates import plain_rate
+from flowcache.running import run_checked
 from flowcache.unread import refuse_unread
 from skyreels_v2 import ModelSource, VideoSettings, resolve_model
 from skyreels_v2.command_line import (

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from .video import Frames, resize_and_crop, to_float
+from .video import Frames, resize_and_crop, to_float, to_pixels
 
 #: Frames of a condition: pixels in [-1, 1], ``[3, frames, height, width]``; or images or uint8 arrays.
 GivenFrames = Tensor | Image.Image | Frames | Sequence[Image.Image | Frames]
@@ -65,10 +65,10 @@ def _pixels(name: str, item: Any) -> Iterator[Frames]:
         raise TypeError(
             f"{name}: expected a float tensor in [-1, 1], images or uint8 arrays, got {type(item).__name__}."
         )
-    if item.mode.startswith(("F", "I")):
-        raise ValueError(f"{name}: expected images of 8 bits, got mode {item.mode}; convert them to RGB.")
-    image = ImageOps.exif_transpose(item).convert("RGBA")
-    yield np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB"))
+    try:
+        yield to_pixels(item, name)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}.") from error
 
 
 def _checked(name: str, frames: Tensor, height: int, width: int) -> Tensor:

@@ -1,34 +1,22 @@
-"""What the programs share: how they refuse, report and end."""
+"""Flags that the programs share, and checks of what is given with them."""
 
 from __future__ import annotations
 
 import argparse
 import errno
-import gc
 import logging
 import os
 import secrets
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn
 
 import torch
 
-from .benchmark.ranks import Rank
-from .extras import Unavailable
-from .finite import NotFiniteError
-from .plots import reuse_map
-from .trace import Trace
 from .tuning import Target, Tuning
 from .user_files import expand_path, is_utf8
-
-Job = TypeVar("Job")
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +99,7 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def target_of(args: argparse.Namespace, chosen: Mapping[str, Any]) -> Target | None:
-    """The target that the flags ask for; None: none. A script's method and preset give way to it.
+    """The target that the flags ask for; None: none. It overrides method and preset of a script.
 
     Args:
         args: with those of ``add_target_flags``, ``method`` and ``preset``.
@@ -127,7 +115,7 @@ def target_of(args: argparse.Namespace, chosen: Mapping[str, Any]) -> Target | N
     target = Target(speedup=args.target_speedup, psnr=args.target_psnr)
     for name, default in (("method", "flowcache"), ("preset", None)):
         if name not in args.typed:
-            give_way(args, name, default)
+            override_default(args, name, default)
     if args.method != "flowcache":
         raise ValueError(f"{target.flag} needs method flowcache, got {args.method}.")
     for name, value in {"preset": args.preset, **chosen}.items():
@@ -136,10 +124,10 @@ def target_of(args: argparse.Namespace, chosen: Mapping[str, Any]) -> Target | N
     return target
 
 
-def give_way(args: argparse.Namespace, name: str, value: Any) -> None:
+def override_default(args: argparse.Namespace, name: str, value: Any) -> None:
     """Replace a default of a script that does not go with what the user typed, and log it."""
     if getattr(args, name) != value:
-        logger.info("--%s %s of the script gives way to what was typed", name, getattr(args, name))
+        logger.info("--%s %s of the script is overridden by what was typed", name, getattr(args, name))
         setattr(args, name, value)
 
 
@@ -167,169 +155,6 @@ def check_tuning(tuning: Tuning) -> None:
     if not os.path.exists(tuning.path):
         output_file("profile", tuning.path)
     tuning.check()
-
-
-class TunableSampler(Protocol):
-    """A model and settings as the programs for one video have them."""
-
-    def load(self) -> None: ...
-
-    def tune(self, tuning: Tuning, trace: Trace) -> None: ...
-
-
-def load_and_tune(sampler: TunableSampler, tuning: Tuning | None, trace: Trace) -> None:
-    """Read the weights and, if a target asks for it, find the setting; the trace gets the time of both."""
-    with trace.timer("load"):
-        sampler.load()
-    if tuning is not None:
-        with trace.timer("tune"):
-            sampler.tune(tuning, trace)
-
-
-def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Path]]) -> int:
-    """Check, make a video and report; returns the exit code: 2 for bad input, 1 for a failure.
-
-    Args:
-        prepare: checks the input before any weight is read; raises ValueError or OSError with one sentence.
-        run: makes the video; returns the trace and the video's path.
-    """
-    started = time.perf_counter()
-
-    def prepare_alone() -> Job:
-        count = Rank.from_environment(os.environ).count
-        if count > 1:
-            raise ValueError(
-                f"WORLD_SIZE: expected 1, as one process makes one video, got {count}; start this program "
-                "without torchrun, or make many videos on many GPUs with sample_video.py."
-            )
-        return prepare()
-
-    def report(job: Job) -> str:
-        trace, video = run(job)
-        try:
-            files = save_trace(trace, video)
-        except OSError as error:
-            error.add_note(f"the video itself is whole: {video}")
-            raise
-        return f"video: {video}\n{files}\n{summary(trace, time.perf_counter() - started)}"
-
-    return run_checked(prepare_alone, report)
-
-
-def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
-    """Check, run and report; returns the exit code: 2 for bad input, 1 for a failure, else the shell's.
-
-    An interrupted run has 128 and the signal's number. Notes of an exception end up in its sentence.
-
-    Args:
-        prepare: checks the input; raises ValueError or OSError with one sentence.
-        run: does the work; returns what to report.
-    """
-    _open_standard_streams()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    for name in ("httpx", "httpx2"):  # by the version of huggingface_hub
-        logging.getLogger(name).setLevel(logging.WARNING)
-    code = 2
-    try:
-        with _sigterm_as_interrupt():
-            job = prepare()
-            code = 1
-            report = run(job)
-    except KeyboardInterrupt as error:
-        sentence = _sentence("interrupted", error)
-        code = 128 + (error.args[0] if error.args else signal.SIGINT)
-    except (OSError, ValueError, NotFiniteError, Unavailable) as error:
-        reason = str(error)
-        if isinstance(error, OSError) and error.strerror:  # without its number
-            reason = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-        sentence = _sentence(reason, error)
-    except (RuntimeError, MemoryError) as error:
-        # PyTorch raises a class of its own on CUDA only.
-        on_cuda = isinstance(error, torch.OutOfMemoryError)
-        if not (on_cuda or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
-            raise
-        reason = str(error).split(". ")[0] if on_cuda else "out of memory on the CPU"
-        reason += "; fewer or smaller frames, or a compressed cache, need less memory"
-        sentence, code = _sentence(reason, error), 1
-    else:
-        return _report(report)
-    gc.collect()  # what the exception held: progress bars end their lines
-    with suppress(OSError):  # nobody reads it
-        sys.stderr.write(f"error: {sentence}\n")
-    return code
-
-
-def _sentence(reason: str, error: BaseException) -> str:
-    """What happened, and what the notes of the exception add."""
-    notes = getattr(error, "__notes__", ())
-    text = "; ".join([reason.rstrip("."), *notes]) if notes else reason
-    return text if text.endswith((".", "?")) else f"{text}."
-
-
-def _report(text: str) -> int:
-    """Write a line to standard output; returns the exit code.
-
-    The work is done: it neither counts who reads of it nor which characters a terminal has.
-    """
-    stream = sys.stdout
-    encoding = stream.encoding or "utf-8"
-    try:
-        stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
-        stream.flush()
-        return 0
-    except OSError as error:
-        with suppress(OSError):  # Python flushes again at its end, and must not fail then
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if isinstance(error, BrokenPipeError):
-            return 0
-        sys.stderr.write(f"error: standard output: {error.strerror}.\n")
-        return 1
-
-
-def _open_standard_streams() -> None:
-    """Open streams that are closed, so that no file that is opened later gets their number."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Within the block, SIGTERM cleans up as Ctrl-C does."""
-
-    def interrupt(number: int, _: object) -> None:
-        raise KeyboardInterrupt(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def save_trace(trace: Trace, video: Path) -> str:
-    """Write trace and reuse map beside a video; says where they lie."""
-    files = {"trace": video.with_suffix(".trace.json"), "reuse map": video.with_suffix(".reuse.png")}
-    trace.save(files["trace"])
-    reuse_map(trace, files["reuse map"])
-    return "\n".join(f"{name}: {path}" for name, path in files.items())
-
-
-def summary(trace: Trace, seconds: float) -> str:
-    """One line: time, reuse, FLOPs, memory; before it, what a search for settings had promised."""
-    actual, vanilla = trace.flops["actual"], trace.flops["vanilla"]
-    denoise, compress = trace.seconds["denoise"], trace.seconds.get("compress")
-    share = "" if compress is None else f", {compress / denoise:.2%} of that compressing the cache"
-    tuning = trace.settings.get("tuning")
-    expected = f"{tuning['expected']}; {vanilla / actual:.2f}x fewer came\n" if tuning else ""
-    return expected + (
-        f"{seconds:.1f} s in all, {denoise:.1f} s denoising{share}; "
-        f"reuse ratio {trace.reuse_ratio:.2f}; {actual / 1e15:.6f} PFLOPs "
-        f"({vanilla / actual:.2f}x fewer than vanilla); peak memory {trace.peak_memory_bytes / 2**30:.2f} GiB"
-    )
 
 
 def check_device(name: str) -> torch.device:
@@ -383,10 +208,3 @@ def writable_folder(name: str, folder: Path, stem: str = "") -> Path:
         reason = getattr(error, "strerror", None) or "too many folders"
         place = folder / stem if getattr(error, "errno", None) == errno.ENAMETOOLONG else folder
         raise ValueError(f"{name} {place} cannot be written to: {reason}.") from error
-
-
-def words_of(prompt: str) -> str:
-    """A prompt as part of a file's name: letters and digits, at most 60 of them and 120 bytes."""
-    words = "".join(c if c.isalnum() else " " for c in prompt).split()
-    name = "_".join(words)[:60].strip("_")
-    return name.encode()[:120].decode(errors="ignore") or "video"

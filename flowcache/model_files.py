@@ -12,7 +12,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .user_files import reading
+from .typed import as_type
+from .user_files import read_json, reading
 
 #: Largest number in a model's configuration, by a part of its key; larger ones would only fill memory.
 _LARGEST = {"layers": 1000, "depth": 1000, "blocks": 1000, "heads": 1000, "vocab_size": 2**20}
@@ -20,19 +21,6 @@ _LARGEST_OTHER = 2**16
 #: Numbers that are at least 1, by the start of their key, and those that are between 0 and 1.
 _COUNTS = ("num_", "d_", "depth", "relative_attention_")
 _BELOW_ONE = ("eps", "layer_norm_epsilon")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the named values of a JSON file.
-
-    Raises:
-        UnreadableFile: the file is missing or holds something else; it is named.
-    """
-    with reading(path, "JSON"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"expected named values, got {type(content).__name__}")
-    return content
 
 
 def read_config(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +33,7 @@ def read_config(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UnreadableFile: the file cannot be read or has a wrong value; file and key are named.
     """
-    content = read_json(path)
+    content = read_json(path, dict[str, Any], "a configuration")
     with reading(path, "a configuration"):
         for key, value in content.items():
             _check_value(key, value, like.get(key))
@@ -88,12 +76,11 @@ def indexed_files(index: Path) -> list[Path]:
     Raises:
         UnreadableFile: the file is no index.
     """
-    with reading(index, "an index of weight files"):
-        listed = read_json(index).get("weight_map")
-        names = set(listed.values()) if isinstance(listed, dict) else {None}
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError(f"weight_map: expected the file of each tensor, got {listed!r:.80}")
-        return sorted(index.with_name(name) for name in names)
+    kind = "an index of weight files"
+    content = read_json(index, dict[str, Any], kind)
+    with reading(index, kind):
+        names = as_type(content.get("weight_map"), dict[str, str], "weight_map").values()
+        return sorted({index.with_name(name) for name in names})
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -103,7 +90,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         UnreadableFile: a file of the tokenizer is damaged; it is named.
     """
     for path in sorted(folder.glob("*.json")):
-        read_json(path)
+        read_json(path, dict[str, Any], "JSON")
     files = [folder / name for name in ("tokenizer.json", "spiece.model") if (folder / name).is_file()]
     with reading(files[0] if files else folder, "a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

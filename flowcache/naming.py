@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .command_line import words_of
 from .config import DEFAULT_PRESET, FlowCacheConfig
 from .tuning import Target
 
@@ -62,3 +61,10 @@ def setting_words(
         chosen += [f"kv{storage.bits}bits"] if storage.bits else []
         chosen += ["kvoffload"] if storage.offload else []
     return [method, *chosen]
+
+
+def words_of(prompt: str) -> str:
+    """A prompt as part of a file's name: letters and digits, at most 60 of them and 120 bytes."""
+    words = "".join(c if c.isalnum() else " " for c in prompt).split()
+    name = "_".join(words)[:60].strip("_")
+    return name.encode()[:120].decode(errors="ignore") or "video"

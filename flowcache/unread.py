@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Mapping
 
-from .command_line import give_way
+from .command_line import override_default
 
 
 class UnreadFlags:
@@ -27,7 +27,7 @@ class UnreadFlags:
             self.reasons[name] = reason
             setattr(self._args, name, None)
         else:
-            give_way(self._args, name, None)
+            override_default(self._args, name, None)
 
     def exclude(self, first: str, second: str) -> None:
         """Drop the one of two flags that a script set.
@@ -39,7 +39,7 @@ class UnreadFlags:
             return
         if self._typed(first) == self._typed(second):
             raise ValueError(f"{first} and {second} exclude each other: leave one of them out.")
-        give_way(self._args, second if self._typed(first) else first, None)
+        override_default(self._args, second if self._typed(first) else first, None)
 
     def _typed(self, name: str) -> bool:
         return not self._args.typed.isdisjoint({name, f"no-{name}"})

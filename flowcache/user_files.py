@@ -59,10 +59,10 @@ def reading(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         logger.debug("reading %s", path, exc_info=True)
-        told = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, LookupError | AttributeError | TypeError):  # whose text alone says little
-            told = f"{type(error).__name__}: {told}"
-        reason = (told.strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = f"{type(error).__name__}: {reason}"
+        reason = (reason.strip() or type(error).__name__).splitlines()[0].rstrip(".")
         reason += f"; {remedy}" if remedy else ""
         raise UnreadableFile(f"{path} cannot be read as {kind}: {reason}.") from error
 

@@ -14,12 +14,13 @@ import torch
 from tqdm import tqdm
 
 from flowcache import Trace
-from flowcache.command_line import Parser, run_checked, writable_folder
+from flowcache.command_line import Parser, writable_folder
 from flowcache.environment import describe_environment
 from flowcache.files import write_atomically
 from flowcache.markdown import markdown_table
 from flowcache.metrics import psnr, ssim
 from flowcache.plots import distance_curves, reuse_map
+from flowcache.running import run_checked
 from flowcache.video import Frames, contact_sheet
 
 MAX_COUNT = 10**4

@@ -20,10 +20,11 @@ from small_models import FAMILIES, Family, TrialConfig, held_out
 from torch import Tensor
 from tqdm import tqdm
 
-from flowcache.command_line import Parser, run_checked
+from flowcache.command_line import Parser
 from flowcache.reuse.planning import PathRecorder, measure_amplification, plan_steps
 from flowcache.reuse.plans import Plans
 from flowcache.reuse.policy import Decision, ReusePolicy
+from flowcache.running import run_checked
 
 #: Shares of the chunk steps that plans are made for.
 SHARES = (0.16, 0.2, 0.25, 0.3, 0.36, 0.42, 0.5, 0.6)

@@ -20,10 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowcache.benchmark.run_folder import COMMAND_FILE, read_commands
-from flowcache.command_line import Parser, run_checked, writable_folder
+from flowcache.command_line import Parser, writable_folder
 from flowcache.config import PACES
 from flowcache.files import write_atomically
 from flowcache.limits import check_number
+from flowcache.running import run_checked
 from skyreels_v2.checkpoint import OFFICIAL_DEFAULT
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -47,6 +47,7 @@ RUNTIME_LIMITS = {
     "video_size_h": (0, 2**14),
     "video_size_w": (0, 2**14),
     "num_steps": (1, 1000),
+    "seed": (0, 2**63 - 1),
     "window_size": (1, 1000),
     "chunk_width": (1, 1000),
     "cfg_t_range": (0, 1),
@@ -173,7 +174,6 @@ class RuntimeSection:
         check_pixels(self.num_frames, self.video_size_h, self.video_size_w)
         for name in ("load", "vae_pretrained", "t5_pretrained"):
             expand_path(getattr(self, name), name)
-        _check(0 <= self.seed < 2**63, "seed", self, "between 0 and 2^63 - 1")
         _check(0 < self.clean_t <= 1, "clean_t", self, "above 0 and at most 1")
         factor = self.temporal_downsample_factor
         _check(factor == FRAMES, "temporal_downsample_factor", self, f"{FRAMES}, as the autoencoder has it")

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from flowcache import FlowCacheConfig
-from flowcache.command_line import Refuse, give_way
+from flowcache.command_line import Refuse, override_default
 from flowcache.config import DEFAULT_PRESET, PRESETS
 from flowcache.knobs import check_knobs, unread_knobs
 from flowcache.kv.quantized import BITS
@@ -113,7 +113,7 @@ def settle_flags(args: Namespace) -> None:
         dropped["overlap_history"] = None
     for name, value in dropped.items():
         if name not in args.typed:
-            give_way(args, name, value)
+            override_default(args, name, value)
 
 
 def drop_unread(args: Namespace) -> dict[str, str]:

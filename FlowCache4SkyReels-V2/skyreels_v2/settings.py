@@ -26,6 +26,8 @@ LIMITS = {
     "inference_steps": (1, 1000),
     "guidance_scale": (1, 1000),
     "shift": (0.001, 1000),
+    "addnoise_condition": (0, 999),
+    "seed": (0, 2**63 - 1),
 }
 
 #: Of a video; planning more takes seconds.
@@ -102,8 +104,6 @@ class VideoSettings:
         for name in ("num_frames", "base_num_frames"):
             _check_frames(name, getattr(self, name), least=1)
         check_pixels(self.num_frames, self.height, self.width)
-        _check(0 <= self.addnoise_condition < 1000, "addnoise_condition", self, "between 0 and 999")
-        _check(0 <= self.seed < 2**63, "seed", self, "between 0 and 2^63 - 1")
         if self.streaming and self.ar_step == 0:
             raise ValueError(
                 "streaming needs ar_step of at least 1, else all blocks are live at once; try 5."

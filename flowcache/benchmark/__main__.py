@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..command_line import Parser, check_device, output_file, run_checked, writable_folder
+from ..command_line import Parser, check_device, output_file, writable_folder
 from ..extras import require
+from ..running import run_checked
 from .albums import Album, draw_album, find_albums
 from .paper_flops import PaperFlops, markdown, registered_models
 from .physics_iq import PARTS, Collection, PhysicsIQReport, check_views, find_views

@@ -63,7 +63,8 @@ class Locks:
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Lock a file, made if need be, within the block.
 
-    Yields False where another process has the lock and this one does not wait.
+    Yields False where another process has the lock and this one does not wait. By ``fcntl``, as the file may
+    be a manifest: older versions of filelock empty the file that they lock.
 
     Raises:
         OSError: the file system has no locks.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..command_line import words_of
+from ..naming import words_of
 
 #: A file name has 255 bytes at most, ``.mp4`` among them.
 MAX_NAME_BYTES = 251
@@ -62,7 +62,9 @@ class SamplesFailed(ValueError):
 def is_file_name(name: str, max_bytes: int = MAX_NAME_BYTES) -> bool:
     """Whether a video can have this name; control characters are refused, though file systems take them."""
     controls = any(ord(character) < 32 for character in name)
-    return 0 < len(name.encode()) <= max_bytes and "/" not in name and not controls
+    return (
+        0 < len(name.encode()) <= max_bytes and "/" not in name and name not in (".", "..") and not controls
+    )
 
 
 def safe_name(text: str) -> str:

@@ -146,9 +146,9 @@ class SamplingJob:
                 }
                 self.folder.keep(sample, path, trace, details)
                 return True
-        # The error, which is gone by now, referred to the tensors of the sample.
-        gc.collect()
-        torch.cuda.empty_cache()
+        if torch.cuda.is_available():  # the error, which is gone by now, referred to tensors on the GPU
+            gc.collect()
+            torch.cuda.empty_cache()
         return False
 
     def _note_failure(self, sample: Sample, error: Exception) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from ..command_line import Parser, check_device, output_file, run_checked
+from ..command_line import Parser, check_device, output_file
+from ..running import run_checked
 from .compare import METRICS, Comparison, Metric, Pairing, check_alike, compare_files, pair_up
 from .report import measure
 

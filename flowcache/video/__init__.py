@@ -1,7 +1,7 @@
 """Videos and images in and out, through PyAV and Pillow."""
 
 from .frames import Frames, resize_and_crop, to_float, to_uint8
-from .images import read_image
+from .images import read_image, to_pixels
 from .reading import VideoInfo, last_frames, probe_video, read_video, stream_video
 from .sheets import contact_sheet
 from .writing import VideoWriter, part_of
@@ -19,5 +19,6 @@ __all__ = [
     "resize_and_crop",
     "stream_video",
     "to_float",
+    "to_pixels",
     "to_uint8",
 ]

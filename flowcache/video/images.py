@@ -26,16 +26,29 @@ def read_image(path: str | Path) -> Frames:
         # phones write photos as MPO, with a preview behind them
         if getattr(image, "is_animated", False) and image.format != "MPO":
             logger.warning("%s has several frames; the first is used.", path)
-        upright = ImageOps.exif_transpose(image)
-        if image.mode == "F" or image.mode.startswith("I"):
-            grey = _scale_to_8_bits(np.asarray(upright), _full_scale(image))
-            return np.repeat(grey[..., None], 3, axis=2)
-        if not image.has_transparency_data:
-            return np.array(upright.convert("RGB"))
-        pixels = np.asarray(upright.convert("RGBA"))
-        if pixels[..., 3].min() < 255:
-            logger.warning("%s is transparent in parts; they are composed over black.", path)
-        return over_black(pixels)
+        return to_pixels(image, str(path))
+
+
+def to_pixels(image: Image.Image, name: str) -> Frames:
+    """Pixels ``[height, width, 3]`` of an image, upright, its transparent parts over black.
+
+    Args:
+        image: of any mode.
+        name: for the log.
+
+    Raises:
+        ValueError: its values have no known range.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        grey = _scale_to_8_bits(np.asarray(upright), _full_scale(image))
+        return np.repeat(grey[..., None], 3, axis=2)
+    if not image.has_transparency_data:
+        return np.array(upright.convert("RGB"))
+    pixels = np.asarray(upright.convert("RGBA"))
+    if pixels[..., 3].min() < 255:
+        logger.warning("%s is transparent in parts; they are composed over black.", name)
+    return over_black(pixels)
 
 
 def _full_scale(image: Image.Image) -> float:

@@ -46,7 +46,7 @@ REFUSED = {
     "empty list": [],
     "float array": PIXELS / 255,
     "flat array": PIXELS[..., 0],
-    "16 bits": Image.fromarray(PIXELS[0, ..., 0].astype(np.uint16)),
+    "32 bits": Image.fromarray(PIXELS[0, ..., 0].astype(np.int32)),
     "list of tensors": [FLOATS],
     "path": "first.png",
 }

@@ -3,14 +3,16 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from flowcache.benchmark import locks
 from flowcache.benchmark.locks import Locks
 
-OPEN = (
-    "import pathlib, sys; from flowcache.benchmark.locks import Locks; folder = pathlib.Path(sys.argv[1])\n"
-)
+#: Without its package, which imports PyTorch.
+OPEN = f"import pathlib, sys; sys.path.insert(0, {str(Path(locks.__file__).parent)!r})\n"
+OPEN += "from locks import Locks; folder = pathlib.Path(sys.argv[1])\n"
 OPEN += "locks = Locks(folder / 'locks', folder / 'door', folder / 'scratch')\n"
 HOLD = OPEN + "with locks, locks.hold('a'): print('held', flush=True); sys.stdin.read()"
 #: Enters, adds to the number in a file under a lock, and leaves, many times.
@@ -25,8 +27,8 @@ for turn in range(int(sys.argv[2])):
 )
 
 
-@pytest.fixture
-def locks(tmp_path):
+@pytest.fixture(name="locks")
+def new_locks(tmp_path):
     return Locks(tmp_path / "locks", tmp_path / "door", tmp_path / "scratch")
 
 

@@ -19,7 +19,7 @@ from flowcache.benchmark.ranks import Rank, device_of, list_devices, starts_othe
 from flowcache.benchmark.sample import Sample, SamplesFailed
 from flowcache.benchmark.sample_folder import SampleFolder
 from flowcache.benchmark.sampling import MAX_FAILURES_IN_A_ROW, SamplingJob, run_on
-from flowcache.command_line import run_checked
+from flowcache.running import run_checked
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter
 
@@ -276,7 +276,7 @@ def test_settings_of_a_run_that_made_nothing_bind_nobody(tmp_path):
     assert json.loads((tmp_path / "settings.json").read_text())["num_steps"] == 5
 
 
-@pytest.mark.parametrize("name", ["a/b", "a\nb", "a\0", "", "x" * 252])
+@pytest.mark.parametrize("name", ["a/b", "a\nb", "a\0", "", ".", "..", "x" * 252])
 def test_names_that_no_file_can_bear_are_refused(name):
     with pytest.raises(ValueError, match="name"):
         Sample(name, "a", 0)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from flowcache.command_line import summary
 from flowcache.kv.quantized import QuantizationEvent
+from flowcache.running import summary
 from flowcache.trace import ChunkEvent, Trace, WindowRecord
 
 

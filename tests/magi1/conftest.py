@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from programs import Program
+from reference import ROOT
 from safetensors.torch import save_file
 from tiny import TEXT_SIZES, tiny_tokenizer
 from transformers import T5Config, T5EncoderModel
@@ -59,3 +61,21 @@ def weights(tmp_path_factory):
     path = root / "config.json"
     path.write_text(json.dumps(asdict(config)))
     return path
+
+
+@pytest.fixture
+def front(monkeypatch, tmp_path):
+    """The program for one video, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return Program(ROOT / "FlowCache4MAGI-1" / "generate_video.py", monkeypatch)
+
+
+@pytest.fixture
+def prepared(front, weights):
+    """Make the job of some arguments, with the tiny weights for the official ones."""
+
+    def prepare(*arguments):
+        words = ["--config_file", weights, "--model", "official", *arguments]
+        return front.module.prepare(*front.module.build_parser().parse_known_args([str(w) for w in words]))
+
+    return prepare

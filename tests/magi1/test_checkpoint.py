@@ -174,7 +174,7 @@ def test_vae(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1], "expected named values, got list"),
+        ([1], r"config\.json cannot be read"),
         ({"_class_name": "ViTVAE", "ddconfig": [1]}, "ddconfig must hold named values, got list"),
         ({"_class_name": "ViTVAE", "ddconfig": {"embed_dim": "wide"}}, "embed_dim must be a whole number"),
         ({"_class_name": "ViTVAE", "ddconfig": {"embed_dim": 0}}, "embed_dim must be at least 1"),
@@ -191,7 +191,7 @@ def test_wrong_descriptions_of_the_vae_are_refused(tmp_path, content, message):
 def test_a_wrong_index_is_refused(official, content):
     root, folder, _ = official
     (folder / "model.safetensors.index.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"index\.json cannot be read .*expected"):
+    with pytest.raises(ValueError, match=r"index\.json cannot be read"):
         load_transformer(tiny_config(root))
 
 

@@ -8,20 +8,11 @@ from pathlib import Path
 import pytest
 from damaged import damaged, with_nan
 from PIL import Image
-from programs import Program
-from reference import ROOT
 
 from magi1 import model_source
 from magi1.chunk_model import MagiChunkModel
 
 FLAGS = ["--prompt", "a red circle", "--model", "official", "--output_path", "a.mp4", "--num_frames", 16]
-
-
-@pytest.fixture
-def front(monkeypatch, tmp_path):
-    """The program, run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return Program(ROOT / "FlowCache4MAGI-1" / "generate_video.py", monkeypatch)
 
 
 def check_stopped(code: int, capsys, expected: str) -> None:

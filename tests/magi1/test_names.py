@@ -5,24 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
 from PIL import Image
-from programs import Program
-from reference import ROOT
-
-
-@pytest.fixture
-def prepared(monkeypatch, tmp_path, weights):
-    """What the program checks and prepares, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    module = Program(ROOT / "FlowCache4MAGI-1" / "generate_video.py", monkeypatch).module
-
-    def prepare(*arguments):
-        words = ["--config_file", weights, "--model", "official", *arguments]
-        return module.prepare(*module.build_parser().parse_known_args([str(word) for word in words]))
-
-    return prepare
-
 
 NAMES = {
     "t2v_flowcache_fast_seed1234_steps8": [],

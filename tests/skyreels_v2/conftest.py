@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from reference import skyreels_reference
+from layouts import write_original
+from programs import Program
+from reference import ROOT, Case, skyreels_reference
 from tiny import write_tiny_checkpoint
+
+from skyreels_v2 import conversion
+from skyreels_v2.checkpoint import load_pipeline
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +31,41 @@ def reference() -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def front(monkeypatch, tmp_path):
+    """The program for one video in this process, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return Program(ROOT / "FlowCache4SkyReels-V2" / "generate_video_df.py", monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def folders(reference, tmp_path_factory) -> Iterator[dict[str, Path]]:
+    """The same tiny model in both layouts; the sizes of encoder and VAE fit the reference transformer."""
+    weights = Case(reference, "weights")
+    config = weights.info["config"]
+    text = {
+        "vocab_size": 8,
+        "d_model": config["text_dim"],
+        "d_kv": 4,
+        "d_ff": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+    }
+    root = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conversion, "UMT5_XXL", {**conversion.UMT5_XXL, **text})
+        width = config["in_dim"]
+        latents = {"latents_mean": [0.0] * width, "latents_std": [1.0] * width}
+        patch.setattr(conversion, "WAN_VAE", {"base_dim": 4, "z_dim": width, **latents})
+        write_original(root / "original", weights)
+        load_pipeline(str(root / "original"), "cpu").save_pretrained(root / "diffusers")
+        (root / "diffusers" / "defaults.json").write_text('{"height": 64}')
+        yield {name: root / name for name in ("original", "diffusers")}
+
+
+@pytest.fixture
+def copy(folders, tmp_path) -> Callable[[str], Path]:
+    """A copy of one layout to damage."""
+    return lambda layout: shutil.copytree(folders[layout], tmp_path / layout)

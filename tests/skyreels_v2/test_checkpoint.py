@@ -1,94 +1,22 @@
-"""Finding and loading checkpoints: strictness, and what is said when something is wrong."""
+"""Loading checkpoints: strictness, and what is said when a file is wrong."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
-from huggingface_hub.errors import LocalEntryNotFoundError
-from huggingface_hub.utils import filter_repo_objects
-from names import on_meta, shapes, wan_t5_names, wan_vae_names
-from reference import Case, case_names
-from safetensors.torch import load_file, save_file
+from layouts import DIFFUSERS_WEIGHTS, SHARD, change, drop_first
+from names import on_meta, shapes, wan_t5_names
+from safetensors.torch import load_file
 from tiny import tiny_transformer
-from tokenizers import Tokenizer, models
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import UMT5Config, UMT5EncoderModel
 
-import flowcache.hub
-from skyreels_v2 import checkpoint, conversion
-from skyreels_v2.checkpoint import load_components, load_pipeline, resolve_model
+from skyreels_v2 import conversion
+from skyreels_v2.checkpoint import load_components, resolve_model
 from skyreels_v2.conversion import text_encoder_key, transformer_key, vae_key
 from skyreels_v2.settings import OFFICIAL_DEFAULTS
-
-SHARD = "diffusion_pytorch_model-0000{}-of-00002.safetensors"
-DIFFUSERS_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-
-
-# --- A whole tiny folder in either layout ------------------------------------------------------------------
-
-
-def write_tokenizer(folder: Path) -> None:
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "circle": 3}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-
-
-def write_original(folder: Path, weights: Case) -> None:
-    """The original layout with the reference transformer in two shards, and a random encoder and VAE."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(weights.info["config"]))
-    items = sorted(weights.tensors.items())
-    for number, part in ((1, items[::2]), (2, items[1::2])):
-        save_file(dict(part), folder / SHARD.format(number))
-    text = shapes(on_meta(UMT5EncoderModel, UMT5Config(**conversion.UMT5_XXL)))
-    vae = shapes(on_meta(AutoencoderKLWan, **conversion.WAN_VAE))
-    layers = conversion.UMT5_XXL["num_layers"]
-    torch.manual_seed(0)
-    t5 = {name: torch.randn(text[text_encoder_key(name)]).bfloat16() for name in wan_t5_names(layers)}
-    torch.save(t5, folder / conversion.TEXT_ENCODER_FILE)
-    wan = {name: torch.randn(vae[vae_key(name)]) for name in wan_vae_names()}
-    torch.save(wan, folder / conversion.VAE_FILE, _use_new_zipfile_serialization=False)
-    write_tokenizer(folder / "google" / "umt5-xxl")
-    (folder / "defaults.json").write_text('{"height": 64}')
-
-
-@pytest.fixture(scope="module")
-def folders(reference, tmp_path_factory) -> Iterator[dict[str, Path]]:
-    """The same tiny model in both layouts; the sizes of encoder and VAE fit the reference transformer."""
-    weights = Case(reference, "weights")
-    config = weights.info["config"]
-    text = {
-        "vocab_size": 8,
-        "d_model": config["text_dim"],
-        "d_kv": 4,
-        "d_ff": 16,
-        "num_layers": 2,
-        "num_heads": 2,
-    }
-    root = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conversion, "UMT5_XXL", {**conversion.UMT5_XXL, **text})
-        width = config["in_dim"]
-        latents = {"latents_mean": [0.0] * width, "latents_std": [1.0] * width}
-        patch.setattr(conversion, "WAN_VAE", {"base_dim": 4, "z_dim": width, **latents})
-        write_original(root / "original", weights)
-        load_pipeline(str(root / "original"), "cpu").save_pretrained(root / "diffusers")
-        (root / "diffusers" / "defaults.json").write_text('{"height": 64}')
-        yield {name: root / name for name in ("original", "diffusers")}
-
-
-@pytest.fixture
-def copy(folders, tmp_path) -> Callable[[str], Path]:
-    """A copy of one layout to damage."""
-    return lambda layout: shutil.copytree(folders[layout], tmp_path / layout)
 
 
 def assert_same_weights(actual: nn.Module, expected: nn.Module) -> None:
@@ -138,26 +66,6 @@ def test_mapped_pth_file(copy):
     loaded = load_components(resolve_model(str(folder))).vae
     for name, tensor in before.items():
         assert torch.equal(loaded.state_dict()[vae_key(name)], tensor)
-
-
-# --- What is wrong is named --------------------------------------------------------------------------------
-
-
-def change(path: Path, edit: Callable[[dict[str, Tensor]], None]) -> str:
-    """Edit the tensors of a file; returns the name of its first tensor as it was."""
-    safe = path.suffix == ".safetensors"
-    tensors = load_file(path) if safe else torch.load(path, weights_only=True)
-    first = min(tensors)
-    edit(tensors)
-    if safe:
-        save_file(tensors, path, metadata={"format": "pt"})
-    else:
-        torch.save(tensors, path)
-    return first
-
-
-def drop_first(tensors: dict[str, Tensor]) -> None:
-    del tensors[min(tensors)]
 
 
 def add_one(tensors: dict[str, Tensor]) -> None:
@@ -263,196 +171,3 @@ def test_parts_must_fit(copy, monkeypatch):
         folder / conversion.TEXT_ENCODER_FILE,
     )
     assert "text_dim" in load_error(folder)
-
-
-# --- Finding a model ---------------------------------------------------------------------------------------
-
-
-def resolve_error(model_id: str | Path) -> str:
-    with pytest.raises(ValueError) as error:
-        resolve_model(str(model_id))
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def test_auto_on_cuda():
-    source = resolve_model("auto", "cuda")
-    assert (source.model_id, source.path, source.layout, source.family) == ("auto", None, "diffusers", "1.3B")
-    assert source.location == "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers"
-    assert "CUDA" in source.reason and source.location in source.reason
-
-
-@pytest.mark.parametrize("name", ["auto", "small"])
-def test_small_on_cpu(folders, monkeypatch, name):
-    monkeypatch.setattr(checkpoint, "SMALL", folders["diffusers"])
-    source = resolve_model(name, "cpu")
-    assert (source.model_id, source.path) == (name, folders["diffusers"])
-    assert (source.layout, source.family) == ("diffusers", "small")
-    assert "small checkpoint shipped in assets/" in source.reason
-    assert resolve_model(str(folders["diffusers"])).family == "small"
-
-
-@pytest.mark.parametrize("name", ["auto", "small"])
-def test_small_absent(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(checkpoint, "SMALL", tmp_path / "none")
-    assert f"model_id {name} needs the small checkpoint" in resolve_error(name)
-
-
-def test_small_lies_beside_the_packages():
-    root = Path(__file__).resolve().parents[2]
-    assert root / "assets" / "skyreels_v2_small" == checkpoint.SMALL
-
-
-@pytest.mark.parametrize("model_id", checkpoint.OFFICIAL)
-@pytest.mark.parametrize(("suffix", "layout"), [("", "original"), ("-Diffusers", "diffusers")])
-def test_official_ids(model_id, suffix, layout):
-    source = resolve_model(model_id + suffix)
-    assert (source.path, source.layout) == (None, layout)
-    assert source.family in model_id and source.location == model_id + suffix
-
-
-@pytest.mark.parametrize(
-    "model_id",
-    [
-        "",
-        "bogus",
-        "/no/such/folder",
-        "Skywork/SkyReels-V2-T2V-14B-540P",
-        "Skywork/SkyReels-V2-T2V-14B-540P-Diffusers",
-        "Skywork/SkyReels-V2-I2V-1.3B-540P",
-        "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers-Diffusers",
-    ],
-)
-def test_unknown_ids(model_id):
-    message = resolve_error(model_id)
-    assert message.startswith("model_id must be auto, small, an existing folder, or one of ")
-    assert message.endswith(f"got {model_id!r}.")
-    assert all(name in message for name in checkpoint.OFFICIAL)
-
-
-def test_folder_without_layout(tmp_path):
-    message = resolve_error(tmp_path)
-    assert "model_index.json" in message and "config.json" in message
-
-
-@pytest.mark.parametrize(
-    ("layout", "name"),
-    [
-        ("original", conversion.VAE_FILE),
-        ("original", conversion.TEXT_ENCODER_FILE),
-        ("original", "google/umt5-xxl/tokenizer_config.json"),
-        ("original", SHARD.format(2)),
-        ("diffusers", DIFFUSERS_WEIGHTS),
-        ("diffusers", "text_encoder/config.json"),
-        ("diffusers", "tokenizer/tokenizer_config.json"),
-        ("diffusers", "scheduler/scheduler_config.json"),
-    ],
-)
-def test_missing_file_is_named(copy, layout, name):
-    folder = copy(layout)
-    (folder / name).unlink()
-    assert resolve_error(folder) == f"The model folder {folder} lacks {name}."
-
-
-def test_missing_shard_of_an_index_is_named(copy):
-    folder = copy("diffusers")
-    weights = folder / DIFFUSERS_WEIGHTS
-    shards = [weights.with_name(SHARD.format(number)) for number in (1, 2)]
-    weights.rename(shards[0])
-    keys = sorted(load_file(shards[0]))
-    index = {"metadata": {}, "weight_map": {key: shards[key == keys[0]].name for key in keys}}
-    weights.with_name(f"{weights.name}.index.json").write_text(json.dumps(index))
-    assert resolve_error(folder) == f"The model folder {folder} lacks transformer/{shards[1].name}."
-    save_file({keys[0]: load_file(shards[0])[keys[0]]}, shards[1], metadata={"format": "pt"})
-    change(shards[0], drop_first)
-    load_components(resolve_model(str(folder)))
-
-
-@pytest.mark.parametrize("name", case_names("keys_"))
-def test_family_of_a_configuration(reference, name):
-    config = Case(reference, name).info["original_config"]
-    model = on_meta(SkyReelsV2Transformer3DModel, **conversion.transformer_config(config))
-    official = {(1536, 30): "1.3B", (5120, 40): "14B"}
-    assert checkpoint.find_family(model.config) == official.get((config["dim"], config["num_layers"]))
-
-
-def edit_json(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-
-@pytest.mark.parametrize(
-    ("fields", "word"),
-    [
-        ({"model_type": "i2v"}, "i2v"),
-        ({"qk_norm": False}, "qk_norm"),
-        ({"window_size": [8, 8]}, "window_size"),
-    ],
-)
-def test_original_models_of_another_kind(copy, fields, word):
-    folder = copy("original")
-    edit_json(folder / "config.json", **fields)
-    assert word in resolve_error(folder)
-
-
-def test_diffusers_models_of_another_kind(copy):
-    folder = copy("diffusers")
-    edit_json(folder / "model_index.json", _class_name="SkyReelsV2ImageToVideoPipeline")
-    assert "SkyReelsV2ImageToVideoPipeline" in resolve_error(folder)
-    edit_json(folder / "model_index.json", _class_name="WanPipeline")
-    edit_json(folder / "transformer" / "config.json", _class_name="WanTransformer3DModel")
-    assert "WanTransformer3DModel" in resolve_error(folder)
-
-
-@pytest.mark.parametrize("content", ["{", "[]"])
-def test_broken_json_is_named(copy, content):
-    folder = copy("original")
-    (folder / "config.json").write_text(content)
-    assert str(folder / "config.json") in resolve_error(folder)
-
-
-# --- Download ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """What the Hub answers: a folder, or an error that it raises; its cache is empty."""
-    answers: dict[str, Any] = {"patterns": []}
-
-    def download(repository: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
-        answers["patterns"] = allow_patterns
-        if local_files_only:
-            raise LocalEntryNotFoundError("empty")
-        if isinstance(answers[repository], Exception):
-            raise answers[repository]
-        return str(answers[repository])
-
-    monkeypatch.setattr(flowcache.hub, "snapshot_download", download)
-    monkeypatch.setattr(flowcache.hub.HfApi, "repo_info", lambda *_, **options: options["timeout"])
-    return answers
-
-
-@pytest.mark.parametrize("layout", ["original", "diffusers"])
-def test_download_asks_for_all_that_is_needed(folders, hub, layout):
-    model_id = checkpoint.OFFICIAL[0] + ("-Diffusers" if layout == "diffusers" else "")
-    hub[model_id] = folders[layout]
-    load_components(resolve_model(model_id))
-    files = [str(path.relative_to(folders[layout])) for path in folders[layout].rglob("*") if path.is_file()]
-    useless = ["README.md", "assets/logo.gif", "transformer/diffusion_pytorch_model.bin", "other.pth"]
-    kept = set(filter_repo_objects([*files, *useless], allow_patterns=hub["patterns"]))
-    assert kept == set(files)
-
-
-def test_failed_download(hub):
-    hub[checkpoint.OFFICIAL_DEFAULT] = ConnectionError("first line\nsecond line")
-    with pytest.raises(OSError, match="could not be downloaded") as error:
-        load_components(resolve_model("auto", "cuda"))
-    assert checkpoint.OFFICIAL_DEFAULT in str(error.value) and "\n" not in str(error.value)
-    assert isinstance(error.value.__cause__, ConnectionError)
-
-
-def test_download_that_is_not_complete(copy, hub):
-    folder = copy("diffusers")
-    (folder / DIFFUSERS_WEIGHTS).unlink()
-    hub[checkpoint.OFFICIAL_DEFAULT] = folder
-    with pytest.raises(ValueError, match=DIFFUSERS_WEIGHTS):
-        load_components(resolve_model("auto", "cuda"))

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from programs import Program
 from reference import ROOT
 
 from flowcache.config import KVCompressionConfig
@@ -59,13 +58,6 @@ def test_continues_a_video(checkpoint, tmp_path):
     assert fps == 12, "it plays as fast as before"
     assert np.abs(frames[:7].astype(int) - 200).max() <= 3, "the video itself comes first, unchanged"
     assert np.abs(frames[7:].astype(int) - 200).mean() > 3
-
-
-@pytest.fixture
-def front(monkeypatch, tmp_path):
-    """The program in this process, run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return Program(FRONT, monkeypatch)
 
 
 def test_seed_minus_one_is_drawn_and_named(front, checkpoint, tmp_path, caplog, capsys):

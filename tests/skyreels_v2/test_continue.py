@@ -7,21 +7,13 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from programs import Program
-from reference import FAULTS, ROOT
+from reference import FAULTS
 
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, probe_video, read_video
 
 SMALL = ["--height", 32, "--width", 48, "--num_frames", 9]
 SMALL += ["--inference_steps", 2, "--ar_step", 1, "--causal_block_size", 2]
-
-
-@pytest.fixture
-def front(monkeypatch, tmp_path):
-    """The program, run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return Program(ROOT / "FlowCache4SkyReels-V2" / "generate_video_df.py", monkeypatch)
 
 
 def arguments(checkpoint, video, *more):

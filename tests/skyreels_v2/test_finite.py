@@ -7,21 +7,12 @@ from pathlib import Path
 import pytest
 from damaged import damaged, with_nan
 from PIL import Image
-from programs import Program
-from reference import ROOT
 
 from skyreels_v2 import checkpoint as loader
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 
 FLAGS = ["--prompt", "a red circle", "--outdir", "out", "--height", 32, "--width", 32, "--num_frames", 17]
 FLAGS += ["--inference_steps", 6, "--ar_step", 2, "--causal_block_size", 2]
-
-
-@pytest.fixture
-def front(monkeypatch, tmp_path):
-    """The program, run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return Program(ROOT / "FlowCache4SkyReels-V2" / "generate_video_df.py", monkeypatch)
 
 
 def check_stopped(code: int, capsys, expected: str) -> None:

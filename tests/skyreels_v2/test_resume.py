@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import Program
-from reference import ROOT
 from resumed import decided, kill_at, loaded, saved, stop_at
 
 from flowcache import Trace
@@ -86,13 +84,6 @@ QUICK = ["--height", 32, "--width", 32, "--inference_steps", 4, "--ar_step", 2, 
 FLAGS = [*QUICK, "--prompt", "a red circle", "--outdir", "out"]
 FLAGS += ["--teacache_thresh", 0.05, "--no-use_ret_steps"]
 FLAGS += ["--num_frames", 25, "--base_num_frames", 17, "--overlap_history", 9, "--addnoise_condition", 20]
-
-
-@pytest.fixture
-def front(monkeypatch, tmp_path):
-    """The program in this process, run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return Program(ROOT / "FlowCache4SkyReels-V2" / "generate_video_df.py", monkeypatch)
 
 
 def test_killed_ten_times(front, checkpoint, tmp_path, monkeypatch):

@@ -1,0 +1,190 @@
+"""Running a program: check the input, do the work, report; whatever ends it early becomes one sentence."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+
+from .benchmark.ranks import Rank
+from .extras import Unavailable
+from .finite import NotFiniteError
+from .plots import reuse_map
+from .trace import Trace
+from .tuning import Tuning
+
+Job = TypeVar("Job")
+
+
+class TunableSampler(Protocol):
+    """A model and settings as the programs for one video have them."""
+
+    def load(self) -> None: ...
+
+    def tune(self, tuning: Tuning, trace: Trace) -> None: ...
+
+
+def load_and_tune(sampler: TunableSampler, tuning: Tuning | None, trace: Trace) -> None:
+    """Read the weights and, if a target asks for it, find the setting; the trace gets the time of both."""
+    with trace.timer("load"):
+        sampler.load()
+    if tuning is not None:
+        with trace.timer("tune"):
+            sampler.tune(tuning, trace)
+
+
+def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Path]]) -> int:
+    """Check, make a video and report; returns the exit code: 2 for bad input, 1 for a failure.
+
+    Args:
+        prepare: checks the input before any weight is read; raises ValueError or OSError with one sentence.
+        run: makes the video; returns the trace and the video's path.
+    """
+    started = time.perf_counter()
+
+    def prepare_alone() -> Job:
+        count = Rank.from_environment(os.environ).count
+        if count > 1:
+            raise ValueError(
+                f"WORLD_SIZE: expected 1, as one process makes one video, got {count}; start this program "
+                "without torchrun, or make many videos on many GPUs with sample_video.py."
+            )
+        return prepare()
+
+    def report(job: Job) -> str:
+        trace, video = run(job)
+        try:
+            files = save_trace(trace, video)
+        except OSError as error:
+            error.add_note(f"the video itself is whole: {video}")
+            raise
+        return f"video: {video}\n{files}\n{summary(trace, time.perf_counter() - started)}"
+
+    return run_checked(prepare_alone, report)
+
+
+def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
+    """Check, run and report; returns the exit code: 2 for bad input, 1 for a failure, else the shell's.
+
+    An interrupted run has 128 and the signal's number. Notes of an exception end up in its sentence.
+
+    Args:
+        prepare: checks the input; raises ValueError or OSError with one sentence.
+        run: does the work; returns what to report.
+    """
+    _open_standard_streams()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    for name in ("httpx", "httpx2"):  # by the version of huggingface_hub
+        logging.getLogger(name).setLevel(logging.WARNING)
+    code = 2
+    try:
+        with _sigterm_as_interrupt():
+            job = prepare()
+            code = 1
+            report = run(job)
+    except KeyboardInterrupt as error:
+        sentence = _sentence("interrupted", error)
+        code = 128 + (error.args[0] if error.args else signal.SIGINT)
+    except (OSError, ValueError, NotFiniteError, Unavailable) as error:
+        reason = str(error)
+        if isinstance(error, OSError) and error.strerror:  # without its number
+            reason = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        sentence = _sentence(reason, error)
+    except (RuntimeError, MemoryError) as error:
+        # PyTorch raises a class of its own on CUDA only.
+        on_cuda = isinstance(error, torch.OutOfMemoryError)
+        if not (on_cuda or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
+            raise
+        reason = str(error).split(". ")[0] if on_cuda else "out of memory on the CPU"
+        reason += "; fewer or smaller frames, or a compressed cache, need less memory"
+        sentence, code = _sentence(reason, error), 1
+    else:
+        return _report(report)
+    if code != 2:
+        gc.collect()  # what the exception held: progress bars end their lines
+    with suppress(OSError):  # nobody reads it
+        sys.stderr.write(f"error: {sentence}\n")
+    return code
+
+
+def _sentence(reason: str, error: BaseException) -> str:
+    """What happened, and what the notes of the exception add."""
+    notes = getattr(error, "__notes__", ())
+    text = "; ".join([reason.rstrip("."), *notes]) if notes else reason
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
+def _report(text: str) -> int:
+    """Write a line to standard output; returns the exit code.
+
+    The work is done: it neither counts who reads of it nor which characters a terminal has.
+    """
+    stream = sys.stdout
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+        return 0
+    except OSError as error:
+        with suppress(OSError):  # Python flushes again at its end, and must not fail then
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 0
+        sys.stderr.write(f"error: standard output: {error.strerror}.\n")
+        return 1
+
+
+def _open_standard_streams() -> None:
+    """Open streams that are closed, so that no file that is opened later gets their number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Within the block, SIGTERM cleans up as Ctrl-C does."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def save_trace(trace: Trace, video: Path) -> str:
+    """Write trace and reuse map beside a video; says where they lie."""
+    files = {"trace": video.with_suffix(".trace.json"), "reuse map": video.with_suffix(".reuse.png")}
+    trace.save(files["trace"])
+    reuse_map(trace, files["reuse map"])
+    return "\n".join(f"{name}: {path}" for name, path in files.items())
+
+
+def summary(trace: Trace, seconds: float) -> str:
+    """One line: time, reuse, FLOPs, memory; before it, what a search for settings had promised."""
+    actual, vanilla = trace.flops["actual"], trace.flops["vanilla"]
+    denoise, compress = trace.seconds["denoise"], trace.seconds.get("compress")
+    share = "" if compress is None else f", {compress / denoise:.2%} of that compressing the cache"
+    tuning = trace.settings.get("tuning")
+    expected = f"{tuning['expected']}; {vanilla / actual:.2f}x fewer came\n" if tuning else ""
+    return expected + (
+        f"{seconds:.1f} s in all, {denoise:.1f} s denoising{share}; "
+        f"reuse ratio {trace.reuse_ratio:.2f}; {actual / 1e15:.6f} PFLOPs "
+        f"({vanilla / actual:.2f}x fewer than vanilla); peak memory {trace.peak_memory_bytes / 2**30:.2f} GiB"
+    )
