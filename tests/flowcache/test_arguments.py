@@ -46,6 +46,7 @@ REFUSED = {
     "empty list": [],
     "float array": PIXELS / 255,
     "flat array": PIXELS[..., 0],
+    "no pixels": PIXELS[:, :0],
     "16 bits": Image.fromarray(PIXELS[0, ..., 0].astype(np.uint16)),
     "list of tensors": [FLOATS],
     "path": "first.png",

@@ -92,6 +92,9 @@ BAD = [
     ("preset has no effect: vanilla", ["--preset", "fast", "--method", "vanilla"]),
     ("preset has no effect: teacache reads", ["--preset", "fast", "--method", "teacache"]),
     ("preset has no effect: interval", ["--preset", "quality", "--interval", 3]),
+    ("preset has no effect: interval", [*COMPRESS, "--preset", "quality", "--interval", 3]),
+    ("preset has no effect: vanilla", [*COMPRESS, "--preset", "quality", "--method", "vanilla"]),
+    ("preset has no effect: rel_l1_thresh", ["--preset", "quality", "--rel_l1_thresh", 0.1]),
     ("total_cache_chunk_nums has no effect", ["--total_cache_chunk_nums", 6]),
     ("compress_strategy has no effect", ["--compress_strategy", "frame"]),
     ("mix_lambda has no effect", ["--mix_lambda", 0.5]),
@@ -301,6 +304,13 @@ def test_auto_takes_the_official_weights_only_where_they_fit(weights, monkeypatc
     gone = {"load": str(tmp_path / "gone")}
     with pytest.raises(ValueError, match="has no folder"):
         resolve_model(weights, gone, device="cuda")
+
+
+@pytest.mark.parametrize("model", ["auto", "small"])
+def test_folders_beside_the_small_checkpoint_are_refused(weights, model):
+    for name in ("vae_pretrained", "t5_pretrained", *(["load"] if model == "small" else [])):
+        with pytest.raises(ValueError, match=f"^{name}: .*small checkpoint"):
+            resolve_model(weights, {name: "mine"}, model, "cpu")
 
 
 @pytest.mark.parametrize(("told", "stays"), [("cpu", "cpu"), ("cuda", "meta")])
