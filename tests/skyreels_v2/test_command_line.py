@@ -205,6 +205,8 @@ BAD = {
     "use_kvrange .* teacache": ["--use_kvrange", "--method", "teacache"],
     "use_compress and use_kvrange": ["--use_compress", "--use_kvrange"],
     "budget_block .* use_compress": ["--budget_block", 2],
+    "overlap_history .* windows": ["--num_frames", 9, "--overlap_history", 5],
+    "addnoise_condition .* image": ["--num_frames", 9, "--addnoise_condition", 20],
     "kvrange .* use_kvrange": ["--kvrange", 0],
     "use_ret_steps .* method teacache": ["--no-use_ret_steps"],
     "use_ret_steps .* paper-slow": ["--use_ret_steps", "--teacache_thresh", 0.1],
