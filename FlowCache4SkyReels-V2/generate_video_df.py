@@ -110,6 +110,7 @@ def prepare(args: argparse.Namespace) -> Job:
     if fps is None and args.video_path is not None:
         fps = info.fps
     settings = settings_of(args, source, height=height, width=width, fps=fps)
+    refuse_unread(_unread_overlap(args, settings))
     cache = cache_of(args, source, settings)
     prompt = (source.defaults["prompt"] if args.prompt is None else args.prompt).strip()
     if not prompt:
@@ -137,6 +138,16 @@ def prepare(args: argparse.Namespace) -> Job:
     if args.resume:
         resume = ResumeFile(output, identity, args.device)
     return Job(sampler, condition, prompt, args.video_path, output, resume, tuning)
+
+
+def _unread_overlap(args: argparse.Namespace, video: VideoSettings) -> dict[str, str]:
+    """Why nothing reads flags for frames that are taken over, for those that the user typed."""
+    if args.video_path is not None or (video.num_frames > video.base_num_frames and not video.streaming):
+        return {}
+    unread = {"overlap_history": "it needs video_path, or windows"}
+    if args.image is None:
+        unread["addnoise_condition"] = "it needs image, video_path or windows"
+    return {name: reason for name, reason in unread.items() if name in args.typed}
 
 
 def _read_given(args: argparse.Namespace) -> tuple[VideoInfo | None, dict[str, Frames]]:

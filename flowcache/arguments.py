@@ -54,7 +54,8 @@ def as_frames(name: str, given: GivenFrames, height: int, width: int) -> Tensor:
 def _pixels(name: str, item: Any) -> Iterator[Frames]:
     """Pixels ``[height, width, 3]`` of an image or array; transparent parts over black."""
     if isinstance(item, np.ndarray):
-        if item.dtype != np.uint8 or item.ndim not in (3, 4) or item.shape[-1] != 3:
+        sides = item.shape[-3:-1]
+        if item.dtype != np.uint8 or item.ndim not in (3, 4) or item.shape[-1] != 3 or 0 in sides:
             raise ValueError(
                 f"{name}: expected arrays of uint8, [frames, height, width, 3], got {item.dtype} "
                 f"{list(item.shape)}."

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .chunk_model import ChunkInput, ChunkModel, Solver
 from .config import KVCompressionConfig, KVStorageConfig
-from .finite import FiniteWatch
+from .finite import CAUSES, FiniteWatch, NotFiniteError
 from .flops import GainSplit
 from .kv.window_cache import WindowCache
 from .progress import Progress
@@ -249,8 +249,13 @@ class Denoiser:
             shown = [inputs[c] for c in (inputs if self.options.whole_window else live)]
             indicators = dict(zip((i.chunk for i in shown), self.model.indicators(shown), strict=True))
         decisions = self.policy.decide(step, num_steps, live, indicators)
-        if not all(math.isfinite(d.distance or 0) for d in decisions.values()):
-            self._finite.check()
+        for chunk, decision in decisions.items():
+            if not math.isfinite(decision.distance or 0):
+                self._finite.check()
+                raise NotFiniteError(
+                    f"distance of chunk {chunk} at step {step}: expected a finite number, got "
+                    f"{decision.distance}; {CAUSES}."
+                )
         # A chunk that was never computed has nothing to be forecast from, whatever the policy says.
         known = {c: self.forecast.knows(c) for c in decisions}
         if self.policy.joint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import logging
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ def check_prompt(name: str, prompt: str, clean: Callable[[str], str]) -> None:
         shown = prompt[:_MAX_SHOWN]
         raise ValueError(f"{name}: expected UTF-8, got {shown!r}; write it in UTF-8.") from None
     cleaned = clean(prompt)
-    if (prompt and not cleaned) or (_words(prompt) and not _words(cleaned)):
+    # characters of no width are what is left of some web pages
+    if (prompt and not any(map(str.isprintable, cleaned))) or (_words(prompt) and not _words(cleaned)):
         raise ValueError(
             f"{name}: expected words that the cleaning of captions keeps, got {prompt[:_MAX_SHOWN]!r}, of "
             f"which {cleaned!r} is left; describe the video in English."
@@ -77,7 +79,7 @@ def find_losses(
     losses = {
         "removed": list(removed),
         "cut": cleaned[offsets[kept][0] :].strip(" ,.") if len(offsets) > kept else "",
-        "unknown": list(dict.fromkeys(word for word in unknown if _words(word))),
+        "unknown": [word for word in dict.fromkeys(unknown) if not set(word) <= set(string.punctuation)],
     }
     return {kind: lost for kind, lost in losses.items() if lost}
 

@@ -80,11 +80,12 @@ def unread_options(args: Namespace, options: FlowCacheOptions, config: MagiConfi
         unread |= dict.fromkeys(("warmup_steps", "forecast"), "vanilla computes every step")
     if not options.compress_kv_cache:
         unread |= dict.fromkeys(COMPRESSION, "it needs compress_kv_cache")
-        unread |= _unread_preset(args, chosen)
     elif options.compress_strategy != "token":
         unread |= dict.fromkeys(COMPRESSION[-2:], "it needs compress_strategy token")
     elif "polynomial" not in options.score_weighting_method:
         unread["power"] = "it needs a polynomial score_weighting_method"
+    if not (options.compress_kv_cache and (args.preset or "").startswith("paper")):
+        unread |= _unread_preset(args, chosen)
     if config.runtime_config.cfg_number == 1:
         unread |= dict.fromkeys(("cfg_t_range", "prev_chunk_scales", "text_scales"), "it needs cfg_number 3")
     else:
@@ -98,13 +99,13 @@ def unread_options(args: Namespace, options: FlowCacheOptions, config: MagiConfi
 
 
 def _unread_preset(args: Namespace, chosen: Sequence[str]) -> dict[str, str]:
-    """Why nothing reads the preset, where the cache is not compressed."""
+    """Why nothing reads the preset, unless it says to compress the cache as the paper does."""
     paper = (args.preset or "").startswith("paper")
     if args.method == "vanilla":
         return {"preset": "vanilla computes every step"}
     if args.method == "teacache" and (chosen or not paper):
         return {"preset": "teacache reads rel_l1_thresh, or else paper-slow or paper-fast"}
-    if chosen and chosen[0] != "rel_l1_thresh":
+    if chosen and not (paper and chosen[0] == "rel_l1_thresh"):
         return {"preset": f"{chosen[0]} chooses the steps"}
     return {}
 

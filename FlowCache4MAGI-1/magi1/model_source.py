@@ -113,6 +113,12 @@ def resolve_model(
         config = _with_neighbours(config, overrides or {})
         _check_folders(config)
         return ModelSource(config, f"{why}: using the official weights in {load}")
+    unread = next((name for name in FOLDERS if (overrides or {}).get(name)), None)
+    if unread is not None:
+        raise ValueError(
+            f"{unread}: the small checkpoint, which is taken here, has its own; leave {unread} out, or set "
+            "model to official."
+        )
     if not SMALL.is_dir():
         raise ValueError(
             f"model {model} takes the small checkpoint here, but there is no folder {SMALL}; get the whole "

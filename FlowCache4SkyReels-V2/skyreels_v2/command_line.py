@@ -67,7 +67,7 @@ def add_video_flags(parser: ArgumentParser) -> None:
     add(
         "--use_ret_steps",
         action=argparse.BooleanOptionalAction,
-        help="always compute the first 5 steps, where distances decide (default: yes)",
+        help="always compute the first 5 steps, with teacache and the paper's presets (default: yes)",
     )
     # None where a flag is not given, so that it can be refused where nothing reads it
     flag = {"action": "store_true", "default": None}
@@ -136,18 +136,21 @@ def drop_unread(args: Namespace) -> dict[str, str]:
     for name, reason in unread_knobs(method, {name: getattr(args, name) for name in RULES}).items():
         flags.drop(name, reason)
     chosen = [name for name in RULES if getattr(args, name) is not None]
-    by_distance = "teacache_thresh" in chosen
+    by_distance, paper = "teacache_thresh" in chosen, (args.preset or "").startswith("paper")
+    # with a policy from elsewhere, a preset only says whether to do as the paper does
+    reads_preset = paper and args.use_compress is not None
     if method in ("vanilla", "causal"):
         for name in ("forecast", "use_ret_steps"):
             flags.drop(name, f"{method} computes every step")
-        if args.use_compress is None:
+        if not reads_preset:
             flags.drop("preset", f"{method} computes every step")
     elif method == "teacache":
-        if by_distance or not (args.preset or "").startswith("paper"):
+        if by_distance or not paper:
             flags.drop("preset", "teacache reads teacache_thresh, or else paper-slow or paper-fast")
-    elif not by_distance and (chosen or not (args.preset or "").startswith("paper")):
-        flags.drop("use_ret_steps", "it needs teacache_thresh, paper-slow, paper-fast or method teacache")
-        if chosen and args.use_compress is None:
+    else:
+        if not paper or (chosen and not by_distance):
+            flags.drop("use_ret_steps", "it needs preset paper-slow or paper-fast, or method teacache")
+        if chosen and not (reads_preset or (paper and by_distance)):
             flags.drop("preset", f"{chosen[0]} chooses the steps")
     return flags.reasons
 

@@ -35,6 +35,7 @@ from flowcache.state import State
 
 from .chunk_model import SkyReelsV2ChunkModel
 from .codec import VideoCodec
+from .model_folder import read_defaults
 from .settings import DEFAULTS_FILE, TEMPORAL_STRIDE, VideoSettings, latent_frames, pixel_frames
 from .solver import ChunkUniPC
 from .stream import StreamPosition, WindowDecoder
@@ -242,6 +243,15 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         at_once = latent_frames(settings.base_num_frames) if settings.streaming else num_frames
         noise = BlockNoise(generator, shape, at_once, self.compute_device)
         return cut_window(noise, settings.causal_block_size, prefix, arrival)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **named: Any) -> FlowCacheSkyReelsV2Pipeline:
+        """Load as diffusers does, with the settings that suit the model as its folder says."""
+        pipeline, own = super().from_pretrained(folder, **named), read_defaults(Path(folder))
+        if own:
+            pipeline.model_defaults = own
+            pipeline.default_negative_prompt = own.get("negative_prompt", "")
+        return pipeline
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save as diffusers does, with the settings that suit the model, which ``load_pipeline`` reads."""

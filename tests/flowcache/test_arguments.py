@@ -47,6 +47,7 @@ REFUSED = {
     "float array": PIXELS / 255,
     "flat array": PIXELS[..., 0],
     "32 bits": Image.fromarray(PIXELS[0, ..., 0].astype(np.int32)),
+    "no pixels": PIXELS[:, :0],
     "list of tensors": [FLOATS],
     "path": "first.png",
 }

@@ -74,6 +74,15 @@ def test_the_loop_stops_before_anything_broken_leaves_it(name, value):
     assert stopped >= 8
 
 
+def test_an_indicator_that_breaks_is_named():
+    model = RandomModel()
+    model.indicators = lambda inputs: [item.latents * math.nan for item in inputs]
+    window, config = cut_window(torch.zeros(4, 12, 1, 1), 2), CONFIGS["measured"]
+    loop = Denoiser(model, config.make_policy(STEPS), config.make_forecast())
+    with pytest.raises(NotFiniteError, match=r"distance of chunk 0 at step 1: .*nan.*weight"):
+        list(loop.run(window, StaircaseSchedule(6, STEPS, 2), StraightSolver()))
+
+
 def test_the_first_bad_step_is_named():
     watch = FiniteWatch()
     watch.check()

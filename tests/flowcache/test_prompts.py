@@ -12,7 +12,7 @@ from flowcache.prompts import PromptWarnings, check_prompt, find_losses
 
 @pytest.mark.parametrize(
     ("prompt", "cleaned"),
-    [("一只猫", ""), ("一只猫。", "。"), ("\ud800 a", "a"), ("&nbsp;", "")],
+    [("一只猫", ""), ("一只猫。", "。"), ("\ud800 a", "a"), ("&nbsp;", ""), ("\u200b", "\u200b")],
 )
 def test_a_prompt_of_which_nothing_is_left_is_refused(prompt, cleaned):
     with pytest.raises(ValueError, match=r"^prompt: .*"):
@@ -30,6 +30,7 @@ def test_others_are_accepted(prompt, cleaned):
         ("A red, circle", "a red circle", {}),
         ("猫 a red", "a red", {"removed": ["猫"]}),
         ("a red zebra", "a red zebra", {"unknown": ["zebra"]}),
+        ("a 🐈 !", "a 🐈 !", {"unknown": ["🐈"]}),
         ("a red circle . a zebra", "a red circle . a zebra", {"cut": "a zebra"}),
         ("a" + " red" * 2, "a" + " red" * 2, {}),
     ],

@@ -126,6 +126,13 @@ def test_auto_takes_the_official_weights_only_where_they_fit(weights, monkeypatc
         resolve_model(weights, gone, device="cuda")
 
 
+@pytest.mark.parametrize("model", ["auto", "small"])
+def test_folders_beside_the_small_checkpoint_are_refused(weights, model):
+    for name in ("vae_pretrained", "t5_pretrained", *(["load"] if model == "small" else [])):
+        with pytest.raises(ValueError, match=f"^{name}: .*small checkpoint"):
+            resolve_model(weights, {name: "mine"}, model, "cpu")
+
+
 @pytest.mark.parametrize(("told", "stays"), [("cpu", "cpu"), ("cuda", "meta")])
 def test_the_text_encoder_stays_where_it_was_told(weights, told, stays):
     # the meta device stands for the one that the rest runs on

@@ -15,6 +15,7 @@ from flowcache.video import to_float
 from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, resolve_model
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 from skyreels_v2.codec import VideoCodec, VideoDecoder
+from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 
 SMALL = {"height": 32, "width": 32, "inference_steps": 6, "ar_step": 2, "causal_block_size": 2}
 
@@ -360,3 +361,7 @@ def test_what_is_saved_has_the_same_settings(checkpoint, tmp_path):
     load_pipeline(str(copy), "cpu").save_pretrained(tmp_path / "saved")
     assert resolve_model(str(tmp_path / "saved"), "cpu").defaults == resolve_model(str(copy), "cpu").defaults
     assert load_pipeline(str(tmp_path / "saved"), "cpu").default_negative_prompt == "a circle"
+    again = FlowCacheSkyReelsV2Pipeline.from_pretrained(tmp_path / "saved")
+    assert again.default_negative_prompt == "a circle"
+    again.save_pretrained(tmp_path / "again")
+    assert resolve_model(str(tmp_path / "again"), "cpu").defaults["shift"] == 5

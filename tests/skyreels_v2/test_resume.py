@@ -82,7 +82,7 @@ def test_solver_and_decoder_go_on(pipeline):
 
 QUICK = ["--height", 32, "--width", 32, "--inference_steps", 4, "--ar_step", 2, "--causal_block_size", 2]
 FLAGS = [*QUICK, "--prompt", "a red circle", "--outdir", "out"]
-FLAGS += ["--teacache_thresh", 0.05, "--no-use_ret_steps"]
+FLAGS += ["--teacache_thresh", 0.05]
 FLAGS += ["--num_frames", 25, "--base_num_frames", 17, "--overlap_history", 9, "--addnoise_condition", 20]
 
 
