@@ -31,7 +31,8 @@ def find_scenes(folder: Path, table: Path | None, fps: float) -> list[Scene]:
     """All first takes, by their ids.
 
     Args:
-        folder: with ``split-videos/``, in which the videos to continue lie by rate.
+        folder: with ``split-videos/``, in which the videos to continue lie by rate, or with
+            ``physics-IQ-benchmark/`` in it, as the original code has it.
         table: CSV with scenario, description and the name of the video to generate; None: it lies in
             ``folder``, or beside it.
         fps: the rate to take, if it is there; else the highest.
@@ -41,6 +42,9 @@ def find_scenes(folder: Path, table: Path | None, fps: float) -> list[Scene]:
     """
     if not folder.is_dir():
         raise ValueError(f"physicsiq_data_dir: there is no folder {folder}.")
+    # the original code takes the folder that holds the benchmark's own
+    inner = folder / "physics-IQ-benchmark"
+    folder = inner if inner.is_dir() else folder
     videos = _conditioning_folder(folder, fps)
     rate = videos.name.removesuffix("FPS")
     scenes = {}

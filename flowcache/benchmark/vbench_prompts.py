@@ -50,8 +50,8 @@ def read_prompts(folder: Path, dimension: str, augmented: Path | None = None) ->
             None: the benchmark's own.
 
     Raises:
-        ValueError: the folder, a list or a dimension is missing, a file cannot be read, or lists that belong
-            together have different lengths.
+        ValueError: the folder, a list or a dimension is missing, a file cannot be read, there is no prompt,
+            or lists that belong together have different lengths.
     """
     if not folder.is_dir():
         raise ValueError(f"vbench_prompt_dir: there is no folder {folder}.")
@@ -62,6 +62,8 @@ def read_prompts(folder: Path, dimension: str, augmented: Path | None = None) ->
         )
     chosen = {name: lists[name] for name in choose_dimensions(dimension, lists)}
     prompts = {prompt: prompt for prompts in chosen.values() for prompt in prompts}
+    if not prompts:
+        raise ValueError(f"vbench_prompt_dir: {folder} holds no prompts of {dimension}; name another.")
     if augmented is None:
         return prompts
     longer = _read_augmented(augmented, folder, chosen)

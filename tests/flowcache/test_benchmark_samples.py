@@ -78,6 +78,12 @@ def test_a_list_that_is_no_utf8_is_named(listed, content):
         listed(content)
 
 
+@pytest.mark.parametrize("content", [b"", b"\n \r\n"])
+def test_a_list_without_prompts_is_refused(listed, content):
+    with pytest.raises(ValueError, match=r"vbench_prompt_dir: .* no prompts of scene"):
+        listed(content)
+
+
 def test_prompts_that_no_file_can_be_named_after_get_safe_names(listed, caplog):
     long, slash = "a very long prompt " * 16, "a red and/or blue circle"
     findable = [".hidden", "x" * 249, "a red and or blue circle"]
@@ -196,6 +202,13 @@ def test_first_takes_are_continued_under_the_benchmarks_names(physics):
     assert scenes(physics, start=1) == [second]
 
 
+def test_the_original_names_the_folder_above(physics):
+    (physics.parent / "descriptions").mkdir()
+    expected = scenes(physics)
+    (physics / "descriptions.csv").rename(physics.parent / "descriptions" / "descriptions.csv")
+    assert scenes(physics.parent) == expected
+
+
 def test_another_rate_stands_in_with_a_warning(physics, caplog):
     assert len(scenes(physics, fps=8)) == 2
     assert "no videos of 8 FPS; those of 24" in caplog.text
@@ -246,7 +259,10 @@ def test_the_table_may_lie_elsewhere(physics, tmp_path):
         ({"vbench_prompt_dir": "VBench", "start": 3}, "start is 3, but there are only 3 prompts"),
         ({"benchmark": "physicsiq"}, "physicsiq_data_dir is missing"),
         ({"benchmark": "physicsiq", "physicsiq_data_dir": "nowhere"}, "there is no folder nowhere"),
-        ({"benchmark": "physicsiq", "physicsiq_data_dir": "."}, "holds no split-videos/conditioning/24FPS"),
+        (
+            {"benchmark": "physicsiq", "physicsiq_data_dir": "VBench"},
+            "holds no split-videos/conditioning/24FPS",
+        ),
         (
             {"benchmark": "physicsiq", "physicsiq_data_dir": "P", "descriptions_file": "no.csv"},
             "no.csv cannot be read",
