@@ -14,10 +14,24 @@ from random import Random
 from .oracle import PLACES, Fault, canonical, is_same, judge_ending, judge_values
 from .programs import PROGRAMS, Outcome, Program, run_program
 from .sandbox import Sandbox
+from .values import number, text
 
 #: Change nothing by intention, or nothing that a job shows.
 SILENT = frozenset({"log", "print_peak_memory", "model_name", "resume", "device", "gpus", "profile", "model"})
 SILENT |= {"distributed_backend", "distributed_timeout_minutes", "cp_strategy", "causal_attention"}
+#: Variables that the programs read, and usual values.
+VARIABLES = {
+    "PAD_HQ": ("1", "0", "yes"),
+    "PAD_DURATION": ("1", "0"),
+    "SPECIAL_TOKEN_PATH": ("missing.npz",),
+    "prev_chunks_scale": ("0.7", "1"),
+    "DEVICES": ("cpu", "0,1"),
+    "RANK": ("0", "1"),
+    "WORLD_SIZE": ("1", "2"),
+    "LOCAL_RANK": ("0",),
+    "FLOWCACHE_CACHE": ("kept",),
+    "PYTHONIOENCODING": ("ascii",),
+}
 #: Are documented to have no effect beside all of these.
 OVERRIDDEN = {"resolution": {"height", "width"}}
 
@@ -199,4 +213,12 @@ def draw_command_line(rng: Random, sandbox: Sandbox) -> CommandLine:
     if rng.random() < 0.02:
         typed[rng.choice(("unknown_flag", "numframes", "promt"))] = ["1"]
     depth = "run" if rng.random() < (0.02 if hostile else 0.1) else "check"
-    return CommandLine(program, typed, depth)
+    return CommandLine(program, typed, depth, environment=draw_environment(rng))
+
+
+def draw_environment(rng: Random) -> dict[str, str]:
+    """Variables that the programs read, for one command line in ten."""
+    if rng.random() < 0.9:
+        return {}
+    name = rng.choice(list(VARIABLES))
+    return {name: rng.choice((*VARIABLES[name], number(rng), text(rng)))}

@@ -165,7 +165,8 @@ def run_program(
         environment: variables that are set meanwhile.
     """
     outcome = Outcome()
-    output = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict", write_through=True)
+    encoding = "ascii" if (environment or {}).get("PYTHONIOENCODING") == "ascii" else "utf-8"
+    output = io.TextIOWrapper(io.BytesIO(), encoding, "strict", write_through=True)
     errors = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
     first = [program.command] if program.command else []
     argv = [f"{program.name}.py", *first, *words]

@@ -24,7 +24,7 @@ from magi1.request import VideoRequest
 from skyreels_v2 import Condition, VideoSettings
 from skyreels_v2.methods import METHODS, method_config
 
-from .oracle import Fault, number_fault
+from .oracle import PACKAGES, Fault, number_fault
 from .programs import innermost
 from .sandbox import Sandbox
 from .values import PLAIN_VALUES
@@ -91,9 +91,9 @@ class Call:
         with sandbox.case():
             try:
                 made = self.make(sandbox)
-            except self.documented as error:
-                return self._judge_refusal(error)
             except Exception as error:
+                if isinstance(error, self.documented) or type(error).__module__.startswith(PACKAGES):
+                    return self._judge_refusal(error)
                 key = f"{type(error).__name__} at {innermost(error)}"
                 return [Fault("exception", key, f"{type(error).__name__}: {str(error)[:300]}")]
         return self.judge(made)
@@ -105,7 +105,7 @@ class Call:
         if not message.strip() or "\n" in message.strip():
             return [Fault("message", f"{self.name}: not one sentence", message[:300])]
         words = {word for name in (*self.arguments, *self.odd) for word in (name, *name.split("_"))}
-        if not any(word in message for word in words if len(word) > 3):
+        if not any(word in message for word in words if len(word) > 2):
             return [Fault("message", f"{self.name}: names no argument: {message[:40]}", message[:300])]
         return []
 
@@ -260,7 +260,8 @@ def draw_skyreels(rng: Random) -> Call:
             arguments["condition"] = Condition(**{name: pixels})
             return plain(sandbox)
 
-    return Call("FlowCacheSkyReelsV2Pipeline", arguments, ("prefix", "last", "frames"), make, judge_video)
+    names = ("prefix", "last", "frames")
+    return Call("FlowCacheSkyReelsV2Pipeline", arguments, names, make, judge_video, _documented(arguments))
 
 
 def draw_magi(rng: Random) -> Call:
@@ -281,7 +282,15 @@ def draw_magi(rng: Random) -> Call:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline(VideoRequest(config=source.config, **arguments))
 
-    return Call("MagiPipeline", arguments, ("prev_chunks_scale", "frames"), make, judge_video)
+    names = ("prev_chunks_scale", "frames")
+    return Call("MagiPipeline", arguments, names, make, judge_video, _documented(arguments))
+
+
+def _documented(arguments: Mapping[str, Any]) -> tuple[type[Exception], ...]:
+    """Settings may be asked for what they lack; prompts and pixels may not."""
+    kinds = {"settings": VideoSettings, "cache": FlowCacheConfig}
+    fit = all(isinstance(arguments.get(name) or kind(), kind) for name, kind in kinds.items())
+    return DOCUMENTED if fit and arguments.get("cache", ...) is not None else DUCKS
 
 
 def judge_video(made: Any) -> list[Fault]:
