@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
-from .oracle import PLACES, Fault, canonical, is_same, judge_ending, judge_values
+from .documents import Damaged
+from .oracle import PLACES, Fault, canonical, is_same, judge_ending, judge_settings, judge_values
 from .programs import PROGRAMS, Outcome, Program, run_program
 from .sandbox import Sandbox
 from .values import number, text
@@ -42,23 +43,23 @@ class File:
 
     Attributes:
         path: in the working folder.
-        content: what it holds.
+        damaged: what it holds.
         folder: of the good files, copied to the folder ``folder_at`` first; None: none.
-        damage: in words.
+        settings: whether its numbers are settings of a video.
     """
 
     path: str
-    content: bytes
-    damage: str
+    damaged: Damaged
     folder: str | None = None
     folder_at: str = ""
+    settings: bool = False
 
     def write(self, sandbox: Sandbox) -> None:
         if self.folder is not None:
             shutil.copytree(sandbox.good / self.folder, self.folder_at)
         path = Path(self.path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.content)
+        path.write_bytes(self.damaged.content)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class CommandLine:
     def describe(self) -> str:
         first = " ".join(filter(None, [self.program.name, self.program.command]))
         variables = "".join(f"{name}={shlex.quote(value)} " for name, value in self.environment.items())
-        files = "".join(f"  [{file.path}: {file.damage}]" for file in self.files)
+        files = "".join(f"  [{file.path}: {file.damaged.what}]" for file in self.files)
         line = shlex.join(
             word if len(word) < 100 else f"{word[:40]}...({len(word)})" for word in self.words()
         )
@@ -112,6 +113,7 @@ class CommandLine:
         if outcome.accepted or outcome.code == 0:
             kinds = {name: option.kind for name, option in self.program.options.items()}
             faults += judge_values(self.typed, kinds)
+            faults += judge_settings(*(file.damaged for file in self.files if file.settings))
             quick = time.perf_counter() - started < 0.5
             if quick and self.depth == "check" and not self.files and self.program.package:
                 faults += self._judge_ignored(outcome, sandbox)

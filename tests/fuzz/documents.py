@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
-from .values import plain_value, text
+from .values import number, plain_value, text
 
 #: YAML that its reader turns into an exception of another kind, or into a value nobody expects.
 TAGS = ("!!int ''", "!!bool x", "!!timestamp x", "!!float ''", "!!python/object:os.system {}", "&a [*a]")
@@ -28,28 +29,50 @@ TAGS += (
 DEPTH = 100_000
 
 
-def damage_tree(rng: Random, document: Any) -> tuple[str, Any]:
-    """A copy of a JSON or YAML document with one place changed, and what was done to it."""
-    places = list(_places(document))
-    if not places:
-        return "nothing", document
-    place = rng.choice(places)
+class Damaged(NamedTuple):
+    """A damaged document.
+
+    Attributes:
+        content: of the file.
+        what: was done, in words.
+        name: of the value that was replaced; empty: none was.
+        value: in its place.
+    """
+
+    content: bytes
+    what: str
+    name: str = ""
+    value: Any = None
+
+
+def damage_tree(rng: Random, document: Any) -> Damaged:
+    """A JSON document with one place of its tree changed."""
+    place = rng.choice(list(_places(document)))
     changed = copy.deepcopy(document)
     holder = changed
     for key in place[:-1]:
         holder = holder[key]
     last = place[-1]
-    kind = rng.choice(("value", "value", "value", "delete", "nest", "rename"))
+    name, value, what = "", None, "deleted"
+    kind = rng.choice(("value", "value", "number", "number", "delete", "nest", "rename"))
     if kind == "delete":
         del holder[last]
-        return f"{list(place)} deleted", changed
-    if kind == "rename" and isinstance(holder, dict):
-        name = text(rng)
-        holder[name] = holder.pop(last)
-        return f"{list(place)} renamed to {name!r}", changed
-    new = {"nested": holder[last]} if kind == "nest" else plain_value(rng)
-    holder[last] = new
-    return f"{list(place)} = {str(new)[:60]!r}", changed
+    elif kind == "rename" and isinstance(holder, dict):
+        what = f"renamed to {(other := text(rng))!r}"
+        holder[other] = holder.pop(last)
+    else:
+        value = {"nested": holder[last]} if kind == "nest" else _other(rng, holder[last], kind)
+        name = next((key for key in reversed(place) if isinstance(key, str)), "")
+        holder[last], what = value, f"= {str(value)[:60]!r}"
+    return Damaged(json.dumps(changed).encode(), f"{list(place)} {what}", name, value)
+
+
+def _other(rng: Random, value: Any, kind: str) -> Any:
+    """A value of any kind in the place of another, or a number in the place of a number."""
+    if kind == "value" or isinstance(value, (str, bool, dict, list)) or value is None:
+        return plain_value(rng)
+    near = (0, 1, 2, value + 1, value * 2, -value, value * 10)
+    return rng.choice((*near, 10**4, 10**7, 10**9, 2**40, 1e-9, 1e12, math.nan, math.inf))
 
 
 def _places(document: Any, before: tuple = ()) -> list[tuple]:
@@ -66,18 +89,14 @@ def _places(document: Any, before: tuple = ()) -> list[tuple]:
     return found
 
 
-def damage_json(rng: Random, content: bytes) -> tuple[str, bytes]:
+def damage_json(rng: Random, content: bytes) -> Damaged:
     """A JSON file with one place of its tree changed, or its text damaged."""
-    if rng.random() < 0.7:
-        try:
-            what, changed = damage_tree(rng, json.loads(content))
-        except ValueError:
-            return damage_bytes(rng, content)
-        return what, json.dumps(changed).encode()
+    if rng.random() < 0.7 and (document := json.loads(content)):
+        return damage_tree(rng, document)
     return damage_text(rng, content)
 
 
-def damage_text(rng: Random, content: bytes) -> tuple[str, bytes]:
+def damage_text(rng: Random, content: bytes) -> Damaged:
     """A text file in another encoding, of another form, or with damaged bytes."""
     deep = b"[" * DEPTH
     whole = {
@@ -98,10 +117,10 @@ def damage_text(rng: Random, content: bytes) -> tuple[str, bytes]:
         "tab": b"\t" + content,
     }
     name = rng.choice((*whole, "bytes", "bytes", "bytes"))
-    return (name, whole[name]) if name in whole else damage_bytes(rng, content)
+    return Damaged(whole[name], name) if name in whole else damage_bytes(rng, content)
 
 
-def damage_yaml(rng: Random, content: bytes) -> tuple[str, bytes]:
+def damage_yaml(rng: Random, content: bytes) -> Damaged:
     """A YAML file with one line's value changed, a tag, a key twice, or its text damaged."""
     lines = content.decode().splitlines()
     keyed = [index for index, line in enumerate(lines) if ":" in line and not line.startswith("#")]
@@ -109,28 +128,30 @@ def damage_yaml(rng: Random, content: bytes) -> tuple[str, bytes]:
         return damage_text(rng, content)
     index = rng.choice(keyed)
     key = lines[index].split(":")[0]
-    new = rng.choice((rng.choice(TAGS), json.dumps(plain_value(rng)), text(rng).replace("\udcff", "?")))
+    drawn = (rng.choice(TAGS), json.dumps(plain_value(rng)), text(rng).replace("\udcff", "?"), number(rng))
+    new = rng.choice(drawn)
     if rng.random() < 0.1:
         lines.append(lines[index])
     lines[index] = f"{key}: {new}"
-    return f"{key}: {new[:60]}", "\n".join(lines).encode("utf-8", "surrogatepass")
+    content = "\n".join(lines).encode("utf-8", "surrogatepass")
+    return Damaged(content, f"{key}: {new[:60]}", key, new)
 
 
-def damage_bytes(rng: Random, content: bytes) -> tuple[str, bytes]:
+def damage_bytes(rng: Random, content: bytes) -> Damaged:
     """A file cut off, with bytes overwritten, or with a piece doubled or left out."""
     if not content:
-        return "one byte", b"\x80"
+        return Damaged(b"\x80", "one byte")
     kind = rng.choice(("cut", "overwrite", "overwrite", "double", "leave out", "random"))
     first = rng.randrange(len(content))
     last = min(len(content), first + rng.choice((1, 4, 64, 1024)))
     if kind == "cut":
-        return f"cut at byte {first}", content[:first]
+        return Damaged(content[:first], f"cut at byte {first}")
     if kind == "random":
-        return "random bytes", rng.randbytes(min(len(content), 4096))
+        return Damaged(rng.randbytes(min(len(content), 4096)), "random bytes")
     if kind == "overwrite":
         changed = bytearray(content)
         for _ in range(rng.choice((1, 1, 3, 20))):
             changed[rng.randrange(len(content))] = rng.choice((0, 0xFF, 0x7F, rng.randrange(256)))
-        return "bytes overwritten", bytes(changed)
+        return Damaged(bytes(changed), "bytes overwritten")
     piece = content[first:last] * (2 if kind == "double" else 0)
-    return f"{kind}: bytes {first} to {last}", content[:first] + piece + content[last:]
+    return Damaged(content[:first] + piece + content[last:], f"{kind}: bytes {first} to {last}")

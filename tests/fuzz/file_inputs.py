@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -13,12 +12,10 @@ import torch
 from safetensors.torch import load, save
 
 from .command_lines import CommandLine, File, usual_line
-from .documents import damage_bytes, damage_json, damage_text, damage_yaml
+from .documents import Damaged, damage_bytes, damage_json, damage_text, damage_yaml
 from .oracle import Fault
 from .programs import Outcome
 from .sandbox import Sandbox
-
-Damage = Callable[[Random, bytes], tuple[str, bytes]]
 
 MODEL_FILES = {
     **{"model_index.json": damage_json, "scheduler/scheduler_config.json": damage_json},
@@ -52,29 +49,37 @@ def draw_file_input(rng: Random, sandbox: Sandbox) -> CommandLine:
 
 
 def _magi_configuration(rng: Random, sandbox: Sandbox) -> CommandLine:
-    what, content = damage_json(rng, (sandbox.good / "magi1" / "config.json").read_bytes())
+    damaged = damage_json(rng, (sandbox.good / "magi1" / "config.json").read_bytes())
     name = rng.choice(("magi1", "magi1_samples"))
-    return usual_line(name, "configuration", [File("mine.json", content, what)], config_file="mine.json")
+    return usual_line(
+        name, "configuration", [File("mine.json", damaged, settings=True)], config_file="mine.json"
+    )
 
 
 def _magi_options(rng: Random, sandbox: Sandbox) -> CommandLine:
-    what, content = damage_yaml(rng, (sandbox.good / "options.yaml").read_bytes())
-    return usual_line("magi1", "options", [File("mine.yaml", content, what)], additional_config="mine.yaml")
+    damaged = damage_yaml(rng, (sandbox.good / "options.yaml").read_bytes())
+    return usual_line(
+        "magi1", "options", [File("mine.yaml", damaged, settings=True)], additional_config="mine.yaml"
+    )
 
 
 def _sampling_file(rng: Random, sandbox: Sandbox) -> CommandLine:
     kind = rng.choice(("vbench", "physicsiq"))
-    what, content = damage_yaml(rng, (sandbox.good / f"{kind}.yaml").read_bytes())
+    damaged = damage_yaml(rng, (sandbox.good / f"{kind}.yaml").read_bytes())
     more = {"physicsiq_data_dir": "@/physics", "fps": "8", "vbench_prompt_dir": "@/prompts"}
     return usual_line(
-        "magi1_samples", "sampling file", [File("mine.yaml", content, what)], yaml_config="mine.yaml", **more
+        "magi1_samples",
+        "sampling file",
+        [File("mine.yaml", damaged, settings=True)],
+        yaml_config="mine.yaml",
+        **more,
     )
 
 
 def _magi_model(rng: Random, sandbox: Sandbox) -> CommandLine:
     name = rng.choice(list(MAGI_FILES))
-    what, content = MAGI_FILES[name](rng, (sandbox.good / "magi1" / name).read_bytes())
-    return _with_magi(rng, File(f"model/{name}", content, what, "magi1", "model"), "model file")
+    damaged = MAGI_FILES[name](rng, (sandbox.good / "magi1" / name).read_bytes())
+    return _with_magi(rng, File(f"model/{name}", damaged, "magi1", "model"), "model file")
 
 
 def _with_magi(rng: Random, file: File, kind: str) -> CommandLine:
@@ -90,8 +95,8 @@ def _skyreels_model(rng: Random, sandbox: Sandbox) -> CommandLine:
     name = rng.choice(list(MODEL_FILES))
     path = sandbox.good / "skyreels" / name
     good = path.read_bytes() if path.is_file() else json.dumps(DEFAULTS).encode()
-    what, content = MODEL_FILES[name](rng, good)
-    file = File(f"model/{name}", content, what, "skyreels", "model")
+    damaged = MODEL_FILES[name](rng, good)
+    file = File(f"model/{name}", damaged, "skyreels", "model")
     kept = {} if name == "defaults.json" else {"height": "32"}
     return usual_line("skyreels", "model file", [file], _depth(rng), model_id="model", **kept)
 
@@ -100,15 +105,15 @@ def _weights(rng: Random, sandbox: Sandbox) -> CommandLine:
     """Weights with a damaged header, or with numbers that are none."""
     if rng.random() < 0.5:
         name = rng.choice(MAGI_WEIGHTS)
-        what, content = _damage_weights(rng, (sandbox.good / "magi1" / name).read_bytes())
-        line = _with_magi(rng, File(f"model/{name}", content, what, "magi1", "model"), "weights")
+        damaged = _damage_weights(rng, (sandbox.good / "magi1" / name).read_bytes())
+        line = _with_magi(rng, File(f"model/{name}", damaged, "magi1", "model"), "weights")
     else:
         folder = rng.choice(SKYREELS_WEIGHTS)
         (path,) = (sandbox.good / "skyreels" / folder).glob("*.safetensors")
-        what, content = _damage_weights(rng, path.read_bytes())
-        file = File(f"model/{folder}/{path.name}", content, what, "skyreels", "model")
+        damaged = _damage_weights(rng, path.read_bytes())
+        file = File(f"model/{folder}/{path.name}", damaged, "skyreels", "model")
         line = usual_line("skyreels", "weights", [file], _depth(rng), model_id="model")
-    if what.startswith("not finite"):
+    if damaged.what.startswith("not finite"):
         return replace(line, depth="run", also=_must_fail)
     return line
 
@@ -117,12 +122,14 @@ def _must_fail(outcome: Outcome) -> list[Fault]:
     return [Fault("nonsense", "a video of weights that are not finite", "")] if outcome.code == 0 else []
 
 
-def _damage_weights(rng: Random, content: bytes) -> tuple[str, bytes]:
+def _damage_weights(rng: Random, content: bytes) -> Damaged:
     if rng.random() < 0.5:
         size = int.from_bytes(content[:8], "little")
-        what, header = damage_json(rng, content[8 : 8 + size])
+        damaged = damage_json(rng, content[8 : 8 + size])
+        header = damaged.content
         length = len(header) if rng.random() < 0.8 else rng.choice((0, 1, 2**31, 2**63, size))
-        return f"header: {what}", length.to_bytes(8, "little") + header + content[8 + size :]
+        whole = length.to_bytes(8, "little") + header + content[8 + size :]
+        return Damaged(whole, f"header: {damaged.what}")
     if rng.random() < 0.3:
         return damage_bytes(rng, content)
     tensors = load(content)
@@ -138,21 +145,21 @@ def _damage_weights(rng: Random, content: bytes) -> tuple[str, bytes]:
     else:
         tensors[name] = torch.full_like(tensor, value)
     what = {"value": f"not finite: {name} = {value}"}.get(kind, f"{name}: {kind}")
-    return what, save(tensors, {"format": "pt"})
+    return Damaged(save(tensors, {"format": "pt"}), what)
 
 
 def _plan(rng: Random, sandbox: Sandbox) -> CommandLine:
     sampling = {"steps": 4, "stride": 1, "shift": 8.0, "guidance": 6.0}
     name = "plans/steps4_stride1_shift8_guidance6.json"
-    what, content = damage_json(rng, json.dumps(PLANS | {"sampling": sampling}).encode())
-    file = File(f"model/{name}", content, what, "skyreels", "model")
+    damaged = damage_json(rng, json.dumps(PLANS | {"sampling": sampling}).encode())
+    file = File(f"model/{name}", damaged, "skyreels", "model")
     return usual_line("skyreels", "plan", [file], model_id="model", plan="0.5")
 
 
 def _profile(rng: Random, sandbox: Sandbox) -> CommandLine:
     name = rng.choice(("skyreels", "magi1"))
-    what, content = damage_json(rng, (sandbox.good / f"{name}_profile.json").read_bytes())
-    file = File("mine.json", content, what)
+    damaged = damage_json(rng, (sandbox.good / f"{name}_profile.json").read_bytes())
+    file = File("mine.json", damaged)
     typed = {**TARGETED[name], "profile": "mine.json"}
     return usual_line(name, "profile", [file], **typed)
 
@@ -167,23 +174,23 @@ TARGETED = {
 def _prompts(rng: Random, sandbox: Sandbox) -> CommandLine:
     name = rng.choice(("magi1_samples", "skyreels_samples"))
     if rng.random() < 0.5:
-        what, content = damage_json(rng, (sandbox.good / "full_info/VBench_full_info.json").read_bytes())
-        file = File("lists/VBench_full_info.json", content, what)
+        damaged = damage_json(rng, (sandbox.good / "full_info/VBench_full_info.json").read_bytes())
+        file = File("lists/VBench_full_info.json", damaged)
     else:
         lines = rng.choice(
             ("a/b", "../x", ".hidden", "x" * 300, "é" * 200, "a\0b", "", "a\na", "中", "-", "\ufeffa")
         )
-        what, content = damage_text(rng, f"{lines}\na circle\n".encode())
+        damaged = damage_text(rng, f"{lines}\na circle\n".encode())
         if rng.random() < 0.5:
-            what, content = f"first line {lines[:20]!r}", f"{lines}\na circle\n".encode()
-        file = File("lists/scene.txt", content, what)
+            damaged = Damaged(f"{lines}\na circle\n".encode(), f"first line {lines[:20]!r}")
+        file = File("lists/scene.txt", damaged)
     depth = "run" if rng.random() < 0.1 else "check"
     return usual_line(name, "prompts", [file], depth, vbench_prompt_dir="lists", end="1")
 
 
 def _physics(rng: Random, sandbox: Sandbox) -> CommandLine:
-    what, content = damage_text(rng, (sandbox.good / "physics" / "descriptions.csv").read_bytes())
-    file = File("mine.csv", content, what)
+    damaged = damage_text(rng, (sandbox.good / "physics" / "descriptions.csv").read_bytes())
+    file = File("mine.csv", damaged)
     typed = {"benchmark": "physicsiq", "physicsiq_data_dir": "@/physics", "descriptions_file": "mine.csv"}
     return usual_line(
         "skyreels_samples", "descriptions", [file], **typed, overlap_history="5", num_frames=None
@@ -197,17 +204,17 @@ def _run_folder(rng: Random, sandbox: Sandbox) -> CommandLine:
     name = rng.choice(names)
     content = (run / name).read_bytes()
     damage = damage_json if name.endswith(".json") else _damage_lines
-    what, damaged = damage(rng, content)
-    file = File(f"ran/{name}", damaged, what, "run", "ran")
+    file = File(f"ran/{name}", damage(rng, content), "run", "ran")
     depth = "run" if rng.random() < 0.15 else "check"
     return usual_line(rng.choice(("tables", "plot")), "run folder", [file], depth, run_dir="ran")
 
 
-def _damage_lines(rng: Random, content: bytes) -> tuple[str, bytes]:
+def _damage_lines(rng: Random, content: bytes) -> Damaged:
     lines = content.splitlines()
     index = rng.randrange(len(lines))
-    what, lines[index] = damage_json(rng, lines[index])
-    return f"line {index}: {what}", b"\n".join(lines) + b"\n"
+    damaged = damage_json(rng, lines[index])
+    lines[index] = damaged.content
+    return Damaged(b"\n".join(lines) + b"\n", f"line {index}: {damaged.what}")
 
 
 def _sampled_folder(rng: Random, sandbox: Sandbox) -> CommandLine:
@@ -217,16 +224,16 @@ def _sampled_folder(rng: Random, sandbox: Sandbox) -> CommandLine:
     names = ("manifest.jsonl", "settings.json")
     chosen = rng.choice(names)
     damage = damage_json if chosen == "settings.json" else _damage_lines
-    what, content = damage(rng, (folder / chosen).read_bytes())
-    file = File(f"out/{chosen}", content, what, folder.name, "out")
+    damaged = damage(rng, (folder / chosen).read_bytes())
+    file = File(f"out/{chosen}", damaged, folder.name, "out")
     return usual_line(f"{name}_samples", "sampled folder", [file], base_save_path="out")
 
 
 def _picture(rng: Random, sandbox: Sandbox) -> CommandLine:
     name = rng.choice(PICTURES)
-    what, content = damage_bytes(rng, (sandbox.good / name).read_bytes())
+    damaged = damage_bytes(rng, (sandbox.good / name).read_bytes())
     path = rng.choice((name, name, "mine.svg", "mine.avif", "mine.dds", "mine"))
-    file = File(path, content, f"{name}, {what}")
+    file = File(path, damaged._replace(what=f"{name}, {damaged.what}"))
     if rng.random() < 0.5:
         return usual_line("magi1", "picture", [file], mode="i2v", image_path=path)
     more = {"end_image": path, "image": "@/image.png"} if rng.random() < 0.3 else {"image": path}
@@ -235,9 +242,9 @@ def _picture(rng: Random, sandbox: Sandbox) -> CommandLine:
 
 def _video(rng: Random, sandbox: Sandbox) -> CommandLine:
     name = rng.choice(VIDEOS)
-    what, content = damage_bytes(rng, (sandbox.good / name).read_bytes())
+    damaged = damage_bytes(rng, (sandbox.good / name).read_bytes())
     path = rng.choice((name, name, "mine.avi", "mine"))
-    file = File(path, content, f"{name}, {what}")
+    file = File(path, damaged._replace(what=f"{name}, {damaged.what}"))
     kind = rng.randrange(3)
     if kind == 0:
         return usual_line("magi1", "video", [file], mode="v2v", prefix_video_path=path)
@@ -252,9 +259,9 @@ def _resumed(rng: Random, sandbox: Sandbox) -> CommandLine:
     folder = sandbox.good / f"{name}_stopped"
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".pt", ".jsonl", ".mp4"))
     path = rng.choice(paths)
-    what, content = (damage_bytes if path.suffix != ".jsonl" else damage_text)(rng, path.read_bytes())
+    damaged = (damage_bytes if path.suffix != ".jsonl" else damage_text)(rng, path.read_bytes())
     file = File(
-        f"outputs/{path.relative_to(folder / 'outputs')}", content, what, f"{folder.name}/outputs", "outputs"
+        f"outputs/{path.relative_to(folder / 'outputs')}", damaged, f"{folder.name}/outputs", "outputs"
     )
     line = usual_line(name, "resumed run", [file], "run", **STOPPED[name], resume=[])
     whole = (sandbox.good / f"{name}_whole.mp4").read_bytes()

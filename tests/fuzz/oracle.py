@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .documents import Damaged
 from .programs import Outcome
 
 #: Sizes and counts beyond this are slips of the keyboard.
@@ -100,6 +101,19 @@ def judge_values(typed: Mapping[str, Sequence[str]], kinds: Mapping[str, str]) -
             reason = _nonsense(name, word, kinds.get(name, "text"))
             if reason:
                 found.append(Fault("nonsense", f"{name}: {reason}", f"--{name} {word[:80]!r} was accepted"))
+    return found
+
+
+def judge_settings(*documents: Damaged) -> list[Fault]:
+    """Nonsense among the numbers of accepted files of settings."""
+    found = []
+    for damaged in documents:
+        value = damaged.value
+        value = _number(value) if isinstance(value, str) else value
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            reason = number_fault(damaged.name, value)
+            if reason:
+                found.append(Fault("nonsense", f"{damaged.name}: {reason}", f"{damaged.what} was accepted"))
     return found
 
 
