@@ -52,7 +52,9 @@ def main() -> int:
         for result in run_in_children(numbers, trials.run, trials.describe):
             report.add(result)
             if args.verbose:
-                print(f"{result.number} {result.seconds:.2f} s {result.shown}", flush=True)
+                print(f"{result.number} {result.seconds:.2f} s {result.shown}")
+                for fault in result.faults:
+                    print(f"  {fault.kind}: {fault.key}", flush=True)
         print(report.text(in_full=args.only is not None))
         return 1 if report.faults else 0
 

@@ -143,10 +143,10 @@ class CommandLine:
         new = sorted(set(_files()) - before)
         if outcome.code == 2 and new:
             found.append(Fault("files", "left behind by a refusal", ", ".join(new[:5])))
-        if outcome.code == 0:
-            hidden = [name for name in new if Path(name).name.startswith(".") or ".part." in name]
-            if hidden:
-                found.append(Fault("files", "left behind by a success", ", ".join(hidden[:5])))
+        parts = (".part.",) if outcome.code == 0 else ()  # a failure leaves the frames that it made
+        hidden = [n for n in new if Path(n).name.startswith(".") or any(part in n for part in parts)]
+        if outcome.code in (0, 1) and hidden:
+            found.append(Fault("files", f"left behind, exit code {outcome.code}", ", ".join(hidden[:5])))
         return found
 
     def _judge_ignored(self, outcome: Outcome, sandbox: Sandbox) -> list[Fault]:
@@ -204,8 +204,8 @@ def draw_command_line(rng: Random, sandbox: Sandbox) -> CommandLine:
     program = PROGRAMS[rng.choice([*names, *PROGRAMS])]
     options = program.options
     typed = {name: list(words) for name, words in program.usual.items()}
-    hostile = rng.random() < 0.7
-    for name in rng.sample(list(options), min(len(options), rng.choice((1, 1, 2, 2, 3, 4, 6)))):
+    hostile = rng.random() < 0.6
+    for name in rng.sample(list(options), min(len(options), rng.choice((1, 1, 1, 2, 2, 3, 5)))):
         typed[name] = options[name].usual(rng)
     if hostile:
         for name in rng.sample(list(options), rng.choice((1, 1, 1, 2, 3)) if len(options) > 3 else 1):
