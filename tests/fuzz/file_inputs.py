@@ -253,6 +253,20 @@ def _video(rng: Random, sandbox: Sandbox) -> CommandLine:
     return usual_line("metrics", "video", [file], "run", original_video=f"@/{name}", generated_video=path)
 
 
+def _scored(rng: Random, sandbox: Sandbox) -> CommandLine:
+    """Videos of Physics-IQ, one of them damaged."""
+    (path,) = (sandbox.good / "continued").iterdir()
+    damaged = damage_bytes(rng, path.read_bytes())
+    file = File(f"videos/{path.name}", damaged)
+    return usual_line("physics_iq", "scored video", [file], "run", generated_videos="videos")
+
+
+def _special_tokens(rng: Random, sandbox: Sandbox) -> CommandLine:
+    damaged = damage_bytes(rng, (sandbox.good / "tokens.npz").read_bytes())
+    line = usual_line("magi1", "special tokens", [File("mine.npz", damaged)], special_tokens="mine.npz")
+    return replace(line, environment={"PAD_HQ": "1"})
+
+
 def _resumed(rng: Random, sandbox: Sandbox) -> CommandLine:
     """A run that was stopped, continued after one of its files was damaged."""
     name = rng.choice(("skyreels", "magi1"))
@@ -284,5 +298,5 @@ STOPPED = {"skyreels": {"num_frames": "17"}, "magi1": {}}
 DRAWS = (
     *(_magi_configuration, _magi_configuration, _magi_options, _sampling_file, _magi_model, _skyreels_model),
     *(_skyreels_model, _weights, _plan, _profile, _prompts, _physics, _run_folder, _run_folder),
-    *(_sampled_folder, _picture, _video, _resumed),
+    *(_sampled_folder, _picture, _video, _scored, _special_tokens, _resumed),
 )

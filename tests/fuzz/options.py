@@ -77,7 +77,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "score_weighting_method": ("no_weight", "linear_ascending"),
     "seed": ("0", "1", "9223372036854775807"),
     "shift": ("1", "5", "8"),
-    "special_tokens": ("@/notes.txt",),
+    "special_tokens": ("@/tokens.npz",),
     "t5_device": ("cpu", "cuda"),
     "t5_pretrained": ("@/magi1/t5",),
     "target_psnr": ("1", "30"),

@@ -53,7 +53,7 @@ def run_in_children(
     while left:
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
-        child = context.Process(target=_work, args=(theirs, left, trial), daemon=True)
+        child = context.Process(target=_work, args=(ours, theirs, left, trial), daemon=True)
         child.start()
         theirs.close()
         while left:
@@ -74,7 +74,8 @@ def run_in_children(
             child.join()
 
 
-def _work(connection: Connection, numbers: Sequence[int], trial: Trial) -> None:
+def _work(others: Connection, connection: Connection, numbers: Sequence[int], trial: Trial) -> None:
+    others.close()  # so that sending fails when the parent is gone
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
