@@ -40,7 +40,6 @@ class Program:
     Attributes:
         name: short.
         place: path of the file, or name of the module.
-        first: words before all others.
         package: of the model.
         usual: flags that make a quick run of a tiny model; ``@`` stands for the good files.
         command: of the program, whose own flags it takes.
@@ -138,7 +137,7 @@ class Outcome:
         code: its exit code; None where it was stopped or broke.
         job: what its checks returned; None where they refused.
         accepted: whether the checks returned.
-        output, errors: what it printed.
+        errors: what it printed to standard error.
         logged: warnings and worse.
         broke: a traceback, and the innermost place of ours in it.
     """
@@ -146,7 +145,6 @@ class Outcome:
     code: int | None = None
     job: Any = None
     accepted: bool = False
-    output: str = ""
     errors: str = ""
     logged: list[str] = field(default_factory=list)
     broke: str = ""
@@ -186,8 +184,7 @@ def run_program(
         except Exception as error:
             outcome.broke = "".join(traceback.format_exception(error))
             outcome.place = f"{type(error).__name__} at {innermost(error)}"
-    for name, stream in (("output", output), ("errors", errors)):
-        setattr(outcome, name, stream.buffer.getvalue().decode(errors="replace"))
+    outcome.errors = errors.buffer.getvalue().decode()
     return outcome
 
 

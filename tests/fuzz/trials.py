@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from random import Random
+from typing import Protocol
 
 import torch
 import transformers
 
 from .command_lines import draw_command_line
 from .file_inputs import draw_file_input
-from .inputs import Input, generator
 from .made_runs import make_runs
 from .oracle import Fault
-from .programs import PROGRAMS, innermost
+from .programs import innermost
 from .python_inputs import draw_python_input
 from .sandbox import Sandbox
 from .workers import Overdue
 
+
+class Input(Protocol):
+    """One input."""
+
+    kind: str
+
+    def describe(self) -> str:
+        """As a user would type it; ``@`` stands for the folder of good files."""
+
+    def run(self, sandbox: Sandbox) -> list[Fault]:
+        """Try it out, in an empty working folder; returns the faults."""
+
+
+#: What draws the inputs, and how often.
 DRAWS = {
     "command line": (draw_command_line, 5),
     "file": (draw_file_input, 3),
@@ -41,14 +56,12 @@ class Trials:
         self._seed, self._kind = seed, kind
         root.parent.mkdir(exist_ok=True)
         self.sandbox = Sandbox(root)
-        for program in PROGRAMS.values():
-            assert program.options
         make_runs(self.sandbox)
         self.sandbox.remember()
 
     def wanted(self, number: int) -> bool:
         """Whether the input is of the wanted kind."""
-        return self._kind in (None, self._draw_kind(number))
+        return self._kind in (None, _draw_kind(self._random(number)))
 
     def describe(self, number: int) -> tuple[str, str]:
         """Kind and words of an input."""
@@ -66,12 +79,15 @@ class Trials:
         os.chdir(self.sandbox.root)
         return drawn.kind, shown, faults
 
-    def _draw_kind(self, number: int) -> str:
-        kinds, weights = list(DRAWS), [weight for _, weight in DRAWS.values()]
-        return generator(self._seed, number).choices(kinds, weights)[0]
-
     def _draw(self, number: int) -> Input:
-        draw, _ = DRAWS[self._draw_kind(number)]
-        rng = generator(self._seed, number)
-        rng.random()
+        rng = self._random(number)
+        draw, _ = DRAWS[_draw_kind(rng)]
         return draw(rng, self.sandbox)
+
+    def _random(self, number: int) -> Random:
+        """The random numbers of one input."""
+        return Random(f"{self._seed} {number}")
+
+
+def _draw_kind(rng: Random) -> str:
+    return rng.choices(list(DRAWS), [weight for _, weight in DRAWS.values()])[0]
