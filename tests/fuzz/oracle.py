@@ -27,8 +27,8 @@ BOUNDS = frozenset(
 )
 #: May be -1.
 NEGATIVE = frozenset({"seed", "clean_chunk_kvrange"})
-#: Times and places on an axis: any finite number has a meaning.
-ANY = frozenset({"distill_nearly_clean_chunk_threshold"})
+#: Times, of which any finite one has a meaning; and what has no effect.
+ANY = frozenset({"distill_nearly_clean_chunk_threshold", "distributed_timeout_minutes"})
 #: Say where the results go; jobs that differ in nothing else are the same.
 PLACES = frozenset({"outdir", "expname", "output_path", "base_save_path", "output"})
 
@@ -78,7 +78,8 @@ def _judge_message(outcome: Outcome, named: Sequence[str]) -> list[Fault]:
     if len(sentences) != 1:
         return [Fault("message", f"{len(sentences)} sentences", outcome.errors[-500:])]
     (sentence,) = sentences
-    if outcome.code == 2 and len(lines) > 1:
+    listed = [line for line in lines if re.match(r"  \S.*: ", line)]  # of samples, below the sentence
+    if outcome.code == 2 and len(lines) > 1 + len(listed):
         return [Fault("message", "several lines", outcome.errors[-500:])]
     if len(sentence) > 12_000:
         return [Fault("message", "longer than any screen", sentence[:300])]
