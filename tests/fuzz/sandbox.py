@@ -118,7 +118,7 @@ def _write_lists(good: Path) -> None:
     (good / "empty").touch()
     (good / "prompts").mkdir()
     (good / "prompts" / "scene.txt").write_text("a red circle\na circle\n")
-    (good / "prompts" / "color.txt").write_text("a circle\n")
+    (good / "prompts" / "color.txt").write_text("red circle\n")
     tables = {"other_tokens": 100, "caption_token": 1, "logo_token": 1}
     np.savez(good / "tokens.npz", **{name: np.ones((rows, 16), np.float32) for name, rows in tables.items()})
     (good / "full_info").mkdir()
