@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -83,6 +84,7 @@ def _work(others: Connection, connection: Connection, numbers: Sequence[int], tr
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     for kind in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(kind, _overdue)
+    gc.freeze()  # the programs collect after a failure, which is slow among so many objects
     for number in numbers:
         result, started = Result(number), time.perf_counter()
         try:
