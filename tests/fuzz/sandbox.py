@@ -69,8 +69,8 @@ class Sandbox:
             shutil.rmtree(folder, ignore_errors=True)
 
     def shown(self, text: str) -> str:
-        """A text without the folder's own name, which differs from run to run."""
-        return text.replace(str(self.root), "SANDBOX")
+        """A text that any terminal shows, without the folder's own name, which differs from run to run."""
+        return text.replace(str(self.root), "SANDBOX").encode(errors="backslashreplace").decode()
 
     def _stamp(self) -> dict[str, tuple[int, int]]:
         found = {}
