@@ -29,6 +29,7 @@ BOUNDS = frozenset(
 NEGATIVE = frozenset({"seed", "clean_chunk_kvrange"})
 #: Times, of which any finite one has a meaning; and what has no effect.
 ANY = frozenset({"distill_nearly_clean_chunk_threshold", "distributed_timeout_minutes"})
+ANY |= {"pp_size", "cp_size", "ulysses_overlap_degree"}
 #: Say where the results go; jobs that differ in nothing else are the same.
 PLACES = frozenset({"outdir", "expname", "output_path", "base_save_path", "output"})
 
