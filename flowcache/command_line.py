@@ -26,6 +26,11 @@ DEFAULTS = "--defaults"
 RESUME_HELP = "save what is needed to go on as the video grows, and go on from it if it is there"
 
 
+def one_line(text: str) -> str:
+    """Escape line breaks and other control characters, which file names and prompts may hold."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without the list of all flags; takes no abbreviations.
 
@@ -60,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         return parsed, rest
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message.rstrip('.')}.\n")
+        self.exit(2, f"error: {one_line(message.rstrip('.'))}.\n")
 
 
 def _path(text: str) -> Path:

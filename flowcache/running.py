@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from .benchmark.ranks import Rank
+from .command_line import one_line
 from .extras import Unavailable
 from .finite import NotFiniteError
 from .plots import reuse_map
@@ -121,6 +122,8 @@ def _sentence(reason: str, error: BaseException) -> str:
     """What happened, and what the notes of the exception add."""
     notes = getattr(error, "__notes__", ())
     text = "; ".join([reason.rstrip("."), *notes]) if notes else reason
+    if not getattr(error, "has_lines", False):
+        text = one_line(text)
     return text if text.endswith((".", "?")) else f"{text}."
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .limits import check_limits
+
+LIMITS = {"num_chunks": (1, 10**7), "num_steps": (1, 10**6)}
+
 
 @dataclass(frozen=True)
 class StaircaseSchedule:
@@ -31,10 +35,7 @@ class StaircaseSchedule:
     first_chunk: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_chunks < 1:
-            raise ValueError(f"num_chunks must be at least 1, got {self.num_chunks}.")
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
+        check_limits(self, LIMITS)
         if not 0 <= self.stride <= self.num_steps:
             raise ValueError(f"stride must lie in 0..num_steps ({self.num_steps}), got {self.stride}.")
         if not 0 <= self.first_chunk < self.num_chunks:

@@ -115,6 +115,8 @@ class ModelSection:
     def __post_init__(self) -> None:
         check_limits(self, MODEL_LIMITS)
         _check(self.params_dtype in PARAMS_DTYPES, "params_dtype", self, " or ".join(PARAMS_DTYPES))
+        narrow = min(self.cond_hidden_ratio, self.xattn_cond_hidden_ratio)
+        _check(self.hidden_size * narrow >= 1, "hidden_size", self, f"at least 1 / {narrow:g}, a cond ratio")
         _check(self.kv_channels % 8 == 0, "kv_channels", self, "a multiple of 8")
         heads, groups = self.num_attention_heads, self.num_query_groups
         _check(heads % groups == 0, "num_query_groups", self, f"a divisor of num_attention_heads ({heads})")

@@ -171,7 +171,7 @@ def _read_way(way: str, folder: Path) -> WayRun:
         for name, record in records.items():
             for key in ("prompt", "file", "trace", "started"):
                 as_type(record.get(key), str, f"{key} of {name}")
-            as_type(record.get("environment"), dict[str, Any], f"environment of {name}")
+            as_type(record.get("environment"), dict[str, str], f"environment of {name}")
     return WayRun(way, folder, records)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..command_line import one_line
 from ..naming import words_of
 
 #: A file name has 255 bytes at most, ``.mp4`` among them.
@@ -54,8 +55,10 @@ class Sample:
 class SamplesFailed(ValueError):
     """Some samples cannot be made or scored; the message has a line for each, and what was done in spite."""
 
+    has_lines = True
+
     def __init__(self, summary: str, reasons: Mapping[Any, str], report: str = "") -> None:
-        lines = [summary, *(f"  {name}: {reason}" for name, reason in reasons.items())]
+        lines = [summary, *(one_line(f"  {name}: {reason}") for name, reason in reasons.items())]
         super().__init__("\n".join([*lines, report] if report else lines))
 
 
