@@ -44,6 +44,8 @@ def as_type(value: Any, kind: Any, place: str = "its content") -> Any:
     if origin is Literal:
         _check(value in inner, " or ".join(map(str, inner)), value, place)
         return value
+    if kind not in _NAMES:  # objects of Python, which no file holds
+        return value
     right = isinstance(value, (int, float) if kind is float else kind)
     _check(right and (kind is bool or not isinstance(value, bool)), _NAMES[kind], value, place)
     return value

@@ -16,8 +16,8 @@ RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}
 
 #: Least and most of each number. The first noise level must stay below 1 in fp32, which limits the shift.
 LIMITS = {
-    "height": (16, 2**14),
-    "width": (16, 2**14),
+    "height": (0, 2**14),
+    "width": (0, 2**14),
     "num_frames": (1, 10**6),
     "overlap_history": (1, 10**6),
     "base_num_frames": (1, 10**6),
