@@ -13,11 +13,16 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # Ctrl-C while libraries are imported, which takes seconds
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
 
 # Transformers warns about every image processor that lacks torchvision; none of them is used here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -89,7 +89,7 @@ def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     code = 2
     try:
-        with _sigterm_as_interrupt():
+        with _signals_as_interrupt():
             job = prepare()
             code = 1
             report = run(job)
@@ -155,8 +155,8 @@ def _open_standard_streams() -> None:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Within the block, SIGTERM cleans up as Ctrl-C does."""
+def _signals_as_interrupt() -> Iterator[None]:
+    """Within the block, SIGTERM cleans up as Ctrl-C does; a signal that the caller ignores stays ignored."""
 
     def interrupt(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
@@ -164,11 +164,15 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def save_trace(trace: Trace, video: Path) -> str:

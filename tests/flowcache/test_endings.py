@@ -6,11 +6,14 @@ import errno
 import io
 import os
 import signal
+import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from reference import ROOT
 
 from flowcache.command_line import Parser, output_file, writable_folder
 from flowcache.running import run_checked
@@ -88,6 +91,22 @@ def test_a_signal_is_one_line(capsys, number, code):
         (line,) = capsys.readouterr().err.splitlines()
         assert "interrupted" in line
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+@pytest.mark.parametrize(
+    "program", ["FlowCache4MAGI-1/generate_video.py", "FlowCache4SkyReels-V2/sample_video.py"]
+)
+def test_an_interrupted_import_leaves_no_traceback(program):
+    process = subprocess.Popen(
+        [sys.executable, ROOT / program, "--device", "none"], stderr=subprocess.PIPE, text=True
+    )
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (130, "")
 
 
 def test_a_report_needs_no_reader_and_no_characters(monkeypatch):
