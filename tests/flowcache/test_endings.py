@@ -84,13 +84,21 @@ def test_a_failure_shows_its_notes(capsys):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_is_one_line(capsys, number, code):
-    before = signal.getsignal(signal.SIGTERM)
+def test_a_signal_is_one_line(capsys, request, number, code):
+    # the shell's background jobs ignore SIGINT
+    before = signal.signal(number, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(number, before))
     for prepare, run in ((signal.raise_signal, None), (lambda _: number, signal.raise_signal)):
         assert run_checked(lambda prepare=prepare: prepare(number), run) == code
         (line,) = capsys.readouterr().err.splitlines()
         assert "interrupted" in line
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is signal.default_int_handler
+
+
+def test_an_ignored_signal_stays_ignored(request):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    assert run_checked(lambda: signal.raise_signal(signal.SIGINT), lambda _: "done") == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
@@ -99,7 +107,10 @@ def test_a_signal_is_one_line(capsys, number, code):
 )
 def test_an_interrupted_import_leaves_no_traceback(program):
     process = subprocess.Popen(
-        [sys.executable, ROOT / program, "--device", "none"], stderr=subprocess.PIPE, text=True
+        [sys.executable, ROOT / program, "--device", "none"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None
