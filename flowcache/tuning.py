@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -66,9 +65,9 @@ class Target:
         if (self.speedup is None) == (self.psnr is None):
             raise ValueError("target_speedup and target_psnr exclude each other: give exactly one of them.")
         least = 1 if self.psnr is None else 0
-        if not (math.isfinite(self.value) and self.value > least):
-            raise ValueError(f"{self.flag} must be a finite number above {least}, got {self.value:g}.")
         check_number(self.flag, self.value, least, 1000)
+        if self.value == least:
+            raise ValueError(f"{self.flag} must be above {least}, got {self.value:g}.")
 
     @property
     def flag(self) -> str:

@@ -79,6 +79,8 @@ def read_text(path: str | Path, kind: str, most: int = MAX_BYTES) -> str:
         UnreadableFile: it is missing, too large, in another encoding, or no text.
     """
     with reading(path, kind):
+        if Path(path).is_fifo():  # reading waits until somebody writes
+            raise ValueError("it is a pipe; save it to a file first")
         with Path(path).open("rb") as file:
             content = file.read(most + 1)
         if len(content) > most:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from flowcache.resume import ResumeFile
 from flowcache.reuse.plans import Plans
 from flowcache.trace import Trace
 from flowcache.tuning import Profile
-from flowcache.user_files import UnreadableFile
+from flowcache.user_files import UnreadableFile, read_text
 
 #: Content that is not even JSON, or another value than an object or a list of them.
 BROKEN = [b"", b"{", b"7", b"null", b"[3]", b'"a"', b"\xff\xfe{}", b"[" * 100_000]
@@ -105,3 +106,9 @@ def test_a_state_of_another_kind_is_named(tmp_path, change):
     torch.save(content | change, tmp_path / "a.resume.pt")
     with pytest.raises(UnreadableFile, match=r"a\.resume\.pt .* remove it"):
         ResumeFile(tmp_path / "a.mp4", {})
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "scene.txt")
+    with pytest.raises(UnreadableFile, match=r"scene\.txt cannot be read as a list: it is a pipe"):
+        read_text(tmp_path / "scene.txt", "a list")

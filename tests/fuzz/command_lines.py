@@ -33,8 +33,8 @@ VARIABLES = {
     "FLOWCACHE_CACHE": ("kept",),
     "PYTHONIOENCODING": ("ascii",),
 }
-#: Are documented to have no effect beside all of these.
-OVERRIDDEN = {"resolution": {"height", "width"}}
+#: May have no effect beside all of these: documented, or the first prompt of both lists is the same.
+OVERRIDDEN = {"resolution": {"height", "width"}, "dimension": {"end"}}
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ class CommandLine:
     def _named(self) -> list[str]:
         words = [word.removeprefix("@/") for words in self.typed.values() for word in words]
         files = [Path(file.path).name for file in self.files]
+        words += [os.path.expanduser(word) for word in words if word.startswith("~")]
         return [*self.program.options, *self.typed, *words, *files, *self.environment, "arguments"]
 
     def _judge_files(self, outcome: Outcome, before: set[str], sandbox: Sandbox) -> list[Fault]:

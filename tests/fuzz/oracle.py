@@ -24,6 +24,7 @@ UNBOUNDED = frozenset({"seed", "end"})
 #: May be as near to 0 as anyone likes.
 BOUNDS = frozenset(
     {"threshold", "rel_l1_thresh", "teacache_thresh", "tolerance", "target_psnr", "mix_lambda"}
+    | {"text_scales", "prev_chunk_scales", "cfg_t_range"}
 )
 #: May be -1.
 NEGATIVE = frozenset({"seed", "clean_chunk_kvrange"})

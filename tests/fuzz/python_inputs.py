@@ -105,6 +105,8 @@ class Call:
         if not message.strip() or "\n" in message.strip():
             return [Fault("message", f"{self.name}: not one sentence", message[:300])]
         words = {word for name in (*self.arguments, *self.odd) for word in (name, *name.split("_"))}
+        if "kvrange" in self.arguments:
+            words.add("clean_range")  # the field that it becomes
         if not any(word in message for word in words if len(word) > 2):
             return [Fault("message", f"{self.name}: names no argument: {message[:40]}", message[:300])]
         return []
