@@ -67,7 +67,7 @@ def add_video_flags(parser: ArgumentParser) -> None:
     add(
         "--use_ret_steps",
         action=argparse.BooleanOptionalAction,
-        help="always compute the first 5 steps, with teacache and the paper's presets (default: yes)",
+        help="always compute the first 5 steps where distance decides (default: as the paper's presets)",
     )
     # None where a flag is not given, so that it can be refused where nothing reads it
     flag = {"action": "store_true", "default": None}
@@ -148,8 +148,8 @@ def drop_unread(args: Namespace) -> dict[str, str]:
         if by_distance or not paper:
             flags.drop("preset", "teacache reads teacache_thresh, or else paper-slow or paper-fast")
     else:
-        if not paper or (chosen and not by_distance):
-            flags.drop("use_ret_steps", "it needs preset paper-slow or paper-fast, or method teacache")
+        if not by_distance and (chosen or not paper):
+            flags.drop("use_ret_steps", "it needs teacache_thresh, paper-slow, paper-fast or method teacache")
         if chosen and not (reads_preset or (paper and by_distance)):
             flags.drop("preset", f"{chosen[0]} chooses the steps")
     return flags.reasons
@@ -186,7 +186,7 @@ def cache_of(args: Namespace, source: ModelSource, video: VideoSettings) -> Flow
         interval=args.interval,
         tolerance=args.tolerance,
         computed_steps=None if args.plan is None else source.planned_steps(video, args.plan),
-        use_ret_steps=args.use_ret_steps is not False,
+        use_ret_steps=args.use_ret_steps,
         forecast=args.forecast,
         causal_attention=args.causal_attention,
         budget_block=budget if args.use_compress else None,

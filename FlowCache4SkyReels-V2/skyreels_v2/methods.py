@@ -31,7 +31,7 @@ def method_config(
     interval: int | None = None,
     tolerance: float | None = None,
     computed_steps: tuple[int, ...] | None = None,
-    use_ret_steps: bool = True,
+    use_ret_steps: bool | None = None,
     coefficients: Sequence[float] | None = None,
     forecast: str | None = None,
     refresh_given: bool = False,
@@ -62,8 +62,8 @@ def method_config(
         interval: compute every so many steps.
         tolerance: skip while the error that this brings is expected to stay below it.
         computed_steps: compute all live blocks at these steps of the youngest.
-        use_ret_steps: with ``teacache`` and the ``paper-`` presets, always compute the first five steps; use
-            the polynomial fitted for that.
+        use_ret_steps: where distance decides, always compute the first five steps, and use the polynomial
+            fitted for that. None: with ``teacache`` and the ``paper-`` presets.
         coefficients: a polynomial of your own, highest power first.
         forecast: overrides the preset's forecast.
         refresh_given: see ``FlowCacheConfig``.
@@ -96,7 +96,7 @@ def method_config(
         return FlowCacheConfig(policy="none", **shared)
     if method == "teacache" or threshold is not None or (paper and not rule):
         if coefficients is None:
-            coefficients = COEFFICIENTS.get((family, use_ret_steps))
+            coefficients = COEFFICIENTS.get((family, use_ret_steps is not False))
         return _by_distance(method, preset, threshold, use_ret_steps, coefficients, forecast, shared)
     rule = rule or {"policy": "fixed_interval", "pace": PACES[preset]}
     forecast = forecast or "linear_velocity"
@@ -107,7 +107,7 @@ def _by_distance(
     method: str,
     preset: str,
     threshold: float | None,
-    use_ret_steps: bool,
+    use_ret_steps: bool | None,
     coefficients: Sequence[float] | None,
     forecast: str | None,
     shared: dict[str, Any],
@@ -118,11 +118,11 @@ def _by_distance(
     return FlowCacheConfig(
         policy="teacache" if tea else "chunkwise",
         threshold=THRESHOLDS.get(preset, THRESHOLDS["paper-fast"]) if threshold is None else threshold,
-        warmup_steps=5 if use_ret_steps and original else 1,
+        warmup_steps=5 if (original if use_ret_steps is None else use_ret_steps) else 1,
         coefficients=None if coefficients is None else tuple(coefficients),
         # Without retention steps, TeaCache's polynomial is over the time embedding; the original FlowCache
         # applies it to the modulation all the same.
-        indicator="timestep_embedding" if tea and not use_ret_steps else None,
+        indicator="timestep_embedding" if tea and use_ret_steps is False else None,
         forecast=forecast or ("hold_residual" if original else "linear_velocity"),
         together=not original,
         **shared,

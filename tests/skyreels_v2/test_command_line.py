@@ -201,7 +201,6 @@ BAD = {
     "addnoise_condition .* image": ["--num_frames", 9, "--addnoise_condition", 20],
     "kvrange .* use_kvrange": ["--kvrange", 0],
     "use_ret_steps .* method teacache": ["--no-use_ret_steps"],
-    "use_ret_steps .* paper-slow": ["--use_ret_steps", "--teacache_thresh", 0.1],
     "use_ret_steps .* paper-fast": ["--use_ret_steps", "--preset", "paper-fast", "--interval", 3],
     "use_ret_steps .* causal": ["--use_ret_steps", "--method", "causal"],
     "preset .* vanilla": ["--preset", "fast", "--method", "vanilla"],
@@ -269,6 +268,7 @@ PAPER = KVCompressionConfig(query_granularity="chunk", when="over", in_time=Fals
 #: Flags that are read, and what they come to.
 READ = {
     "paper-slow": (["--method", "teacache", "--preset", "paper-slow"], {"threshold": 0.1}),
+    "as the original's scripts": (["--use_ret_steps", "--teacache_thresh", 0.1], {"warmup_steps": 5}),
     "no retention": (["--preset", "paper-fast", "--no-use_ret_steps"], {"warmup_steps": 1}),
     "retention": (
         ["--preset", "paper-fast", "--use_ret_steps", "--teacache_thresh", 1],
