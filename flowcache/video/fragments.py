@@ -18,8 +18,8 @@ from .frames import EXACT, Frames
 from .reading import orientation
 
 #: Encoders, best first, with settings at which their losses are hard to see. Without frames that refer to
-#: later ones, so that times rise from 0 and a fragment needs nothing of its neighbours. The AVX-512 code of
-#: x264's macroblock tree reads memory that nobody wrote; ``cpu-independent`` avoids it.
+#: later ones, so that times rise from 0 and a fragment needs nothing of its neighbours. With AVX-512,
+#: what x264's macroblock tree decides depends on earlier content of the heap; ``cpu-independent`` avoids it.
 ENCODERS = {
     # imageio's quality 8
     "libx264": {"crf": "10", "preset": "medium", "bf": "0", "x264-params": "cpu-independent=1"},
