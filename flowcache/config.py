@@ -7,11 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from .knobs import only_knob
-from .kv.cache import CacheLayout
-from .kv.quantized import BITS, QuantizedRows, group_size
-from .kv.scorers import SCORERS
-from .kv.selection import WEIGHTINGS, TokenSelector
-from .kv.stores import HostStore, PlainRows, RowStore
+from .kv.config import KVCompressionConfig, KVStorageConfig
 from .limits import check_limits
 from .reuse.chunkwise import ChunkwiseReuse
 from .reuse.error_controlled import ErrorControlled
@@ -42,113 +38,8 @@ LIMITS = {
     "final_window_steps": (0, 1000),
     "clean_range": (0, 10**6),
 }
-COMPRESSION_LIMITS = {
-    "budget": (1, 10**6),
-    "total": (1, 10**6),
-    "mix_lambda": (0, 1),
-    "max_queries": (1, 10**6),
-    "power": (0.001, 1000),
-}
 
 PolicyName = Literal["none", "teacache", "chunkwise", "fixed_interval", "error_controlled", "planned"]
-GranularityName = Literal["token", "frame", "chunk"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class KVCompressionConfig:
-    """How many tokens of clean chunks are kept, and which.
-
-    Args:
-        budget: chunks' worth of tokens that clean chunks may hold, per layer and head.
-        total: chunks that the cache may hold, live ones included; the budget is then what those leave.
-        scorer: a key of ``SCORERS``; ``paper`` is FlowCache's importance minus redundancy.
-        mix_lambda: weight of importance in the ``paper`` score, 0 to 1.
-        strategy: keep single tokens, whole frames or whole chunks.
-        query_granularity: the newest queries that importance is measured by: the last 50, a frame's, a
-            chunk's.
-        max_queries: so many of them are asked at most, spread over all: what importance costs then no longer
-            grows with the resolution. None: each, as the original does.
-        weighting: weight of the scores by a token's place, one of ``WEIGHTINGS``.
-        power: of the polynomial weightings.
-        in_time: let kept tokens lie in the order of time; False: best first, as the original does.
-        when: ``full`` compresses between two steps, when the next chunk does not fit; ``over`` within a step,
-            as soon as more than ``budget`` chunks are clean, as the original does on SkyReels-V2.
-
-    Raises:
-        ValueError: one sentence that names the argument and what it may be.
-    """
-
-    budget: int = 1
-    total: int | None = None
-    scorer: str = "paper"
-    mix_lambda: float = 0.07
-    strategy: GranularityName = "token"
-    query_granularity: GranularityName = "token"
-    max_queries: int | None = 256
-    weighting: str = "no_weight"
-    power: float = 1.0
-    in_time: bool = True
-    when: Literal["full", "over"] = "full"
-
-    def __post_init__(self) -> None:
-        _check_choice("scorer", self.scorer, tuple(SCORERS))
-        _check_choice("weighting", self.weighting, WEIGHTINGS)
-        _check_choice("when", self.when, ("full", "over"))
-        check_limits(self, COMPRESSION_LIMITS)
-
-    @classmethod
-    def of_preset(cls, preset: str, **settings: Any) -> KVCompressionConfig:
-        """The same with a preset: those of the paper keep what the original keeps."""
-        as_original = {"in_time": False, "max_queries": None}
-        return cls(**settings, **as_original if preset.startswith("paper") else {})
-
-    def make_selector(self, tokens_per_frame: int, tokens_per_chunk: int) -> TokenSelector:
-        """What chooses the tokens of a model with frames and chunks of that many."""
-        options = {"mix_lambda": self.mix_lambda} if self.scorer == "paper" else {}
-        return TokenSelector(
-            SCORERS[self.scorer](**options),
-            tokens_per_frame,
-            tokens_per_chunk,
-            self.strategy,
-            self.query_granularity,
-            self.max_queries,
-            self.weighting,
-            self.power,
-            self.in_time,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class KVStorageConfig:
-    """How keys and values of clean chunks are kept, instead of beside those of live ones as they are.
-
-    Args:
-        bits: of a number: 8 or 4; None: as the model makes them.
-        offload: keep them in host memory; while a layer computes, the next one's are on their way.
-
-    Raises:
-        ValueError: one sentence that names the argument and what it may be.
-    """
-
-    bits: Literal[8, 4] | None = None
-    offload: bool = False
-
-    def __post_init__(self) -> None:
-        check_limits(self, {})
-        if self.bits is not None and self.bits not in BITS:
-            raise ValueError(f"bits must be 8 or 4, got {self.bits!r}.")
-        if self.bits is None and not self.offload:
-            raise ValueError("storage must ask for something: set bits to 8 or 4, or offload to true.")
-
-    @classmethod
-    def of(cls, bits: int | None, offload: bool) -> KVStorageConfig | None:
-        """The settings, or None if they ask for nothing."""
-        return cls(bits=bits, offload=offload) if bits is not None or offload else None
-
-    def make_store(self, layout: CacheLayout, rows: int, unit: int) -> RowStore:
-        """Memory for so many rows of clean chunks, which come in multiples of ``unit``."""
-        form = PlainRows() if self.bits is None else QuantizedRows(self.bits, group_size(unit))
-        return (HostStore if self.offload else RowStore)(layout, rows, form)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,9 +119,9 @@ class FlowCacheConfig:
             raise ValueError("compression and clean_range need a KV cache: set whole_window to false.")
         if self.whole_window and (self.refresh_given or self.clean_pass):
             raise ValueError("refresh_given and clean_pass need a KV cache: set whole_window to false.")
-        if self.compression and self.compression.when == "over" and self.clean_pass:
+        if self.compression and self.compression.within_step and self.clean_pass:
             raise ValueError(
-                "compression within a step comes before clean_pass: set when to full or clean_pass to false."
+                "clean_pass: expected false with compression within a step, got true; set it to false."
             )
         if self.whole_window and self.storage:
             raise ValueError("storage needs a KV cache: set whole_window to false.")
@@ -267,7 +158,7 @@ class FlowCacheConfig:
 
     def as_dict(self, num_chunk_steps: int | None = None) -> dict[str, Any]:
         """Fields by name, for logs and traces; with the interval that chunks of so many steps have."""
-        fields = asdict(self)
+        fields = asdict(self) | {"compression": self.compression and self.compression.as_dict()}
         if self.policy == "fixed_interval" and num_chunk_steps is not None:
             fields["interval"] = self.interval_for(num_chunk_steps)
         return fields

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .chunk_model import ChunkInput, ChunkModel, Solver
-from .config import KVCompressionConfig, KVStorageConfig
 from .finite import CAUSES, FiniteWatch, NotFiniteError
 from .flops import GainSplit
-from .kv.window_cache import WindowCache
+from .kv.config import KVCompressionConfig, KVStorageConfig
+from .kv.manager import CacheManager
 from .progress import Progress
 from .reuse.forecast import Forecast
 from .reuse.policy import Decision, ReusePolicy
@@ -174,9 +174,9 @@ class Denoiser:
             yield CleanChunk(chunk, window.chunks[chunk].start, window.latents(chunk))
         self._drop_unread(window, schedule, progress.steps - 1)
 
-    def _new_cache(self, schedule: StaircaseSchedule, lengths: list[int]) -> WindowCache:
+    def _new_cache(self, schedule: StaircaseSchedule, lengths: list[int]) -> CacheManager:
         options = self.options
-        return WindowCache(
+        return CacheManager(
             self.model,
             schedule,
             lengths,
@@ -189,7 +189,7 @@ class Denoiser:
         )
 
     def _inputs(
-        self, window: Window, schedule: StaircaseSchedule, solver: Solver, step: int, cache: WindowCache
+        self, window: Window, schedule: StaircaseSchedule, solver: Solver, step: int, cache: CacheManager
     ) -> dict[int, ChunkInput]:
         """What the chunks that may run at this step would show the model."""
         chunks, level = self._shown(window, schedule, step), self.options.condition_noise
@@ -262,7 +262,7 @@ class Denoiser:
             known = dict.fromkeys(known, all(known.values()))
         return {c: d if known[c] else replace(d, reuse=False) for c, d in decisions.items()}
 
-    def _prefill(self, given: list[ChunkInput], cache: WindowCache) -> list[int]:
+    def _prefill(self, given: list[ChunkInput], cache: CacheManager) -> list[int]:
         """Fill the cache with the given chunks, unless they are run at every step anyway."""
         if self.options.whole_window or self.options.refresh_given:
             return []
@@ -276,7 +276,7 @@ class Denoiser:
     def _make_room(
         self,
         inputs: dict[int, ChunkInput],
-        cache: WindowCache,
+        cache: CacheManager,
         chunks: list[int],
         schedule: StaircaseSchedule,
         step: int,
@@ -315,7 +315,7 @@ class Denoiser:
         return schedule.finished(step if self.options.clean_pass else step + 1)
 
     def _evaluate(
-        self, inputs: list[ChunkInput], wanted: list[int], cache: WindowCache, step: int
+        self, inputs: list[ChunkInput], wanted: list[int], cache: CacheManager, step: int
     ) -> dict[int, Tensor]:
         """Run the model on all inputs in one packed call; velocities of those that are ``wanted``."""
         if not inputs:
@@ -363,7 +363,7 @@ class Denoiser:
             for chunk in chunks:
                 part.forget(chunk)
 
-    def _record_window(self, window: Window, schedule: StaircaseSchedule, cache: WindowCache) -> None:
+    def _record_window(self, window: Window, schedule: StaircaseSchedule, cache: CacheManager) -> None:
         frames, held = [span.frames for span in window.chunks], cache.cache
         sizes = (held.nbytes, held.host_nbytes)
         self.trace.begin_window(
@@ -376,7 +376,7 @@ class Denoiser:
         live: dict[int, int],
         decisions: dict[int, Decision],
         seconds: float,
-        cache: WindowCache,
+        cache: CacheManager,
         flops: dict[str, float],
     ) -> None:
         events = [

@@ -7,6 +7,7 @@ from typing import Any
 from flowcache import FlowCacheConfig
 from flowcache.config import DEFAULT_PRESET, PACES, PRESETS, KVCompressionConfig, KVStorageConfig, rule_of
 from flowcache.knobs import check_knobs
+from flowcache.kv.original import OriginalCompression
 
 from .config import FlowCacheOptions
 
@@ -136,12 +137,14 @@ def _by_distance(
 def _compression(options: FlowCacheOptions, preset: str) -> KVCompressionConfig | None:
     if not options.compress_kv_cache:
         return None
-    return KVCompressionConfig.of_preset(
-        preset,
+    paper = preset.startswith("paper")
+    return KVCompressionConfig(
         total=options.total_cache_chunk_nums,
         mix_lambda=options.mix_lambda,
         strategy=options.compress_strategy,
         query_granularity=options.query_granularity,
-        weighting=options.score_weighting_method,
-        power=options.power,
+        max_queries=None if paper else 256,
+        original=OriginalCompression(
+            weighting=options.score_weighting_method, power=options.power, best_first=paper
+        ),
     )

@@ -8,6 +8,7 @@ from typing import Any
 from flowcache import FlowCacheConfig
 from flowcache.config import DEFAULT_PRESET, PACES, PRESETS, KVCompressionConfig, KVStorageConfig, rule_of
 from flowcache.knobs import check_knobs
+from flowcache.kv.original import OriginalCompression
 
 METHODS = ("vanilla", "causal", "teacache", "flowcache")
 THRESHOLDS = {"paper-slow": 0.1, "paper-fast": 0.15}
@@ -133,11 +134,12 @@ def _cache_limits(method: str, preset: str, budget_block: int | None, kvrange: i
     """What blocks may see of finished ones, as fields of ``FlowCacheConfig``."""
     limits: dict[str, Any] = {} if kvrange is None else {"clean_range": kvrange}
     if budget_block is not None:
-        limits["compression"] = KVCompressionConfig.of_preset(
-            preset,
+        paper = preset.startswith("paper")
+        limits["compression"] = KVCompressionConfig(
             budget=budget_block,
             query_granularity="chunk",
-            when="over" if preset.startswith("paper") else "full",
+            max_queries=None if paper else 256,
+            original=OriginalCompression(within_step=True) if paper else None,
         )
     if limits and method in ("vanilla", "teacache"):
         raise ValueError(f"use_compress and use_kvrange need a cache, which {method} lacks; use flowcache.")

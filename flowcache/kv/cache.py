@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..state import State
+from .layout import CacheLayout
 from .quantized import QuantizationEvent
-from .stores import LayerBuffer, RowStore, bytes_of
+from .storage import LayerBuffer, RowStore, bytes_of
 
 #: Stands in the table of ranges for the rows that are left of compressed chunks; they are seen by all.
 KEPT = -1
@@ -18,26 +19,6 @@ KEPT = -1
 
 class CacheFullError(RuntimeError):
     """A chunk does not fit into the capacity that was promised."""
-
-
-@dataclass(frozen=True)
-class CacheLayout:
-    """What a model stores per token.
-
-    Attributes:
-        num_layers: layers of the transformer.
-        num_branches: guidance streams, kept side by side in the batch dimension.
-        num_heads: key-value heads.
-        head_dim: channels of a head.
-        dtype, device: of the stored tensors.
-    """
-
-    num_layers: int
-    num_branches: int
-    num_heads: int
-    head_dim: int
-    dtype: torch.dtype = torch.float32
-    device: torch.device | str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from random_model import RandomModel, StraightSolver
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, cut_window
 from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
-from flowcache.kv import compressed
+from flowcache.kv import compression as compressed
 from flowcache.kv.cache import CacheFullError, CacheLayout, ChunkKVCache
-from flowcache.kv.compressed import CompressedKVCache
+from flowcache.kv.compression import CompressedKVCache
+from flowcache.kv.manager import CacheManager
 from flowcache.kv.scorers import Scorer
 from flowcache.kv.selection import TokenSelector
-from flowcache.kv.window_cache import WindowCache
 from flowcache.reuse.forecast import VelocityForecast
 from flowcache.reuse.policy import NoReuse
 
@@ -291,7 +291,7 @@ def test_what_nothing_sees_again_is_not_kept(monkeypatch, model, clean_range, gi
     rolled, trace = run(12, given, **options)
     assert run(40, given, **options)[1].windows[0].kv_bytes == trace.windows[0].kv_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(WindowCache, "_chunks_behind", lambda _: None)
+        patch.setattr(CacheManager, "_chunks_behind", lambda _: None)
         whole, unrolled = run(12, given, **options)
     assert torch.equal(rolled, whole)
     assert trace.windows[0].kv_bytes < unrolled.windows[0].kv_bytes

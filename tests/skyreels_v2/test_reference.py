@@ -18,6 +18,7 @@ from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, cut_windo
 from flowcache.chunk_model import ChunkInput
 from flowcache.config import KVCompressionConfig
 from flowcache.kv.cache import ChunkKVCache
+from flowcache.kv.original import OriginalCompression
 from flowcache.reuse.chunkwise import ChunkwiseReuse
 from flowcache.reuse.forecast import ResidualForecast
 from flowcache.reuse.policy import NoReuse, ReusePolicy
@@ -117,8 +118,10 @@ def kv_options(case: Case) -> dict[str, Any]:
     """How a case limits what blocks see of clean ones; compression wins over a range."""
     args = case.info["args"]
     if args["use_compress"]:
-        settings = {"budget": args["budget_block"], "query_granularity": "chunk", "when": "over"}
-        return {"compression": KVCompressionConfig.of_preset("paper-fast", **settings)}
+        settings = {"budget": args["budget_block"], "query_granularity": "chunk", "max_queries": None}
+        return {
+            "compression": KVCompressionConfig(original=OriginalCompression(within_step=True), **settings)
+        }
     return {"clean_range": args["kvrange"]} if args["use_kvrange"] else {}
 
 

@@ -14,7 +14,7 @@ from ..state import State, on_device
 from .cache import KEPT, CacheFullError, CacheLayout, ChunkKVCache
 from .scorers import ScoreInput
 from .selection import TokenSelector
-from .stores import RowStore
+from .storage import RowStore
 
 #: Numbers of keys up to which layers are compressed together, to bound the memory that it takes.
 NUMBERS_AT_ONCE = 2**22

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..state import State
-
-if TYPE_CHECKING:
-    from .cache import CacheLayout
+from .layout import CacheLayout
 
 
 class RowFormat(Protocol):

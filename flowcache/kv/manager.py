@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from itertools import chain
 
 from ..chunk_model import ChunkModel
-from ..config import KVCompressionConfig, KVStorageConfig
 from ..schedule import StaircaseSchedule
 from ..state import State
 from .cache import CacheLayout, ChunkKVCache
-from .compressed import CompressedKVCache, CompressionEvent
+from .compression import CompressedKVCache, CompressionEvent
+from .config import KVCompressionConfig, KVStorageConfig
 from .quantized import QuantizationEvent
-from .stores import RowStore
+from .storage import RowStore
 
 logger = logging.getLogger(__name__)
 
 
-class WindowCache:
+class CacheManager:
     """Makes the cache of a window and keeps it within its budget.
 
     Args:
@@ -158,7 +158,7 @@ class WindowCache:
 
     @property
     def _compresses_within(self) -> bool:
-        return self._compression is not None and self._compression.when == "over"
+        return self._compression is not None and self._compression.within_step
 
     def _budget_chunks(self) -> int:
         if self._compression is None:
