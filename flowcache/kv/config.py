@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+import torch
+
 from ..registry import check_options, describe, make_by_name, option
+from .compression import CompressedKVCache
 from .layout import CacheLayout
 from .original import OriginalCompression
 from .quantized import QuantizedRows, group_size
 from .scorers import SCORERS, Scorer
 from .selection import TokenSelector
 from .storage import HostStore, PlainRows, RowStore
+from .within_step import WithinStepCache
 
 Granularity = Literal["token", "frame", "chunk"]
 
@@ -58,6 +62,11 @@ class KVCompressionConfig:
     def within_step(self) -> bool:
         """Whether compression happens within a step, see ``OriginalCompression``."""
         return self.original is not None and self.original.within_step
+
+    @property
+    def cache_type(self) -> type[CompressedKVCache]:
+        """Cache that compresses when this configuration says so."""
+        return WithinStepCache if self.within_step else CompressedKVCache
 
     def as_dict(self) -> dict[str, Any]:
         """Fields for logs and traces; the scorer as its name, with its options beside it."""
@@ -107,4 +116,6 @@ class KVStorageConfig:
     def make_store(self, layout: CacheLayout, rows: int, unit: int) -> RowStore:
         """Memory for that many rows of clean chunks, which come in multiples of ``unit``."""
         form = PlainRows() if self.bits is None else QuantizedRows(self.bits, group_size(unit))
-        return (HostStore if self.offload else RowStore)(layout, rows, form)
+        # On the CPU, host memory is the device's own.
+        offload = self.offload and torch.device(layout.device).type == "cuda"
+        return (HostStore if offload else RowStore)(layout, rows, form)
