@@ -136,7 +136,7 @@ def compressed(settings: KVCompressionConfig) -> Any:
     """What a window's cache makes of settings of the compression."""
     schedule, model = StaircaseSchedule(12, 8, 4), RandomModel()
     cache = CacheManager(model, schedule, [16] * 12, FlowCacheConfig(compression=settings)).cache
-    return cache.capacity, plain(settings.make_selector(4, 16))
+    return cache.capacity, plain(settings)
 
 
 @pytest.mark.parametrize("name", COMPRESSION)
