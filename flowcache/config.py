@@ -52,6 +52,8 @@ class FlowCacheConfig:
     def __post_init__(self) -> None:
         if isinstance(self.policy, str):
             object.__setattr__(self, "policy", make_policy(self.policy))
+        if not isinstance(self.policy, ReusePolicy):
+            raise ValueError(f"policy: expected a name or a ReusePolicy, got {self.policy!r}.")
         check_options(self)
         if self.forecast not in FORECASTS:
             raise ValueError(f"forecast: expected one of {', '.join(FORECASTS)}, got {self.forecast!r}.")

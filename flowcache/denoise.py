@@ -52,7 +52,7 @@ class Denoiser:
     condition_noise: float = 0.0
     draw_noise: Callable[[int, torch.Size], Tensor] | None = None
     on_step: Callable[[], None] | None = None
-    _run: _WindowRun | None = field(default=None, init=False, repr=False)
+    _run: WindowRun | None = field(default=None, init=False, repr=False)
     _loaded: State | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class Denoiser:
         Raises:
             NotFiniteError: latents became NaN or infinite; no chunk is yielded after that.
         """
-        self._run = _WindowRun(self, window, schedule, solver)
+        self._run = WindowRun(self, window, schedule, solver)
         if self._loaded is None:
             self._run.record_window()
         else:
@@ -102,7 +102,7 @@ class Denoiser:
         self._loaded = state
 
 
-class _WindowRun:
+class WindowRun:
     """One window on its way through the loop."""
 
     def __init__(

@@ -93,8 +93,10 @@ class Forecast(ABC):
         return (1 + weight) * later - weight * earlier
 
     def _learn(self, chunk: int, local_step: int, value: Tensor) -> None:
-        known = self._known.setdefault(chunk, [])
-        known.append((self.times[local_step], value))
+        known, time = self._known.setdefault(chunk, []), self.times[local_step]
+        if known and known[-1][0] == time:  # a waiting chunk is evaluated at its start more than once
+            known.pop()
+        known.append((time, value))
         del known[: -self.order - 1]
 
 
