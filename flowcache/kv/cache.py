@@ -61,28 +61,26 @@ class ChunkKVCache:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the cache holds, per layer and branch."""
+        """Tokens that the cache holds, per layer and branch; ``num_kept`` of them of compressed chunks, and
+        ``num_taken`` outside the store."""
         return self._used(0)
 
     @property
     def num_kept(self) -> int:
-        """Tokens kept of compressed chunks."""
         return len(self._ranges[0].get(KEPT, ()))
 
     @property
     def num_taken(self) -> int:
-        """Tokens that the cache holds outside the store."""
         return self.num_tokens - self._stored[0]
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for all layers and branches, on the model's device."""
+        """Bytes allocated on the model's device; ``host_nbytes`` in host memory, if that is another."""
         size = count_bytes([self._keys, self._values])
         return size + self._store.nbytes + self._buffer.nbytes if self._store else size
 
     @property
     def host_nbytes(self) -> int:
-        """Bytes allocated in host memory, if that is not the model's device."""
         return self._store.host_nbytes if self._store else 0
 
     def num_visible(self, last_chunk: int, first_chunk: int | None = None) -> int:
@@ -94,12 +92,8 @@ class ChunkKVCache:
 
         Raises:
             CacheFullError: the tokens do not fit.
-            ValueError: the chunk holds a range of another size.
         """
         if chunk in self:
-            held = len(self._ranges[0][chunk])
-            if held != num_tokens:
-                raise ValueError(f"chunk {chunk}: expected {held} tokens as before, got {num_tokens}.")
             return
         start, taken = self.num_tokens, self.num_taken
         if taken + num_tokens > self.capacity:
@@ -110,10 +104,11 @@ class ChunkKVCache:
             ranges[chunk] = range(start, start + num_tokens)
 
     def prepare(self, clean: Mapping[int, range], budget: int) -> dict[int, int]:
-        """Learn which chunks are about to run, and which earlier ones are clean for each of them.
+        """Tokens that compression will drop right before a chunk reads, by chunk.
 
-        Returns:
-            Tokens that will have been dropped when a chunk reads, by chunk.
+        Args:
+            clean: the chunks about to run, and the earlier ones that count as clean for each.
+            budget: most tokens of clean chunks.
         """
         return {}
 
@@ -148,10 +143,12 @@ class ChunkKVCache:
             Keys and values, ``[branches, tokens, heads, head_dim]`` each.
         """
         place = self._place(layer)
-        return self._rows(place, self._visible(place, last_chunk, first_chunk))
+        rows = _span(self._visible(place, last_chunk, first_chunk))
+        keys, values = self._rows(place)
+        return keys[:, rows], values[:, rows]
 
     def copy_branch(self, chunk: int, source: int, target: int) -> None:
-        """Copy a live chunk's keys and values from one branch to another, in all layers."""
+        """Copy a live chunk from one branch to another, in all layers."""
         rows = self._live(0, self._ranges[0][chunk])
         for stored in (self._keys, self._values):
             stored[:, target, rows] = stored[:, source, rows]
@@ -249,17 +246,12 @@ class ChunkKVCache:
         others = {c: r for c, r in self._ranges[layer].items() if c not in (KEPT, *gone)}
         return {c: range(r.start + shift, r.stop + shift) for c, r in others.items()}
 
-    def _rows(self, place: int, rows: range) -> tuple[Tensor, Tensor]:
-        """Keys and values of rows, ``[branches, rows, heads, head_dim]``; views of the buffer if some are
-        in the store."""
+    def _rows(self, place: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, ``[branches, rows, heads, head_dim]``: clean rows, then live ones."""
         stored = self._stored[place]
-        if self._buffer is None or rows.start >= stored:
-            live = self._live(place, rows)
-            return self._keys[place, :, live], self._values[place, :, live]
         live = slice(0, self._used(place) - stored)
         parts = self._keys[place, :, live], self._values[place, :, live]
-        keys, values = self._buffer.read(place, rows.start, stored, *parts)
-        return keys[:, : len(rows)], values[:, : len(rows)]
+        return self._buffer.read(place, stored, *parts) if stored else parts
 
     def _live(self, place: int, rows: range) -> slice:
         """Where rows outside the store are."""
@@ -273,8 +265,8 @@ class ChunkKVCache:
         if self._store is None:
             part = _span(layers)
             return self._keys[part, :, :end], self._values[part, :, :end]
-        keys, values = self._rows(layers[0], range(end))
-        return keys.unsqueeze(0), values.unsqueeze(0)
+        keys, values = self._rows(layers[0])
+        return keys[None, :, :end], values[None, :, :end]
 
     def _move_live(self, layers: range, start: int, to: int) -> None:
         """Move the rows outside the store from ``start`` on."""
@@ -298,7 +290,7 @@ class ChunkKVCache:
             self._errors.setdefault(tuple(chunks), []).append(errors)
 
     def _most_live(self) -> int:
-        """Most rows of a layer outside the store; 0 where layers share rows, as each call writes them."""
+        """Most rows of a layer outside the store that outlive a call of the model."""
         if len(self._keys) < self.layout.num_layers:
             return 0
         return max(self._used(layer) - self._stored[layer] for layer in range(len(self._ranges)))
@@ -317,8 +309,8 @@ class ChunkKVCache:
         return range(min(r.start for chunk, r in ranges.items() if chunk >= first_chunk), end)
 
 
-def _span(layers: range) -> slice:
-    return slice(layers.start, layers.stop)
+def _span(places: range) -> slice:
+    return slice(places.start, places.stop)
 
 
 def _take(rows: Tensor, kept: Tensor) -> Tensor:

@@ -52,12 +52,11 @@ class RowStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated on the model's device."""
+        """Bytes allocated on the model's device; ``host_nbytes`` in host memory, if that is another."""
         return count_bytes(self._parts)
 
     @property
     def host_nbytes(self) -> int:
-        """Bytes allocated in host memory, where that is not the model's device."""
         return 0
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
@@ -167,7 +166,7 @@ class LayerBuffer:
         one, device = replace(store.layout, num_layers=1), store.layout.device
         self._rows = PlainRows().allocate(one, store.capacity + live_rows, device)
         self._keys, self._values = self._rows[0][0], self._rows[1][0]
-        self._store, self._layer, self._first = store, -1, 0
+        self._store, self._layer = store, -1
 
     @property
     def nbytes(self) -> int:
@@ -177,28 +176,20 @@ class LayerBuffer:
         """Rows changed elsewhere."""
         self._layer = -1
 
-    def read(
-        self, layer: int, start: int, stored: int, keys: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Views of a layer's rows from ``start`` on, ``[branches, rows, heads, head_dim]`` each.
-
-        Rows of the same layer that the buffer holds already are not read again.
+    def read(self, layer: int, stored: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of a layer's rows, ``[branches, rows, heads, head_dim]`` each; read once per layer.
 
         Args:
             layer: of the rows.
-            start: the first row, a clean one.
             stored: number of clean rows.
             keys, values: the live rows.
         """
         stop = stored + keys.shape[1]
         if layer != self._layer:
-            self._layer, self._first = layer, stored
+            self._layer = layer
+            self._store.read(layer, 0, self._keys[:, :stored], self._values[:, :stored])
             self._keys[:, stored:stop], self._values[:, stored:stop] = keys, values
-        if start < self._first:
-            new = slice(start, self._first)
-            self._store.read(layer, start, self._keys[:, new], self._values[:, new])
-            self._first = start
-        return self._keys[:, start:stop], self._values[:, start:stop]
+        return self._keys[:, :stop], self._values[:, :stop]
 
     def measure_errors(self, layer: int, start: int, keys: Tensor, values: Tensor) -> Tensor:
         """Root mean square of the error of keys and values just written, over theirs; ``[2]``."""
