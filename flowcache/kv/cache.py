@@ -41,13 +41,12 @@ class ChunkKVCache:
         self, layout: CacheLayout, capacity: int, keeps: bool = True, store: RowStore | None = None
     ) -> None:
         shape = layout.shape(capacity, None if keeps else 1)
-        self._keys, self._values = (
-            torch.empty(shape, dtype=layout.dtype, device=layout.device) for _ in range(2)
-        )
+        # Keys and values, outside the store.
+        self._rows = torch.empty((2, *shape), dtype=layout.dtype, device=layout.device)
         # A table per layer, as layers may be compressed one after another while the model runs.
-        self._ranges: list[dict[int, range]] = [{} for _ in self._keys]
+        self._ranges: list[dict[int, range]] = [{} for _ in range(shape[0])]
         self.layout, self.capacity = layout, capacity
-        self._store, self._stored = store, [0 for _ in self._keys]
+        self._store, self._stored = store, [0] * shape[0]
         self._buffer = LayerBuffer(store, capacity) if store else None
         self._errors: dict[tuple[int, ...], list[Tensor]] = {}
 
@@ -76,7 +75,7 @@ class ChunkKVCache:
     @property
     def nbytes(self) -> int:
         """Bytes allocated on the model's device; ``host_nbytes`` in host memory, if that is another."""
-        size = count_bytes([self._keys, self._values])
+        size = count_bytes([self._rows])
         return size + self._store.nbytes + self._buffer.nbytes if self._store else size
 
     @property
@@ -126,8 +125,8 @@ class ChunkKVCache:
         place = self._place(layer)
         rows = self._live(place, self._ranges[place][chunk])
         branches = slice(None) if branch is None else branch
-        self._keys[place, branches, rows] = keys
-        self._values[place, branches, rows] = values
+        self._rows[0, place, branches, rows] = keys
+        self._rows[1, place, branches, rows] = values
         if self._buffer:
             self._buffer.invalidate()
 
@@ -143,15 +142,14 @@ class ChunkKVCache:
             Keys and values, ``[branches, tokens, heads, head_dim]`` each.
         """
         place = self._place(layer)
-        rows = _span(self._visible(place, last_chunk, first_chunk))
-        keys, values = self._rows(place)
-        return keys[:, rows], values[:, rows]
+        rows = self._visible(place, last_chunk, first_chunk)
+        keys, values = self._layer(place)
+        return keys[:, rows.start : rows.stop], values[:, rows.start : rows.stop]
 
     def copy_branch(self, chunk: int, source: int, target: int) -> None:
         """Copy a live chunk from one branch to another, in all layers."""
         rows = self._live(0, self._ranges[0][chunk])
-        for stored in (self._keys, self._values):
-            stored[:, target, rows] = stored[:, source, rows]
+        self._rows[:, :, target, rows] = self._rows[:, :, source, rows]
 
     def settle(self, chunk: int) -> None:
         """Move a clean chunk, which is not written again, to the store.
@@ -161,26 +159,23 @@ class ChunkKVCache:
         rows = self._ranges[0][chunk]
         if self._store is None or rows.start != self._stored[0] or rows.stop > self._store.capacity:
             return
-        for layer in range(self.layout.num_layers):
-            live = self._live(layer, rows)
-            keys, values = self._keys[layer, :, live], self._values[layer, :, live]
-            self._write_clean(layer, [chunk], rows.start, keys, values)
-            self._move_live(range(layer, layer + 1), len(rows), 0)
-            self._stored[layer] = rows.stop
+        for layer, keys_values in enumerate(self._rows[:, :, :, self._live(0, rows)].unbind(1)):
+            self._write_clean(layer, [chunk], rows.start, *keys_values)
+        self._move_live(slice(0, self.layout.num_layers), len(rows), 0)
+        self._stored = [rows.stop] * self.layout.num_layers
 
     def drop(self, chunks: Sequence[int]) -> None:
         """Drop the oldest chunks, none of which is compressed; the others move up."""
-        for layer in range(len(self._ranges)):
-            end, stored = self.count_rows(chunks, layer), self._stored[layer]
-            gone = min(end, stored)
-            self._move_live(range(layer, layer + 1), end - gone, 0)
-            if gone:
-                self._store.move_up(layer, gone, stored)
-                self._buffer.invalidate()
-            self._stored[layer] = stored - gone
-            self._ranges[layer] = self._moved(layer, chunks, -end)
+        layers, end, stored = len(self._ranges), self.count_rows(chunks), self._stored[0]
+        gone = min(end, stored)
+        self._move_live(slice(0, layers), end - gone, 0)
+        if gone:
+            self._store.move_up(gone, stored)
+            self._buffer.invalidate()
+        self._stored = [stored - gone] * layers
+        self._ranges = [self._moved(layer, chunks, -end) for layer in range(layers)]
 
-    def merge(self, layers: range, chunks: Sequence[int], kept: Tensor) -> None:
+    def merge(self, layers: slice, chunks: Sequence[int], kept: Tensor) -> None:
         """Keep some rows of those kept before and of the oldest chunks; the others move up.
 
         Args:
@@ -188,18 +183,16 @@ class ChunkKVCache:
             chunks: the oldest chunks, which lose their ranges.
             kept: indices of rows, ``[layers, branches, heads, rows]``, in their new order.
         """
-        end, count = self.count_rows(chunks, layers[0]), kept.shape[-1]
-        best = [_take(rows, kept) for rows in self._oldest_rows(layers, end)]
-        if self._store is None:
-            self._move_live(layers, end, count)
-            for stored, rows in zip((self._keys, self._values), best, strict=True):
-                stored[_span(layers), :, :count] = rows
-        else:
-            (layer,), (keys, values) = layers, best
-            self._move_live(layers, end - self._stored[layer], 0)
+        layer, count = layers.start, kept.shape[-1]
+        end, stored = self.count_rows(chunks, layer), self._stored[layer]
+        keys, values = (_take(rows, kept) for rows in self._oldest(layers, end))
+        self._move_live(layers, end - stored, 0 if self._store else count)
+        if self._store:
             self._stored[layer] = count
             self._write_clean(layer, chunks, 0, keys[0], values[0])
-        for layer in layers:
+        else:
+            self._rows[0, layers, :, :count], self._rows[1, layers, :, :count] = keys, values
+        for layer in range(layers.start, layers.stop):
             self._ranges[layer] = {KEPT: range(count)} | self._moved(layer, chunks, count - end)
 
     def pop_events(self) -> list:
@@ -218,12 +211,10 @@ class ChunkKVCache:
 
     def state_dict(self) -> State:
         """Ranges, keys and values; valid between two steps of the loop."""
-        live = self._most_live()
         return {
             "ranges": [[(c, r.start, r.stop) for c, r in ranges.items()] for ranges in self._ranges],
             "stored": list(self._stored),
-            "keys": self._keys[:, :, :live],
-            "values": self._values[:, :, :live],
+            "rows": self._rows[:, :, :, : self._most_live()],
             "store": self._store.state_dict(max(self._stored)) if self._store else {},
         }
 
@@ -231,8 +222,7 @@ class ChunkKVCache:
         """Take the state of a cache of the same layout and capacity; no chunk has entered this one."""
         self._ranges = [{c: range(*bounds) for c, *bounds in ranges} for ranges in state["ranges"]]
         self._stored = list(state["stored"])
-        live = self._most_live()
-        self._keys[:, :, :live], self._values[:, :, :live] = state["keys"], state["values"]
+        self._rows[:, :, :, : self._most_live()] = state["rows"]
         if self._store:
             self._store.load_state_dict(state["store"], max(self._stored))
 
@@ -246,12 +236,11 @@ class ChunkKVCache:
         others = {c: r for c, r in self._ranges[layer].items() if c not in (KEPT, *gone)}
         return {c: range(r.start + shift, r.stop + shift) for c, r in others.items()}
 
-    def _rows(self, place: int) -> tuple[Tensor, Tensor]:
+    def _layer(self, place: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, ``[branches, rows, heads, head_dim]``: clean rows, then live ones."""
         stored = self._stored[place]
-        live = slice(0, self._used(place) - stored)
-        parts = self._keys[place, :, live], self._values[place, :, live]
-        return self._buffer.read(place, stored, *parts) if stored else parts
+        live = self._rows[:, place, :, : self._used(place) - stored]
+        return self._buffer.read(place, stored, live) if stored else tuple(live)
 
     def _live(self, place: int, rows: range) -> slice:
         """Where rows outside the store are."""
@@ -260,24 +249,22 @@ class ChunkKVCache:
             raise ValueError("chunk: expected a live one, got one in the store, which is not written again.")
         return slice(rows.start - stored, rows.stop - stored)
 
-    def _oldest_rows(self, layers: range, end: int) -> tuple[Tensor, Tensor]:
+    def _oldest(self, layers: slice, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the rows up to ``end``, ``[layers, branches, rows, heads, head_dim]``."""
         if self._store is None:
-            part = _span(layers)
-            return self._keys[part, :, :end], self._values[part, :, :end]
-        keys, values = self._rows(layers[0])
+            return tuple(self._rows[:, layers, :, :end])
+        keys, values = self._layer(layers.start)
         return keys[None, :, :end], values[None, :, :end]
 
-    def _move_live(self, layers: range, start: int, to: int) -> None:
+    def _move_live(self, layers: slice, start: int, to: int) -> None:
         """Move the rows outside the store from ``start`` on."""
-        layer, shift = layers[0], start - to
-        stop = self._used(layer) - self._stored[layer]
+        rows, shift = self._rows[:, layers], start - to
+        stop = self._used(layers.start) - self._stored[layers.start]
         # In pieces that do not overlap with their new place, so that none needs a copy; they are few, as the
         # shift is at least a frame and usually a chunk.
         for first in range(start, stop, shift) if shift else ():
             last = min(first + shift, stop)
-            for stored in (self._keys[_span(layers)], self._values[_span(layers)]):
-                stored[:, :, first - shift : last - shift] = stored[:, :, first:last]
+            rows[:, :, :, first - shift : last - shift] = rows[:, :, :, first:last]
 
     def _write_clean(
         self, layer: int, chunks: Sequence[int], start: int, keys: Tensor, values: Tensor
@@ -291,7 +278,7 @@ class ChunkKVCache:
 
     def _most_live(self) -> int:
         """Most rows of a layer outside the store that outlive a call of the model."""
-        if len(self._keys) < self.layout.num_layers:
+        if len(self._ranges) < self.layout.num_layers:
             return 0
         return max(self._used(layer) - self._stored[layer] for layer in range(len(self._ranges)))
 
@@ -299,7 +286,7 @@ class ChunkKVCache:
         return sum(map(len, self._ranges[layer].values()))
 
     def _place(self, layer: int) -> int:
-        return layer % len(self._keys)
+        return layer % len(self._ranges)
 
     def _visible(self, place: int, last_chunk: int | None, first_chunk: int | None) -> range:
         ranges = self._ranges[place]
@@ -307,10 +294,6 @@ class ChunkKVCache:
         if first_chunk is None or KEPT in ranges:
             return range(end)
         return range(min(r.start for chunk, r in ranges.items() if chunk >= first_chunk), end)
-
-
-def _span(places: range) -> slice:
-    return slice(places.start, places.stop)
 
 
 def _take(rows: Tensor, kept: Tensor) -> Tensor:
