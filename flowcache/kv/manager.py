@@ -24,18 +24,13 @@ class CacheManager:
     """Makes the cache of a window and keeps it within its budget.
 
     Args:
-        model: whose keys and values are stored.
-        schedule: of the window.
+        model, schedule: of the window.
         lengths: tokens of each chunk.
         config: ``compression``, ``clean_range``, ``storage``, and which chunks run when they are not live.
     """
 
     def __init__(
-        self,
-        model: ChunkModel,
-        schedule: StaircaseSchedule,
-        lengths: Sequence[int],
-        config: FlowCacheConfig,
+        self, model: ChunkModel, schedule: StaircaseSchedule, lengths: Sequence[int], config: FlowCacheConfig
     ) -> None:
         self._model, self._schedule, self._lengths, self._config = model, schedule, lengths, config
         compression, self._clean_range = config.compression, config.clean_range
@@ -152,13 +147,9 @@ class CacheManager:
             selector = TokenSelector(compression, self._model.num_tokens(1), chunk)
             return self._cache_type(layout, live if store else live + clean, selector, store)
         # A chunk runs once more when it is clean, beside the live ones.
-        beside, given, behind = (
-            max_live + self._config.clean_pass,
-            self._schedule.first_chunk,
-            self._reach_back,
-        )
+        beside, given = max_live + self._config.clean_pass, self._schedule.first_chunk
         stored, held, live = sum(lengths[:-beside]), sum(lengths), min(sum(lengths), beside * chunk)
-        if behind is not None:
+        if (behind := self._reach_back) is not None:
             stored = min(stored, max(behind, given) * chunk)
             held = min(held, max(behind + beside, given + len(self._schedule.live(0))) * chunk)
         store = self._new_store(stored, live)
