@@ -8,14 +8,11 @@ from typing import Any, Literal
 import torch
 
 from ..registry import check_options, describe, make_by_name, option
-from .compression import CompressedKVCache
 from .layout import CacheLayout
 from .original import OriginalCompression
 from .quantized import QuantizedRows, group_size
 from .scorers import SCORERS, Scorer
-from .selection import TokenSelector
 from .storage import HostStore, PlainRows, RowStore
-from .within_step import WithinStepCache
 
 Granularity = Literal["token", "frame", "chunk"]
 
@@ -63,29 +60,12 @@ class KVCompressionConfig:
         """Whether compression happens within a step, see ``OriginalCompression``."""
         return self.original is not None and self.original.within_step
 
-    @property
-    def cache_type(self) -> type[CompressedKVCache]:
-        """Cache that compresses when this configuration says so."""
-        return WithinStepCache if self.within_step else CompressedKVCache
-
     def as_dict(self) -> dict[str, Any]:
         """Fields for logs and traces; the scorer as its name, with its options beside it."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         values["original"] = self.original and asdict(self.original)
         values["scorer"], options = describe(SCORERS, self.scorer)
         return values | options
-
-    def make_selector(self, tokens_per_frame: int, tokens_per_chunk: int) -> TokenSelector:
-        """What chooses the tokens of a model with frames and chunks of that many tokens."""
-        return TokenSelector(
-            self.scorer,
-            tokens_per_frame,
-            tokens_per_chunk,
-            self.strategy,
-            self.query_granularity,
-            self.max_queries,
-            self.original or OriginalCompression(best_first=False),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

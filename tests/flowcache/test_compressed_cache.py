@@ -29,7 +29,7 @@ LAYOUT = CacheLayout(num_layers=2, num_branches=2, num_heads=2, head_dim=4)
 
 
 def make_cache(capacity: int, **options) -> CompressedKVCache:
-    selector = KVCompressionConfig(**options).make_selector(tokens_per_frame=2, tokens_per_chunk=TOKENS)
+    selector = TokenSelector(KVCompressionConfig(**options), 2, TOKENS)
     return CompressedKVCache(LAYOUT, capacity, selector)
 
 
@@ -91,7 +91,7 @@ def observed(*asked: tuple[int, int | None, float], due: dict[int, list[int]] | 
     """
     scorer = OneQuery()
     layout = replace(LAYOUT, num_layers=1)
-    cache = WithinStepCache(layout, 3 * TOKENS, TokenSelector(scorer, 2, TOKENS))
+    cache = WithinStepCache(layout, 3 * TOKENS, TokenSelector(KVCompressionConfig(scorer=scorer), 2, TOKENS))
     for chunk in range(3):
         cache.enter(chunk, TOKENS)
     if due is not None:

@@ -9,7 +9,8 @@ from cached import TOKENS, fill
 from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
 from flowcache.kv.cache import CacheFullError, CacheLayout, ChunkKVCache
 from flowcache.kv.compression import CompressedKVCache
-from flowcache.kv.quantized import Codes, dequantize, group_size, quantize
+from flowcache.kv.quantized import dequantize, group_size, quantize
+from flowcache.kv.selection import TokenSelector
 
 LAYOUT = CacheLayout(num_layers=3, num_branches=2, num_heads=2, head_dim=8)
 
@@ -28,7 +29,7 @@ def make_cache(bits: int | None = None, live: int = 2, clean: int = 4) -> ChunkK
 @pytest.mark.parametrize("bits", [8, 4])
 def test_no_number_is_off_by_more_than_half_a_step(bits, dim, dtype):
     numbers = (torch.randn(2, 3, 16, 2, 8) * torch.logspace(-3, 2, 8) + 1).to(dtype)
-    quantized, out = quantize(numbers, dim, bits), torch.empty_like(numbers)
+    (codes, step, low), out = quantize(numbers, dim, bits), torch.empty_like(numbers)
     dequantize(quantized, bits, out)
     rounding = torch.finfo(dtype).eps + torch.finfo(torch.float16).eps
     largest = numbers.float().abs().amax(dim=dim, keepdim=True)
@@ -162,7 +163,7 @@ def test_errors_are_those_of_the_rows():
 @pytest.mark.parametrize("bits", [None, 8])
 def test_compression_keeps_the_same_tokens(bits):
     """Of rows that were stored, and of one that still lies with the live ones."""
-    selector = KVCompressionConfig(scorer="recency").make_selector(2, TOKENS)
+    selector = TokenSelector(KVCompressionConfig(scorer="recency"), 2, TOKENS)
     store = make_store(2 * TOKENS, bits, offload=bits is None)
     stored = CompressedKVCache(LAYOUT, 2 * TOKENS, selector, store)
     plain = CompressedKVCache(LAYOUT, 4 * TOKENS, selector)
