@@ -42,7 +42,7 @@ def quantize(numbers: Tensor, dim: int, bits: int) -> tuple[Tensor, Tensor, Tens
     """
     largest = torch.finfo(SCALE_DTYPE).max
     bounds = numbers.aminmax(dim=dim, keepdim=True)
-    low, high = (bound.clamp(-largest, largest).to(SCALE_DTYPE) for bound in bounds)
+    low, high = (bound.float().clamp(-largest, largest).to(SCALE_DTYPE) for bound in bounds)
     levels = 2**bits - 1
     # Codes refer to the bounds as they are stored; a step of 0 means that all numbers are equal.
     step = ((high.float() - low.float()) / levels).to(SCALE_DTYPE)
