@@ -118,7 +118,7 @@ class MethodOptions:
     coefficients: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if self.coefficients is not None:
+        if isinstance(self.coefficients, list):
             object.__setattr__(self, "coefficients", tuple(self.coefficients))
         check_options(self)
         for each in fields(self):

@@ -1,4 +1,4 @@
-"""A model of random numbers and its solver, to drive the loop with."""
+"""A model of random weights and a solver, for tests of the loop."""
 
 from __future__ import annotations
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields
 from typing import Any
 
 import pytest
-import torch
-from random_model import RandomModel
 from reference import ROOT
 
-from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule
+from flowcache import Denoiser, FlowCacheConfig
 from flowcache.config import KVCompressionConfig, KVStorageConfig
-from flowcache.kv.manager import CacheManager
-from flowcache.kv.original import OriginalCompression
 from flowcache.reuse import TeaCache
 from magi1.model_source import load_pipeline as load_magi
 from magi1.model_source import resolve_model as resolve_magi
@@ -36,17 +32,6 @@ CHANGES: dict[str, dict[str, Any]] = {
 REFUSED = {
     "skyreels": (),
     "magi": ("policy", "whole_window", "bidirectional", "refresh_given", "clean_range"),
-}
-
-COMPRESSION: dict[str, Any] = {
-    "budget": 2,
-    "total": 6,
-    "scorer": "recency",
-    "strategy": "frame",
-    "query_granularity": "chunk",
-    "max_queries": None,
-    "mix_lambda": 0.5,
-    "original": OriginalCompression(),
 }
 
 
@@ -94,34 +79,3 @@ def test_a_field_reaches_the_loop_or_is_refused(loops, model, name):
     assert loop.policy == config.policy
     if model == "skyreels":
         assert loop.model.bidirectional is config.bidirectional
-
-
-def plain(part: Any) -> Any:
-    """A part of the cache as nested values that compare by content, without tensors."""
-    if isinstance(part, torch.Tensor) or callable(part):
-        return None
-    if isinstance(part, list | tuple):
-        return [plain(item) for item in part]
-    if is_dataclass(part) or hasattr(part, "__dict__"):
-        return type(part).__name__, {name: plain(value) for name, value in vars(part).items()}
-    return part
-
-
-@pytest.mark.parametrize("name", COMPRESSION)
-def test_a_field_of_the_compression_acts(name):
-    assert list(COMPRESSION) == [field.name for field in fields(KVCompressionConfig)]
-
-    def made(settings: KVCompressionConfig) -> Any:
-        schedule, config = StaircaseSchedule(12, 8, 4), FlowCacheConfig(compression=settings)
-        cache = CacheManager(RandomModel(), schedule, [16] * 12, config).cache
-        return cache.capacity, plain(settings)
-
-    base = KVCompressionConfig()
-    assert made(base) != made(replace(base, **{name: COMPRESSION[name]}))
-
-
-def test_fields_of_the_storage_act():
-    configs = ({"bits": 8}, {"bits": 4}, {"offload": True})
-    layout = RandomModel().cache_layout()
-    stores = [plain(KVStorageConfig(**config).make_store(layout, 32, 16)) for config in configs]
-    assert all(stores[i] != stores[j] for i in range(3) for j in range(i))

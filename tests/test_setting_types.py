@@ -33,6 +33,8 @@ def test_values_of_another_type_are_refused_by_name(kind):
             kinds = str(field.type)
             if (value == "?" and "str" in kinds) or (value == 10**400 and kinds == "int"):
                 continue  # text may be any, and keys of the original that nothing reads any number
+            if value == {} and kinds == "Mapping":
+                continue
             with pytest.raises(ValueError) as error:
                 kind(**{field.name: value})
             assert field.name in str(error.value)

@@ -42,7 +42,8 @@ def test_the_best_setting_that_meets_the_target(tmp_path):
     assert tuned.expected.speedup >= 3
     assert tuned.cache.policy == Interval(4, warmup_steps=2)
     assert tuned.cache.forecast == CACHE.forecast
-    assert (tuned.expected.seconds, tuned.seconds, tuned.hardware) == (5, 20, "a clock")
+    assert (tuned.expected.seconds, tuned.profile.seconds) == (5, 20)
+    assert "a clock" in str(tuned)
     loose, strict = (tuning(tmp_path, target=Target(psnr=psnr)).run(Pilot()) for psnr in (20, 26))
     assert strict.expected.psnr >= 26 > loose.expected.psnr >= 20
     assert loose.expected.speedup > strict.expected.speedup
