@@ -160,7 +160,9 @@ class WindowRun:
         ran += self._make_room(inputs, wanted, live, step)
         wanted = [c for c in wanted if c not in ran]
         moves = self._evaluate([inputs[c] for c in wanted], step)
-        moves |= self._forecast([inputs[c] for c in reused])
+        if reused:
+            forecast = self.forecast.predict(self.model, [inputs[c] for c in reused])
+            moves |= dict(zip(reused, forecast, strict=True))
         for chunk, local_step in live.items():
             self._advance(chunk, local_step, moves[chunk], chunk in reused)
         ran += wanted
@@ -300,11 +302,6 @@ class WindowRun:
             self.policy.observe(item.chunk, item.local_step, velocity)
         self.forecast.observe_evaluation(inputs, tokens, outputs, velocities)
         return dict(zip((item.chunk for item in inputs), velocities, strict=True))
-
-    def _forecast(self, inputs: list[ChunkInput]) -> dict[int, Tensor]:
-        if not inputs:
-            return {}
-        return dict(zip((i.chunk for i in inputs), self.forecast.predict(self.model, inputs), strict=True))
 
     def _advance(self, chunk: int, local_step: int, move: Tensor, reused: bool) -> None:
         """Advance a chunk by a step, by its velocity or a forecast displacement; given frames stay."""
