@@ -108,16 +108,8 @@ def test_the_paper_presets_compress_as_the_original_does(preset):
     assert (weighted.original.weighting, weighted.original.best_first) == ("gaussian", paper)
 
 
-@pytest.mark.parametrize(
-    ("name", "named"),
-    [
-        ("whole_window", {}),
-        ("bidirectional", {"whole_window": True}),
-        ("refresh_given", {}),
-        ("clean_range", {}),
-    ],
-)
-def test_magi_refuses_configurations_that_it_cannot_run(name, named):
+@pytest.mark.parametrize("name", ["whole_window", "refresh_given", "clean_range"])
+def test_magi_refuses_configurations_that_it_cannot_run(name):
     check_cache(FlowCacheConfig(clean_pass=True))
-    with pytest.raises(ValueError, match=next(iter(named), name)):
-        check_cache(FlowCacheConfig(**named, **{name: True if name != "clean_range" else 2}))
+    with pytest.raises(ValueError, match=name):
+        check_cache(FlowCacheConfig(**{name: 2 if name == "clean_range" else True}))
