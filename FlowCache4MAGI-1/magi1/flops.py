@@ -1,4 +1,4 @@
-"""What MAGI-1's transformer costs; a multiply-add counts as two, matrix products only."""
+"""FLOPs of MAGI-1's transformer; a multiply-add counts as two, matrix products only."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from flowcache.flops import PatchFlops
 
 @dataclass(frozen=True)
 class TransformerFlops(PatchFlops):
-    """FLOPs of one branch of the transformer, from its sizes.
+    """FLOPs of one branch.
 
-    The keys and values of the text are projected once per video and left out; so is the condition, which is
-    one row for a whole chunk.
+    Left out are the keys and values of the text, made once a video, and the condition, one row a chunk.
     """
 
     query_dim: int
@@ -23,7 +22,7 @@ class TransformerFlops(PatchFlops):
 
     @classmethod
     def of(cls, config: Any) -> TransformerFlops:
-        """Sizes from a transformer's configuration."""
+        """Read the sizes from a transformer's configuration."""
         patch = config.t_patch_size * config.patch_size**2
         return cls(
             dim=config.hidden_size,
@@ -36,9 +35,9 @@ class TransformerFlops(PatchFlops):
         )
 
     def blocks(self, num_tokens: int, num_keys: int, text_tokens: int) -> float:
-        """The block stack on ``num_tokens`` queries that see ``num_keys`` keys and so many of the text."""
-        # queries of self and cross attention, keys, values, and the output of both
-        projections = 2 * num_tokens * self.dim * (2 * self.query_dim + 2 * self.key_dim + 2 * self.query_dim)
+        """The block stack on ``num_tokens`` queries, each attending to keys of video and text."""
+        # queries of self and cross attention and the output of both, keys and values
+        projections = 2 * num_tokens * self.dim * (4 * self.query_dim + 2 * self.key_dim)
         attention = 4 * num_tokens * self.query_dim * (num_keys + text_tokens)
         feed_forward = 2 * num_tokens * self.dim * self.ffn_products
         return float(self.num_layers * (projections + attention + feed_forward))

@@ -1,4 +1,4 @@
-"""Folders on the Hugging Face Hub that stand for local ones: ``sand-ai/MAGI-1/ckpt/vae``."""
+"""Folders on the Hugging Face Hub in place of local ones: ``sand-ai/MAGI-1/ckpt/vae``."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ class HubFolder:
 
     @classmethod
     def parse(cls, name: str) -> HubFolder | None:
-        """Read ``owner/repository/folder``.
+        """Read ``owner/repository/folder``; None for anything else and for local paths.
 
-        None for anything else, and for what looks like a local path: one that begins with a dot, a slash or
-        ``~``, or whose first part lies in the working folder.
+        A path is local if it begins with a dot, a slash or ``~``, or if its first part exists here.
         """
         match = re.fullmatch(rf"({_NAME}/{_NAME})/([^/].*?)/*", name)
         if match is None or ".." in Path(name).parts or Path(Path(name).parts[0]).exists():
@@ -35,18 +34,18 @@ class HubFolder:
         return f"{self.repository}/{self.folder}"
 
     def fetch(self, argument: str, inside: str, check: Callable[[Path], None]) -> Path:
-        """Return the local folder, downloaded unless it is whole in the Hub's cache.
+        """Return the local folder, downloaded unless the Hub's cache has all of it.
 
         Args:
             argument: that names this folder, for messages.
-            inside: the only folder in it that is needed; empty: all.
-            check: refuses the local folder, by a ValueError, if it lacks a file or holds a damaged one.
+            inside: the only folder in it to download; empty: all.
+            check: refuses the local folder, by a ValueError, if a file is missing or damaged.
 
         Raises:
             OSError: the Hub cannot be reached, or has no such repository.
             ValueError: the repository has no such folder, or see ``check``.
         """
-        wanted = f"{self.folder}/{inside}" if inside else self.folder
+        wanted = f"{self.folder}/{inside}".rstrip("/")
 
         def check_folder(root: Path) -> None:
             if not (root / wanted).is_dir():

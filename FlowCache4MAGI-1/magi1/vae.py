@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from math import prod
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -17,16 +17,16 @@ from torch.nn import functional
 
 
 class HeadNorm(nn.Module):
-    """Each head's channels to mean 0 and spread 1, without a gain; epsilon is added to the spread."""
+    """Each head's channels to mean 0 and deviation 1, without a gain; epsilon is added to the deviation."""
 
     def forward(self, x: Tensor) -> Tensor:
         x32 = x.float()
-        spread = x32.std(dim=-1, keepdim=True, unbiased=False)
-        return ((x32 - x32.mean(dim=-1, keepdim=True)) / (spread + 1e-5)).type_as(x)
+        deviation = x32.std(dim=-1, keepdim=True, unbiased=False)
+        return ((x32 - x32.mean(dim=-1, keepdim=True)) / (deviation + 1e-5)).type_as(x)
 
 
 class ViTAttention(nn.Module):
-    """Full self attention; optionally queries, keys and values are normalised per head."""
+    """Full self attention; ``head_norm`` normalises queries, keys and values per head."""
 
     def __init__(self, dim: int, num_heads: int, bias: bool, head_norm: bool) -> None:
         super().__init__()
@@ -42,8 +42,6 @@ class ViTAttention(nn.Module):
 
 
 class ViTMLP(nn.Module):
-    """Linear, GELU, linear."""
-
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
@@ -54,7 +52,7 @@ class ViTMLP(nn.Module):
 
 
 class ViTBlock(nn.Module):
-    """Attention and MLP on the residual path; the norm before attention may be the one inside it."""
+    """Attention and MLP on the residual path; ``head_norm`` replaces the norm before attention."""
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, bias: bool, head_norm: bool) -> None:
         super().__init__()
@@ -69,11 +67,11 @@ class ViTBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """A transformer over the patches of a clip, with a class token and learned places.
+    """A transformer over the patches of a clip, with a class token and learned positions.
 
     Args:
-        grid: frames, height and width of the clip it was trained on, in patches.
-        dim, depth, num_heads, mlp_ratio, bias, head_norm: of the blocks.
+        grid: frames, height and width of the clips in training, in patches.
+        dim, depth, num_heads, mlp_dim, bias, head_norm: of the blocks.
     """
 
     def __init__(
@@ -82,29 +80,28 @@ class ViT(nn.Module):
         dim: int,
         depth: int,
         num_heads: int,
-        mlp_ratio: float,
+        mlp_dim: int,
         bias: bool,
         head_norm: bool,
     ) -> None:
         super().__init__()
         self.grid = grid
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1] * grid[2], dim))
-        sizes = (dim, num_heads, int(dim * mlp_ratio), bias, head_norm)
-        self.blocks = nn.ModuleList(ViTBlock(*sizes) for _ in range(depth))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + prod(grid), dim))
+        self.blocks = nn.ModuleList(ViTBlock(dim, num_heads, mlp_dim, bias, head_norm) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
     def run_blocks(self, tokens: Tensor) -> Tensor:
         """``[batch, dim, t, h, w]`` through all blocks and the norm, to the same shape."""
         size = tuple(tokens.shape[2:])
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens.flatten(2).transpose(1, 2)], dim=1)
-        x = x + self._places(size)
+        x = x + self._positions(size)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)[:, 1:].transpose(1, 2).unflatten(2, size)
 
-    def _places(self, size: tuple[int, ...]) -> Tensor:
-        """Learned places, resized if the clip is of another size than those in training."""
+    def _positions(self, size: tuple[int, ...]) -> Tensor:
+        """Learned positions, resized for clips of another size than in training."""
         if size == tuple(self.grid):
             return self.pos_embed
         places = self.pos_embed[:, 1:].transpose(1, 2).unflatten(2, self.grid)
@@ -134,12 +131,11 @@ class ViTDecoder(ViT):
         self, patch: tuple[int, int, int], in_channels: int, out_channels: int, final_proj: bool, **vit
     ) -> None:
         super().__init__(**vit)
-        self.patch = patch
-        self.proj_in = nn.Linear(in_channels, vit["dim"])
-        volume = patch[0] * patch[1] * patch[2]
-        pixel_dim = 4 if final_proj else vit["dim"] // volume
-        self.final_proj = nn.Linear(vit["dim"], pixel_dim * volume) if final_proj else nn.Identity()
-        self.final_norm = nn.LayerNorm(pixel_dim * volume) if final_proj else nn.Identity()
+        self.patch, dim = patch, vit["dim"]
+        pixel_dim = 4 if final_proj else dim // prod(patch)
+        self.proj_in = nn.Linear(in_channels, dim)
+        self.final_proj = nn.Linear(dim, pixel_dim * prod(patch)) if final_proj else nn.Identity()
+        self.final_norm = nn.LayerNorm(pixel_dim * prod(patch)) if final_proj else nn.Identity()
         self.last_layer = nn.Conv3d(pixel_dim, out_channels, kernel_size=3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -152,7 +148,7 @@ class ViTDecoder(ViT):
 
 @dataclass(frozen=True)
 class Tiling:
-    """Clips larger than a tile are cut, run tile by tile and blended over where tiles overlap.
+    """Cut of large clips into tiles, which are blended over where they overlap.
 
     Attributes:
         size: height and width of a tile, pixels; None: no cut in space.
@@ -169,13 +165,13 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
     """MAGI-1's autoencoder; arguments as in the official configuration's ``ddconfig``.
 
     Args:
-        video_size, video_length: of the clips it was trained on, pixels and frames.
+        video_size, video_length: of the clips in training, pixels and frames.
         patch_size, patch_length: pixels and frames of a latent.
         in_chans, z_chans: channels of video and latents.
         embed_dim, depth, num_heads, mlp_ratio, qkv_bias: of both transformers.
         ln_in_attn: normalise queries, keys and values per head, in place of the norm before attention.
         use_final_proj: project before the last convolution.
-        scaling_factor: latents that the diffusion model sees are these times it.
+        scaling_factor: of the latents that the diffusion model sees.
     """
 
     @register_to_config
@@ -198,15 +194,9 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         side = video_size // patch_size
-        vit = {
-            "grid": (video_length // patch_length, side, side),
-            "dim": embed_dim,
-            "depth": depth,
-            "num_heads": num_heads,
-            "mlp_ratio": mlp_ratio,
-            "bias": qkv_bias,
-            "head_norm": ln_in_attn,
-        }
+        vit = {"grid": (video_length // patch_length, side, side), "dim": embed_dim, "depth": depth}
+        vit |= {"num_heads": num_heads, "mlp_dim": int(embed_dim * mlp_ratio)}
+        vit |= {"bias": qkv_bias, "head_norm": ln_in_attn}
         patch = (patch_length, patch_size, patch_size)
         self.encoder = ViTEncoder(patch, in_chans, 2 * z_chans, **vit)
         self.decoder = ViTDecoder(patch, z_chans, in_chans, use_final_proj, **vit)
@@ -230,17 +220,15 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
             ValueError: the clip cannot be cut into patches.
         """
         length, side = self.config.patch_length, self.config.patch_size
-        if video.shape[2] == 1:
-            moments = self._in_tiles(video.expand(-1, -1, length, -1, -1), self.encoder, encodes=True)[
-                :, :, :1
-            ]
-            return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
+        still = video.shape[2] == 1
+        if still:
+            video = video.expand(-1, -1, length, -1, -1)
         if video.shape[2] % length or video.shape[3] % side or video.shape[4] % side:
             raise ValueError(
                 f"video must have a multiple of {length} frames and {side} pixels, got {list(video.shape)}."
             )
-        moments = self._in_tiles(video, self.encoder, encodes=True)
-        return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
+        moments = self._run_in_tiles(video, self.encoder, encodes=True)
+        return AutoencoderKLOutput(DiagonalGaussianDistribution(moments[:, :, :1] if still else moments))
 
     @apply_forward_hook
     def decode(self, latents: Tensor, still: bool = True) -> Tensor:
@@ -251,59 +239,58 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
             still: a single latent frame stands for an image and gives one frame; False: it is part of a video
                 and gives four, like any other.
         """
-        video = self._in_tiles(latents, self.decoder, encodes=False)
+        video = self._run_in_tiles(latents, self.decoder, encodes=False)
         return video[:, :, :1] if still and latents.shape[2] == 1 else video
 
-    def _in_tiles(self, x: Tensor, run: Callable[[Tensor], Tensor], encodes: bool) -> Tensor:
-        """Run on the whole, or tile by tile; neighbours are blended when ``x`` is larger than a tile."""
-        if self.tiling is None:
+    def _run_in_tiles(self, x: Tensor, run: Callable[[Tensor], Tensor], encodes: bool) -> Tensor:
+        tiling, length, side = self.tiling, self.config.patch_length, self.config.patch_size
+        if tiling is None:
             return run(x)
-        length, side = self.config.patch_length, self.config.patch_size
-        unit_in, unit_out = ((length, side), (1, 1)) if encodes else ((1, 1), (length, side))
-        tiling = self.tiling
-        frames = x.shape[2] if tiling.frames is None else tiling.frames // length * unit_in[0]
+        # pixels or latents per latent, before and after
+        unit_in, unit_out = (side, 1) if encodes else (1, side)
+        frames = x.shape[2] if tiling.frames is None else tiling.frames // length * (length if encodes else 1)
         pieces = x.split(frames, dim=2)
-        if tiling.size is None or max(x.shape[3:]) <= tiling.size // side * unit_in[1]:
+        if tiling.size is None or max(x.shape[3:]) <= tiling.size // side * unit_in:
             return torch.cat([run(piece) for piece in pieces], dim=2)
-        cut = _SpatialCut(tiling.size // side, tiling.overlap, unit_in[1], unit_out[1])
+        size = tiling.size // side
+        stride = int(size * (1 - tiling.overlap))
+
+        def run_tiles(piece: Tensor) -> list[list[Tensor]]:
+            return [
+                [
+                    run(piece[..., top : top + size * unit_in, left : left + size * unit_in])
+                    for left in range(0, x.shape[4], stride * unit_in)
+                ]
+                for top in range(0, x.shape[3], stride * unit_in)
+            ]
+
         # The original blends encoded tiles with neighbours that are blended already, decoded ones with raw.
-        return torch.cat([cut.run(piece, run, chained=encodes) for piece in pieces], dim=2)
+        keep, blend = stride * unit_out, (size - stride) * unit_out
+        return torch.cat([_blend_tiles(run_tiles(piece), keep, blend, encodes) for piece in pieces], dim=2)
 
 
-@dataclass(frozen=True)
-class _SpatialCut:
-    """Cuts in height and width. ``size`` counts latents; the units are pixels or latents per latent."""
+def _blend_tiles(tiles: list[list[Tensor]], keep: int, blend: int, chained: bool) -> Tensor:
+    """Join rows of overlapping tiles.
 
-    size: int
-    overlap: float
-    unit_in: int
-    unit_out: int
-
-    def run(self, x: Tensor, run: Callable[[Tensor], Tensor], chained: bool) -> Tensor:
-        stride = int(self.size * (1 - self.overlap))
-        step, tile = stride * self.unit_in, self.size * self.unit_in
-        tops, lefts = (range(0, x.shape[axis], step) for axis in (3, 4))
-        tiles = {
-            (i, j): run(x[..., top : top + tile, left : left + tile])
-            for (i, top), (j, left) in product(enumerate(tops), enumerate(lefts))
-        }
-        blend, keep = (self.size - stride) * self.unit_out, stride * self.unit_out
-        source = tiles if chained else {place: out.clone() for place, out in tiles.items()}
-        rows = []
-        for i in range(len(tops)):
-            row = []
-            for j in range(len(lefts)):
-                out = tiles[i, j]
-                if i:
-                    _blend(source[i - 1, j], out, blend, axis=3)
-                if j:
-                    _blend(source[i, j - 1], out, blend, axis=4)
-                row.append(out[..., :keep, :keep])
-            rows.append(torch.cat(row, dim=4))
-        return torch.cat(rows, dim=3)
+    Args:
+        tiles: changed in place.
+        keep: height and width of a tile that its next neighbours leave.
+        blend: height and width over which a tile fades in.
+        chained: fade from neighbours as they are blended; False: as they were before.
+    """
+    source = tiles if chained else [[tile.clone() for tile in row] for row in tiles]
+    rows = []
+    for i, row in enumerate(tiles):
+        for j, tile in enumerate(row):
+            if i:
+                _fade(source[i - 1][j], tile, blend, axis=3)
+            if j:
+                _fade(source[i][j - 1], tile, blend, axis=4)
+        rows.append(torch.cat([tile[..., :keep, :keep] for tile in row], dim=4))
+    return torch.cat(rows, dim=3)
 
 
-def _blend(before: Tensor, after: Tensor, extent: int, axis: int) -> None:
+def _fade(before: Tensor, after: Tensor, extent: int, axis: int) -> None:
     """Fade the start of ``after``, in place, from the end of the tile before it."""
     extent = min(extent, before.shape[axis], after.shape[axis])
     shape = [1] * after.ndim

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowcache import StaircaseSchedule
 from magi1.captions import Captions, make_captions
 from magi1.chunk_model import KVRange, MagiChunkModel, Sampling
-from magi1.conversion import transformer_key
+from magi1.conversion import official_key
 from magi1.guidance import DistilledGuidance, Guidance, ThreeWayGuidance
 from magi1.schedule import Timetable
 from magi1.transformer import MagiTransformer3DModel
@@ -29,7 +29,7 @@ def load_transformer(case: Case) -> MagiTransformer3DModel:
     config = {k: v for k, v in case.info["config"]["model_config"].items() if k in known}
     transformer = MagiTransformer3DModel(**config).eval()
     weights = load_file(Path(case.folder) / case.info["weights"])
-    transformer.load_state_dict({transformer_key(key): tensor for key, tensor in weights.items()})
+    transformer.load_state_dict({name: weights[official_key(name)] for name in transformer.state_dict()})
     return transformer
 
 
