@@ -24,6 +24,11 @@ from .quantised import quantise_layout
 #: of cross attention side by side.
 TRAINING_SHARDS = 8
 
+#: Modules and parameters that stay in fp32, by a part of their names.
+_FP32_EMBEDDINGS = ("patch_embed", "time_embed", "caption_embed", "rotary_bands")
+_FP32_NORMS = ("norm_q", "norm_k", "attention_norm", "feed_forward_norm", "norm_out")
+_FP32_SCALES = ("channel_scale", "input_scale", "weight_scale")
+
 #: Caption tokens ``[tokens, cross_dim]`` to keys and values, ``[tokens, groups, head_dim]`` each.
 ProjectText = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -43,9 +48,7 @@ class Attend(Protocol):
 class MagiAttention(nn.Module):
     """Self and cross attention side by side, from one normalised input into one projection.
 
-    Args:
-        config: sizes, as ``MagiTransformer3DModel`` takes them.
-        cross_dim: channels of a caption token.
+    ``config`` holds arguments of ``MagiTransformer3DModel``, here and below.
     """
 
     def __init__(self, config: Any, cross_dim: int) -> None:
@@ -136,41 +139,23 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
     """MAGI-1's transformer; arguments as the official configuration files name them.
 
     Args:
-        num_layers, hidden_size, ffn_hidden_size: of the block stack.
-        num_attention_heads, num_query_groups, kv_channels: query heads, key-value heads, channels of a head.
-        layernorm_epsilon: of all norms.
+        num_query_groups, kv_channels: key-value heads, and channels of a head.
         apply_layernorm_1p: the norms of queries, keys and updates store their gain minus one.
-        x_rescale_factor: latents are multiplied by this before, and velocities divided by it after.
+        x_rescale_factor: factor of latents before, and divisor of velocities after.
         half_channel_vae: latents have half of ``in_channels`` and are doubled; half of the output is kept.
         patch_size, t_patch_size: latents to a token, along height and width, and along time.
-        in_channels, out_channels: of the patch embedding and the output.
         cond_hidden_ratio, xattn_cond_hidden_ratio: widths of the condition and of caption tokens, as shares
             of ``hidden_size``.
-        caption_channels, caption_max_length: of the text encoder.
         gated_linear_unit: SiLU-gated feed-forward (24B) instead of GELU (4.5B).
-        fp8_quant: weights of the linear layers between the first and the last block lie in fp8.
+        fp8_quant: linear layers between the first and the last block have their weights in fp8.
     """
 
     _supports_gradient_checkpointing = False
     _no_split_modules = ("MagiBlock",)
     _repeated_blocks = ("MagiBlock",)
-    # As the official loader has it; the norms of cross attention stay in bf16 there, too. A list, because
+    # As in the official loader; the norms of cross attention are in bf16 there, too. A list, because
     # diffusers does not look into a tuple.
-    _keep_in_fp32_modules: ClassVar = [
-        "patch_embed",
-        "time_embed",
-        "caption_embed",
-        "rotary_bands",
-        "norm_q",
-        "norm_k",
-        "attention_norm",
-        "feed_forward_norm",
-        "norm_out",
-        "proj_out",
-        "channel_scale",
-        "input_scale",
-        "weight_scale",
-    ]
+    _keep_in_fp32_modules: ClassVar = [*_FP32_EMBEDDINGS, *_FP32_NORMS, *_FP32_SCALES, "proj_out"]
 
     @register_to_config
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -26,14 +27,14 @@ class HeadNorm(nn.Module):
 
 
 class ViTAttention(nn.Module):
-    """Full self attention; ``head_norm`` normalises queries, keys and values per head."""
+    """Full self attention; with ``ln_in_attn``, queries, keys and values are normalised per head."""
 
-    def __init__(self, dim: int, num_heads: int, bias: bool, head_norm: bool) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        dim, self.num_heads = config.embed_dim, config.num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.norm = HeadNorm() if head_norm else nn.Identity()
+        self.norm = HeadNorm() if config.ln_in_attn else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -52,14 +53,15 @@ class ViTMLP(nn.Module):
 
 
 class ViTBlock(nn.Module):
-    """Attention and MLP on the residual path; ``head_norm`` replaces the norm before attention."""
+    """Attention and MLP on the residual path; ``ln_in_attn`` replaces the norm before attention."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int, bias: bool, head_norm: bool) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.norm1 = nn.Identity() if head_norm else nn.LayerNorm(dim)
-        self.attn = ViTAttention(dim, num_heads, bias, head_norm)
+        dim = config.embed_dim
+        self.norm1 = nn.Identity() if config.ln_in_attn else nn.LayerNorm(dim)
+        self.attn = ViTAttention(config)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = ViTMLP(dim, mlp_dim)
+        self.mlp = ViTMLP(dim, int(dim * config.mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
@@ -70,25 +72,18 @@ class ViT(nn.Module):
     """A transformer over the patches of a clip, with a class token and learned positions.
 
     Args:
-        grid: frames, height and width of the clips in training, in patches.
-        dim, depth, num_heads, mlp_dim, bias, head_norm: of the blocks.
+        config: arguments of ``AutoencoderKLMagi``.
     """
 
-    def __init__(
-        self,
-        grid: tuple[int, int, int],
-        dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_dim: int,
-        bias: bool,
-        head_norm: bool,
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.grid = grid
+        side, dim = config.video_size // config.patch_size, config.embed_dim
+        # of the clips in training
+        self.grid = (config.video_length // config.patch_length, side, side)
+        self.patch = (config.patch_length, config.patch_size, config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + prod(grid), dim))
-        self.blocks = nn.ModuleList(ViTBlock(dim, num_heads, mlp_dim, bias, head_norm) for _ in range(depth))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + prod(self.grid), dim))
+        self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim)
 
     def run_blocks(self, tokens: Tensor) -> Tensor:
@@ -102,7 +97,7 @@ class ViT(nn.Module):
 
     def _positions(self, size: tuple[int, ...]) -> Tensor:
         """Learned positions, resized for clips of another size than in training."""
-        if size == tuple(self.grid):
+        if size == self.grid:
             return self.pos_embed
         places = self.pos_embed[:, 1:].transpose(1, 2).unflatten(2, self.grid)
         places = functional.interpolate(places, size=size, mode="trilinear", align_corners=False)
@@ -112,12 +107,11 @@ class ViT(nn.Module):
 class ViTEncoder(ViT):
     """Video ``[batch, 3, t, h, w]`` to moments ``[batch, 2 z, t / 4, h / 8, w / 8]``."""
 
-    def __init__(self, patch: tuple[int, int, int], in_channels: int, out_channels: int, **vit) -> None:
-        super().__init__(**vit)
-        self.patch_embed = nn.ModuleDict(
-            {"proj": nn.Conv3d(in_channels, vit["dim"], kernel_size=patch, stride=patch)}
-        )
-        self.last_layer = nn.Linear(vit["dim"], out_channels)
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        proj = nn.Conv3d(config.in_chans, config.embed_dim, kernel_size=self.patch, stride=self.patch)
+        self.patch_embed = nn.ModuleDict({"proj": proj})
+        self.last_layer = nn.Linear(config.embed_dim, 2 * config.z_chans)
 
     def forward(self, video: Tensor) -> Tensor:
         x = self.run_blocks(self.patch_embed["proj"](video))
@@ -127,16 +121,14 @@ class ViTEncoder(ViT):
 class ViTDecoder(ViT):
     """Latents ``[batch, z, t, h, w]`` to video ``[batch, 3, 4 t, 8 h, 8 w]``."""
 
-    def __init__(
-        self, patch: tuple[int, int, int], in_channels: int, out_channels: int, final_proj: bool, **vit
-    ) -> None:
-        super().__init__(**vit)
-        self.patch, dim = patch, vit["dim"]
-        pixel_dim = 4 if final_proj else dim // prod(patch)
-        self.proj_in = nn.Linear(in_channels, dim)
-        self.final_proj = nn.Linear(dim, pixel_dim * prod(patch)) if final_proj else nn.Identity()
-        self.final_norm = nn.LayerNorm(pixel_dim * prod(patch)) if final_proj else nn.Identity()
-        self.last_layer = nn.Conv3d(pixel_dim, out_channels, kernel_size=3, padding=1)
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        dim, volume, final = config.embed_dim, prod(self.patch), config.use_final_proj
+        pixel_dim = 4 if final else dim // volume
+        self.proj_in = nn.Linear(config.z_chans, dim)
+        self.final_proj = nn.Linear(dim, pixel_dim * volume) if final else nn.Identity()
+        self.final_norm = nn.LayerNorm(pixel_dim * volume) if final else nn.Identity()
+        self.last_layer = nn.Conv3d(pixel_dim, config.in_chans, kernel_size=3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.run_blocks(self.proj_in(latents.movedim(1, -1)).movedim(-1, 1))
@@ -193,13 +185,7 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
         scaling_factor: float = 0.18215,
     ) -> None:
         super().__init__()
-        side = video_size // patch_size
-        vit = {"grid": (video_length // patch_length, side, side), "dim": embed_dim, "depth": depth}
-        vit |= {"num_heads": num_heads, "mlp_dim": int(embed_dim * mlp_ratio)}
-        vit |= {"bias": qkv_bias, "head_norm": ln_in_attn}
-        patch = (patch_length, patch_size, patch_size)
-        self.encoder = ViTEncoder(patch, in_chans, 2 * z_chans, **vit)
-        self.decoder = ViTDecoder(patch, z_chans, in_chans, use_final_proj, **vit)
+        self.encoder, self.decoder = ViTEncoder(self.config), ViTDecoder(self.config)
         self.tiling: Tiling | None = None
 
     def enable_tiling(self, tiling: Tiling | None = None) -> None:
