@@ -19,6 +19,9 @@ from .guidance import Branch, Guidance
 from .schedule import Timetable
 from .transformer import MagiTransformer3DModel
 
+#: Tensor whose relative change reuse policies watch: the tokens that enter the block stack.
+INDICATOR = "embedded_latent"
+
 #: Context of a given chunk where no range is set, in chunks.
 GIVEN_REACH = 8
 
@@ -70,6 +73,7 @@ class MagiChunkModel:
         captions: of the video.
         size: height and width of the latents.
         sampling: of the window.
+        indicator: of a reuse policy; this model has ``INDICATOR`` alone.
     """
 
     bidirectional = False
@@ -81,7 +85,10 @@ class MagiChunkModel:
         captions: Captions,
         size: tuple[int, int],
         sampling: Sampling,
+        indicator: str | None = None,
     ) -> None:
+        if indicator not in (None, INDICATOR):
+            raise ValueError(f"indicator: expected {INDICATOR}, got {indicator!r}.")
         self.transformer, self.sampling = transformer, sampling
         self.timetable, self.guidance = sampling.timetable, sampling.guidance
         self.num_branches = sampling.guidance.num_slots

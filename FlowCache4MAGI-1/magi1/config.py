@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from flowcache.knobs import only_knob
+from flowcache.kv.original import WEIGHTINGS
 from flowcache.kv.quantized import BITS
-from flowcache.kv.selection import WEIGHTINGS
 from flowcache.limits import check_limits, check_pixels
 from flowcache.rates import plain_rate
 from flowcache.user_files import expand_path
@@ -25,7 +25,7 @@ from .schedule import Timetable
 PIXELS, FRAMES = 8, 4
 
 #: FlowCache's options that say which steps are skipped, the threshold first.
-RULES = ("rel_l1_thresh", "interval", "tolerance", "plan")
+RULES = ("rel_l1_thresh", "interval")
 
 #: Those that say how the cache is compressed; the last two weight single tokens.
 COMPRESSION = ("total_cache_chunk_nums", "compress_strategy", "query_granularity", "mix_lambda")
@@ -159,10 +159,6 @@ class RuntimeSection(Section):
         """Steps between the starts of two chunks."""
         return self.num_steps // self.window_size
 
-    @property
-    def sampling(self) -> dict[str, int | float]:
-        return {"steps": self.num_steps, "stride": self.stride, "guidance": self.cfg_number}
-
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSection(Section):
@@ -270,8 +266,6 @@ class FlowCacheOptions(Section):
 
     rel_l1_thresh: float | None = _between(0, 1000)
     interval: int | None = _between(1, 1000)
-    tolerance: float | None = _between(0, 1000)
-    plan: float | None = _between(0, 1)
     warmup_steps: int | None = _between(0, 1000)
     discard_nearly_clean_chunk: bool = False
     compress_kv_cache: bool = False

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, Window, cut_window
+from flowcache import Denoiser, StaircaseSchedule, Trace, Window, cut_window
 from flowcache.arguments import check_type
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
 from flowcache.finite import check_finite
@@ -141,11 +141,9 @@ class MagiPipeline(DiffusionPipeline):
         captions = make_captions(caption, null_caption, len(window.chunks), window.num_given, *specials)
         kv_range = KVRange(runtime.noise2clean_kvrange, runtime.clean_chunk_kvrange)
         sampling = Sampling(request.timetable, request.guidance, schedule, kv_range)
-        model = MagiChunkModel(self.transformer, captions, tuple(window.frame_shape[1:]), sampling)
-        options = LoopOptions(
-            clean_pass=cache.clean_pass, compression=cache.compression, storage=cache.storage
-        )
-        return Denoiser(model, cache.make_policy(runtime.num_steps), cache.make_forecast(), options)
+        size = tuple(window.frame_shape[1:])
+        model = MagiChunkModel(self.transformer, captions, size, sampling, cache.policy.indicator)
+        return Denoiser(model, cache)
 
     def _encode_prompt(self, request: VideoRequest, trace: Trace) -> Tensor:
         """Caption tokens without padding, ``[tokens, channels]``, fp32; notes lost words in the trace."""
