@@ -26,7 +26,6 @@ BACKEND_VARIABLE = "DIFFUSERS_ATTN_BACKEND"
 #: The oldest supported flash-attention 2, and the architecture that version 3 is written for.
 FLASH_2_VERSION, FLASH_3_CAPABILITY = "2.6.3", (9, 0)
 
-
 #: Keys and values, ``[tokens, groups, head_dim]`` each.
 KeysValues = tuple[Tensor, Tensor]
 
@@ -38,11 +37,7 @@ PackedAttention = Callable[[Tensor, Sequence[int], Iterable[KeysValues]], Tensor
 
 @dataclass(frozen=True)
 class PerSegmentAttention:
-    """A backend of diffusers, segment by segment, without copies of keys and values.
-
-    Attributes:
-        backend: None: the one that ``DIFFUSERS_ATTN_BACKEND`` names.
-    """
+    """A backend of diffusers, segment by segment; None: the one that ``DIFFUSERS_ATTN_BACKEND`` names."""
 
     backend: AttentionBackendName | None = AttentionBackendName.NATIVE
 
@@ -56,12 +51,9 @@ class PerSegmentAttention:
 
 @dataclass(frozen=True)
 class FlashVarlen:
-    """Flash-attention's function for packed segments of various lengths: one call for all segments.
+    """``flash_attn_varlen_func`` of flash-attention 2 or 3: one call for all segments.
 
     The context of the segments overlaps, but the function takes it side by side, in a copy.
-
-    Attributes:
-        function: ``flash_attn_varlen_func`` of version 2 or 3.
     """
 
     function: Callable[..., Tensor | tuple[Tensor, ...]]
@@ -72,10 +64,11 @@ class FlashVarlen:
             seen = ((k.clone(), v.clone()) for k, v in seen)
         keys, values = map(list, zip(*seen, strict=True))
         counts = [len(key) for key in keys]
+        joined = _join(values)
         out = self.function(
-            query.type_as(values[0]),
-            _join(keys).type_as(values[0]),
-            _join(values),
+            query.type_as(joined),
+            _join(keys).type_as(joined),
+            joined,
             cu_seqlens_q=self._find_bounds(lengths, query.device),
             cu_seqlens_k=self._find_bounds(counts, query.device),
             max_seqlen_q=max(lengths),
@@ -105,9 +98,9 @@ def choose_attention(device: torch.device, dtype: torch.dtype) -> PackedAttentio
         return PerSegmentAttention(None)
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         if is_flash_attn_3_available() and torch.cuda.get_device_capability(device) == FLASH_3_CAPABILITY:
-            return _load_flash("flash-attention 3", "flash_attn_interface")
+            return _load_flash(3, "flash_attn_interface")
         if is_flash_attn_available() and is_flash_attn_version(">=", FLASH_2_VERSION):
-            return _load_flash("flash-attention 2", "flash_attn")
+            return _load_flash(2, "flash_attn")
     logger.info("attention: PyTorch's own, segment by segment")
     return PerSegmentAttention()
 
@@ -117,27 +110,22 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _load_flash(name: str, module: str) -> FlashVarlen:
-    logger.info("attention: %s, all segments in one call", name)
+def _load_flash(version: int, module: str) -> FlashVarlen:
+    logger.info("attention: flash-attention %d, all segments in one call", version)
     return FlashVarlen(import_module(module).flash_attn_varlen_func)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One chunk in one guidance branch, for attention.
-
-    Attributes:
-        chunk: index of the chunk.
-        length: tokens.
-        text: index of its caption in the ``TextBank``.
-        slot: branch of the cache; None: the segment sees itself alone and stores nothing.
-        first_chunk: the oldest chunk that it sees; None: all that the cache holds.
-    """
+    """One chunk in one guidance branch, for attention."""
 
     chunk: int
     length: int
+    #: index of the caption in the ``TextBank``
     text: int
+    #: branch of the cache; None: the segment sees itself alone and stores nothing
     slot: int | None
+    #: the oldest chunk that the segment sees; None: all that the cache holds
     first_chunk: int | None = None
 
 

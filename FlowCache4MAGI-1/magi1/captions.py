@@ -16,7 +16,6 @@ from torch import Tensor
 
 #: The time of the cleaning grows with the square of the prompt's length.
 MAX_CHARACTERS = 10_000
-
 #: Rows of the null caption that the transformer reads.
 NULL_TOKENS = 50
 
@@ -55,15 +54,9 @@ def clean_prompt(prompt: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionSwitches:
-    """Special tokens that precede a caption.
+    """Special tokens before a caption, or before the null caption (``negative``: subtitles, logos, cuts).
 
-    Attributes:
-        static, dynamic: the first frames stand still, or move.
-        borderness: the video has borders.
-        high_quality: the video looks good.
-        three_d_model, two_d_anime: its style.
-        duration: chunks that follow, chunk by chunk.
-        negative: before the null caption: subtitles, logos, cuts, borders.
+    ``duration`` stands for the number of following chunks, and so differs from chunk to chunk.
     """
 
     static: bool = False
@@ -102,7 +95,7 @@ class CaptionSwitches:
     @property
     def any(self) -> bool:
         """Whether the table of special tokens is needed."""
-        return self.negative or self.num_tokens > 0
+        return any(vars(self).values())
 
     @property
     def num_tokens(self) -> int:
@@ -122,28 +115,22 @@ class SpecialTokens:
     def from_file(cls, path: str | Path, channels: int | None = None) -> SpecialTokens:
         """Read the official code's ``special_tokens.npz``.
 
-        Args:
-            path: of the file.
-            channels: of the text encoder, which the tokens must have; None: any.
-
         Raises:
-            ValueError: the file is missing, lacks a table, or holds one of another shape.
+            ValueError: the file is missing, lacks a table, or a table has too few rows or not the text
+                encoder's ``channels``.
         """
-        rows = {"other_tokens": _NUM_ROWS, "caption_token": 1, "logo_token": 1}
+        found = {}
         try:
             with open(path, "rb") as file:
                 if not is_zipfile(file):
                     raise ValueError("it is no npz archive")
             with np.load(path) as tables:
-                # The original rounds them to fp16.
-                found = {name: torch.from_numpy(tables[name].astype(np.float16)).float() for name in rows}
-            for name, table in found.items():
-                if table.ndim != 2 or len(table) < rows[name] or channels not in (None, table.shape[1]):
-                    wanted = "any number of" if channels is None else f"the text encoder's {channels}"
-                    raise ValueError(
-                        f"{name}: expected at least {rows[name]} rows and {wanted} channels, got shape "
-                        f"{list(table.shape)}"
-                    )
+                for name, rows in (("other_tokens", _NUM_ROWS), ("caption_token", 1), ("logo_token", 1)):
+                    table = torch.from_numpy(tables[name].astype(np.float16)).float()  # as the original
+                    if table.ndim != 2 or len(table) < rows or channels not in (None, table.shape[1]):
+                        wanted = f"[{rows} or more, {channels or 'channels'}]"
+                        raise ValueError(f"{name}: expected shape {wanted}, got {list(table.shape)}")
+                    found[name] = table
         except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
             reason = str(error).rstrip(".")
             raise ValueError(
@@ -165,12 +152,9 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class Captions:
-    """Caption tokens, ``[tokens, channels]`` each, without padding.
+    """Different captions of a video, ``[tokens, channels]`` each without padding, and the null caption.
 
-    Attributes:
-        texts: different captions of a video.
-        of_chunk: index in ``texts`` for each chunk; given chunks run with the null caption all the same.
-        null: the null caption.
+    ``of_chunk`` is the index in ``texts`` for each chunk; given chunks run with the null caption anyway.
     """
 
     texts: Sequence[Tensor]
@@ -189,16 +173,10 @@ def make_captions(
     """Captions of a video's chunks.
 
     Args:
-        caption: output of the text encoder, ``[tokens, channels]`` without padding; if empty, the null
-            caption.
+        caption: from the text encoder, ``[tokens, channels]`` without padding; the null caption if empty.
         null_caption: learned, ``[max_length, channels]``; longer captions are cut to ``max_length``.
-        num_chunks: of the video, given ones included.
-        num_given: given chunks.
-        switches: special tokens; None: none.
-        tokens: their table.
-
-    Raises:
-        ValueError: ``switches`` need a table that is not given.
+        num_chunks, num_given: chunks of the video, given ones included, and given chunks.
+        switches, tokens: special tokens, and their table, which they need.
     """
     switches = switches or CaptionSwitches()
     if switches.any and tokens is None:

@@ -81,13 +81,11 @@ def check_transformer(load: str | Path, config: MagiConfig) -> None:
 def load_transformer(
     load: str | Path, config: MagiConfig, dtype: torch.dtype | None = None, keep_fp8: bool = False
 ) -> MagiTransformer3DModel:
-    """Load the transformer of a configuration.
+    """Load the transformer of a configuration from a checkpoint's folder.
 
     Args:
-        load: the checkpoint's folder.
-        config: its configuration.
-        dtype: of the weights, except for the parts that the official loader keeps in fp32; None: the
-            configuration's ``params_dtype``.
+        load, config: the folder, and its configuration.
+        dtype: of the weights, except for those that stay in fp32; None: the configuration's ``params_dtype``.
         keep_fp8: leave quantised weights in fp8, for devices that multiply them (``multiplies_fp8``); False
             converts them, with a warning.
     """
@@ -109,7 +107,7 @@ def load_transformer(
             state[name] = dequantise(tensors, official).to(kept)
         else:
             state |= {f"{name.removesuffix('weight')}{part}": value for part, value in quantised.items()}
-        del tensors[official]  # else the weights would be in memory twice
+        del tensors[official]  # The weights would be in memory twice.
     model = new_transformer(config.model_config, fp8 and keep_fp8)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)

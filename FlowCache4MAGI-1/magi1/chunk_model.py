@@ -28,15 +28,11 @@ GIVEN_REACH = 8
 
 @dataclass(frozen=True)
 class KVRange:
-    """Context of a chunk, in chunks, itself included.
+    """Context of a chunk, in chunks, itself included."""
 
-    Attributes:
-        noisy: by the chunk's progress, in equal parts of its steps; empty: all chunks before it.
-        clean: of a clean or given chunk; -1: the last of ``noisy``. Without ``noisy``, the original reads it
-            for given chunks only.
-    """
-
+    #: by the chunk's progress, in equal parts of its steps; empty: all chunks before it
     noisy: Sequence[int] = ()
+    #: of a clean or given chunk; -1: the last of ``noisy``. Without ``noisy``, for given chunks only.
     clean: int = -1
 
     def reach(self, local_step: int, num_steps: int) -> int | None:
@@ -66,14 +62,9 @@ class Sampling:
 
 
 class MagiChunkModel:
-    """Implements ``flowcache.chunk_model.ChunkModel``.
+    """Implements ``flowcache.chunk_model.ChunkModel`` for latents of a height and width (``size``).
 
-    Args:
-        transformer: runs the segments.
-        captions: of the video.
-        size: height and width of the latents.
-        sampling: of the window.
-        indicator: of a reuse policy; this model has ``INDICATOR`` alone.
+    Of the indicators of reuse policies, this model has ``INDICATOR`` alone.
     """
 
     bidirectional = False
@@ -106,13 +97,15 @@ class MagiChunkModel:
 
     def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         latents = torch.cat([item.latents for item in inputs], dim=1)
-        lengths = [self._count_tokens(item) for item in inputs]
+        lengths = [self.num_tokens(len(item.timesteps)) for item in inputs]
         return list(self.transformer.embed(latents).unsqueeze(0).split(lengths, dim=1))
 
     def blocks(
         self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache
     ) -> list[Tensor]:
-        self._forget_texts(inputs)
+        # No live chunk has an older caption.
+        oldest = max(item.chunk for item in inputs) + 1 - self.sampling.schedule.max_live
+        self._text.forget_before(self._captions.of_chunk[max(0, oldest)])
         branches = [self._branches(item) for item in inputs]
         packed = [(item, branch) for item, own in zip(inputs, branches, strict=True) for branch in own]
         segments = [self._segment(item, branch) for item, branch in packed]
@@ -180,9 +173,6 @@ class MagiChunkModel:
         heads = len(self._branches_at(None, local_step)) if self._is_live(local_step) else 0
         return self._flops.embed(num_tokens) + heads * self._flops.head(num_tokens)
 
-    def _count_tokens(self, item: ChunkInput) -> int:
-        return self.num_tokens(len(item.timesteps))
-
     def _is_live(self, local_step: int | None) -> bool:
         return local_step is not None and local_step < self.timetable.num_steps
 
@@ -213,7 +203,7 @@ class MagiChunkModel:
     def _segment(self, item: ChunkInput, branch: Branch) -> Segment:
         has_text = branch.text and not self._is_clean(item)
         text = self._captions.of_chunk[item.chunk] if has_text else len(self._captions.texts)
-        return Segment(item.chunk, self._count_tokens(item), text, branch.slot, item.first_chunk)
+        return Segment(item.chunk, self.num_tokens(len(item.timesteps)), text, branch.slot, item.first_chunk)
 
     def _make_conditions(self) -> Tensor:
         """Conditions of every step and of clean chunks, without text and with, ``[steps + 1, 2, dim]``.
@@ -232,8 +222,3 @@ class MagiChunkModel:
 
     def _condition(self, item: ChunkInput, branch: Branch) -> Tensor:
         return self._conditions[min(item.local_step, self.timetable.num_steps), int(branch.text)]
-
-    def _forget_texts(self, inputs: Sequence[ChunkInput]) -> None:
-        """Drop the keys and values of captions that no live chunk has."""
-        oldest = max(item.chunk for item in inputs) + 1 - self.sampling.schedule.max_live
-        self._text.forget_before(self._captions.of_chunk[max(0, oldest)])

@@ -6,15 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from flowcache.knobs import only_knob
 from flowcache.kv.original import WEIGHTINGS
 from flowcache.kv.quantized import BITS
-from flowcache.limits import check_limits, check_pixels
+from flowcache.limits import check_pixels
 from flowcache.rates import plain_rate
+from flowcache.registry import check_options, option
+from flowcache.typed import as_type, field_types
 from flowcache.user_files import expand_path
 
 from .config_files import COMMAND_LINE, build, check_keys, check_mapping, read_file
@@ -31,13 +33,8 @@ RULES = ("rel_l1_thresh", "interval")
 COMPRESSION = ("total_cache_chunk_nums", "compress_strategy", "query_granularity", "mix_lambda")
 COMPRESSION += ("score_weighting_method", "power")
 
-#: Keys of the engine's section that are accepted and ignored.
+#: Keys of the engine's section that are accepted and ignored: one device runs everything.
 UNUSED = ("pp_size", "cp_size", "ulysses_overlap_degree", "enable_cuda_graph")
-
-
-def _between(least: float, most: float, default: Any = None) -> Any:
-    """A field whose numbers have these limits, which catch typos and absurd sizes."""
-    return field(default=default, metadata={"limits": (least, most)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +42,7 @@ class Section:
     """A part of a configuration; a value of another type or out of range is a ValueError with its key."""
 
     def __post_init__(self) -> None:
-        limited = {key.name: key.metadata["limits"] for key in fields(self) if key.metadata}
-        check_limits(self, limited)
+        check_options(self)
 
     def require(self, holds: bool, name: str, must_be: str) -> None:
         """Raise a ValueError that names a key, unless a condition holds."""
@@ -58,44 +54,58 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection(Section):
-    """The transformer, as ``MagiTransformer3DModel`` takes it; ``model_name`` is ignored."""
+    """The transformer, as ``MagiTransformer3DModel`` takes it.
+
+    Attributes:
+        model_name: ignored; accepted for compatibility.
+        num_layers: blocks.
+        hidden_size, ffn_hidden_size: channels of a token, and between the layers of the feed-forward.
+        num_attention_heads, num_query_groups, kv_channels: query heads, key-value heads, channels of a head.
+        layernorm_epsilon: of all norms.
+        apply_layernorm_1p: norms store their gain minus one.
+        x_rescale_factor: factor of latents before the transformer.
+        half_channel_vae: latents have half of in_channels.
+        params_dtype: type of the weights on CUDA.
+        patch_size, t_patch_size: latents to a token, along height and width, and along time.
+        in_channels, out_channels: of the latents.
+        cond_hidden_ratio, xattn_cond_hidden_ratio: widths of condition and caption over hidden_size.
+        caption_channels, caption_max_length: channels and most tokens of a caption.
+        cond_gating_ratio: 1.
+        gated_linear_unit: SiLU-gated feed-forward (24B).
+    """
 
     model_name: str = "videodit_ardf"
-    num_layers: int = _between(1, 1000, 34)
-    hidden_size: int = _between(1, 2**16, 3072)
-    ffn_hidden_size: int = _between(1, 2**18, 12288)
-    num_attention_heads: int = _between(1, 1000, 24)
-    num_query_groups: int = _between(1, 1000, 8)
-    kv_channels: int = _between(1, 1000, 128)
-    layernorm_epsilon: float = _between(1e-30, 1, 1e-6)
+    num_layers: int = option(34, 1, 1000)
+    hidden_size: int = option(3072, 1, 2**16)
+    ffn_hidden_size: int = option(12288, 1, 2**18)
+    num_attention_heads: int = option(24, 1, 1000)
+    num_query_groups: int = option(8, 1, 1000)
+    kv_channels: int = option(128, 1, 1000)
+    layernorm_epsilon: float = option(1e-6, 1e-30, 1)
     apply_layernorm_1p: bool = True
-    x_rescale_factor: float = _between(1e-6, 1e6, 1.0)
+    x_rescale_factor: float = option(1.0, 1e-6, 1e6)
     half_channel_vae: bool = False
-    params_dtype: str = "torch.bfloat16"
-    patch_size: int = _between(1, 64, 2)
-    t_patch_size: int = 1
-    in_channels: int = _between(1, 10**4, 16)
-    out_channels: int = _between(1, 10**4, 16)
-    cond_hidden_ratio: float = _between(1e-6, 100, 0.25)
-    caption_channels: int = _between(1, 2**16, 4096)
+    params_dtype: Literal["torch.bfloat16", "torch.float16", "torch.float32"] = "torch.bfloat16"
+    patch_size: int = option(2, 1, 64)
+    t_patch_size: Literal[1] = 1  # chunks are counted in latent frames
+    in_channels: int = option(16, 1, 10**4)
+    out_channels: int = option(16, 1, 10**4)
+    cond_hidden_ratio: float = option(0.25, 1e-6, 100)
+    caption_channels: int = option(4096, 1, 2**16)
     # The last two rows of the null caption mark forwards with text and without.
-    caption_max_length: int = _between(2, 10**4, 800)
-    xattn_cond_hidden_ratio: float = _between(1e-6, 100, 1.0)
-    cond_gating_ratio: float = 1.0
+    caption_max_length: int = option(800, 2, 10**4)
+    xattn_cond_hidden_ratio: float = option(1.0, 1e-6, 100)
+    cond_gating_ratio: float = option(1.0, 1, 1)
     gated_linear_unit: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        dtypes = ("torch.bfloat16", "torch.float16", "torch.float32")
-        self.require(self.params_dtype in dtypes, "params_dtype", " or ".join(dtypes))
         narrow = min(self.cond_hidden_ratio, self.xattn_cond_hidden_ratio)
         self.require(self.hidden_size * narrow >= 1, "hidden_size", f"at least 1 / {narrow:g}, a cond ratio")
         self.require(self.kv_channels % 8 == 0, "kv_channels", "a multiple of 8")
         heads = self.num_attention_heads
         divides = heads % self.num_query_groups == 0
         self.require(divides, "num_query_groups", f"a divisor of num_attention_heads ({heads})")
-        self.require(self.t_patch_size == 1, "t_patch_size", "1: chunks are counted in latent frames")
-        self.require(self.cond_gating_ratio == 1, "cond_gating_ratio", "1, as in all official models")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,42 +113,45 @@ class RuntimeSection(Section):
     """The video and its sampling.
 
     Attributes:
-        cfg_number: forwards a step: 1 for distilled models, 3 for base models.
-        cfg_t_range, prev_chunk_scales, text_scales: guidance scales by time.
-        noise2clean_kvrange: context of a live chunk in chunks, by its progress; empty: all before it.
-        clean_chunk_kvrange: context of a clean chunk; -1: the last of ``noise2clean_kvrange``. Without that
-            key, for given chunks only.
+        cfg_number: forwards a step; 1 for distilled models, 3 for base models.
+        cfg_t_range: times from which the scales at the same place hold, rising from 0.
+        prev_chunk_scales, text_scales: guidance scales of earlier chunks and of the text.
+        noise2clean_kvrange: context of a live chunk in chunks, by its progress; empty for all before it.
+        clean_chunk_kvrange: context of a clean chunk in chunks; -1 for the last of noise2clean_kvrange.
         clean_t: time at which clean chunks run.
-        num_frames: pixel frames to make.
-        video_size_h, video_size_w: pixels.
-        num_steps, window_size: steps of a chunk, and chunks that are live at once.
+        seed: of the noise; -1 draws one.
+        num_frames: frames of the video.
+        video_size_h, video_size_w: height and width of the video in pixels.
+        num_steps: steps of a chunk.
+        window_size: chunks that are live at once.
+        fps: frames per second.
         chunk_width: latent frames of a chunk.
-        t5_pretrained, vae_pretrained, load: folders of the text encoder, the VAE and the transformer.
-        t5_device: ``cpu``, or ``cuda``: the device of the run.
-        scale_factor: of the VAE's latents, before the transformer sees them.
-        temporal_downsample_factor: pixel frames of a latent one; 4 in all models.
+        t5_pretrained, vae_pretrained, load: folder of text encoder, VAE or transformer, here or on the Hub.
+        t5_device: device of the text encoder; cuda is the device of the run.
+        scale_factor: factor of the VAE's latents.
+        temporal_downsample_factor: frames of a latent.
     """
 
     cfg_number: int = 1
-    cfg_t_range: tuple[float, ...] = _between(0, 1, (0.0, 0.0217, 0.1, 0.3, 0.999))
-    prev_chunk_scales: tuple[float, ...] = _between(0, 1000, (1.5, 1.5, 1.5, 1.0, 1.0))
-    text_scales: tuple[float, ...] = _between(0, 1000, (7.5, 7.5, 7.5, 0.0, 0.0))
-    noise2clean_kvrange: tuple[int, ...] = _between(1, 10**6, ())
-    clean_chunk_kvrange: int = _between(-1, 10**6, -1)
-    clean_t: float = 1.0
-    seed: int = _between(0, 2**63 - 1, 1234)
-    num_frames: int = _between(1, 10**6, 96)
-    video_size_h: int = _between(0, 2**14, 720)
-    video_size_w: int = _between(0, 2**14, 720)
-    num_steps: int = _between(1, 1000, 64)
-    window_size: int = _between(1, 1000, 4)
+    cfg_t_range: tuple[float, ...] = option((0.0, 0.0217, 0.1, 0.3, 0.999), 0, 1)
+    prev_chunk_scales: tuple[float, ...] = option((1.5, 1.5, 1.5, 1.0, 1.0), 0, 1000)
+    text_scales: tuple[float, ...] = option((7.5, 7.5, 7.5, 0.0, 0.0), 0, 1000)
+    noise2clean_kvrange: tuple[int, ...] = option((), 1, 10**6)
+    clean_chunk_kvrange: int = option(-1, -1, 10**6)
+    clean_t: float = option(1.0, 1e-6, 1)
+    seed: int = option(1234, 0, 2**63 - 1)
+    num_frames: int = option(96, 1, 10**6)
+    video_size_h: int = option(720, 0, 2**14)
+    video_size_w: int = option(720, 0, 2**14)
+    num_steps: int = option(64, 1, 1000)
+    window_size: int = option(4, 1, 1000)
     fps: float = 24
-    chunk_width: int = _between(1, 1000, 6)
+    chunk_width: int = option(6, 1, 1000)
     t5_pretrained: str = ""
-    t5_device: str = "cuda"
+    t5_device: Literal["cuda", "cpu"] = "cuda"
     vae_pretrained: str = ""
-    scale_factor: float = _between(1e-6, 1e6, 0.18215)
-    temporal_downsample_factor: int = FRAMES
+    scale_factor: float = option(0.18215, 1e-6, 1e6)
+    temporal_downsample_factor: Literal[4] = 4
     load: str = ""
 
     def __post_init__(self) -> None:
@@ -147,12 +160,7 @@ class RuntimeSection(Section):
         check_pixels(self.num_frames, self.video_size_h, self.video_size_w)
         for name in ("load", "vae_pretrained", "t5_pretrained"):
             expand_path(getattr(self, name), name)
-        self.require(0 < self.clean_t <= 1, "clean_t", "above 0 and at most 1")
-        factor = "temporal_downsample_factor"
-        self.require(getattr(self, factor) == FRAMES, factor, f"{FRAMES}, as the autoencoder has it")
-        self.require(self.t5_device in ("cpu", "cuda"), "t5_device", "cpu or cuda")
-        allowed = "at least 1, or -1 for the last of noise2clean_kvrange"
-        self.require(self.clean_chunk_kvrange != 0, "clean_chunk_kvrange", allowed)
+        self.require(self.clean_chunk_kvrange != 0, "clean_chunk_kvrange", "at least 1, or -1")
 
     @property
     def stride(self) -> int:
@@ -162,14 +170,17 @@ class RuntimeSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSection(Section):
-    """The engine. One device runs everything so far: see ``UNUSED``.
+    """The engine.
 
     Attributes:
-        fp8_quant: the checkpoint is quantised.
+        distributed_backend, distributed_timeout_minutes: ignored; accepted for compatibility.
+        pp_size, cp_size, cp_strategy, ulysses_overlap_degree: ignored; one device runs everything.
+        enable_cuda_graph: ignored; accepted for compatibility.
+        fp8_quant: quantised checkpoint.
         distill_nearly_clean_chunk_threshold: time above which the oldest chunk also runs without context.
-        shortcut_mode: the steps that a run of 12 steps makes; see ``Timetable``.
-        distill: the checkpoint is distilled.
-        kv_offload: keep keys and values of clean chunks in host memory.
+        shortcut_mode: which step of each four a run of 12 steps leaves out.
+        distill: distilled checkpoint.
+        kv_offload: keys and values of clean chunks in host memory.
     """
 
     distributed_backend: str = "nccl"
@@ -179,7 +190,7 @@ class EngineSection(Section):
     cp_strategy: str = "none"
     ulysses_overlap_degree: int = 1
     fp8_quant: bool = False
-    distill_nearly_clean_chunk_threshold: float = _between(-1000, 1000, 0.3)
+    distill_nearly_clean_chunk_threshold: float = option(0.3, -1000, 1000)
     shortcut_mode: str = "8,16,16"
     distill: bool = False
     kv_offload: bool = False
@@ -188,9 +199,8 @@ class EngineSection(Section):
     @property
     def unused(self) -> list[str]:
         """Keys with a value that is ignored."""
-        return [
-            key.name for key in fields(self) if key.name in UNUSED and getattr(self, key.name) != key.default
-        ]
+        defaults = EngineSection()
+        return [name for name in UNUSED if getattr(self, name) != getattr(defaults, name)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,14 +222,10 @@ class MagiConfig:
         for name in ("video_size_h", "video_size_w"):
             size = getattr(runtime, name)
             runtime.require(size >= 1 and size % side == 0, name, f"a positive multiple of {side}")
-        divisor = f"a divisor of num_steps ({runtime.num_steps})"
-        runtime.require(runtime.num_steps % runtime.window_size == 0, "window_size", divisor)
-        ranges = len(runtime.noise2clean_kvrange) or 1
-        runtime.require(
-            runtime.num_steps % ranges == 0,
-            "noise2clean_kvrange",
-            f"as long as a divisor of num_steps ({runtime.num_steps})",
-        )
+        steps, parts = runtime.num_steps, len(runtime.noise2clean_kvrange) or 1
+        divisor = f"a divisor of num_steps ({steps})"
+        runtime.require(steps % runtime.window_size == 0, "window_size", divisor)
+        runtime.require(steps % parts == 0, "noise2clean_kvrange", f"a list whose length is {divisor}")
 
     @classmethod
     def keys(cls) -> dict[str, str]:
@@ -235,14 +241,28 @@ class MagiConfig:
         """
         content, overrides = read_file(path, json.loads, "JSON"), dict(overrides or {})
         sections = {section.name: section.default_factory for section in fields(cls)}
-        check_keys(content, sections, f"{path}")
+        check_keys(content, sections, str(path))
         check_keys(overrides, cls.keys(), COMMAND_LINE)
         built = {}
         for name, kind in sections.items():
-            where = f"{path}, {name}"
-            own = {key: value for key, value in overrides.items() if key in kind.__dataclass_fields__}
-            built[name] = build(kind, check_mapping(content.get(name, {}), where), where, own)
+            kinds, values = field_types(kind), {}
+            own = {key: value for key, value in overrides.items() if key in kinds}
+            given = check_mapping(content.get(name, {}), f"{path}, {name}")
+            for place, layer in ((f"{path}, {name}", given), (COMMAND_LINE, own)):
+                check_keys(layer, kinds, place)
+                values |= {
+                    key: _read(value, kinds[key][0], f"{place}: {key}") for key, value in layer.items()
+                }
+            built[name] = kind(**values)
         return cls(**built)
+
+
+def _read(value: Any, kind: Any, place: str) -> Any:
+    """Convert a value that a person wrote to a type; one of another type is a ValueError."""
+    try:
+        return as_type(value, kind, place, spelled=True)
+    except ValueError as error:
+        raise ValueError(f"{error}.") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,17 +284,17 @@ class FlowCacheOptions(Section):
         log, print_peak_memory: ignored; accepted for compatibility.
     """
 
-    rel_l1_thresh: float | None = _between(0, 1000)
-    interval: int | None = _between(1, 1000)
-    warmup_steps: int | None = _between(0, 1000)
+    rel_l1_thresh: float | None = option(None, 0, 1000)
+    interval: int | None = option(None, 1, 1000)
+    warmup_steps: int | None = option(None, 0, 1000)
     discard_nearly_clean_chunk: bool = False
     compress_kv_cache: bool = False
-    total_cache_chunk_nums: int = _between(1, 10**6, 8)
+    total_cache_chunk_nums: int = option(8, 1, 10**6)
     compress_strategy: str = "token"
     query_granularity: str = "frame"
-    mix_lambda: float = _between(0, 1, 0.07)
+    mix_lambda: float = option(0.07, 0, 1)
     score_weighting_method: str = "no_weight"
-    power: float = _between(0.001, 1000, 3.0)
+    power: float = option(3.0, 0.001, 1000)
     kv_bits: int | None = None
     log: bool = False
     print_peak_memory: bool = False

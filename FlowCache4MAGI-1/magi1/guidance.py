@@ -16,11 +16,9 @@ PREVIOUS_WEIGHT = 0.7
 
 @dataclass(frozen=True)
 class Branch:
-    """One guidance stream.
+    """One guidance stream: with the caption (``text``) or the null caption, in a ``slot`` of the cache.
 
-    Attributes:
-        text: whether the chunk attends to its caption; else to the null caption.
-        slot: branch of the cache; None: the chunk attends to itself alone and stores nothing.
+    Without a slot, a chunk attends to itself alone and stores nothing.
     """
 
     text: bool

@@ -6,6 +6,7 @@ Official weights are in local folders or on the Hub; they are downloaded when th
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from flowcache.finite import check_finite_weights
+from flowcache.hub import fetch_snapshot
 
 from .checkpoint import (
     BESIDE,
@@ -25,7 +27,6 @@ from .checkpoint import (
     weight_folder_name,
 )
 from .config import MagiConfig
-from .hub import HubFolder
 from .pipeline import MagiPipeline
 from .quantised import multiplies_fp8
 from .text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder
@@ -37,22 +38,21 @@ SMALL = Path(__file__).resolve().parents[2] / "assets" / "magi1_small"
 #: Keys of the configuration that name folders of weights.
 FOLDERS = ("load", *BESIDE)
 
+#: A folder on the Hub: ``owner/repository/folder``.
+_HUB_FOLDER = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([^/].*?)/*")
+
 #: Keys of a user's configuration that hold for the small checkpoint, too.
 _KEPT = ("num_steps", "window_size", "seed", "noise2clean_kvrange", "clean_chunk_kvrange")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A configuration whose folders exist, or are named on the Hub; no weight is read yet.
-
-    Attributes:
-        config: of model and video.
-        reason: one sentence that says which model and why.
-        is_substitute: whether the small checkpoint replaces the official weights because CUDA is missing.
-    """
+    """A configuration whose folders exist, or are named on the Hub; no weight is read yet."""
 
     config: MagiConfig
+    #: which model and why, for the log
     reason: str
+    #: whether the small checkpoint replaces the official weights because CUDA is missing
     is_substitute: bool = False
 
     @property
@@ -61,7 +61,7 @@ class ModelSource:
         runtime = self.config.runtime_config
         named = {name: getattr(runtime, name) for name in FOLDERS}
         local = {
-            name: Path(value).expanduser() for name, value in named.items() if not HubFolder.parse(value)
+            name: Path(value).expanduser() for name, value in named.items() if not parse_hub_folder(value)
         }
         if "load" in local:
             local["load"] = weight_folder(local["load"], self.config.engine_config)
@@ -81,15 +81,14 @@ def resolve_model(
     repository unless they exist here or are in ``overrides``.
 
     Args:
-        config_file: a configuration in three sections.
-        overrides: keys of any section that replace those of the file.
+        config_file, overrides: a configuration in three sections, and keys that replace those of the file.
         model: ``official``: the folders that the configuration names; ``small``: the small checkpoint, with
             the steps, window, seed and ranges of the configuration; ``auto``: the official one on CUDA or if
             ``overrides`` have ``load``, else the small one.
         device: of the run, for ``auto``; None: CUDA if there is any.
 
     Raises:
-        ValueError: one sentence that names what is wrong in the configuration, or the folder that is missing.
+        ValueError: the configuration is wrong, or a folder or file is missing or damaged; it is named.
     """
     config, overrides = MagiConfig.from_file(config_file, overrides), dict(overrides or {})
     if model not in ("auto", "official", "small"):
@@ -103,9 +102,9 @@ def resolve_model(
     else:
         return _resolve_small(config, overrides, model)
     load, runtime = config.runtime_config.load, config.runtime_config
-    if hub := HubFolder.parse(load):
+    if hub := parse_hub_folder(load):
         absent = {
-            name: f"{hub.repository}/{folder}"
+            name: f"{hub[0]}/{folder}"
             for name, folder in BESIDE.items()
             if name not in overrides and not _is_folder(getattr(runtime, name))
         }
@@ -114,7 +113,7 @@ def resolve_model(
         folder = getattr(config.runtime_config, name)
         if not folder and name != "load":
             raise ValueError(f"{name} must name a folder, here or on the Hub.")
-        if not HubFolder.parse(folder):
+        if not parse_hub_folder(folder):
             _check_folder(name, Path(folder).expanduser() if folder else "", config)
     return ModelSource(config, f"{why}: using the official weights in {load}")
 
@@ -122,15 +121,10 @@ def resolve_model(
 def load_pipeline(source: ModelSource, device: torch.device | str | None = None) -> MagiPipeline:
     """Load text encoder, transformer and VAE: in the configuration's types on CUDA, in fp32 elsewhere.
 
-    The text encoder, always in fp32, stays on the CPU if ``t5_device`` says so.
-
-    Args:
-        source: from ``resolve_model``.
-        device: of the run; None: CUDA if there is any.
+    The text encoder is always in fp32. ``device`` None: CUDA if there is any.
 
     Raises:
-        ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
-        NotFiniteError: a tensor holds NaN or infinity; it is named.
+        ValueError, NotFiniteError: a tensor is missing, unknown, misshapen or corrupt, or not finite.
         OSError: a download failed.
     """
     device, config = _choose_device(device), source.config
@@ -204,10 +198,29 @@ def _check_folder(name: str, folder: Path | str, config: MagiConfig) -> None:
         check_text_encoder(folder, config.model_config.caption_channels)
 
 
-def _fetch_folder(name: str, config: MagiConfig) -> Path:
-    """The local folder that a key names, downloaded if it is on the Hub."""
-    named = getattr(config.runtime_config, name)
-    if (hub := HubFolder.parse(named)) is None:
+def parse_hub_folder(name: str) -> tuple[str, str] | None:
+    """Read ``owner/repository/folder``: the repository and the folder in it; None for local paths.
+
+    A path is local if it begins with a dot, a slash or ``~``, or if its first part exists here.
+    """
+    match = _HUB_FOLDER.fullmatch(name)
+    if match is None or ".." in Path(name).parts or Path(Path(name).parts[0]).exists():
+        return None
+    return match[1], match[2]
+
+
+def _fetch_folder(key: str, config: MagiConfig) -> Path:
+    """The local folder that a key names; one on the Hub is downloaded unless the cache has all of it."""
+    named = getattr(config.runtime_config, key)
+    if (hub := parse_hub_folder(named)) is None:
         return Path(named).expanduser()
-    inside = {"load": weight_folder_name(config.engine_config), "t5_pretrained": T5_FOLDER}.get(name, "")
-    return hub.fetch(name, inside, lambda folder: _check_folder(name, folder, config))
+    repository, folder = hub
+    inside = {"load": weight_folder_name(config.engine_config), "t5_pretrained": T5_FOLDER}.get(key)
+    wanted = f"{folder}/{inside}" if inside else folder
+
+    def check(root: Path) -> None:
+        if not (root / wanted).is_dir():
+            raise ValueError(f"{key}: expected a repository with a folder {wanted}, got {repository}.")
+        _check_folder(key, root / folder, config)
+
+    return fetch_snapshot(key, repository, [f"{wanted}/*"], check) / folder

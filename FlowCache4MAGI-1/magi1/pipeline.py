@@ -34,13 +34,8 @@ NOISE_FRAMES = 96
 class MagiPipeline(DiffusionPipeline):
     """MAGI-1 with chunkwise caching: text-, image- and video-to-video, chunk by chunk.
 
-    Latents and solver run in fp32, the transformer in its own types.
-
-    Args:
-        tokenizer, text_encoder: of captions.
-        transformer: denoises.
-        vae: between pixels and latents.
-        tile_frames: frames that the VAE runs at once, kept when the pipeline is saved; None: the VAE's own.
+    Latents and solver run in fp32, the transformer in its own types. The VAE runs ``tile_frames`` at once, a
+    setting that is saved with the pipeline.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"

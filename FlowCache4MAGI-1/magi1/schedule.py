@@ -24,12 +24,9 @@ class Timetable:
     Args:
         num_steps: a multiple of 4; the official models make 8, 16, 32 or 64, or 12, which are those of 16
             without every fourth.
-        shortcut: ``8,16,16`` or ``16,16,8``: the step of each four that is left out.
+        shortcut: one of ``SHORTCUTS``: the step of each four that a run of 12 steps leaves out.
         distilled: whether the model sees its step size.
         clean_time: time at which clean and given chunks run.
-
-    Raises:
-        ValueError: another number of steps or shortcut.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -17,13 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class HeadNorm(nn.Module):
-    """Each head's channels to mean 0 and deviation 1, without a gain; epsilon is added to the deviation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        deviation = x32.std(dim=-1, keepdim=True, unbiased=False)
-        return ((x32 - x32.mean(dim=-1, keepdim=True)) / (deviation + 1e-5)).type_as(x)
+def normalise_heads(x: Tensor) -> Tensor:
+    """Each head's channels to mean 0 and deviation 1; epsilon is added to the deviation."""
+    x32 = x.float()
+    deviation = x32.std(dim=-1, keepdim=True, unbiased=False)
+    return ((x32 - x32.mean(dim=-1, keepdim=True)) / (deviation + 1e-5)).type_as(x)
 
 
 class ViTAttention(nn.Module):
@@ -34,7 +33,7 @@ class ViTAttention(nn.Module):
         dim, self.num_heads = config.embed_dim, config.num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.norm = HeadNorm() if config.ln_in_attn else nn.Identity()
+        self.norm = normalise_heads if config.ln_in_attn else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -42,26 +41,17 @@ class ViTAttention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
-class ViTMLP(nn.Module):
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(functional.gelu(self.fc1(x)))
-
-
 class ViTBlock(nn.Module):
     """Attention and MLP on the residual path; ``ln_in_attn`` replaces the norm before attention."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        dim = config.embed_dim
+        dim, hidden_dim = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
         self.norm1 = nn.Identity() if config.ln_in_attn else nn.LayerNorm(dim)
         self.attn = ViTAttention(config)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = ViTMLP(dim, int(dim * config.mlp_ratio))
+        mlp = {"fc1": nn.Linear(dim, hidden_dim), "act": nn.GELU(), "fc2": nn.Linear(hidden_dim, dim)}
+        self.mlp = nn.Sequential(OrderedDict(mlp))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
@@ -71,8 +61,7 @@ class ViTBlock(nn.Module):
 class ViT(nn.Module):
     """A transformer over the patches of a clip, with a class token and learned positions.
 
-    Args:
-        config: arguments of ``AutoencoderKLMagi``.
+    ``config`` holds arguments of ``AutoencoderKLMagi``, as above and below.
     """
 
     def __init__(self, config: Any) -> None:
@@ -140,16 +129,13 @@ class ViTDecoder(ViT):
 
 @dataclass(frozen=True)
 class Tiling:
-    """Cut of large clips into tiles, which are blended over where they overlap.
+    """Cut of large clips into tiles, which are blended where they overlap in space."""
 
-    Attributes:
-        size: height and width of a tile, pixels; None: no cut in space.
-        frames: of a tile; tiles do not overlap in time; None: no cut in time.
-        overlap: share of a tile that it has in common with the next.
-    """
-
+    #: height and width of a tile, pixels; None: no cut in space
     size: int | None = 256
+    #: frames of a tile; None: no cut in time
     frames: int | None = 16
+    #: share of a tile that it has in common with the next
     overlap: float = 0.25
 
 
@@ -189,7 +175,7 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
         self.tiling: Tiling | None = None
 
     def enable_tiling(self, tiling: Tiling | None = None) -> None:
-        """Run large clips tile by tile, which bounds memory; see ``Tiling`` for the default."""
+        """Run large clips tile by tile, which bounds memory."""
         self.tiling = tiling or Tiling()
 
     def disable_tiling(self) -> None:
@@ -256,13 +242,10 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
 
 
 def _blend_tiles(tiles: list[list[Tensor]], keep: int, blend: int, chained: bool) -> Tensor:
-    """Join rows of overlapping tiles.
+    """Join rows of overlapping tiles, which change in place.
 
-    Args:
-        tiles: changed in place.
-        keep: height and width of a tile that its next neighbours leave.
-        blend: height and width over which a tile fades in.
-        chained: fade from neighbours as they are blended; False: as they were before.
+    Of a tile, height and width ``keep`` remain, of which ``blend`` fade in from its neighbours: as they are
+    blended (``chained``), or as they were before.
     """
     source = tiles if chained else [[tile.clone() for tile in row] for row in tiles]
     rows = []
