@@ -73,6 +73,11 @@ class Adapter(ABC):
         """Add the model's own options; ``program`` is ``generate`` or ``sample``."""
 
     @classmethod
+    def options_file(cls, program: str) -> Path | None:
+        """YAML file whose options hold where nothing else is given."""
+        return None
+
+    @classmethod
     def settle(cls, given: Given) -> None:
         """Replace options of the original program by those that all models share.
 

@@ -37,7 +37,7 @@ from .running import run_checked, run_program
 from .sampler import Sampler
 from .trace import Trace
 from .tuning import Target, Tuning
-from .unread import SELECTORS, unread_options
+from .unread import CACHE_OPTIONS, SELECTORS, unread_options
 from .video import Frames, VideoInfo, probe_video, read_image
 
 logger = logging.getLogger(__name__)
@@ -115,14 +115,14 @@ class Job:
 
 def build_parser(model: type[Adapter], program: str) -> OptionParser:
     """The options of a program for a model."""
-    parser = OptionParser(f"{model.title}: {'one video' if program == 'generate' else 'videos of a benchmark'}.")
-    parser.add_fields(
-        "method",
-        MethodOptions,
-        {name: (original,) for name, original in model.traits.names.items()},
-        hidden={"refresh_given", "coefficients", *model.lacks},
-        choices={"method": model.traits.methods},
-    )
+    kind = "one video" if program == "generate" else "videos of a benchmark"
+    prog = f"flowcache {program} --model {model.package}"
+    parser = OptionParser(f"{model.title}: {kind}.", prog=prog, usage="%(prog)s [options]")
+    aliases = {name: (original,) for name, original in model.traits.names.items()}
+    hidden = {"refresh_given", "coefficients", *model.lacks}
+    methods = {"method": model.traits.methods}
+    parser.add_fields("method", MethodOptions, aliases, {*hidden, *CACHE_OPTIONS}, choices=methods)
+    parser.add_fields("KV cache", MethodOptions, aliases, hidden)
     if program == "generate":
         absent = {"image", "end_image", "video_path"} - model.inputs.keys()
         parser.add_fields("run", VideoOptions, model.inputs, absent, _SHOWN)
@@ -187,7 +187,14 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     selected = {given.spelled[name]: given.get(name) for name in SELECTORS}
     named = setting_words(options.method, options.preset, selected, target, config)
     output = output_path(given, model, video_name(prompt, [task, *named, *chosen.words], identity))
-    return Job(sampler, prompt, start, output, ResumeFile(output, identity, device) if given.get("resume") else None, tuning)
+    return Job(
+        sampler,
+        prompt,
+        start,
+        output,
+        ResumeFile(output, identity, device) if given.get("resume") else None,
+        tuning,
+    )
 
 
 def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[str], Any]:
@@ -204,7 +211,10 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
         raise ValueError("methods and method exclude each other: leave one of them out.")
     runs = {way: dict(zip(("method", "preset"), split_way(way), strict=True)) for way in ways or ()}
     with given.naming():
-        runs = {way: choose_method(given.copy(**{k: v for k, v in run.items() if v}), model) for way, run in runs.items()}
+        runs = {
+            way: choose_method(given.copy(**{k: v for k, v in run.items() if v}), model)
+            for way, run in runs.items()
+        }
         if not runs:
             alone = choose_method(given, model)
             runs = {alone[0].method: alone}
@@ -221,7 +231,9 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
     name = "ways" if ways else given.get("method", "flowcache")
     if name in ("teacache", "flowcache"):
         name += f"_{given.get('preset', DEFAULT_PRESET)}"
-    output = Path(options.base_save_path or f"outputs/{model.package}/{options.benchmark}_{name}").expanduser()
+    output = Path(
+        options.base_save_path or f"outputs/{model.package}/{options.benchmark}_{name}"
+    ).expanduser()
     described = chosen.describe()
     work = new_work(model.title, described, output, samples, samplers, rank, bool(ways), options.keep_going)
     work.check()
@@ -317,7 +329,9 @@ def output_path(given: Given, model: type[Adapter], name: str) -> Path:
         return output_file("outdir", folder / name)
     if path.name and path.suffix.lower() not in ("", ".mp4"):
         raise ValueError(f"output_path must end in .mp4, which is what is written, got {path}.")
-    return output_file("output_path", path if path.suffix or os.path.isdir(path) else path.with_suffix(".mp4"))
+    return output_file(
+        "output_path", path if path.suffix or os.path.isdir(path) else path.with_suffix(".mp4")
+    )
 
 
 def find_model(name: str) -> type[Adapter]:

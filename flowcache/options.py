@@ -165,7 +165,9 @@ class OptionParser(Parser):
         **more: Any,
     ) -> None:
         """Add an option of that type, a flag for each of its names."""
-        (base,) = [of for of in get_args(kind) if of is not NoneType] if NoneType in get_args(kind) else [kind]
+        (base,) = (
+            [of for of in get_args(kind) if of is not NoneType] if NoneType in get_args(kind) else [kind]
+        )
         self._kinds[name], self._spelled[name] = kind, aliases[0] if aliases else name
         more |= {"dest": name, "help": text.replace("%", "%%")}
         names = [name, *aliases]
@@ -173,7 +175,7 @@ class OptionParser(Parser):
             base, choices = type(get_args(base)[0]), choices or get_args(base)
         if base is bool:
             more |= {"action": _Switch}
-            names += [f"no-{n}" for n in names]
+            names += [f"no-{n}" for n in names if base is not kind]
         elif base is Mapping:
             more |= {"action": _Pairs, "metavar": "NAME=VALUE"}
             names.append(name.removesuffix("s"))
@@ -189,7 +191,7 @@ class OptionParser(Parser):
             self._kinds[name] = Any
             self._ignored.add(name)
 
-    def read(self, words: Sequence[str], file: str | None = None) -> Given:
+    def read(self, words: Sequence[str], file: str = "", default: Path | None = None) -> Given:
         """Read the words of a user and of scripts, and the YAML file that the option ``file`` names.
 
         Raises:
@@ -202,8 +204,9 @@ class OptionParser(Parser):
         parsed = [vars(self.parse_args(layer)) for layer in layers]
         values = {name: value for layer in reversed(parsed) for name, value in layer.items()}
         spelled = dict(self._spelled)
-        if values.get(file) is not None:
-            values = {**self._read_file(values[file], spelled), **values}
+        path = values.get(file, default)
+        if path is not None:
+            values = {**self._read_file(path, spelled), **values}
         for word in layers[0]:
             flag = word.partition("=")[0]
             if flag in self._option_string_actions:
@@ -228,7 +231,9 @@ class OptionParser(Parser):
             except ValueError as error:
                 raise ValueError(f"{error}.") from error
             if action.choices and value is not None and value not in action.choices:
-                raise ValueError(f"{place} must be one of {', '.join(map(str, action.choices))}, got {value!r}.")
+                raise ValueError(
+                    f"{place} must be one of {', '.join(map(str, action.choices))}, got {value!r}."
+                )
             values[action.dest], spelled[action.dest] = value, key
         return values
 
@@ -317,4 +322,8 @@ def _read_docstring(kind: type) -> dict[str, str]:
 
 
 def _show(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(list(value) if isinstance(value, tuple) else value)
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else str(list(value) if isinstance(value, tuple) else value)
+    )

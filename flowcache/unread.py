@@ -12,6 +12,9 @@ SELECTORS = ("threshold", "interval", "policy")
 
 _COMPRESSION = ("budget", "total", "strategy", "query_granularity", "scorer", "scorer_options", "mix_lambda")
 _PLACE = ("weighting", "power")
+#: Options of the KV cache.
+CACHE_OPTIONS = ("compress", *_COMPRESSION, *_PLACE, "kv_range", "kv_bits", "kv_offload")
+
 _REUSE = (*SELECTORS, "policy_options", "warmup_steps", "retention", "forecast")
 
 
@@ -48,9 +51,17 @@ def unread_options(values: Mapping[str, Any], traits: ModelTraits) -> dict[str, 
         (("compress", "kv_range", "kv_bits", "kv_offload"), not has_cache, f"{method} has no KV cache"),
         ((*_COMPRESSION, *_PLACE), not compresses, "it needs compress"),
         (_PLACE, compresses and get("strategy", "token") != "token", "it needs strategy token"),
-        (("power",), compresses and "polynomial" not in get("weighting", ""), "it needs a polynomial weighting"),
+        (
+            ("power",),
+            compresses and "polynomial" not in get("weighting", ""),
+            "it needs a polynomial weighting",
+        ),
         (("mix_lambda",), compresses and get("scorer", "paper") != "paper", "it needs scorer paper"),
-        (("causal_attention",), has_cache and not is_tea and method != "vanilla", "it needs vanilla or teacache"),
+        (
+            ("causal_attention",),
+            has_cache and not is_tea and method != "vanilla",
+            "it needs vanilla or teacache",
+        ),
     ]
     unread: dict[str, str] = {}
     for names, holds, reason in table:

@@ -95,7 +95,9 @@ class Magi1(Adapter):
         if program == "sample":
             parser.add_option("reuse_strategy", str, "the original's name of the method", choices=STRATEGIES)
             # the original takes the file without a flag
-            parser.add_argument("yaml_config", nargs="?", type=Path, metavar="FILE.yaml", help="--yaml_config")
+            parser.add_argument(
+                "yaml_config", nargs="?", type=Path, metavar="FILE.yaml", help="--yaml_config"
+            )
         parser.ignore(IGNORED if program == "sample" else (*IGNORED, "reuse_strategy"))
 
     @classmethod
@@ -154,7 +156,9 @@ class Magi1(Adapter):
             del config["runtime_config"][name]
         extras, tokens = dict(self.extras), self.extras.get("special_tokens")
         extras["switches"] = asdict(extras["switches"])
-        extras["special_tokens"] = tokens and {name: array_digest(rows) for name, rows in vars(tokens).items()}
+        extras["special_tokens"] = tokens and {
+            name: array_digest(rows) for name, rows in vars(tokens).items()
+        }
         return {**config, **extras}
 
     def describe(self):
@@ -167,7 +171,9 @@ class Magi1(Adapter):
     def unread(self, given):
         runtime, unread = self.video, {}
         if runtime.cfg_number == 1:
-            unread = dict.fromkeys(("cfg_t_range", "prev_chunk_scales", "text_scales"), "it needs cfg_number 3")
+            unread = dict.fromkeys(
+                ("cfg_t_range", "prev_chunk_scales", "text_scales"), "it needs cfg_number 3"
+            )
         else:
             needed = ("discard_nearly_clean_chunk", "distill_nearly_clean_chunk_threshold")
             unread = dict.fromkeys(needed, "it needs cfg_number 1")
@@ -178,7 +184,9 @@ class Magi1(Adapter):
     def configure(self, options):
         total, live = options.total or TRAITS.total, self.video.window_size
         if options.compress and options.budget is None and total <= live:
-            raise ValueError(f"total must be above window_size ({live}), the number of live chunks, got {total}.")
+            raise ValueError(
+                f"total must be above window_size ({live}), the number of live chunks, got {total}."
+            )
         offload = options.kv_offload or self.source.config.engine_config.kv_offload
         return make_config(replace(options, kv_offload=offload), TRAITS)
 
@@ -215,7 +223,9 @@ class Magi1(Adapter):
         """Videos of that length, unless longer ones are asked for."""
         wanted, frames = math.ceil(seconds * self.video.fps), self.video.num_frames
         if is_given and frames < wanted:
-            raise ValueError(f"num_frames must be at least {wanted} for physicsiq, {seconds:g} s, got {frames}.")
+            raise ValueError(
+                f"num_frames must be at least {wanted} for physicsiq, {seconds:g} s, got {frames}."
+            )
         return self if is_given else self.with_video(num_frames=wanted)
 
 
