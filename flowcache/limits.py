@@ -1,4 +1,4 @@
-"""Sanity limits of settings, against typos and sizes that no memory can hold."""
+"""Sanity limits of settings, against typos and sizes that exceed any memory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ MAX_PIXELS = 2**40
 
 
 def check_limits(settings: Any, limits: Limits) -> None:
-    """Refuse a setting of another type than its field, or outside its limits.
-
-    Of a tuple, any of its numbers; None is not checked.
-
-    Args:
-        settings: a dataclass, or flags of a parser, which checks their types.
-        limits: by the names of some of them.
+    """Refuse a setting of another type than its field, or outside its limits; None has no limits.
 
     Raises:
         ValueError: one sentence that names the setting.
@@ -36,7 +30,7 @@ def check_limits(settings: Any, limits: Limits) -> None:
 
 
 def check_number(name: str, number: float | None, least: float, most: float) -> None:
-    """Refuse a number outside its limits, or NaN; None is not checked.
+    """Refuse a number outside its limits, or NaN; None has no limits.
 
     Raises:
         ValueError: one sentence that names the setting.
@@ -47,7 +41,7 @@ def check_number(name: str, number: float | None, least: float, most: float) -> 
 
 
 def check_pixels(num_frames: int, height: int, width: int) -> None:
-    """Refuse a video that is too large in all, though each of its sizes may be meant.
+    """Refuse a video that is too large in all, though each of its sizes is within its limits.
 
     Raises:
         ValueError: one sentence that names the sizes.

@@ -16,10 +16,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from flowcache.model_files import indexed_files, read_config, read_header
+from flowcache.options import check_mapping
+from flowcache.typed import as_type
 from flowcache.user_files import reading
 
 from .config import FRAMES, PIXELS, EngineSection, MagiConfig, ModelSection
-from .config_files import cast, check_mapping
 from .conversion import dequantise, official_key, official_shapes, quantised_state
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi
@@ -146,7 +147,7 @@ def _new_vae(folder: Path) -> AutoencoderKLMagi:
     settings: dict[str, Any] = {}
     for key, value in check_mapping(content.get("ddconfig", content), f"{path}, ddconfig").items():
         if key in kinds:
-            settings[key] = cast(value, kinds[key].__name__, key, str(path))
+            settings[key] = as_type(value, kinds[key], f"{path}: {key}", spelled=True)
         elif value != _VAE_ALWAYS.get(key, value):
             raise ValueError(
                 f"{path}: {key} must be {json.dumps(_VAE_ALWAYS[key])}, got {json.dumps(value)}."

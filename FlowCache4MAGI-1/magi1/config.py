@@ -1,4 +1,4 @@
-"""The official configuration files: three sections of JSON, and FlowCache's options in YAML."""
+"""The official configuration files: three sections of JSON."""
 
 from __future__ import annotations
 
@@ -8,30 +8,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from flowcache.knobs import only_knob
-from flowcache.kv.original import WEIGHTINGS
-from flowcache.kv.quantized import BITS
 from flowcache.limits import check_pixels
+from flowcache.options import MAX_BYTES, check_keys, check_mapping
 from flowcache.rates import plain_rate
 from flowcache.registry import check_options, option
 from flowcache.typed import as_type, field_types
-from flowcache.user_files import expand_path
+from flowcache.user_files import expand_path, parse_file
 
-from .config_files import COMMAND_LINE, build, check_keys, check_mapping, read_file
 from .guidance import ThreeWayGuidance
 from .schedule import Timetable
 
 #: Pixels of a latent along height and width, and frames of one along time.
 PIXELS, FRAMES = 8, 4
-
-#: FlowCache's options that say which steps are skipped, the threshold first.
-RULES = ("rel_l1_thresh", "interval")
-
-#: Those that say how the cache is compressed; the last two weight single tokens.
-COMPRESSION = ("total_cache_chunk_nums", "compress_strategy", "query_granularity", "mix_lambda")
-COMPRESSION += ("score_weighting_method", "power")
 
 #: Keys of the engine's section that are accepted and ignored: one device runs everything.
 UNUSED = ("pp_size", "cp_size", "ulysses_overlap_degree", "enable_cuda_graph")
@@ -239,50 +227,29 @@ class MagiConfig:
         Raises:
             ValueError: the file is missing or no JSON, or a key or value is wrong; the key is named.
         """
-        content, overrides = read_file(path, json.loads, "JSON"), dict(overrides or {})
+        content = check_mapping(parse_file(path, json.loads, "JSON", most=MAX_BYTES), str(path))
         sections = {section.name: section.default_factory for section in fields(cls)}
         check_keys(content, sections, str(path))
-        check_keys(overrides, cls.keys(), COMMAND_LINE)
+        check_keys(overrides or {}, cls.keys(), "the command line")
         built = {}
-        for name, kind in sections.items():
-            kinds, values = field_types(kind), {}
-            own = {key: value for key, value in overrides.items() if key in kinds}
-            given = check_mapping(content.get(name, {}), f"{path}, {name}")
-            for place, layer in ((f"{path}, {name}", given), (COMMAND_LINE, own)):
-                check_keys(layer, kinds, place)
-                values |= {
-                    key: _read(value, kinds[key][0], f"{place}: {key}") for key, value in layer.items()
+        for name, section in sections.items():
+            place, kinds = f"{path}, {name}", field_types(section)
+            given = check_mapping(content.get(name, {}), place)
+            check_keys(given, kinds, place)
+            given = {**given, **{key: value for key, value in (overrides or {}).items() if key in kinds}}
+            try:
+                values = {
+                    key: as_type(value, kinds[key][0], key, spelled=True) for key, value in given.items()
                 }
-            built[name] = kind(**values)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}.") from error
+            built[name] = section(**values)
         return cls(**built)
-
-
-def _read(value: Any, kind: Any, place: str) -> Any:
-    """Convert a value that a person wrote to a type; one of another type is a ValueError."""
-    try:
-        return as_type(value, kind, place, spelled=True)
-    except ValueError as error:
-        raise ValueError(f"{error}.") from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowCacheOptions(Section):
-    """FlowCache's options for MAGI-1, as in the original's YAML files, and some of ours.
-
-    Attributes:
-        rel_l1_thresh: accumulated relative change at which a chunk is computed again; 0 never reuses. None:
-            the preset's.
-        interval: ours; instead of ``rel_l1_thresh``, steps from one computed step to the next.
-        warmup_steps: first steps of a chunk, which are always computed; None: the preset's.
-        discard_nearly_clean_chunk: leave out the extra forward pass of the oldest chunk without context.
-        compress_kv_cache: keep the keys and values of clean chunks within a budget.
-        total_cache_chunk_nums: chunks that the cache then holds.
-        compress_strategy, query_granularity: ``token``, ``frame`` or ``chunk``.
-        mix_lambda: weight of importance; the rest is that of redundancy.
-        score_weighting_method, power: weighting of scores by position.
-        kv_bits: ours; bits of the keys and values of clean chunks, 8 or 4; None: as the model makes them.
-        log, print_peak_memory: ignored; accepted for compatibility.
-    """
+    """Options of the method by the names of the original's YAML files; see ``methods.method_config``."""
 
     rel_l1_thresh: float | None = option(None, 0, 1000)
     interval: int | None = option(None, 1, 1000)
@@ -290,25 +257,11 @@ class FlowCacheOptions(Section):
     discard_nearly_clean_chunk: bool = False
     compress_kv_cache: bool = False
     total_cache_chunk_nums: int = option(8, 1, 10**6)
-    compress_strategy: str = "token"
-    query_granularity: str = "frame"
+    compress_strategy: Literal["token", "frame", "chunk"] = "token"
+    query_granularity: Literal["token", "frame", "chunk"] = "frame"
     mix_lambda: float = option(0.07, 0, 1)
     score_weighting_method: str = "no_weight"
     power: float = option(3.0, 0.001, 1000)
-    kv_bits: int | None = None
+    kv_bits: Literal[8, 4] | None = None
     log: bool = False
     print_peak_memory: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        only_knob({name: getattr(self, name) for name in RULES})
-        for name in ("compress_strategy", "query_granularity"):
-            self.require(getattr(self, name) in ("token", "frame", "chunk"), name, "token, frame or chunk")
-        known = self.score_weighting_method in WEIGHTINGS
-        self.require(known, "score_weighting_method", f"one of {', '.join(WEIGHTINGS)}")
-        self.require(self.kv_bits in (None, *BITS), "kv_bits", "8 or 4")
-
-    @classmethod
-    def from_file(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> FlowCacheOptions:
-        """Read a YAML file; ``overrides`` replace its keys. Wrong keys and values are ValueErrors."""
-        return build(cls, read_file(path, yaml.safe_load, "YAML"), str(path), overrides or {})

@@ -237,14 +237,14 @@ class Work(Protocol):
         """Do this process's part; returns what to say of it."""
 
 
-def run_on(devices: Sequence[str], job: Work) -> str:
+def run_on(devices: Sequence[str], job: Work, command: Sequence[str] | None = None) -> str:
     """Sample, or hand over to one process for each device, started with this one's arguments.
 
     Returns:
         What to say of it.
     """
     if starts_others(os.environ, devices):
-        start_on_all(devices, sys.argv)
+        start_on_all(devices, command or sys.argv)
     try:
         return job.run()
     except BaseException as failure:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from magi1.command_line import unread_options
 from PIL import Image
 from reference import ROOT
 
 from flowcache.config import PACES
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
-from magi1 import model_source, sampler
-from magi1.command_line import unread_options
+from magi1 import adapter, model_source
 from magi1.config import FlowCacheOptions, MagiConfig, RuntimeSection
 from magi1.model_source import load_pipeline, resolve_model
 
@@ -161,7 +161,7 @@ def test_a_target_is_searched_for_once_and_said(front, weights, tmp_path, monkey
     assert (reuse["policy"], reuse["clean_pass"]) == ("fixed_interval", True)
     assert front(*asked, "--seed", 5, "--target_psnr", 1) == 0
     assert profile.stat().st_mtime_ns == made, "the profile serves other targets and seeds"
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pytest.fail("weights were read"))
     assert front(*asked, "--target_speedup", 99) == 2
     assert "target_speedup 99 is out of reach: the nearest comes to" in capsys.readouterr().err
 

@@ -20,11 +20,11 @@ def test_a_prefix_is_shown_at_the_rate_of_the_video(prepared):
         for level in range(0, 240, 10):  # three seconds
             writer.write(np.full((1, 32, 32, 3), level, np.uint8))
     arguments = ["--mode", "v2v", "--prefix_video_path", "in.mp4"]
-    prefix = prepared(*arguments, "--fps", 24).request.prefix
+    prefix = prepared(*arguments, "--fps", 24).start.prefix
     assert prefix.shape[1] == 72
     levels = (prefix.mean(dim=(0, 2, 3)) + 1) * 127.5
     assert torch.allclose(levels, (torch.arange(72) // 3 * 10).float(), atol=3)
-    assert prepared(*arguments, "--fps", 4).request.prefix.shape[1] == 12
+    assert prepared(*arguments, "--fps", 4).start.prefix.shape[1] == 12
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_a_prefix_is_shown_at_the_rate_of_the_video(prepared):
 )
 def test_a_prefix_of_any_rate_plays_as_fast_as_it_did(prepared, name, fps, frames, caplog):
     job = prepared("--mode", "v2v", "--prefix_video_path", FAULTS / name, "--fps", fps)
-    assert job.request.prefix.shape[1] == frames
+    assert job.start.prefix.shape[1] == frames
     assert ("sound" in caplog.text) == (name == "audio.mp4")
 
 
@@ -42,7 +42,7 @@ def test_of_a_long_prefix_only_the_last_seconds_are_kept(prepared):
         for second in range(7):
             writer.write(np.full((8, 32, 32, 3), 30 * second, np.uint8))
     prefix = prepared("--mode", "v2v", "--prefix_video_path", "in.mp4", "--fps", 8)
-    levels = (prefix.request.prefix.mean(dim=(0, 2, 3)) + 1) * 127.5
+    levels = (prefix.start.prefix.mean(dim=(0, 2, 3)) + 1) * 127.5
     assert torch.allclose(levels, torch.arange(2, 7).repeat_interleave(8) * 30.0, atol=3)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from reference import FAULTS
 
-from magi1 import model_source, sampler
+from magi1 import adapter, model_source
 
 EMPTY = ["--cfg_t_range", "[]", "--prev_chunk_scales", "[]", "--text_scales", "[]"]
 UNSORTED = ["--cfg_t_range", "[0.0, 0.3, 0.1, 0.5, 0.999]"]
@@ -159,7 +159,7 @@ BAD = [
 def test_bad_input_is_refused_in_one_sentence(
     front, weights, capsys, monkeypatch, tmp_path, message, arguments
 ):
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pytest.fail("weights were read"))
     monkeypatch.setattr(model_source, "SMALL", tmp_path / "nowhere")
     (tmp_path / "list.yaml").write_text("[1, 2]")
     (tmp_path / "text.yaml").write_text("rel_l1_thresh 0.1")
@@ -198,7 +198,7 @@ def test_memory_that_gives_out_is_one_sentence(front, weights, capsys, monkeypat
     def load(*_):
         raise OUT_OF_MEMORY[kind]
 
-    monkeypatch.setattr(sampler, "load_pipeline", load)
+    monkeypatch.setattr(adapter, "load_pipeline", load)
     assert front("--config_file", weights, "--model", "official", "--prompt", "a") == 1
     assert re.match("error: .*out of memory", capsys.readouterr().err.splitlines()[-1])
 

@@ -13,7 +13,7 @@ from reference import ROOT
 
 from flowcache.benchmark import __main__ as scoring
 from flowcache.video import VideoWriter, read_video
-from magi1 import model_source, sampler
+from magi1 import adapter, model_source
 
 FOLDER = ROOT / "FlowCache4MAGI-1"
 FILES = sorted((FOLDER / "yaml_config" / "sample").glob("*.yaml"))
@@ -84,13 +84,13 @@ def prepared(front, weights, vbench):
 
     def prepare(*arguments):
         words = [str(word) for word in (*common, *arguments)]
-        return front.module.prepare(*front.module.build_parser().parse_known_args(words))[1]
+        return front.prepare(*words)[1]
 
     return prepare
 
 
 def policies(work):
-    return {way: job.sampler.cache.policy for way, job in work.jobs.items()}
+    return {way: job.sampler.config.policy for way, job in work.jobs.items()}
 
 
 def test_a_knob_is_for_those_of_several_ways_that_have_it(prepared):
@@ -104,7 +104,7 @@ def test_a_knob_is_for_those_of_several_ways_that_have_it(prepared):
 def test_a_threshold_beside_vanilla_is_passed_over_in_a_file_only(prepared, tmp_path):
     (tmp_path / "mine.yaml").write_text("rel_l1_thresh: 0.1\nconfig_file: named on the command line")
     file = ["--yaml_config", tmp_path / "mine.yaml"]
-    assert prepared(*file, "--method", "vanilla").sampler.cache.policy == "none"
+    assert prepared(*file, "--method", "vanilla").sampler.config.policy == "none"
     assert policies(prepared(*file, "--ways", "vanilla")) == {"vanilla": "none"}
     with pytest.raises(ValueError, match="rel_l1_thresh has no effect"):
         prepared("--method", "vanilla", "--rel_l1_thresh", 0.1)
@@ -130,7 +130,7 @@ def test_a_video_after_one_that_failed_is_the_same(front, vbench, tmp_path, monk
     arguments = ["--vbench_prompt_dir", vbench, "--samples", 2, "--end", 1]
     assert front("flowcache_vbench.yaml", *arguments, "--base_save_path", "whole") == 0
     with monkeypatch.context() as patch:
-        fail_first(patch, sampler)
+        fail_first(patch)
         assert front("flowcache_vbench.yaml", *arguments, "--base_save_path", "out") == 1
     assert "a red circle-0.mp4: not finite" in capsys.readouterr().err.splitlines()[-1]
     assert front("flowcache_vbench.yaml", *arguments, "--base_save_path", "out") == 0
@@ -145,7 +145,7 @@ def test_clips_that_cannot_be_read_are_named_at_the_start(front, physics, tmp_pa
     clip.write_bytes(b"no video")
     arguments = ["--physicsiq_data_dir", physics, "--fps", FPS, "--base_save_path", "out"]
     with monkeypatch.context() as patch:
-        patch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+        patch.setattr(adapter, "load_pipeline", lambda *_: pytest.fail("weights were read"))
         assert front("teacache_physicsiq.yaml", *arguments) == 2
     assert "0001_perspective-left_roll: " in capsys.readouterr().err.splitlines()[-1]
     (tmp_path / "mine.yaml").write_text(
@@ -231,7 +231,7 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_refused_in_one_sentence(front, vbench, physics, monkeypatch, capsys, tmp_path, message):
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pytest.fail("weights were read"))
     monkeypatch.setattr(model_source, "SMALL", tmp_path / "nowhere")
     content, arguments = BAD[message]
     (tmp_path / "mine.yaml").write_text(content)

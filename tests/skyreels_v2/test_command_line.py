@@ -17,7 +17,7 @@ from reference import ROOT
 from flowcache.config import KVCompressionConfig
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
-from skyreels_v2 import sampler
+from skyreels_v2 import adapter
 from skyreels_v2.methods import METHODS
 
 FRONT = ROOT / "FlowCache4SkyReels-V2" / "generate_video_df.py"
@@ -74,7 +74,7 @@ def test_seed_minus_one_is_drawn_and_named(front, checkpoint, tmp_path, caplog, 
 
 
 def test_torchrun_of_a_single_video_is_refused(front, checkpoint, monkeypatch, capsys):
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pytest.fail("weights were read"))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert front("--model_id", checkpoint, *QUICK) == 2
@@ -96,7 +96,7 @@ def test_sees_the_newest_blocks_alone(front, checkpoint):
 
 
 def prepared(front, *arguments):
-    return front.module.prepare(front.module.build_parser().parse_args([str(word) for word in arguments]))
+    return front.prepare(*arguments)
 
 
 NAMES = {
@@ -286,7 +286,7 @@ READ = {
 @pytest.mark.parametrize("name", READ)
 def test_flags_that_a_method_reads_are_taken(front, checkpoint, name):
     flags, fields = READ[name]
-    cache = prepared(front, "--model_id", checkpoint, *QUICK, "--prompt", "a", *flags).sampler.cache
+    cache = prepared(front, "--model_id", checkpoint, *QUICK, "--prompt", "a", *flags).sampler.config
     assert {field: getattr(cache, field) for field in fields} == fields
 
 
@@ -305,14 +305,14 @@ SCRIPT = ["--defaults", "--method", "flowcache", "--preset", "fast", "--use_comp
 )
 def test_flags_of_a_script_that_nothing_reads_are_dropped(front, checkpoint, typed):
     job = prepared(front, "--model_id", checkpoint, *QUICK, "--prompt", "a", *typed, *SCRIPT)
-    cache = job.sampler.cache
+    cache = job.sampler.config
     assert (cache.compression is None) == (typed[0] == "--use_kvrange" or cache.whole_window)
     assert "--method" not in typed or job.sampler.method == typed[1]
 
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_refused_in_one_sentence(front, message, checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pytest.fail("weights were read"))
     Image.new("RGB", (32, 32)).save("first.png")
     assert front("--model_id", checkpoint, "--height", 32, "--width", 32, *BAD[message]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -338,7 +338,7 @@ def test_a_target_is_searched_for_once_and_said(front, checkpoint, tmp_path, mon
     assert settings["tuning"]["target"] == "1.2x"
     assert front(*flags, "--target_psnr", 1, "--prompt", "a circle") == 0
     assert profile.stat().st_mtime_ns == made, "the profile serves other targets and prompts"
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pytest.fail("weights were read"))
     assert front(*flags, "--target_speedup", 99) == 2
     assert "target_speedup 99 is out of reach: the nearest comes to" in capsys.readouterr().err
     assert front(*flags, "--profile", profile, "--shift", 3, "--target_psnr", 1) == 2

@@ -33,18 +33,17 @@ def continued(front, checkpoint, tmp_path):
 
 
 def prepared(front, checkpoint, video, *more):
-    parser = front.module.build_parser()
-    return front.module.prepare(parser.parse_args([str(a) for a in arguments(checkpoint, video, *more)]))
+    return front.prepare(*arguments(checkpoint, video, *more))
 
 
 @pytest.mark.parametrize(("name", "upright"), [("rot90.mp4", True), ("vfr.mp4", False)])
 def test_the_video_stands_as_it_is_shown(front, checkpoint, name, upright):
     flags = arguments(checkpoint, FAULTS / name, "--resolution", "540P", "--device", "cpu")
     flags = [str(flag) for flag in flags if flag not in ("--height", "--width", 32, 48)]
-    job = front.module.prepare(front.module.build_parser().parse_args(flags))
-    size = job.sampler.video.height, job.sampler.video.width
+    job = front.prepare(*flags)
+    size = job.sampler.model.video.height, job.sampler.model.video.width
     assert size == ((960, 544) if upright else (544, 960))
-    assert job.condition.prefix.shape == (3, 5, *size)
+    assert job.start.prefix.shape == (3, 5, *size)
 
 
 @pytest.mark.parametrize(
@@ -103,14 +102,14 @@ def test_it_ends_with_the_frames_that_it_starts_from(front, checkpoint):
     """The prefix is the end of what is shown before, at the rate of the new video."""
     job = prepared(front, checkpoint, FAULTS / "vfr.mp4", "--height", 64, "--width", 96)
     shown = read_video(FAULTS / "vfr.mp4")[0][-2:]
-    last = ((job.condition.prefix.permute(1, 2, 3, 0) + 1) * 127.5).round().numpy()
+    last = ((job.start.prefix.permute(1, 2, 3, 0) + 1) * 127.5).round().numpy()
     assert np.array_equal(last[-1], shown[1])
     assert np.array_equal(last[0], shown[0])
 
 
 def test_what_an_image_hides_is_black_and_said_once(front, checkpoint, caplog):
     flags = ["--model_id", checkpoint, "--prompt", "a", *SMALL, "--image", FAULTS / "rgba_hidden_green.png"]
-    job = front.module.prepare(front.module.build_parser().parse_args([str(flag) for flag in flags]))
-    red, green, _ = (job.condition.prefix[:, 0] + 1) * 127.5
+    job = front.prepare(*flags)
+    red, green, _ = (job.start.prefix[:, 0] + 1) * 127.5
     assert (green - red).max() < 50
     assert caplog.text.count("black") == 1

@@ -13,7 +13,7 @@ from reference import ROOT
 from flowcache.benchmark import __main__ as scoring
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
-from skyreels_v2 import sampler
+from skyreels_v2 import adapter
 
 FAULTS = ROOT / "tests" / "data" / "faults"
 QUICK = ["--height", 32, "--width", 32, "--num_frames", 9, "--fps", 4]
@@ -83,7 +83,7 @@ def test_clips_that_are_too_short_are_named_at_the_start(front, tmp_path, monkey
     arguments = ["--benchmark", "physicsiq", "--physicsiq_data_dir", FAULTS / "piq", "--overlap_history", 17]
     arguments += ["--fps", 24, "--num_frames", 137, "--base_save_path", "out"]
     with monkeypatch.context() as patch:
-        patch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+        patch.setattr(adapter, "load_pipeline", lambda *_: pytest.fail("weights were read"))
         assert front(*arguments) == 2
     first, line = capsys.readouterr().err.strip().splitlines()
     assert "1 of 3" in first and "--keep_going" in first
@@ -108,7 +108,7 @@ def test_a_video_after_one_that_failed_is_the_same(front, benchmarks, tmp_path, 
     arguments = ["--vbench_prompt_dir", "prompts", "--samples", 2, "--use_compress", "--num_frames", 25]
     assert front(*arguments, "--base_save_path", "whole") == 0, capsys.readouterr().err
     with monkeypatch.context() as patch:
-        fail_first(patch, sampler)
+        fail_first(patch)
         assert front(*arguments, "--base_save_path", "out") == 1
     assert "a red circle-0.mp4: not finite" in capsys.readouterr().err.splitlines()[-1]
     assert [record["seed"] for record in read_manifest(tmp_path / "out")] == [1]
@@ -137,15 +137,15 @@ def test_a_knob_is_for_those_of_several_ways_that_have_it(front, benchmarks, che
     def prepare(*ways, flags=("--interval", 2)):
         words = ["--model_id", checkpoint, "--gpus", "cpu", *QUICK, "--vbench_prompt_dir", "prompts"]
         words += [*flags, "--ways", *ways]
-        return front.module.prepare(front.module.build_parser().parse_args([str(word) for word in words]))[1]
+        return front.prepare(*words)[1]
 
     work = prepare("vanilla", "causal", "teacache", "flowcache:fast")
-    policies = [job.sampler.cache.policy for job in work.jobs.values()]
+    policies = [job.sampler.config.policy for job in work.jobs.values()]
     assert policies == ["none", "none", "teacache", "fixed_interval"]
     with pytest.raises(ValueError, match="vanilla computes every step, teacache"):
         prepare("vanilla", "teacache:paper-fast")
     work = prepare("vanilla", "teacache", "causal", flags=("--use_compress", "--forecast", "hold_velocity"))
-    compressed = {way: bool(job.sampler.cache.compression) for way, job in work.jobs.items()}
+    compressed = {way: bool(job.sampler.config.compression) for way, job in work.jobs.items()}
     assert compressed == {"vanilla": False, "teacache": False, "causal": True}
     with pytest.raises(ValueError, match="forecast has no effect"):
         prepare("vanilla", "causal", flags=("--forecast", "hold_velocity"))
@@ -185,7 +185,7 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_refused_in_one_sentence(front, benchmarks, monkeypatch, capsys, message):
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pytest.fail("weights were read"))
     if message.startswith("RANK"):
         monkeypatch.setenv("RANK", "3")
     if message.startswith("DEVICES"):

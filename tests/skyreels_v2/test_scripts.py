@@ -20,7 +20,7 @@ def prepared(checkpoint, monkeypatch, tmp_path):
 
     def prepare(script, *typed):
         words = script_words(FOLDER / script, *typed, *size, cwd=tmp_path)
-        return program.module.prepare(program.module.build_parser().parse_args(words))
+        return program.prepare(*words)
 
     return prepare
 
@@ -30,14 +30,14 @@ def test_every_script_takes_its_settings_a_shorter_video_and_a_target(prepared, 
     sampler = prepared(script).sampler
     name = script.removeprefix("run_").removesuffix(".sh").partition("_")[0]
     assert sampler.method == name
-    assert (sampler.video.inference_steps, sampler.video.ar_step) == (50, 5)
-    assert sampler.video.num_frames == (377 if "streaming" in script else 177)
-    short = prepared(script, "--num_frames", 9, "--base_num_frames", 17).sampler.video
+    assert (sampler.model.video.inference_steps, sampler.model.video.ar_step) == (50, 5)
+    assert sampler.model.video.num_frames == (377 if "streaming" in script else 177)
+    short = prepared(script, "--num_frames", 9, "--base_num_frames", 17).sampler.model.video
     assert (short.num_frames, short.overlap_history, short.causal_block_size) == (9, None, 3)
     job = prepared(script, "--target_speedup", 2)
     assert str(job.tuning.target) == "2x"
     assert job.sampler.method == "flowcache"
-    assert job.sampler.video.streaming == ("streaming" in script)
+    assert job.sampler.model.video.streaming == ("streaming" in script)
 
 
 @pytest.mark.parametrize("script", RUNS)
@@ -45,17 +45,17 @@ def test_a_typed_method_overrides_every_script(prepared, script):
     for flags in (["--method", "vanilla"], ["--teacache"]):
         sampler = prepared(script, *flags).sampler
         assert sampler.method == flags[-1].removeprefix("--")
-        assert (sampler.cache.compression, sampler.video.streaming) == (None, False)
-    cache = prepared(script, "--method", "causal").sampler.cache
+        assert (sampler.config.compression, sampler.model.video.streaming) == (None, False)
+    cache = prepared(script, "--method", "causal").sampler.config
     assert (cache.policy, cache.compression is None) == ("none", "--use_compress" not in _text(script))
 
 
 def test_typed_options_override_the_preset_and_the_budget_of_a_script(prepared):
-    assert prepared("run_flowcache_fast.sh", "--interval", 3).sampler.cache.interval == 3
-    cache = prepared("run_flowcache_kvcompress.sh", "--use_kvrange", "--kvrange", 2).sampler.cache
+    assert prepared("run_flowcache_fast.sh", "--interval", 3).sampler.config.interval == 3
+    cache = prepared("run_flowcache_kvcompress.sh", "--use_kvrange", "--kvrange", 2).sampler.config
     assert (cache.compression, cache.clean_range) == (None, 2)
-    assert prepared("run_flowcache_slow.sh", "--method", "flowcache").sampler.cache == (
-        prepared("run_flowcache_slow.sh").sampler.cache
+    assert prepared("run_flowcache_slow.sh", "--method", "flowcache").sampler.config == (
+        prepared("run_flowcache_slow.sh").sampler.config
     )
 
 
