@@ -13,64 +13,43 @@ from magi1 import model_source
 from magi1.chunk_model import MagiChunkModel
 
 FLAGS = ["--prompt", "a red circle", "--model", "official", "--output_path", "a.mp4", "--num_frames", 16]
+IMAGE = ["--mode", "i2v", "--image_path", "a.png"]
 
-
-def check_stopped(code: int, capsys, expected: str) -> None:
-    """One sentence that names ``expected``, exit code 1, and no video."""
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert code == 1
-    assert error.startswith("error: ") and expected in error
-    assert all(path.stem.endswith(".part") for path in Path.cwd().glob("*.mp4"))
-
-
-def folder_of(weights: Path, key: str) -> Path:
-    """The folder that a configuration names."""
-    return Path(json.loads(weights.read_text())["runtime_config"][key])
-
-
-#: The part, a tensor of it, and what is noticed first.
-DAMAGE = {
-    "load": (
-        "transformer",
-        "layers.1.mlp.linear_fc1.weight",
-        "latents of chunk 0 after its step 0",
-    ),
-    "t5_pretrained": ("text_encoder", "encoder.final_layer_norm.weight", "text embeddings"),
-    "vae_pretrained": ("vae", "decoder.proj_in.weight", "frames from the VAE"),
-}
+#: Key of the folder, tensor, the part that is named, what is noticed where weights are not checked, flags.
+DAMAGE = [
+    ("load", "layers.1.mlp.linear_fc1.weight", "transformer: ", "latents of chunk 0 after its step 0", []),
+    ("t5_pretrained", "encoder.final_layer_norm.weight", "text_encoder: ", "text embeddings", []),
+    ("vae_pretrained", "decoder.proj_in.weight", "vae: ", "frames from the VAE", []),
+    ("vae_pretrained", "encoder.patch_embed.proj.weight", "vae: ", "latents of the given frames", IMAGE),
+]
 
 
 @pytest.fixture
-def unchecked(monkeypatch):
-    """Weights are not checked when they are loaded."""
-    monkeypatch.setattr(model_source, "check_finite_weights", lambda components: None)
+def stops(front, weights, capsys):
+    """Run the program: one sentence, exit code 1, and no video."""
+
+    def stops(expected: str, *flags) -> None:
+        assert front("--config_file", weights, *FLAGS, *flags) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and expected in error
+        assert all(path.stem.endswith(".part") for path in Path.cwd().glob("*.mp4"))
+
+    return stops
 
 
-@pytest.mark.parametrize("key", DAMAGE)
-def test_damaged_weights_are_named(front, weights, tmp_path, capsys, key):
-    part, tensor, _ = DAMAGE[key]
-    copy = damaged(folder_of(weights, key), tmp_path / "copy", tensor, with_nan)
-    check_stopped(front("--config_file", weights, f"--{key}", copy, *FLAGS), capsys, f"{part}: ")
-
-
-@pytest.mark.parametrize("resume", [[], ["--resume"]])
-@pytest.mark.parametrize("key", DAMAGE)
-def test_what_they_give_is_noticed(front, weights, tmp_path, capsys, unchecked, key, resume):
-    _, tensor, expected = DAMAGE[key]
-    copy = damaged(folder_of(weights, key), tmp_path / "copy", tensor, with_nan)
-    check_stopped(front("--config_file", weights, f"--{key}", copy, *FLAGS, *resume), capsys, expected)
-
-
-def test_a_damaged_encoder_of_the_image(front, weights, tmp_path, capsys, unchecked):
+@pytest.mark.parametrize(("key", "tensor", "part", "noticed", "flags"), DAMAGE)
+def test_damaged_weights_are_named(stops, weights, tmp_path, monkeypatch, key, tensor, part, noticed, flags):
+    folder = Path(json.loads(weights.read_text())["runtime_config"][key])
+    copy = damaged(folder, tmp_path / "copy", tensor, with_nan)
     Image.new("RGB", (32, 32), "red").save("a.png")
-    folder = folder_of(weights, "vae_pretrained")
-    copy = damaged(folder, tmp_path / "copy", "encoder.patch_embed.proj.weight", with_nan)
-    flags = ["--vae_pretrained", copy, "--mode", "i2v", "--image_path", "a.png"]
-    check_stopped(front("--config_file", weights, *flags, *FLAGS), capsys, "latents of the given frames")
+    stops(part, f"--{key}", copy, *flags)
+    monkeypatch.setattr(model_source, "check_finite_weights", lambda components: None)
+    stops(noticed, f"--{key}", copy, *flags)
+    stops(noticed, f"--{key}", copy, *flags, "--resume")
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
-def test_a_model_that_breaks_at_its_fifth_call(front, weights, capsys, monkeypatch, resume):
+def test_a_model_that_breaks_at_its_fifth_call(stops, monkeypatch, resume):
     calls, plain = iter(range(5)), MagiChunkModel.head
 
     def head(model, inputs, outputs):
@@ -78,5 +57,4 @@ def test_a_model_that_breaks_at_its_fifth_call(front, weights, capsys, monkeypat
         return [v * float("nan") for v in velocities] if next(calls, None) == 4 else velocities
 
     monkeypatch.setattr(MagiChunkModel, "head", head)
-    code = front("--config_file", weights, "--method", "vanilla", *FLAGS, *resume)
-    check_stopped(code, capsys, "after its step 4")
+    stops("after its step 4", "--method", "vanilla", *resume)

@@ -21,19 +21,17 @@ def test_times(tables):
             continue  # other curves, which no configuration file can ask for
         table = Timetable(entry["num_steps"], entry["shortcut_mode"] or "8,16,16")
         assert table.times.tolist() == pytest.approx(entry["t"], abs=1e-7)
-        above = [step for step in range(entry["num_steps"] + 1) if table.time(step) > 0.3]
-        assert above[0] == entry["first_index_above_threshold_0_3"]
+        first = next(step for step in range(entry["num_steps"] + 1) if table.time(step) > 0.3)
+        assert first == entry["first_index_above_threshold_0_3"]
 
 
 def test_step_sizes(tables):
     for entry in tables["init_intervel"]:
-        steps = entry["num_steps"]
-        if steps % 4:
+        if (steps := entry["num_steps"]) % 4:
             continue
         table = Timetable(steps, entry["shortcut_mode"] or "8,16,16", distilled=True)
         for step, interval in enumerate(entry["interval"]):
-            expected = 2 * 4 / interval if steps == 12 else 2 * steps / 4
-            assert table.step_size(step) == expected
+            assert table.step_size(step) == (2 * 4 / interval if steps == 12 else 2 * steps / 4)
 
 
 def test_staircase(tables):
@@ -41,9 +39,7 @@ def test_staircase(tables):
         steps, window = entry["num_steps"], entry["window_size"]
         table = Timetable(steps, entry["shortcut_mode"] or "8,16,16")
         schedule = StaircaseSchedule(entry["chunk_num"], steps, steps // window, entry["chunk_offset"])
-        rows = entry["rows"]
-        assert len(rows) == len(schedule)
-        for row, live in zip(rows, schedule, strict=True):
+        for row, live in zip(entry["rows"], schedule, strict=True):
             assert list(live) == list(range(*row["chunks"]))
             times = row["t"][-len(live) :]  # behind that of a clean chunk that runs once more
             assert [table.time(k) for k in live.values()] == pytest.approx(times, abs=1e-7)
@@ -52,10 +48,9 @@ def test_staircase(tables):
 def test_ranges(tables):
     for entry in tables["kv_range"]:
         ranges = KVRange(tuple(entry["noise2clean_kvrange"]), entry["clean_chunk_kvrange"])
-        tokens, steps = entry["tokens_per_chunk"], entry["num_steps"]
+        tokens = entry["tokens_per_chunk"]
         for call in entry["denoise"]:
-            for i, local_step in enumerate(call["denoise_step_of_each_chunk"]):
-                start, end = call["kv_range"][i]
-                reach = ranges.reach(local_step, steps)
-                chunks = end // tokens
-                assert start // tokens == (0 if reach is None else max(0, chunks - reach))
+            seen = zip(call["denoise_step_of_each_chunk"], call["kv_range"], strict=False)
+            for local_step, (start, end) in seen:
+                reach = ranges.reach(local_step, entry["num_steps"])
+                assert start // tokens == (0 if reach is None else max(0, end // tokens - reach))

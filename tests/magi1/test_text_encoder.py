@@ -1,4 +1,4 @@
-"""The text encoder's loader, and what it says of folders that are wrong."""
+"""The text encoder's loader, and its errors for wrong folders."""
 
 from __future__ import annotations
 
@@ -17,21 +17,13 @@ LAYER = "encoder.block.0.layer.0.layer_norm.weight"
 
 @pytest.fixture
 def t5(weights, tmp_path):
-    """A folder of a text encoder, to be spoilt."""
-    shutil.copytree(weights.parent / "t5", tmp_path / "t5")
-    return tmp_path / "t5"
+    return shutil.copytree(weights.parent / "t5", tmp_path / "t5")
 
 
 def edit(folder, change):
-    """Change the tensors of the encoder's file."""
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
+    tensors = load_file(folder / "model.safetensors")
     change(tensors)
-    save_file(tensors, path, {"format": "pt"})
-
-
-def as_integers(folder):
-    edit(folder, lambda tensors: tensors.update({LAYER: tensors[LAYER].int()}))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def as_bin_of_integers(folder):
@@ -52,14 +44,12 @@ def test_tokenizer_and_encoder(t5):
     ("spoil", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "has no t5-v1_1-xxl/config.json"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "lacks the tokenizer, spiece.model or"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "lacks the tokenizer"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "lacks the weights"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
-        (
-            lambda folder: (folder / "config.json").write_text(json.dumps({"d_model": 32})),
-            "d_model is 32; this model's caption_channels are 16",
-        ),
-        (as_integers, f"{LAYER}: expected floating-point numbers"),
-        (as_bin_of_integers, f"{LAYER}: expected floating-point numbers"),
+        (lambda folder: (folder / "config.json").write_text(json.dumps({"d_model": 32})), "16.*got 32"),
+        (lambda folder: edit(folder, lambda t: t.update({LAYER: t[LAYER].int()})), f"{LAYER}: expected"),
+        (as_bin_of_integers, f"{LAYER}: expected"),
     ],
 )
 def test_wrong_folders_are_refused_before_weights_are_read(t5, spoil, message):
@@ -71,18 +61,12 @@ def test_wrong_folders_are_refused_before_weights_are_read(t5, spoil, message):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (
-            lambda folder: (folder / "model.safetensors").unlink(),
-            "cannot be read as a text encoder: Error no file",
-        ),
+        (lambda folder: (folder / "model.safetensors").unlink(), "cannot be read as a text encoder"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "t5-v1_1-xxl cannot be read"),
-        (
-            lambda folder: edit(folder, lambda t: t.pop("encoder.final_layer_norm.weight")),
-            "lacks encoder.final",
-        ),
+        (lambda folder: edit(folder, lambda t: t.pop("encoder.final_layer_norm.weight")), "lacks encoder.fi"),
         (
             lambda folder: edit(folder, lambda t: t.update({LAYER.replace("0", "1", 1): t[LAYER].clone()})),
-            "for which config.json has no layer",
+            "config.json has no layer",
         ),
     ],
 )
