@@ -131,9 +131,7 @@ def check_vae(folder: Path, section: ModelSection) -> None:
     wanted["z_chans"] = section.in_channels // (2 if section.half_channel_vae else 1)
     for name, value in wanted.items():
         if vae.config[name] != value:
-            raise ValueError(
-                f"vae_pretrained: expected an autoencoder with {name} {value}, got {vae.config[name]}."
-            )
+            raise ValueError(f"vae_pretrained: expected {name} {value}, got {vae.config[name]} in {folder}.")
     _locate_tensors(folder, _shapes(vae))
 
 

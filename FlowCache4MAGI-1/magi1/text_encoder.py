@@ -44,8 +44,8 @@ def check_text_encoder(t5_pretrained: Path, width: int) -> None:
         known = T5EncoderModel(config).state_dict()
     if config.d_model != width:
         raise ValueError(
-            f"t5_pretrained: expected a text encoder of d_model {width}, this model's caption_channels, got "
-            f"{config.d_model}."
+            f"t5_pretrained: expected d_model {width}, this model's caption_channels, got {config.d_model} in "
+            f"{folder}."
         )
     check_vocabulary(load_tokenizer(folder), config.vocab_size, folder)
     # PyTorch's older format has no header.

@@ -7,6 +7,8 @@ import shutil
 import time
 
 import pytest
+import torch
+from safetensors.torch import load_file, save
 
 from magi1 import model_source
 from magi1.text_encoder import T5_FOLDER
@@ -16,7 +18,7 @@ TOKENIZER, TOKENIZER_CONFIG = f"t5/{T5_FOLDER}/tokenizer.json", f"t5/{T5_FOLDER}
 WEIGHTS = "magi/inference_weight.distill/model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 
-#: A file and its content, or new values of its keys.
+#: A file and its content (None: missing), new values of its keys, or a change of its tensors.
 DAMAGE = [
     *((name, b"") for name in (TOKENIZER, TOKENIZER_CONFIG, VAE, TEXT, INDEX, WEIGHTS)),
     (TOKENIZER, b"{}"),
@@ -24,6 +26,10 @@ DAMAGE = [
     (WEIGHTS, b"\xff" * 64),
     ("vae/diffusion_pytorch_model.safetensors", b"short"),
     (f"t5/{T5_FOLDER}/model.safetensors", b"short"),
+    *((name, None) for name in (VAE, TEXT, TOKENIZER, WEIGHTS, f"t5/{T5_FOLDER}/model.safetensors")),
+    ("vae/diffusion_pytorch_model.safetensors", torch.Tensor.int),
+    (f"t5/{T5_FOLDER}/model.safetensors", torch.Tensor.int),
+    (TEXT, {"d_model": 32}),
     *((VAE, {"depth": size}) for size in (10**9, 1e300)),
     (VAE, {"embed_dim": 2**62}),
     (VAE, {"video_size": 10**9}),
@@ -63,9 +69,13 @@ def test_a_damaged_file_is_named(weights, tmp_path, refusal, name, change):
         content = json.loads(path.read_text()) if path.exists() else {}
         content = {key: value for key, value in {**content, **change}.items() if value is not None}
         change = json.dumps(content).encode()
-    path.write_bytes(change)
+    if callable(change):
+        change = save({name: change(tensor) for name, tensor in load_file(path).items()})
+    path.write_bytes(change or b"")
+    if change is None:
+        path.unlink()
     words = ["--load", folder / "magi", "--vae_pretrained", folder / "vae", "--t5_pretrained", folder / "t5"]
-    assert str(path if path.suffix != ".json" else folder) in refusal(folder / "config.json", *words)
+    assert str(folder) in refusal(folder / "config.json", *words)
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(weights, refusal):
