@@ -90,8 +90,7 @@ class FlashVarlen:
 def choose_attention(device: torch.device, dtype: torch.dtype) -> PackedAttention:
     """Choose and log the attention for a device and the type of keys and values.
 
-    Flash-attention 3 or 2 where it is installed and supports both, else PyTorch's own, which chooses among
-    its kernels itself; ``DIFFUSERS_ATTN_BACKEND`` wins over both.
+    Flash-attention 3 or 2 where installed and supported, else PyTorch's own; ``DIFFUSERS_ATTN_BACKEND`` wins.
     """
     if asked := os.environ.get(BACKEND_VARIABLE):
         logger.info("attention: %s, as %s says", asked, BACKEND_VARIABLE)

@@ -74,12 +74,7 @@ class CaptionSwitches:
     ) -> CaptionSwitches:
         """Read the original's variables: ``PAD_HQ=1``, ``PAD_DURATION=1``, ..., ``NEG_PROMPT=1``.
 
-        Args:
-            environment: the variables.
-            usual: switch on what the original's scripts do, unless a variable says otherwise.
-
-        Raises:
-            ValueError: a variable is neither on nor off; it is named.
+        ``usual`` switches on what the original's scripts do, unless a variable says otherwise.
         """
         on = {}
         for name, variable in _VARIABLES.items():
@@ -113,12 +108,7 @@ class SpecialTokens:
 
     @classmethod
     def from_file(cls, path: str | Path, channels: int | None = None) -> SpecialTokens:
-        """Read the official code's ``special_tokens.npz``.
-
-        Raises:
-            ValueError: the file is missing, lacks a table, or a table has too few rows or not the text
-                encoder's ``channels``.
-        """
+        """Read the official ``special_tokens.npz``; ``channels``: of the text encoder, None for any."""
         found = {}
         try:
             with open(path, "rb") as file:

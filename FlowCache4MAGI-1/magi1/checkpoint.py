@@ -122,11 +122,11 @@ def load_vae(folder: Path) -> AutoencoderKLMagi:
     return vae.eval().requires_grad_(False)
 
 
-def check_vae(folder: Path, section: ModelSection) -> None:
+def check_vae(folder: Path, config: MagiConfig) -> None:
     """Refuse a VAE that does not fit the transformer; reads only the headers of its weight files."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"vae_pretrained names {folder}, which has no config.json.")
-    vae = _new_vae(folder)
+    vae, section = _new_vae(folder), config.model_config
     wanted = {"patch_size": PIXELS, "patch_length": FRAMES}
     wanted["z_chans"] = section.in_channels // (2 if section.half_channel_vae else 1)
     for name, value in wanted.items():

@@ -11,10 +11,7 @@ from torch.nn import functional
 
 
 class OffsetLayerNorm(nn.Module):
-    """Layer norm of the last axis in fp32; the weight is the gain minus one ("1p"), more exact in bf16.
-
-    Without ``offset``, the weight is the gain itself.
-    """
+    """Layer norm in fp32; with ``offset``, the weight is the gain minus one ("1p"), more exact in bf16."""
 
     def __init__(self, dim: int, eps: float, offset: bool = True) -> None:
         super().__init__()
@@ -73,15 +70,11 @@ class CaptionEmbedding(nn.Module):
 
 
 def rotary_table(bands: Tensor, num_frames: int, height: int, width: int, first_frame: int = 0) -> Tensor:
-    """Angles of the rotary positions, ``[frames, height * width, 3 * bands]``, fp32.
+    """Angles of the rotary positions of a grid of patches, ``[frames, height * width, 3 * bands]``, fp32.
 
     Time is counted in frames from 0. Height and width are centred, and scaled to a frame of 16 x 16 patches'
-    area, so that the model sees other resolutions as finer or coarser grids over the same range.
-
-    Args:
-        bands: learned frequencies, ``[head_dim / 8]``.
-        num_frames, height, width: of the grid, in patches.
-        first_frame: of the grid, counted from the start of the video.
+    area, so that the model sees other resolutions as finer or coarser grids over the same range. ``bands
+    [head_dim / 8]`` are learned frequencies.
     """
     shrink = math.sqrt(height * width / 256)
     stop = first_frame + num_frames

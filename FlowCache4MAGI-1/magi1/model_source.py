@@ -35,8 +35,12 @@ logger = logging.getLogger(__name__)
 
 SMALL = Path(__file__).resolve().parents[2] / "assets" / "magi1_small"
 
-#: Keys of the configuration that name folders of weights.
-FOLDERS = ("load", *BESIDE)
+#: Keys of the configuration that name folders of weights, and the checks of their files.
+FOLDERS = {
+    "load": check_transformer,
+    "vae_pretrained": check_vae,
+    "t5_pretrained": check_text_encoder,
+}
 
 #: A folder on the Hub: ``owner/repository/folder``.
 _HUB_FOLDER = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([^/].*?)/*")
@@ -58,11 +62,8 @@ class ModelSource:
     @property
     def folders(self) -> dict[str, Path]:
         """Local folders of weights by the key that names them; without those on the Hub."""
-        runtime = self.config.runtime_config
-        named = {name: getattr(runtime, name) for name in FOLDERS}
-        local = {
-            name: Path(value).expanduser() for name, value in named.items() if not parse_hub_folder(value)
-        }
+        named = {name: getattr(self.config.runtime_config, name) for name in FOLDERS}
+        local = {k: Path(value).expanduser() for k, value in named.items() if not parse_hub_folder(value)}
         if "load" in local:
             local["load"] = weight_folder(local["load"], self.config.engine_config)
         return local
@@ -76,9 +77,8 @@ def resolve_model(
 ) -> ModelSource:
     """Decide which model to load; reads no weights and opens no connection.
 
-    The folders that the configuration names, ``load``, ``vae_pretrained`` and ``t5_pretrained``, may be on
-    the Hub: ``sand-ai/MAGI-1/ckpt/magi/4.5B_distill``. If ``load`` is, the others default to the same
-    repository unless they exist here or are in ``overrides``.
+    The folders of a configuration may be on the Hub: ``sand-ai/MAGI-1/ckpt/magi/4.5B_distill``. If ``load``
+    is, the others default to the same repository unless they exist here or are in ``overrides``.
 
     Args:
         config_file, overrides: a configuration in three sections, and keys that replace those of the file.
@@ -86,9 +86,6 @@ def resolve_model(
             the steps, window, seed and ranges of the configuration; ``auto``: the official one on CUDA or if
             ``overrides`` have ``load``, else the small one.
         device: of the run, for ``auto``; None: CUDA if there is any.
-
-    Raises:
-        ValueError: the configuration is wrong, or a folder or file is missing or damaged; it is named.
     """
     config, overrides = MagiConfig.from_file(config_file, overrides), dict(overrides or {})
     if model not in ("auto", "official", "small"):
@@ -106,15 +103,16 @@ def resolve_model(
         absent = {
             name: f"{hub[0]}/{folder}"
             for name, folder in BESIDE.items()
-            if name not in overrides and not _is_folder(getattr(runtime, name))
+            if name not in overrides
+            and not ((named := getattr(runtime, name)) and Path(named).expanduser().is_dir())
         }
         config = replace(config, runtime_config=replace(runtime, **absent))
-    for name in FOLDERS:
+    for name, check in FOLDERS.items():
         folder = getattr(config.runtime_config, name)
         if not folder and name != "load":
             raise ValueError(f"{name} must name a folder, here or on the Hub.")
         if not parse_hub_folder(folder):
-            _check_folder(name, Path(folder).expanduser() if folder else "", config)
+            check(Path(folder).expanduser() if folder else "", config)
     return ModelSource(config, f"{why}: using the official weights in {load}")
 
 
@@ -183,21 +181,6 @@ def _resolve_small(config: MagiConfig, overrides: dict[str, Any], model: str) ->
     return ModelSource(small, reason, is_substitute=True)
 
 
-def _is_folder(name: str) -> bool:
-    """Whether a local folder of that name exists; an empty name is not the current folder."""
-    return bool(name) and Path(name).expanduser().is_dir()
-
-
-def _check_folder(name: str, folder: Path | str, config: MagiConfig) -> None:
-    """Refuse a local folder whose files do not fit; ``name``: of the key."""
-    if name == "load":
-        check_transformer(folder, config)
-    elif name == "vae_pretrained":
-        check_vae(folder, config.model_config)
-    else:
-        check_text_encoder(folder, config.model_config.caption_channels)
-
-
 def parse_hub_folder(name: str) -> tuple[str, str] | None:
     """Read ``owner/repository/folder``: the repository and the folder in it; None for local paths.
 
@@ -221,6 +204,6 @@ def _fetch_folder(key: str, config: MagiConfig) -> Path:
     def check(root: Path) -> None:
         if not (root / wanted).is_dir():
             raise ValueError(f"{key}: expected a repository with a folder {wanted}, got {repository}.")
-        _check_folder(key, root / folder, config)
+        FOLDERS[key](root / folder, config)
 
     return fetch_snapshot(key, repository, [f"{wanted}/*"], check) / folder

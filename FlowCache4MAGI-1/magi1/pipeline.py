@@ -69,14 +69,8 @@ class MagiPipeline(DiffusionPipeline):
     ) -> Iterator[VideoPart]:
         """Generate a video and yield each chunk's new frames as soon as they are clean.
 
-        The video has the requested length. A given image is its first frame; it does not repeat the frames of
-        a given video.
-
-        Args:
-            request: the video.
-            trace: filled in with what happens.
-            state: of a part of an earlier stream of the same request; this one continues behind that part.
-                ``trace`` is then the trace up to there.
+        A given image is the first frame of the video; frames of a given video are not repeated. ``state`` of
+        a part of an earlier stream of the same request continues behind it, with its ``trace``.
         """
         check_type("request", request, VideoRequest)
         trace, device = trace if trace is not None else Trace(), self._execution_device

@@ -136,18 +136,9 @@ class MagiBlock(nn.Module):
 
 
 class MagiTransformer3DModel(ModelMixin, ConfigMixin):
-    """MAGI-1's transformer; arguments as the official configuration files name them.
+    """MAGI-1's transformer; arguments as in ``config.ModelSection``, which are the official files' keys.
 
-    Args:
-        num_query_groups, kv_channels: key-value heads, and channels of a head.
-        apply_layernorm_1p: the norms of queries, keys and updates store their gain minus one.
-        x_rescale_factor: factor of latents before, and divisor of velocities after.
-        half_channel_vae: latents have half of ``in_channels`` and are doubled; half of the output is kept.
-        patch_size, t_patch_size: latents to a token, along height and width, and along time.
-        cond_hidden_ratio, xattn_cond_hidden_ratio: widths of the condition and of caption tokens, as shares
-            of ``hidden_size``.
-        gated_linear_unit: SiLU-gated feed-forward (24B) instead of GELU (4.5B).
-        fp8_quant: linear layers between the first and the last block have their weights in fp8.
+    With ``fp8_quant``, linear layers between the first and the last block have their weights in fp8.
     """
 
     _supports_gradient_checkpointing = False
@@ -229,17 +220,9 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
     def forward(
         self, tokens: Tensor, condition: Tensor, lengths: Sequence[int], rotary: Tensor, attend: Attend
     ) -> Tensor:
-        """Run the block stack on packed segments.
+        """Run the block stack on packed ``tokens [tokens, dim]``, to the same shape.
 
-        Args:
-            tokens: ``[tokens, dim]``.
-            condition: ``[segments, condition_dim]``.
-            lengths: tokens of each segment.
-            rotary: angles ``[tokens, n]``, see ``rotary``.
-            attend: runs the attention.
-
-        Returns:
-            ``[tokens, dim]``.
+        ``condition [segments, condition_dim]``; ``lengths`` in tokens; ``rotary [tokens, n]``, angles.
         """
         # Filled on the device: the host would have to wait for the copy of a list.
         places = [torch.full((length,), place, device=tokens.device) for place, length in enumerate(lengths)]
@@ -270,10 +253,8 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
     def condition(self, times: Tensor, with_text: Sequence[bool], step_sizes: Tensor | None = None) -> Tensor:
         """Condition that gates the blocks, ``[segments, condition_dim]``.
 
-        Args:
-            times: 0 (noise) to 1 (clean), ``[segments]``.
-            with_text: whether a segment belongs to a branch with a caption.
-            step_sizes: of distilled models, in quarters of the grid of times, ``[segments]``.
+        ``times [segments]`` run from 0 (noise) to 1 (clean). Distilled models see ``step_sizes [segments]``,
+        in quarters of the grid of times.
         """
         embedded = self.time_embed(times)
         if step_sizes is not None:

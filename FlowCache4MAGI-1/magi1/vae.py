@@ -142,14 +142,9 @@ class Tiling:
 class AutoencoderKLMagi(ModelMixin, ConfigMixin):
     """MAGI-1's autoencoder; arguments as in the official configuration's ``ddconfig``.
 
-    Args:
-        video_size, video_length: of the clips in training, pixels and frames.
-        patch_size, patch_length: pixels and frames of a latent.
-        in_chans, z_chans: channels of video and latents.
-        embed_dim, depth, num_heads, mlp_ratio, qkv_bias: of both transformers.
-        ln_in_attn: normalise queries, keys and values per head, in place of the norm before attention.
-        use_final_proj: project before the last convolution.
-        scaling_factor: of the latents that the diffusion model sees.
+    ``video_size`` and ``video_length`` are pixels and frames of the clips in training, ``patch_size`` and
+    ``patch_length`` of a latent; ``ln_in_attn`` normalises queries, keys and values per head, in place of the
+    norm before attention; ``use_final_proj`` projects before the last convolution.
     """
 
     @register_to_config
