@@ -29,11 +29,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import yaml
 
-from flowcache.benchmark.options import BenchmarkOptions, add_benchmark_flags, given_flags
 from flowcache.benchmark.physics_iq import SECONDS
 from flowcache.benchmark.ranks import Rank, device_of, list_devices
-from flowcache.benchmark.sampling import SamplingJob, run_on
-from flowcache.benchmark.turns import Turns, new_work, with_way
+from flowcache.benchmark.samples import BenchmarkOptions, add_benchmark_flags, given_flags, with_method
+from flowcache.benchmark.sampling import Sampling, run_on
 from flowcache.command_line import Parser
 from flowcache.config import DEFAULT_PRESET
 from flowcache.knobs import knobs_of
@@ -117,7 +116,7 @@ def _find(name: Any, where: str) -> Path:
     return path if path.is_file() else FOLDER / name
 
 
-def prepare(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], SamplingJob | Turns]:
+def prepare(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], Sampling]:
     """Check all that was asked for; returns this machine's devices and the work.
 
     Raises:
@@ -130,7 +129,7 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], Sampl
     source = resolve_model(settings.config_file, settings.overrides, args.model, device)
     if options.benchmark == "physicsiq":
         source = _of_physics_iq(source, settings.overrides)
-    flags = {way: with_way(args, way) for way in args.ways or ()} or {args.method: args}
+    flags = {way: with_method(args, way) for way in args.methods or ()} or {args.method: args}
     refuse_unread(*(unread_options(way_args, settings.reuse, source.config) for way_args in flags.values()))
     knobs = {name: getattr(settings.reuse, name) for name in RULES}
     samplers = {}
@@ -142,11 +141,10 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], Sampl
     runtime = source.config.runtime_config
     samples = options.list_samples(runtime.seed, runtime.fps, small=runtime.load == str(SMALL))
     name = "vanilla" if args.method == "vanilla" else f"{args.method}_{args.preset}"
-    name = "ways" if args.ways else name
+    name = "ways" if args.methods else name
     output = Path(options.base_save_path or f"outputs/magi1/{options.benchmark}_{name}").expanduser()
-    work = new_work(
-        "MAGI-1", _describe(runtime), output, samples, samplers, rank, bool(args.ways), options.keep_going
-    )
+    several, going = bool(args.methods), options.keep_going
+    work = Sampling("MAGI-1", _describe(runtime), output, samplers, samples, rank, going, several)
     work.check()
     return devices, work
 

@@ -25,11 +25,10 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 # Transformers warns about every image processor that lacks torchvision; none of them is used here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from flowcache.benchmark.options import BenchmarkOptions, add_benchmark_flags, given_flags
 from flowcache.benchmark.physics_iq import SECONDS
 from flowcache.benchmark.ranks import Rank, device_of, list_devices
-from flowcache.benchmark.sampling import SamplingJob, run_on
-from flowcache.benchmark.turns import Turns, new_work, with_way
+from flowcache.benchmark.samples import BenchmarkOptions, add_benchmark_flags, given_flags, with_method
+from flowcache.benchmark.sampling import Sampling, run_on
 from flowcache.command_line import Parser
 from flowcache.config import DEFAULT_PRESET
 from flowcache.rates import plain_rate
@@ -56,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
+def prepare(args: argparse.Namespace) -> tuple[list[str], Sampling]:
     """Check all that was asked for; returns this machine's devices and the work.
 
     Raises:
@@ -72,18 +71,18 @@ def prepare(args: argparse.Namespace) -> tuple[list[str], SamplingJob | Turns]:
     samplers = {way: _sampler(way, told, source, video, device) for way, told in flags.items()}
     samples = options.list_samples(video.seed, video.fps, small=source.family == "small")
     plain = args.method in ("vanilla", "causal")
-    name = "ways" if args.ways else args.method if plain else f"{args.method}_{args.preset or DEFAULT_PRESET}"
+    name = args.method if plain else f"{args.method}_{args.preset or DEFAULT_PRESET}"
+    name = "ways" if args.methods else name
     output = Path(options.base_save_path or f"outputs/skyreels_v2/{options.benchmark}_{name}").expanduser()
-    work = new_work(
-        "SkyReels-V2", _describe(video), output, samples, samplers, rank, bool(args.ways), options.keep_going
-    )
+    several, going = bool(args.methods), options.keep_going
+    work = Sampling("SkyReels-V2", _describe(video), output, samplers, samples, rank, going, several)
     work.check()
     return devices, work
 
 
 def _flags_by_way(args: argparse.Namespace) -> dict[str, argparse.Namespace]:
     """The flags of each way, without those that it does not read."""
-    flags = {way: with_way(args, way) for way in args.ways or ()} or {args.method: args}
+    flags = {way: with_method(args, way) for way in args.methods or ()} or {args.method: args}
     refuse_unread(*map(drop_unread, flags.values()))
     return flags
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from flowcache import FlowCacheConfig, Trace
-from flowcache.benchmark.sample import Sample
+from flowcache.benchmark.samples import Sample
 from flowcache.environment import make_current, restart_peak_memory
 from flowcache.fingerprint import array_digest, folder_digest
 from flowcache.output import write_parts

@@ -90,7 +90,7 @@ def prepared(front, weights, vbench):
 
 
 def policies(work):
-    return {way: job.sampler.cache.policy for way, job in work.jobs.items()}
+    return {method: sampler.cache.policy for method, sampler in work.samplers.items()}
 
 
 def test_a_knob_is_for_those_of_several_ways_that_have_it(prepared):
@@ -104,7 +104,7 @@ def test_a_knob_is_for_those_of_several_ways_that_have_it(prepared):
 def test_a_threshold_beside_vanilla_is_passed_over_in_a_file_only(prepared, tmp_path):
     (tmp_path / "mine.yaml").write_text("rel_l1_thresh: 0.1\nconfig_file: named on the command line")
     file = ["--yaml_config", tmp_path / "mine.yaml"]
-    assert prepared(*file, "--method", "vanilla").sampler.cache.policy == "none"
+    assert policies(prepared(*file, "--method", "vanilla")) == {"vanilla": "none"}
     assert policies(prepared(*file, "--ways", "vanilla")) == {"vanilla": "none"}
     with pytest.raises(ValueError, match="rel_l1_thresh has no effect"):
         prepared("--method", "vanilla", "--rel_l1_thresh", 0.1)
@@ -206,17 +206,17 @@ BAD = {
     "preset must be text": ("preset: [fast]", []),
     "reuse_strategy must be text": ("reuse_strategy: {all: 1}", []),
     "mine.yaml cannot be read as YAML": ("samples: !!timestamp x", []),
-    "samples must be ": ("", ["--samples", 10**9]),
+    "samples: expected": ("", ["--samples", 10**9]),
     "base_save_path: expected a path": ("base_save_path: ~nosuch_user/out", []),
     "vbench_prompt_dir: expected a path": ("", ["--vbench_prompt_dir", "x" * 300]),
     "nothing.json cannot be read": ("", ["--config_file", "nothing.json"]),
-    "benchmark must be one of vbench, physicsiq, got 'vbnech'": ("benchmark: vbnech", []),
+    "benchmark: expected one of vbench": ("benchmark: vbnech", []),
     "samples must be a whole number": ("samples: many", []),
-    "vbench_prompt_dir: there is no folder nowhere": ("vbench_prompt_dir: nowhere", []),
-    "vbench_prompt_dir is missing": ("", []),
-    "there is no 'scen'; did you mean scene?": ("vbench_prompt_dir: prompts\ndimension: scen", []),
-    "gpus must be cpu or numbers of GPUs, such as 0,1,3, got 'a,b'": ("", ["--gpus", "a,b"]),
-    "physicsiq_data_dir is missing": ("benchmark: physicsiq", []),
+    "vbench_prompt_dir: nowhere is not": ("vbench_prompt_dir: nowhere", []),
+    "vbench_prompt_dir: expected VBench": ("", []),
+    "did you mean scene?": ("vbench_prompt_dir: prompts\ndimension: scen", []),
+    "gpus: expected cpu or numbers": ("", ["--gpus", "a,b"]),
+    "physicsiq_data_dir: expected": ("benchmark: physicsiq", []),
     "num_frames must be at least 120 for physicsiq, 5 s, got 8": (
         "benchmark: physicsiq\nphysicsiq_data_dir: physics",
         ["--num_frames", 8],

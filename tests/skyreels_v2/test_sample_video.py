@@ -140,16 +140,16 @@ def test_a_knob_is_for_those_of_several_ways_that_have_it(front, benchmarks, che
         return front.module.prepare(front.module.build_parser().parse_args([str(word) for word in words]))[1]
 
     work = prepare("vanilla", "causal", "teacache", "flowcache:fast")
-    policies = [job.sampler.cache.policy for job in work.jobs.values()]
+    policies = [sampler.cache.policy for sampler in work.samplers.values()]
     assert policies == ["none", "none", "teacache", "fixed_interval"]
     with pytest.raises(ValueError, match="vanilla computes every step, teacache"):
         prepare("vanilla", "teacache:paper-fast")
     work = prepare("vanilla", "teacache", "causal", flags=("--use_compress", "--forecast", "hold_velocity"))
-    compressed = {way: bool(job.sampler.cache.compression) for way, job in work.jobs.items()}
+    compressed = {way: bool(sampler.cache.compression) for way, sampler in work.samplers.items()}
     assert compressed == {"vanilla": False, "teacache": False, "causal": True}
     with pytest.raises(ValueError, match="forecast has no effect"):
         prepare("vanilla", "causal", flags=("--forecast", "hold_velocity"))
-    with pytest.raises(ValueError, match="ways and method"):
+    with pytest.raises(ValueError, match="methods and method"):
         prepare("vanilla", flags=("--method", "causal"))
 
 
@@ -162,19 +162,19 @@ def test_physics_iq_is_continued_for_five_seconds(front, benchmarks, tmp_path, c
 
 
 BAD = {
-    "RANK must be a number below WORLD_SIZE": [],
-    "vbench_prompt_dir is missing": [],
-    "vbench_prompt_dir: there is no folder nowhere": ["--vbench_prompt_dir", "nowhere"],
-    "dimension: there is no 'scenes'; did you mean": [
+    "RANK: expected a number below WORLD_SIZE": [],
+    "vbench_prompt_dir: expected VBench": [],
+    "vbench_prompt_dir: nowhere is not": ["--vbench_prompt_dir", "nowhere"],
+    "dimension: 'scenes' is unknown; did you mean": [
         "--vbench_prompt_dir",
         "prompts",
         "--dimension",
         "scenes",
     ],
-    "DEVICES must be cpu or numbers of GPUs": [],
+    "DEVICES: expected cpu or numbers of GPUs": [],
     "overlap_history is needed": ["--benchmark", "physicsiq", "--physicsiq_data_dir", "physics"],
     "num_frames must be at least 25 for physicsiq": ["--benchmark", "physicsiq", "--overlap_history", 5],
-    "samples must be ": ["--samples", 10**9],
+    "samples: expected": ["--samples", 10**9],
     "base_save_path: expected a path": ["--base_save_path", "~nosuch_user/out"],
     "vbench_prompt_dir: expected a path": ["--vbench_prompt_dir", "x" * 300],
     "inference_steps must be at most": ["--inference_steps", 10**9],
