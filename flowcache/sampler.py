@@ -43,7 +43,7 @@ class Sampler:
         return self._describe(self.model.settings())
 
     def identity(self, prompt: str, start: Start) -> dict[str, Any]:
-        """All that decides about a video, for its name and its ``ResumeFile``; folders go by their weights."""
+        """All that decides about a video, for its name and ``ResumeFile``; folders go by their weights."""
         return {
             **self._describe(self.model.settings(with_folders=False)),
             "prompt": prompt,
