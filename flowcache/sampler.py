@@ -6,12 +6,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .adapter import Adapter, Start
 from .benchmark.samples import Sample
 from .config import FlowCacheConfig
 from .environment import make_current, restart_peak_memory
 from .fingerprint import array_digest, file_digest, folder_digest
-from .output import VideoOutput, write_parts
+from .output import write_parts
 from .resume import ResumeFile
 from .trace import Trace
 from .tuning import Target, Tuning
@@ -85,9 +88,10 @@ class Sampler:
         """Take the setting that a search finds, and note it in the trace."""
         (pilot, _), prompt = self.model.pilot(), self.model.default_prompt
 
-        def run(config: FlowCacheConfig) -> VideoOutput:
+        def run(config: FlowCacheConfig) -> tuple[Tensor, Trace]:
             trace = Trace()
-            return VideoOutput.join(pilot.stream(self._loaded(), prompt, Start(), config, trace), trace)
+            parts = pilot.stream(self._loaded(), prompt, Start(), config, trace)
+            return torch.cat([part.frames for part in parts], dim=1), trace
 
         tuned = tuning.run(run)
         self.config = tuned.cache

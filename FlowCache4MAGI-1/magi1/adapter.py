@@ -100,7 +100,9 @@ class Magi1(Adapter):
         parser.add_fields("transformer", ModelSection, defaults=shown)
         parser.add_fields("engine", EngineSection, defaults=shown)
         if program == "sample":
-            parser.add_option("reuse_strategy", str, "the original's name of the method", choices=STRATEGIES)
+            parser.add_option(
+                "reuse_strategy", str, "the original's name of the method (default: none)", choices=STRATEGIES
+            )
         parser.ignore(IGNORED if program == "sample" else (*IGNORED, "reuse_strategy"))
 
     @classmethod
