@@ -26,8 +26,8 @@ class Start:
     Attributes:
         prefix: first frames, ``[3, frames, height, width]`` in [-1, 1].
         last: frame to arrive at, ``[3, 1, height, width]``.
-        before: video to show first.
-        skip: generated frames not to write, as ``before`` shows them.
+        before: video to write first.
+        skip: generated frames not to write.
     """
 
     prefix: Tensor | None = None
@@ -39,12 +39,14 @@ class Start:
 class Adapter(ABC):
     """A model and the settings of its videos, chosen and checked before any weight is read.
 
+    All methods but ``load`` and ``stream`` raise ValueError, with a sentence that names the option.
+
     Attributes:
         title: name of the model in tables.
         package: folder of its outputs.
-        inputs: options of the start of a video that the model has, with the original's names.
-        lacks: other shared options that the model does not have.
         traits: how the method differs on the model.
+        inputs: options of the start of a video that the model has, with the original's names.
+        lacks: options of the method that the model does not have.
         video: settings of the video, with ``seed`` and ``fps``.
         size: height and width in pixels.
         num_steps: denoising steps of a chunk.
@@ -52,13 +54,14 @@ class Adapter(ABC):
         folders: local folders of weights, by the setting that names them.
         default_prompt: a prompt that suits the model.
         is_small: whether the weights are the small checkpoint of this project.
+        words: of the settings, for the name of a video.
     """
 
     title: ClassVar[str]
     package: ClassVar[str]
+    traits: ClassVar[ModelTraits]
     inputs: ClassVar[Mapping[str, tuple[str, ...]]]
     lacks: ClassVar[frozenset[str]] = frozenset()
-    traits: ModelTraits
     video: Any
     size: tuple[int, int]
     num_steps: int
@@ -66,6 +69,7 @@ class Adapter(ABC):
     folders: Mapping[str, Path]
     default_prompt: str
     is_small: bool
+    words: tuple[str, ...] = ()
 
     @classmethod
     @abstractmethod
@@ -75,15 +79,10 @@ class Adapter(ABC):
     @classmethod
     def options_file(cls, program: str) -> Path | None:
         """YAML file whose options hold where nothing else is given."""
-        return None
 
     @classmethod
     def settle(cls, given: Given) -> None:
-        """Replace options of the original program by those that all models share.
-
-        Raises:
-            ValueError: typed options exclude each other.
-        """
+        """Replace options of the original program by those that all models share."""
 
     @classmethod
     @abstractmethod
@@ -97,15 +96,7 @@ class Adapter(ABC):
             device: where to run.
             info: size and rate of the image or video that the video starts with.
             seconds: length of the new part, for a benchmark that continues videos.
-
-        Raises:
-            ValueError: one sentence that names the option.
         """
-
-    @property
-    def words(self) -> list[str]:
-        """Words for the name of a video."""
-        return [f"seed{self.video.seed}", f"steps{self.num_steps}"]
 
     @abstractmethod
     def settings(self, with_folders: bool = True) -> dict[str, Any]:
@@ -124,28 +115,24 @@ class Adapter(ABC):
         return {}
 
     def configure(self, options: MethodOptions) -> FlowCacheConfig:
-        """Settings of the method on this model; raises ValueError with the name of an option."""
+        """Settings of the method on this model."""
         return make_config(options, self.traits)
 
     @abstractmethod
     def check_prompt(self, prompt: str) -> None:
-        """Raise ValueError for a prompt that the model cannot use."""
+        """Refuse a prompt that the model cannot use."""
 
-    def check(self, config: FlowCacheConfig, start: Start | None = None) -> None:
-        """Raise ValueError for a method, or a start, that does not fit the video."""
+    def check(self, config: FlowCacheConfig, start: Start) -> None:
+        """Refuse a method or a start that does not fit the video."""
 
     def check_history(self, path: Path) -> None:
-        """Raise ValueError for a video that cannot be continued; a long one is not decoded."""
+        """Refuse a video that cannot be continued; a long one is not decoded."""
 
     @abstractmethod
     def start(
         self, image: Frames | None = None, last: Frames | None = None, history: Path | None = None
     ) -> Start:
-        """Bring images ``[height, width, 3]``, or the end of a video, to the size and rate of the video.
-
-        Raises:
-            ValueError: a video cannot be read or is too short.
-        """
+        """Bring images ``[height, width, 3]``, or the end of a video, to the size and rate of the video."""
 
     @abstractmethod
     def load(self, device: str) -> Any:
@@ -169,4 +156,4 @@ class Adapter(ABC):
 
     @abstractmethod
     def pilot(self) -> tuple[Self, str]:
-        """The same for a short video, on which a search for settings tries them; and a name for its profile."""
+        """A copy for the short video of a search for settings, and the name of its profile."""

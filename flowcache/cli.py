@@ -1,4 +1,4 @@
-"""The command line: one program for videos and one for benchmarks, for every model.
+"""FlowCache: videos, benchmarks and measurements from the command line.
 
     flowcache generate --model skyreels_v2 --prompt "a red circle moves right over a dark background"
     flowcache sample --model magi1 --benchmark vbench --methods vanilla flowcache:fast
@@ -15,19 +15,17 @@ import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .adapter import Adapter, Start
-from .benchmark.options import BenchmarkOptions
 from .benchmark.physics_iq import SECONDS
 from .benchmark.ranks import Rank, device_of, list_devices
-from .benchmark.sampling import run_on
-from .benchmark.turns import new_work, split_way
+from .benchmark.samples import BENCHMARKS, BenchmarkOptions, split_method
+from .benchmark.sampling import Sampling, run_on
 from .command_line import check_device, output_file
 from .methods import DEFAULT_PRESET, MethodOptions
 from .naming import setting_words, video_name
@@ -51,18 +49,18 @@ class VideoOptions:
     """Options of a single video.
 
     Attributes:
-        prompt: text to show.
+        prompt: text to show (default: the model's).
         image: first frame.
         end_image: last frame; needs ``--image``.
         video_path: video to continue.
-        output_path: the mp4.
+        output_path: the mp4 (default: OUTDIR/EXPNAME/NAME.mp4, NAME from the prompt and all settings).
         outdir: folder of the results.
-        expname: folder within it.
+        expname: folder within it (default: the model's package).
         resume: save the state as the video grows, and resume from it if it exists.
         target_speedup: times fewer FLOPs than vanilla; finds the best setting.
         target_psnr: dB to the same video without reuse; finds the fastest setting.
-        profile: file with the results of that search.
-        device: cpu, cuda or cuda:1.
+        profile: file with the results of that search (default: in ~/.cache/flowcache).
+        device: cpu, cuda or cuda:1 (default: cuda if there is a GPU, otherwise cpu).
     """
 
     prompt: str | None = None
@@ -76,17 +74,7 @@ class VideoOptions:
     target_speedup: float | None = None
     target_psnr: float | None = None
     profile: Path | None = None
-    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
-
-
-#: Defaults that depend on the model or on other options.
-_SHOWN = {
-    "prompt": "the model's",
-    "output_path": "OUTDIR/EXPNAME/NAME.mp4, NAME from the prompt and all settings",
-    "expname": "name of the model's package",
-    "profile": "in ~/.cache/flowcache",
-    "device": "cuda if there is a GPU, otherwise cpu",
-}
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,10 +102,9 @@ class Job:
 
 
 def build_parser(model: type[Adapter], program: str) -> OptionParser:
-    """The options of a program for a model."""
-    kind = "one video" if program == "generate" else "videos of a benchmark"
+    """The options of a program, ``generate`` or ``sample``, for a model."""
     prog = f"flowcache {program} --model {model.package}"
-    parser = OptionParser(f"{model.title}: {kind}.", prog=prog, usage="%(prog)s [options]")
+    parser = OptionParser(f"{program} with {model.title}", prog=prog, usage="%(prog)s [options]")
     aliases = {name: (original,) for name, original in model.traits.names.items()}
     hidden = {"refresh_given", "coefficients", *model.lacks}
     methods = {"method": model.traits.methods}
@@ -125,10 +112,10 @@ def build_parser(model: type[Adapter], program: str) -> OptionParser:
     parser.add_fields("KV cache", MethodOptions, aliases, hidden)
     if program == "generate":
         absent = {"image", "end_image", "video_path"} - model.inputs.keys()
-        parser.add_fields("run", VideoOptions, model.inputs, absent, _SHOWN)
+        parser.add_fields("run", VideoOptions, model.inputs, absent)
     else:
-        parser.add_fields("benchmark", BenchmarkOptions)
-        text = "methods to compare in turn, each in its own folder (default: --method alone)"
+        parser.add_fields("benchmark", BenchmarkOptions, choices={"benchmark": BENCHMARKS})
+        text = "METHOD[:PRESET], to compare in turn, each in its own folder (default: --method alone)"
         parser.add_option("methods", str, text, ("ways",), nargs="+")
     text = "YAML file with any of these options; flags override it (default: the model's, or none)"
     parser.add_option("yaml_config", Path, text, ("additional_config",))
@@ -137,11 +124,7 @@ def build_parser(model: type[Adapter], program: str) -> OptionParser:
 
 
 def read_options(model: type[Adapter], program: str, words: Sequence[str]) -> Given:
-    """Options of the command line, over those of the YAML file.
-
-    Raises:
-        ValueError: the file cannot be read, or typed options exclude each other.
-    """
+    """Options of the command line, over those of the YAML file; raises ValueError with the name of one."""
     given = build_parser(model, program).read(words, "yaml_config", model.options_file(program))
     with given.naming():
         model.settle(given)
@@ -149,18 +132,15 @@ def read_options(model: type[Adapter], program: str, words: Sequence[str]) -> Gi
 
 
 def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
-    """Check everything that a video needs.
-
-    Raises:
-        ValueError: one sentence that names the option.
-    """
+    """Check everything that a video needs; raises ValueError with the name of an option."""
     given = read_options(model, "generate", words)
     with given.naming():
         target = settle_target(given)
         options, unread = choose_method(given, model)
         given.refuse_unread(unread)
-    device = str(check_device(given.get("device", VideoOptions().device)))
     settle_seed(given)
+    device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
     images, info = read_inputs(given)
     chosen = model.resolve(given, device, info)
     given.refuse_unread(chosen.unread(given))
@@ -184,73 +164,59 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
         tuning.check()
         identity["tuning"] = tuning.identity
     task = "v2v" if given.get("video_path") else "i2v" if given.get("image") else "t2v"
-    selected = {given.spelled[name]: given.get(name) for name in SELECTORS}
+    selected = {given.spelled[name]: given.get(name) for name in SELECTORS if name not in unread}
     named = setting_words(options.method, options.preset, selected, target, config)
-    output = output_path(given, model, video_name(prompt, [task, *named, *chosen.words], identity))
-    return Job(
-        sampler,
-        prompt,
-        start,
-        output,
-        ResumeFile(output, identity, device) if given.get("resume") else None,
-        tuning,
+    seed, steps = f"seed{chosen.video.seed}", f"steps{chosen.num_steps}"
+    output = output_path(
+        given, model, video_name(prompt, [task, *named, *chosen.words, seed, steps], identity)
     )
+    resume = ResumeFile(output, identity, device) if given.get("resume") else None
+    return Job(sampler, prompt, start, output, resume, tuning)
 
 
-def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[str], Any]:
-    """Check everything that a benchmark's videos need; returns this machine's devices and the work.
-
-    Raises:
-        ValueError: one sentence that names the option.
-    """
+def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[str], Sampling]:
+    """Check everything that a benchmark's videos need; returns the devices of this machine and the work."""
     given = read_options(model, "sample", words)
     options = BenchmarkOptions(**given.pick(BenchmarkOptions))
     rank, devices = Rank.from_environment(os.environ), list_devices(*options.devices_text(os.environ))
-    device, ways = device_of(rank, devices), given.get("methods")
-    if ways and "method" in given.typed:
+    device, compared = device_of(rank, devices), given.get("methods", [])
+    if compared and "method" in given.typed:
         raise ValueError("methods and method exclude each other: leave one of them out.")
-    runs = {way: dict(zip(("method", "preset"), split_way(way), strict=True)) for way in ways or ()}
+    runs = {}
     with given.naming():
-        runs = {
-            way: choose_method(given.copy(**{k: v for k, v in run.items() if v}), model)
-            for way, run in runs.items()
-        }
-        if not runs:
-            alone = choose_method(given, model)
-            runs = {alone[0].method: alone}
+        for name in compared or [given.get("method", "flowcache")]:
+            method, preset = split_method(name)
+            own = {"method": method, **({"preset": preset} if preset else {})}
+            runs[name] = choose_method(replace(given, values={**given.values, **own}), model)
         given.refuse_unread(*(unread for _, unread in runs.values()))
-    chosen = model.resolve(given, device, seconds=SECONDS if options.benchmark == "physicsiq" else None)
+    seconds = SECONDS if options.benchmark == "physicsiq" else None
+    chosen, samplers = model.resolve(given, device, seconds=seconds), {}
     given.refuse_unread(chosen.unread(given))
-    samplers = {}
-    for way, (method, _) in runs.items():
+    for name, (method, _) in runs.items():
         with given.naming():
             config = chosen.configure(method)
-        chosen.check(config)
-        samplers[way] = Sampler(model=chosen, config=config, method=way, device=device, shows_steps=False)
+        chosen.check(config, Start())
+        samplers[name] = Sampler(model=chosen, config=config, method=name, device=device, shows_steps=False)
     samples = options.list_samples(chosen.video.seed, chosen.video.fps, small=chosen.is_small)
-    name = "ways" if ways else given.get("method", "flowcache")
+    name = "ways" if compared else given.get("method", "flowcache")
     if name in ("teacache", "flowcache"):
         name += f"_{given.get('preset', DEFAULT_PRESET)}"
     output = Path(
         options.base_save_path or f"outputs/{model.package}/{options.benchmark}_{name}"
     ).expanduser()
-    described = chosen.describe()
-    work = new_work(model.title, described, output, samples, samplers, rank, bool(ways), options.keep_going)
-    work.check()
-    return devices, work
+    made = (samplers, samples, rank, options.keep_going, bool(compared))
+    sampling = Sampling(model.title, chosen.describe(), output, *made)
+    sampling.check()
+    return devices, sampling
 
 
 def choose_method(given: Given, model: type[Adapter]) -> tuple[MethodOptions, dict[str, str]]:
-    """The options of the method that are read, and why the others are not, by name.
-
-    Raises:
-        ValueError: an option is out of range, or unknown to the model.
-    """
+    """The options of the method that are read, and why the others are not, by name."""
     values = given.pick(MethodOptions)
     unread = unread_options({"method": "flowcache", **values}, model.traits)
     for name in unread.keys() & values.keys():
         del values[name]
-        if name not in given.typed and name in given.scripted:
+        if name in given.scripted - given.typed:
             logger.info("--%s of the script has no effect: %s", name, unread[name])
     return MethodOptions(**values), unread
 
@@ -263,8 +229,7 @@ def settle_target(given: Given) -> Target | None:
     """
     speedup, psnr = given.get("target_speedup"), given.get("target_psnr")
     if speedup is None and psnr is None:
-        if given.get("profile") is not None:
-            raise ValueError("profile needs target_speedup or target_psnr.")
+        given.refuse_unread({"profile": "it needs target_speedup or target_psnr"})
         return None
     target = Target(speedup=speedup, psnr=psnr)
     for name, value in (("method", "flowcache"), ("preset", None)):
@@ -272,18 +237,13 @@ def settle_target(given: Given) -> Target | None:
             given.override(name, value)
     if given.get("method") != "flowcache":
         raise ValueError(f"{target.flag} needs method flowcache, got {given.get('method')}.")
-    for name in ("preset", *SELECTORS):
-        if given.get(name) is not None:
-            raise ValueError(f"{target.flag} and {name} exclude each other: leave one of them out.")
+    for name in given.pick(("preset", *SELECTORS)):
+        raise ValueError(f"{target.flag} and {name} exclude each other: leave one of them out.")
     return target
 
 
 def settle_seed(given: Given) -> None:
-    """Draw and log a seed for -1, as the original programs do.
-
-    Raises:
-        ValueError: a run that is to be resumed would draw another seed.
-    """
+    """Draw and log a seed for -1, as the original programs do; raises ValueError for a run to resume."""
     if given.get("seed") == -1:
         if given.get("resume"):
             raise ValueError("seed: expected a number to resume with, got -1, which draws one at each start.")
@@ -292,7 +252,7 @@ def settle_seed(given: Given) -> None:
 
 
 def read_inputs(given: Given) -> tuple[Mapping[str, Frames], VideoInfo | None]:
-    """Read images by their options, and size and rate of what the video starts with.
+    """Images by their options, and size and rate of what the video starts with.
 
     Raises:
         ValueError: a file cannot be read, or two of them exclude each other.
@@ -302,10 +262,7 @@ def read_inputs(given: Given) -> tuple[Mapping[str, Frames], VideoInfo | None]:
     if given.get("video_path") and given.get("image"):
         raise ValueError("video_path and image exclude each other: the video starts with one of them.")
     images, info = {}, None
-    for name in ("end_image", "image", "video_path"):
-        path = given.get(name)
-        if path is None:
-            continue
+    for name, path in given.pick(("end_image", "image", "video_path")).items():
         try:
             if name == "video_path":
                 info = probe_video(path)
@@ -318,11 +275,7 @@ def read_inputs(given: Given) -> tuple[Mapping[str, Frames], VideoInfo | None]:
 
 
 def output_path(given: Given, model: type[Adapter], name: str) -> Path:
-    """Where the video goes; its folder is made.
-
-    Raises:
-        ValueError: the path is no mp4, or cannot be written.
-    """
+    """Path of the video, in a folder that is made; raises ValueError if it cannot be written."""
     path = given.get("output_path")
     if path is None:
         folder = given.get("outdir", VideoOptions.outdir) / given.get("expname", model.package)
@@ -340,28 +293,17 @@ def find_model(name: str) -> type[Adapter]:
     return getattr(import_module(module), kind)
 
 
-def run_model(program: str, name: str, words: Sequence[str]) -> int:
-    """Run ``generate`` or ``sample`` for a model; returns the exit code."""
-    model = find_model(name)
-    if program == "generate":
-        return run_program(lambda: prepare_video(model, words), Job.run)
-    command = ["-m", "flowcache", program, "--model", name, *words]
-    return run_checked(lambda: prepare_samples(model, words), lambda found: run_on(*found, command))
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Run a program of the command line; returns the exit code."""
-    program, *rest = [*(sys.argv[1:] if words is None else words), ""][:-1] or ["--help"]
-    if program in ("benchmark", "metrics"):
-        return import_module(f".{program}.__main__", __package__).main(rest)
-    if program in ("generate", "sample"):
-        flag, equals, name = (rest or [""])[0].partition("=")
-        if flag == "--model" and (equals or len(rest) > 1):
-            name, rest = (name, rest[1:]) if equals else (rest[1], rest[2:])
-            if name in MODELS:
-                return run_model(program, name, rest)
-    parser = OptionParser(__doc__, prog="flowcache")
+    words = list(sys.argv[1:] if words is None else words)
+    if words and words[0] in ("benchmark", "metrics"):
+        return import_module(f".{words[0]}.__main__", __package__).main(words[1:])
+    parser = OptionParser(__doc__, prog="flowcache", usage="flowcache PROGRAM [--model MODEL] [options]")
     parser.add_argument("program", choices=["generate", "sample", "benchmark", "metrics"])
-    parser.add_argument("--model", choices=MODELS, required=True, help="model; the first option")
-    parser.parse_args([program, *rest][:3])
-    return 2
+    parser.add_argument("--model", choices=MODELS, required=True, help="model; the first option of a program")
+    first = 2 if len(words) > 1 and words[1].startswith("--model=") else 3
+    chosen, rest = parser.parse_args(words[:first]), words[first:]
+    model = find_model(chosen.model)
+    if chosen.program == "generate":
+        return run_program(lambda: prepare_video(model, rest), Job.run)
+    return run_checked(lambda: prepare_samples(model, rest), lambda found: run_on(*found))

@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"arguments: expected UTF-8, got {word!r}; rename the file or set a UTF-8 locale")
         parsed, rest = self.parse_known_args(words, namespace)
         if rest:
-            close = difflib.get_close_matches(rest[0][:100], self._option_string_actions, 1, 0.5)
+            close = difflib.get_close_matches(rest[0][:100], self._option_string_actions, 1, 0.7)
             hint = f"; did you mean {close[0]}?" if close else ""
             self.error(f"unrecognized arguments: {' '.join(rest)[:200]}{hint}")
         return parsed

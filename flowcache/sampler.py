@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .adapter import Adapter, Start
-from .benchmark.sample import Sample
+from .benchmark.samples import Sample
 from .config import FlowCacheConfig
 from .environment import make_current, restart_peak_memory
 from .fingerprint import array_digest, file_digest, folder_digest
-from .output import VideoOutput, write_parts
+from .output import write_parts
 from .resume import ResumeFile
 from .trace import Trace
 from .tuning import Target, Tuning
@@ -40,14 +43,12 @@ class Sampler:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides about a video but prompt, seed and start."""
-        return {**self.model.settings(), "method": self.method, "reuse": self.config.as_dict()}
+        return self._describe(self.model.settings())
 
     def identity(self, prompt: str, start: Start) -> dict[str, Any]:
-        """All that decides about a video, for its name and its ``ResumeFile``; folders go by their weights."""
+        """All that decides about a video, for its name and ``ResumeFile``; folders go by their weights."""
         return {
-            **self.model.settings(with_folders=False),
-            "method": self.method,
-            "reuse": self.config.as_dict(),
+            **self._describe(self.model.settings(with_folders=False)),
             "prompt": prompt,
             "seed": self.model.video.seed,
             "prefix": array_digest(start.prefix),
@@ -57,11 +58,7 @@ class Sampler:
         }
 
     def check(self, sample: Sample) -> None:
-        """Refuse a sample whose prompt, image or video cannot be used, before any weight is read.
-
-        Raises:
-            ValueError: one sentence that says why.
-        """
+        """Raise ValueError for a sample whose prompt, image or video cannot be used; reads no weight."""
         self.model.check_prompt(sample.prompt)
         if sample.image is not None:
             read_image(sample.image)
@@ -81,12 +78,7 @@ class Sampler:
         self._pipeline = other._pipeline
 
     def tuning(self, target: Target, profile: Path | None = None) -> Tuning:
-        """The search for the settings of the method that meet a target; runs nothing.
-
-        Args:
-            target: speed or quality.
-            profile: file of its results; None: in the cache folder.
-        """
+        """The search for settings that meet a target; its results go to ``profile`` or the cache folder."""
         pilot, name = self.model.pilot()
         described = {**pilot.settings(with_folders=False), "weights": self._weights()}
         described |= {"model": Path(self.model.location).name, "prompt": self.model.default_prompt}
@@ -96,9 +88,10 @@ class Sampler:
         """Take the setting that a search finds, and note it in the trace."""
         (pilot, _), prompt = self.model.pilot(), self.model.default_prompt
 
-        def run(config: FlowCacheConfig) -> VideoOutput:
-            made = Trace()
-            return VideoOutput.join(pilot.stream(self._loaded(), prompt, Start(), config, made), made)
+        def run(config: FlowCacheConfig) -> tuple[Tensor, Trace]:
+            trace = Trace()
+            parts = pilot.stream(self._loaded(), prompt, Start(), config, trace)
+            return torch.cat([part.frames for part in parts], dim=1), trace
 
         tuned = tuning.run(run)
         self.config = tuned.cache
@@ -109,9 +102,8 @@ class Sampler:
         restart_peak_memory(self.device)
         trace = Trace(method=self.method)
         image = None if sample.image is None else read_image(sample.image)
-        start = self.model.start(image=image, history=sample.video)
-        start = Start(start.prefix, skip=start.skip)
-        self.write(sample.prompt, start, path, trace, self.model.with_video(seed=sample.seed))
+        start = replace(self.model.start(image=image, history=sample.video), before=None)
+        self.write(sample.prompt, start, path, trace, seed=sample.seed)
         return trace
 
     def write(
@@ -120,7 +112,8 @@ class Sampler:
         start: Start,
         path: Path,
         trace: Trace,
-        model: Adapter | None = None,
+        *,
+        seed: int | None = None,
         resume: ResumeFile | None = None,
     ) -> None:
         """Make a video and write it part by part.
@@ -130,24 +123,19 @@ class Sampler:
             start: first frames, last frame.
             path: of the mp4.
             trace: filled in with what happens.
-            model: with other settings of the video.
+            seed: of the noise; None: the settings'.
             resume: where to save the state, and to resume from; None: nowhere.
         """
-        pipeline, model = self._loaded(), model or self.model
+        model = self.model if seed is None else self.model.with_video(seed=seed)
         state = None if resume is None else resume.begin(trace)
-        parts = model.stream(pipeline, prompt, start, self.config, trace, state and state.pop("stream"))
-        write_parts(
-            parts,
-            path,
-            model.video.fps,
-            trace,
-            before=start.before,
-            size=model.size,
-            skip=start.skip,
-            resume=resume,
-            state=state,
-        )
+        resumed = state and state.pop("stream")
+        parts = model.stream(self._loaded(), prompt, start, self.config, trace, resumed)
+        shown = {"before": start.before, "size": model.size, "skip": start.skip}
+        write_parts(parts, path, model.video.fps, trace, **shown, resume=resume, state=state)
         trace.settings["model"] = model.location
+
+    def _describe(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return {**settings, "method": self.method, "reuse": self.config.as_dict()}
 
     def _loaded(self) -> Any:
         if self._pipeline is None:

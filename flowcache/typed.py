@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from fractions import Fraction
 from functools import cache
@@ -35,11 +36,15 @@ def as_type(value: Any, kind: Any, place: str = "its content", spelled: bool = F
         return None if value is None else as_type(value, other, place, spelled)
     if is_dataclass(kind):
         _check(isinstance(value, Mapping), "an object", value, place)
-        return _as_dataclass(value, kind, place, spelled)
+        known = field_types(kind)
+        for name in value.keys() - known.keys():
+            raise ValueError(f"{place} has an unknown field {short_repr(name)}")
+        for name in (name for name, (_, needed) in known.items() if needed and name not in value):
+            raise ValueError(f"{place} lacks {name}")
+        return kind(**{n: as_type(item, known[n][0], f"{place}.{n}", spelled) for n, item in value.items()})
     if origin in (dict, Mapping):
         _check(isinstance(value, Mapping), "an object", value, place)
-        # JSON has no keys but text
-        of_key, of_item = inner or (str, Any)
+        of_key, of_item = inner or (str, Any)  # JSON has no keys but text
         return {of_key(k): as_type(item, of_item, f"{place}.{k}", spelled) for k, item in value.items()}
     if origin in (list, tuple, Sequence):
         _check(isinstance(value, (list, tuple) if spelled else list), "a list", value, place)
@@ -47,31 +52,33 @@ def as_type(value: Any, kind: Any, place: str = "its content", spelled: bool = F
         return tuple(items) if origin is tuple else items
     if origin is Literal:
         _check(value in inner, " or ".join(map(str, inner)), value, place)
-        return value
-    if kind not in _NAMES:  # objects of Python, which no file holds
-        return value
-    if spelled:
-        value = _read_spelled(value, kind)
-    right = isinstance(value, (int, float) if kind is float else kind)
-    _check(right and (kind is bool or not isinstance(value, bool)), _NAMES[kind], value, place)
+    elif kind in _NAMES:  # others are objects of Python, which no file holds
+        value = _read_spelled(value, kind) if spelled else value
+        right = isinstance(value, (int, float) if kind is float else kind)
+        _check(right and (kind is bool or not isinstance(value, bool)), _NAMES[kind], value, place)
     return value
 
 
 def check_fields(settings: Any) -> None:
-    """Refuse a dataclass with a value of another type than its field.
-
-    Raises:
-        ValueError: one sentence that names the field.
-    """
+    """Raise ValueError for a field of a dataclass that has a value of another type."""
     for name, (kind, _) in field_types(type(settings)).items():
         value = getattr(settings, name)
         if is_dataclass(value) and type(value) in (kind, *get_args(kind)):
             continue
-        try:
-            _check(not isinstance(value, dict), "made by its class", value, name)
-            as_type(list(value) if isinstance(value, tuple) else value, kind, name)
-        except ValueError as error:
-            raise ValueError(f"{error}.") from None
+        _check(not isinstance(value, dict), "made by its class", value, name)
+        as_type(list(value) if isinstance(value, tuple) else value, kind, name)
+
+
+def check_keys(content: Any, known: Collection[str], where: str) -> Mapping[str, Any]:
+    """Return named values; raises ValueError if they are none, or for an unknown name with a similar one."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where} must hold named values, got {type(content).__name__}.")
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(str(key)[:100], list(known), 1, 0.5)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            raise ValueError(f"{where}: there is no {str(key)[:100]}{hint}")
+    return content
 
 
 @cache
@@ -92,17 +99,6 @@ def _read_spelled(value: Any, kind: type) -> Any:
         return int(value if isinstance(value, int) else number) if kind is int and number % 1 == 0 else number
     except (ValueError, OverflowError, ZeroDivisionError):
         return value
-
-
-def _as_dataclass(value: Mapping[str, Any], kind: type, place: str, spelled: bool) -> Any:
-    known = field_types(kind)
-    for name in value:
-        if name not in known:
-            raise ValueError(f"{place} has an unknown field {short_repr(name)}")
-    for name, (_, needed) in known.items():
-        if needed and name not in value:
-            raise ValueError(f"{place} lacks {name}")
-    return kind(**{n: as_type(item, known[n][0], f"{place}.{n}", spelled) for n, item in value.items()})
 
 
 def _check(holds: bool, wanted: str, value: Any, place: str) -> None:

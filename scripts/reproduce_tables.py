@@ -19,7 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flowcache.benchmark.run_folder import COMMAND_FILE, read_commands
+from flowcache.benchmark.runs import COMMAND_FILE, read_commands
 from flowcache.command_line import Parser, writable_folder
 from flowcache.config import PACES
 from flowcache.files import write_atomically

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,16 @@ def _load(path: Path, monkeypatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, path.stem, module)
     spec.loader.exec_module(module)
     return module
+
+
+def cases(text: str) -> list[tuple[str, list[str]]]:
+    """Words of the error and arguments from lines such as ``num_steps: --num_steps 10``."""
+    lines = [line.partition(":") for line in text.strip().splitlines()]
+    return [(named.strip(), shlex.split(arguments)) for named, _, arguments in lines]
+
+
+def assert_refused(code: int | str | None, named: str, capsys) -> None:
+    """Bad input is one line on standard error that holds all words of ``named``."""
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert all(word in line for word in named.split()), line

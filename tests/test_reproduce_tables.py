@@ -34,10 +34,10 @@ def test_the_sampling_programs_take_what_it_gives_them(front, monkeypatch, tmp_p
     args, rest = sampling.module.build_parser().parse_known_args(words)
     prepared = (args,) if index == 0 else (args, rest)
     devices, work = sampling.module.prepare(*prepared)
-    assert devices and len(work.jobs) == len(args.ways)
+    assert devices and len(work.samplers) == len(args.methods)
     methods = {"vanilla", "teacache:paper-slow", "flowcache:paper-fast", "flowcache:quality"}
-    assert methods <= work.jobs.keys()
-    assert all(len(job.samples) == 1 for job in work.jobs.values())
+    assert methods <= work.samplers.keys()
+    assert len(work.samples) == 1
 
 
 def test_tables_and_pictures_follow_and_the_command_is_kept(front, tmp_path, capsys):

@@ -83,6 +83,13 @@ class Magi1(Adapter):
     source: ModelSource
     extras: dict[str, Any] = field(default_factory=dict)
 
+    video = property(lambda self: self.source.config.runtime_config)
+    size = property(lambda self: (self.video.video_size_h, self.video.video_size_w))
+    num_steps = property(lambda self: self.video.num_steps)
+    location = property(lambda self: self.video.load)
+    folders = property(lambda self: self.source.folders)
+    is_small = property(lambda self: self.video.load == str(SMALL))
+
     @classmethod
     def add_flags(cls, parser, program):
         hidden = {"mode"} if program == "sample" else ()
@@ -93,10 +100,8 @@ class Magi1(Adapter):
         parser.add_fields("transformer", ModelSection, defaults=shown)
         parser.add_fields("engine", EngineSection, defaults=shown)
         if program == "sample":
-            parser.add_option("reuse_strategy", str, "the original's name of the method", choices=STRATEGIES)
-            # the original takes the file without a flag
-            parser.add_argument(
-                "yaml_config", nargs="?", type=Path, metavar="FILE.yaml", help="--yaml_config"
+            parser.add_option(
+                "reuse_strategy", str, "the original's name of the method (default: none)", choices=STRATEGIES
             )
         parser.ignore(IGNORED if program == "sample" else (*IGNORED, "reuse_strategy"))
 
@@ -125,30 +130,6 @@ class Magi1(Adapter):
         extras = {"switches": switches, "special_tokens": tokens}
         extras["discard_nearly_clean"] = given.get("discard_nearly_clean_chunk", False)
         return replace(model, extras={**extras, "previous_weight": _previous_weight(os.environ)})
-
-    @property
-    def video(self):
-        return self.source.config.runtime_config
-
-    @property
-    def size(self):
-        return self.video.video_size_h, self.video.video_size_w
-
-    @property
-    def num_steps(self):
-        return self.video.num_steps
-
-    @property
-    def location(self):
-        return self.video.load
-
-    @property
-    def folders(self):
-        return self.source.folders
-
-    @property
-    def is_small(self):
-        return self.video.load == str(SMALL)
 
     def settings(self, with_folders=True):
         config = asdict(self.source.config)

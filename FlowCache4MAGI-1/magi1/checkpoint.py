@@ -16,8 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from flowcache.model_files import indexed_files, read_config, read_header
-from flowcache.options import check_mapping
-from flowcache.typed import as_type
+from flowcache.typed import as_type, check_keys
 from flowcache.user_files import reading
 
 from .config import FRAMES, PIXELS, EngineSection, MagiConfig, ModelSection
@@ -143,7 +142,8 @@ def _new_vae(folder: Path) -> AutoencoderKLMagi:
         raise ValueError(f"{path} describes a {content.get('_class_name')}, not a ViTVAE.")
     kinds = get_type_hints(AutoencoderKLMagi.__init__)
     settings: dict[str, Any] = {}
-    for key, value in check_mapping(content.get("ddconfig", content), f"{path}, ddconfig").items():
+    described = content.get("ddconfig", content)
+    for key, value in check_keys(described, described, f"{path}, ddconfig").items():
         if key in kinds:
             settings[key] = as_type(value, kinds[key], f"{path}: {key}", spelled=True)
         elif value != _VAE_ALWAYS.get(key, value):

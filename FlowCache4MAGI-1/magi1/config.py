@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowcache.limits import check_pixels
-from flowcache.options import MAX_BYTES, check_keys, check_mapping
+from flowcache.options import MAX_BYTES
 from flowcache.rates import plain_rate
 from flowcache.registry import check_options, option
-from flowcache.typed import as_type, field_types
+from flowcache.typed import as_type, check_keys, field_types
 from flowcache.user_files import expand_path, parse_file
 
 from .guidance import ThreeWayGuidance
@@ -227,22 +227,17 @@ class MagiConfig:
         Raises:
             ValueError: the file is missing or no JSON, or a key or value is wrong; the key is named.
         """
-        content = check_mapping(parse_file(path, json.loads, "JSON", most=MAX_BYTES), str(path))
         sections = {section.name: section.default_factory for section in fields(cls)}
-        check_keys(content, sections, str(path))
+        content = check_keys(parse_file(path, json.loads, "JSON", most=MAX_BYTES), sections, str(path))
         check_keys(overrides or {}, cls.keys(), "the command line")
         built = {}
         for name, section in sections.items():
             place, kinds = f"{path}, {name}", field_types(section)
-            given = check_mapping(content.get(name, {}), place)
-            check_keys(given, kinds, place)
-            given = {**given, **{key: value for key, value in (overrides or {}).items() if key in kinds}}
-            try:
-                values = {
-                    key: as_type(value, kinds[key][0], key, spelled=True) for key, value in given.items()
-                }
-            except ValueError as error:
-                raise ValueError(f"{place}: {error}.") from error
+            given = dict(check_keys(content.get(name, {}), kinds, place))
+            given |= {key: value for key, value in (overrides or {}).items() if key in kinds}
+            values = {
+                key: as_type(value, kinds[key][0], f"{place}: {key}", True) for key, value in given.items()
+            }
             built[name] = section(**values)
         return cls(**built)
 

@@ -36,7 +36,7 @@ class SkyReelsOptions:
     """Options of SkyReels-V2 beside the settings of the video.
 
     Attributes:
-        weights: auto (the official 1.3B on CUDA, otherwise the small checkpoint), small, a folder, or a Hub id.
+        weights: auto (the official 1.3B on CUDA, otherwise small), small, a folder, or a Hub id.
         resolution: size of the frames.
         negative_prompt: what to avoid.
         offload: idle components in host memory.
@@ -72,6 +72,14 @@ class SkyReelsV2(Adapter):
     video: VideoSettings
     negative_prompt: str | None = None
     offload: bool = False
+
+    size = property(lambda self: (self.video.height, self.video.width))
+    num_steps = property(lambda self: self.video.inference_steps)
+    location = property(lambda self: self.source.location)
+    folders = property(lambda self: {} if self.source.path is None else {"model": self.source.path})
+    default_prompt = property(lambda self: self.source.defaults["prompt"])
+    is_small = property(lambda self: self.source.family == "small")
+    words = property(lambda self: ("streaming",) if self.video.streaming else ())
 
     @classmethod
     def add_flags(cls, parser, program):
@@ -132,34 +140,6 @@ class SkyReelsV2(Adapter):
         plan_windows(model.video, 0 if seconds is None else model.video.overlap_history)
         return model
 
-    @property
-    def size(self):
-        return self.video.height, self.video.width
-
-    @property
-    def num_steps(self):
-        return self.video.inference_steps
-
-    @property
-    def location(self):
-        return self.source.location
-
-    @property
-    def folders(self):
-        return {} if self.source.path is None else {"model": self.source.path}
-
-    @property
-    def default_prompt(self):
-        return self.source.defaults["prompt"]
-
-    @property
-    def is_small(self):
-        return self.source.family == "small"
-
-    @property
-    def words(self):
-        return [*(["streaming"] if self.video.streaming else []), *super().words]
-
     def settings(self, with_folders=True):
         video, negative = self.video.as_dict(), self.negative_prompt
         del video["seed"]
@@ -193,9 +173,9 @@ class SkyReelsV2(Adapter):
     def check_prompt(self, prompt):
         check_prompts(prompt, self.negative_prompt)
 
-    def check(self, config, start=None):
-        check_streaming(self.video, config, arrives=start is not None and start.last is not None)
-        if start is not None and start.prefix is not None:
+    def check(self, config, start):
+        check_streaming(self.video, config, arrives=start.last is not None)
+        if start.prefix is not None:
             plan_windows(self.video, start.prefix.shape[1])
 
     def check_history(self, path):
@@ -244,7 +224,7 @@ class SkyReelsV2(Adapter):
 
 
 def _continued_frames(values: dict[str, Any], source: ModelSource, seconds: float) -> int:
-    """Frames of a video that continues another one by so many seconds, ``4 k + 1`` as the model makes them."""
+    """Frames of a video, ``4 k + 1``, that continues another one for some seconds."""
     overlap = values.get("overlap_history")
     if overlap is None:
         raise ValueError("overlap_history is needed to continue the videos of physicsiq; 17 is usual.")
@@ -252,6 +232,7 @@ def _continued_frames(values: dict[str, Any], source: ModelSource, seconds: floa
     frames = values.get("num_frames")
     if frames is not None and frames < wanted:
         raise ValueError(
-            f"num_frames must be at least {wanted} for physicsiq, overlap_history and {seconds:g} s, got {frames}."
+            f"num_frames must be at least {wanted} for physicsiq, overlap_history and {seconds:g} s, "
+            f"got {frames}."
         )
     return frames or wanted + (1 - wanted) % 4

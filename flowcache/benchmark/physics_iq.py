@@ -1,4 +1,4 @@
-"""Physics-IQ from folders in the benchmark's own naming.
+"""Physics-IQ of folders in the benchmark's own naming.
 
 Reference videos are those of ``split-videos/testing/<rate>FPS`` in the benchmark's data
 (github.com/google-deepmind/physics-IQ-benchmark), with names such as
@@ -6,7 +6,7 @@ Reference videos are those of ``split-videos/testing/<rate>FPS`` in the benchmar
 the id of the first take that it continues, ``0001_``.
 
 Unlike the benchmark's program, this writes no mask to a lossy video in between and rounds nothing before the
-end, so scores can differ a little.
+end, so that scores can differ a little.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..files import write_csv, write_json
 from ..metrics.physics_iq import Measures, PhysicsIQ, compare_clips, make_clip, physics_iq
 from ..video import VideoInfo, probe_video, stream_video
 
-#: What the benchmark looks at of every video.
+#: Length of the part of a video that the benchmark measures.
 SECONDS = 5
 #: It measures at this part of the reference's height and width.
 SCALE = 4
@@ -35,7 +35,7 @@ _REFERENCE = re.compile(
 
 @dataclass(frozen=True)
 class View:
-    """A scene from one perspective: what was generated, and the two takes that were filmed."""
+    """A scene from one perspective: the generated video, and the two filmed takes."""
 
     scenario: str
     perspective: str
@@ -45,34 +45,38 @@ class View:
 
 @dataclass(frozen=True)
 class Collection:
-    """Views to measure, and names of first takes for which nothing was generated."""
+    """Views to measure, and names of first takes without a generated video."""
 
     views: Sequence[View]
     absent: Sequence[str]
 
 
 def find_views(generated: Path, reference: Path) -> Collection:
-    """Match generated videos with the takes.
-
-    Args:
-        generated: folder of videos whose names begin with the id of a first take.
-        reference: folder of both takes, at the rate of the generated videos.
+    """Match generated videos with the takes, which have their rate.
 
     Raises:
         ValueError: a folder is missing or empty, a name is not the benchmark's, or a second take is missing.
     """
     by_id: dict[str, Path] = {}
-    for path in _videos("generated_videos", generated):
+    for path in _list_videos("generated_videos", generated):
         identity = path.name.partition("_")[0]
         if identity in by_id:
-            raise ValueError(f"generated_videos: {by_id[identity].name} and {path.name} bear the same id.")
+            raise ValueError(f"generated_videos: {by_id[identity].name} and {path.name} have the same id.")
         by_id[identity] = path
-    first, second = _takes(reference)
+    takes: list[dict[tuple[str, str], tuple[str, Path]]] = [{}, {}]
+    for path in _list_videos("reference_videos", reference):
+        match = _REFERENCE.fullmatch(path.name)
+        if match is None:
+            raise ValueError(
+                "reference_videos: expected names like "
+                f"0001_testing-videos_30FPS_perspective-left_take-1_scenario.mp4, got {path.name}."
+            )
+        takes[int(match["take"]) - 1][match["scenario"], match["view"]] = (match["id"], path)
+    first, second = takes
     unknown = by_id.keys() - {identity for identity, _ in first.values()}
     if unknown:
-        raise ValueError(
-            f"generated_videos: {by_id[min(unknown)].name} does not begin with the id of a first take."
-        )
+        name = by_id[min(unknown)].name
+        raise ValueError(f"generated_videos: {name} does not begin with the id of a first take.")
     views, absent = [], []
     for scene, (identity, path) in sorted(first.items(), key=lambda item: item[1]):
         if scene not in second:
@@ -84,24 +88,10 @@ def find_views(generated: Path, reference: Path) -> Collection:
     return Collection(views, absent)
 
 
-def _takes(folder: Path) -> list[dict[tuple[str, str], tuple[str, Path]]]:
-    """First and second takes by scenario and perspective, each as its id and path."""
-    takes: list[dict[tuple[str, str], tuple[str, Path]]] = [{}, {}]
-    for path in _videos("reference_videos", folder):
-        match = _REFERENCE.fullmatch(path.name)
-        if match is None:
-            raise ValueError(
-                f"reference_videos: {path.name} is not named like "
-                "0001_testing-videos_30FPS_perspective-left_take-1_scenario.mp4."
-            )
-        takes[int(match["take"]) - 1][match["scenario"], match["view"]] = (match["id"], path)
-    return takes
-
-
-def _videos(name: str, folder: Path) -> list[Path]:
+def _list_videos(name: str, folder: Path) -> list[Path]:
     paths = sorted(folder.glob("*.mp4")) if folder.is_dir() else []
     if not paths:
-        raise ValueError(f"{name}: {folder} is no folder with mp4 files.")
+        raise ValueError(f"{name}: {folder} is not a folder with mp4 files.")
     return paths
 
 
@@ -109,7 +99,7 @@ def check_views(collection: Collection) -> tuple[Collection, dict[str, str]]:
     """Check all videos by their headers and first frames.
 
     Returns:
-        The views that can be measured, and by the generated video's name why others cannot.
+        The views that can be measured, and why others cannot, by the generated video's name.
 
     Raises:
         ValueError: none can; the first reason.
@@ -127,15 +117,15 @@ def check_views(collection: Collection) -> tuple[Collection, dict[str, str]]:
 
 
 def _check_view(view: View) -> None:
-    """Refuse a view of which a video is unreadable or too short, or whose rates differ."""
+    """Raise ValueError if a video is unreadable or too short, or rates differ."""
     paths = {"generated_videos": [view.generated], "reference_videos": view.takes}
     infos = {path: _probe(name, path) for name, group in paths.items() for path in group}
     rate = infos[view.takes[0]].fps
     for path, info in infos.items():
         if not math.isclose(info.fps, rate, rel_tol=0.01):  # 29.97 is as good as 30
             raise ValueError(
-                f"generated_videos and reference_videos must have one rate, but {path.name} has "
-                f"{float(info.fps):g} frames a second and {view.takes[0].name} {float(rate):g}."
+                f"generated_videos: expected {float(rate):g} frames a second, as {view.takes[0].name}, got "
+                f"{float(info.fps):g} of {path.name}."
             )
 
 
@@ -148,7 +138,7 @@ def _probe(name: str, path: Path) -> VideoInfo:
         raise ValueError(f"{name}: {path.name} does not state its frame rate.")
     wanted = round(SECONDS * info.fps)
     if info.num_frames is not None and info.num_frames < wanted:
-        raise ValueError(f"{name}: {path.name} has {info.num_frames} frames, {SECONDS} s take {wanted}.")
+        raise ValueError(f"{name}: expected {wanted} frames, {SECONDS} s, {path.name} has {info.num_frames}.")
     return info
 
 
@@ -156,8 +146,7 @@ def measure_view(view: View, part: str = "first") -> tuple[Measures, Measures]:
     """The generated video against the first take, and the second take against the first.
 
     Args:
-        view: from ``find_views``.
-        part: which five seconds of the generated video count; ``last`` for one that begins with given frames.
+        part: which five seconds of the generated video count; ``last`` if it begins with given frames.
 
     Raises:
         Unavailable: OpenCV is not installed.
@@ -167,7 +156,7 @@ def measure_view(view: View, part: str = "first") -> tuple[Measures, Measures]:
     count = round(SECONDS * info.fps)
     size = (max(1, info.height // SCALE), max(1, info.width // SCALE))
     first, second = (make_clip(islice(stream_video(take), count), size) for take in view.takes)
-    # of the last seconds, too, motion is sought from the beginning: what rests is known by then
+    # for the last seconds, too, motion is sought from the beginning: it tells what rests
     frames = stream_video(view.generated)
     generated = make_clip(islice(frames, count) if part == "first" else frames, size).last(count)
     return compare_clips(generated, first), compare_clips(second, first)
@@ -178,9 +167,8 @@ class PhysicsIQReport:
     """What was measured of each view, in the order of its first takes' ids.
 
     Attributes:
-        absent: names of first takes for which nothing was generated.
-        broken: by the generated video's name, why a view was not measured.
-        views: what was measured.
+        absent: names of first takes without a generated video.
+        broken: why a view was not measured, by the generated video's name.
         generated: generated videos against first takes.
         physical: second takes against first takes.
     """
@@ -203,7 +191,7 @@ class PhysicsIQReport:
         self.physical.append(physical)
 
     def score(self) -> PhysicsIQ:
-        """The score over everything measured.
+        """The score of everything measured.
 
         Raises:
             ValueError: nothing was, or the takes never overlap.
@@ -211,25 +199,20 @@ class PhysicsIQReport:
         return physics_iq(self.generated, self.physical)
 
     def save(self, stem: Path) -> list[Path]:
-        """Write ``stem.csv``, a row for each view, and ``stem.json``, the score and what it is made of."""
+        """Write ``stem.csv``, a row for each view, and ``stem.json``, the score; returns both."""
         paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
-        names = [f.name for f in fields(Measures)]
-        columns = ["scenario", "perspective", *names, *(f"physical_{name}" for name in names)]
-        write_csv(paths[0], columns, [self._row(index) for index in range(len(self.generated))])
-        score = self.score()
-        content = {**asdict(score), "videos": len(self.generated), "absent": list(self.absent)}
-        content["broken"] = self.broken
-        write_json(paths[1], content)
+        rows = []
+        for view, ours, takes in zip(self.views, self.generated, self.physical, strict=True):
+            physical = {f"physical_{name}": value for name, value in asdict(takes).items()}
+            names = {"scenario": view.scenario, "perspective": view.perspective}
+            rows.append({**names, **asdict(ours), **physical})
+        write_csv(paths[0], list(rows[0]), rows)
+        counts = {"videos": len(rows), "absent": list(self.absent), "broken": self.broken}
+        write_json(paths[1], {**asdict(self.score()), **counts})
         return paths
 
-    def _row(self, index: int) -> dict[str, str | float]:
-        view = self.views[index]
-        physical = {f"physical_{name}": value for name, value in asdict(self.physical[index]).items()}
-        names = {"scenario": view.scenario, "perspective": view.perspective}
-        return {**names, **asdict(self.generated[index]), **physical}
-
     def text(self) -> str:
-        """The score, then each measure beside that of two takes; says so where videos are absent."""
+        """The score, then each measure beside that of the two takes."""
         score, absent = self.score(), self.absent
         lines = [f"Physics-IQ score: {score.score:.1f} of 100, {len(self.generated)} videos"]
         if absent:

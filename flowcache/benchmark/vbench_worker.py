@@ -1,9 +1,8 @@
-"""Scores one dimension with the ``vbench`` package; run by the interpreter of an environment that has it.
+"""Score one dimension with the ``vbench`` package, and write ``RESULTS/DIMENSION_eval_results.json``.
 
     python vbench_worker.py VIDEOS RESULTS DIMENSION DEVICE FULL_INFO
 
-It imports nothing of this project, whose packages do not go together with VBench's. Writes
-``RESULTS/DIMENSION_eval_results.json``.
+It runs in VBench's environment, and therefore imports nothing of this project.
 """
 
 import sys
@@ -11,13 +10,7 @@ import sys
 import torch
 from vbench import VBench
 
-
-def main():
-    """Score; VBench writes the result."""
+if __name__ == "__main__":
     videos, results, dimension, device, full_info = sys.argv[1:]
     scorer = VBench(torch.device(device), full_info, results)
     scorer.evaluate(videos_path=videos, name=dimension, dimension_list=[dimension], mode="vbench_standard")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,9 +8,9 @@ import os
 import pytest
 import torch
 
+from flowcache.benchmark.prompts import read_full_info
 from flowcache.benchmark.sample_folder import SampleFolder
-from flowcache.benchmark.turns import read_ways
-from flowcache.benchmark.vbench_prompts import read_full_info
+from flowcache.benchmark.sampling import read_methods
 from flowcache.resume import ResumeFile
 from flowcache.reuse.plans import Plans
 from flowcache.trace import Trace
@@ -53,7 +53,7 @@ READERS = {
         [{"steps": 3}, {"steps": [["0"]]}, {"steps": []}, {"sampling": {}}, {"times": [1.0, "0.5", 0.0]}],
     ),
     "ways.json": (
-        lambda path: read_ways(path.parent),
+        lambda path: read_methods(path.parent),
         {"model": "a", "settings": "b", "ways": ["vanilla"]},
         [{"ways": "vanilla"}, {"ways": [1]}, {"model": None}],
     ),
