@@ -14,7 +14,7 @@ RUN = {
     "prompt_special_tokens": "magi1/test_captions.py",
     "sample_flowcache_": "magi1/test_sampling.py",
     "sample_vanilla_": "magi1/test_sampling.py",
-    "schedule": "magi1/test_schedule.py",
+    "schedule": "magi1/test_forward.py",
     "vae_": "magi1/test_vae.py",
 }
 #: Prose, repeated in every sidecar, or weights of a case.
