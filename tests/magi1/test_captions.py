@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import magi_case
 
-from magi1.captions import MAX_CHARACTERS, CaptionSwitches, SpecialTokens, clean_prompt, make_captions
+from magi1.captions import CaptionSwitches, SpecialTokens, make_captions
 
 
 def listed() -> list[dict]:
@@ -36,19 +36,17 @@ def test_captions(entry):
     assert torch.allclose(captions.null, null, atol=1e-6)
 
 
-def test_an_empty_caption_is_the_null_caption():
-    captions = make_captions(torch.zeros(0, 8), torch.randn(60, 8), 3)
-    assert torch.equal(captions.texts[0], captions.null)
-
-
 def test_equal_captions_are_one():
     caption, null = torch.randn(4, 8), torch.randn(60, 8)
+    empty = make_captions(torch.zeros(0, 8), null, 3)
+    assert torch.equal(empty.texts[0], empty.null)
     tokens = SpecialTokens(torch.randn(100, 8), torch.randn(1, 8), torch.randn(1, 8))
     same = make_captions(caption, null, 12, 2, CaptionSwitches(high_quality=True), tokens)
     assert len(same.texts) == 1 and same.of_chunk == [0] * 12
     timed = make_captions(caption, null, 14, 2, CaptionSwitches(duration=True), tokens)
     assert len(timed.texts) == 8
     assert timed.of_chunk == [0] * 7 + list(range(1, 8))
+    assert CaptionSwitches(high_quality=True, duration=True, negative=True).num_tokens == 2
     with pytest.raises(ValueError, match="special_tokens"):
         make_captions(caption, null, 3, switches=CaptionSwitches(high_quality=True))
 
@@ -58,10 +56,6 @@ def test_words_of_the_variables(word, on):
     assert CaptionSwitches.from_environment({"PAD_HQ": word}, usual=not on).high_quality is on
     with pytest.raises(ValueError, match="PAD_HQ"):
         CaptionSwitches.from_environment({"PAD_HQ": "maybe"})
-
-
-def test_special_tokens_leave_less_room():
-    assert CaptionSwitches(high_quality=True, duration=True, negative=True).num_tokens == 2
 
 
 def save_tokens(path, rows=100, **changes):
@@ -90,8 +84,3 @@ def test_tables_of_special_tokens(tmp_path, save, message):
     assert "\n" not in str(raised.value) and str(path) in str(raised.value)
     save_tokens(path)
     assert SpecialTokens.from_file(path, 16).others.shape == (100, 16)
-
-
-def test_a_prompt_that_takes_too_long_to_clean_is_refused():
-    with pytest.raises(ValueError, match="prompt: "):
-        clean_prompt("a." * MAX_CHARACTERS)
