@@ -107,8 +107,9 @@ class SkyReelsV2(Adapter):
         given.exclude("compress", "use_kvrange")
         if given.get("use_kvrange"):
             given.values.setdefault("kv_range", 0)
-            if "use_kvrange" in given.typed:
+            if "use_kvrange" in given.typed - {"kv_range"}:
                 given.typed |= {"kv_range"}
+                given.spelled["kv_range"] = "use_kvrange"
         else:
             given.refuse_unread({"kv_range": "it needs use_kvrange"})
             given.values.pop("kv_range", None)
