@@ -19,13 +19,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ..command_line import Parser, check_device, output_file, writable_folder
 from ..extras import require
 from ..running import run_checked
 from .paper_flops import NOTE, registered_models
-from .physics_iq import PARTS, PhysicsIQReport, check_views, find_views
+from .physics_iq import PARTS, PhysicsIQReport, find_views
 from .pictures import find_albums
 from .prompts import DIMENSIONS, choose_dimensions, read_full_info
 from .runs import compare_methods, find_model_runs, read_commands, score_vbench
@@ -86,15 +85,14 @@ def prepare_flops(args: Namespace) -> Run:
 def prepare_physics_iq(args: Namespace) -> Run:
     """Score by Physics-IQ; checks all headers before any video is decoded."""
     require("cv2", "Physics-IQ", "metrics")
-    collection, broken = check_views(find_views(args.generated_videos, args.reference_videos))
+    report = find_views(args.generated_videos, args.reference_videos)
+    report.check()
     output = args.output or args.generated_videos / "physics_iq"
     output_file("output", Path(f"{output}.json"))
 
     def run() -> str:
-        report = PhysicsIQReport(collection.absent, broken)
-        for view in tqdm(collection.views, unit="view"):
-            report.add(view, args.part)
-        if not report.views:
+        report.measure(args.part)
+        if not report.measured:
             raise SamplesFailed("no video could be scored:", report.broken)
         return _save(report, output)
 
