@@ -123,9 +123,7 @@ def run(args: argparse.Namespace, outdir: Path) -> str:
             raise ValueError(f"{name} was not finished, for the reason above; finished videos are kept.")
         failed += [name] * code
     if failed:
-        raise ValueError(
-            f"{', '.join(failed)}: not finished, for the reasons above; the rest is kept."
-        )
+        raise ValueError(f"{', '.join(failed)}: not finished, for the reasons above; the rest is kept.")
     again = "again, without sampling" if alone else "when all machines are done"
     return f"{again}: python -m flowcache.benchmark tables {shlex.quote(str(outdir))}"
 

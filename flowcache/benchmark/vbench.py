@@ -121,11 +121,7 @@ def _average(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
 
 
 def check_environment(folder: Path, base: str) -> None:
-    """Check the environment, or the Python ``base`` to make it with, before anything is installed.
-
-    Raises:
-        ValueError: the folder holds something else, or there is no such Python.
-    """
+    """Check the environment, or the Python ``base`` to make it with, before anything is installed."""
     if folder.exists():
         if not (folder / "bin" / "python").is_file():
             raise ValueError(f"environment: {folder} is no Python environment; give one, or a new folder.")
@@ -137,11 +133,7 @@ def check_environment(folder: Path, base: str) -> None:
 
 
 def prepare_environment(folder: Path, base: str) -> Path:
-    """Make the environment and install VBench, if not done; returns the interpreter.
-
-    Raises:
-        OSError: that failed; VBench's own messages are on the screen.
-    """
+    """Make the environment and install VBench, if not done; returns the interpreter."""
     python = folder / "bin" / "python"
     try:
         if not python.is_file():
@@ -157,11 +149,7 @@ def prepare_environment(folder: Path, base: str) -> Path:
 
 
 def package_full_info(python: Path) -> Path:
-    """The list of prompts of an environment's VBench.
-
-    Raises:
-        OSError: it has none.
-    """
+    """The list of prompts of an environment's VBench."""
     folder = _package_folder(python)
     found = None if folder is None else find_full_info(folder)
     if found is None:
