@@ -30,7 +30,7 @@ from .prompts import DIMENSIONS, choose_dimensions, read_full_info
 from .runs import compare_methods, find_model_runs, read_commands, score_vbench
 from .samples import SamplesFailed
 from .tables import build_table, format_tables, save_tables
-from .vbench import VBenchReport, check_environment, package_full_info, prepare_environment, score
+from .vbench import VBenchReport, check_environment, score
 
 
 def build_parser() -> ArgumentParser:
@@ -110,13 +110,9 @@ def prepare_vbench(args: Namespace) -> Run:
     output = args.output or args.generated_videos.absolute().parent / "vbench"
     output_file("output", Path(f"{output}.json"))
 
-    def run() -> str:
-        python = prepare_environment(args.environment, args.python)
-        info = (args.full_info or package_full_info(python)).absolute()
-        videos, results = args.generated_videos.absolute(), Path(f"{output}_results")
-        return _save(score(python, videos, results, dimensions, args.device, info), output)
-
-    return run
+    environment, results = (args.environment, args.python), Path(f"{output}_results")
+    what = (args.generated_videos, results, dimensions, args.device, args.full_info)
+    return lambda: _save(score(environment, *what), output)
 
 
 def _save(report: PhysicsIQReport | VBenchReport, output: Path) -> str:

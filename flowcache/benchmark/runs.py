@@ -19,7 +19,7 @@ from ..user_files import read_json, read_text, reading
 from .prompts import DIMENSIONS
 from .sample_folder import Manifest
 from .sampling import METHODS_FILE, folder_name, read_methods
-from .vbench import package_full_info, prepare_environment, score
+from .vbench import score
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +209,6 @@ def score_vbench(run: ModelRun, environment: Path, base: str, device: str, again
     for method in run.methods:
         report, names = method.vbench(), {method.video(name).name for name in run.names}
         if again or report is None or not names <= set(report.get("looked_at", ())):
-            python = prepare_environment(environment, base)
-            videos, results = (method.folder / "videos").absolute(), method.folder / "vbench_results"
-            info = package_full_info(python).absolute()
-            score(python, videos, results, list(DIMENSIONS), device, info).save(method.folder / "vbench")
+            videos, results = method.folder / "videos", method.folder / "vbench_results"
+            report = score((environment, base), videos, results, list(DIMENSIONS), device)
+            report.save(method.folder / "vbench")

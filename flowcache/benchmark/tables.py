@@ -141,9 +141,7 @@ def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
         videos=len(run.names),
         rows=rows,
         columns=columns,
-        missing={
-            c.title: [why for why in reasons[c.key] if why] for c in columns if any(reasons.get(c.key, ()))
-        },
+        missing={column.title: list(reasons[column.key]) for column in columns if column.key in reasons},
         notes=notes,
         commits=sorted({machine.get("commit", "unknown") for machine in machines}),
         hardware=sorted(set(map(_describe_machine, machines))),
