@@ -34,8 +34,8 @@ from flowcache.benchmark.ranks import Rank, device_of, list_devices
 from flowcache.benchmark.samples import BenchmarkOptions, add_benchmark_flags, given_flags, with_method
 from flowcache.benchmark.sampling import Sampling, run_on
 from flowcache.command_line import Parser
-from flowcache.config import DEFAULT_PRESET
 from flowcache.knobs import knobs_of
+from flowcache.methods import DEFAULT_PRESET
 from flowcache.running import run_checked
 from flowcache.unread import refuse_unread
 from flowcache.user_files import expand_path

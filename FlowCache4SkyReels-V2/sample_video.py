@@ -30,7 +30,7 @@ from flowcache.benchmark.ranks import Rank, device_of, list_devices
 from flowcache.benchmark.samples import BenchmarkOptions, add_benchmark_flags, given_flags, with_method
 from flowcache.benchmark.sampling import Sampling, run_on
 from flowcache.command_line import Parser
-from flowcache.config import DEFAULT_PRESET
+from flowcache.methods import DEFAULT_PRESET
 from flowcache.rates import plain_rate
 from flowcache.running import run_checked
 from flowcache.unread import refuse_unread

@@ -1,10 +1,10 @@
-"""A model of random numbers and its solver, to drive the loop with."""
+"""A model of random weights and a solver, for tests of the loop."""
 
 from __future__ import annotations
 
 import torch
 
-from flowcache.kv.cache import CacheLayout
+from flowcache.kv.layout import CacheLayout
 
 
 class RandomModel:
