@@ -20,9 +20,9 @@ from pathlib import Path
 
 from flowcache.benchmark.runs import COMMAND_FILE, read_commands
 from flowcache.command_line import Parser, writable_folder
-from flowcache.config import PACES
 from flowcache.files import write_atomically
 from flowcache.limits import check_number
+from flowcache.methods import INTERVAL_SCALE
 from flowcache.running import run_checked
 from skyreels_v2.checkpoint import OFFICIAL_DEFAULT
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLES_CONFIG = "FlowCache4MAGI-1/yaml_config/sample/flowcache_vbench_tables.yaml"
 
 METHODS = [f"{method}:paper-{pace}" for method in ("teacache", "flowcache") for pace in ("slow", "fast")]
-METHODS += [f"flowcache:{preset}" for preset in PACES]
+METHODS += [f"flowcache:{preset}" for preset in INTERVAL_SCALE]
 #: Methods of each model, the one that ratios are to first.
 MODELS = {"skyreels_v2": ["vanilla", "causal", *METHODS], "magi1": ["vanilla", *METHODS]}
 FOLDERS = {"skyreels_v2": "FlowCache4SkyReels-V2", "magi1": "FlowCache4MAGI-1"}
