@@ -26,7 +26,7 @@ LAYOUT = CacheLayout(num_layers=3, num_branches=2, num_heads=2, head_dim=8)
 
 def make_store(chunks: int, bits: int | None, layout: CacheLayout = LAYOUT):
     storage = KVStorageConfig(bits=bits, offload=bits is None)
-    return storage.make_store(layout, chunks * TOKENS, TOKENS)
+    return storage.make_store(layout, chunks * TOKENS, TOKENS, 5 * TOKENS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -48,8 +48,7 @@ def test_keys_share_bounds_by_channel_and_values_by_token():
     by_channel = rows * torch.logspace(-3, 3, 8)
     by_token = rows * torch.logspace(-3, 3, 2 * TOKENS).view(-1, 1, 1)
     store.write(0, 0, by_channel, by_token)
-    keys, values = torch.empty_like(rows), torch.empty_like(rows)
-    store.read(0, 0, keys, values)
+    keys, values = store.read(0, 2 * TOKENS, torch.empty(2, 2, 0, 2, 8))
     assert ((keys - by_channel).norm(dim=1) / by_channel.norm(dim=1)).amax() < 0.01
     assert ((values - by_token).norm(dim=-1) / by_token.norm(dim=-1)).amax() < 0.01
 
@@ -61,13 +60,14 @@ def test_bytes_are_those_of_codes_bounds_and_the_buffer(bits):
     with pytest.raises(ValueError, match="bits=4"):
         make_store(1, 4, replace(LAYOUT, head_dim=3))
     rows, per_row = 5 * 80, 3 * 2 * 2  # layers, branches, heads
-    store = KVStorageConfig(bits=bits).make_store(LAYOUT, rows, 80)
+    store = KVStorageConfig(bits=bits).make_store(LAYOUT, rows, 80, 160)
     bounds = 2 * 2 * (rows // 80) * per_row * 8 + 2 * 2 * rows * per_row
-    assert (store.nbytes, store.host_nbytes) == (2 * rows * per_row * 8 * bits // 8 + bounds, 0)
     token = 2 * 2 * 2 * 8 * 4  # keys and values, branches, heads, channels, fp32
+    workspace = (rows + 160) * token
+    assert (store.nbytes, store.host_nbytes) == (2 * rows * per_row * bits + bounds + workspace, 0)
     assert ChunkKVCache(LAYOUT, 160).nbytes == 3 * 160 * token
     cache = ChunkKVCache(LAYOUT, 160, store=store)
-    assert cache.nbytes == 3 * 160 * token + store.nbytes + (rows + 160) * token
+    assert cache.nbytes == 3 * 160 * token + store.nbytes
 
 
 @pytest.mark.parametrize(("stored", "bits", "most"), [(0, None, 0), (4, None, 0), (4, 8, 0.01), (4, 4, 0.15)])
