@@ -16,7 +16,7 @@ from .options import Given, OptionParser
 from .output import VideoPart
 from .state import State
 from .trace import Trace
-from .video import Frames, VideoInfo
+from .video import Frames, VideoInfo, resize_and_crop, to_float
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,22 @@ class Adapter(ABC):
     def check_history(self, path: Path) -> None:
         """Refuse a video that cannot be continued; a long one is not decoded."""
 
-    @abstractmethod
     def start(
         self, image: Frames | None = None, last: Frames | None = None, history: Path | None = None
     ) -> Start:
         """Bring images ``[height, width, 3]``, or the end of a video, to the size and rate of the video."""
+        if history is not None:
+            return self.continue_from(history)
+        return Start(
+            *(
+                None if frame is None else to_float(resize_and_crop(frame[None], *self.size))
+                for frame in (image, last)
+            )
+        )
+
+    @abstractmethod
+    def continue_from(self, history: Path) -> Start:
+        """Read the end of a video at the size and rate of the new one."""
 
     @abstractmethod
     def load(self, device: str) -> Any:

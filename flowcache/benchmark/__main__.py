@@ -19,19 +19,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ..command_line import Parser, check_device, output_file, writable_folder
 from ..extras import require
 from ..running import run_checked
 from .paper_flops import NOTE, registered_models
-from .physics_iq import PARTS, PhysicsIQReport, check_views, find_views
+from .physics_iq import PARTS, PhysicsIQReport, find_views
 from .pictures import find_albums
 from .prompts import DIMENSIONS, choose_dimensions, read_full_info
 from .runs import compare_methods, find_model_runs, read_commands, score_vbench
 from .samples import SamplesFailed
 from .tables import build_table, format_tables, save_tables
-from .vbench import VBenchReport, check_environment, package_full_info, prepare_environment, score
+from .vbench import VBenchReport, check_environment, score
 
 
 def build_parser() -> ArgumentParser:
@@ -86,15 +85,14 @@ def prepare_flops(args: Namespace) -> Run:
 def prepare_physics_iq(args: Namespace) -> Run:
     """Score by Physics-IQ; checks all headers before any video is decoded."""
     require("cv2", "Physics-IQ", "metrics")
-    collection, broken = check_views(find_views(args.generated_videos, args.reference_videos))
+    report = find_views(args.generated_videos, args.reference_videos)
+    report.check()
     output = args.output or args.generated_videos / "physics_iq"
     output_file("output", Path(f"{output}.json"))
 
     def run() -> str:
-        report = PhysicsIQReport(collection.absent, broken)
-        for view in tqdm(collection.views, unit="view"):
-            report.add(view, args.part)
-        if not report.views:
+        report.measure(args.part)
+        if not report.measured:
             raise SamplesFailed("no video could be scored:", report.broken)
         return _save(report, output)
 
@@ -112,13 +110,9 @@ def prepare_vbench(args: Namespace) -> Run:
     output = args.output or args.generated_videos.absolute().parent / "vbench"
     output_file("output", Path(f"{output}.json"))
 
-    def run() -> str:
-        python = prepare_environment(args.environment, args.python)
-        info = (args.full_info or package_full_info(python)).absolute()
-        videos, results = args.generated_videos.absolute(), Path(f"{output}_results")
-        return _save(score(python, videos, results, dimensions, args.device, info), output)
-
-    return run
+    environment, results = (args.environment, args.python), Path(f"{output}_results")
+    what = (args.generated_videos, results, dimensions, args.device, args.full_info)
+    return lambda: _save(score(environment, *what), output)
 
 
 def _save(report: PhysicsIQReport | VBenchReport, output: Path) -> str:

@@ -6,9 +6,9 @@ group ``flowcache.paper_flops``: this package does not know which models exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 
 from ..markdown import markdown_table
 
@@ -77,15 +77,11 @@ class PaperFlops:
         return f"{self.model}: {self.settings}\n\n{markdown_table(titles, rows)}"
 
 
-def registered_models(points: Iterable[EntryPoint] | None = None) -> list[PaperFlops]:
-    """Tables of all model packages, by name; ``points`` None: those of what is installed.
-
-    Raises:
-        ValueError: there is none, or one cannot be imported.
-    """
-    points = entry_points(group=GROUP) if points is None else points
+def registered_models() -> list[PaperFlops]:
+    """Tables of all installed model packages, by name."""
+    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     try:
-        tables = [point.load()() for point in sorted(points, key=lambda point: point.name)]
+        tables = [point.load()() for point in points]
     except ImportError as error:
         raise ValueError(f"{GROUP}: {error}; install this project again.") from error
     if not tables:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+
+from tqdm import tqdm
 
 from ..files import write_csv, write_json
 from ..metrics.physics_iq import Measures, PhysicsIQ, compare_clips, make_clip, physics_iq
@@ -42,16 +43,89 @@ class View:
     generated: Path
     takes: tuple[Path, Path]
 
+    def check(self) -> None:
+        """Raise ValueError if a video is unreadable or too short, or rates differ."""
+        names = ("reference_videos", "generated_videos", "reference_videos")
+        paths = (self.takes[0], self.generated, self.takes[1])
+        rates = [float(_probe(*named).fps) for named in zip(names, paths, strict=True)]
+        for name, path, rate in zip(names, paths, rates, strict=True):
+            if not math.isclose(rate, rates[0], rel_tol=0.01):  # 29.97 is as good as 30
+                reason = f"expected {rates[0]:g} frames a second, as {paths[0].name}, got {rate:g}"
+                raise ValueError(f"{name}: {reason} of {path.name}.")
 
-@dataclass(frozen=True)
-class Collection:
-    """Views to measure, and names of first takes without a generated video."""
 
-    views: Sequence[View]
-    absent: Sequence[str]
+@dataclass
+class PhysicsIQReport:
+    """Generated videos and what was measured of them, in the order of their ids.
+
+    Attributes:
+        pending: views to measure.
+        absent: names of first takes without a generated video.
+        broken: why a view was not measured, by the generated video's name.
+        measured: views, with generated video and second take against the first take.
+    """
+
+    pending: list[View]
+    absent: list[str]
+    broken: dict[str, str] = field(default_factory=dict)
+    measured: list[tuple[View, Measures, Measures]] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Check all videos by their headers and first frames; broken ones are noted.
+
+        Raises:
+            ValueError: no view can be measured; the first reason.
+        """
+        views, self.pending = self.pending, []
+        for view in views:
+            try:
+                view.check()
+                self.pending.append(view)
+            except ValueError as error:
+                self.broken[view.generated.name] = str(error)
+        if not self.pending:
+            raise ValueError(next(iter(self.broken.values())))
+
+    def measure(self, part: str) -> None:
+        """Measure the pending views; see ``measure_view`` for ``part``."""
+        for view in tqdm(self.pending, unit="view"):
+            try:
+                self.measured.append((view, *measure_view(view, part)))
+            except ValueError as error:
+                self.broken[view.generated.name] = str(error)
+
+    def score(self) -> PhysicsIQ:
+        """The score of everything measured."""
+        return physics_iq([ours for _, ours, _ in self.measured], [takes for *_, takes in self.measured])
+
+    def save(self, stem: Path) -> list[Path]:
+        """Write ``stem.csv``, a row for each view, and ``stem.json``, the score; returns both."""
+        paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
+        rows = []
+        for view, ours, takes in self.measured:
+            physical = {f"physical_{name}": value for name, value in asdict(takes).items()}
+            names = {"scenario": view.scenario, "perspective": view.perspective}
+            rows.append({**names, **asdict(ours), **physical})
+        write_csv(paths[0], list(rows[0]), rows)
+        counts = {"videos": len(rows), "absent": self.absent, "broken": self.broken}
+        write_json(paths[1], {**asdict(self.score()), **counts})
+        return paths
+
+    def text(self) -> str:
+        """The score, then each measure beside that of the two takes."""
+        score, absent = self.score(), self.absent
+        lines = [f"Physics-IQ score: {score.score:.1f} of 100, {len(self.measured)} videos"]
+        if absent:
+            lines.append(
+                f"not comparable with published scores: {len(absent)} first takes, such as {absent[0]}, "
+                "have no generated video"
+            )
+        for name, ours in asdict(score.generated).items():
+            lines.append(f"{name}: {ours:.4f} (two takes: {getattr(score.physical, name):.4f})")
+        return "\n".join(lines)
 
 
-def find_views(generated: Path, reference: Path) -> Collection:
+def find_views(generated: Path, reference: Path) -> PhysicsIQReport:
     """Match generated videos with the takes, which have their rate.
 
     Raises:
@@ -85,7 +159,7 @@ def find_views(generated: Path, reference: Path) -> Collection:
             views.append(View(*scene, by_id[identity], (path, second[scene][1])))
         else:
             absent.append(path.name)
-    return Collection(views, absent)
+    return PhysicsIQReport(views, absent)
 
 
 def _list_videos(name: str, folder: Path) -> list[Path]:
@@ -93,40 +167,6 @@ def _list_videos(name: str, folder: Path) -> list[Path]:
     if not paths:
         raise ValueError(f"{name}: {folder} is not a folder with mp4 files.")
     return paths
-
-
-def check_views(collection: Collection) -> tuple[Collection, dict[str, str]]:
-    """Check all videos by their headers and first frames.
-
-    Returns:
-        The views that can be measured, and why others cannot, by the generated video's name.
-
-    Raises:
-        ValueError: none can; the first reason.
-    """
-    views, reasons = [], {}
-    for view in collection.views:
-        try:
-            _check_view(view)
-            views.append(view)
-        except ValueError as error:
-            reasons[view.generated.name] = str(error)
-    if not views:
-        raise ValueError(next(iter(reasons.values())))
-    return replace(collection, views=views), reasons
-
-
-def _check_view(view: View) -> None:
-    """Raise ValueError if a video is unreadable or too short, or rates differ."""
-    paths = {"generated_videos": [view.generated], "reference_videos": view.takes}
-    infos = {path: _probe(name, path) for name, group in paths.items() for path in group}
-    rate = infos[view.takes[0]].fps
-    for path, info in infos.items():
-        if not math.isclose(info.fps, rate, rel_tol=0.01):  # 29.97 is as good as 30
-            raise ValueError(
-                f"generated_videos: expected {float(rate):g} frames a second, as {view.takes[0].name}, got "
-                f"{float(info.fps):g} of {path.name}."
-            )
 
 
 def _probe(name: str, path: Path) -> VideoInfo:
@@ -160,67 +200,3 @@ def measure_view(view: View, part: str = "first") -> tuple[Measures, Measures]:
     frames = stream_video(view.generated)
     generated = make_clip(islice(frames, count) if part == "first" else frames, size).last(count)
     return compare_clips(generated, first), compare_clips(second, first)
-
-
-@dataclass
-class PhysicsIQReport:
-    """What was measured of each view, in the order of its first takes' ids.
-
-    Attributes:
-        absent: names of first takes without a generated video.
-        broken: why a view was not measured, by the generated video's name.
-        generated: generated videos against first takes.
-        physical: second takes against first takes.
-    """
-
-    absent: Sequence[str]
-    broken: dict[str, str] = field(default_factory=dict)
-    views: list[View] = field(default_factory=list)
-    generated: list[Measures] = field(default_factory=list)
-    physical: list[Measures] = field(default_factory=list)
-
-    def add(self, view: View, part: str) -> None:
-        """Measure a view, or note why that failed; arguments as those of ``measure_view``."""
-        try:
-            generated, physical = measure_view(view, part)
-        except ValueError as error:
-            self.broken[view.generated.name] = str(error)
-            return
-        self.views.append(view)
-        self.generated.append(generated)
-        self.physical.append(physical)
-
-    def score(self) -> PhysicsIQ:
-        """The score of everything measured.
-
-        Raises:
-            ValueError: nothing was, or the takes never overlap.
-        """
-        return physics_iq(self.generated, self.physical)
-
-    def save(self, stem: Path) -> list[Path]:
-        """Write ``stem.csv``, a row for each view, and ``stem.json``, the score; returns both."""
-        paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
-        rows = []
-        for view, ours, takes in zip(self.views, self.generated, self.physical, strict=True):
-            physical = {f"physical_{name}": value for name, value in asdict(takes).items()}
-            names = {"scenario": view.scenario, "perspective": view.perspective}
-            rows.append({**names, **asdict(ours), **physical})
-        write_csv(paths[0], list(rows[0]), rows)
-        counts = {"videos": len(rows), "absent": list(self.absent), "broken": self.broken}
-        write_json(paths[1], {**asdict(self.score()), **counts})
-        return paths
-
-    def text(self) -> str:
-        """The score, then each measure beside that of the two takes."""
-        score, absent = self.score(), self.absent
-        lines = [f"Physics-IQ score: {score.score:.1f} of 100, {len(self.generated)} videos"]
-        if absent:
-            lines.append(
-                f"not comparable with published scores: {len(absent)} first takes, such as {absent[0]}, "
-                "have no generated video"
-            )
-        for f in fields(Measures):
-            ours, takes = getattr(score.generated, f.name), getattr(score.physical, f.name)
-            lines.append(f"{f.name}: {ours:.4f} (two takes: {takes:.4f})")
-        return "\n".join(lines)

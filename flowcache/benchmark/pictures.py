@@ -53,22 +53,14 @@ class Album:
     quality: Mapping[str, Sequence[Point]] = field(default_factory=dict)
 
     def videos(self) -> dict[str, Path]:
-        """Videos by label.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """Videos by label; ValueError if there is none."""
         videos = {label: take.video for label, take in self.takes.items() if take.video is not None}
         if not videos:
             raise ValueError("there is no video beside the traces.")
         return videos
 
     def draw(self, output: Path) -> list[str]:
-        """Draw everything that the traces and videos allow.
-
-        Returns:
-            A line for each picture: its path, or why it cannot be drawn.
-        """
+        """Draw everything that the traces and videos allow; returns paths, or why there is no picture."""
         folder, lines = output / self.folder, []
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -108,11 +100,7 @@ class Album:
 def find_albums(run_dir: Path, prompt: str | None = None) -> list[Album]:
     """An album for each model of a run of several methods; of another folder with traces, one.
 
-    Args:
-        prompt: of the video to compare methods by; None: the first, or the one with most traces.
-
-    Raises:
-        ValueError: there is no trace, one is broken, or none is of that prompt.
+    Methods are compared by a video of ``prompt``; None: the first, or the one with most traces.
     """
     if not run_dir.is_dir():
         raise ValueError(f"run_dir: {run_dir} is not a folder.")

@@ -55,12 +55,7 @@ def read_prompts(folder: Path, dimension: str, augmented: Path | None = None) ->
         folder: VBench's repository or package, or a folder of lists such as ``scene.txt``.
         dimension: names separated by commas, or ``all`` that the folder has.
         augmented: longer prompts for the model, one line for each of the benchmark's: a folder of lists such
-            as ``scene_longer.txt``, or the list of one dimension or of the whole benchmark.
-
-    Raises:
-        ValueError: the folder, a list or a dimension is missing, a file cannot be read, or lists that belong
-            together differ in length.
-    """
+            as ``scene_longer.txt``, or the list of one dimension or of the whole benchmark."""
     if not folder.is_dir():
         raise ValueError(f"vbench_prompt_dir: {folder} is not a folder.")
     info = find_full_info(folder)
@@ -82,11 +77,7 @@ def read_prompts(folder: Path, dimension: str, augmented: Path | None = None) ->
 
 
 def choose_dimensions(text: str, known: Iterable[str]) -> list[str]:
-    """The dimensions among ``known`` that a text names: ``all``, or names separated by commas.
-
-    Raises:
-        ValueError: one is unknown; the error suggests the most similar.
-    """
+    """The dimensions among ``known`` that a text names: ``all``, or names separated by commas."""
     known = list(known)
     wanted = known if text.strip() == "all" else [word.strip() for word in text.split(",")]
     for name in wanted:
@@ -104,11 +95,7 @@ def find_full_info(folder: Path) -> Path | None:
 
 
 def read_full_info(path: Path) -> dict[str, list[str]]:
-    """Prompts by dimension.
-
-    Raises:
-        ValueError: the file is not in VBench's format.
-    """
+    """Prompts by dimension, from a file in VBench's format."""
     lists: dict[str, list[str]] = {}
     for prompt, dimensions in _read_entries(path):
         for name in dimensions:

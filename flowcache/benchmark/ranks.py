@@ -21,11 +21,7 @@ class Rank:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Rank:
-        """Read the launcher's variables; without any, there is one process.
-
-        Raises:
-            ValueError: they are not numbers or do not fit each other.
-        """
+        """Read the launcher's variables; without any, there is one process."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         texts = [environment.get(name, default) for name, default in zip(names, "010", strict=True)]
         if not all(text.isdecimal() for text in texts) or int(texts[0]) >= int(texts[1]):
@@ -35,14 +31,9 @@ class Rank:
 
 
 def list_devices(name: str, text: str) -> list[str]:
-    """Devices of this machine to use.
+    """Devices of this machine that the option ``name`` asks for.
 
-    Args:
-        name: of the option, for messages.
-        text: numbers of GPUs, ``0,1,3``; ``cpu``; empty: all GPUs, or the CPU if there are none.
-
-    Raises:
-        ValueError: the text is no such list, or names an absent GPU.
+    ``text`` has numbers of GPUs, ``0,1,3``, or ``cpu``; empty: all GPUs, or the CPU if there are none.
     """
     text, found = text.strip(), torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text == "cpu" or (not text and not found):
@@ -59,11 +50,7 @@ def list_devices(name: str, text: str) -> list[str]:
 
 
 def device_of(rank: Rank, devices: Sequence[str]) -> str:
-    """The device of a process; the CPU serves any number of processes.
-
-    Raises:
-        ValueError: the machine has more processes than devices.
-    """
+    """The device of a process; the CPU serves any number of processes."""
     if devices[0] == "cpu":
         return "cpu"
     if rank.local >= len(devices):

@@ -19,7 +19,7 @@ from ..user_files import read_json, read_text, reading
 from .prompts import DIMENSIONS
 from .sample_folder import Manifest
 from .sampling import METHODS_FILE, folder_name, read_methods
-from .vbench import package_full_info, prepare_environment, score
+from .vbench import score
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +47,7 @@ class MethodRun:
     records: Mapping[str, dict[str, Any]]
 
     def trace(self, name: str) -> Trace:
-        """The trace of a video.
-
-        Raises:
-            ValueError: the file is missing, or is not the trace of a whole run.
-        """
+        """The trace of a video; ValueError if it is missing, or is not that of a whole run."""
         path = self.folder / self.records[name]["trace"]
         trace = Trace.load(path)
         with reading(path, "the trace of a whole run"):
@@ -61,7 +57,6 @@ class MethodRun:
         return trace
 
     def video(self, name: str) -> Path:
-        """Path of a video."""
         return self.folder / self.records[name]["file"]
 
     def report_path(self, reference: str) -> Path:
@@ -106,16 +101,8 @@ class ModelRun:
         return [self.methods[0], *(run for run in self.methods[1:] if run.method == "causal")]
 
 
-class _Unfinished(ValueError):
-    """No sample was made by all methods."""
-
-
 def find_model_runs(run_dir: Path) -> list[ModelRun]:
-    """The models of a run; warns of one without a sample that all methods have made, and leaves it out.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The models of a run; warns of one without a sample that all methods have made, and leaves it out."""
     if not run_dir.is_dir():
         raise ValueError(f"run_dir: {run_dir} is not a folder.")
     folders = find_model_folders(run_dir)
@@ -124,12 +111,9 @@ def find_model_runs(run_dir: Path) -> list[ModelRun]:
             f"run_dir: {run_dir} has no {METHODS_FILE}; give a folder that scripts/reproduce_tables.sh or "
             "sample_video.py --methods has written."
         )
-    runs, reasons = [], []
-    for folder in folders:
-        try:
-            runs.append(_read_model(folder))
-        except _Unfinished as reason:
-            reasons.append(str(reason))
+    found = [_read_model(folder) for folder in folders]
+    runs = [run for run in found if isinstance(run, ModelRun)]
+    reasons = [run for run in found if isinstance(run, str)]
     if not runs:
         raise ValueError(reasons[0])
     for reason in reasons:
@@ -148,10 +132,11 @@ def read_commands(run_dir: Path) -> list[str]:
     return read_text(path, "a list of commands").splitlines() if path.is_file() else []
 
 
-def _read_model(folder: Path) -> ModelRun:
+def _read_model(folder: Path) -> ModelRun | str:
+    """A model's videos, or why there are none that all methods have made."""
     content = read_methods(folder)
     if not content["ways"]:
-        raise _Unfinished(f"{folder / METHODS_FILE} names no method; run it again.")
+        return f"{folder / METHODS_FILE} names no method; run it again."
     first, *others = content["ways"]
     # the paper's methods before ours
     names = [first, *sorted(others, key=lambda m: m.startswith("flowcache") and ":paper-" not in m)]
@@ -160,11 +145,9 @@ def _read_model(folder: Path) -> ModelRun:
     every = list(dict.fromkeys(name for run in methods for name in run.records))
     common = [name for name in every if all(name in run.records for run in methods)]
     if not common or not found[0].records:
-        methods_text = ", ".join(content["ways"])
-        raise _Unfinished(f"{folder} has no video that was made by all of {methods_text}; run it again.")
-    absent = [run.method for run in found if not run.records]
-    model, settings = content["model"], content["settings"]
-    return ModelRun(model, settings, folder, methods, absent, common, len(every) - len(common))
+        return f"{folder} has no video that was made by all of {', '.join(content['ways'])}; run it again."
+    absent, shared = [run.method for run in found if not run.records], (content["model"], content["settings"])
+    return ModelRun(*shared, folder, methods, absent, common, len(every) - len(common))
 
 
 def _read_method(method: str, folder: Path) -> MethodRun:
@@ -191,11 +174,7 @@ def _read_report(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def compare_methods(run: ModelRun, device: str, again: bool = False) -> None:
-    """Compare every method's videos with those of the references, if not done or ``again``.
-
-    Raises:
-        ValueError: two methods have no video in common any more.
-    """
+    """Compare every method's videos with those of the references, if not done or ``again``."""
     for reference in run.references:
         for method in run.methods:
             if method is not reference and (again or not _is_compared(run, method, reference)):
@@ -225,17 +204,11 @@ def _is_compared(run: ModelRun, method: MethodRun, reference: MethodRun) -> bool
 def score_vbench(run: ModelRun, environment: Path, base: str, device: str, again: bool = False) -> None:
     """Score every method's videos with VBench, if some are newer than its scores or ``again``.
 
-    Args:
-        environment: Python environment with VBench; made with the Python ``base`` if need be.
-        device: ``cuda`` or ``cpu``.
-
-    Raises:
-        OSError: the environment could not be made ready.
+    ``environment`` has VBench; it is made with the Python ``base`` if need be.
     """
     for method in run.methods:
         report, names = method.vbench(), {method.video(name).name for name in run.names}
         if again or report is None or not names <= set(report.get("looked_at", ())):
-            python = prepare_environment(environment, base)
-            videos, results = (method.folder / "videos").absolute(), method.folder / "vbench_results"
-            info = package_full_info(python).absolute()
-            score(python, videos, results, list(DIMENSIONS), device, info).save(method.folder / "vbench")
+            videos, results = method.folder / "videos", method.folder / "vbench_results"
+            report = score((environment, base), videos, results, list(DIMENSIONS), device)
+            report.save(method.folder / "vbench")

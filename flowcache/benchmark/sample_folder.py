@@ -109,12 +109,7 @@ class SampleFolder:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Let this process make videos within the block.
-
-        Raises:
-            ValueError: meanwhile another run has begun to fill the folder with videos of other settings.
-            OSError: the file system has no locks.
-        """
+        """Let this process make videos within the block; another run may have changed the settings since."""
         with locked(self._manifest_file):
             if self._manifest.records():
                 self._check_settings()
@@ -139,11 +134,7 @@ class SampleFolder:
             )
 
     def is_finished(self, sample: Sample) -> bool:
-        """Whether its video exists and the manifest has its record.
-
-        Raises:
-            ValueError: a video of that name was made from something else.
-        """
+        """Whether its video exists and has a record; ValueError if it was made from something else."""
         record = self._manifest.records().get(sample.name)
         file = None if record is None else record.get("file")
         if not isinstance(file, str) or not (self.path / file).is_file():
@@ -167,11 +158,7 @@ class SampleFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def keep(self, sample: Sample, video: Path, trace: Trace, details: Mapping[str, Any]) -> None:
-        """Store a video and its trace, then the manifest's line with ``details``, in this order.
-
-        Raises:
-            ValueError: meanwhile another run has begun to fill the folder with videos of other settings.
-        """
+        """Store a video and its trace, then the manifest's line with ``details``, in this order."""
         name = sample.name if is_file_name(sample.name, MAX_TRACE_BYTES) else safe_name(sample.name)
         places = {"file": f"videos/{sample.name}{video.suffix}", "trace": f"traces/{name}.trace.json"}
         with locked(self._manifest_file):

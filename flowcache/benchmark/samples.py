@@ -85,10 +85,8 @@ class Sample:
 
 def is_file_name(name: str, max_bytes: int = MAX_NAME_BYTES) -> bool:
     """Whether a video can have this name; control characters are refused, though file systems take them."""
-    controls = any(ord(character) < 32 for character in name)
-    return (
-        0 < len(name.encode()) <= max_bytes and "/" not in name and name not in (".", "..") and not controls
-    )
+    allowed = name not in (".", "..") and not any(c == "/" or ord(c) < 32 for c in name)
+    return allowed and 0 < len(name.encode()) <= max_bytes
 
 
 def safe_name(text: str) -> str:
@@ -103,11 +101,7 @@ def _option(default: Any, text: str, shown: str = "") -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
-    """What to sample: flags, and keys of a sampling file; most names are the original's.
-
-    Raises:
-        ValueError: one sentence that names the option.
-    """
+    """What to sample: flags, and keys of a sampling file; most names are the original's."""
 
     benchmark: str = _option("vbench", f"benchmark to sample, one of {', '.join(BENCHMARKS)}")
     gpus: str = _option("", "numbers of GPUs (0,1,3), a process each, or cpu; DEVICES overrides it", "all")
@@ -133,9 +127,7 @@ class BenchmarkOptions:
         for benchmark, keys in BENCHMARKS.items():
             given = [key for key in keys if getattr(self, key) != defaults[key]]
             if given and benchmark != self.benchmark:
-                raise ValueError(
-                    f"{given[0]}: only {benchmark} reads it, not {self.benchmark}; leave it out."
-                )
+                raise ValueError(f"{given[0]}: only benchmark {benchmark} reads it; leave it out.")
         if self.start < 0 or (self.end is not None and self.end <= self.start):
             raise ValueError(f"start: expected at least 0 and below end, got {self.start} and {self.end}.")
         if not 1 <= self.samples <= MAX_SAMPLES:
@@ -155,9 +147,6 @@ class BenchmarkOptions:
             seed: of all Physics-IQ videos, and of a VBench prompt's first video; its next ones count up.
             fps: rate of the videos to continue.
             small: whether the model is a small checkpoint, which has its own list of prompts.
-
-        Raises:
-            ValueError: a folder, file or dimension is missing.
         """
         if self.benchmark == "vbench":
             return self._list_prompts(seed, small)
@@ -248,11 +237,7 @@ def find_scenes(folder: Path, table: Path | None, fps: float, seed: int) -> list
         folder: with ``split-videos/``, in which the videos to continue lie by rate, or the parent of such a
             ``physics-IQ-benchmark/``, as the original code expects.
         table: CSV of scenario, description and name of the video to generate; None: in or beside ``folder``.
-        fps: preferred rate; else the highest is taken.
-
-    Raises:
-        ValueError: a folder or the table is missing, or the table is another one.
-    """
+        fps: preferred rate; else the highest is taken."""
     if not folder.is_dir():
         raise ValueError(f"physicsiq_data_dir: {folder} is not a folder.")
     inner = folder / "physics-IQ-benchmark"
@@ -293,10 +278,11 @@ def _conditioning_folder(folder: Path, fps: float) -> Path:
 
 def _find_table(folder: Path) -> Path:
     places = (folder, folder / "descriptions", folder.parent, folder.parent / "descriptions")
-    for path in (place / name for place in places for name in _TABLES):
-        if path.is_file():
-            return path
-    raise ValueError(f"physicsiq_data_dir: {folder} has no descriptions.csv; give descriptions_file.")
+    paths = (place / name for place in places for name in _TABLES)
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        raise ValueError(f"physicsiq_data_dir: {folder} has no descriptions.csv; give descriptions_file.")
+    return found
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:

@@ -72,11 +72,7 @@ def folder_name(method: str) -> str:
 
 
 def read_methods(folder: Path) -> dict[str, Any]:
-    """``model``, ``settings`` and ``ways`` of a folder of several methods.
-
-    Raises:
-        ValueError: its list of methods is broken.
-    """
+    """``model``, ``settings`` and ``ways`` (the methods) of a folder of several methods."""
     path, kinds = folder / METHODS_FILE, {"model": str, "settings": str, "ways": list[str]}
     with reading(path, "a list of methods"):
         content = read_json(path, dict[str, Any], "a list of methods")
@@ -94,9 +90,6 @@ class Sampling:
         samplers: by method, such as ``flowcache:fast``.
         keep_going: make the other samples if some cannot be made.
         compare: whether each method has its own folder in ``output``; None: if there are several.
-
-    Raises:
-        ValueError: ``output`` cannot be written to, or holds videos of other settings.
     """
 
     model: str
@@ -117,12 +110,7 @@ class Sampling:
             self.folders[method] = SampleFolder(path, sampler.settings)
 
     def check(self) -> None:
-        """Refuse what cannot be done before any weight is read, and write the list of methods.
-
-        Raises:
-            ValueError: two samples share a name, some cannot be made, one was made from something else, or
-                the folder holds another model's videos.
-        """
+        """Raise ValueError for what cannot be made before any weight is read; write the list of methods."""
         names: set[str] = set()
         for sample in self.samples:
             if sample.name in names:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
 from ..files import write_atomically, write_csv, write_json
 from ..markdown import markdown_table
@@ -48,7 +49,6 @@ COLUMNS = (
     Column("peak_memory_gib", "peak memory, GiB", "{:.2f}"),
     Column("reuse_ratio", "reuse ratio", "{:.2f}"),
 )
-COMPARED = ("lpips", "ssim", "psnr")
 #: Factors whose product is vanilla's FLOPs over a method's.
 SPLIT = {"live_only": "live chunks only", "causal": "causal, with KV cache", "reuse": "reuse"}
 
@@ -57,7 +57,7 @@ SPLIT = {"live_only": "live chunks only", "causal": "causal, with KV cache", "re
 class Row:
     """The figures of ``METHOD:PRESET`` by column, and its factors by ``SPLIT``; None: there is no figure."""
 
-    method: str
+    way: str
     title: str
     measured: Mapping[str, float | None]
     paper: Mapping[str, float]
@@ -66,15 +66,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A model's table.
+    """A model's table, as ``tables.json`` has it.
 
     Attributes:
-        settings: what all videos share, in words.
         prompts: number of prompts that all methods have made videos of.
         videos: number of videos of each method.
         missing: why a column lacks figures, by title; each reason once.
-        notes: what else the reader must know.
-        commits, hardware, dates: of the videos.
     """
 
     model: str
@@ -89,12 +86,6 @@ class Table:
     commits: Sequence[str]
     hardware: Sequence[str]
     dates: Sequence[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them; methods are named ``way`` in files."""
-        content = asdict(self)
-        content["rows"] = [{"way": row.pop("method"), **row} for row in content["rows"]]
-        return content
 
 
 def method_title(method: str) -> str:
@@ -111,13 +102,31 @@ def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
         ValueError: a file of the run is missing or broken.
     """
     paper = next((paper for paper in papers if paper.model == run.model), None)
+    first, *others = run.references
     columns = [*COLUMNS]
-    for other in run.references[1:]:
-        columns.append(Column(f"psnr_to_{other.method}", f"PSNR to {other.method}, dB", "{:.2f}"))
-        columns.append(Column(f"ssim_to_{other.method}", f"SSIM to {other.method}", "{:.4f}"))
-    reasons: dict[str, dict[str, None]] = {}
-    base = [run.methods[0].trace(name) for name in run.names]
-    rows = [_build_row(run, method, base, paper, reasons) for method in run.methods]
+    for method in (other.method for other in others):
+        columns.append(Column(f"psnr_to_{method}", f"PSNR to {method}, dB", "{:.2f}"))
+        columns.append(Column(f"ssim_to_{method}", f"SSIM to {method}", "{:.4f}"))
+    base = [first.trace(name) for name in run.names]
+    rows, reasons = [], {}
+    for method in run.methods:
+        traces = [method.trace(name) for name in run.names]
+        measured: dict[str, float | None] = _read_traces(traces, base)
+        figures = {"speedup": partial(_read_speedup, run, method, traces, base)}
+        figures["vbench"] = partial(_read_vbench, method)
+        for reference in run.references:
+            suffix = "" if reference is first else f"_to_{reference.method}"
+            for metric in ("lpips", "ssim", "psnr"):
+                figures[metric + suffix] = partial(_read_comparison, run, method, reference, metric)
+        for key, read in figures.items():
+            try:
+                measured[key] = read()
+            except _NoFigure as reason:
+                measured[key] = None
+                if str(reason):
+                    reasons.setdefault(key, {})[str(reason).rstrip(".")] = None
+        stated = _read_paper(paper, method.method)
+        rows.append(Row(method.method, method_title(method.method), measured, stated, _split_flops(traces)))
     records = [method.records[name] for method in run.methods for name in run.names]
     machines = [record["environment"] for record in records]
     path = Path(base[0].settings.get("model") or "unknown")
@@ -128,7 +137,7 @@ def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
         model=run.model,
         weights=path.name if path.is_absolute() else str(path),
         settings=run.settings,
-        prompts=len({run.methods[0].records[name]["prompt"] for name in run.names}),
+        prompts=len({first.records[name]["prompt"] for name in run.names}),
         videos=len(run.names),
         rows=rows,
         columns=columns,
@@ -140,75 +149,56 @@ def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
     )
 
 
-def _build_row(
-    run: ModelRun,
-    method: MethodRun,
-    base: Sequence[Trace],
-    paper: PaperFlops | None,
-    reasons: dict[str, dict[str, None]],
-) -> Row:
-    def explain(column: str, reason: str) -> None:
-        reasons.setdefault(column, {})[reason.rstrip(".")] = None
+class _NoFigure(Exception):
+    """Why a method has no figure in a column; empty: none is expected."""
 
-    def compare_speed() -> float | None:
-        """Median over the samples whose videos both were made on the same kind of machine."""
-        first, ratios = run.methods[0], []
-        for name, theirs, ours in zip(run.names, base, traces, strict=True):
-            machines = {_describe_machine(m.records[name]["environment"]) for m in (first, method)}
-            ratios += [theirs.seconds["denoise"] / ours.seconds["denoise"]] if len(machines) == 1 else []
-        if not ratios:
-            explain("speedup", f"no prompt was run by {method.method} and {first.method} on like machines")
-        return median(ratios) if ratios else None
 
-    def read_vbench() -> float | None:
-        scores = method.vbench()
-        if scores is None:
-            explain("vbench", "no environment given")
-            return None
-        if scores["totals"]["total"] is None:
-            there = sum(score is not None for score in scores["mean"].values())
-            explain("vbench", f"the total needs all {len(DIMENSIONS)} dimensions, {there} are scored")
-        return scores["totals"]["total"]
-
-    def read_comparison(reference: MethodRun, metric: str, column: str) -> float | None:
-        """Mean over the videos."""
-        if method is reference:
-            if len(run.methods) == 1:
-                explain(column, f"only {method.method} was run")
-            return None
-        report = method.comparison(reference.method)
-        if report is None:
-            explain(column, "not measured")
-            return None
-        values = []
-        for name in run.names:
-            video = report["videos"].get(method.video(name).name, {"mean": {}, "missing": {}})
-            values.append(video["mean"].get(metric))
-            if values[-1] is None:
-                explain(
-                    column, report["missing"].get(metric) or video["missing"].get(metric) or "not measured"
-                )
-                return None
-        return mean(values)
-
-    traces = [method.trace(name) for name in run.names]
-    measured = {
+def _read_traces(traces: Sequence[Trace], base: Sequence[Trace]) -> dict[str, float | None]:
+    pairs = zip(base, traces, strict=True)
+    return {
         "pflops": mean(trace.flops["actual"] for trace in traces) / PETA,
-        "flops_ratio": median(
-            theirs.flops["actual"] / ours.flops["actual"] for theirs, ours in zip(base, traces, strict=True)
-        ),
-        "speedup": compare_speed(),
+        "flops_ratio": median(theirs.flops["actual"] / ours.flops["actual"] for theirs, ours in pairs),
         "latency_seconds": median(trace.seconds["denoise"] for trace in traces),
-        "vbench": read_vbench(),
         "peak_memory_gib": max(trace.peak_memory_bytes for trace in traces) / 2**30,
         "reuse_ratio": mean(trace.reuse_ratio for trace in traces),
     }
-    for reference in run.references:
-        suffix = "" if reference is run.methods[0] else f"_to_{reference.method}"
-        for metric in COMPARED:
-            measured[metric + suffix] = read_comparison(reference, metric, metric + suffix)
-    title = method_title(method.method)
-    return Row(method.method, title, measured, _read_paper(paper, method.method), _split_flops(traces))
+
+
+def _read_speedup(run: ModelRun, method: MethodRun, traces: Sequence[Trace], base: Sequence[Trace]) -> float:
+    """Median over the samples whose videos both were made on the same kind of machine."""
+    first, ratios = run.methods[0], []
+    for name, theirs, ours in zip(run.names, base, traces, strict=True):
+        machines = {_describe_machine(m.records[name]["environment"]) for m in (first, method)}
+        ratios += [theirs.seconds["denoise"] / ours.seconds["denoise"]] if len(machines) == 1 else []
+    if not ratios:
+        raise _NoFigure(f"no prompt was run by {method.method} and {first.method} on like machines")
+    return median(ratios)
+
+
+def _read_vbench(method: MethodRun) -> float:
+    scores = method.vbench()
+    if scores is None:
+        raise _NoFigure("no environment given")
+    if scores["totals"]["total"] is None:
+        there = sum(score is not None for score in scores["mean"].values())
+        raise _NoFigure(f"the total needs all {len(DIMENSIONS)} dimensions, {there} are scored")
+    return scores["totals"]["total"]
+
+
+def _read_comparison(run: ModelRun, method: MethodRun, reference: MethodRun, metric: str) -> float:
+    """Mean over the videos."""
+    if method is reference:
+        raise _NoFigure(f"only {method.method} was run" if len(run.methods) == 1 else "")
+    report = method.comparison(reference.method)
+    if report is None:
+        raise _NoFigure("not measured")
+    values = []
+    for name in run.names:
+        video = report["videos"].get(method.video(name).name, {"mean": {}, "missing": {}})
+        values.append(video["mean"].get(metric))
+        if values[-1] is None:
+            raise _NoFigure(report["missing"].get(metric) or video["missing"].get(metric) or "not measured")
+    return mean(values)
 
 
 def _read_paper(paper: PaperFlops | None, method: str) -> dict[str, float]:
@@ -218,7 +208,7 @@ def _read_paper(paper: PaperFlops | None, method: str) -> dict[str, float]:
     if paper is None or title not in paper.rows:
         return {}
     row, vanilla = paper.rows[title], paper.rows["vanilla"]
-    figures = {"pflops": row.pflops, "flops_ratio": vanilla.pflops / row.pflops, **asdict(row)}
+    figures = {**asdict(row), "flops_ratio": vanilla.pflops / row.pflops}
     return {key: value for key, value in figures.items() if value is not None}
 
 
@@ -251,9 +241,9 @@ def save_tables(tables: Sequence[Table], stem: Path, commands: Sequence[str]) ->
             figures = {column.key: row.measured.get(column.key) for column in table.columns}
             for prefix, more in (("paper", row.paper), ("split", row.split)):
                 figures |= {f"{prefix}_{key}": value for key, value in more.items()}
-            rows.append({**shared, "way": row.method, **figures})
+            rows.append({**shared, "way": row.way, **figures})
     write_csv(paths[1], names, rows)
-    write_json(paths[2], {"commands": list(commands), "tables": [table.as_dict() for table in tables]})
+    write_json(paths[2], {"commands": list(commands), "tables": [asdict(table) for table in tables]})
     return paths
 
 
@@ -292,7 +282,10 @@ def _format_table(table: Table) -> str:
     sections += ["\n".join(notes)] if notes else []
     # of a model that gains nothing by live chunks or the cache, the split says nothing new
     if any(row.split["live_only"] > 1 or row.split["causal"] > 1 for row in table.rows):
-        sections += ["Reduction of FLOPs by each part of a method:", _format_split(table)]
+        parts = [(row.title, *(row.split[key] for key in SPLIT)) for row in table.rows[1:]]
+        rows = [[title, *map(_format_factor, (*factors, prod(factors)))] for title, *factors in parts]
+        sections += ["Reduction of FLOPs by each part of a method:"]
+        sections += [markdown_table(["method", *SPLIT.values(), "together"], rows)]
     return "\n\n".join(sections)
 
 
@@ -305,15 +298,8 @@ def _explain_gaps(missing: Mapping[str, Sequence[str]]) -> list[str]:
     return [why if why.startswith(shared) else f"{shared}: {why}" for why, shared in columns.items()]
 
 
-def _format_split(table: Table) -> str:
-    def factor(value: float) -> str:
-        return "-" if abs(value - 1) < 0.005 else f"{value:.2f}x"
-
-    rows = []
-    for row in table.rows[1:]:
-        parts = [row.split[key] for key in SPLIT]
-        rows.append([row.title, *map(factor, (*parts, parts[0] * parts[1] * parts[2]))])
-    return markdown_table(["method", *SPLIT.values(), "together"], rows)
+def _format_factor(value: float) -> str:
+    return "-" if abs(value - 1) < 0.005 else f"{value:.2f}x"
 
 
 def _format(form: str, value: float) -> str:

@@ -1,7 +1,7 @@
 """VBench's scores of a folder of videos (arXiv 2311.17982).
 
-The ``vbench`` package pins versions that conflict with ours. It therefore has its own environment, in which
-``vbench_worker`` scores dimension by dimension.
+The ``vbench`` package pins versions that conflict with ours. It therefore has its own environment, whose
+Python scores dimension by dimension.
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ from .prompts import DIMENSIONS, SAMPLES, find_full_info, read_full_info
 logger = logging.getLogger(__name__)
 
 PACKAGE = "vbench==0.1.5"
-_WORKER = Path(__file__).with_name("vbench_worker.py")
-#: Neither PYTHONPATH nor the worker's own folder, which has a module vbench, may come before its packages.
-_ISOLATED = ("-I",)
+#: Scores one dimension and writes ``RESULTS/DIMENSION_eval_results.json``.
+_WORKER = """
+import sys, torch, vbench
+videos, results, dimension, device, full_info = sys.argv[1:]
+scorer = vbench.VBench(torch.device(device), full_info, results)
+scorer.evaluate(videos_path=videos, name=dimension, dimension_list=[dimension], mode="vbench_standard")
+"""
+#: Prints the folder of the package, if there is one.
+_FIND = "import importlib.util as u; print(u.find_spec('vbench').submodule_search_locations[0])"
 
 QUALITY, SEMANTIC = tuple(DIMENSIONS)[:7], tuple(DIMENSIONS)[7:]
 #: Weight of quality relative to semantics in the total.
@@ -121,11 +127,7 @@ def _average(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
 
 
 def check_environment(folder: Path, base: str) -> None:
-    """Check the environment, or the Python ``base`` to make it with, before anything is installed.
-
-    Raises:
-        ValueError: the folder holds something else, or there is no such Python.
-    """
+    """Check the environment, or the Python ``base`` to make it with, before anything is installed."""
     if folder.exists():
         if not (folder / "bin" / "python").is_file():
             raise ValueError(f"environment: {folder} is no Python environment; give one, or a new folder.")
@@ -136,58 +138,50 @@ def check_environment(folder: Path, base: str) -> None:
         raise ValueError(f"python: expected a Python to make the environment with, got {base}.") from error
 
 
-def prepare_environment(folder: Path, base: str) -> Path:
-    """Make the environment and install VBench, if not done; returns the interpreter.
+def _run_isolated(python: Path, script: str, *words: str, **options: Any) -> subprocess.CompletedProcess:
+    # -I: neither PYTHONPATH nor the current folder may come before the environment's packages
+    return subprocess.run([python, "-I", "-c", script, *words], **options)
 
-    Raises:
-        OSError: that failed; VBench's own messages are on the screen.
-    """
-    python = folder / "bin" / "python"
+
+def _prepare_environment(folder: Path, base: str) -> tuple[Path, Path]:
+    """Make the environment and install VBench, if not done; returns Python and package folder."""
+    python = (folder / "bin" / "python").absolute()
     try:
         if not python.is_file():
             logger.info("making %s", folder)
             subprocess.run([base, "-m", "venv", folder], check=True)
-        if _package_folder(python) is None:
+        if _run_isolated(python, _FIND, capture_output=True).returncode:
             logger.info("installing %s into %s", PACKAGE, folder)
             # setuptools: packages that VBench needs still import pkg_resources
             subprocess.run([python, "-m", "pip", "install", PACKAGE, "setuptools<81"], check=True)
+        found = _run_isolated(python, _FIND, capture_output=True, text=True, check=True).stdout
     except subprocess.CalledProcessError as error:
         raise OSError(f"{folder} could not be made ready: {error}.") from error
-    return python.absolute()
-
-
-def package_full_info(python: Path) -> Path:
-    """The list of prompts of an environment's VBench.
-
-    Raises:
-        OSError: it has none.
-    """
-    folder = _package_folder(python)
-    found = None if folder is None else find_full_info(folder)
-    if found is None:
-        raise OSError(f"the vbench package of {python} has no list of prompts; give full_info.")
-    return found
-
-
-def _package_folder(python: Path) -> Path | None:
-    script = "import importlib.util as u; print(u.find_spec('vbench').submodule_search_locations[0])"
-    done = subprocess.run([python, *_ISOLATED, "-c", script], capture_output=True, text=True)
-    return Path(done.stdout.strip()) if done.returncode == 0 else None
+    return python, Path(found.strip())
 
 
 def score(
-    python: Path, videos: Path, results: Path, dimensions: Sequence[str], device: str, full_info: Path
+    environment: tuple[Path, str],
+    videos: Path,
+    results: Path,
+    dimensions: Sequence[str],
+    device: str,
+    full_info: Path | None = None,
 ) -> VBenchReport:
     """Score dimension by dimension; neither a failure nor a broken video stops the others.
 
     Args:
-        python: interpreter of an environment with VBench.
+        environment: folder of a Python environment for VBench, and the Python to make it with if need be.
         videos: folder of ``{prompt}-{index}.mp4``.
         results: folder for VBench's own files.
         device: ``cuda`` or ``cpu``.
-        full_info: prompts by dimension, in VBench's format.
+        full_info: prompts by dimension, in VBench's format; None: those of the package.
     """
-    prompts, report = read_full_info(full_info), VBenchReport(videos, dimensions)
+    python, package = _prepare_environment(*environment)
+    info, videos = full_info or find_full_info(package), videos.absolute()
+    if info is None:
+        raise OSError(f"{package} has no list of prompts; give full_info.")
+    prompts, report = read_full_info(info), VBenchReport(videos, dimensions)
     results.mkdir(parents=True, exist_ok=True)
     for path in sorted(videos.glob("*.mp4")):
         try:
@@ -210,9 +204,9 @@ def score(
             continue
         log = results / f"{dimension}.log"
         logger.info("scoring %s; VBench's messages go to %s", dimension, log)
-        command = [python, *_ISOLATED, _WORKER, videos, results, dimension, device, full_info]
+        words = map(str, (videos, results, dimension, device, info.absolute()))
         with log.open("w") as output:
-            done = subprocess.run(list(map(str, command)), stdout=output, stderr=output)
+            done = _run_isolated(python, _WORKER, *words, stdout=output, stderr=output)
         if done.returncode:
             lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
             report.missing[dimension] = lines[-1][:300] if lines else "VBench failed without a message."

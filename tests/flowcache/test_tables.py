@@ -134,12 +134,10 @@ def test_the_papers_methods_stand_before_ours(run):
 def test_vbench_scores_again_what_was_added_since(run, monkeypatch):
     scored = []
 
-    def score(python, videos, *_):
+    def score(environment, videos, *_):
         scored.append(videos.parent.name)
         return VBenchReport(videos, (), looked_at=[path.name for path in videos.iterdir()])
 
-    monkeypatch.setattr(runs, "prepare_environment", lambda *_: "python")
-    monkeypatch.setattr(runs, "package_full_info", lambda _: run)
     monkeypatch.setattr(runs, "score", score)
 
     def score_all(again=False):
