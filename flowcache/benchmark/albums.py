@@ -107,7 +107,8 @@ def draw_album(album: Album, output: Path) -> list[str]:
 
 def _frames(album: Album, path: Path) -> None:
     videos = {label: read_video(video)[0] for label, video in _videos(album).items()}
-    contact_sheet(videos, path, columns=12, scale=112 / max(frames.shape[2] for frames in videos.values()))
+    scale = 112 / max(frames.shape[2] for frames in videos.values())
+    contact_sheet(videos, path, columns=12, scale=scale, differences=True)
 
 
 def _race(album: Album, path: Path) -> None:

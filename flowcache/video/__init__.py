@@ -1,6 +1,6 @@
 """Videos and images in and out, through PyAV and Pillow."""
 
-from .frames import Frames, resize_and_crop, to_float, to_uint8
+from .frames import Frames, resize_and_crop, scale_frames, to_float, to_uint8
 from .images import read_image, to_pixels
 from .reading import VideoInfo, last_frames, probe_video, read_video, stream_video
 from .sheets import contact_sheet
@@ -17,6 +17,7 @@ __all__ = [
     "read_image",
     "read_video",
     "resize_and_crop",
+    "scale_frames",
     "stream_video",
     "to_float",
     "to_pixels",

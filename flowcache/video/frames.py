@@ -1,4 +1,4 @@
-"""Frames as arrays and tensors."""
+"""Frames as arrays, tensors and images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 Frames = NDArray[np.uint8]
 
-#: Conversion between YUV and RGB that rounds to the nearest: swscale's default rounds down, so that a
-#: video darkens with each generation.
+#: Conversion between YUV and RGB that rounds to nearest; swscale's default rounds down, so that a video
+#: darkens with each generation.
 EXACT = (
     Interpolation.LANCZOS
     | Interpolation.ACCURATE_RND
@@ -33,11 +33,18 @@ def to_float(frames: Frames) -> Tensor:
 
 
 def resize_and_crop(frames: Frames, height: int, width: int) -> Frames:
-    """Scale frames ``[frames, h, w, 3]`` to cover ``height`` x ``width`` and cut off the overhang evenly."""
+    """Scale frames ``[frames, h, w, 3]`` to cover ``height`` x ``width``, and crop evenly."""
     if frames.shape[1:3] == (height, width):
         return frames
     fitted = [ImageOps.fit(Image.fromarray(f), (width, height), Image.Resampling.LANCZOS) for f in frames]
     return np.stack([np.asarray(image) for image in fitted])
+
+
+def scale_frames(frames: Frames, scale: float) -> list[Image.Image]:
+    """Enlarge frames for a picture by whole pixels, without interpolation, or reduce them."""
+    height, width = (max(1, round(scale * side)) for side in frames.shape[1:3])
+    filtering = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    return [Image.fromarray(frame).resize((width, height), filtering) for frame in frames]
 
 
 def over_black(pixels: Frames) -> Frames:

@@ -9,8 +9,8 @@ from flowcache.benchmark import __main__ as program
 from flowcache.benchmark.run_folder import find_model_runs
 from flowcache.benchmark.run_reports import measure_closeness
 from flowcache.plots import Point, cache_over_time, race, tradeoff
+from flowcache.plots.comparisons import pareto_front
 from flowcache.plots.race import Runner, finished_parts, write_race
-from flowcache.plots.tradeoff import pareto_front
 from flowcache.trace import Trace
 from flowcache.video import read_video
 
