@@ -1,4 +1,4 @@
-"""What a comparison found, as CSV, JSON and a few lines of text."""
+"""Results of a comparison as CSV, JSON and text."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from ..environment import describe_environment
 from ..files import write_csv, write_json
 from .compare import Comparison, Pairing, compare_files, load_metrics, pair_up
 
-UNITS = {"psnr": " dB"}
-
 
 @dataclass
 class Report:
-    """Everything that was compared.
+    """Results of a comparison.
 
     Attributes:
         original, generated: files or folders.
         metrics: that were asked for.
-        pairing: what was to be compared.
-        missing: why a metric was measured nowhere, by metric.
-        videos: what was measured, by file name.
-        environment: that figures hold for.
+        pairing: files to compare.
+        missing: by metric, why it was measured nowhere.
+        videos: results by file name.
+        environment: versions and hardware.
     """
 
     original: Path
@@ -38,37 +36,36 @@ class Report:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def mean(self, metric: str) -> float | None:
-        """Mean over the videos that have the metric, each counting alike; None where none has."""
+        """Average a metric over the videos that have it; None where no video has."""
         means = [video.mean(metric) for video in self.videos.values()]
         means = [mean for mean in means if mean is not None]
         return sum(means) / len(means) if means else None
 
     def save(self, stem: Path) -> list[Path]:
-        """Write ``stem.csv`` and ``stem.json``; returns both."""
+        """Write ``stem.csv`` and ``stem.json``; return both paths."""
         paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
         write_csv(paths[0], ["video", "frame", *self.metrics], list(self._rows()))
         write_json(paths[1], self._content())
         return paths
 
     def text(self) -> str:
-        """The means, a line for each metric, then everything that is not in them and why."""
-        lines = [self._line(metric) for metric in self.metrics]
+        """Describe the means, a line for each metric, then what they leave out and why."""
+        lines = []
+        for metric in self.metrics:
+            mean, count = self.mean(metric), sum(metric in video.frames for video in self.videos.values())
+            if mean is None:
+                lines.append(f"{metric}: none: {self.missing.get(metric, 'no video has it.')}")
+            else:
+                over = f", mean of {count} videos" if count > 1 else ""
+                lines.append(f"{metric}: {mean:.4f}{' dB' if metric == 'psnr' else ''}{over}")
         for name, video in self.videos.items():
             lines += [f"{name}: no {metric}: {why}" for metric, why in video.missing.items()]
         lines += [f"{name}: only in original_video" for name in self.pairing.only_original]
         lines += [f"{name}: only in generated_video" for name in self.pairing.only_generated]
         return "\n".join(lines)
 
-    def _line(self, metric: str) -> str:
-        mean = self.mean(metric)
-        if mean is None:
-            return f"{metric}: none: {self.missing.get(metric, 'no video has it.')}"
-        count = sum(metric in video.frames for video in self.videos.values())
-        over = f", mean of {count} videos" if count > 1 else ""
-        return f"{metric}: {mean:.4f}{UNITS.get(metric, '')}{over}"
-
     def _rows(self) -> list[dict[str, Any]]:
-        """A row for each frame, one for the mean of each video, and one for the mean of all."""
+        """List a row for each frame, for the mean of each video, and for the mean of all."""
         rows = []
         for name, video in self.videos.items():
             length = max(map(len, video.frames.values()), default=0)
@@ -107,17 +104,17 @@ def measure(
     pairing: Pairing | None = None,
     compare: Callable[..., Comparison] = compare_files,
 ) -> Report:
-    """Compare two videos, or two folders of them, by all metrics that can be had.
+    """Compare two videos, or two folders of them, by all metrics that are available.
 
     Args:
         original, generated: files or folders.
         names: metrics, among ``compare.METRICS``.
-        device: where to measure.
-        pairing: of the two, if it is known already.
-        compare: measures a pair; takes what ``compare_files`` takes.
+        device: ``cpu`` or ``cuda``.
+        pairing: of the two; default: ``pair_up`` of both.
+        compare: measures a pair, with the arguments of ``compare_files``.
 
     Raises:
-        ValueError: they do not fit each other, or a file breaks off.
+        ValueError: they cannot be paired, or a file breaks off.
     """
     pairing = pairing or pair_up(original, generated)
     metrics, missing = load_metrics(names, device)

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_image(path: str | Path) -> Frames:
-    """Pixels ``[height, width, 3]`` of an image, upright, its transparent parts over black.
+    """Read an image as ``to_pixels`` does.
 
     Raises:
         ValueError: the file is missing or unreadable, or its values have no known range.
@@ -30,18 +30,18 @@ def read_image(path: str | Path) -> Frames:
 
 
 def to_pixels(image: Image.Image, name: str) -> Frames:
-    """Pixels ``[height, width, 3]`` of an image, upright, its transparent parts over black.
-
-    Args:
-        image: of any mode.
-        name: for the log.
+    """Convert an image to pixels ``[height, width, 3]``, upright, its transparent parts over black.
 
     Raises:
         ValueError: its values have no known range.
     """
     upright = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
-        grey = _scale_to_8_bits(np.asarray(upright), _full_scale(image))
+        values, full = np.asarray(upright), _full_scale(image)
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= full):  # not true of NaN either
+            raise ValueError(f"its values must lie between 0 and {full:g}, they go from {low:g} to {high:g}")
+        grey = (values * (255 / full)).round().astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if not image.has_transparency_data:
         return np.array(upright.convert("RGB"))
@@ -52,17 +52,10 @@ def to_pixels(image: Image.Image, name: str) -> Frames:
 
 
 def _full_scale(image: Image.Image) -> float:
-    """The value that stands for white in an image of one channel with more than 8 bits."""
+    """Return the value of white in an image of one channel with more than 8 bits."""
     if image.mode == "F":
         return 1.0
     if image.mode == "I" and image.format not in ("PPM", "PNG"):  # which Pillow scales to 16 bits
         raise ValueError("whole numbers of 32 bits have no known range; save it with 8 or 16 bits")
     bits = getattr(image, "tag_v2", {}).get(258, (16,))  # BitsPerSample of a TIFF
     return 2.0 ** bits[0] - 1
-
-
-def _scale_to_8_bits(values: np.ndarray, full: float) -> Frames:
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= full):  # not true of NaN either
-        raise ValueError(f"its values must lie between 0 and {full:g}, they go from {low:g} to {high:g}")
-    return (values * (255 / full)).round().astype(np.uint8)

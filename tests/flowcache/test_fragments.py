@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from flowcache.video.fragments import FragmentEncoder
+from flowcache.video.writing import FragmentEncoder
 
 
 def test_the_same_frames_give_the_same_bytes_in_any_state_of_the_heap():

@@ -25,7 +25,7 @@ from flowcache.video import (
     to_float,
     to_uint8,
 )
-from flowcache.video.fragments import BT601, BT709
+from flowcache.video.writing import BT601, BT709
 
 #: Far apart in hue, so that a wrong colour matrix shows.
 COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40)], np.uint8)
@@ -272,7 +272,7 @@ def test_no_room_at_any_point_keeps_the_old_file(tmp_path):
 def test_full_disk_names_its_reason(tmp_path, monkeypatch):
     opened = av.open
     monkeypatch.setattr(
-        video.fragments.av,
+        video.writing.av,
         "open",
         lambda file, **options: opened("/dev/full" if isinstance(file, str) else file, **options),
     )
