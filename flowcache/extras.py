@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 class Unavailable(RuntimeError):
-    """Something needs a package or a download that is not there; says what in one sentence."""
+    """A package or a download is missing; the message is one sentence."""
 
 
 def require(module: str, purpose: str, extra: str) -> ModuleType:
@@ -15,11 +15,11 @@ def require(module: str, purpose: str, extra: str) -> ModuleType:
 
     Args:
         module: its name.
-        purpose: what needs it, as the subject of the message.
-        extra: of this project's optional dependencies, the one that installs it.
+        purpose: subject of the message.
+        extra: the optional dependency of this project that installs it.
 
     Raises:
-        Unavailable: it is not installed, or does not fit what is.
+        Unavailable: it is not installed, or cannot be loaded.
     """
     try:
         return import_module(module)

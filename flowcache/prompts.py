@@ -1,4 +1,4 @@
-"""Prompts that a text encoder does not read as they were written."""
+"""Words of prompts that do not reach the text encoder."""
 
 from __future__ import annotations
 
@@ -23,16 +23,11 @@ _MAX_SHOWN = 300
 
 
 def check_prompt(name: str, prompt: str, clean: Callable[[str], str]) -> None:
-    """Refuse what is not one prompt, is no Unicode, or of which the cleaning leaves no letter and no digit.
-
-    Args:
-        name: of the argument.
-        prompt: as the user gave it.
-        clean: returns what is tokenized.
+    """Check that a prompt is text of which ``clean`` leaves a letter or digit.
 
     Raises:
         TypeError: it is no text.
-        ValueError: one sentence that names the argument and what is left.
+        ValueError: it is no Unicode, or nothing is left; ``name`` is that of the argument.
     """
     if not isinstance(prompt, str):
         hint = "; make one video for each prompt" if isinstance(prompt, list) else ""
@@ -54,16 +49,16 @@ def check_prompt(name: str, prompt: str, clean: Callable[[str], str]) -> None:
 def find_losses(
     prompt: str, cleaned: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> dict[str, Any]:
-    """Find what of a prompt does not reach the text encoder.
+    """Find words that do not reach the text encoder.
 
     Args:
         prompt: as the user gave it.
-        cleaned: what is tokenized.
+        cleaned: the text that is tokenized.
         tokenizer: with offsets.
         max_tokens: that the encoder reads, special ones included.
 
     Returns:
-        Of these what is not empty: ``removed``, words that are not in ``cleaned``; ``cut``, the text beyond
+        The entries that are not empty of: ``removed``, words missing in ``cleaned``; ``cut``, the text beyond
         ``max_tokens``; ``unknown``, words for which the tokenizer has no token.
     """
     readable = html.unescape(html.unescape(ftfy.fix_text(prompt)))
@@ -86,25 +81,18 @@ def find_losses(
 
 @dataclass
 class PromptWarnings:
-    """Warnings of words that do not reach the text encoder.
+    """Warnings of lost words, each given once.
 
     Attributes:
-        once_a_kind: warn of the first prompt that loses words in some manner, and leave later ones to their
-            traces; otherwise only an equal warning is not repeated.
+        once_a_kind: warn only of the first prompt with each kind of loss; the traces list the others.
     """
 
     once_a_kind: bool = False
     _given: set[str] = field(default_factory=set, repr=False)
 
     def warn(self, name: str, losses: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Log what a prompt loses.
-
-        Args:
-            name: of the argument.
-            losses: what ``find_losses`` returned.
-            tokenizer: whose vocabulary is listed if it is small.
-        """
-        for kind, text in _sentences(name, losses, tokenizer):
+        """Log ``losses``, found by ``find_losses``, of the argument ``name``."""
+        for kind, text in _describe_losses(name, losses, tokenizer):
             key = kind if self.once_a_kind else text
             if key not in self._given:
                 self._given.add(key)
@@ -112,7 +100,7 @@ class PromptWarnings:
                 logger.warning("%s%s", text, more)
 
 
-def _sentences(
+def _describe_losses(
     name: str, losses: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[str, str]]:
     if "removed" in losses:

@@ -33,8 +33,8 @@ _LONGEST_GAP = 1 / float(SLOWEST)
 class VideoInfo(NamedTuple):
     """A video as it is shown: upright, with square pixels.
 
-    ``num_frames`` and ``fps`` are None where the header does not state them; a variable ``fps`` is that of the
-    shortest frames. ``lost`` lists properties that are not kept, such as sound.
+    ``num_frames`` and ``fps`` are None where the header does not state them; a variable ``fps`` is that of
+    the shortest frames. ``lost`` lists properties that are not kept, such as sound.
     """
 
     num_frames: int | None
