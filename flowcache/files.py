@@ -19,7 +19,7 @@ from .state import State
 
 @contextmanager
 def replaced_when_done(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path of the same suffix beside ``path``; it replaces ``path`` if the block succeeds."""
+    """Yield a temporary path of the same suffix beside ``path``; it replaces ``path`` on success."""
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
     os.close(handle)

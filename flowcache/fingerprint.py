@@ -18,7 +18,7 @@ _PIECES, _PIECE_BYTES = 16, 2**16
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
-    """List the differences of two nested mappings: ``steps was 8 and is 16 now``, in the order of ``before``."""
+    """List the differences of two nested mappings as ``steps was 8 and is 16 now``."""
     found = []
     for name in dict.fromkeys([*before, *now]):
         old, new = before.get(name), now.get(name)

@@ -25,7 +25,7 @@ class UnreadableFile(ValueError):
 
 
 def check_is_file(path: str | Path) -> None:
-    """Raise UnreadableFile unless ``path`` is a file: readers of foreign formats may wait for a pipe for ever."""
+    """Raise UnreadableFile unless ``path`` is a file; a reader would wait for a pipe for ever."""
     try:
         exists = Path(path).is_file()
     except (OSError, ValueError):  # longer than a path may be
