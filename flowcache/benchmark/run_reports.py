@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..metrics.compare import METRICS, Comparison, Metric, compare_files
-from ..metrics.report import measure
+from ..metrics.compare import METRICS, Comparison, Metric, compare_files, measure
 from .run_folder import ModelRun, WayRun
 from .vbench import package_full_info, prepare_environment, score
 from .vbench_prompts import DIMENSIONS

@@ -17,8 +17,7 @@ import torch
 
 from ..command_line import Parser, check_device, output_file
 from ..running import run_checked
-from .compare import METRICS, Comparison, Metric, Pairing, check_alike, compare_files, pair_up
-from .report import measure
+from .compare import METRICS, Comparison, Metric, Pairing, check_alike, compare_files, measure, pair_up
 
 
 def build_parser() -> argparse.ArgumentParser:
