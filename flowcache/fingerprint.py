@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from reprlib import Repr
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = 
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{above}{name}.")
         elif old != new:
-            found.append(f"{above}{name} was {_short(old)} and is {_short(new)} now")
+            found.append(f"{above}{name} was {reprlib.repr(old)} and is {reprlib.repr(new)} now")
     return found
 
 
@@ -57,9 +57,3 @@ def folder_digest(folder: Path) -> str:
                 file.seek(start)
                 digest.update(file.read(_PIECE_BYTES))
     return digest.hexdigest()[:16]
-
-
-def _short(value: Any) -> str:
-    short = Repr()
-    short.maxstring = short.maxother = 60
-    return short.repr(value)

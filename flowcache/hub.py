@@ -18,14 +18,12 @@ def fetch_snapshot(
     """Return a repository's folder in the Hub's cache (``HF_HOME``); connects only if files are missing.
 
     Args:
-        name: of the argument that names the repository.
-        repository: ``owner/name``.
+        name: of the argument that names the repository, ``owner/name``.
         patterns: of the files that are needed.
         check: raises ValueError for a folder with a missing or damaged file.
 
     Raises:
         OSError: the Hub cannot be reached, or has no such repository.
-        ValueError: from ``check``.
     """
     cached = ""
     try:

@@ -24,11 +24,7 @@ _BELOW_ONE = ("eps", "layer_norm_epsilon")
 
 
 def read_config(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a JSON configuration, whose values must have the types of ``like`` and sane sizes.
-
-    Raises:
-        UnreadableFile: the file cannot be read or has a wrong value; file and key are named.
-    """
+    """Read a JSON configuration, whose values must have the types of ``like`` and sane sizes."""
     content = read_json(path, dict[str, Any], "a configuration")
     with reading(path, "a configuration"):
         for key, value in content.items():
@@ -43,11 +39,7 @@ def default_arguments(kind: type) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read names and shapes of the tensors in a file of safetensors or ``torch.save``, without the weights.
-
-    Raises:
-        UnreadableFile: the file is damaged or cut short, or holds integers.
-    """
+    """Read names and shapes of the tensors in a file of safetensors or ``torch.save``."""
     kind = "a safetensors file" if path.suffix == ".safetensors" else "a file of PyTorch"
     with reading(path, kind):
         if path.suffix == ".safetensors":
@@ -73,11 +65,7 @@ def indexed_files(index: Path) -> list[Path]:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder; runs no code from there.
-
-    Raises:
-        UnreadableFile: a file of the tokenizer is damaged; it is named.
-    """
+    """Load the tokenizer of a folder; runs no code from there."""
     for path in sorted(folder.glob("*.json")):
         read_json(path, dict[str, Any], "JSON")
     files = [folder / name for name in ("tokenizer.json", "spiece.model") if (folder / name).is_file()]

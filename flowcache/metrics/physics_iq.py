@@ -39,19 +39,12 @@ class Clip:
 
 @dataclass(frozen=True)
 class Measures:
-    """How two clips agree; intersections over unions lie in 0..1, 1 is best.
+    """Agreement of two clips: intersections over unions, 1 is best, and the error of colours in 0..1."""
 
-    Attributes:
-        spatial_iou: of the places where anything moves at any time (where).
-        spatiotemporal_iou: of moving pixels, mean over frames (where and when).
-        weighted_spatial_iou: of how often each place moves (where and how much).
-        mse: mean squared difference of colours in 0..1; 0 is best (how).
-    """
-
-    spatial_iou: float
-    spatiotemporal_iou: float
-    weighted_spatial_iou: float
-    mse: float
+    spatial_iou: float  # of the places where anything moves at any time: where
+    spatiotemporal_iou: float  # of moving pixels, mean over frames: where and when
+    weighted_spatial_iou: float  # of how often each place moves: where and how much
+    mse: float  # how
 
     @classmethod
     def mean(cls, measures: Sequence[Measures]) -> Measures:
@@ -73,12 +66,6 @@ def motion_masks(frames: Iterable[Frames]) -> Iterator[NDArray[np.uint8]]:
 
     As Physics-IQ defines them (algorithm 2): the blurred grey frame against the running average of the frames
     so far, itself included; then opened and closed. In the first frame nothing moves.
-
-    Args:
-        frames: uint8 ``[height, width, 3]``, all of one size.
-
-    Raises:
-        Unavailable: OpenCV is not installed.
     """
     cv2 = require("cv2", "Physics-IQ", "metrics")
     square = np.ones((SIDE, SIDE), np.uint8)
@@ -96,12 +83,7 @@ def motion_masks(frames: Iterable[Frames]) -> Iterator[NDArray[np.uint8]]:
 def make_clip(frames: Iterable[Frames], size: tuple[int, int]) -> Clip:
     """Find moving pixels at the video's own size, where the thresholds hold, and scale both to ``size``.
 
-    Args:
-        frames: uint8 ``[height, width, 3]``, read one by one, so that a video need not fit into memory.
-        size: height and width of the clip; proportions are not kept.
-
-    Raises:
-        Unavailable: OpenCV is not installed.
+    ``frames``, uint8 ``[height, width, 3]``, are read one by one, so that a video need not fit into memory.
     """
     cv2 = require("cv2", "Physics-IQ", "metrics")
     small: list[Frames] = []
@@ -117,11 +99,7 @@ def make_clip(frames: Iterable[Frames], size: tuple[int, int]) -> Clip:
 
 
 def compare_clips(clip: Clip, other: Clip) -> Measures:
-    """Compute the four measures of two clips, in either order; where nothing moves in both, the IoU is 1.
-
-    Raises:
-        ValueError: sizes or lengths differ.
-    """
+    """Compute the four measures of two clips, in either order; where nothing moves in both, the IoU is 1."""
     if clip.frames.shape != other.frames.shape:
         raise ValueError(
             f"Clips must have one shape, got {list(clip.frames.shape)} and {list(other.frames.shape)}."
@@ -150,9 +128,6 @@ def physics_iq(generated: Sequence[Measures], physical: Sequence[Measures]) -> P
     Args:
         generated: each generated video against its first take.
         physical: each second take against its first.
-
-    Raises:
-        ValueError: there is no video, or the takes never overlap in one of the measures.
     """
     if not generated or not physical:
         raise ValueError("Physics-IQ needs at least one video.")

@@ -54,13 +54,7 @@ class Point(NamedTuple):
 def tradeoff(panels: Mapping[str, Sequence[Point]], title: str, path: str | Path) -> None:
     """Save a PNG of quality against speed-up, a panel for each measure; the Pareto front is joined by a line.
 
-    Args:
-        panels: points by measure; lower is better where the measure's name begins with LPIPS.
-        title: above the panels.
-        path: of the picture.
-
-    Raises:
-        ValueError: there is no panel, or one without a point.
+    Lower is better for measures whose name begins with LPIPS.
     """
     if not panels or not all(panels.values()):
         raise ValueError("A trade-off needs at least one measure, and a method that has it.")
@@ -144,9 +138,6 @@ def cache_over_time(traces: Mapping[str, Trace], path: str | Path) -> None:
     """Save a PNG of the cache's tokens per layer and branch, and of its MiB, over each run's denoising time.
 
     Memory is that of the window's cache on the device and in host memory. A dot marks the end of a run.
-
-    Raises:
-        ValueError: there is no trace, or one holds no window.
     """
     if not traces:
         raise ValueError("There is no trace to draw.")

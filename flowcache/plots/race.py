@@ -28,18 +28,11 @@ _HEADER, _LABEL, _GAP, _BAR = 64, 46, 14, 6
 
 @dataclass(frozen=True)
 class Runner:
-    """A method in the race.
-
-    Attributes:
-        label: its name.
-        frames: its video, ``[frames, height, width, 3]``.
-        finished: pairs of denoising time in seconds and the share of the video that is clean by then, in
-            order; the last share is 1.
-    """
+    """A method in the race."""
 
     label: str
-    frames: Frames
-    finished: Sequence[tuple[float, float]]
+    frames: Frames  # [frames, height, width, 3]
+    finished: Sequence[tuple[float, float]]  # seconds of denoising, and share of the video clean by then
 
     @property
     def seconds(self) -> float:
@@ -61,11 +54,7 @@ class Runner:
 
 
 def finished_parts(trace: Trace) -> list[tuple[float, float]]:
-    """``Runner.finished`` of a run: when its chunks became clean.
-
-    Raises:
-        ValueError: no chunk became clean.
-    """
+    """Return ``Runner.finished`` of a run; raise ValueError if no chunk became clean."""
     parts, done = [], 0
     for record, end in zip(trace.steps, step_times(trace), strict=True):
         window = trace.windows[record.window]
@@ -90,10 +79,6 @@ def write_race(runners: Sequence[Runner], title: str, path: str | Path, columns:
         path: ``.gif``, ``.png`` (APNG) or ``.webp`` gives a looping picture of 10 frames per second and at
             most 128 colours; any other suffix an mp4 of 24.
         columns: panels in a row; default: up to four, in rows of equal length where possible.
-
-    Raises:
-        ValueError: there are no runners, or one has no frame.
-        OSError: the file cannot be written.
     """
     if not runners or any(len(runner.frames) == 0 for runner in runners):
         raise ValueError("A race needs at least one video, and at least one frame of each.")

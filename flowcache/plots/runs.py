@@ -36,9 +36,6 @@ def reuse_map(trace: Trace, path: str | Path) -> None:
 
     Cells of chunks that are not live stay blank; given chunks are hatched. A run that was stopped keeps the
     width of the whole one.
-
-    Raises:
-        ValueError: the trace holds no window.
     """
     check_windows(trace)
     schedules = [
@@ -97,9 +94,6 @@ def distance_curves(trace: Trace, path: str | Path) -> None:
 
     A column for each window. Dots mark where the accumulated distance reached the threshold and the chunk
     was computed.
-
-    Raises:
-        ValueError: the trace holds no window or no distance.
     """
     threshold = (trace.settings.get("reuse") or {}).get("threshold")
     label = "computed: threshold reached" if threshold is not None else "computed"
@@ -116,9 +110,6 @@ def step_distances(trace: Trace, path: str | Path) -> None:
 
     Chunks that are live at one step have different timesteps, so they change by different amounts. Where the
     curves differ, one decision for all chunks is wrong for some.
-
-    Raises:
-        ValueError: the trace holds no window or no distance.
     """
     _draw_curves(trace, path, {"distance": "relative L1 distance"}, "step", [], None)
 

@@ -16,11 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_image(path: str | Path) -> Frames:
-    """Read an image as ``to_pixels`` does.
-
-    Raises:
-        ValueError: the file is missing or unreadable, or its values have no known range.
-    """
+    """Read an image as ``to_pixels`` does; raise ValueError where it is missing or unreadable."""
     check_is_file(path)
     with catch_warnings(action="ignore"), reading(path, "an image"), Image.open(path) as image:
         # phones write photos as MPO, with a preview behind them
@@ -32,8 +28,7 @@ def read_image(path: str | Path) -> Frames:
 def to_pixels(image: Image.Image, name: str) -> Frames:
     """Convert an image to pixels ``[height, width, 3]``, upright, its transparent parts over black.
 
-    Raises:
-        ValueError: its values have no known range.
+    Raises ValueError for values of an unknown range.
     """
     upright = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -50,9 +51,7 @@ def probe_video(path: str | Path) -> VideoInfo:
     Raises:
         ValueError: the file is missing, unreadable or holds no frame.
     """
-    check_is_file(path)
-    with reading(path, "a video"), _open(path) as container:
-        stream = _video_stream(container)
+    with _open(path) as (container, stream):
         frame = next(_decode(container, stream), None)
         if frame is None:
             raise ValueError("it holds no frame")
@@ -76,11 +75,7 @@ def probe_video(path: str | Path) -> VideoInfo:
 
 
 def read_video(path: str | Path) -> tuple[Frames, Fraction | None]:
-    """Read all frames ``[frames, height, width, 3]`` as they are shown, and the frames per second.
-
-    Raises:
-        ValueError: the file is missing, unreadable or holds no frame.
-    """
+    """Read all frames ``[frames, height, width, 3]`` as ``stream_video`` does, and the frames per second."""
     return np.stack(list(stream_video(path))), probe_video(path).fps
 
 
@@ -97,10 +92,8 @@ def stream_video(
     Raises:
         ValueError: the file is missing, unreadable, holds no frame, or has damaged time stamps.
     """
-    check_is_file(path)
     shown = picture = None
-    with reading(path, "a video"), _open(path) as container:
-        stream = _video_stream(container)
+    with _open(path) as (container, stream):
         frames = _decode(container, stream)
         if fps is not None:
             frames = _at_rate(frames, exact_rate(fps), _stated_rate(stream) or exact_rate(fps))
@@ -123,9 +116,6 @@ def last_frames(
 
     Returns:
         ``[frames, height, width, 3]``, and the number of frames of the whole video at that rate.
-
-    Raises:
-        ValueError: the file is missing, unreadable, holds no frame, or has damaged time stamps.
     """
     for what in probe_video(path).lost:
         logger.warning("%s has %s.", path, what)
@@ -136,16 +126,15 @@ def last_frames(
     return np.stack([resize_and_crop(frame[None], *size)[0] for frame in last]), count
 
 
-def _open(path: str | Path) -> av.container.InputContainer:
+@contextmanager
+def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    check_is_file(path)
     # with its protocol, as FFmpeg takes what precedes a colon in a name for one
-    return av.open(f"file:{path}")
-
-
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    # FFmpeg renders any text as pictures
-    if not container.streams.video or container.format.name == "tty":
-        raise ValueError("it holds no video")
-    return container.streams.video[0]
+    with reading(path, "a video"), av.open(f"file:{path}") as container:
+        # FFmpeg renders any text as pictures
+        if not container.streams.video or container.format.name == "tty":
+            raise ValueError("it holds no video")
+        yield container, container.streams.video[0]
 
 
 def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
@@ -157,14 +146,11 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> I
 
 
 def _stated_rate(stream: av.VideoStream) -> Fraction | None:
-    if not stream.guessed_rate:
-        return None
     try:
-        return exact_rate(stream.guessed_rate)
+        return exact_rate(stream.guessed_rate) if stream.guessed_rate else None
     except ValueError:
-        raise ValueError(
-            f"its time stamps are damaged, they come to {float(stream.guessed_rate):g} frames per second"
-        ) from None
+        rate = float(stream.guessed_rate)
+        raise ValueError(f"its time stamps are damaged, they come to {rate:g} frames per second") from None
 
 
 def _at_rate(frames: Iterable[av.VideoFrame], fps: Fraction, stored: Fraction) -> Iterator[av.VideoFrame]:

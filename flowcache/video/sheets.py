@@ -35,9 +35,6 @@ def contact_sheet(
         scale: enlargement of a frame; default: the widest becomes about 240 pixels.
         differences: below each row that looks like the first, add its absolute difference to the first,
             scaled by the factor that its label names.
-
-    Raises:
-        ValueError: there is no video, or one without a frame.
     """
     if not videos or any(len(frames) == 0 for frames in videos.values()):
         raise ValueError("A contact sheet needs at least one video, and at least one frame of each.")

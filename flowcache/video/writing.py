@@ -81,11 +81,7 @@ class FragmentEncoder:
         return self._count_part(file, len(frames))
 
     def copy(self, path: Path) -> bytes | None:
-        """Return the bytes that append a video's packets; None where their encoding differs.
-
-        Raises:
-            FFmpegError: it cannot be read.
-        """
+        """Return the bytes that append a video's packets; None where their encoding differs."""
         with av.open(f"file:{path}") as source:
             stream = source.streams.video[0]
             if stream.codec_context.extradata != self._configuration:
@@ -141,11 +137,8 @@ def _split_boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     start = 0
     while start < len(content):
         size = int.from_bytes(content[start : start + 4], "big")
-        header = 8
         if size == 1:  # a 64-bit size follows the name
-            size, header = int.from_bytes(content[start + 8 : start + 16], "big"), 16
-        if size < header:
-            raise ValueError(f"An mp4 box of {size} bytes is too small.")
+            size = int.from_bytes(content[start + 8 : start + 16], "big")
         yield content[start + 4 : start + 8], content[start : start + size]
         start += size
 
@@ -180,15 +173,11 @@ class VideoWriter:
         state: State | None = None,
     ) -> None:
         self._path, self._fps = Path(path), exact_rate(fps)
+        self.part_path = part_of(self._path)
         self._size = (height, width)
         self._encoder: FragmentEncoder | None = None
         self._num_frames = 0  # in the file
         self._state = state
-
-    @property
-    def part_path(self) -> Path:
-        """Where the video grows."""
-        return part_of(self._path)
 
     def __enter__(self) -> VideoWriter:
         # Another run of that name keeps its own file, which has no name any more.
@@ -216,11 +205,7 @@ class VideoWriter:
                     logger.warning("The finished part of the video is in %s.", self.part_path)
 
     def write(self, frames: Frames | Tensor) -> None:
-        """Append frames, uint8 ``[frames, height, width, 3]``; odd sizes lose their last row or column.
-
-        Raises:
-            ValueError: the frames are of another type or shape, or of another size than those before.
-        """
+        """Append frames, uint8 ``[frames, height, width, 3]``; odd sizes lose their last row or column."""
         if isinstance(frames, Tensor):
             frames = frames.cpu().numpy()
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
@@ -240,9 +225,6 @@ class VideoWriter:
         """Append a whole video, at its own speed and in this one's height and width, which must be given.
 
         Packets in this writer's encoding are copied; other videos are encoded again.
-
-        Raises:
-            ValueError: it cannot be read.
         """
         if self._encoder is None:
             self._encoder = self._new_encoder()
@@ -257,11 +239,7 @@ class VideoWriter:
             self.write(np.stack(part))
 
     def state_dict(self) -> State:
-        """Return the state to continue from; the frames so far are on the disk.
-
-        Raises:
-            RuntimeError: there is no frame so far.
-        """
+        """Flush the frames so far to the disk; return the state to continue from."""
         if self._encoder is None:
             raise RuntimeError("state_dict needs at least one frame.")
         counts = {"num_frames": self._num_frames, "num_parts": self._encoder.num_parts}
