@@ -66,14 +66,6 @@ def test_a_rate_that_varies_is_resampled_by_time_stamps():
     assert np.array_equal(frames[0], stored[0])
 
 
-@pytest.mark.parametrize("rate", [Fraction(1, 2), Fraction(24000, 1001), Fraction(30000, 1001), 24, 12.5])
-def test_any_rate_survives(tmp_path, rate):
-    with VideoWriter(tmp_path / "a.mp4", float(rate)) as writer:
-        writer.write(levels(8))
-    assert probe_video(tmp_path / "a.mp4").fps == rate
-    assert len(list(stream_video(tmp_path / "a.mp4", rate))) == 8, "at its own rate each frame once"
-
-
 def test_sound_hdr_and_slow_rates_are_noticed(tmp_path, caplog):
     last_frames(FAULTS / "audio.mp4", 5, 24, (64, 96))
     assert "sound" in caplog.text

@@ -50,7 +50,7 @@ def _work(connection: Connection, numbers: Sequence[int], sandbox: Any, args: ar
     for number in numbers:
         signal.alarm(SECONDS)
         try:
-            result = try_input(sandbox, args.seed, number, args.kind)
+            result = try_input(sandbox, args.seed, number)
         except Overdue as error:
             result = ("hang", "", [Fault("hang", innermost(error), f"more than {SECONDS} s")])
         signal.alarm(0)
@@ -86,7 +86,6 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first input (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     parser.add_argument("--only", type=int, help="number of a single input")
-    parser.add_argument("--kind", help="command line, file or Python (default: all)")
     parser.add_argument("--verbose", action="store_true", help="print every input")
     args = parser.parse_args()
     numbers = range(args.first, args.first + args.count) if args.only is None else [args.only]

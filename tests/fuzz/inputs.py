@@ -107,14 +107,12 @@ class Sandbox:
         return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
-def try_input(
-    sandbox: Sandbox, seed: int, number: int, kind: str | None = None
-) -> tuple[str, str, list[Fault]]:
+def try_input(sandbox: Sandbox, seed: int, number: int) -> tuple[str, str, list[Fault]]:
     """Draw the input of a number and run it; return its kind, its description and the faults."""
     rng = Random(f"{seed} {number}")
-    drawn = rng.choices(list(KINDS), (5, 3, 2))[0]
+    kind = rng.choices(list(KINDS), (5, 3, 2))[0]
     sandbox.enter()
-    return (drawn, *KINDS[kind or drawn](rng, sandbox))
+    return (kind, *KINDS[kind](rng, sandbox))
 
 
 def _try_command_line(rng: Random, sandbox: Sandbox) -> tuple[str, list[Fault]]:
