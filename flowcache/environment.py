@@ -17,7 +17,11 @@ import torch
 def describe_environment(device: torch.device | str) -> dict[str, str]:
     """List versions and hardware for reports."""
     device = torch.device(device)
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    hardware = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
+        hardware = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -70,9 +74,3 @@ def restart_peak_memory(device: torch.device | str) -> None:
         return
     with suppress(OSError):  # Linux has it, if it is allowed
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _processor() -> str:
-    with suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()

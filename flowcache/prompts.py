@@ -7,7 +7,7 @@ import logging
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
+_LOSSES = {
+    "removed": "the cleaning of captions removes these words",
+    "cut": "too long for the text encoder; these words are cut",
+    "unknown": "the text encoder does not know these words",
+}
 #: Largest vocabulary that a warning lists.
 _MAX_LISTED = 100
 #: Longest text that a warning shows; the trace has all of it.
@@ -92,32 +97,18 @@ class PromptWarnings:
 
     def warn(self, name: str, losses: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
         """Log ``losses``, found by ``find_losses``, of the argument ``name``."""
-        for kind, text in _describe_losses(name, losses, tokenizer):
+        for kind, lost in losses.items():
+            lost = lost if isinstance(lost, str) else ", ".join(lost)
+            lost = lost if len(lost) <= _MAX_SHOWN else f"{lost[:_MAX_SHOWN]}..."
+            text = f"{name}: {_LOSSES[kind]}: {lost}."
+            if kind == "unknown" and len(tokenizer) <= _MAX_LISTED:
+                known = sorted(word for word in tokenizer.get_vocab() if word.isalnum())
+                text += f" It knows: {', '.join(known)}."
             key = kind if self.once_a_kind else text
             if key not in self._given:
                 self._given.add(key)
                 more = " The traces list the losses of other prompts." if self.once_a_kind else ""
                 logger.warning("%s%s", text, more)
-
-
-def _describe_losses(
-    name: str, losses: dict[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[str, str]]:
-    if "removed" in losses:
-        words = _shown(", ".join(losses["removed"]))
-        yield "removed", f"{name}: the cleaning of captions removes these words: {words}."
-    if "cut" in losses:
-        yield "cut", f"{name}: too long for the text encoder; these words are cut: {_shown(losses['cut'])}."
-    if "unknown" in losses:
-        text = f"{name}: the text encoder does not know these words: {_shown(', '.join(losses['unknown']))}."
-        if len(tokenizer) <= _MAX_LISTED:
-            known = sorted(word for word in tokenizer.get_vocab() if word.isalnum())
-            text += f" It knows: {', '.join(known)}."
-        yield "unknown", text
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _words(text: str) -> list[str]:

@@ -49,13 +49,12 @@ def ssim(generated: Video, reference: Video) -> tuple[float, Tensor]:
     """
 
     def measure(ours: Tensor, theirs: Tensor) -> Tensor:
-        _check_side("SSIM", ours, WINDOW)
         # TF32 is too coarse for variances, which are small differences of large numbers.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             options = {"sigma": 1.5, "kernel_size": WINDOW, "data_range": 1.0, "reduction": "none"}
             return structural_similarity_index_measure(ours, theirs, **options).reshape(-1)
 
-    return _measure_frames(measure, generated, reference)
+    return _measure_frames(measure, generated, reference, least=WINDOW)
 
 
 def load_lpips(device: torch.device | str = "cpu") -> Callable[[Video, Video], tuple[float, Tensor]]:
@@ -78,16 +77,15 @@ def load_lpips(device: torch.device | str = "cpu") -> Callable[[Video, Video], t
     network.to(device)
 
     def measure(ours: Tensor, theirs: Tensor) -> Tensor:
-        _check_side("LPIPS", ours, SMALLEST)
         return network(ours.to(network.device), theirs.to(network.device)).reshape(-1)
 
-    return lambda generated, reference: _measure_frames(measure, generated, reference)
+    return lambda generated, reference: _measure_frames(measure, generated, reference, least=SMALLEST)
 
 
 def _measure_frames(
-    measure: Callable[[Tensor, Tensor], Tensor], generated: Video, reference: Video
+    measure: Callable[[Tensor, Tensor], Tensor], generated: Video, reference: Video, least: int = 1
 ) -> tuple[float, Tensor]:
-    """Apply ``measure`` to batches ``[frames, 3, height, width]`` in [0, 1]."""
+    """Apply ``measure`` to batches ``[frames, 3, height, width]`` in [0, 1], of sides of ``least`` pixels."""
     generated, reference = torch.as_tensor(generated), torch.as_tensor(reference)
     if generated.shape != reference.shape:
         raise ValueError(
@@ -96,6 +94,9 @@ def _measure_frames(
         )
     if generated.ndim != 4 or generated.shape[3] != 3 or generated.numel() == 0:
         raise ValueError(f"Videos must be [frames, height, width, 3], got {list(generated.shape)}.")
+    if min(generated.shape[1:3]) < least:
+        size = list(generated.shape[1:3])
+        raise ValueError(f"The metric needs frames of at least {least} x {least}, got {size}.")
     batches = zip(generated.split(BATCH_FRAMES), reference.split(BATCH_FRAMES), strict=True)
     values = torch.cat([measure(_unit_range(ours), _unit_range(theirs)).cpu() for ours, theirs in batches])
     return values.mean().item(), values
@@ -110,9 +111,3 @@ def _unit_range(frames: Tensor) -> Tensor:
     if not (low >= 0 and high <= 1):
         raise ValueError(f"Floating-point videos must lie in [0, 1], got values from {low:g} to {high:g}.")
     return frames.float().permute(0, 3, 1, 2).contiguous()
-
-
-def _check_side(metric: str, frames: Tensor, least: int) -> None:
-    if min(frames.shape[2:]) < least:
-        size = list(frames.shape[2:])
-        raise ValueError(f"{metric} needs frames of at least {least} x {least}, got {size}.")

@@ -108,15 +108,6 @@ def _write_picture(pictures: Sequence[Frames], path: str | Path) -> None:
                 return
 
 
-@dataclass(frozen=True)
-class _Moment:
-    """Denoising time ``now``, shown ``pace`` times faster than real; ``together``: frame of all videos."""
-
-    now: float
-    pace: float
-    together: int | None = None
-
-
 class _Stage:
     """Layout of the panels, and their frames in the size shown."""
 
@@ -138,17 +129,18 @@ class _Stage:
         count = round(float(np.clip(longest, *_SECONDS)) * fps)
         pace = longest / count * fps
         for index in range(count + 1):
-            yield self._draw(_Moment(longest * index / count, pace))
+            yield self._draw(longest * index / count, pace)
         frames = max(len(video) for video in self._videos)
         for index in (*range(0, frames, max(1, round(_FPS / fps))), *[frames - 1] * fps):
-            yield self._draw(_Moment(longest, pace, index))
+            yield self._draw(longest, pace, index)
 
-    def _draw(self, moment: _Moment) -> Frames:
+    def _draw(self, now: float, pace: float, together: int | None = None) -> Frames:
+        """Draw time ``now``, ``pace`` times faster than real, or frame ``together`` of all videos."""
         picture = Image.new("RGB", self._size, BACKGROUND)
         pen = ImageDraw.Draw(picture)
-        right, pace = self._size[0] - _GAP, moment.pace
-        clock, note = f"{moment.now:.1f} s", "denoising time"
-        if moment.together is None and abs(pace - 1) >= 0.05:
+        right = self._size[0] - _GAP
+        clock, note = f"{now:.1f} s", "denoising time"
+        if together is None and abs(pace - 1) >= 0.05:
             note += f", {pace:.1f} x faster" if pace > 1 else f", {1 / pace:.1f} x slower"
         pen.text((right, 36), clock, fill=FACE, font=_font(30), anchor="rs")
         pen.text((right, 54), note, fill=MUTED, font=_font(13), anchor="rs")
@@ -157,7 +149,14 @@ class _Stage:
         for index, (runner, video) in enumerate(zip(self._runners, self._videos, strict=True)):
             row, column = divmod(index, self._columns)
             corner = _GAP + column * (self._width + _GAP), _HEADER + row * self._row
-            self._draw_panel(picture, corner, runner, video, moment)
+            position = runner.position(now)
+            shown = None if position is None else int(position * len(video))
+            if together is not None:
+                shown = together
+            elif now >= runner.seconds:
+                shown = int((now - runner.seconds) / pace * _FPS) % len(video)
+            frame = None if shown is None else video[min(shown, len(video) - 1)]
+            self._draw_panel(picture, corner, runner, frame, now)
         return np.asarray(picture)
 
     def _draw_panel(
@@ -165,11 +164,11 @@ class _Stage:
         picture: Image.Image,
         corner: tuple[int, int],
         runner: Runner,
-        video: Sequence[Image.Image],
-        moment: _Moment,
+        frame: Image.Image | None,
+        now: float,
     ) -> None:
         pen, (left, top) = ImageDraw.Draw(picture), corner
-        done = moment.now >= runner.seconds
+        done = now >= runner.seconds
         state = f"done in {runner.seconds:.1f} s" if done else "computing"
         if done and runner is not self._runners[0]:
             state += f", {self._runners[0].seconds / runner.seconds:.1f}x"
@@ -179,21 +178,11 @@ class _Stage:
         top += _LABEL
         bottom = top + self._height - 1
         pen.rectangle((left, top, left + self._width - 1, bottom + _BAR), fill=EMPTY)
-        if (shown := _shown_frame(runner, len(video), moment)) is not None:
-            picture.paste(video[shown], (left + (self._width - video[shown].width) // 2, top))
-        if length := round(runner.share(moment.now) * self._width):
+        if frame is not None:
+            picture.paste(frame, (left + (self._width - frame.width) // 2, top))
+        if length := round(runner.share(now) * self._width):
             bar = (left, bottom + 1, left + length - 1, bottom + _BAR)
             pen.rectangle(bar, fill=DONE if done else WORKING)
-
-
-def _shown_frame(runner: Runner, count: int, moment: _Moment) -> int | None:
-    """Index of the frame that a panel shows."""
-    if moment.together is not None:
-        return min(moment.together, count - 1)
-    if moment.now >= runner.seconds:
-        return int((moment.now - runner.seconds) / moment.pace * _FPS) % count
-    position = runner.position(moment.now)
-    return None if position is None else min(count - 1, int(position * count))
 
 
 @cache

@@ -17,8 +17,7 @@ from ..schedule import StaircaseSchedule
 from ..trace import Trace
 from .style import (
     COMPUTED,
-    GIVEN,
-    GIVEN_HATCH,
+    GIVEN_STYLE,
     REUSED,
     TEXT,
     check_windows,
@@ -62,11 +61,8 @@ def reuse_map(trace: Trace, path: str | Path) -> None:
     axes[0].set_ylabel("chunk")
     handles = [Patch(color=COMPUTED, label="computed"), Patch(color=REUSED, label="reused")]
     if any(window.first_chunk for window in trace.windows):
-        handles.append(Patch(**_GIVEN_STYLE, label="given"))
+        handles.append(Patch(**GIVEN_STYLE, label="given"))
     finish(figure, run_title(trace), handles, path)
-
-
-_GIVEN_STYLE = {"facecolor": GIVEN, "edgecolor": GIVEN_HATCH, "hatch": "////", "linewidth": 0}
 
 
 def _draw_map(axis: Axes, trace: Trace, window: int, num_steps: int, gap: float) -> None:
@@ -82,7 +78,7 @@ def _draw_map(axis: Axes, trace: Trace, window: int, num_steps: int, gap: float)
     axis.pcolormesh(*edges, cells, cmap=colours, vmin=0, vmax=1, edgecolors=line, linewidth=gap)
     axis.hlines(edges[1][1:-1], -0.5, num_steps - 0.5, colors="white", linewidth=1.2)
     for chunk in range(record.first_chunk):
-        axis.add_patch(Rectangle((-0.5, chunk - 0.44), num_steps, 0.88, **_GIVEN_STYLE))
+        axis.add_patch(Rectangle((-0.5, chunk - 0.44), num_steps, 0.88, **GIVEN_STYLE))
     axis.set_xlim(-0.5, num_steps - 0.5)
     plain_frame(axis)
     if window:

@@ -19,7 +19,8 @@ from ..trace import Trace
 
 #: A dark and a warm colour: distinct for colour-blind readers and in grey print.
 COMPUTED, REUSED = "#15416e", "#e0801f"
-GIVEN, GIVEN_HATCH = "#ececec", "#9a9a9a"
+GIVEN = "#ececec"
+GIVEN_STYLE = {"facecolor": GIVEN, "edgecolor": "#9a9a9a", "hatch": "////", "linewidth": 0}
 TEXT, RULE = "#222222", "#b0b0b0"
 
 
