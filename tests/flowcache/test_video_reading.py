@@ -115,17 +115,14 @@ def test_hidden_frames_of_an_edit_list_do_not_count(tmp_path):
 
 
 @pytest.mark.parametrize("read", [probe_video, read_video, lambda path: list(stream_video(path, 24))])
-def test_damaged_time_stamps_are_refused_at_once(read):
+def test_damaged_time_stamps_are_refused_at_once(tmp_path, read):
     started = time.perf_counter()
     with pytest.raises(ValueError, match=r"timestamps\.avi .*time stamps"):
         read(FAULTS / "timestamps.avi")
-    assert time.perf_counter() - started < 5
-
-
-def test_a_gap_between_time_stamps_is_refused(tmp_path):
-    path = write(tmp_path / "a.mp4", levels(4), stamps=(0, 1, 2, 24 * 86400))
+    gap = write(tmp_path / "a.mp4", levels(4), stamps=(0, 1, 2, 24 * 86400))
     with pytest.raises(ValueError, match="time stamps"):
-        list(stream_video(path, 24))
+        list(stream_video(gap, 24))
+    assert time.perf_counter() - started < 5
 
 
 @pytest.mark.parametrize("colorspace", [Colorspace.ITU709, Colorspace.ITU601, None])
@@ -160,12 +157,11 @@ def test_colours_are_those_of_the_exact_inverse(tmp_path, colorspace, color_rang
         container.mux([*stream.encode(frame), *stream.encode()])
     frames, _ = read_video(path)
     assert np.abs(frames - expected).max() <= 1
-    first = frames.astype(int)
     for _ in range(10):
         with VideoWriter(path, 24) as writer:
             writer.write(frames)
         frames, _ = read_video(path)
-    assert np.abs(frames - first).max() <= 1
+    assert np.abs(frames - expected).max() <= 2, "ten generations"
 
 
 @pytest.mark.parametrize(
@@ -207,29 +203,11 @@ def test_damaged_videos_are_named(tmp_path, suffix):
 
 def test_frames_of_another_size_are_scaled_to_the_first(tmp_path):
     """A stream may change its size; every frame is shown in that of the first."""
-    parts = [
-        write(tmp_path / f"{side}.ts", levels(3, side, side), codec="mpeg2video", pix_fmt="yuv420p")
-        for side in (32, 64)
-    ]
+    kind = {"codec": "mpeg2video", "pix_fmt": "yuv420p"}
+    parts = [write(tmp_path / f"{side}.ts", levels(3, side, side), **kind) for side in (32, 64)]
     path = tmp_path / "http:a.ts"  # a colon in a name is no protocol
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     assert read_video(path)[0].shape[1:3] == (32, 32)
-
-
-def test_loses_no_more_than_the_writer_of_the_originals(tmp_path):
-    """imageio at quality 8 comes to 30.93 dB of these frames."""
-    rows, columns = np.mgrid[:64, :96]
-    shapes = [
-        np.stack([columns * 2.5, rows * 3.9, 128 + 100 * np.sin((columns + 2 * t) / 9)], -1)
-        for t in range(12)
-    ]
-    for t, frame in enumerate(shapes):
-        frame[(rows - 30) ** 2 + (columns - 20 - 3 * t) ** 2 < 200] = RED
-    frames = np.stack(shapes).clip(0, 255).astype(np.uint8)
-    with VideoWriter(tmp_path / "a.mp4", 24) as writer:
-        writer.write(frames)
-    error = np.square(read_video(tmp_path / "a.mp4")[0].astype(float) - frames).mean()
-    assert 10 * np.log10(255**2 / error) >= 30.93
 
 
 @pytest.mark.parametrize(("stored", "asked", "count"), [(8, 24, 36), (24, 8, 4), (30, 24, 10)])

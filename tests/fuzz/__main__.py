@@ -52,7 +52,7 @@ def _work(connection: Connection, numbers: Sequence[int], sandbox: Any, args: ar
         try:
             result = try_input(sandbox, args.seed, number)
         except Overdue as error:
-            result = ("hang", "", [Fault("hang", innermost(error), f"more than {SECONDS} s")])
+            result = ("", [Fault("hang", innermost(error), f"more than {SECONDS} s")])
         signal.alarm(0)
         connection.send(result)
 
@@ -71,24 +71,22 @@ def run_inputs(numbers: Sequence[int], sandbox: Any, args: argparse.Namespace) -
             while left:
                 if not ours.poll(SECONDS + 30):
                     raise EOFError
-                yield left[0], *ours.recv()
+                yield (left[0], *ours.recv())
                 left.pop(0)
         except EOFError:
             child.kill()
             child.join()
-            yield left.pop(0), "unknown", "", [Fault("crash", f"ended with {child.exitcode}", "")]
+            yield left.pop(0), "", [Fault("crash", f"ended with {child.exitcode}", "")]
 
 
 def main() -> int:
     """Run the inputs and print the faults, each cause with its shortest input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--count", type=int, default=300, help="number of inputs (default: 300)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first input (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     parser.add_argument("--only", type=int, help="number of a single input")
-    parser.add_argument("--verbose", action="store_true", help="print every input")
     args = parser.parse_args()
-    numbers = range(args.first, args.first + args.count) if args.only is None else [args.only]
+    numbers = range(args.count) if args.only is None else [args.only]
     started, causes = time.monotonic(), defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="flowcache_fuzz_") as folder:
         root = Path(folder) / "sandbox"
@@ -96,10 +94,8 @@ def main() -> int:
         sys.path[:0] = [str(path) for path in FOLDERS]
         from .inputs import Sandbox
 
-        for number, kind, shown, faults in run_inputs(numbers, Sandbox(root), args):
+        for number, shown, faults in run_inputs(numbers, Sandbox(root), args):
             shown = shown.replace(str(root), "SANDBOX").encode("ascii", "backslashreplace").decode()
-            if args.verbose:
-                print(number, kind, shown, [fault.key for fault in faults], flush=True)
             for fault in faults:
                 causes[fault.kind, fault.key].append((shown, number, fault.detail))
     for (kind, key), found in sorted(causes.items(), key=lambda item: -len(item[1])):

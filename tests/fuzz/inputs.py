@@ -22,17 +22,8 @@ from flowcache.config import KVCompressionConfig, KVStorageConfig
 from flowcache.video import VideoWriter
 from skyreels_v2 import VideoSettings
 
-from .programs import (
-    MAGI,
-    PROGRAMS,
-    VARIABLES,
-    Fault,
-    draw_words,
-    innermost,
-    judge_outcome,
-    run_program,
-    split_options,
-)
+from .programs import MAGI, PROGRAMS, VARIABLES, Fault, draw_words, innermost, judge_outcome, run_program
+from .programs import split_options as split
 from .values import NUMBERS, OBJECTS, PLAIN_VALUES, damage_file
 
 #: Python entry points with arguments that have no default.
@@ -107,18 +98,18 @@ class Sandbox:
         return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
-def try_input(sandbox: Sandbox, seed: int, number: int) -> tuple[str, str, list[Fault]]:
-    """Draw the input of a number and run it; return its kind, its description and the faults."""
+def try_input(sandbox: Sandbox, seed: int, number: int) -> tuple[str, list[Fault]]:
+    """Draw the input of a number and run it; return its description and the faults."""
     rng = Random(f"{seed} {number}")
-    kind = rng.choices(list(KINDS), (5, 3, 2))[0]
+    kind = rng.choices((_try_command_line, _try_file, _try_call), (5, 3, 2))[0]
     sandbox.enter()
-    return (kind, *KINDS[kind](rng, sandbox))
+    return kind(rng, sandbox)
 
 
 def _try_command_line(rng: Random, sandbox: Sandbox) -> tuple[str, list[Fault]]:
     name = rng.choice(["skyreels", "magi", "skyreels_samples", "magi_samples", *PROGRAMS])
     program = PROGRAMS[name]
-    typed = split_options(program.usual)
+    typed = split(program.usual)
     for hostile in (False, True):
         for option in rng.sample(list(program.options), min(len(program.options), rng.choice((1, 1, 2, 3)))):
             if not hostile or rng.random() < 0.7:
@@ -140,7 +131,7 @@ def _try_file(rng: Random, sandbox: Sandbox) -> tuple[str, list[Fault]]:
     damaged = rng.choice([path for path in files if path.suffix in suffixes])
     what = damage_file(rng, damaged)
     word = "magi/config.json" if good == "magi" else good
-    typed = split_options(f"{PROGRAMS[name].usual} --{option} {word} {more}")
+    typed = split(f"{PROGRAMS[name].usual} --{option} {word} {more}")
     shown, faults = _run_line(sandbox, name, typed, {}, [damaged.name, damaged.parent.name])
     return f"{shown}  [{damaged}: {what}]", faults
 
@@ -195,6 +186,3 @@ def _try_call(rng: Random, _: Sandbox) -> tuple[str, list[Fault]]:
     except Exception as error:
         return shown, [Fault("exception", innermost(error), f"{type(error).__name__}: {str(error)[:300]}")]
     return shown, []
-
-
-KINDS = {"command line": _try_command_line, "file": _try_file, "Python": _try_call}

@@ -105,9 +105,7 @@ def _flag(options: Mapping[str, argparse.Action], name: str) -> list[str]:
 _SKYREELS = "--model_id small --height 64 --width 64 --num_frames 17 --inference_steps 4 --ar_step 2"
 _MAGI = "--num_steps 8 --num_frames 24"
 _SAMPLES = " --gpus cpu --vbench_prompt_dir GOOD/prompts --samples 1 --base_save_path out"
-_METRICS = (
-    "--original_video GOOD/original --generated_video GOOD/generated --metrics psnr --device cpu --output s"
-)
+_METRICS = "--original_video GOOD/original --generated_video GOOD/generated --metrics psnr --output s"
 _PHYSICS = "--generated_videos GOOD/generated --reference_videos GOOD/original --output scores"
 _KEYS = (MAGI / "config/single_run/4.5B_distill.json", MAGI / "yaml_config/single_run/config.yaml")
 _BENCHMARK = "flowcache.benchmark"
@@ -177,10 +175,8 @@ def run_program(program: Program, typed: Mapping[str, Sequence[str]], **variable
 def innermost(error: BaseException) -> str:
     """Type of an exception and the innermost place in this project that it passed."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [
-        f for f in frames if f.filename.startswith(str(ROOT)) and not re.search("tests/|packages", f.filename)
-    ]
-    place = (ours or frames)[-1]
+    ours = re.compile(rf"{ROOT}/(?!tests|\.venv)")
+    place = ([frame for frame in frames if ours.match(frame.filename)] or frames)[-1]
     return f"{type(error).__name__} at {Path(place.filename).name}:{place.name}"
 
 
