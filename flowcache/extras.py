@@ -13,13 +13,7 @@ class Unavailable(RuntimeError):
 def require(module: str, purpose: str, extra: str) -> ModuleType:
     """Import an optional module.
 
-    Args:
-        module: its name.
-        purpose: subject of the message.
-        extra: the optional dependency of this project that installs it.
-
-    Raises:
-        Unavailable: it is not installed, or cannot be loaded.
+    Raises Unavailable for ``purpose``, the subject of its message, which names the project's ``extra``.
     """
     try:
         return import_module(module)

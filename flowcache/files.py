@@ -49,13 +49,8 @@ def remove_leftovers(path: str | Path) -> None:
 class GrowingFile:
     """A file that grows by pieces, each written whole or not at all.
 
-    Args:
-        path: of the file. An earlier one loses its name, but stays for a process that has it open.
-        state: ``state_dict`` of a file at that path, to continue there without what was appended later.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: the file is not that of ``state``.
+    An earlier file of that name stays for a process that has it open. With the ``state_dict`` of a file at
+    that path, it continues there without later pieces; ValueError where the file is another.
     """
 
     def __init__(self, path: Path, state: State | None = None) -> None:

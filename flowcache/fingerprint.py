@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike
 _ENDS = (".safetensors", ".pth", ".pt", ".bin", ".model", "config.json", "tokenizer.json")
 #: Pieces read of a file, spread over it: enough to distinguish trained weights.
 _PIECES, _PIECE_BYTES = 16, 2**16
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
@@ -25,7 +27,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = 
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{above}{name}.")
         elif old != new:
-            found.append(f"{above}{name} was {reprlib.repr(old)} and is {reprlib.repr(new)} now")
+            found.append(f"{above}{name} was {_SHORT.repr(old)} and is {_SHORT.repr(new)} now")
     return found
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import ftfy
 from transformers import PreTrainedTokenizerBase
 
+from .user_files import is_utf8
+
 logger = logging.getLogger(__name__)
 
 _LOSSES = {
@@ -28,20 +30,12 @@ _MAX_SHOWN = 300
 
 
 def check_prompt(name: str, prompt: str, clean: Callable[[str], str]) -> None:
-    """Check that a prompt is text of which ``clean`` leaves a letter or digit.
-
-    Raises:
-        TypeError: it is no text.
-        ValueError: it is no Unicode, or nothing is left; ``name`` is that of the argument.
-    """
+    """Raise TypeError or ValueError unless a prompt is text of which ``clean`` leaves a letter or digit."""
     if not isinstance(prompt, str):
         hint = "; make one video for each prompt" if isinstance(prompt, list) else ""
         raise TypeError(f"{name}: expected str, got {type(prompt).__name__}{hint}.")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        shown = prompt[:_MAX_SHOWN]
-        raise ValueError(f"{name}: expected UTF-8, got {shown!r}; write it in UTF-8.") from None
+    if not is_utf8(prompt):
+        raise ValueError(f"{name}: expected UTF-8, got {prompt[:_MAX_SHOWN]!r}; write it in UTF-8.")
     cleaned = clean(prompt)
     # characters of no width are what is left of some web pages
     if (prompt and not any(map(str.isprintable, cleaned))) or (_words(prompt) and not _words(cleaned)):
@@ -63,8 +57,8 @@ def find_losses(
         max_tokens: that the encoder reads, special ones included.
 
     Returns:
-        The entries that are not empty of: ``removed``, words missing in ``cleaned``; ``cut``, the text beyond
-        ``max_tokens``; ``unknown``, words for which the tokenizer has no token.
+        Of these the entries that are not empty: ``removed``, words missing in ``cleaned``; ``cut``, the text
+        beyond ``max_tokens``; ``unknown``, words without a token.
     """
     readable = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     removed = Counter(_words(readable)) - Counter(_words(cleaned))
@@ -86,13 +80,9 @@ def find_losses(
 
 @dataclass
 class PromptWarnings:
-    """Warnings of lost words, each given once.
+    """Warnings of lost words, each given once."""
 
-    Attributes:
-        once_a_kind: warn only of the first prompt with each kind of loss; the traces list the others.
-    """
-
-    once_a_kind: bool = False
+    once_a_kind: bool = False  # warn only of the first prompt with each kind of loss
     _given: set[str] = field(default_factory=set, repr=False)
 
     def warn(self, name: str, losses: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -40,11 +40,7 @@ def reading(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
 
     The block holds the reading and parsing of that file alone: parsers of foreign formats raise exceptions of
     any type. The original is logged at debug level; ``UnreadableFile`` of a nested block passes.
-
-    Args:
-        path: of the file, as the user gave it.
-        kind: of the file with its article: ``"a video"``, ``"YAML"``.
-        remedy: what to do about it.
+    ``kind`` has its article: ``"a video"``, ``"YAML"``.
     """
     try:
         yield
@@ -61,11 +57,7 @@ def reading(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
 
 
 def read_text(path: str | Path, kind: str, most: int = MAX_BYTES) -> str:
-    """Read a text file in UTF-8 of at most ``most`` bytes, with or without a byte order mark.
-
-    Raises:
-        UnreadableFile: it is missing, a pipe, too large, or in another encoding.
-    """
+    """Read a text file in UTF-8 of at most ``most`` bytes, with or without a byte order mark."""
     with reading(path, kind):
         if Path(path).is_fifo():  # reading waits until somebody writes
             raise ValueError("it is a pipe; save it to a file first")
@@ -96,15 +88,7 @@ def read_json(path: str | Path, shape: type[Content] | Any, kind: str, remedy: s
 
 
 def expand_path(text: str, name: str = "") -> Path:
-    """Expand ``~`` in a path that a user gave.
-
-    Args:
-        text: the path.
-        name: of the argument; empty: the caller names it.
-
-    Raises:
-        ValueError: no file can have that name, or ``~user`` names no user.
-    """
+    """Expand ``~`` in a path; raise ValueError, naming the argument, for a name that no file can have."""
     wrong = f"{name}: expected a path, got".removeprefix(": ")
     if not is_utf8(text) or "\0" in text:
         raise ValueError(f"{wrong} {text!r}, which is not UTF-8; rename the file.")
@@ -121,8 +105,4 @@ def expand_path(text: str, name: str = "") -> Path:
 
 def is_utf8(text: str) -> bool:
     """Whether text can be encoded; words of the command line and paths can hold other bytes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -124,15 +124,8 @@ def measure(
 ) -> Report:
     """Compare two videos, or two folders of them, by all metrics that are available.
 
-    Args:
-        original, generated: files or folders.
-        names: metrics, among ``METRICS``.
-        device: ``cpu`` or ``cuda``.
-        pairing: of the two; default: ``pair_up`` of both.
-        compare: measures a pair; default: ``compare_files``, whose arguments it takes.
-
-    Raises:
-        ValueError: they cannot be paired, or a file breaks off.
+    ``names`` are among ``METRICS``; ``pairing`` defaults to ``pair_up`` of both, ``compare`` to
+    ``compare_files``. Raises ValueError where they cannot be paired or a file breaks off.
     """
     pairing, metrics, missing = pairing or pair_up(original, generated), {}, {}
     for name in names:
@@ -147,11 +140,7 @@ def measure(
 
 
 def pair_up(original: Path, generated: Path) -> Pairing:
-    """Pair two files, whatever their names, or the videos of two folders by file name.
-
-    Raises:
-        ValueError: one is missing or of the other kind, or the folders have no name in common.
-    """
+    """Pair two files, whatever their names, or the videos of two folders by file name."""
     for name, path in (("original_video", original), ("generated_video", generated)):
         if not path.exists():
             raise ValueError(f"{name}: {path} does not exist.")
@@ -176,11 +165,7 @@ def pair_up(original: Path, generated: Path) -> Pairing:
 def compare_files(
     original: Path, generated: Path, metrics: Mapping[str, Metric], device: torch.device | str
 ) -> Comparison:
-    """Measure a pair of files; a metric that does not suit the videos, such as their size, is ``missing``.
-
-    Raises:
-        ValueError: a file cannot be read, or sizes or lengths differ.
-    """
+    """Measure a pair of files; a metric that does not suit the videos, such as their size, is ``missing``."""
     theirs, ours = (torch.from_numpy(video[0]) for video in _read_both(read_video, original, generated))
     _check_sizes(original, theirs.shape, generated, ours.shape)
     theirs, ours, comparison = theirs.to(device), ours.to(device), Comparison()
@@ -193,11 +178,7 @@ def compare_files(
 
 
 def check_alike(original: Path, generated: Path) -> None:
-    """Compare the headers of two videos; decodes their first frames only.
-
-    Raises:
-        ValueError: one cannot be read, or sizes or lengths differ; the argument is named.
-    """
+    """Raise ValueError where the headers of two videos differ in size or length; the argument is named."""
     infos = _read_both(probe_video, original, generated)
     known = all(info.num_frames for info in infos)
     theirs, ours = ((info.num_frames if known else 0, info.height, info.width) for info in infos)

@@ -124,10 +124,7 @@ def physics_iq(generated: Sequence[Measures], physical: Sequence[Measures]) -> P
 
     ``100 * (mean of the three overlaps as shares of the takes' - (mse of generated - mse of takes))``, from
     means over all videos, clamped to 0..100.
-
-    Args:
-        generated: each generated video against its first take.
-        physical: each second take against its first.
+    Generated videos and second takes are both measured against first takes.
     """
     if not generated or not physical:
         raise ValueError("Physics-IQ needs at least one video.")

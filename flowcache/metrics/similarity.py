@@ -60,11 +60,7 @@ def ssim(generated: Video, reference: Video) -> tuple[float, Tensor]:
 def load_lpips(device: torch.device | str = "cpu") -> Callable[[Video, Video], tuple[float, Tensor]]:
     """Load LPIPS (Zhang et al. 2018, arXiv 1801.03924): a function like ``psnr``; lower is closer.
 
-    torchmetrics' LPIPS on AlexNet, on ``device``. The first use downloads AlexNet's weights to the folder of
-    ``torch.hub``.
-
-    Raises:
-        Unavailable: torchvision or the weights are missing.
+    The first use downloads AlexNet's weights to the folder of ``torch.hub``; Unavailable where that fails.
     """
     require("torchvision", "LPIPS", "metrics")
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity

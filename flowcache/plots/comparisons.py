@@ -31,15 +31,12 @@ from .style import (
     save_figure,
 )
 
+_HEIGHTS = (9, -9, 16, -16, 24, -24, 34, -34, 46, -46)
 #: Offsets of a label from its point, in typographic points, best first.
 _PLACES = (
     (8, 0, "left"),
     (-8, 0, "right"),
-    *(
-        (right, up, side)
-        for up in (9, -9, 16, -16, 24, -24, 34, -34, 46, -46)
-        for right, side in ((4, "left"), (-4, "right"), (0, "center"))
-    ),
+    *((x, y, side) for y in _HEIGHTS for x, side in ((4, "left"), (-4, "right"), (0, "center"))),
 )
 
 
@@ -107,20 +104,12 @@ def _label(axis: Axes, points: Sequence[Point], front: Sequence[Point]) -> None:
     ends = [place(point[1:]) for point in front]
     line = np.concatenate([ends[:1], *(np.linspace(a, b, 300) for a, b in pairwise(ends))])
     style = {"fontsize": 8, "color": TEXT, "path_effects": [withStroke(linewidth=2.5, foreground="white")]}
+    style |= {"textcoords": "offset points", "va": "center"}
     for point in points:
         for right, up, side in (*_PLACES, _PLACES[0]):
             # a thin line to the point where the name is far from it
             arrow = {"arrowstyle": "-", "color": RULE, "linewidth": 0.8} if abs(up) > 20 else None
-            text = axis.annotate(
-                point.label,
-                point[1:],
-                xytext=(right, up),
-                textcoords="offset points",
-                ha=side,
-                va="center",
-                arrowprops=arrow,
-                **style,
-            )
+            text = axis.annotate(point.label, point[1:], (right, up), ha=side, arrowprops=arrow, **style)
             text.get_window_extent()  # places it; with its arrow, so that only the text's own extent serves
             box = Text.get_window_extent(text)
             within = (

@@ -72,13 +72,9 @@ def write_race(runners: Sequence[Runner], title: str, path: str | Path, columns:
 
     A panel stays empty until the first part of its video is clean, plays each part while the next one is
     computed, and repeats the video once it is whole. After the slowest, all play once together.
-
-    Args:
-        runners: speed-ups are relative to the first.
-        title: above the panels.
-        path: ``.gif``, ``.png`` (APNG) or ``.webp`` gives a looping picture of 10 frames per second and at
-            most 128 colours; any other suffix an mp4 of 24.
-        columns: panels in a row; default: up to four, in rows of equal length where possible.
+    Speed-ups are relative to the first. A path of ``.gif``, ``.png`` (APNG) or ``.webp`` gives a looping
+    picture of 10 frames per second and at most 128 colours, any other an mp4 of 24. ``columns`` panels stand
+    in a row, by default up to four.
     """
     if not runners or any(len(runner.frames) == 0 for runner in runners):
         raise ValueError("A race needs at least one video, and at least one frame of each.")

@@ -46,11 +46,7 @@ class VideoInfo(NamedTuple):
 
 
 def probe_video(path: str | Path) -> VideoInfo:
-    """Read length, rate and shown size of a video; decodes its first frame only.
-
-    Raises:
-        ValueError: the file is missing, unreadable or holds no frame.
-    """
+    """Read length, rate and shown size of a video; decodes its first frame only."""
     with _open(path) as (container, stream):
         frame = next(_decode(container, stream), None)
         if frame is None:
@@ -84,13 +80,8 @@ def stream_video(
 ) -> Iterator[Frames]:
     """Yield frames ``[height, width, 3]`` as they are shown, all of one size.
 
-    Args:
-        path: the file.
-        fps: rate at which to sample the frames by their time stamps; None: each frame once.
-        size: height and width to scale and crop each frame to; None: those of the first frame.
-
-    Raises:
-        ValueError: the file is missing, unreadable, holds no frame, or has damaged time stamps.
+    ``fps`` samples them by their time stamps (None: each frame once); ``size``, height and width, scales and
+    crops them (None: as the first). Raises ValueError for a file without frames or with damaged time stamps.
     """
     shown = picture = None
     with _open(path) as (container, stream):
@@ -114,8 +105,7 @@ def last_frames(
 ) -> tuple[Frames, int]:
     """Read the last ``most`` frames of a video at the rate and in the size of its continuation.
 
-    Returns:
-        ``[frames, height, width, 3]``, and the number of frames of the whole video at that rate.
+    Returns them, ``[frames, height, width, 3]``, and the number of frames of the whole video at that rate.
     """
     for what in probe_video(path).lost:
         logger.warning("%s has %s.", path, what)

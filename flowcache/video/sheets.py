@@ -30,11 +30,10 @@ def contact_sheet(
 
     Args:
         videos: frames ``[frames, height, width, 3]`` by label; sizes and lengths may differ.
-        path: of the picture; an earlier one stays if this fails.
+        path: of the picture.
         columns: the most frames in a row; a shorter video shows each frame once.
         scale: enlargement of a frame; default: the widest becomes about 240 pixels.
-        differences: below each row that looks like the first, add its absolute difference to the first,
-            scaled by the factor that its label names.
+        differences: add below each row that looks like the first their difference, scaled as its label says.
     """
     if not videos or any(len(frames) == 0 for frames in videos.values()):
         raise ValueError("A contact sheet needs at least one video, and at least one frame of each.")

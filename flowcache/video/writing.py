@@ -153,8 +153,7 @@ class VideoWriter:
     the video is MPEG-4 part 2.
 
     Args:
-        path: the file.
-        fps: frames per second.
+        path, fps: the file, and its frames per second.
         height, width: of all frames in pixels; default: those of the first frame.
         state: ``state_dict`` of a writer that was killed, to continue its file.
 
