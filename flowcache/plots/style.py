@@ -85,10 +85,13 @@ def chunk_scale(figure: Figure, axes: np.ndarray, colours: ListedColormap) -> No
 def run_title(trace: Trace) -> str:
     """Two lines: method with preset and reuse options; reuse ratio, time and FLOPs as far as known."""
     reuse = trace.settings.get("reuse") or {}
-    named = [trace.settings.get("preset"), reuse.get("policy")]
-    named += [f"{key} {reuse[key]:g}" for key in ("interval", "threshold") if reuse.get(key) is not None]
-    named += [reuse["forecast"].replace("_", " ")] if reuse.get("forecast") else []
-    first = ", ".join([trace.method or "run", *(str(name).replace("_", " ") for name in named if name)])
+    named, policy = [trace.settings.get("preset")], reuse.get("policy") or ""
+    for option in ("interval",) if "interval" in policy else (policy, "threshold"):
+        named.append(f"{option} {reuse[option]:g}" if reuse.get(option) is not None else policy)
+    named.append(reuse.get("forecast"))
+    first = ", ".join(
+        [trace.method or "run", *(str(name).replace("_", " ") for name in dict.fromkeys(named) if name)]
+    )
     parts = [f"reuse ratio {trace.reuse_ratio:.2f}"]
     if "denoise" in trace.seconds:
         parts.append(f"{format_time(trace.seconds['denoise'])} denoising")
