@@ -47,6 +47,8 @@ def prepare(args: argparse.Namespace) -> Pairing:
     generated = args.generated_video
     default = generated / "metrics" if generated.is_dir() else generated.with_suffix(".metrics")
     args.output = args.output or default
+    if args.output.name in ("", ".."):
+        raise ValueError(f"output: expected a file name without suffix, got {args.output}; name a file.")
     output_file("output", Path(f"{args.output}.json"))
     return pairing
 

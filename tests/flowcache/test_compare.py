@@ -122,6 +122,7 @@ def test_bad_input_is_refused_in_one_sentence(measure, tmp_path, capsys):
         (("output", "/proc/nowhere"), (good, good, "--output", "/proc/nowhere/a")),
         (("output",), (good, good, "--output", "~nosuch_user/a")),
         (("output",), (good, good, "--output", "x" * 240)),
+        (("output",), (good, good, "--output", ".")),
         (("original_video",), ("x" * 300, good)),
         (("metrics",), (good, good, "--metrics", "beauty")),
     ]:
