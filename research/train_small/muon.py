@@ -9,13 +9,11 @@ from torch import Tensor, nn
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al., 2024) for weights of any number of dimensions, flattened behind the first.
+    """Muon (Jordan et al., 2024) for weights of two or more dimensions, flattened behind the first.
 
-    Unlike `torch.optim.Muon` it takes convolution kernels, and iterates in fp32, as bf16 is slow on CPUs that
-    have no instructions for it.
+    Unlike ``torch.optim.Muon`` it takes convolution kernels, and iterates in fp32: bf16 is slow on many CPUs.
 
     Args:
-        params: weights of at least two dimensions.
         lr: step size; an update's spectral norm is about ``lr``.
         momentum: decay of the gradient's running mean, used with Nesterov's look ahead.
     """
@@ -36,7 +34,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """About the nearest semi-orthogonal matrix, by a quintic Newton-Schulz iteration, scaled to its shape."""
+    """Approximate the nearest semi-orthogonal matrix by a quintic Newton-Schulz iteration, scaled to its shape."""
     rows, columns = matrix.shape
     x = matrix / (matrix.norm() + 1e-7)
     x = x.T if rows > columns else x
@@ -46,16 +44,8 @@ def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
     return (x.T if rows > columns else x) * max(1.0, rows / columns) ** 0.5
 
 
-def split_parameters(*modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Weights for Muon, and the rest (biases, norms, embeddings, single rows) for AdamW."""
-    matrices, rest = [], []
-    for module in modules:
-        for child in module.modules():
-            for parameter in child.parameters(recurse=False):
-                matrix = (
-                    isinstance(child, (nn.Linear, nn.Conv2d, nn.Conv3d))
-                    and parameter.ndim > 1
-                    and min(parameter.shape[0], parameter[0].numel()) > 1
-                )
-                (matrices if matrix else rest).append(parameter)
-    return matrices, rest
+def find_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Weights for Muon; biases, norms, embeddings and single rows are left to AdamW."""
+    layers = (child for child in module.modules() if isinstance(child, (nn.Linear, nn.Conv2d, nn.Conv3d)))
+    parameters = (parameter for layer in layers for parameter in layer.parameters(recurse=False))
+    return [p for p in parameters if p.ndim > 1 and min(p.shape[0], p[0].numel()) > 1]

@@ -1,4 +1,4 @@
-"""The training loop of the small transformers, whichever model they belong to."""
+"""The training loop of the small autoencoders and transformers, and their data."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from typing import Protocol
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
-from muon import Muon, split_parameters
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowcache.files import replaced_when_done, write_atomically
 
-logger = logging.getLogger(__name__)
+from .moving_shapes import draw_scene, read_held_out, render
+from .muon import Muon, find_matrices
+
+logger = logging.getLogger("train_small")
 
 
 class Task(Protocol):
-    """A model and what it is to learn."""
+    """A model and what it learns.
 
-    #: modules to train, by the name under which their weights are saved
+    Attributes:
+        modules: modules to train, by the names under which their weights are saved.
+        blocks: the part of them whose matrices Muon updates; AdamW updates the rest.
+    """
+
     modules: dict[str, nn.Module]
-
-    #: the part of them whose matrices Muon moves; AdamW moves the rest
     blocks: nn.Module
 
     def grow(self) -> None:
@@ -36,12 +40,48 @@ class Task(Protocol):
         ...
 
     def loss(self, rng: np.random.Generator, done: float) -> Tensor:
-        """Loss of a new batch; ``done`` is the share of the time that is spent."""
+        """Loss of a new batch; ``done`` is the share of the time spent so far."""
+        ...
+
+    def learning_rate(self, step: int, done: float) -> float:
+        """Share of the peak learning rate."""
         ...
 
 
+class LatentPool:
+    """Encoded clips with captions that are not held out; grows during training, so that training starts at once.
+
+    Args:
+        encode: maps a video ``[1, 3, frames, height, width]`` in [-1, 1] to normalised latents.
+        frames: pixel frames of a clip.
+        limit: maximum number of clips.
+        seed: of the scenes.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], frames: int, limit: int, seed: int) -> None:
+        self._encode, self._frames, self._limit = encode, frames, limit
+        self._rng = np.random.default_rng(seed)
+        self._held_out = frozenset(read_held_out())
+        self._clips: list[tuple[Tensor, str]] = []
+
+    @torch.no_grad()
+    def grow(self) -> None:
+        """Render and encode one more clip, up to the limit."""
+        if len(self._clips) < self._limit:
+            scene = draw_scene(self._rng, self._held_out)
+            video = render(scene, self._frames, start=int(self._rng.integers(200)))
+            self._clips.append((self._encode(video.unsqueeze(0))[0], scene.caption))
+
+    def draw(self, rng: np.random.Generator, clips: int, frames: int) -> tuple[Tensor, list[str]]:
+        """Draw random clips, ``[clips, channels, frames, h, w]``, and their captions."""
+        latents, captions = zip(
+            *(self._clips[i] for i in rng.integers(len(self._clips), size=clips)), strict=True
+        )
+        return torch.stack([clip[:, :frames] for clip in latents]), list(captions)
+
+
 class Training:
-    """Everything that training changes; can be saved at any step and taken up again."""
+    """State of a training run; can be saved at any step and resumed."""
 
     def __init__(self, task: Task, args: argparse.Namespace) -> None:
         self.task, self.args = task, args
@@ -49,7 +89,7 @@ class Training:
         self._modules = list(task.modules.values())
         self._weights = [weight for module in self._modules for weight in module.parameters()]
         self._average = EMAModel(self._weights, decay=args.ema, foreach=True)
-        matrices, _ = split_parameters(task.blocks)
+        matrices = find_matrices(task.blocks)
         ids = {id(weight) for weight in matrices}
         rest = [weight for weight in self._weights if id(weight) not in ids]
         self._optimizers = [
@@ -61,15 +101,15 @@ class Training:
 
     @property
     def done(self) -> float:
-        """Share of the time that is spent."""
+        """Share of the time spent so far."""
         return self.seconds / (60 * self.args.minutes)
 
     def step(self) -> None:
-        """One update; every third one comes with a new clip."""
+        """Update once; every third step adds a clip."""
         started = time.monotonic()
         if len(self.losses) % 3 == 0:
             self.task.grow()
-        factor = learning_rate(len(self.losses), self.done)
+        factor = self.task.learning_rate(len(self.losses), self.done)
         for optimizer, peak in zip(self._optimizers, (self.args.lr, 0.1 * self.args.lr), strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
             optimizer.zero_grad()
@@ -81,9 +121,12 @@ class Training:
         self.losses.append(loss.item())
         self.seconds += time.monotonic() - started
 
+    def average(self) -> None:
+        """Replace the weights by their running average, for good."""
+        self._average.copy_to(self._weights)
+
     def save(self, folder: Path) -> None:
-        """Write the averaged weights, the losses, and what is needed to go on."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the averaged weights, the losses, the arguments and the state to resume from."""
         state = {
             "modules": [module.state_dict() for module in self._modules],
             "average": self._average.state_dict(),
@@ -103,7 +146,7 @@ class Training:
         write_atomically(folder / "arguments.json", json.dumps(vars(self.args), default=str).encode())
 
     def resume(self, folder: Path) -> None:
-        """Take up a saved training; the clips are drawn anew."""
+        """Load a saved state; clips are drawn again."""
         state = torch.load(folder / "state.pt", weights_only=True, map_location=self.args.device)
         self._average.load_state_dict(state["average"])
         for name, objects in (("modules", self._modules), ("optimizers", self._optimizers)):
@@ -113,13 +156,15 @@ class Training:
         self.rng = np.random.default_rng([self.args.seed, len(self.losses)])
 
 
-def learning_rate(step: int, done: float) -> float:
-    """Share of the peak: warm up over 100 steps, hold, and fall to nothing over most of the time."""
+def slow_decay(step: int, done: float) -> float:
+    """Learning rate of the transformers: warm up over 100 steps, hold, fall to 0 over most of the time."""
     return min(1.0, (step + 1) / 100) * min(1.0, max(0.0, (1 - done) / 0.7))
 
 
 def train(task: Task, args: argparse.Namespace) -> None:
-    """Train for the given time, saving now and then."""
+    """Train for the given time, with a checkpoint every ``save_every`` steps; leaves the averaged weights."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    args.out.mkdir(parents=True, exist_ok=True)
     training = Training(task, args)
     if args.resume:
         training.resume(args.out)
@@ -137,30 +182,31 @@ def train(task: Task, args: argparse.Namespace) -> None:
             if step % args.save_every == 0:
                 training.save(args.out)
     training.save(args.out)
+    training.average()
 
 
-def main(new_task: Callable[[argparse.Namespace], Task], description: str) -> None:
-    """Train what the command line asks for."""
-    args = new_parser(description).parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.manual_seed(args.seed)
-    train(new_task(args), args)
-
-
-def new_parser(description: str) -> argparse.ArgumentParser:
-    """The flags that all trainings share."""
+def new_parser(description: str, **defaults: float) -> argparse.ArgumentParser:
+    """Make a parser of the flags that all trainings share."""
     parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
-    add("--vae", type=Path, required=True, help="folder of the trained VAE")
     add("--out", type=Path, required=True, help="folder for weights and losses")
-    add("--minutes", type=float, default=60, help="time to train for, without pauses")
-    add("--batch", type=int, default=8, help="clips of full length, or more short ones")
-    add("--lr", type=float, default=0.015, help="of Muon; AdamW takes a tenth")
-    add("--ema", type=float, default=0.998)
-    add("--first-clips", type=int, default=300, help="clips to encode before the first step")
-    add("--clips", type=int, default=2500, help="clips to encode in all")
-    add("--save-every", type=int, default=200, help="steps")
-    add("--resume", action="store_true", help="go on where the training in --out stopped")
-    add("--device", choices=["cpu", "cuda"], default="cpu")
-    add("--seed", type=int, default=0)
+    add("--minutes", type=float, default=60, help="training time, without pauses (default: %(default)s)")
+    add("--lr", type=float, default=0.015, help="of Muon; AdamW takes a tenth (default: %(default)s)")
+    add("--ema", type=float, default=0.998, help="decay of the averaged weights (default: %(default)s)")
+    add("--save-every", type=int, default=200, help="steps between checkpoints (default: %(default)s)")
+    add("--resume", action="store_true", help="continue the training in --out")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    add("--seed", type=int, default=0, help="default: 0")
+    parser.set_defaults(first_clips=0, **defaults)
+    return parser
+
+
+def new_transformer_parser(description: str) -> argparse.ArgumentParser:
+    """Make a parser with the flags of the transformers' data, too."""
+    parser = new_parser(description)
+    add = parser.add_argument
+    add("--vae", type=Path, required=True, help="folder of the trained VAE")
+    add("--batch", type=int, default=8, help="clips of full length, or more short ones (default: 8)")
+    add("--first-clips", type=int, default=300, help="clips to encode before the first step (default: 300)")
+    add("--clips", type=int, default=2500, help="clips to encode in all (default: 2500)")
     return parser

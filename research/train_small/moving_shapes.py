@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,27 +23,23 @@ COLOURS = {
 }
 FORMS = ("circle", "square", "triangle", "ring")
 BACKGROUNDS = {"dark": (0.08, 0.08, 0.10), "light": (0.92, 0.92, 0.90), "grey": (0.45, 0.47, 0.50)}
-MOTIONS = (
-    "moves right",
-    "moves left",
-    "moves up",
-    "moves down",
-    "bounces",
-    "turns",
-    "grows and shrinks",
-)
-_DRIFTS = {"moves right": (1, 0), "moves left": (-1, 0), "moves up": (0, -1), "moves down": (0, 1)}
-_ROUND = ("circle", "ring")
+DRIFTS = {"moves right": (1, 0), "moves left": (-1, 0), "moves up": (0, -1), "moves down": (0, 1)}
+MOTIONS = (*DRIFTS, "bounces", "turns", "grows and shrinks")
+
+
+def read_held_out() -> list[str]:
+    """Captions that training never shows."""
+    return json.loads(Path(__file__).with_name("held_out.json").read_text())
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A shape, how it moves, and what is behind it; every motion is stationary: a clip may start anywhere.
+    """A moving shape over a background; every motion is stationary, so that a clip may start anywhere.
 
     Attributes:
-        radius: half extent, in widths of the frame.
+        radius: half extent, in frame widths.
         x, y: centre at the start, 0 to 1.
-        speed: widths of the frame per frame; for turns and pulses, cycles per frame.
+        speed: frame widths per frame; for turns and pulses, cycles per frame.
         heading: direction of a bounce, or phase of a turn or pulse, radians.
     """
 
@@ -62,16 +60,17 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, held_out: frozenset[str] = frozenset()) -> Scene:
-    """A random scene whose caption is not in ``held_out``; round forms do not turn."""
+    """Draw a scene whose caption is not in ``held_out``; round forms do not turn."""
     while True:
-        words = [str(rng.choice(list(options))) for options in (COLOURS, FORMS, MOTIONS, BACKGROUNDS)]
-        scene = scene_of(*words, rng)
-        if scene.caption not in held_out and not (scene.motion == "turns" and scene.form in _ROUND):
+        words = (str(rng.choice(list(options))) for options in (COLOURS, FORMS, MOTIONS, BACKGROUNDS))
+        scene = _place(*words, rng)
+        if scene.caption not in held_out and not (
+            scene.motion == "turns" and scene.form in ("circle", "ring")
+        ):
             return scene
 
 
-def scene_of(colour: str, form: str, motion: str, background: str, rng: np.random.Generator) -> Scene:
-    """A scene with random size, place, speed and phase."""
+def _place(colour: str, form: str, motion: str, background: str, rng: np.random.Generator) -> Scene:
     radius = rng.uniform(0.24, 0.29)
     x, y = rng.uniform(0, 1, 2)
     if motion == "bounces":
@@ -80,7 +79,7 @@ def scene_of(colour: str, form: str, motion: str, background: str, rng: np.rando
         x = rng.uniform(0.35, 0.65)
     if motion not in ("moves up", "moves down", "bounces"):
         y = rng.uniform(0.35, 0.65)
-    travels = motion in _DRIFTS or motion == "bounces"
+    travels = motion in DRIFTS or motion == "bounces"
     speed = rng.uniform(0.010, 0.018) if travels else rng.uniform(0.008, 0.014)
     heading = rng.uniform(0, 2 * math.pi)
     if motion == "bounces":
@@ -89,38 +88,28 @@ def scene_of(colour: str, form: str, motion: str, background: str, rng: np.rando
 
 
 def render(scene: Scene, num_frames: int, size: int = 64, start: int = 0) -> Tensor:
-    """Video of a scene, ``[3, frames, size, size]`` in [-1, 1], antialiased.
-
-    Args:
-        start: first frame, counted from the scene's beginning.
-    """
-    time = torch.arange(start, start + num_frames, dtype=torch.float32)
+    """Render frames ``start`` and later of a scene, ``[3, frames, size, size]`` in [-1, 1], antialiased."""
+    time = torch.arange(start, start + num_frames, dtype=torch.float32).view(-1, 1, 1)
     grid = (torch.arange(size, dtype=torch.float32) + 0.5) / size
-    video = torch.tensor(BACKGROUNDS[scene.background]).view(3, 1, 1, 1).expand(3, num_frames, size, size)
-    colour = torch.tensor(COLOURS[scene.colour]).view(3, 1, 1, 1)
-    return (video + _cover(scene, time, grid) * (colour - video)) * 2 - 1
-
-
-def _cover(scene: Scene, time: Tensor, grid: Tensor) -> Tensor:
-    """Share of each pixel that the shape covers, ``[frames, size, size]``."""
     x, y, radius, angle = _pose(scene, time)
-    wraps = scene.motion in _DRIFTS
-    dx = grid.view(1, 1, -1) - x.view(-1, 1, 1)
-    dy = grid.view(1, -1, 1) - y.view(-1, 1, 1)
-    if wraps:
+    dx, dy = grid.view(1, 1, -1) - x, grid.view(1, -1, 1) - y
+    if scene.motion in DRIFTS:  # leaves on one side, comes back on the other
         dx, dy = (torch.remainder(d + 0.5, 1) - 0.5 for d in (dx, dy))
-    cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
-    dx, dy = cos * dx + sin * dy, cos * dy - sin * dx
-    distance = _distance(scene.form, dx, dy, radius.view(-1, 1, 1))
-    return (0.5 - distance * len(grid)).clamp(0, 1)
+    cos, sin = angle.cos(), angle.sin()
+    distance = _distance(scene.form, cos * dx + sin * dy, cos * dy - sin * dx, radius)
+    cover = (0.5 - distance * size).clamp(0, 1)
+    colour, ground = (
+        torch.tensor(c).view(3, 1, 1, 1) for c in (COLOURS[scene.colour], BACKGROUNDS[scene.background])
+    )
+    return (ground + cover * (colour - ground)) * 2 - 1
 
 
 def _pose(scene: Scene, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Centre, radius and angle at each time."""
     still = torch.zeros_like(time)
     x, y, radius, angle = still + scene.x, still + scene.y, still + scene.radius, still
-    if scene.motion in _DRIFTS:
-        dx, dy = _DRIFTS[scene.motion]
+    if scene.motion in DRIFTS:
+        dx, dy = DRIFTS[scene.motion]
         x, y = x + dx * scene.speed * time, y + dy * scene.speed * time
     elif scene.motion == "bounces":
         x = _reflect(x + math.cos(scene.heading) * 1.3 * scene.speed * time, scene.radius)
@@ -141,11 +130,9 @@ def _reflect(position: Tensor, margin: float) -> Tensor:
 
 def _distance(form: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     """Signed distance to the outline, negative inside."""
-    if form == "circle":
-        return torch.hypot(x, y) - radius
     if form == "square":
         return torch.maximum(x.abs(), y.abs()) - 0.88 * radius
     if form == "triangle":
         return torch.maximum(0.866 * x.abs() - 0.5 * y, y) - 0.58 * radius
     outer = torch.hypot(x, y) - radius
-    return torch.maximum(outer, -outer - 0.45 * radius)
+    return outer if form == "circle" else torch.maximum(outer, -outer - 0.45 * radius)
