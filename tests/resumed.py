@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from flowcache import Denoiser, Trace, files, resume
+from flowcache import Trace, files, resume
+from flowcache.denoise import WindowRun
 from flowcache.environment import repository_commit
 from flowcache.files import GrowingFile
 from flowcache.state import State, on_host
@@ -66,7 +67,7 @@ class Moments:
             self._in_halves(file.write, whole.getvalue())
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Denoiser, "_record_step", self._around(Denoiser._record_step))
+            patch.setattr(WindowRun, "_record_step", self._around(WindowRun._record_step))
             patch.setattr(GrowingFile, "append", append)
             patch.setattr(resume.torch, "save", save)
             patch.setattr(files.os, "replace", self._around(os.replace))

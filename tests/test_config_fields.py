@@ -12,59 +12,41 @@ from reference import ROOT
 
 from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule
 from flowcache.config import KVCompressionConfig, KVStorageConfig
-from flowcache.kv.window_cache import WindowCache
+from flowcache.kv.manager import CacheManager
+from flowcache.kv.original import OriginalCompression
+from flowcache.reuse import TeaCache
 from magi1.model_source import load_pipeline as load_magi
 from magi1.model_source import resolve_model as resolve_magi
 from magi1.request import VideoRequest
 from skyreels_v2 import load_pipeline as load_skyreels
 from skyreels_v2 import resolve_model as resolve_skyreels
 
-DISTANCE, ERRORS = {}, {"policy": "error_controlled"}
-INTERVAL, PLANNED = {"policy": "fixed_interval"}, {"policy": "planned", "computed_steps": (0,)}
-
-#: A configuration in which a field acts, and another value of it.
-CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
-    "policy": (DISTANCE, "none"),
-    "threshold": (DISTANCE, 0.5),
-    "warmup_steps": (DISTANCE, 2),
-    "final_steps": (DISTANCE, 2),
-    "coefficients": (DISTANCE, (1.0, 0.5)),
-    "indicator": (DISTANCE, "filtered_latent"),
-    "tolerance": (ERRORS, 0.5),
-    "interval": (INTERVAL, 3),
-    "pace": (INTERVAL, 2.0),
-    "computed_steps": (PLANNED, (0, 3)),
-    "max_reuses": (ERRORS, 2),
-    "forecast": (DISTANCE, "hold_residual"),
-    "whole_window": (DISTANCE, True),
-    "bidirectional": ({"whole_window": True}, True),
-    "refresh_given": (DISTANCE, True),
-    "clean_pass": (DISTANCE, True),
-    "final_window_steps": (DISTANCE, 2),
-    "together": (DISTANCE, True),
-    "compression": (DISTANCE, KVCompressionConfig()),
-    "clean_range": (DISTANCE, 1),
-    "storage": (DISTANCE, KVStorageConfig(bits=8)),
+#: Changes of each field.
+CHANGES: dict[str, dict[str, Any]] = {
+    "policy": {"policy": TeaCache(indicator="timestep_embedding")},
+    "forecast": {"forecast": "hold_residual"},
+    "whole_window": {"whole_window": True},
+    "bidirectional": {"whole_window": True, "bidirectional": True},
+    "refresh_given": {"refresh_given": True},
+    "clean_pass": {"clean_pass": True},
+    "compression": {"compression": KVCompressionConfig()},
+    "clean_range": {"clean_range": 1},
+    "storage": {"storage": KVStorageConfig(bits=8)},
 }
-REFUSED = {"skyreels": set(), "magi": {"whole_window", "bidirectional", "refresh_given", "clean_range"}}
-
-POLYNOMIAL = {"weighting": "polynomial"}
-COMPRESSION: dict[str, tuple[dict[str, Any], Any]] = {
-    "budget": ({}, 2),
-    "total": ({}, 6),
-    "scorer": ({}, "recency"),
-    "mix_lambda": ({}, 0.5),
-    "strategy": ({}, "frame"),
-    "query_granularity": ({}, "chunk"),
-    "max_queries": ({}, None),
-    "weighting": ({}, "gaussian"),
-    "power": (POLYNOMIAL, 2.0),
-    "in_time": ({}, False),
-    "when": ({}, "over"),
+REFUSED = {
+    "skyreels": (),
+    "magi": ("policy", "whole_window", "bidirectional", "refresh_given", "clean_range"),
 }
-STORAGE: dict[str, tuple[dict[str, Any], Any]] = {
-    "bits": ({"offload": True}, 8),
-    "offload": ({"bits": 8}, True),
+
+COMPRESSION: dict[str, Any] = {
+    "budget": 2,
+    "total": 6,
+    "scorer": "recency",
+    "strategy": "frame",
+    "query_granularity": "chunk",
+    "max_queries": None,
+    "mix_lambda": 0.5,
+    "original": OriginalCompression(),
 }
 
 
@@ -75,12 +57,8 @@ class Reached(Exception):
 @pytest.fixture(scope="module")
 def loops():
     """By model: the loop that its pipeline makes of a configuration."""
-    skyreels, magi = (
-        resolve_skyreels("small"),
-        resolve_magi(
-            ROOT / "FlowCache4MAGI-1" / "config" / "single_run" / "4.5B_distill.json", model="small"
-        ),
-    )
+    skyreels = resolve_skyreels("small")
+    magi = resolve_magi(ROOT / "FlowCache4MAGI-1/config/single_run/4.5B_distill.json", model="small")
     pipelines = load_skyreels(skyreels, "cpu"), load_magi(magi, "cpu")
     video = skyreels.video_settings(num_frames=17, inference_steps=8, causal_block_size=1, ar_step=2)
 
@@ -93,68 +71,57 @@ def loops():
             call()
         return reached.value.args[0]
 
+    def run_magi(cache):
+        return pipelines[1](VideoRequest(prompt="a red circle", config=magi.config, cache=cache))
+
     return {
-        "skyreels": lambda cache: loop_of(lambda: pipelines[0]("a red circle", None, video, cache)),
-        "magi": lambda cache: loop_of(
-            lambda: pipelines[1](VideoRequest(prompt="a red circle", config=magi.config, cache=cache))
-        ),
+        "skyreels": lambda c: loop_of(lambda: pipelines[0]("a red circle", settings=video, cache=c)),
+        "magi": lambda c: loop_of(lambda: run_magi(c)),
     }
 
 
+@pytest.mark.parametrize("model", ["skyreels", "magi"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_field_reaches_the_loop_or_is_refused(loops, model, name):
+    assert list(CHANGES) == [field.name for field in fields(FlowCacheConfig)]
+    config = FlowCacheConfig(**CHANGES[name])
+    if name in REFUSED[model]:
+        with pytest.raises(ValueError, match="indicator" if name == "policy" else next(iter(CHANGES[name]))):
+            loops[model](config)
+        return
+    loop = loops[model](config)
+    assert loop.config == config
+    assert loop.policy == config.policy
+    if model == "skyreels":
+        assert loop.model.bidirectional is config.bidirectional
+
+
 def plain(part: Any) -> Any:
-    """A part of the loop as nested values that compare by content; tensors and modules are left out."""
-    if isinstance(part, (torch.Tensor, torch.nn.Module)) or callable(part):
+    """A part of the cache as nested values that compare by content, without tensors."""
+    if isinstance(part, torch.Tensor) or callable(part):
         return None
-    if isinstance(part, (list, tuple)):
+    if isinstance(part, list | tuple):
         return [plain(item) for item in part]
     if is_dataclass(part) or hasattr(part, "__dict__"):
         return type(part).__name__, {name: plain(value) for name, value in vars(part).items()}
     return part
 
 
-def described(loop: Denoiser) -> list[Any]:
-    """All of a loop that a configuration may decide."""
-    flags = {name: value for name, value in vars(loop.model).items() if isinstance(value, (bool, int, str))}
-    return [plain(loop.policy), plain(loop.forecast), plain(loop.options), flags]
-
-
-def test_the_tables_name_every_field():
-    for kind, table in ((FlowCacheConfig, CHANGES), (KVCompressionConfig, COMPRESSION)):
-        assert list(table) == [field.name for field in fields(kind)]
-    assert list(STORAGE) == [field.name for field in fields(KVStorageConfig)]
-
-
-@pytest.mark.parametrize("model", ["skyreels", "magi"])
-@pytest.mark.parametrize("name", CHANGES)
-def test_a_field_reaches_the_loop_or_is_refused(loops, model, name):
-    given, value = CHANGES[name]
-    base = FlowCacheConfig(**given)
-    if name in REFUSED[model]:
-        with pytest.raises(ValueError, match=next(iter(given), name)):
-            loops[model](replace(base, **{name: value}))
-    else:
-        assert described(loops[model](replace(base, **{name: value}))) != described(loops[model](base))
-
-
-def compressed(settings: KVCompressionConfig) -> Any:
-    """What a window's cache makes of settings of the compression."""
-    schedule, model = StaircaseSchedule(12, 8, 4), RandomModel()
-    cache = WindowCache(model, schedule, [16] * 12, compression=settings).cache
-    return cache.capacity, plain(settings.make_selector(4, 16))
-
-
 @pytest.mark.parametrize("name", COMPRESSION)
 def test_a_field_of_the_compression_acts(name):
-    given, value = COMPRESSION[name]
-    base = KVCompressionConfig(**given)
-    assert compressed(base) != compressed(replace(base, **{name: value}))
+    assert list(COMPRESSION) == [field.name for field in fields(KVCompressionConfig)]
+
+    def made(settings: KVCompressionConfig) -> Any:
+        schedule, config = StaircaseSchedule(12, 8, 4), FlowCacheConfig(compression=settings)
+        cache = CacheManager(RandomModel(), schedule, [16] * 12, config).cache
+        return cache.capacity, plain(settings.make_selector(4, 16))
+
+    base = KVCompressionConfig()
+    assert made(base) != made(replace(base, **{name: COMPRESSION[name]}))
 
 
-@pytest.mark.parametrize("name", STORAGE)
-def test_a_field_of_the_storage_acts(name):
-    given, value = STORAGE[name]
-    stores = [
-        plain(config.make_store(RandomModel().cache_layout(), 32, 16))
-        for config in (KVStorageConfig(**given), KVStorageConfig(**given, **{name: value}))
-    ]
-    assert stores[0] != stores[1]
+def test_fields_of_the_storage_act():
+    configs = ({"bits": 8}, {"bits": 4}, {"offload": True}, {"bits": 8, "offload": True})
+    layout = RandomModel().cache_layout()
+    stores = [plain(KVStorageConfig(**config).make_store(layout, 32, 16)) for config in configs]
+    assert all(stores[i] != stores[j] for i in range(4) for j in range(i))

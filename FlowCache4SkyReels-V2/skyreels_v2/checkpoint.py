@@ -13,7 +13,6 @@ import torch
 from flowcache import FlowCacheConfig
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
-from flowcache.reuse.plans import planned_steps
 from flowcache.user_files import reading
 
 from .methods import method_config
@@ -88,14 +87,6 @@ class ModelSource:
         """``methods.method_config`` with the polynomial that was fitted for this model."""
         fitted = {"family": self.family, "coefficients": self.defaults.get("reuse_coefficients")}
         return method_config(method, preset, **{**fitted, **changes})
-
-    def planned_steps(self, video: VideoSettings, share: float) -> tuple[int, ...]:
-        """The steps to compute, by the plan beside the weights whose share of them is nearest.
-
-        Raises:
-            ValueError: there are no plans for this model and this sampling.
-        """
-        return planned_steps(self.path, video.sampling, share)
 
 
 def resolve_model(model_id: str = "auto", device: torch.device | str | None = None) -> ModelSource:

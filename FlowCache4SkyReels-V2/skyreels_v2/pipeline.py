@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from flowcache import (
     Denoiser,
     FlowCacheConfig,
-    LoopOptions,
     StaircaseSchedule,
     Trace,
     Window,
@@ -327,21 +326,16 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
             guidance_scale=settings.guidance_scale,
             fps=settings.fps,
             bidirectional=cache.bidirectional,
-            indicator=cache.indicator,
+            indicator=cache.policy.indicator,
             runs_whole_window=not settings.streaming,
         )
-        options = LoopOptions(
-            whole_window=cache.whole_window,
-            refresh_given=cache.refresh_given,
-            clean_pass=cache.clean_pass,
+        return Denoiser(
+            model,
+            cache,
+            trace,
             condition_noise=settings.addnoise_condition / 1000,
             draw_noise=lambda step, shape: torch.randn(shape, generator=generator).to(self.compute_device),
-            compression=cache.compression,
-            clean_range=cache.clean_range,
-            storage=cache.storage,
         )
-        policy = cache.make_policy(settings.inference_steps)
-        return Denoiser(model, policy, cache.make_forecast(), options, trace)
 
 
 def check_prompts(prompt: str, negative_prompt: str | None) -> None:
