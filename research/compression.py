@@ -18,10 +18,10 @@ import torch
 from tqdm import tqdm
 
 from flowcache.command_line import check_device
-from flowcache.config import KVCompressionConfig
 from flowcache.environment import peak_memory_bytes, restart_peak_memory, synchronize
-from flowcache.kv.cache import CacheLayout
-from flowcache.kv.compressed import CompressedKVCache
+from flowcache.kv.compression import CompressedKVCache
+from flowcache.kv.config import KVCompressionConfig
+from flowcache.kv.layout import CacheLayout
 from flowcache.markdown import markdown_table
 
 from .compare import main, new_parser, positive, write_results

@@ -67,7 +67,7 @@ class Variant:
         config = model.configure(*method, budget=self.budget, kv_bits=self.bits)
         changes = {"query_granularity": self.queries, "max_queries": self.max_queries}
         changes = {name: value for name, value in changes.items() if value is not None}
-        changes |= {"scorer": self.scorer, "strategy": self.strategy}
+        changes |= {"scorer": self.scorer, "strategy": self.strategy, "mix_lambda": None}
         return replace(config, compression=replace(config.compression, **changes))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from flowcache import FlowCacheConfig, Trace
-from flowcache.config import PRESETS
+from flowcache.methods import PRESETS
 from flowcache.plots import distance_curves, reuse_map
 from flowcache.video import Frames
 

@@ -23,7 +23,7 @@ from flowcache import FlowCacheConfig, Trace
 from flowcache.files import write_atomically, write_csv
 from flowcache.markdown import markdown_table
 from flowcache.plots.style import save_figure
-from flowcache.reuse import Interval, TeaCache
+from flowcache.reuse import TeaCache
 from flowcache.video import Frames
 
 from .compare import Run, compare, main, new_parser, positive, style_axis

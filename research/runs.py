@@ -19,7 +19,7 @@ from flowcache.command_line import check_device
 from flowcache.output import VideoPart
 from flowcache.video import Frames, to_uint8
 from magi1 import model_source as magi_source
-from magi1.config import FRAMES, FlowCacheOptions
+from magi1.config import FRAMES
 from magi1.methods import method_config as magi_method
 from magi1.pipeline import MagiPipeline
 from magi1.request import VideoRequest
@@ -53,8 +53,7 @@ class Model:
         Args:
             method: one of ``methods``.
             preset: None: the default.
-            options: ``threshold``; ``budget``, chunks' worth of tokens kept of clean chunks; ``kv_range``, clean
-                chunks that a chunk sees (SkyReels-V2); ``kv_bits``.
+            options: fields of ``MethodOptions``.
         """
         raise NotImplementedError
 
@@ -100,9 +99,7 @@ class SkyReels(Model):
         return pipeline
 
     def configure(self, method: str, preset: str | None = None, **options: Any) -> FlowCacheConfig:
-        names = {"budget": "budget_block", "kv_range": "kvrange"}
-        named = {names.get(name, name): value for name, value in options.items()}
-        return self.source.method_config(method, preset or "fast", **named)
+        return self.source.method_config(method, preset, **options)
 
     def stream(
         self, prompt: str, seed: int, config: FlowCacheConfig, trace: Trace, num_frames: int | None = None
@@ -135,14 +132,8 @@ class Magi(Model):
         return pipeline
 
     def configure(self, method: str, preset: str | None = None, **options: Any) -> FlowCacheConfig:
-        budget, window = options.get("budget"), self.source.config.runtime_config.window_size
-        limits = (
-            {} if budget is None else {"compress_kv_cache": True, "total_cache_chunk_nums": budget + window}
-        )
-        named = FlowCacheOptions(
-            rel_l1_thresh=options.get("threshold"), kv_bits=options.get("kv_bits"), **limits
-        )
-        return magi_method(method, named, preset=preset or "fast")
+        options.pop("kv_range", None)  # a chunk of MAGI-1 sees what its configuration says
+        return magi_method(method, preset=preset, **options)
 
     def stream(
         self, prompt: str, seed: int, config: FlowCacheConfig, trace: Trace, num_frames: int | None = None

@@ -16,12 +16,14 @@ from .moving_shapes import read_held_out
 
 def draw_sheet(args: argparse.Namespace) -> None:
     """Make a video of every caption, with each method in turn, and save one sheet."""
-    videos = {}
-    for index, caption in enumerate(tqdm(read_held_out()[: args.captions], unit="video")):
-        method = args.methods[index % len(args.methods)]
+    videos, models = {}, {}
+    for method in args.methods:
         # the plain SkyReels-V2 denoises all blocks at the same step
         together = {"ar_step": 0} if method == "vanilla" else {}
-        model = load_model(args, guidance_scale=args.guidance_scale, **together)
+        models[method] = load_model(args, guidance_scale=args.guidance_scale, **together)
+    for index, caption in enumerate(tqdm(read_held_out()[: args.captions], unit="video")):
+        method = args.methods[index % len(args.methods)]
+        model = models[method]
         frames = model.video(caption, args.seed + index, model.configure(method), Trace())
         videos[f"{caption} ({method})"] = frames
     contact_sheet(videos, args.out, columns=args.columns, scale=1)

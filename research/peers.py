@@ -1,0 +1,155 @@
+"""Compare FlowCache with other projects' caches on the same SkyReels-V2: time, FLOPs, PSNR and SSIM.
+
+    python -m research.peers --repeats 3
+
+Others run in diffusers' own pipeline with the same weights, noise and noise grid. A method is one of ours
+(``METHOD:PRESET``), ``diffusers`` (its pipeline, plain) or a cache with a number, ``NAME:NUMBER``: a threshold,
+or for taylorseer, pab and fastercache the interval between computed steps. A speed-up is over the plain run of
+the same pipeline. What cannot run has a row with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import time
+
+from flowcache import Trace
+from flowcache.trace import StageTimer
+from flowcache.video import Frames
+from skyreels_v2 import VideoSettings
+from skyreels_v2.settings import latent_frames
+
+from .compare import compare, main, new_parser, positive, speed_table, write_results
+from .methods import configure
+from .peer_caches import PeerRun, make_diffusers_pipeline, parse_cache, register_block
+from .runs import SkyReels, add_model_flags, load_model
+
+METHODS = (
+    *("vanilla", "causal", "teacache", "flowcache:fast", "flowcache:balanced", "diffusers"),
+    *("fbcache:0.1", "fbcache:0.4", "magcache:0.05", "magcache:0.3", "seacache:0.2", "seacache:0.6"),
+    *("taylorseer:5", "taylorseer:8", "pab:2", "fastercache:2", "fastercache_attention:2"),
+    *("dbcache:0.1", "dbcache:0.4", "dbcache_taylor:0.1", "dbcache_taylor:0.4"),
+)
+#: Runs without reuse, with which the others are compared.
+PLAIN = ("vanilla", "causal", "diffusers")
+#: The video on which every cache is tried first.
+TRIAL = {"num_frames": 37, "inference_steps": 4}
+
+
+class ProcessorTimer(StageTimer):
+    """Adds process time, which other programs hardly change."""
+
+    def __enter__(self) -> None:
+        self._start = time.process_time()
+
+    def __exit__(self, *exception: object) -> None:
+        self._trace.add_seconds(self._stage, time.process_time() - self._start)
+
+
+class ProcessorTrace(Trace):
+    """A trace whose seconds are process time."""
+
+    def timer(self, stage: str) -> StageTimer:
+        return ProcessorTimer(self, stage)
+
+
+def is_ours(method: str) -> bool:
+    """Whether a method runs in our pipeline."""
+    return method.partition(":")[0] in SkyReels.methods
+
+
+def find_failure(run: PeerRun, method: str) -> str | None:
+    """Try a cache on a short video; the reason if it fails."""
+    try:
+        with parse_cache(method)(run):
+            run.denoise(seed=0)
+    # other projects' code can fail in any manner, and the table says how
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def check_blocks(settings: VideoSettings) -> None:
+    """Refuse a video of which diffusers would leave a part noise.
+
+    Raises:
+        ValueError: the frames do not fill blocks.
+    """
+    if settings.ar_step and latent_frames(settings.num_frames) % settings.causal_block_size:
+        raise ValueError(
+            f"num_frames: expected blocks of {settings.causal_block_size} latent frames, as diffusers leaves the "
+            f"rest noise, got {settings.num_frames}; try 97 or 177."
+        )
+
+
+def bench(args: argparse.Namespace) -> str:
+    """Load, try, compare, and return the table."""
+    model = load_model(args, ar_step=args.ar_step)
+    prompt = args.prompt or model.prompt
+    new_trace = ProcessorTrace if args.clock == "processor" else Trace
+    register_block()
+    pipeline = make_diffusers_pipeline(model.pipeline, args.grid == "original")
+    peers = PeerRun(pipeline, model.settings, prompt, model.pipeline.default_negative_prompt)
+    trial = peers.with_settings(**TRIAL)
+    failures = {method: find_failure(trial, method) for method in args.methods if not is_ours(method)}
+    reasons = {method: failure for method, failure in failures.items() if failure}
+
+    def make(method: str, seed: int) -> tuple[Frames, Trace]:
+        trace = new_trace(method=method)
+        if is_ours(method):
+            return model.video(prompt, seed, configure(model, method), trace), trace
+        with parse_cache(method)(peers):
+            return peers.video(seed, trace), trace
+
+    methods = [method for method in args.methods if method not in reasons]
+    seeds = range(args.seed, args.seed + args.repeats)
+    runs = compare(make, methods, seeds, PLAIN, args.outdir, shown=methods)
+    table = speed_table(
+        runs, args.methods, PLAIN, lambda method: "vanilla" if is_ours(method) else "diffusers", reasons
+    )
+    return write_results(args, "bench", f"{table}\n\n{', '.join(map(describe_version, PACKAGES))}", runs)
+
+
+PACKAGES = ("torch", "diffusers", "cache-dit")
+
+
+def describe_version(package: str) -> str:
+    """Name and installed version of a package."""
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} is not installed"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = new_parser(__doc__, "peers")
+    add_model_flags(parser, "97")
+    add = parser.add_argument
+    add("--methods", "--ways", nargs="+", default=list(METHODS), help="default: all")
+    add("--repeats", type=positive, default=3, help="videos per method, each with its own seed (default: 3)")
+    add("--seed", type=int, default=0, help="of the first repeat (default: 0)")
+    add("--prompt", help="default: the model's")
+    add(
+        "--ar_step",
+        type=int,
+        default=5,
+        help="0: all blocks together, attention to the whole window (default: 5)",
+    )
+    add("--height", type=int, help="pixels (default: the model's)")
+    add("--width", type=int, help="pixels (default: the model's)")
+    add("--grid", choices=("original", "diffusers"), default="original", help="noise grid of diffusers' runs")
+    clock = "wall time, or processor time of all threads: for one thread on a busy CPU (default: wall)"
+    add("--clock", choices=("wall", "processor"), default="wall", help=clock)
+    args = parser.parse_args()
+    if args.model != "skyreels":
+        raise ValueError(f"model: expected skyreels, which diffusers has, got {args.model}.")
+    model = load_model(args, ar_step=args.ar_step)
+    check_blocks(model.settings)
+    for method in args.methods:
+        configure(model, method) if is_ours(method) else parse_cache(method)
+    return args
+
+
+if __name__ == "__main__":
+    main(parse_arguments, bench)
