@@ -1,10 +1,9 @@
-"""Assemble the trained parts of a small checkpoint in the official layout, with the record of their training."""
+"""Assemble the trained parts of a small checkpoint in the official layout, and record their training."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -18,29 +17,29 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowcache.files import write_atomically
-from flowcache.plots.style import save_figure
+from flowcache.plots.style import COMPUTED, save_figure
 from magi1.config import EngineSection, MagiConfig, ModelSection, RuntimeSection
 from magi1.conversion import official_key
 from magi1.text_encoder import T5_FOLDER
 from magi1.vae import AutoencoderKLMagi
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 
+from ..compare import style_axis
+from ..runs import PROMPT
 from . import magi
 from .skyreels import new_transformer
 from .text import build_t5, build_tokenizer, build_umt5
 
 #: Settings that suit the small SkyReels-V2, the defaults of programs and Python calls.
 SKYREELS_DEFAULTS = {
-    "prompt": "a red circle moves right over a dark background",
+    "prompt": PROMPT,
     "negative_prompt": "",
     "height": 64,
     "width": 64,
     "fps": 24,
     "num_frames": 97,
-    "guidance_scale": 3.0,
-    "shift": 8.0,
-    "causal_block_size": 5,
 }
+SKYREELS_DEFAULTS |= {"guidance_scale": 3.0, "shift": 8.0, "causal_block_size": 5}
 State = dict[str, dict[str, Tensor]]
 
 
@@ -50,10 +49,8 @@ def export_skyreels(vae_folder: Path, state: State, out: Path, dtype: torch.dtyp
     model, encoder = new_transformer(vae.config.z_dim), build_umt5(len(tokenizer))
     model.load_state_dict(state["transformer"])
     encoder.load_state_dict(state["text_encoder"])
-    shift = SKYREELS_DEFAULTS["shift"]
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-    )
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    scheduler = UniPCMultistepScheduler(**flow, flow_shift=SKYREELS_DEFAULTS["shift"])
     parts = tokenizer, encoder.to(dtype), model.to(dtype), vae.to(dtype), scheduler
     FlowCacheSkyReelsV2Pipeline(*parts).save_pretrained(out)
     _write_json(out / "defaults.json", SKYREELS_DEFAULTS)
@@ -61,11 +58,8 @@ def export_skyreels(vae_folder: Path, state: State, out: Path, dtype: torch.dtyp
 
 def export_magi(vae_folder: Path, state: State, out: Path, dtype: torch.dtype) -> None:
     """Write the parts in the official layout of MAGI-1."""
-    weights, text_folder, tokenizer = (
-        out / "inference_weight.distill",
-        out / "t5" / T5_FOLDER,
-        build_tokenizer(),
-    )
+    weights, text_folder = out / "inference_weight.distill", out / "t5" / T5_FOLDER
+    tokenizer = build_tokenizer()
     weights.mkdir(parents=True)
     tensors = {official_key(name): tensor.to(dtype) for name, tensor in state["transformer"].items()}
     save_file(tensors, weights / "model.safetensors")
@@ -105,8 +99,6 @@ def export(args: argparse.Namespace) -> None:
             shutil.rmtree(target)
         part.replace(target)
     draft.rmdir()
-    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
-    logging.info("wrote %s, %.1f MB", args.out, size / 1e6)
 
 
 def _read_arguments(run: Path) -> dict[str, Any]:
@@ -124,10 +116,8 @@ def draw_losses(losses: list[float], path: Path, window: int = 50) -> None:
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
     figure = Figure(figsize=(7, 3.2), dpi=120, layout="constrained")
     axis = figure.subplots()
-    axis.plot(np.arange(len(smooth)) + window, smooth, color="#15416e", linewidth=1)
-    axis.set(xlabel="step", ylabel=f"velocity error, mean of {window} steps", yscale="log")
-    axis.grid(which="both", color="#e6e6e6", linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.plot(np.arange(len(smooth)) + window, smooth, color=COMPUTED, linewidth=1)
+    style_axis(axis, xlabel="step", ylabel=f"velocity error, mean of {window} steps", yscale="log")
     save_figure(figure, path)
 
 
@@ -142,7 +132,6 @@ def main() -> None:
     add("--run", type=Path, required=True, help="output folder of the transformer's training")
     add("--out", type=Path, required=True, help="folder of the checkpoint")
     add("--dtype", choices=["bfloat16", "float16", "float32"], default="float16", help="default: float16")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     export(parser.parse_args())
 
 

@@ -16,18 +16,11 @@ from magi1.transformer import MagiTransformer3DModel, ProjectText
 from magi1.vae import AutoencoderKLMagi, Tiling
 
 from .text import build_t5, build_tokenizer
-from .trainer import LatentPool, new_transformer_parser, slow_decay, train
+from .trainer import LatentPool, Task, train_transformer
 
-CONFIG = {
-    "num_layers": 6,
-    "hidden_size": 192,
-    "ffn_hidden_size": 576,
-    "num_attention_heads": 6,
-    "num_query_groups": 3,
-    "kv_channels": 32,
-    "caption_channels": 64,
-    "caption_max_length": 64,
-}
+CONFIG = {"num_layers": 6, "hidden_size": 192, "ffn_hidden_size": 576}
+CONFIG |= {"num_attention_heads": 6, "num_query_groups": 3, "kv_channels": 32}
+CONFIG |= {"caption_channels": 64, "caption_max_length": 64}
 CHUNK = 6  # latent frames
 CHUNKS = 4  # of the longest clip, which is also the window
 STEPS = (8, 16, 32, 64)
@@ -83,7 +76,7 @@ def run_clips(
     return velocity.unflatten(1, (samples, frames)).transpose(0, 1)
 
 
-class MagiTask:
+class MagiTask(Task):
     """Velocity of latents with a time for every chunk, as in the staircase."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -103,7 +96,7 @@ class MagiTask:
         self._encoder = build_t5(len(self._tokenizer)).to(args.device)
         self.modules = {"transformer": self._model, "text_encoder": self._encoder}
         self.blocks = self._model.blocks
-        self.grow, self.learning_rate = self._pool.grow, slow_decay
+        self.grow = self._pool.grow
 
     def loss(self, rng: np.random.Generator, done: float) -> Tensor:
         # first what things look like, then how they move
@@ -195,11 +188,5 @@ def draw_held(rng: np.random.Generator, samples: int, chunks: int, clean: Tensor
     return held
 
 
-def main() -> None:
-    args = new_transformer_parser(__doc__).parse_args()
-    torch.manual_seed(args.seed)
-    train(MagiTask(args), args)
-
-
 if __name__ == "__main__":
-    main()
+    train_transformer(MagiTask, __doc__)

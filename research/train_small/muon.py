@@ -13,9 +13,7 @@ class Muon(torch.optim.Optimizer):
 
     Unlike ``torch.optim.Muon`` it takes convolution kernels, and iterates in fp32: bf16 is slow on many CPUs.
 
-    Args:
-        lr: step size; an update's spectral norm is about ``lr``.
-        momentum: decay of the gradient's running mean, used with Nesterov's look ahead.
+    The spectral norm of an update is about ``lr``; ``momentum`` is Nesterov's.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
@@ -34,7 +32,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """Approximate the nearest semi-orthogonal matrix by a quintic Newton-Schulz iteration, scaled to its shape."""
+    """Nearest semi-orthogonal matrix, about, by a quintic Newton-Schulz iteration; scaled to its shape."""
     rows, columns = matrix.shape
     x = matrix / (matrix.norm() + 1e-7)
     x = x.T if rows > columns else x

@@ -12,18 +12,10 @@ from torch import Tensor, nn
 from skyreels_v2.solver import noise_grid
 
 from .text import build_tokenizer, build_umt5, embed_captions
-from .trainer import LatentPool, new_transformer_parser, slow_decay, train
-from .vae import encode, use_planes
+from .trainer import LatentPool, Task, train_transformer
 
-CONFIG = {
-    "patch_size": (1, 2, 2),
-    "num_attention_heads": 3,
-    "attention_head_dim": 64,
-    "ffn_dim": 576,
-    "num_layers": 6,
-    "text_dim": 64,
-    "freq_dim": 256,
-}
+CONFIG = {"patch_size": (1, 2, 2), "num_layers": 6, "num_attention_heads": 3, "attention_head_dim": 64}
+CONFIG |= {"ffn_dim": 576, "text_dim": 64, "freq_dim": 256}
 BLOCK = 5  # latent frames
 WINDOW = 25  # latent frames of the longest clip
 SHORT = 5  # latent frames of the cheap clips, of which there are more, and which teach what things look like
@@ -37,13 +29,12 @@ def new_transformer(channels: int) -> SkyReelsV2Transformer3DModel:
     return model
 
 
-class SkyReelsTask:
+class SkyReelsTask(Task):
     """Velocity of latents with a noise level for every frame; half with full, half with causal attention."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         vae = AutoencoderKLWan.from_pretrained(args.vae).eval().to(args.device)
-        use_planes(vae)
         shape = (1, vae.config.z_dim, 1, 1, 1)
         mean, std = (
             torch.tensor(values).view(shape).to(args.device)
@@ -51,7 +42,7 @@ class SkyReelsTask:
         )
         self._long, self._short = (
             LatentPool(
-                lambda video: (encode(vae, video.to(args.device)) - mean) / std,
+                lambda video: (vae.encode(video.to(args.device)).latent_dist.mean - mean) / std,
                 4 * frames - 3,
                 limit,
                 args.seed + frames,
@@ -63,7 +54,6 @@ class SkyReelsTask:
         self._encoder = build_umt5(len(self._tokenizer)).to(args.device)
         self.modules = {"transformer": self._model, "text_encoder": self._encoder}
         self.blocks = self._model.blocks
-        self.learning_rate = slow_decay
 
     def grow(self) -> None:
         self._long.grow()
@@ -131,11 +121,5 @@ def _draw_staircase(rng: np.random.Generator, num_blocks: int) -> np.ndarray:
     return np.array([1.0 if p < 0 else grid[p] if p < steps else clean for p in places])
 
 
-def main() -> None:
-    args = new_transformer_parser(__doc__).parse_args()
-    torch.manual_seed(args.seed)
-    train(SkyReelsTask(args), args)
-
-
 if __name__ == "__main__":
-    main()
+    train_transformer(SkyReelsTask, __doc__)

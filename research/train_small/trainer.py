@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,32 +23,29 @@ from .muon import Muon, find_matrices
 logger = logging.getLogger("train_small")
 
 
-class Task(Protocol):
-    """A model and what it learns.
-
-    Attributes:
-        modules: modules to train, by the names under which their weights are saved.
-        blocks: the part of them whose matrices Muon updates; AdamW updates the rest.
-    """
+class Task:
+    """A model and what it learns; Muon updates the matrices of ``blocks``, AdamW the rest of ``modules``."""
 
     modules: dict[str, nn.Module]
     blocks: nn.Module
 
     def grow(self) -> None:
         """Make one more clip."""
-        ...
 
     def loss(self, rng: np.random.Generator, done: float) -> Tensor:
         """Loss of a new batch; ``done`` is the share of the time spent so far."""
-        ...
+        raise NotImplementedError
 
     def learning_rate(self, step: int, done: float) -> float:
-        """Share of the peak learning rate."""
-        ...
+        """Share of the peak: warm up over 100 steps, hold, fall to 0 over most of the time."""
+        return min(1.0, (step + 1) / 100) * min(1.0, max(0.0, (1 - done) / 0.7))
+
+    def finish(self, out: Path) -> None:
+        """Write what follows from the trained weights."""
 
 
 class LatentPool:
-    """Encoded clips with captions that are not held out; grows during training, so that training starts at once.
+    """Encoded clips with captions that are not held out; grows during training, which can so start at once.
 
     Args:
         encode: maps a video ``[1, 3, frames, height, width]`` in [-1, 1] to normalised latents.
@@ -87,11 +83,11 @@ class Training:
         self.task, self.args = task, args
         self.rng = np.random.default_rng(args.seed)
         self._modules = list(task.modules.values())
-        self._weights = [weight for module in self._modules for weight in module.parameters()]
-        self._average = EMAModel(self._weights, decay=args.ema, foreach=True)
+        self.weights = [weight for module in self._modules for weight in module.parameters()]
+        self.average = EMAModel(self.weights, decay=args.ema, foreach=True)
         matrices = find_matrices(task.blocks)
         ids = {id(weight) for weight in matrices}
-        rest = [weight for weight in self._weights if id(weight) not in ids]
+        rest = [weight for weight in self.weights if id(weight) not in ids]
         self._optimizers = [
             Muon(matrices, lr=args.lr),
             torch.optim.AdamW(rest, lr=0.1 * args.lr, betas=(0.9, 0.99), weight_decay=0.01),
@@ -117,30 +113,26 @@ class Training:
         loss.backward()
         for optimizer in self._optimizers:
             optimizer.step()
-        self._average.step(self._weights)
+        self.average.step(self.weights)
         self.losses.append(loss.item())
         self.seconds += time.monotonic() - started
-
-    def average(self) -> None:
-        """Replace the weights by their running average, for good."""
-        self._average.copy_to(self._weights)
 
     def save(self, folder: Path) -> None:
         """Write the averaged weights, the losses, the arguments and the state to resume from."""
         state = {
             "modules": [module.state_dict() for module in self._modules],
-            "average": self._average.state_dict(),
+            "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "seconds": self.seconds,
             "losses": self.losses,
         }
         with replaced_when_done(folder / "state.pt") as path:
             torch.save(state, path)
-        self._average.store(self._weights)
-        self._average.copy_to(self._weights)
+        self.average.store(self.weights)
+        self.average.copy_to(self.weights)
         with replaced_when_done(folder / "weights.pt") as path:
             torch.save({name: module.state_dict() for name, module in self.task.modules.items()}, path)
-        self._average.restore(self._weights)
+        self.average.restore(self.weights)
         losses = [round(loss, 4) for loss in self.losses]
         write_atomically(folder / "losses.json", json.dumps(losses).encode())
         write_atomically(folder / "arguments.json", json.dumps(vars(self.args), default=str).encode())
@@ -148,7 +140,7 @@ class Training:
     def resume(self, folder: Path) -> None:
         """Load a saved state; clips are drawn again."""
         state = torch.load(folder / "state.pt", weights_only=True, map_location=self.args.device)
-        self._average.load_state_dict(state["average"])
+        self.average.load_state_dict(state["average"])
         for name, objects in (("modules", self._modules), ("optimizers", self._optimizers)):
             for target, saved in zip(objects, state[name], strict=True):
                 target.load_state_dict(saved)
@@ -156,13 +148,8 @@ class Training:
         self.rng = np.random.default_rng([self.args.seed, len(self.losses)])
 
 
-def slow_decay(step: int, done: float) -> float:
-    """Learning rate of the transformers: warm up over 100 steps, hold, fall to 0 over most of the time."""
-    return min(1.0, (step + 1) / 100) * min(1.0, max(0.0, (1 - done) / 0.7))
-
-
 def train(task: Task, args: argparse.Namespace) -> None:
-    """Train for the given time, with a checkpoint every ``save_every`` steps; leaves the averaged weights."""
+    """Train for the given time, with a checkpoint every ``save_every`` steps."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.out.mkdir(parents=True, exist_ok=True)
     training = Training(task, args)
@@ -182,31 +169,36 @@ def train(task: Task, args: argparse.Namespace) -> None:
             if step % args.save_every == 0:
                 training.save(args.out)
     training.save(args.out)
-    training.average()
+    training.average.copy_to(training.weights)
+    task.finish(args.out)
 
 
 def new_parser(description: str, **defaults: float) -> argparse.ArgumentParser:
     """Make a parser of the flags that all trainings share."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for weights and losses")
-    add("--minutes", type=float, default=60, help="training time, without pauses (default: %(default)s)")
-    add("--lr", type=float, default=0.015, help="of Muon; AdamW takes a tenth (default: %(default)s)")
-    add("--ema", type=float, default=0.998, help="decay of the averaged weights (default: %(default)s)")
-    add("--save-every", type=int, default=200, help="steps between checkpoints (default: %(default)s)")
+    add("--minutes", type=float, default=60, help="training time, without pauses")
+    add("--lr", type=float, default=0.015, help="of Muon; AdamW takes a tenth")
+    add("--ema", type=float, default=0.998, help="decay of the averaged weights")
+    add("--save-every", type=int, default=200, help="steps between checkpoints")
     add("--resume", action="store_true", help="continue the training in --out")
-    add("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
-    add("--seed", type=int, default=0, help="default: 0")
-    parser.set_defaults(first_clips=0, **defaults)
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="of the transformers")
+    add("--seed", type=int, default=0, help="of weights and clips")
+    parser.set_defaults(**defaults)
     return parser
 
 
-def new_transformer_parser(description: str) -> argparse.ArgumentParser:
-    """Make a parser with the flags of the transformers' data, too."""
+def train_transformer(new_task: Callable[[argparse.Namespace], Task], description: str) -> None:
+    """Train a transformer on clips that a trained VAE encodes, as the command line says."""
     parser = new_parser(description)
     add = parser.add_argument
     add("--vae", type=Path, required=True, help="folder of the trained VAE")
-    add("--batch", type=int, default=8, help="clips of full length, or more short ones (default: 8)")
-    add("--first-clips", type=int, default=300, help="clips to encode before the first step (default: 300)")
-    add("--clips", type=int, default=2500, help="clips to encode in all (default: 2500)")
-    return parser
+    add("--batch", type=int, default=8, help="clips of full length, or more short ones")
+    add("--first-clips", type=int, default=300, help="clips to encode before the first step")
+    add("--clips", type=int, default=2500, help="clips to encode in all")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    train(new_task(args), args)
