@@ -32,7 +32,7 @@ Make = Callable[[str, int], tuple[Frames, Trace]]
 
 @dataclass(frozen=True)
 class Run:
-    """Measurements of one video; PSNR (dB) and SSIM are to other methods' videos of the same seed, by method."""
+    """Measurements of one video; PSNR (dB) and SSIM are to the same seed's videos of other methods."""
 
     method: str
     seed: int
@@ -60,13 +60,8 @@ def compare(
     Methods take turns within a seed, so that a slow spell of the machine hits all of them.
 
     Args:
-        make: makes a video.
-        methods: names.
-        seeds: one video of every method for each.
-        references: methods whose videos the others are compared with; those not in ``methods`` are skipped.
-        outdir: where to write.
-        settings: by method, what else decides about its video; runs in ``runs.jsonl`` with the same settings are
-            not repeated. None: start over.
+        references: methods whose videos the others are compared with, as far as they are in ``methods``.
+        settings: of each method; runs in ``runs.jsonl`` with the same ones are not repeated. None: start over.
         shown: methods on the sheets.
         name: of the sheets.
     """
@@ -219,11 +214,20 @@ def positive(text: str) -> int:
 
 def new_parser(description: str, name: str) -> argparse.ArgumentParser:
     """A parser with ``--outdir``, whose default is ``outputs/NAME``."""
-    parser = Parser(description)
-    parser.add_argument(
-        "--outdir", type=Path, default=Path(f"outputs/{name}"), help=f"default: outputs/{name}"
-    )
+    parser, default = Parser(description), f"outputs/{name}"
+    parser.add_argument("--outdir", type=Path, default=Path(default), help=f"default: {default}")
     return parser
+
+
+def add_comparison_flags(parser: argparse.ArgumentParser, methods: list[str] | None = None) -> None:
+    """Add the flags of scripts that compare methods on one prompt; ``methods``: the default."""
+    add = parser.add_argument
+    add("--methods", "--ways", nargs="+", default=methods, help="ratios are to the first (default: all)")
+    add("--repeats", type=positive, default=3, help="videos per method, each with its own seed (default: 3)")
+    add("--seed", type=int, default=0, help="of the first repeat (default: 0)")
+    add("--prompt", help="default: the model's")
+    add("--height", type=int, help="pixels (default: the model's)")
+    add("--width", type=int, help="pixels (default: the model's)")
 
 
 def main(parse: Callable[[], argparse.Namespace], bench: Callable[[argparse.Namespace], str]) -> None:

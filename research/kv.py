@@ -30,7 +30,7 @@ from flowcache.plots.style import save_figure
 from flowcache.video import Frames, to_uint8
 
 from .compare import Run, compare, main, new_parser, positive, style_axis, write_results
-from .runs import LIVE, Model, add_model_flags, load_chunk_model
+from .runs import LIVE, Model, add_model_flags, find_chunk_model
 from .train_small.moving_shapes import read_held_out
 
 PRESETS = ("none", "fast")
@@ -90,7 +90,7 @@ Rows = dict[tuple[str, Variant], Row]
 
 def bench(args: argparse.Namespace) -> str:
     """Run, write, and return the tables."""
-    model, captions = load_chunk_model(args, args.chunks), read_held_out()
+    model, captions = find_chunk_model(args, args.chunks), read_held_out()
     variants = list(dict.fromkeys([KEEP_ALL, *chain(*AXES.values())]))
     model.warm_up(KEEP_ALL.configure(model, "none", args.chunks))
     results: dict[tuple[str, Variant], list[Run]] = {}
@@ -201,7 +201,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--captions", type=positive, default=4, help="number of held-out captions (default: 4)")
     add("--chunks", type=positive, default=11, help="of each video, more than 10 (default: 11)")
     args = parser.parse_args()
-    load_chunk_model(args, args.chunks)
+    find_chunk_model(args, args.chunks)
     if args.chunks <= LIVE + max(v.budget for v in AXES["budget",]):
         raise ValueError(f"chunks: expected more than 10, as the largest budget is 6, got {args.chunks}.")
     if args.captions > (known := len(read_held_out())):

@@ -30,7 +30,7 @@ from flowcache.plots.style import COMPUTED, REUSED, save_figure
 from flowcache.video import VideoWriter, to_uint8
 
 from .compare import main, new_parser, positive, style_axis, write_results
-from .runs import LIVE, PROMPT, add_model_flags, load_chunk_model
+from .runs import LIVE, PROMPT, add_model_flags, find_chunk_model
 
 CACHES = {"compressed": COMPUTED, "plain": REUSED}
 
@@ -63,7 +63,7 @@ class Measurement:
 def measure(args: argparse.Namespace, run: tuple[int, str]) -> Measurement:
     """Make one video and write it; to be called in a process of its own."""
     chunks, cache = run
-    model, trace = load_chunk_model(args, chunks), Trace(method=cache)
+    model, trace = find_chunk_model(args, chunks), Trace(method=cache)
     limit = {"budget": args.budget} if cache == "compressed" else {"kv_range": chunks}
     parts = model.stream(PROMPT, 0, model.configure("flowcache", "balanced", **limit), trace)
     now = time.process_time if args.device == "cpu" else time.perf_counter
@@ -131,7 +131,7 @@ def parse_arguments() -> argparse.Namespace:
         help="chunks' worth of KV tokens kept of clean chunks (default: 4)",
     )
     args = parser.parse_args()
-    load_chunk_model(args, max(args.chunks))
+    find_chunk_model(args, max(args.chunks))
     if min(args.chunks) < 2:
         raise ValueError(f"chunks: expected at least 2, got {min(args.chunks)}.")
     return args

@@ -15,8 +15,8 @@ from flowcache.methods import PRESETS
 from flowcache.plots import distance_curves, reuse_map
 from flowcache.video import Frames
 
-from .compare import Run, compare, main, new_parser, positive, speed_table, write_results
-from .runs import MODELS, Model, add_model_flags, load_model
+from .compare import Run, add_comparison_flags, compare, main, new_parser, speed_table, write_results
+from .runs import MODELS, Model, add_model_flags, find_model
 
 OURS = tuple(f"flowcache:{preset}" for preset in PRESETS if preset != "paper-slow")
 FRAMES = {"skyreels": 177, "magi": 240}
@@ -40,7 +40,7 @@ def configure(model: Model, text: str) -> FlowCacheConfig:
 
 def bench(args: argparse.Namespace) -> str:
     """Load, compare, and return the table."""
-    model = load_model(args)
+    model = find_model(args)
 
     def make(method: str, seed: int) -> tuple[Frames, Trace]:
         trace = Trace(method=method)
@@ -52,7 +52,7 @@ def bench(args: argparse.Namespace) -> str:
             distance_curves(trace, f"{stem}.distances.png")
         return frames, trace
 
-    model.warm_up(configure(model, args.methods[0]))
+    model.warm_up(model.configure(model.no_reuse))
     plain = [method for method in ("vanilla", "causal") if method in model.methods]
     seeds = range(args.seed, args.seed + args.repeats)
     runs = compare(make, args.methods, seeds, plain, args.outdir, shown=args.methods)
@@ -76,17 +76,11 @@ def split_gain(run: Run) -> str:
 def parse_arguments() -> argparse.Namespace:
     parser = new_parser(__doc__, "methods")
     add_model_flags(parser, "177; magi: 240")
-    add = parser.add_argument
-    add("--methods", "--ways", nargs="+", help="ratios are to the first (default: all with their presets)")
-    add("--repeats", type=positive, default=3, help="videos per method, each with its own seed (default: 3)")
-    add("--seed", type=int, default=0, help="of the first repeat (default: 0)")
-    add("--prompt", help="default: the model's")
-    add("--height", type=int, help="pixels (default: the model's)")
-    add("--width", type=int, help="pixels (default: the model's)")
+    add_comparison_flags(parser)
     args = parser.parse_args()
     args.num_frames = args.num_frames or FRAMES[args.model]
     args.methods = args.methods or [*MODELS[args.model].methods[:-1], *OURS]
-    model = load_model(args)
+    model = find_model(args)
     for method in args.methods:
         configure(model, method)
     return args

@@ -58,32 +58,34 @@ class BlockFlops:
         self.total = 0.0
 
     def __enter__(self) -> BlockFlops:
-        watched = [(self._transformer.patch_embedding, self._count_edges)]
+        self._handles = []
+        self._watch(self._transformer.patch_embedding, self._count_edges)
+        width = 4 * self._sizes.dim * self._sizes.ffn_dim
         for block in self._transformer.blocks:
             # caches replace the modules' forward, so that only a module inside shows whether it runs
-            watched += [(block.attn1.to_q, self._count_self), (block.attn2.to_q, self._count_cross)]
-            watched.append((block.ffn.net[0], self._count_feed_forward))
-        self._handles = [module.register_forward_hook(count) for module, count in watched]
+            self._watch(block.attn1.to_q, lambda out: _count_attention(out, out.shape[-2]))
+            self._watch(block.attn2.to_q, lambda out: _count_attention(out, self._text_tokens))
+            self._watch(block.ffn.net[0], lambda out: width * out[..., 0].numel())
         return self
 
     def __exit__(self, *exception: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _count_edges(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _watch(self, module: nn.Module, count: Callable[[Tensor], float]) -> None:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self.total += count(output)
+
+        self._handles.append(module.register_forward_hook(add))
+
+    def _count_edges(self, output: Tensor) -> float:
         tokens = output[0, 0].numel()
-        self.total += self._sizes.embed(tokens) + self._sizes.head(tokens)
+        return self._sizes.embed(tokens) + self._sizes.head(tokens)
 
-    def _count_self(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        tokens, dim = output.shape[-2:]
-        self.total += 8 * tokens * dim**2 + 4 * tokens**2 * dim
 
-    def _count_cross(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        tokens, dim = output.shape[-2:]
-        self.total += 4 * (tokens + self._text_tokens) * dim**2 + 4 * tokens * self._text_tokens * dim
-
-    def _count_feed_forward(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.total += 4 * output[..., 0].numel() * self._sizes.dim * self._sizes.ffn_dim
+def _count_attention(queries: Tensor, keys: int) -> float:
+    tokens, dim = queries.shape[-2:]
+    return 4 * (tokens + keys) * dim**2 + 4 * tokens * keys * dim
 
 
 def make_diffusers_pipeline(
@@ -156,15 +158,8 @@ class PeerRun:
         )
         # diffusers takes pixels per latent from the number of levels, which is wrong for a VAE with patches
         scale = pipeline.vae_scale_factor_spatial / pipeline.vae.config.scale_factor_spatial
-        same = (
-            "num_frames",
-            "base_num_frames",
-            "overlap_history",
-            "addnoise_condition",
-            "ar_step",
-            "guidance_scale",
-        )
-        video = {name: getattr(settings, name) for name in (*same, "fps")}
+        same = ("num_frames", "base_num_frames", "overlap_history", "addnoise_condition", "ar_step", "fps")
+        video = {name: getattr(settings, name) for name in (*same, "guidance_scale")}
         with trace.timer("denoise"), BlockFlops(pipeline.transformer, text_tokens) as flops:
             latents = pipeline(
                 prompt=None,
@@ -199,7 +194,7 @@ def mag_cache(run: PeerRun, threshold: float) -> AbstractContextManager[None]:
 
 
 def taylorseer(run: PeerRun, interval: float) -> AbstractContextManager[None]:
-    """TaylorSeer's lite form, which forecasts the last projection; its default patterns match no module here."""
+    """TaylorSeer's lite form, which forecasts the last projection; its patterns match no module here."""
     options = {"taylor_factors_dtype": torch.float32, "use_lite_mode": True}
     return run.hook(TaylorSeerCacheConfig(cache_interval=int(interval), **options))
 
@@ -233,7 +228,7 @@ def faster_cache(run: PeerRun, skip_range: float, **changes: Any) -> Iterator[No
 
 @contextmanager
 def sea_cache(run: PeerRun, threshold: float) -> Iterator[None]:
-    """SeaCache; every call gets step, number of steps and mean noise level, which the pipeline does not pass."""
+    """SeaCache; passes it step, number of steps and mean noise level, which the pipeline does not."""
     config = SeaCacheConfig(
         threshold=threshold,
         max_consecutive_cached=MOST_REUSED,
@@ -267,7 +262,7 @@ def sea_cache(run: PeerRun, threshold: float) -> Iterator[None]:
 
 @contextmanager
 def db_cache(run: PeerRun, threshold: float, forecasts: bool = False) -> Iterator[None]:
-    """cache-dit's DBCache, one block computed at every step; ``forecasts``: with its first-order TaylorSeer."""
+    """cache-dit's DBCache, one block computed at every step; ``forecasts``: with its TaylorSeer."""
     import cache_dit
 
     limits = {"max_warmup_steps": 3, "max_continuous_cached_steps": MOST_REUSED}

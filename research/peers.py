@@ -3,9 +3,9 @@
     python -m research.peers --repeats 3
 
 Others run in diffusers' own pipeline with the same weights, noise and noise grid. A method is one of ours
-(``METHOD:PRESET``), ``diffusers`` (its pipeline, plain) or a cache with a number, ``NAME:NUMBER``: a threshold,
-or for taylorseer, pab and fastercache the interval between computed steps. A speed-up is over the plain run of
-the same pipeline. What cannot run has a row with the reason.
+(``METHOD:PRESET``), ``diffusers`` (its pipeline, plain) or a cache with a number, ``NAME:NUMBER``: a
+threshold, or for taylorseer, pab and fastercache the interval between computed steps. A speed-up is over the
+plain run of the same pipeline. A cache that cannot run has a row with the reason.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from flowcache.video import Frames
 from skyreels_v2 import VideoSettings
 from skyreels_v2.settings import latent_frames
 
-from .compare import compare, main, new_parser, positive, speed_table, write_results
+from .compare import add_comparison_flags, compare, main, new_parser, speed_table, write_results
 from .methods import configure
 from .peer_caches import PeerRun, make_diffusers_pipeline, parse_cache, register_block
-from .runs import SkyReels, add_model_flags, load_model
+from .runs import SkyReels, add_model_flags, find_model
 
 METHODS = (
     *("vanilla", "causal", "teacache", "flowcache:fast", "flowcache:balanced", "diffusers"),
@@ -71,21 +71,18 @@ def find_failure(run: PeerRun, method: str) -> str | None:
 
 
 def check_blocks(settings: VideoSettings) -> None:
-    """Refuse a video of which diffusers would leave a part noise.
-
-    Raises:
-        ValueError: the frames do not fill blocks.
-    """
-    if settings.ar_step and latent_frames(settings.num_frames) % settings.causal_block_size:
+    """Refuse a video of which diffusers would leave a part noise."""
+    block, frames = settings.causal_block_size, latent_frames(settings.num_frames)
+    if settings.ar_step and frames % block:
         raise ValueError(
-            f"num_frames: expected blocks of {settings.causal_block_size} latent frames, as diffusers leaves the "
-            f"rest noise, got {settings.num_frames}; try 97 or 177."
+            f"num_frames: expected whole blocks of {block} latent frames, as diffusers leaves the rest noise, "
+            f"got {settings.num_frames}; try 97 or 177."
         )
 
 
 def bench(args: argparse.Namespace) -> str:
     """Load, try, compare, and return the table."""
-    model = load_model(args, ar_step=args.ar_step)
+    model = find_model(args, ar_step=args.ar_step)
     prompt = args.prompt or model.prompt
     new_trace = ProcessorTrace if args.clock == "processor" else Trace
     register_block()
@@ -108,10 +105,8 @@ def bench(args: argparse.Namespace) -> str:
     table = speed_table(
         runs, args.methods, PLAIN, lambda method: "vanilla" if is_ours(method) else "diffusers", reasons
     )
-    return write_results(args, "bench", f"{table}\n\n{', '.join(map(describe_version, PACKAGES))}", runs)
-
-
-PACKAGES = ("torch", "diffusers", "cache-dit")
+    versions = ", ".join(map(describe_version, ("torch", "diffusers", "cache-dit")))
+    return write_results(args, "bench", f"{table}\n\n{versions}", runs)
 
 
 def describe_version(package: str) -> str:
@@ -125,26 +120,17 @@ def describe_version(package: str) -> str:
 def parse_arguments() -> argparse.Namespace:
     parser = new_parser(__doc__, "peers")
     add_model_flags(parser, "97")
+    add_comparison_flags(parser, list(METHODS))
     add = parser.add_argument
-    add("--methods", "--ways", nargs="+", default=list(METHODS), help="default: all")
-    add("--repeats", type=positive, default=3, help="videos per method, each with its own seed (default: 3)")
-    add("--seed", type=int, default=0, help="of the first repeat (default: 0)")
-    add("--prompt", help="default: the model's")
-    add(
-        "--ar_step",
-        type=int,
-        default=5,
-        help="0: all blocks together, attention to the whole window (default: 5)",
-    )
-    add("--height", type=int, help="pixels (default: the model's)")
-    add("--width", type=int, help="pixels (default: the model's)")
+    lag = "steps by which blocks lag; 0: all together, attention to the whole window (default: 5)"
+    add("--ar_step", type=int, default=5, help=lag)
     add("--grid", choices=("original", "diffusers"), default="original", help="noise grid of diffusers' runs")
     clock = "wall time, or processor time of all threads: for one thread on a busy CPU (default: wall)"
     add("--clock", choices=("wall", "processor"), default="wall", help=clock)
     args = parser.parse_args()
     if args.model != "skyreels":
         raise ValueError(f"model: expected skyreels, which diffusers has, got {args.model}.")
-    model = load_model(args, ar_step=args.ar_step)
+    model = find_model(args, ar_step=args.ar_step)
     check_blocks(model.settings)
     for method in args.methods:
         configure(model, method) if is_ours(method) else parse_cache(method)

@@ -27,7 +27,7 @@ from flowcache.reuse import TeaCache
 from flowcache.video import Frames
 
 from .compare import Run, compare, main, new_parser, positive, style_axis
-from .runs import Model, add_model_flags, load_model
+from .runs import Model, add_model_flags, find_model
 from .train_small.moving_shapes import read_held_out
 
 INTERVALS = (2, 3, 4, 5, 7, 10)
@@ -47,7 +47,7 @@ Curves = dict[str, dict[float, FlowCacheConfig]]
 
 
 def make_curves(model: Model, thresholds: Sequence[float]) -> Curves:
-    """Configurations of each curve by the option's value: the originals, then every policy with every forecast."""
+    """Configurations of each curve by the option's value: the originals, every policy with every forecast."""
     ours = model.configure("flowcache", "fast")
     paper = {x: model.configure("flowcache", "paper-fast", threshold=x) for x in thresholds}
     together = {x: model.configure("flowcache", "fast", threshold=x) for x in thresholds[1:]}
@@ -79,7 +79,7 @@ def _as_teacache(config: FlowCacheConfig) -> TeaCache:
 def bench(args: argparse.Namespace) -> str:
     """Run, draw, and return the tables."""
     # more frames than a window are made as one stream
-    model, captions = load_model(args, streaming=(args.num_frames or 0) > 97), read_held_out()
+    model, captions = find_model(args, streaming=(args.num_frames or 0) > 97), read_held_out()
     limits = {"budget": args.budget} if args.budget else {}
     plain = model.configure(model.no_reuse, **limits)
     curves = make_curves(model, THRESHOLDS[args.model])
@@ -240,7 +240,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--curves", nargs="+", help="names of the curves to measure (default: all)")
     args = parser.parse_args()
     args.outdir = Path(str(args.outdir).replace("MODEL", args.model))
-    curves = make_curves(load_model(args), THRESHOLDS[args.model])
+    curves = make_curves(find_model(args), THRESHOLDS[args.model])
     for name in args.curves or ():
         if name not in curves:
             raise ValueError(f"curves: expected names among {'; '.join(curves)}, got {name!r}.")

@@ -20,10 +20,10 @@ from flowcache.output import VideoPart
 from flowcache.video import Frames, to_uint8
 from magi1 import model_source as magi_source
 from magi1.config import FRAMES
-from magi1.methods import method_config as magi_method
-from magi1.pipeline import MagiPipeline
+from magi1.methods import METHODS as MAGI_METHODS
+from magi1.methods import method_config as magi_method_config
 from magi1.request import VideoRequest
-from skyreels_v2 import FlowCacheSkyReelsV2Pipeline, load_pipeline, resolve_model
+from skyreels_v2 import METHODS, load_pipeline, resolve_model
 
 ROOT = Path(__file__).resolve().parents[1]
 MAGI_CONFIG = ROOT / "FlowCache4MAGI-1/config/single_run/4.5B_distill.json"
@@ -32,168 +32,117 @@ PROMPT = "a red circle moves right over a dark background"
 LIVE = 4
 
 
-class Model:
-    """A model and the video that it makes; weights are read when the first video is made.
+class SkyReels:
+    """SkyReels-V2 and the video that it makes; weights are read when they are first used.
 
     Attributes:
         methods: its methods, the plain one first.
         no_reuse: the method that computes every live chunk against the KV cache.
-        shortest: pixel frames of the warm-up.
         prompt: the default.
     """
 
-    methods: tuple[str, ...]
-    no_reuse: str
-    shortest: int
-    prompt = PROMPT
+    methods, no_reuse, prompt = METHODS, "causal", PROMPT
 
-    def configure(self, method: str, preset: str | None = None, **options: Any) -> FlowCacheConfig:
-        """Make the configuration of a method.
-
-        Args:
-            method: one of ``methods``.
-            preset: None: the default.
-            options: fields of ``MethodOptions``.
-        """
-        raise NotImplementedError
-
-    def stream(
-        self, prompt: str, seed: int, config: FlowCacheConfig, trace: Trace, num_frames: int | None = None
-    ) -> Iterator[VideoPart]:
-        """Make a video; yields each chunk's frames as soon as they are clean."""
-        raise NotImplementedError
-
-    def video(
-        self, prompt: str, seed: int, config: FlowCacheConfig, trace: Trace, num_frames: int | None = None
-    ) -> Frames:
-        """Make a video, ``[frames, height, width, 3]``."""
-        parts = self.stream(prompt, seed, config, trace, num_frames)
-        return to_uint8(torch.cat([part.frames for part in parts], dim=1))
-
-    def warm_up(self, config: FlowCacheConfig) -> None:
-        """Make a short video, so that no measured one pays for first calls."""
-        self.video(PROMPT, 0, config, Trace(), self.shortest)
-
-
-class SkyReels(Model):
-    """SkyReels-V2.
-
-    Args:
-        checkpoint: as ``resolve_model`` takes it.
-        device: where to run.
-        video: fields of ``VideoSettings``; None as it suits the model.
-    """
-
-    methods, no_reuse, shortest = ("vanilla", "causal", "teacache", "flowcache"), "causal", 21
-
-    def __init__(self, checkpoint: str, device: str, **video: Any) -> None:
-        self.source = resolve_model(checkpoint, device)
+    def __init__(self, args: Namespace, **video: Any) -> None:
+        self._device, self.source = args.device, resolve_model(args.checkpoint, args.device)
         self.prompt = self.source.defaults["prompt"]
         self.settings = self.source.video_settings(**{"ar_step": 5, "causal_block_size": 5, **video})
-        self._device = device
 
     @cached_property
-    def pipeline(self) -> FlowCacheSkyReelsV2Pipeline:
+    def pipeline(self) -> Any:
+        """Our pipeline."""
         pipeline = load_pipeline(self.source, self._device)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def configure(self, method: str, preset: str | None = None, **options: Any) -> FlowCacheConfig:
+        """Make the configuration of a method; ``options`` are fields of ``MethodOptions``."""
         return self.source.method_config(method, preset, **options)
 
-    def stream(
-        self, prompt: str, seed: int, config: FlowCacheConfig, trace: Trace, num_frames: int | None = None
-    ) -> Iterator[VideoPart]:
-        settings = replace(self.settings, seed=seed, num_frames=num_frames or self.settings.num_frames)
+    def stream(self, prompt: str, seed: int, config: FlowCacheConfig, trace: Trace) -> Iterator[VideoPart]:
+        """Make a video; yields each chunk's frames as soon as they are clean."""
+        settings = replace(self.settings, seed=seed)
         return self.pipeline.stream(prompt, settings=settings, cache=config, trace=trace)
 
+    def video(self, prompt: str, seed: int, config: FlowCacheConfig, trace: Trace) -> Frames:
+        """Make a video, ``[frames, height, width, 3]``."""
+        parts = self.stream(prompt, seed, config, trace)
+        return to_uint8(torch.cat([part.frames for part in parts], dim=1))
 
-class Magi(Model):
-    """MAGI-1.
+    def warm_up(self, config: FlowCacheConfig) -> None:
+        """Make the first chunk, so that no measured video pays for first calls."""
+        next(self.stream(PROMPT, 0, config, Trace()))
 
-    Args:
-        checkpoint: ``auto``, ``small``, or ``official`` for the weights that the configuration names.
-        device: where to run.
-        config_file: configuration in three sections.
-        video: keys of the configuration; None as it has them.
-    """
 
-    methods, no_reuse, shortest = ("vanilla", "teacache", "flowcache"), "vanilla", 24
+class Magi(SkyReels):
+    """The same for MAGI-1."""
 
-    def __init__(self, checkpoint: str, device: str, config_file: Path = MAGI_CONFIG, **video: Any) -> None:
+    methods, no_reuse = MAGI_METHODS, "vanilla"
+
+    def __init__(self, args: Namespace, **video: Any) -> None:
         keys = {name: value for name, value in video.items() if value is not None}
-        self.source = magi_source.resolve_model(config_file, keys, checkpoint, device)
-        self._device = device
+        self.source = magi_source.resolve_model(args.config_file, keys, args.checkpoint, args.device)
+        self._device = args.device
 
     @cached_property
-    def pipeline(self) -> MagiPipeline:
+    def pipeline(self) -> Any:
         pipeline = magi_source.load_pipeline(self.source, self._device)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def configure(self, method: str, preset: str | None = None, **options: Any) -> FlowCacheConfig:
-        options.pop("kv_range", None)  # a chunk of MAGI-1 sees what its configuration says
-        return magi_method(method, preset=preset, **options)
+        options.pop("kv_range", None)  # chunks of MAGI-1 see what its configuration says
+        return magi_method_config(method, preset=preset, **options)
 
-    def stream(
-        self, prompt: str, seed: int, config: FlowCacheConfig, trace: Trace, num_frames: int | None = None
-    ) -> Iterator[VideoPart]:
-        runtime = self.source.config.runtime_config
-        runtime = replace(runtime, seed=seed, num_frames=num_frames or runtime.num_frames)
-        request = VideoRequest(
-            prompt=prompt, config=replace(self.source.config, runtime_config=runtime), cache=config
-        )
-        return self.pipeline.stream(request, trace)
+    def stream(self, prompt: str, seed: int, config: FlowCacheConfig, trace: Trace) -> Iterator[VideoPart]:
+        magi = self.source.config
+        magi = replace(magi, runtime_config=replace(magi.runtime_config, seed=seed))
+        return self.pipeline.stream(VideoRequest(prompt=prompt, config=magi, cache=config), trace)
 
 
+Model = SkyReels
 MODELS = {"skyreels": SkyReels, "magi": Magi}
 
 
-def load_model(args: Namespace, **defaults: Any) -> Model:
+def find_model(args: Namespace, **video: Any) -> Model:
     """Find the model that the flags name, for a video of the flags' frames and steps.
 
     Args:
         args: of a parser with ``add_model_flags``.
-        defaults: settings of the video by the names of SkyReels-V2, for this model alone.
+        video: further settings, of SkyReels-V2 alone.
 
     Raises:
         ValueError: one sentence that names the flag.
     """
     check_device(args.device)
-    size = {name: getattr(args, name, None) for name in ("height", "width")}
+    height, width = (getattr(args, name, None) for name in ("height", "width"))
     if args.model == "magi":
-        video = {"num_frames": args.num_frames or 96, "num_steps": args.steps or 64}
-        video |= {"video_size_h": size["height"], "video_size_w": size["width"]}
-        return Magi(args.checkpoint, args.device, args.config_file, **video)
-    frames = args.num_frames or 97
-    window = {"overlap_history": 17, "addnoise_condition": 20}
-    video = {"num_frames": frames, "inference_steps": args.steps or 50, **size, **window, **defaults}
-    return SkyReels(args.checkpoint, args.device, **video)
+        keys = {"num_frames": args.num_frames or 96, "num_steps": args.steps or 64}
+        return Magi(args, video_size_h=height, video_size_w=width, **keys)
+    window = {"overlap_history": 17, "addnoise_condition": 20, "height": height, "width": width}
+    length = {"num_frames": args.num_frames or 97, "inference_steps": args.steps or 50}
+    return SkyReels(args, **window, **length, **video)
 
 
-def load_chunk_model(args: Namespace, chunks: int) -> Model:
-    """Find the model for videos of that many chunks, ``LIVE`` of them live at once, each seeing all before it."""
+def find_chunk_model(args: Namespace, chunks: int) -> Model:
+    """Find the model for videos of that many chunks, ``LIVE`` of them live, each seeing all before it."""
     check_device(args.device)
     if args.steps % LIVE:
         raise ValueError(f"steps: expected a multiple of {LIVE}, got {args.steps}.")
     if args.model == "magi":
-        keys = {"num_steps": args.steps, "window_size": LIVE, "noise2clean_kvrange": []}
-        keys |= {"clean_chunk_kvrange": -1, "num_frames": FRAMES * 6 * chunks}
-        return Magi(args.checkpoint, args.device, args.config_file, **keys)
-    video = {"num_frames": 4 * 5 * chunks - 3, "inference_steps": args.steps, "ar_step": args.steps // LIVE}
-    return SkyReels(args.checkpoint, args.device, streaming=True, **video)
+        ranges = {"noise2clean_kvrange": [], "clean_chunk_kvrange": -1}
+        frames = FRAMES * 6 * chunks
+        return Magi(args, num_frames=frames, num_steps=args.steps, window_size=LIVE, **ranges)
+    lag = {"ar_step": args.steps // LIVE, "inference_steps": args.steps}
+    return SkyReels(args, num_frames=4 * 5 * chunks - 3, streaming=True, **lag)
 
 
 def add_model_flags(parser: ArgumentParser, frames: str = "") -> None:
-    """Add the flags that ``load_model`` reads; ``frames``: default lengths to show, empty: no such flag."""
+    """Add the flags that ``find_model`` reads; ``frames``: default lengths to show, empty: no such flag."""
     add = parser.add_argument
     add("--model", "--family", choices=MODELS, default="skyreels", help="default: skyreels")
-    add(
-        "--checkpoint",
-        "--model_id",
-        default="auto",
-        help="small, official or, for skyreels, a folder or Hub id",
-    )
+    weights = "small, official (magi), a folder or Hub id (skyreels) (default: auto)"
+    add("--checkpoint", "--model_id", default="auto", help=weights)
     add("--config_file", type=Path, default=MAGI_CONFIG, help="configuration of MAGI-1")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     if frames:

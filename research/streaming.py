@@ -27,7 +27,7 @@ from flowcache.metrics import psnr
 from flowcache.video import Frames, contact_sheet
 
 from .compare import main, new_parser, write_results
-from .runs import PROMPT, add_model_flags, load_model
+from .runs import PROMPT, add_model_flags, find_model
 
 #: Whether to stream, and limits on the cache.
 VARIANTS = {
@@ -89,7 +89,7 @@ def measure_constancy(frames: Frames, length: int, block: int) -> dict[str, floa
 def bench(args: argparse.Namespace) -> str:
     """Make all videos, write contact sheets and measurements; returns a Markdown table."""
     args.outdir.mkdir(parents=True, exist_ok=True)
-    models = {streams: load_model(args, streaming=streams) for streams in (False, True)}
+    models = {streams: find_model(args, streaming=streams) for streams in (False, True)}
     models[True].pipeline = models[False].pipeline
     rows = []
     for index, prompt in enumerate(tqdm(args.prompts, unit="prompt")):
@@ -125,7 +125,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.model != "skyreels":
         raise ValueError(f"model: expected skyreels, which has windows, got {args.model}.")
-    load_model(args)
+    find_model(args)
     return args
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from flowcache import Trace
 from flowcache.video import contact_sheet
 
-from ..runs import MODELS, add_model_flags, load_model
+from ..runs import MODELS, add_model_flags, find_model
 from .moving_shapes import read_held_out
 
 
@@ -20,7 +20,7 @@ def draw_sheet(args: argparse.Namespace) -> None:
     for method in args.methods:
         # the plain SkyReels-V2 denoises all blocks at the same step
         together = {"ar_step": 0} if method == "vanilla" else {}
-        models[method] = load_model(args, guidance_scale=args.guidance_scale, **together)
+        models[method] = find_model(args, guidance_scale=args.guidance_scale, **together)
     for index, caption in enumerate(tqdm(read_held_out()[: args.captions], unit="video")):
         method = args.methods[index % len(args.methods)]
         model = models[method]

@@ -44,7 +44,7 @@ class FakeModel:
 
 
 def test_kv_results_and_an_interrupted_measurement(monkeypatch, tmp_path):
-    monkeypatch.setattr(kv, "load_chunk_model", lambda args, chunks: FakeModel())
+    monkeypatch.setattr(kv, "find_chunk_model", lambda args, chunks: FakeModel())
     args = argparse.Namespace(
         model="fake", captions=2, chunks=11, steps=4, device="cpu", outdir=tmp_path / "kv"
     )
