@@ -61,7 +61,7 @@ def compare(
 
     Args:
         references: methods whose videos the others are compared with, as far as they are in ``methods``.
-        settings: of each method; runs in ``runs.jsonl`` with the same ones are not repeated. None: start over.
+        settings: of each method; runs in ``runs.jsonl`` with the same are not repeated. None: start over.
         shown: methods on the sheets.
         name: of the sheets.
     """

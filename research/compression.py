@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict, dataclass, replace
 from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -27,8 +27,7 @@ from flowcache.markdown import markdown_table
 from .compare import main, new_parser, positive, write_results
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """Sizes of a model at its usual resolution; ``granularity`` of the queries that its method asks."""
 
     layers: int
@@ -37,58 +36,44 @@ class Shape:
     kv_heads: int
     head_dim: int
     frame_tokens: int
-    chunk_frames: int
+    chunk_tokens: int
     granularity: str
-
-    @property
-    def chunk_tokens(self) -> int:
-        return self.frame_tokens * self.chunk_frames
 
 
 SHAPES = {
-    "magi-4.5B": Shape(34, 1, 24, 8, 128, 2025, 6, "frame"),  # 720 x 720
-    "skyreels-1.3B": Shape(30, 2, 12, 12, 128, 2040, 5, "chunk"),  # 544 x 960
+    "magi-4.5B": Shape(34, 1, 24, 8, 128, 2025, 6 * 2025, "frame"),  # 720 x 720
+    "skyreels-1.3B": Shape(30, 2, 12, 12, 128, 2040, 5 * 2040, "chunk"),  # 544 x 960
 }
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Seconds of a compression of all layers, and bytes taken beside the cache meanwhile."""
-
-    asked: int
-    seconds: float
-    bytes: int
-    shape: dict[str, int | str]
 
 
 @torch.no_grad()
 def bench(args: argparse.Namespace) -> str:
     """Measure with all queries and with few, and return the table."""
     shape = SHAPES[args.model]
-    shape = replace(shape, layers=args.layers or shape.layers)
+    shape = shape._replace(layers=args.layers or shape.layers)
     found = [measure(args, shape, most) for most in tqdm((None, args.max_queries), unit="run")]
     titles = ("queries asked", "ms per layer", f"s, {shape.layers} layers", "MiB beside the cache")
-    rows = [
-        (m.asked, f"{1000 * m.seconds / shape.layers:.1f}", f"{m.seconds:.2f}", f"{m.bytes / 2**20:.0f}")
-        for m in found
-    ]
+    rows = []
+    for each in found:
+        seconds = each["seconds"]
+        cells = (f"{1000 * seconds / shape.layers:.1f}", f"{seconds:.2f}", f"{each['bytes'] / 2**20:.0f}")
+        rows.append((each["asked"], *cells))
     return write_results(args, args.model, markdown_table(titles, rows), found)
 
 
-def measure(args: argparse.Namespace, shape: Shape, most: int | None) -> Measurement:
-    """Median over the repeats; a first compression, which pays for first calls, does not count."""
+def measure(args: argparse.Namespace, shape: Shape, most: int | None) -> dict[str, Any]:
+    """Median over the repeats of the seconds of a compression of all layers, and bytes taken meanwhile."""
     dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
     sizes = (shape.layers, shape.branches, shape.kv_heads, shape.head_dim)
     layout = CacheLayout(*sizes, dtype, torch.device(args.device))
     config = KVCompressionConfig(query_granularity=shape.granularity, max_queries=most)
     selector = config.make_selector(shape.frame_tokens, shape.chunk_tokens)
     cache = CompressedKVCache(layout, args.chunks * shape.chunk_tokens, selector)
-    for chunk in range(args.chunks):
-        enter(cache, chunk, shape)
     seconds, peak = [], 0
-    for turn in range(args.repeats + 1):
-        if turn:
-            enter(cache, args.chunks - 1 + turn, shape)
+    for chunk in range(args.chunks + args.repeats):
+        enter(cache, chunk, shape)
+        if chunk < args.chunks - 1:
+            continue  # not yet full
         synchronize(args.device)
         restart_peak_memory(args.device)
         before, start = peak_memory_bytes(args.device), time.perf_counter()
@@ -97,7 +82,9 @@ def measure(args: argparse.Namespace, shape: Shape, most: int | None) -> Measure
         seconds.append(time.perf_counter() - start)
         peak = max(peak, peak_memory_bytes(args.device) - before)
     asked = {"frame": shape.frame_tokens, "chunk": shape.chunk_tokens}[shape.granularity]
-    return Measurement(min(asked, most or asked), median(seconds[1:]), peak, asdict(shape))
+    # the first compression pays for first calls
+    measured = {"asked": min(asked, most or asked), "seconds": median(seconds[1:]), "bytes": peak}
+    return measured | {"shape": shape._asdict()}
 
 
 def enter(cache: CompressedKVCache, chunk: int, shape: Shape) -> None:
@@ -121,9 +108,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     add("--chunks", type=positive, default=6, help="chunks' worth of tokens that are scored (default: 6)")
     add("--layers", type=positive, help="default: all of the model's")
-    add(
-        "--max_queries", type=positive, default=KVCompressionConfig().max_queries, help="default: %(default)s"
-    )
+    most = KVCompressionConfig().max_queries
+    add("--max_queries", type=positive, default=most, help=f"in the second run (default: {most})")
     add("--repeats", type=positive, default=3, help="compressions whose median counts (default: 3)")
     args = parser.parse_args()
     check_device(args.device)

@@ -14,11 +14,11 @@ import multiprocessing
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -35,15 +35,8 @@ from .runs import LIVE, PROMPT, add_model_flags, find_chunk_model
 CACHES = {"compressed": COMPUTED, "plain": REUSED}
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Cost of one video.
-
-    Attributes:
-        seconds: between a chunk's frames and those of the previous chunk.
-        slowdown: median of the last tenth of the chunks over that of the first; None for too few. Without the
-            last chunks, during which fewer are live.
-    """
+class Measurement(NamedTuple):
+    """Cost of one video; ``seconds`` between a chunk's frames and those of the previous chunk."""
 
     cache: str
     chunks: int
@@ -51,13 +44,16 @@ class Measurement:
     kv_bytes: int
     process_bytes: int
     seconds: list[float]
-    slowdown: float | None = field(init=False)
 
-    def __post_init__(self) -> None:
+    @property
+    def slowdown(self) -> float | None:
+        """Median of the last tenth of the chunks over that of the first; None for too few.
+
+        Without the last chunks, during which fewer are live.
+        """
         steady = self.seconds[: len(self.seconds) + 1 - LIVE]
         tenth = len(steady) // 10
-        slowdown = median(steady[-tenth:]) / median(steady[:tenth]) if tenth >= 3 else None
-        object.__setattr__(self, "slowdown", slowdown)
+        return median(steady[-tenth:]) / median(steady[:tenth]) if tenth >= 3 else None
 
 
 def measure(args: argparse.Namespace, run: tuple[int, str]) -> Measurement:
@@ -83,8 +79,9 @@ def bench(args: argparse.Namespace) -> str:
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
         measurements = list(tqdm(pool.map(partial(measure, args), runs), total=len(runs), unit="video"))
+    records = [each._asdict() | {"slowdown": each.slowdown} for each in measurements]
     draw(measurements, args.outdir / f"long_video_{args.model}.png")
-    return write_results(args, f"long_video_{args.model}", summarise(measurements), measurements)
+    return write_results(args, f"long_video_{args.model}", summarise(measurements), records)
 
 
 def summarise(measurements: Sequence[Measurement]) -> str:

@@ -75,8 +75,8 @@ def check_blocks(settings: VideoSettings) -> None:
     block, frames = settings.causal_block_size, latent_frames(settings.num_frames)
     if settings.ar_step and frames % block:
         raise ValueError(
-            f"num_frames: expected whole blocks of {block} latent frames, as diffusers leaves the rest noise, "
-            f"got {settings.num_frames}; try 97 or 177."
+            f"num_frames: expected blocks of {block} latent frames, as diffusers leaves the rest noise, got "
+            f"{settings.num_frames}; try 97 or 177."
         )
 
 

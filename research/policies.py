@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -99,37 +98,26 @@ def bench(args: argparse.Namespace) -> str:
     return report([run for run in runs if run.method != PLAIN], args.outdir, args.model)
 
 
-@dataclass(frozen=True)
 class Curve:
-    """Medians over captions, by rising compute: value of the option, computed share, FLOPs saved, dB, SSIM."""
+    """Medians over captions of the runs ``NAME | VALUE``, by rising compute.
 
-    name: str
-    values: tuple[float, ...]
-    computed: tuple[float, ...]
-    saved: tuple[float, ...]
-    psnr: tuple[float, ...]
-    ssim: tuple[float, ...]
+    Attributes:
+        points: the option's value, computed share, FLOPs saved, dB and SSIM of each point.
+        computed, psnr: columns of these.
+    """
 
-    @classmethod
-    def from_runs(cls, name: str, runs: Sequence[Run]) -> Curve:
-        """Collect the runs whose method is ``NAME | VALUE``."""
-        by_value: dict[float, list[Run]] = {}
+    def __init__(self, name: str, runs: Sequence[Run]) -> None:
+        self.name = name
+        by_value: dict[float, list[tuple[float, ...]]] = {}
         for run in runs:
             curve, _, value = run.method.partition(" | ")
             if curve == name:
-                by_value.setdefault(float(value), []).append(run)
-        rows = []
-        for value, own in by_value.items():
-            points = (
-                (1 - r.reuse_ratio, r.flops["causal"] / r.flops["actual"], r.psnr[PLAIN], r.ssim[PLAIN])
-                for r in own
-            )
-            rows.append((value, *map(median, zip(*points, strict=True))))
-        return cls(name, *zip(*sorted(rows, key=lambda row: (row[1], row[3])), strict=True))
-
-    @property
-    def points(self) -> list[tuple[float, ...]]:
-        return list(zip(self.values, self.computed, self.saved, self.psnr, self.ssim, strict=True))
+                saved = run.flops["causal"] / run.flops["actual"]
+                point = (1 - run.reuse_ratio, saved, run.psnr[PLAIN], run.ssim[PLAIN])
+                by_value.setdefault(float(value), []).append(point)
+        rows = [(value, *np.median(points, axis=0).tolist()) for value, points in by_value.items()]
+        self.points = sorted(rows, key=lambda row: (row[1], row[3]))
+        _, self.computed, _, self.psnr, _ = zip(*self.points, strict=True)
 
     def psnr_at(self, computed: float) -> float | None:
         """PSNR at a share of compute, between the points measured; None beyond them."""
@@ -158,7 +146,7 @@ class Curve:
 def report(runs: Sequence[Run], outdir: Path, model: str) -> str:
     """Write every point and the picture; return the tables."""
     names = dict.fromkeys(run.method.partition(" | ")[0] for run in runs)
-    curves = [Curve.from_runs(name, runs) for name in names]
+    curves = [Curve(name, runs) for name in names]
     columns = ("curve", "value", "computed", "saved", "psnr", "ssim")
     rows = [dict(zip(columns, (c.name, *point), strict=True)) for c in curves for point in c.points]
     write_csv(outdir / "curves.csv", columns, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +16,10 @@ from magi1.schedule import CLEAN_TIME, Timetable
 from magi1.transformer import MagiTransformer3DModel, ProjectText
 from magi1.vae import AutoencoderKLMagi, Tiling
 
+from .moving_shapes import ASSETS
 from .text import build_t5, build_tokenizer
 from .trainer import LatentPool, Task, train_transformer
 
-CONFIG = {"num_layers": 6, "hidden_size": 192, "ffn_hidden_size": 576}
-CONFIG |= {"num_attention_heads": 6, "num_query_groups": 3, "kv_channels": 32}
-CONFIG |= {"caption_channels": 64, "caption_max_length": 64}
 CHUNK = 6  # latent frames
 CHUNKS = 4  # of the longest clip, which is also the window
 STEPS = (8, 16, 32, 64)
@@ -90,7 +89,8 @@ class MagiTask(Task):
             args.seed + 1,
         )
         self._tokenizer = build_tokenizer()
-        self._model = MagiTransformer3DModel(**CONFIG).to(args.device)
+        config = json.loads((ASSETS / "magi1_small/config.json").read_text())["model_config"]
+        self._model = MagiTransformer3DModel.from_config(config).to(args.device)
         nn.init.zeros_(self._model.proj_out.weight)
         nn.init.normal_(self._model.caption_embed.null_caption)
         self._encoder = build_t5(len(self._tokenizer)).to(args.device)

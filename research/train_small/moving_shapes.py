@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: Shipped checkpoints, whose configurations new ones take over.
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+
 COLOURS = {
     "red": (0.90, 0.15, 0.15),
     "green": (0.15, 0.70, 0.20),

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from skyreels_v2.solver import noise_grid
 
+from .moving_shapes import ASSETS
 from .text import build_tokenizer, build_umt5, embed_captions
 from .trainer import LatentPool, Task, train_transformer
 
-CONFIG = {"patch_size": (1, 2, 2), "num_layers": 6, "num_attention_heads": 3, "attention_head_dim": 64}
-CONFIG |= {"ffn_dim": 576, "text_dim": 64, "freq_dim": 256}
 BLOCK = 5  # latent frames
 WINDOW = 25  # latent frames of the longest clip
 SHORT = 5  # latent frames of the cheap clips, of which there are more, and which teach what things look like
 
 
-def new_transformer(channels: int) -> SkyReelsV2Transformer3DModel:
+def new_transformer() -> SkyReelsV2Transformer3DModel:
     """Make a small transformer whose velocity is 0 at first."""
-    model = SkyReelsV2Transformer3DModel(in_channels=channels, out_channels=channels, **CONFIG)
+    config = SkyReelsV2Transformer3DModel.load_config(ASSETS / "skyreels_v2_small/transformer")
+    model = SkyReelsV2Transformer3DModel.from_config(config)
     nn.init.zeros_(model.proj_out.weight)
     nn.init.zeros_(model.proj_out.bias)
     return model
@@ -50,7 +50,7 @@ class SkyReelsTask(Task):
             for frames, limit in ((WINDOW, args.clips), (SHORT, 4 * args.clips))
         )
         self._tokenizer = build_tokenizer()
-        self._model = new_transformer(vae.config.z_dim).to(args.device)
+        self._model = new_transformer().to(args.device)
         self._encoder = build_umt5(len(self._tokenizer)).to(args.device)
         self.modules = {"transformer": self._model, "text_encoder": self._encoder}
         self.blocks = self._model.blocks

@@ -19,15 +19,8 @@ from torch import Tensor, nn
 
 from magi1.vae import AutoencoderKLMagi
 
-from .moving_shapes import draw_scene, render
+from .moving_shapes import ASSETS, draw_scene, render
 from .trainer import Task, new_parser, train
-
-#: 8 x 8 x 4 compression into 16 channels, as the official one; patches of 2 x 2 replace one level.
-WAN_CONFIG = {"base_dim": 24, "decoder_base_dim": 32, "z_dim": 16, "dim_mult": [1, 2, 2], "num_res_blocks": 1}
-WAN_CONFIG |= {"temperal_downsample": [True, True], "is_residual": True, "scale_factor_spatial": 8}
-WAN_CONFIG |= {"patch_size": 2, "in_channels": 12, "out_channels": 12}
-MAGI_CONFIG = {"video_size": 64, "video_length": 12, "embed_dim": 192, "depth": 3, "num_heads": 3}
-MAGI_CONFIG |= {"use_final_proj": True}
 
 
 @torch.no_grad()
@@ -36,7 +29,8 @@ def new_wan_vae() -> AutoencoderKLWan:
 
     With PyTorch's initialisation the decoder spends hundreds of steps learning to ignore its input.
     """
-    vae, convolutions = AutoencoderKLWan(**WAN_CONFIG), (nn.Conv2d, nn.Conv3d)
+    vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(ASSETS / "skyreels_v2_small/vae"))
+    convolutions = (nn.Conv2d, nn.Conv3d)
     for module in vae.modules():
         if isinstance(module, convolutions):
             nn.init.zeros_(module.bias)
@@ -115,7 +109,8 @@ class MagiTask(WanTask):
     batches, longest = ((8, 4, 64), (4, 8, 64), (3, 12, 64)), 12
 
     def new_vae(self) -> nn.Module:
-        vae = AutoencoderKLMagi(**MAGI_CONFIG)
+        config = AutoencoderKLMagi.load_config(ASSETS / "magi1_small/vae")
+        vae = AutoencoderKLMagi.from_config(config)
         for name, parameter in vae.named_parameters():
             if name.endswith(("pos_embed", "cls_token")):
                 nn.init.normal_(parameter, std=0.02)

@@ -109,8 +109,8 @@ def curve_runs(name, lift=0.0):
 
 
 def test_a_curve_interpolates_medians():
-    curve = policies.Curve.from_runs("interval, line", curve_runs("interval, line"))
-    assert (curve.values, curve.psnr) == ((5, 3, 2), (25.0, 41.0, 47.0))
+    curve = policies.Curve("interval, line", curve_runs("interval, line"))
+    assert [point[0] for point in curve.points] == [5, 3, 2] and curve.psnr == (25.0, 41.0, 47.0)
     assert curve.computed == pytest.approx((0.2, 0.4, 0.6))
     assert curve.psnr_at(0.3) == pytest.approx(33)
     assert curve.psnr_at(0.1) is None and curve.psnr_at(0.7) is None
@@ -150,7 +150,7 @@ def test_a_long_video(monkeypatch, tmp_path):
 
 
 def test_compression_asks_all_queries_and_few(monkeypatch, tmp_path):
-    monkeypatch.setitem(compression.SHAPES, "tiny", compression.Shape(2, 2, 4, 2, 8, 30, 3, "chunk"))
+    monkeypatch.setitem(compression.SHAPES, "tiny", compression.Shape(2, 2, 4, 2, 8, 30, 90, "chunk"))
     named = {"model": "tiny", "device": "cpu", "chunks": 6, "layers": 1, "max_queries": 20, "repeats": 2}
     lines = compression.bench(argparse.Namespace(**named, outdir=tmp_path)).splitlines()
     assert "s, 1 layers" in lines[0]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 SCRIPTS = ("methods", "policies", "kv", "long_video", "compression", "streaming", "peers")
-TRAINING = ("vae", "skyreels", "magi", "export", "sample_sheet")
+TRAINING = ("vae", "skyreels", "magi", "export")
 
 
 @pytest.fixture
