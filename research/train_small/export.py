@@ -13,6 +13,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from flowcache.files import write_json
 from flowcache.plots.style import COMPUTED, save_figure
@@ -22,36 +23,35 @@ from magi1.vae import AutoencoderKLMagi
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 
 from ..compare import style_axis
+from . import magi, skyreels
 from .moving_shapes import ASSETS
-from .skyreels import new_transformer
-from .text import build_t5, build_tokenizer, build_umt5
 
 State = dict[str, dict[str, Tensor]]
 
 
 def export_skyreels(vae_folder: Path, state: State, out: Path, dtype: torch.dtype) -> None:
     """Write the parts in diffusers' layout."""
-    vae, tokenizer = AutoencoderKLWan.from_pretrained(vae_folder), build_tokenizer()
-    model, encoder = new_transformer(), build_umt5(len(tokenizer))
+    vae, small = AutoencoderKLWan.from_pretrained(vae_folder), ASSETS / "skyreels_v2_small"
+    model, encoder = skyreels.new_transformer(), skyreels.new_encoder()
     model.load_state_dict(state["transformer"])
     encoder.load_state_dict(state["text_encoder"])
-    scheduler = UniPCMultistepScheduler.from_pretrained(ASSETS / "skyreels_v2_small/scheduler")
+    scheduler = UniPCMultistepScheduler.from_pretrained(small / "scheduler")
+    tokenizer = AutoTokenizer.from_pretrained(small / "tokenizer")
     parts = tokenizer, encoder.to(dtype), model.to(dtype), vae.to(dtype), scheduler
     FlowCacheSkyReelsV2Pipeline(*parts).save_pretrained(out)
-    write_json(out / "defaults.json", json.loads((ASSETS / "skyreels_v2_small/defaults.json").read_text()))
+    write_json(out / "defaults.json", json.loads((small / "defaults.json").read_text()))
 
 
 def export_magi(vae_folder: Path, state: State, out: Path, dtype: torch.dtype) -> None:
     """Write the parts in the official layout of MAGI-1."""
     weights, text_folder = out / "inference_weight.distill", out / "t5" / T5_FOLDER
-    tokenizer = build_tokenizer()
     weights.mkdir(parents=True, exist_ok=True)
     tensors = {official_key(name): tensor.to(dtype) for name, tensor in state["transformer"].items()}
     save_file(tensors, weights / "model.safetensors")
-    encoder = build_t5(len(tokenizer))
+    encoder = magi.new_encoder()
     encoder.load_state_dict(state["text_encoder"])
     encoder.to(dtype).save_pretrained(text_folder)
-    tokenizer.save_pretrained(text_folder)
+    AutoTokenizer.from_pretrained(magi.TEXT_FOLDER).save_pretrained(text_folder)
     vae = AutoencoderKLMagi.from_pretrained(vae_folder)
     vae.to(dtype).save_pretrained(out / "vae")
     config = json.loads((ASSETS / "magi1_small/config.json").read_text())

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from magi1.captions import NULL_TOKENS
 from magi1.schedule import CLEAN_TIME, Timetable
@@ -17,12 +18,12 @@ from magi1.transformer import MagiTransformer3DModel, ProjectText
 from magi1.vae import AutoencoderKLMagi, Tiling
 
 from .moving_shapes import ASSETS
-from .text import build_t5, build_tokenizer
 from .trainer import LatentPool, Task, train_transformer
 
 CHUNK = 6  # latent frames
 CHUNKS = 4  # of the longest clip, which is also the window
 STEPS = (8, 16, 32, 64)
+TEXT_FOLDER = ASSETS / "magi1_small/t5/t5-v1_1-xxl"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ def run_clips(
     return velocity.unflatten(1, (samples, frames)).transpose(0, 1)
 
 
+def new_encoder() -> T5EncoderModel:
+    """Make a small text encoder."""
+    return T5EncoderModel(T5Config.from_pretrained(TEXT_FOLDER))
+
+
 class MagiTask(Task):
     """Velocity of latents with a time for every chunk, as in the staircase."""
 
@@ -88,12 +94,12 @@ class MagiTask(Task):
             args.clips,
             args.seed + 1,
         )
-        self._tokenizer = build_tokenizer()
+        self._tokenizer = AutoTokenizer.from_pretrained(TEXT_FOLDER)
         config = json.loads((ASSETS / "magi1_small/config.json").read_text())["model_config"]
         self._model = MagiTransformer3DModel.from_config(config).to(args.device)
         nn.init.zeros_(self._model.proj_out.weight)
         nn.init.normal_(self._model.caption_embed.null_caption)
-        self._encoder = build_t5(len(self._tokenizer)).to(args.device)
+        self._encoder = new_encoder().to(args.device)
         self.modules = {"transformer": self._model, "text_encoder": self._encoder}
         self.blocks = self._model.blocks
         self.grow = self._pool.grow

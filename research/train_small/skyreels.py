@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 from torch import Tensor, nn
+from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from skyreels_v2.solver import noise_grid
 
 from .moving_shapes import ASSETS
-from .text import build_tokenizer, build_umt5, embed_captions
 from .trainer import LatentPool, Task, train_transformer
 
 BLOCK = 5  # latent frames
@@ -27,6 +27,11 @@ def new_transformer() -> SkyReelsV2Transformer3DModel:
     nn.init.zeros_(model.proj_out.weight)
     nn.init.zeros_(model.proj_out.bias)
     return model
+
+
+def new_encoder() -> UMT5EncoderModel:
+    """Make a small text encoder."""
+    return UMT5EncoderModel(UMT5Config.from_pretrained(ASSETS / "skyreels_v2_small/text_encoder"))
 
 
 class SkyReelsTask(Task):
@@ -49,9 +54,9 @@ class SkyReelsTask(Task):
             )
             for frames, limit in ((WINDOW, args.clips), (SHORT, 4 * args.clips))
         )
-        self._tokenizer = build_tokenizer()
+        self._tokenizer = AutoTokenizer.from_pretrained(ASSETS / "skyreels_v2_small/tokenizer")
         self._model = new_transformer().to(args.device)
-        self._encoder = build_umt5(len(self._tokenizer)).to(args.device)
+        self._encoder = new_encoder().to(args.device)
         self.modules = {"transformer": self._model, "text_encoder": self._encoder}
         self.blocks = self._model.blocks
 
@@ -73,7 +78,7 @@ class SkyReelsTask(Task):
         latents, captions = (self._short if short else self._long).draw(rng, clips, frames)
         captions = [caption if rng.random() > 0.1 else "" for caption in captions]
         levels = torch.stack([draw_levels(rng, frames, causal) for _ in captions]).to(device)
-        text = embed_captions(self._tokenizer, self._encoder, captions)
+        text = self._embed(captions)
         noise, sigma = torch.randn_like(latents), levels[:, None, :, None, None]
         self._model._set_ar_attention(BLOCK if causal else 1)
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
@@ -83,6 +88,13 @@ class SkyReelsTask(Task):
         # nothing to learn where noise is too weak to see, nor before the first step
         counted = ((levels > 0.02) & (levels < 1)).float()
         return (errors * counted).sum() / counted.sum().clamp_min(1)
+
+    def _embed(self, captions: list[str]) -> Tensor:
+        """Embed captions as the pipeline does, ``[captions, tokens, width]``: zero behind the end of each."""
+        tokens = self._tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        tokens = tokens.to(self._encoder.device)
+        hidden = self._encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        return torch.where(tokens.attention_mask.bool().unsqueeze(-1), hidden, 0.0)
 
 
 def draw_levels(rng: np.random.Generator, num_frames: int, causal: bool) -> Tensor:
