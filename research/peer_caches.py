@@ -6,7 +6,7 @@ import ast
 import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -116,10 +116,6 @@ class PeerRun:
     prompt: str
     negative_prompt: str
 
-    def with_settings(self, **changes: Any) -> PeerRun:
-        """The same for another video."""
-        return replace(self, settings=replace(self.settings, **changes))
-
     @cached_property
     def window_steps(self) -> list[int]:
         """Steps of each window."""
@@ -207,23 +203,15 @@ def pyramid_attention_broadcast(run: PeerRun, skip_range: float) -> AbstractCont
     return run.hook(config)
 
 
-@contextmanager
-def faster_cache(run: PeerRun, skip_range: float, **changes: Any) -> Iterator[None]:
-    """FasterCache; as it comes, it expects both branches of guidance in one call."""
+def faster_cache(run: PeerRun, skip_range: float, **changes: Any) -> AbstractContextManager[None]:
+    """FasterCache; as it comes, it expects both branches of guidance in one call, and fails."""
     config = FasterCacheConfig(
         spatial_attention_block_skip_range=int(skip_range),
         current_timestep_callback=run.mean_timestep,
         attention_weight_callback=lambda module: 0.5,
         **changes,
     )
-    with run.hook(config):
-        try:
-            yield
-        except IndexError as error:
-            raise RuntimeError(
-                "it halves the batch of a call into the branches of guidance, but diffusers' pipeline of "
-                "SkyReels-V2 makes a call for each branch."
-            ) from error
+    return run.hook(config)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ plain run of the same pipeline. A cache that cannot run has a row with the reaso
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import time
+from dataclasses import replace
 
 from flowcache import Trace
 from flowcache.trace import StageTimer
@@ -88,7 +88,7 @@ def bench(args: argparse.Namespace) -> str:
     register_block()
     pipeline = make_diffusers_pipeline(model.pipeline, args.grid == "original")
     peers = PeerRun(pipeline, model.settings, prompt, model.pipeline.default_negative_prompt)
-    trial = peers.with_settings(**TRIAL)
+    trial = replace(peers, settings=replace(model.settings, **TRIAL))
     failures = {method: find_failure(trial, method) for method in args.methods if not is_ours(method)}
     reasons = {method: failure for method, failure in failures.items() if failure}
 
@@ -105,16 +105,7 @@ def bench(args: argparse.Namespace) -> str:
     table = speed_table(
         runs, args.methods, PLAIN, lambda method: "vanilla" if is_ours(method) else "diffusers", reasons
     )
-    versions = ", ".join(map(describe_version, ("torch", "diffusers", "cache-dit")))
-    return write_results(args, "bench", f"{table}\n\n{versions}", runs)
-
-
-def describe_version(package: str) -> str:
-    """Name and installed version of a package."""
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"{package} is not installed"
+    return write_results(args, "bench", table, runs)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -26,6 +26,9 @@ from ..compare import style_axis
 from . import magi, skyreels
 from .moving_shapes import ASSETS
 
+#: Keys of configurations that say where a part was read from.
+ORIGINS = {"_name_or_path", "is_local", "local_files_only"}
+
 State = dict[str, dict[str, Tensor]]
 
 
@@ -66,8 +69,8 @@ def export(args: argparse.Namespace) -> None:
     EXPORTERS[args.model](args.vae, state, args.out, getattr(torch, args.dtype))
     for path in args.out.rglob("*.json"):
         content = json.loads(path.read_text())
-        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
-            write_json(path, content)  # without the folder that a part was read from
+        if isinstance(content, dict) and ORIGINS & content.keys():
+            write_json(path, {key: value for key, value in content.items() if key not in ORIGINS})
     runs = {"vae": args.vae, "transformer": args.run}
     write_json(args.out / "training.json", {name: _read_arguments(run) for name, run in runs.items()})
     draw_losses(json.loads((args.run / "losses.json").read_text()), args.out / "loss_curve.png")
