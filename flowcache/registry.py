@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import ast
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, field, fields, is_dataclass
@@ -49,7 +49,7 @@ def make_by_name(
     Raises:
         ValueError: one sentence that names what is unknown, of another type or out of range.
     """
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise ValueError(f"{kind}: expected one of {', '.join(registry)}, got {name!r}.")
     made = registry[name]
     kinds = get_type_hints(made)
@@ -75,6 +75,8 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
     classes = [k for k in get_args(kind) or (kind,) if isinstance(k, type) and k not in _PLAIN]
     if isinstance(value, tuple(classes)):
         return
+    if isinstance(value, dict):  # which would be read as the fields of a dataclass
+        raise ValueError(f"{name} must be made by its class, got a dict.")
     try:
         as_type(list(value) if isinstance(value, tuple) else value, kind, name)
     except ValueError as error:
@@ -88,12 +90,18 @@ def _from_text(value: Any, kind: Any) -> Any:
         return tuple(value)
     if not isinstance(value, str) or str in members:
         return value
-    text = value.strip().lower()
-    if text == "none" and NoneType in members:
+    text = value.strip()
+    if text.lower() == "none" and NoneType in members:
         return None
-    is_tuple = any(get_origin(k) is tuple for k in (kind, *members))
     try:
-        read = json.loads(f"[{text}]" if is_tuple and not text.startswith("[") else text)
-    except ValueError:
+        read = ast.literal_eval(text.capitalize() if text.lower() in ("true", "false") else text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return value
-    return tuple(read) if isinstance(read, list) else read
+    is_tuple = any(get_origin(k) is tuple for k in (kind, *members))
+    return (
+        tuple(read)
+        if isinstance(read, list)
+        else (read,)
+        if is_tuple and not isinstance(read, tuple)
+        else read
+    )

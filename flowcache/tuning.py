@@ -64,7 +64,7 @@ class Target:
         least = 1 if self.psnr is None else 0
         check_number(self.flag, self.value, least, 1000)
         if self.value == least:
-            raise ValueError(f"{self.flag} must be above {least}, got {self.value:g}.")
+            raise ValueError(f"{self.flag}: expected more than {least}, got {self.value:g}.")
 
     @property
     def flag(self) -> str:
@@ -80,14 +80,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Setting:
-    """An interval as the pilot measured it.
-
-    Attributes:
-        interval: steps from one computed step to the next.
-        speedup: FLOPs ratio to the original.
-        psnr: dB to the pilot's video without reuse.
-        seconds: of denoising.
-    """
+    """An interval as the pilot measured it: FLOPs ratio to the original, dB to no reuse, denoising time."""
 
     interval: int
     speedup: float
@@ -124,9 +117,7 @@ class Profile:
         meet = [s for s in self.settings if getattr(s, wanted) >= target.value]
         if not meet:
             nearest = max(self.settings, key=lambda s: getattr(s, wanted))
-            raise ValueError(
-                f"{target.flag} {target.value:g} is out of reach: the nearest is {nearest}; ask for less."
-            )
+            raise ValueError(f"{target.flag}: {target.value:g} is out of reach; the nearest is {nearest}.")
         return max(meet, key=lambda s: (getattr(s, other), getattr(s, wanted)))
 
     def save(self, path: Path) -> None:
@@ -145,33 +136,24 @@ class Profile:
         content = read_json(path, dict[str, Any], "a profile", remedy)
         with reading(path, "a profile", remedy):
             if content.pop("format", None) != FORMAT_VERSION:
-                raise ValueError(f"it is not of format {FORMAT_VERSION}")
+                raise ValueError(f"its format is not {FORMAT_VERSION}")
             return as_type(content, cls)
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The configuration that a target led to.
-
-    Attributes:
-        cache: with the chosen interval.
-        target: of the search.
-        expected: the chosen setting, as the pilot measured it.
-        seconds: of the pilot's denoising without reuse, its first run.
-        hardware: of the pilot.
-    """
+    """A configuration with the interval that meets a target, and the profile it was chosen from."""
 
     cache: FlowCacheConfig
     target: Target
     expected: Setting
-    seconds: float
-    hardware: str
+    profile: Profile
 
     def __str__(self) -> str:
+        hardware = self.profile.environment.get("hardware", "unknown hardware")
         return (
-            f"target {self.target}: interval {self.expected.interval}, expected {self.expected} "
-            f"(the pilot took {self.expected.seconds:.1f} s instead of {self.seconds:.1f} s on "
-            f"{self.hardware})"
+            f"target {self.target}: interval {self.expected.interval}, expected {self.expected} (the pilot "
+            f"took {self.expected.seconds:.1f} s instead of {self.profile.seconds:.1f} s on {hardware})"
         )
 
     def note(self, trace: Trace) -> None:
@@ -208,7 +190,7 @@ class Tuning:
         self.target, self.cache = target, cache
         self.intervals = [i for i in INTERVALS if cache.policy.warmup_steps + i < num_steps]
         if not self.intervals:
-            raise ValueError(f"{target.flag} needs more steps to skip some of them, got {num_steps}.")
+            raise ValueError(f"{target.flag}: expected steps that can be skipped, got only {num_steps}.")
         fixed = {name: value for name, value in cache.as_dict().items() if name not in ("interval", "scale")}
         # As JSON returns it; the intervals last, as they differ whenever steps do.
         self.key = json.loads(json.dumps({**described, "cache": fixed, "intervals": self.intervals}))
@@ -230,11 +212,9 @@ class Tuning:
             return None
         profile = Profile.load(self.path)
         if differing := differences(profile.key, self.key):
-            raise ValueError(
-                f"profile {self.path} is of other settings: {differing[0]}; give another, or leave it out."
-            )
+            raise ValueError(f"profile: {self.path} is of other settings, {differing[0]}; give another file.")
         if [setting.interval for setting in profile.settings] != self.intervals:
-            raise ValueError(f"profile {self.path} is damaged; delete it to have it made again.")
+            raise ValueError(f"profile: {self.path} is damaged; delete it to have it made again.")
         return profile
 
     def check(self) -> None:
@@ -256,9 +236,7 @@ class Tuning:
             profile = self._measure(pilot)
             profile.save(self.path)
         expected = profile.choose(self.target)
-        hardware = profile.environment.get("hardware", "unknown hardware")
-        cache = self._with_interval(expected.interval)
-        tuned = Tuned(cache, self.target, expected, profile.seconds, hardware)
+        tuned = Tuned(self._with_interval(expected.interval), self.target, expected, profile)
         logger.info("%s, by %s", tuned, self.path)
         return tuned
 

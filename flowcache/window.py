@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .noise import HeldNoise, Noise
+from .noise import Noise
 from .state import State
 
 
@@ -84,6 +83,23 @@ class Window:
             self._latents[chunk] = latents
         return self._latents[chunk]
 
+    def noised_latents(self, chunk: int, level: float, noise: Tensor | None) -> Tensor:
+        """Latents of a chunk with noise mixed into the frames of the prefix, ``(1 - level) x + level n``.
+
+        A little noise keeps long videos from drifting (SkyReels-V2, ``addnoise_condition``). The frame to
+        arrive at stays clean, as in the original.
+
+        Args:
+            chunk: unchanged in the window.
+            level: share of noise, 0 to 1.
+            noise: ``[channels, num_prefix, height, width]``; None: no noise.
+        """
+        latents, count, start = self.latents(chunk), self.num_prefix_of(chunk), self.chunks[chunk].start
+        if noise is None or not count:
+            return latents
+        mixed = (1 - level) * latents[:, :count] + level * noise[:, start : start + count]
+        return torch.cat([mixed, latents[:, count:]], dim=1)
+
     def drop(self, chunk: int) -> None:
         """Release a chunk's latents; it must not be asked for again."""
         self._latents.pop(chunk, None)
@@ -116,11 +132,11 @@ def cut_window(
     Raises:
         ValueError: nothing is left to denoise.
     """
-    noise = HeldNoise(noise) if isinstance(noise, Tensor) else noise
+    noise = Noise(noise) if isinstance(noise, Tensor) else noise
     num_prefix = 0 if prefix is None else prefix.shape[1]
     end = noise.shape[1] - (last is not None)
     if num_prefix >= end:
-        raise ValueError(f"The prefix of {num_prefix} latent frames leaves nothing to denoise of {end}.")
+        raise ValueError(f"prefix: expected fewer than {end} latent frames, got {num_prefix}.")
     chunks, given = [], {}
     if last is not None:
         given[0] = last
@@ -133,30 +149,3 @@ def cut_window(
         chunks.append(ChunkSpan(start, frames, held if held < frames else 0))
     num_given = num_prefix // chunk_frames + (last is not None)
     return Window(noise, chunks, given, num_given, num_prefix)
-
-
-def with_condition_noise(
-    window: Window, chunks: Iterable[int], level: float, noise: Tensor
-) -> dict[int, Tensor]:
-    """Latents of chunks with noise mixed into the frames of the prefix, ``(1 - level) x + level n``.
-
-    A little noise on the prefix keeps long videos from drifting (SkyReels-V2, ``addnoise_condition``). The
-    frame to arrive at stays clean, as in the original.
-
-    Args:
-        chunks: those to return.
-        level: between 0 and 1.
-        noise: ``[channels, num_prefix, height, width]``.
-
-    Returns:
-        ``[channels, frames, height, width]`` by chunk; the window is unchanged.
-    """
-    shown = {}
-    for chunk in chunks:
-        latents, count = window.latents(chunk), window.num_prefix_of(chunk)
-        if count:
-            start = window.chunks[chunk].start
-            mixed = (1 - level) * latents[:, :count] + level * noise[:, start : start + count]
-            latents = torch.cat([mixed, latents[:, count:]], dim=1)
-        shown[chunk] = latents
-    return shown

@@ -22,6 +22,7 @@ from flowcache.environment import peak_memory_bytes, restart_peak_memory, synchr
 from flowcache.kv.compression import CompressedKVCache
 from flowcache.kv.config import KVCompressionConfig
 from flowcache.kv.layout import CacheLayout
+from flowcache.kv.selection import TokenSelector
 from flowcache.markdown import markdown_table
 
 from .compare import main, new_parser, positive, write_results
@@ -67,7 +68,7 @@ def measure(args: argparse.Namespace, shape: Shape, most: int | None) -> dict[st
     sizes = (shape.layers, shape.branches, shape.kv_heads, shape.head_dim)
     layout = CacheLayout(*sizes, dtype, torch.device(args.device))
     config = KVCompressionConfig(query_granularity=shape.granularity, max_queries=most)
-    selector = config.make_selector(shape.frame_tokens, shape.chunk_tokens)
+    selector = TokenSelector(config, shape.frame_tokens, shape.chunk_tokens)
     cache = CompressedKVCache(layout, args.chunks * shape.chunk_tokens, selector)
     seconds, peak = [], 0
     for chunk in range(args.chunks + args.repeats):

@@ -11,51 +11,46 @@ from reference import ROOT
 
 @pytest.fixture
 def front(monkeypatch, tmp_path):
-    """The script, with the commands that it would run noted down; the first one that has a code ends so."""
+    """The script, with its commands noted down; those in ``codes``, counted from 1, end with that code."""
     monkeypatch.chdir(tmp_path)
     program = Program(ROOT / "scripts" / "reproduce_tables.py", monkeypatch)
     program.commands, program.codes = [], {}
 
     def run(command):
-        words = command[1:]
-        program.commands.append(words)
-        return SimpleNamespace(returncode=program.codes.get(len(program.commands), 0))
+        program.commands.append(command[1:])
+        code = program.codes.get(len(program.commands), 0)
+        if code == 130:
+            raise KeyboardInterrupt
+        return SimpleNamespace(returncode=code)
 
     monkeypatch.setattr(program.module.subprocess, "run", run)
     return program
 
 
 @pytest.mark.parametrize(("index", "folder"), [(0, "FlowCache4SkyReels-V2"), (1, "FlowCache4MAGI-1")])
-def test_the_sampling_programs_take_what_it_gives_them(front, monkeypatch, tmp_path, index, folder):
+def test_the_sampling_programs_take_its_commands(front, monkeypatch, index, folder):
     assert front("--model", "small", "--prompts", 1, "--magi_flags", "--num_steps 8") == 0
     program, *words = front.commands[index]
     sampling = Program(ROOT / folder / "sample_video.py", monkeypatch)
     assert program == str(ROOT / folder / "sample_video.py")
     args, rest = sampling.module.build_parser().parse_known_args(words)
-    prepared = (args,) if index == 0 else (args, rest)
-    devices, work = sampling.module.prepare(*prepared)
-    assert devices and len(work.jobs) == len(args.ways)
-    methods = {"vanilla", "teacache:paper-slow", "flowcache:paper-fast", "flowcache:quality"}
-    assert methods <= work.jobs.keys()
-    assert all(len(job.samples) == 1 for job in work.jobs.values())
+    devices, work = sampling.module.prepare(*((args,) if index == 0 else (args, rest)))
+    assert devices and len(work.samples) == 1 and list(work.samplers) == args.methods
+    assert {"vanilla", "teacache:paper-slow", "flowcache:paper-fast", "flowcache:quality"} <= {*args.methods}
 
 
-def test_tables_and_pictures_follow_and_the_command_is_kept(front, tmp_path, capsys):
-    assert front("--only", "magi1", "--outdir", "out") == 0
-    assert [words[2] for words in front.commands[1:]] == ["tables", "plot"]
-    assert (tmp_path / "out" / "command.txt").read_text() == (
-        "bash scripts/reproduce_tables.sh --only magi1 --outdir out\n"
-    )
-    assert "tables out" in capsys.readouterr().out
-
-
-def test_all_commands_of_a_folder_are_kept(front, tmp_path):
+def test_tables_and_pictures_follow_and_all_commands_of_a_folder_are_kept(front, tmp_path, capsys):
     front.codes = {2: 1}
     assert front("--outdir", "out") == 1, "only one model's videos were made"
+    assert len(front.commands) == 4 and "magi1: not finished" in capsys.readouterr().err
+    front.commands.clear()
+    front.codes = {}
     for _ in range(2):
         assert front("--outdir", "out", "--only", "magi1") == 0
+    assert [words[2] for words in front.commands[1:3]] == ["tables", "plot"]
     base = "bash scripts/reproduce_tables.sh --outdir out"
     assert (tmp_path / "out" / "command.txt").read_text().splitlines() == [base, f"{base} --only magi1"]
+    assert "tables out" in capsys.readouterr().out
 
 
 def test_one_of_many_machines_only_samples(front, monkeypatch, tmp_path, capsys):
@@ -68,40 +63,16 @@ def test_one_of_many_machines_only_samples(front, monkeypatch, tmp_path, capsys)
     assert command == "torchrun --nnodes=2 --nproc_per_node=2 scripts/reproduce_tables.py\n"
 
 
-def test_the_command_is_noted_before_any_video_is_made(front, monkeypatch, tmp_path):
-    def killed(command):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(front.module.subprocess, "run", killed)
-    assert front("--outdir", "out") == 130
-    told = (tmp_path / "out" / "command.txt").read_text()
-    assert told == "bash scripts/reproduce_tables.sh --outdir out\n"
+@pytest.mark.parametrize(("code", "expected"), [(2, 1), (130, 130)])
+def test_a_program_that_refuses_or_an_interruption_ends_it(front, tmp_path, code, expected, capsys):
+    front.codes = {1: code}
+    assert front("--outdir", "out") == expected
+    assert len(front.commands) == 1 and capsys.readouterr().err.startswith("error: ")
+    assert (tmp_path / "out" / "command.txt").exists(), "the command is noted before any video is made"
 
 
-def test_what_fails_in_one_model_keeps_no_other_from_its_table(front, capsys):
-    front.codes = {1: 1}
-    assert front() == 1
-    assert len(front.commands) == 4, "the other model, tables and pictures"
-    assert "skyreels_v2" in capsys.readouterr().err
-
-
-def test_a_program_that_refuses_ends_it(front, capsys):
-    front.codes = {1: 2}
-    assert front() == 1
-    assert len(front.commands) == 1
-    assert "error: skyreels_v2 was not finished" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--prompts", 0], "prompts must be at least 1"),
-        (["--magi_flags", "'--a"], "magi_flags cannot be split into words"),
-        (["--model", "large"], "argument --model"),
-    ],
-)
-def test_bad_input_is_refused_in_one_sentence(front, arguments, message, capsys):
+@pytest.mark.parametrize("arguments", [("--prompts", 0), ("--magi_flags", "'--a"), ("--model", "large")])
+def test_bad_input_is_refused_in_one_sentence(front, arguments, capsys):
     assert front(*arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert message in line
-    assert front.commands == []
+    assert arguments[0].strip("-") in line and front.commands == []

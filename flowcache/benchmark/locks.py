@@ -1,4 +1,4 @@
-"""Locks that several processes share, on one machine or on many."""
+"""Locks by name for processes on one machine or on many."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 
 class Locks:
-    """Locks by name for the processes at work in a folder; the last one to leave removes the files of all.
+    """Locks for the processes at work in a folder; a context manager, within which locks are taken.
 
-    A context manager, within which locks are taken. The system releases the locks of a process when it ends,
-    even if it is killed. Processes on other machines are seen where the file system supports locks across
-    machines, as NFS, Lustre and GPFS do.
+    The system releases the locks of a process when it ends, even if it is killed. Processes on other machines
+    are seen if the file system supports locks across machines, as NFS, Lustre and GPFS do.
 
     Args:
-        folder: for the lock files; exists while processes are at work.
+        folder: for the lock files; the last process to leave removes it.
         door: a file that stays. A process locks it to enter and to leave, so that no process enters while
             the last one removes the lock files.
         scratch: another folder that the last process removes.
@@ -38,33 +37,24 @@ class Locks:
     def __exit__(self, *_: object) -> None:
         with locked(self._door):
             self._presence.close()
-            if not any(_is_locked(path) for path in self._folder.glob("process-*")):
-                for folder in (self._scratch, self._folder):
-                    shutil.rmtree(folder, ignore_errors=True)
+            for path in self._folder.glob("process-*"):
+                with locked(path, wait=False) as free:
+                    if not free:
+                        return
+            for folder in (self._scratch, self._folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
-    @contextmanager
-    def hold(self, name: str) -> Iterator[None]:
-        """Wait for the lock and hold it within the block."""
-        with locked(self._path(name)):
-            yield
-
-    @contextmanager
-    def attempt(self, name: str) -> Iterator[bool]:
-        """Hold the lock within the block unless another process does; yields whether this one has it."""
-        with locked(self._path(name), wait=False) as free:
-            yield free
-
-    def _path(self, name: str) -> Path:
+    def hold(self, name: str, wait: bool = True) -> AbstractContextManager[bool]:
+        """Hold the lock within the block; yields False if another process has it and ``wait`` is False."""
         # a lock's name may hold characters that a file name cannot
-        return self._folder / hashlib.sha256(name.encode()).hexdigest()[:16]
+        return locked(self._folder / hashlib.sha256(name.encode()).hexdigest()[:16], wait)
 
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Lock a file, made if need be, within the block.
+    """Lock a file, made if need be, within the block; yields False if another process has the lock.
 
-    Yields False where another process has the lock and this one does not wait. By ``fcntl``, as the file may
-    be a manifest: older versions of filelock empty the file that they lock.
+    By ``fcntl``, as the file may be a manifest: older versions of filelock empty the file that they lock.
 
     Raises:
         OSError: the file system has no locks.
@@ -75,14 +65,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         except (BlockingIOError, PermissionError):  # by the file system
             free = False
         except OSError as error:
-            raise OSError(
-                f"{path.parent}: expected a file system with locks, got {error.strerror}."
-            ) from error
+            reason = f"{path.parent}: expected a file system with locks, got {error.strerror}."
+            raise OSError(reason) from error
         else:
             free = True
         yield free
-
-
-def _is_locked(path: Path) -> bool:
-    with locked(path, wait=False) as free:
-        return not free

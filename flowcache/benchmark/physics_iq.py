@@ -1,4 +1,4 @@
-"""Physics-IQ from folders in the benchmark's own naming.
+"""Physics-IQ of folders in the benchmark's own naming.
 
 Reference videos are those of ``split-videos/testing/<rate>FPS`` in the benchmark's data
 (github.com/google-deepmind/physics-IQ-benchmark), with names such as
@@ -6,23 +6,24 @@ Reference videos are those of ``split-videos/testing/<rate>FPS`` in the benchmar
 the id of the first take that it continues, ``0001_``.
 
 Unlike the benchmark's program, this writes no mask to a lossy video in between and rounds nothing before the
-end, so scores can differ a little.
+end, so that scores can differ a little.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+
+from tqdm import tqdm
 
 from ..files import write_csv, write_json
 from ..metrics.physics_iq import Measures, PhysicsIQ, compare_clips, make_clip, physics_iq
 from ..video import VideoInfo, probe_video, stream_video
 
-#: What the benchmark looks at of every video.
+#: Length of the part of a video that the benchmark measures.
 SECONDS = 5
 #: It measures at this part of the reference's height and width.
 SCALE = 4
@@ -35,44 +36,121 @@ _REFERENCE = re.compile(
 
 @dataclass(frozen=True)
 class View:
-    """A scene from one perspective: what was generated, and the two takes that were filmed."""
+    """A scene from one perspective: the generated video, and the two filmed takes."""
 
     scenario: str
     perspective: str
     generated: Path
     takes: tuple[Path, Path]
 
+    def check(self) -> None:
+        """Raise ValueError if a video is unreadable or too short, or rates differ."""
+        names = ("reference_videos", "generated_videos", "reference_videos")
+        paths = (self.takes[0], self.generated, self.takes[1])
+        rates = [float(_probe(*named).fps) for named in zip(names, paths, strict=True)]
+        for name, path, rate in zip(names, paths, rates, strict=True):
+            if not math.isclose(rate, rates[0], rel_tol=0.01):  # 29.97 is as good as 30
+                reason = f"expected {rates[0]:g} frames a second, as {paths[0].name}, got {rate:g}"
+                raise ValueError(f"{name}: {reason} of {path.name}.")
 
-@dataclass(frozen=True)
-class Collection:
-    """Views to measure, and names of first takes for which nothing was generated."""
 
-    views: Sequence[View]
-    absent: Sequence[str]
+@dataclass
+class PhysicsIQReport:
+    """Generated videos and what was measured of them, in the order of their ids.
+
+    Attributes:
+        pending: views to measure.
+        absent: names of first takes without a generated video.
+        broken: why a view was not measured, by the generated video's name.
+        measured: views, with generated video and second take against the first take.
+    """
+
+    pending: list[View]
+    absent: list[str]
+    broken: dict[str, str] = field(default_factory=dict)
+    measured: list[tuple[View, Measures, Measures]] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Check all videos by their headers and first frames; broken ones are noted.
+
+        Raises:
+            ValueError: no view can be measured; the first reason.
+        """
+        views, self.pending = self.pending, []
+        for view in views:
+            try:
+                view.check()
+                self.pending.append(view)
+            except ValueError as error:
+                self.broken[view.generated.name] = str(error)
+        if not self.pending:
+            raise ValueError(next(iter(self.broken.values())))
+
+    def measure(self, part: str) -> None:
+        """Measure the pending views; see ``measure_view`` for ``part``."""
+        for view in tqdm(self.pending, unit="view"):
+            try:
+                self.measured.append((view, *measure_view(view, part)))
+            except ValueError as error:
+                self.broken[view.generated.name] = str(error)
+
+    def score(self) -> PhysicsIQ:
+        """The score of everything measured."""
+        return physics_iq([ours for _, ours, _ in self.measured], [takes for *_, takes in self.measured])
+
+    def save(self, stem: Path) -> list[Path]:
+        """Write ``stem.csv``, a row for each view, and ``stem.json``, the score; returns both."""
+        paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
+        rows = []
+        for view, ours, takes in self.measured:
+            physical = {f"physical_{name}": value for name, value in asdict(takes).items()}
+            names = {"scenario": view.scenario, "perspective": view.perspective}
+            rows.append({**names, **asdict(ours), **physical})
+        write_csv(paths[0], list(rows[0]), rows)
+        counts = {"videos": len(rows), "absent": self.absent, "broken": self.broken}
+        write_json(paths[1], {**asdict(self.score()), **counts})
+        return paths
+
+    def text(self) -> str:
+        """The score, then each measure beside that of the two takes."""
+        score, absent = self.score(), self.absent
+        lines = [f"Physics-IQ score: {score.score:.1f} of 100, {len(self.measured)} videos"]
+        if absent:
+            lines.append(
+                f"not comparable with published scores: {len(absent)} first takes, such as {absent[0]}, "
+                "have no generated video"
+            )
+        for name, ours in asdict(score.generated).items():
+            lines.append(f"{name}: {ours:.4f} (two takes: {getattr(score.physical, name):.4f})")
+        return "\n".join(lines)
 
 
-def find_views(generated: Path, reference: Path) -> Collection:
-    """Match generated videos with the takes.
-
-    Args:
-        generated: folder of videos whose names begin with the id of a first take.
-        reference: folder of both takes, at the rate of the generated videos.
+def find_views(generated: Path, reference: Path) -> PhysicsIQReport:
+    """Match generated videos with the takes, which have their rate.
 
     Raises:
         ValueError: a folder is missing or empty, a name is not the benchmark's, or a second take is missing.
     """
     by_id: dict[str, Path] = {}
-    for path in _videos("generated_videos", generated):
+    for path in _list_videos("generated_videos", generated):
         identity = path.name.partition("_")[0]
         if identity in by_id:
-            raise ValueError(f"generated_videos: {by_id[identity].name} and {path.name} bear the same id.")
+            raise ValueError(f"generated_videos: {by_id[identity].name} and {path.name} have the same id.")
         by_id[identity] = path
-    first, second = _takes(reference)
+    takes: list[dict[tuple[str, str], tuple[str, Path]]] = [{}, {}]
+    for path in _list_videos("reference_videos", reference):
+        match = _REFERENCE.fullmatch(path.name)
+        if match is None:
+            raise ValueError(
+                "reference_videos: expected names like "
+                f"0001_testing-videos_30FPS_perspective-left_take-1_scenario.mp4, got {path.name}."
+            )
+        takes[int(match["take"]) - 1][match["scenario"], match["view"]] = (match["id"], path)
+    first, second = takes
     unknown = by_id.keys() - {identity for identity, _ in first.values()}
     if unknown:
-        raise ValueError(
-            f"generated_videos: {by_id[min(unknown)].name} does not begin with the id of a first take."
-        )
+        name = by_id[min(unknown)].name
+        raise ValueError(f"generated_videos: {name} does not begin with the id of a first take.")
     views, absent = [], []
     for scene, (identity, path) in sorted(first.items(), key=lambda item: item[1]):
         if scene not in second:
@@ -81,62 +159,14 @@ def find_views(generated: Path, reference: Path) -> Collection:
             views.append(View(*scene, by_id[identity], (path, second[scene][1])))
         else:
             absent.append(path.name)
-    return Collection(views, absent)
+    return PhysicsIQReport(views, absent)
 
 
-def _takes(folder: Path) -> list[dict[tuple[str, str], tuple[str, Path]]]:
-    """First and second takes by scenario and perspective, each as its id and path."""
-    takes: list[dict[tuple[str, str], tuple[str, Path]]] = [{}, {}]
-    for path in _videos("reference_videos", folder):
-        match = _REFERENCE.fullmatch(path.name)
-        if match is None:
-            raise ValueError(
-                f"reference_videos: {path.name} is not named like "
-                "0001_testing-videos_30FPS_perspective-left_take-1_scenario.mp4."
-            )
-        takes[int(match["take"]) - 1][match["scenario"], match["view"]] = (match["id"], path)
-    return takes
-
-
-def _videos(name: str, folder: Path) -> list[Path]:
+def _list_videos(name: str, folder: Path) -> list[Path]:
     paths = sorted(folder.glob("*.mp4")) if folder.is_dir() else []
     if not paths:
-        raise ValueError(f"{name}: {folder} is no folder with mp4 files.")
+        raise ValueError(f"{name}: {folder} is not a folder with mp4 files.")
     return paths
-
-
-def check_views(collection: Collection) -> tuple[Collection, dict[str, str]]:
-    """Check all videos by their headers and first frames.
-
-    Returns:
-        The views that can be measured, and by the generated video's name why others cannot.
-
-    Raises:
-        ValueError: none can; the first reason.
-    """
-    views, reasons = [], {}
-    for view in collection.views:
-        try:
-            _check_view(view)
-            views.append(view)
-        except ValueError as error:
-            reasons[view.generated.name] = str(error)
-    if not views:
-        raise ValueError(next(iter(reasons.values())))
-    return replace(collection, views=views), reasons
-
-
-def _check_view(view: View) -> None:
-    """Refuse a view of which a video is unreadable or too short, or whose rates differ."""
-    paths = {"generated_videos": [view.generated], "reference_videos": view.takes}
-    infos = {path: _probe(name, path) for name, group in paths.items() for path in group}
-    rate = infos[view.takes[0]].fps
-    for path, info in infos.items():
-        if not math.isclose(info.fps, rate, rel_tol=0.01):  # 29.97 is as good as 30
-            raise ValueError(
-                f"generated_videos and reference_videos must have one rate, but {path.name} has "
-                f"{float(info.fps):g} frames a second and {view.takes[0].name} {float(rate):g}."
-            )
 
 
 def _probe(name: str, path: Path) -> VideoInfo:
@@ -148,7 +178,7 @@ def _probe(name: str, path: Path) -> VideoInfo:
         raise ValueError(f"{name}: {path.name} does not state its frame rate.")
     wanted = round(SECONDS * info.fps)
     if info.num_frames is not None and info.num_frames < wanted:
-        raise ValueError(f"{name}: {path.name} has {info.num_frames} frames, {SECONDS} s take {wanted}.")
+        raise ValueError(f"{name}: expected {wanted} frames, {SECONDS} s, {path.name} has {info.num_frames}.")
     return info
 
 
@@ -156,8 +186,7 @@ def measure_view(view: View, part: str = "first") -> tuple[Measures, Measures]:
     """The generated video against the first take, and the second take against the first.
 
     Args:
-        view: from ``find_views``.
-        part: which five seconds of the generated video count; ``last`` for one that begins with given frames.
+        part: which five seconds of the generated video count; ``last`` if it begins with given frames.
 
     Raises:
         Unavailable: OpenCV is not installed.
@@ -167,77 +196,7 @@ def measure_view(view: View, part: str = "first") -> tuple[Measures, Measures]:
     count = round(SECONDS * info.fps)
     size = (max(1, info.height // SCALE), max(1, info.width // SCALE))
     first, second = (make_clip(islice(stream_video(take), count), size) for take in view.takes)
-    # of the last seconds, too, motion is sought from the beginning: what rests is known by then
+    # for the last seconds, too, motion is sought from the beginning: it tells what rests
     frames = stream_video(view.generated)
     generated = make_clip(islice(frames, count) if part == "first" else frames, size).last(count)
     return compare_clips(generated, first), compare_clips(second, first)
-
-
-@dataclass
-class PhysicsIQReport:
-    """What was measured of each view, in the order of its first takes' ids.
-
-    Attributes:
-        absent: names of first takes for which nothing was generated.
-        broken: by the generated video's name, why a view was not measured.
-        views: what was measured.
-        generated: generated videos against first takes.
-        physical: second takes against first takes.
-    """
-
-    absent: Sequence[str]
-    broken: dict[str, str] = field(default_factory=dict)
-    views: list[View] = field(default_factory=list)
-    generated: list[Measures] = field(default_factory=list)
-    physical: list[Measures] = field(default_factory=list)
-
-    def add(self, view: View, part: str) -> None:
-        """Measure a view, or note why that failed; arguments as those of ``measure_view``."""
-        try:
-            generated, physical = measure_view(view, part)
-        except ValueError as error:
-            self.broken[view.generated.name] = str(error)
-            return
-        self.views.append(view)
-        self.generated.append(generated)
-        self.physical.append(physical)
-
-    def score(self) -> PhysicsIQ:
-        """The score over everything measured.
-
-        Raises:
-            ValueError: nothing was, or the takes never overlap.
-        """
-        return physics_iq(self.generated, self.physical)
-
-    def save(self, stem: Path) -> list[Path]:
-        """Write ``stem.csv``, a row for each view, and ``stem.json``, the score and what it is made of."""
-        paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
-        names = [f.name for f in fields(Measures)]
-        columns = ["scenario", "perspective", *names, *(f"physical_{name}" for name in names)]
-        write_csv(paths[0], columns, [self._row(index) for index in range(len(self.generated))])
-        score = self.score()
-        content = {**asdict(score), "videos": len(self.generated), "absent": list(self.absent)}
-        content["broken"] = self.broken
-        write_json(paths[1], content)
-        return paths
-
-    def _row(self, index: int) -> dict[str, str | float]:
-        view = self.views[index]
-        physical = {f"physical_{name}": value for name, value in asdict(self.physical[index]).items()}
-        names = {"scenario": view.scenario, "perspective": view.perspective}
-        return {**names, **asdict(self.generated[index]), **physical}
-
-    def text(self) -> str:
-        """The score, then each measure beside that of two takes; says so where videos are absent."""
-        score, absent = self.score(), self.absent
-        lines = [f"Physics-IQ score: {score.score:.1f} of 100, {len(self.generated)} videos"]
-        if absent:
-            lines.append(
-                f"not comparable with published scores: {len(absent)} first takes, such as {absent[0]}, "
-                "have no generated video"
-            )
-        for f in fields(Measures):
-            ours, takes = getattr(score.generated, f.name), getattr(score.physical, f.name)
-            lines.append(f"{f.name}: {ours:.4f} (two takes: {takes:.4f})")
-        return "\n".join(lines)

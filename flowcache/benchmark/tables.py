@@ -1,42 +1,36 @@
-"""The paper's tables from a run: our figures beside the paper's, from files that the run left behind."""
+"""The paper's tables from the files of a run: our figures beside the paper's, as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
+from ..files import write_atomically, write_csv, write_json
+from ..markdown import markdown_table
 from ..trace import Trace
 from .paper_flops import PETA, PaperFlops
-from .run_folder import ModelRun, WayRun
-from .vbench import SCALES
+from .prompts import DIMENSIONS
+from .runs import MethodRun, ModelRun
 
-TITLES = {
-    "causal": "causal, no reuse",
-    "teacache:paper-slow": "TeaCache slow",
-    "teacache:paper-fast": "TeaCache fast",
-    "flowcache:paper-slow": "FlowCache slow, paper's",
-    "flowcache:paper-fast": "FlowCache fast, paper's",
-    "flowcache:quality": "FlowCache quality, ours",
-    "flowcache:balanced": "FlowCache balanced, ours",
-    "flowcache:fast": "FlowCache fast, ours",
-    "flowcache:turbo": "FlowCache turbo, ours",
-}
-#: Rows of the paper that a way does again.
-IN_THE_PAPER = {
-    "vanilla": "vanilla",
-    "teacache:paper-slow": "TeaCache-slow",
-    "teacache:paper-fast": "TeaCache-fast",
-    "flowcache:paper-slow": "FlowCache-slow",
-    "flowcache:paper-fast": "FlowCache-fast",
-}
+NOTE = (
+    "In brackets: the paper's figures (arXiv 2602.10825, tables 1 and 2), of the official weights on its own "
+    "machine. Latency is that of denoising; it, speed-up and FLOPs ratio are medians over the videos, peak "
+    "memory is the maximum, the rest are means. LPIPS, SSIM and PSNR compare with the videos of vanilla."
+)
+CPU_NOTE = "Peak memory on a CPU is what the process holds, with the libraries and what earlier videos left."
+
+NAMES = {"causal": "causal, no reuse", "teacache": "TeaCache", "flowcache": "FlowCache"}
+UNITS = {"PFLOPs": 1.0, "TFLOPs": 1e3, "GFLOPs": 1e6}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its key in the files, its title, and how its figures are written."""
+    """A column of the table: its key in the files, its title, and the format of its figures."""
 
     key: str
     title: str
@@ -55,15 +49,13 @@ COLUMNS = (
     Column("peak_memory_gib", "peak memory, GiB", "{:.2f}"),
     Column("reuse_ratio", "reuse ratio", "{:.2f}"),
 )
-CLOSENESS = ("lpips", "ssim", "psnr")
+#: Factors whose product is vanilla's FLOPs over a method's.
+SPLIT = {"live_only": "live chunks only", "causal": "causal, with KV cache", "reuse": "reuse"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way's figures, by column; None: none, and ``Table.missing`` says why if one could be.
-
-    ``split`` says by how much fewer FLOPs each part of a method saves: ``live_only``, ``causal``, ``reuse``.
-    """
+    """The figures of ``METHOD:PRESET`` by column, and its factors by ``SPLIT``; None: there is no figure."""
 
     way: str
     title: str
@@ -74,19 +66,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A model's table.
+    """A model's table, as ``tables.json`` has it.
 
     Attributes:
-        model: its name, as in the paper.
-        weights: what was loaded.
-        settings: what all videos share, in words.
-        prompts: that all ways have made videos of.
-        videos: of each way.
-        rows: a way each.
-        columns: those of ``COLUMNS``, and closeness to other references.
-        missing: why a column has no figure, by title; each reason once.
-        notes: what else is to be known.
-        commits, hardware, dates: of the videos.
+        prompts: number of prompts that all methods have made videos of.
+        videos: number of videos of each method.
+        missing: why a column lacks figures, by title; each reason once.
     """
 
     model: str
@@ -102,191 +87,224 @@ class Table:
     hardware: Sequence[str]
     dates: Sequence[str]
 
-    @property
-    def has_split(self) -> bool:
-        """Whether running live chunks only, or the cache, saves anything on this model."""
-        return any(row.split["live_only"] > 1 or row.split["causal"] > 1 for row in self.rows)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them."""
-        return asdict(self)
-
-
-@dataclass
-class _Reasons:
-    """Why columns have no figure."""
-
-    of_columns: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, column: str, reason: str) -> None:
-        reasons = self.of_columns.setdefault(column, [])
-        if reason not in reasons:
-            reasons.append(reason)
+def method_title(method: str) -> str:
+    """A method's title in tables and pictures, such as ``FlowCache fast (ours)``."""
+    name, _, preset = method.partition(":")
+    ours = name == "flowcache" and not preset.startswith("paper-")
+    return " ".join(filter(None, [NAMES.get(name, name), preset, "(ours)" if ours else ""]))
 
 
 def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
-    """A model's table.
-
-    Args:
-        run: what the run left behind.
-        papers: the paper's tables; one may be of this model.
+    """A model's table; ``papers`` may have one of this model.
 
     Raises:
-        ValueError: a file of the run is gone or broken; it is named.
+        ValueError: a file of the run is missing or broken.
     """
     paper = next((paper for paper in papers if paper.model == run.model), None)
-    reasons, columns = _Reasons(), [*COLUMNS]
-    for other in run.references[1:]:
-        columns += [
-            Column(f"psnr_to_{other.way}", f"PSNR to {other.way}, dB", "{:.2f}"),
-            Column(f"ssim_to_{other.way}", f"SSIM to {other.way}", "{:.4f}"),
-        ]
-    base = [run.ways[0].trace(name) for name in run.names]
-    rows = [_row(run, way, base, paper, reasons) for way in run.ways]
-    records = [way.records[name] for way in run.ways for name in run.names]
+    first, *others = run.references
+    columns = [*COLUMNS]
+    for method in (other.method for other in others):
+        columns.append(Column(f"psnr_to_{method}", f"PSNR to {method}, dB", "{:.2f}"))
+        columns.append(Column(f"ssim_to_{method}", f"SSIM to {method}", "{:.4f}"))
+    base = [first.trace(name) for name in run.names]
+    rows, reasons = [], {}
+    for method in run.methods:
+        traces = [method.trace(name) for name in run.names]
+        measured: dict[str, float | None] = _read_traces(traces, base)
+        figures = {"speedup": partial(_read_speedup, run, method, traces, base)}
+        figures["vbench"] = partial(_read_vbench, method)
+        for reference in run.references:
+            suffix = "" if reference is first else f"_to_{reference.method}"
+            for metric in ("lpips", "ssim", "psnr"):
+                figures[metric + suffix] = partial(_read_comparison, run, method, reference, metric)
+        for key, read in figures.items():
+            try:
+                measured[key] = read()
+            except _NoFigure as reason:
+                measured[key] = None
+                if str(reason):
+                    reasons.setdefault(key, {})[str(reason).rstrip(".")] = None
+        stated = _read_paper(paper, method.method)
+        rows.append(Row(method.method, method_title(method.method), measured, stated, _split_flops(traces)))
+    records = [method.records[name] for method in run.methods for name in run.names]
     machines = [record["environment"] for record in records]
+    path = Path(base[0].settings.get("model") or "unknown")
+    notes = [f"{method}: not run so far" for method in run.absent]
+    if run.unfinished:
+        notes.append(f"{run.unfinished} videos that not all methods have made so far are left out")
     return Table(
         model=run.model,
-        weights=_weights(base[0]),
+        weights=path.name if path.is_absolute() else str(path),
         settings=run.settings,
-        prompts=len({run.ways[0].records[name]["prompt"] for name in run.names}),
+        prompts=len({first.records[name]["prompt"] for name in run.names}),
         videos=len(run.names),
         rows=rows,
         columns=columns,
-        missing={
-            column.title: reasons.of_columns[column.key]
-            for column in columns
-            if column.key in reasons.of_columns
-        },
-        notes=_notes(run),
-        commits=_distinct(machine.get("commit", "unknown") for machine in machines),
-        hardware=_distinct(map(_hardware, machines)),
-        dates=_distinct(record["started"][:10] for record in records),
+        missing={column.title: list(reasons[column.key]) for column in columns if column.key in reasons},
+        notes=notes,
+        commits=sorted({machine.get("commit", "unknown") for machine in machines}),
+        hardware=sorted(set(map(_describe_machine, machines))),
+        dates=sorted({record["started"][:10] for record in records}),
     )
 
 
-def _row(
-    run: ModelRun, way: WayRun, base: Sequence[Trace], paper: PaperFlops | None, reasons: _Reasons
-) -> Row:
-    traces = [way.trace(name) for name in run.names]
-    measured: dict[str, float | None] = {
+class _NoFigure(Exception):
+    """Why a method has no figure in a column; empty: none is expected."""
+
+
+def _read_traces(traces: Sequence[Trace], base: Sequence[Trace]) -> dict[str, float | None]:
+    pairs = zip(base, traces, strict=True)
+    return {
         "pflops": mean(trace.flops["actual"] for trace in traces) / PETA,
-        "flops_ratio": _ratio(base, traces, lambda trace: trace.flops["actual"]),
-        "speedup": _speedup(run, way, base, traces, reasons),
+        "flops_ratio": median(theirs.flops["actual"] / ours.flops["actual"] for theirs, ours in pairs),
         "latency_seconds": median(trace.seconds["denoise"] for trace in traces),
-        "vbench": _vbench(way, reasons),
         "peak_memory_gib": max(trace.peak_memory_bytes for trace in traces) / 2**30,
         "reuse_ratio": mean(trace.reuse_ratio for trace in traces),
     }
-    for reference in run.references:
-        suffix = "" if reference is run.ways[0] else f"_to_{reference.way}"
-        for metric in CLOSENESS:
-            measured[metric + suffix] = _closeness(run, way, reference, metric, suffix, reasons)
-    stated = _stated(paper, way.way)
-    return Row(way.way, TITLES.get(way.way, way.way), measured, stated, _split(traces))
 
 
-def _ratio(base: Sequence[Trace], traces: Sequence[Trace], amount: Any) -> float:
-    return median(amount(theirs) / amount(ours) for theirs, ours in zip(base, traces, strict=True))
-
-
-def _speedup(
-    run: ModelRun, way: WayRun, base: Sequence[Trace], traces: Sequence[Trace], reasons: _Reasons
-) -> float | None:
+def _read_speedup(run: ModelRun, method: MethodRun, traces: Sequence[Trace], base: Sequence[Trace]) -> float:
     """Median over the samples whose videos both were made on the same kind of machine."""
-    like = [
-        index
-        for index, name in enumerate(run.names)
-        if _hardware(run.ways[0].records[name]["environment"]) == _hardware(way.records[name]["environment"])
-    ]
-    if not like:
-        reasons.add("speedup", f"no prompt was run by {way.way} and {run.ways[0].way} on like machines")
-        return None
-    return median(base[i].seconds["denoise"] / traces[i].seconds["denoise"] for i in like)
+    first, ratios = run.methods[0], []
+    for name, theirs, ours in zip(run.names, base, traces, strict=True):
+        machines = {_describe_machine(m.records[name]["environment"]) for m in (first, method)}
+        ratios += [theirs.seconds["denoise"] / ours.seconds["denoise"]] if len(machines) == 1 else []
+    if not ratios:
+        raise _NoFigure(f"no prompt was run by {method.method} and {first.method} on like machines")
+    return median(ratios)
 
 
-def _closeness(
-    run: ModelRun, way: WayRun, reference: WayRun, metric: str, suffix: str, reasons: _Reasons
-) -> float | None:
+def _read_vbench(method: MethodRun) -> float:
+    scores = method.vbench()
+    if scores is None:
+        raise _NoFigure("no environment given")
+    if scores["totals"]["total"] is None:
+        there = sum(score is not None for score in scores["mean"].values())
+        raise _NoFigure(f"the total needs all {len(DIMENSIONS)} dimensions, {there} are scored")
+    return scores["totals"]["total"]
+
+
+def _read_comparison(run: ModelRun, method: MethodRun, reference: MethodRun, metric: str) -> float:
     """Mean over the videos."""
-    column = metric + suffix
-    if way is reference:
-        if len(run.ways) == 1:
-            reasons.add(column, f"only {way.way} was run")
-        return None
-    report = way.closeness(reference.way)
+    if method is reference:
+        raise _NoFigure(f"only {method.method} was run" if len(run.methods) == 1 else "")
+    report = method.comparison(reference.method)
     if report is None:
-        reasons.add(column, "not measured")
-        return None
+        raise _NoFigure("not measured")
     values = []
     for name in run.names:
-        video = report["videos"].get(way.video(name).name, {"mean": {}, "missing": {}})
-        value = video["mean"].get(metric)
-        if value is None:
-            why = report["missing"].get(metric) or video["missing"].get(metric) or "not measured"
-            reasons.add(column, why.rstrip("."))
-            return None
-        values.append(value)
+        video = report["videos"].get(method.video(name).name, {"mean": {}, "missing": {}})
+        values.append(video["mean"].get(metric))
+        if values[-1] is None:
+            raise _NoFigure(report["missing"].get(metric) or video["missing"].get(metric) or "not measured")
     return mean(values)
 
 
-def _vbench(way: WayRun, reasons: _Reasons) -> float | None:
-    scores = way.vbench()
-    if scores is None:
-        reasons.add("vbench", "no environment given")
-        return None
-    total = scores["totals"]["total"]
-    if total is None:
-        there = sum(score is not None for score in scores["mean"].values())
-        reasons.add("vbench", f"the total needs all {len(SCALES)} dimensions, {there} are scored")
-    return total
-
-
-def _stated(paper: PaperFlops | None, way: str) -> dict[str, float]:
-    """The paper's figures of a way, by column."""
-    method = IN_THE_PAPER.get(way)
-    if paper is None or method not in paper.stated:
+def _read_paper(paper: PaperFlops | None, method: str) -> dict[str, float]:
+    """The paper's figures of a method, by column."""
+    name, _, preset = method.partition(":")
+    title = f"{NAMES.get(name)}-{preset.removeprefix('paper-')}" if preset.startswith("paper-") else method
+    if paper is None or title not in paper.rows:
         return {}
-    pflops = paper.stated[method]
-    figures = {"pflops": pflops, "flops_ratio": paper.stated["vanilla"] / pflops}
-    row = paper.rows.get(method)
-    figures |= {} if row is None else asdict(row)
+    row, vanilla = paper.rows[title], paper.rows["vanilla"]
+    figures = {**asdict(row), "flops_ratio": vanilla.pflops / row.pflops}
     return {key: value for key, value in figures.items() if value is not None}
 
 
-def _split(traces: Sequence[Trace]) -> dict[str, float]:
-    """Factors whose product is vanilla's FLOPs over a method's; one that runs whole windows only reuses."""
+def _split_flops(traces: Sequence[Trace]) -> dict[str, float]:
+    """Factors by ``SPLIT``; a method that runs whole windows saves by reuse alone."""
     flops = {key: mean(trace.flops[key] for trace in traces) for key in traces[0].flops}
-    vanilla, actual = flops["vanilla"], flops["actual"]
     if (traces[0].settings.get("reuse") or {}).get("whole_window"):
-        return {"live_only": 1.0, "causal": 1.0, "reuse": vanilla / actual}
-    return {
-        "live_only": vanilla / flops["live_only"],
-        "causal": flops["live_only"] / flops["causal"],
-        "reuse": flops["causal"] / actual,
-    }
+        return {"live_only": 1.0, "causal": 1.0, "reuse": flops["vanilla"] / flops["actual"]}
+    steps = ("vanilla", "live_only", "causal", "actual")
+    return {key: flops[a] / flops[b] for key, a, b in zip(SPLIT, steps[:-1], steps[1:], strict=True)}
 
 
-def _notes(run: ModelRun) -> list[str]:
-    notes = [f"{way}: not run so far" for way in run.absent]
-    if run.unfinished:
-        notes.append(f"{run.unfinished} videos that not all ways have made so far are left out")
-    return notes
+def _describe_machine(machine: Mapping[str, str]) -> str:
+    device, threads = machine.get("device", "").split(":")[0], machine.get("threads", "?")
+    text = f"{machine.get('hardware', 'unknown')}, {device}"
+    return f"{text}, {threads} thread{'' if threads == '1' else 's'}" if device == "cpu" else text
 
 
-def _weights(trace: Trace) -> str:
-    """Name of the folder or Hub id that was loaded."""
-    path = Path(trace.settings.get("model") or "unknown")
-    return path.name if path.is_absolute() else str(path)
+def save_tables(tables: Sequence[Table], stem: Path, commands: Sequence[str]) -> list[Path]:
+    """Write ``stem.md``, ``stem.csv`` and ``stem.json``; ``commands`` made the run."""
+    paths = [Path(f"{stem}{suffix}") for suffix in (".md", ".csv", ".json")]
+    write_atomically(paths[0], f"{format_tables(tables, commands)}\n".encode())
+    columns = list(dict.fromkeys(column.key for table in tables for column in table.columns))
+    names = ["model", "weights", "prompts", "videos", "way", *columns]
+    names += [*(f"paper_{key}" for key in columns), *(f"split_{key}" for key in SPLIT)]
+    rows = []
+    for table in tables:
+        shared = {key: getattr(table, key) for key in ("model", "weights", "prompts", "videos")}
+        for row in table.rows:
+            figures = {column.key: row.measured.get(column.key) for column in table.columns}
+            for prefix, more in (("paper", row.paper), ("split", row.split)):
+                figures |= {f"{prefix}_{key}": value for key, value in more.items()}
+            rows.append({**shared, "way": row.way, **figures})
+    write_csv(paths[1], names, rows)
+    write_json(paths[2], {"commands": list(commands), "tables": [asdict(table) for table in tables]})
+    return paths
 
 
-def _hardware(machine: Mapping[str, str]) -> str:
-    device = machine.get("device", "").split(":")[0]
-    threads = machine.get("threads", "?")
-    return f"{machine.get('hardware', 'unknown')}, {device}" + (
-        f", {threads} thread{'' if threads == '1' else 's'}" if device == "cpu" else ""
-    )
+def format_tables(tables: Sequence[Table], commands: Sequence[str]) -> str:
+    """All tables in Markdown, with what the reader must know."""
+    parts = [*(f"`{command}`" for command in commands), *map(_format_table, tables), NOTE]
+    on_cpu = any(", cpu" in hardware for table in tables for hardware in table.hardware)
+    return "\n\n".join([*parts, *([CPU_NOTE] if on_cpu else [])])
 
 
-def _distinct(values: Iterable[str]) -> list[str]:
-    return sorted(set(values))
+def _format_table(table: Table) -> str:
+    count = "1 prompt" if table.prompts == 1 else f"{table.prompts} prompts"
+    count += "" if table.videos == table.prompts else f", {table.videos} videos"
+    short = [re.sub(r"^(\w{7})\w{33}\b", r"\1", commit) for commit in table.commits]
+    head = f"{table.weights}; {table.settings}; {count}. {'; '.join(table.hardware)}; "
+    head += f"commit {', '.join(short)}; {', '.join(table.dates)}."
+    smallest = min(row.measured["pflops"] for row in table.rows)
+    unit = next((unit for unit, factor in UNITS.items() if smallest * factor >= 1), "GFLOPs")
+
+    def cell(row: Row, column: Column) -> str:
+        ours, theirs = row.measured.get(column.key), row.paper.get(column.key)
+        if column.key == "pflops":
+            ours *= UNITS[unit]
+        words = [] if ours is None else [_format(column.form, ours)]
+        return " ".join([*words, *([] if theirs is None else [f"({_format(column.form, theirs)})"])])
+
+    def known(column: Column) -> bool:
+        return any(row.measured.get(column.key) is not None or column.key in row.paper for row in table.rows)
+
+    shown = [column for column in table.columns if known(column)]
+    of_paper = " (paper: PFLOPs)" if unit != "PFLOPs" and any(row.paper for row in table.rows) else ""
+    titles = [unit + of_paper if column.key == "pflops" else column.title for column in shown]
+    rows = [[row.title, *(cell(row, column) for column in shown)] for row in table.rows]
+    sections = [f"### {table.model}", head, markdown_table(["method", *titles], rows)]
+    notes = [f"- {note}" for note in [*table.notes, *_explain_gaps(table.missing)]]
+    sections += ["\n".join(notes)] if notes else []
+    # of a model that gains nothing by live chunks or the cache, the split says nothing new
+    if any(row.split["live_only"] > 1 or row.split["causal"] > 1 for row in table.rows):
+        parts = [(row.title, *(row.split[key] for key in SPLIT)) for row in table.rows[1:]]
+        rows = [[title, *map(_format_factor, (*factors, prod(factors)))] for title, *factors in parts]
+        sections += ["Reduction of FLOPs by each part of a method:"]
+        sections += [markdown_table(["method", *SPLIT.values(), "together"], rows)]
+    return "\n\n".join(sections)
+
+
+def _explain_gaps(missing: Mapping[str, Sequence[str]]) -> list[str]:
+    """Columns that lack figures, and why; those with the same reasons share a line."""
+    titles: dict[str, list[str]] = {}
+    for title, reasons in missing.items():
+        titles.setdefault("; ".join(reasons), []).append(title.partition(",")[0])
+    columns = {why: ", ".join(shared) for why, shared in titles.items()}
+    return [why if why.startswith(shared) else f"{shared}: {why}" for why, shared in columns.items()]
+
+
+def _format_factor(value: float) -> str:
+    return "-" if abs(value - 1) < 0.005 else f"{value:.2f}x"
+
+
+def _format(form: str, value: float) -> str:
+    """A number without an exponent or a trailing point."""
+    text = form.format(value)
+    if "e" in text:
+        return f"{float(text):.{max(0, 2 - int(text.split('e')[1]))}f}"
+    return text.rstrip(".")

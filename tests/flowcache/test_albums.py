@@ -6,8 +6,7 @@ from PIL import Image
 from synthetic_run import PROMPTS, SAMPLES, make_run, make_trace
 
 from flowcache.benchmark import __main__ as program
-from flowcache.benchmark.run_folder import find_model_runs
-from flowcache.benchmark.run_reports import measure_closeness
+from flowcache.benchmark.runs import compare_methods, find_model_runs
 from flowcache.plots import Point, cache_over_time, race, tradeoff
 from flowcache.plots.race import Runner, finished_parts, write_race
 from flowcache.plots.tradeoff import pareto_front
@@ -21,88 +20,64 @@ def short_race(monkeypatch):
     monkeypatch.setattr(race, "_SECONDS", (0.5, 0.5))
 
 
-def test_run_of_several_ways_gives_all_pictures(tmp_path, capsys):
+def test_a_run_of_several_methods_gives_all_pictures(tmp_path, capsys):
     make_run(tmp_path)
-    measure_closeness(find_model_runs(tmp_path)[0], "cpu")
+    compare_methods(find_model_runs(tmp_path)[0], "cpu")
     assert program.main(["plot", str(tmp_path), "--prompt", PROMPTS[1]]) == 0, capsys.readouterr().err
     names = {path.name for path in (tmp_path / "pictures" / "abacus").iterdir()}
-    assert names == {
-        "vanilla.reuse.png",
-        "flowcache_paper-fast.reuse.png",
-        "flowcache_paper-fast.distances.png",
-        "flowcache_paper-fast.by_step.png",
-        "cache.png",
-        "tradeoff.png",
-        "frames.png",
-        "race.mp4",
-    }
+    kinds = ("reuse", "distances", "by_step")
+    expected = {"vanilla.reuse.png", *(f"flowcache_paper-fast.{kind}.png" for kind in kinds)}
+    assert names == expected | {"cache.png", "tradeoff.png", "frames.png", "race.mp4"}
 
 
-def test_folder_of_single_runs_is_drawn_without_videos(tmp_path, capsys):
-    for way in ("vanilla", "flowcache:paper-fast"):
-        make_trace(way, 3.0, SAMPLES[0]).save(tmp_path / f"a_red_circle_{way[:4]}_seed0.trace.json")
+def test_a_folder_of_single_runs_is_drawn_without_videos(tmp_path, capsys):
+    for method in ("vanilla", "flowcache:paper-fast"):
+        make_trace(method, 3.0, SAMPLES[0]).save(tmp_path / f"a_red_circle_{method[:4]}_seed0.trace.json")
     make_trace("vanilla", 3.0, SAMPLES[1]).save(tmp_path / "alone.trace.json")
     assert program.main(["plot", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"a_red_circle_vani_seed0.reuse.png", "alone.reuse.png", "cache.png"} <= names
     out = capsys.readouterr().out
-    assert "no race.mp4: no video lies beside the traces." in out
-    assert "no tradeoff.png: A trade-off needs at least one measure" in out
+    assert "no race.mp4: " in out and "no tradeoff.png: " in out
 
 
 @pytest.mark.parametrize(
-    ("content", "arguments", "message"),
+    ("names", "arguments", "message"),
     [
-        (None, [], "is no folder"),
-        ({}, [], "holds no *.trace.json"),
-        ({"a.trace.json": "{"}, [], "a.trace.json cannot be read as a trace"),
-        (
-            {"a.trace.json": None},
-            ["--prompt", "a hat"],
-            "prompt: there is no video of 'a hat', but of a red circle",
-        ),
+        (None, [], "run_dir: "),
+        ([], [], "has no *.trace.json"),
+        (["broken.trace.json"], [], "broken.trace.json cannot be read as a trace"),
+        (["a.trace.json"], ["--prompt", "a hat"], "prompt: expected one of a red circle"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(tmp_path, content, arguments, message, capsys):
+def test_bad_input_is_refused_in_one_sentence(tmp_path, names, arguments, message, capsys):
     folder = tmp_path / "run"
-    if content is not None:
+    for name in names or []:
         folder.mkdir()
-        for name, text in content.items():
-            if text is None:
-                make_trace("vanilla", 1.0, SAMPLES[0]).save(folder / name)
-            else:
-                (folder / name).write_text(text)
+        make_trace("vanilla", 1.0, SAMPLES[0]).save(folder / name)
+        if "broken" in name:
+            (folder / name).write_text("{")
+    if names == []:
+        folder.mkdir()
     assert program.main(["plot", str(folder), *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
 
 
-def test_chunks_are_there_when_their_last_step_is_done():
-    trace = make_trace("vanilla", 16.0, SAMPLES[0])
-    assert finished_parts(trace) == [
-        (8.0, pytest.approx(1 / 3)),
-        (12.0, pytest.approx(2 / 3)),
-        (16.0, 1.0),
-    ], "of 8 steps, 2 s each, the chunks end with the fourth, the sixth and the eighth"
-    with pytest.raises(ValueError, match="no chunk that was finished"):
-        finished_parts(Trace())
-
-
 def test_a_viewer_plays_each_part_while_the_next_is_made():
+    parts = finished_parts(make_trace("vanilla", 16.0, SAMPLES[0]))
+    assert parts == [(8.0, pytest.approx(1 / 3)), (12.0, pytest.approx(2 / 3)), (16.0, 1.0)]
+    with pytest.raises(ValueError, match="chunk"):
+        finished_parts(Trace())
     runner = Runner("a", np.zeros((1, 2, 2, 3), np.uint8), [(8.0, 0.5), (12.0, 0.75), (16.0, 1.0)])
-    assert runner.position(7.9) is None
-    assert runner.position(8.0) == 0.0
-    assert runner.position(10.0) == pytest.approx(0.25), "half of the first part"
-    assert runner.position(12.0) == pytest.approx(0.5)
-    assert runner.position(16.0) == 1.0
+    assert [runner.position(time) for time in (7.9, 8, 10, 12, 16)] == [None, 0, 0.25, 0.5, 1]
     assert runner.share(4.0) == 0.25 and runner.share(99.0) == 1.0
 
 
 def test_race_shows_the_fast_one_while_the_slow_one_computes(tmp_path):
     red, green = (np.full((6, 32, 48, 3), colour, np.uint8) for colour in ((220, 30, 30), (30, 220, 30)))
-    slow = Runner("slow", red, [(10.0, 1.0)])
-    fast = Runner("fast", green, [(2.0, 0.5), (4.0, 1.0)])
-    write_race([slow, fast], "a race", tmp_path / "race.mp4")
+    runners = [Runner("slow", red, [(10.0, 1.0)]), Runner("fast", green, [(2.0, 0.5), (4.0, 1.0)])]
+    write_race(runners, "a race", tmp_path / "race.mp4")
     frames, fps = read_video(tmp_path / "race.mp4")
     assert fps == 24 and len(frames) == 13 + 6 + 24
     assert [path.name for path in tmp_path.iterdir()] == ["race.mp4"]
@@ -112,29 +87,24 @@ def test_race_shows_the_fast_one_while_the_slow_one_computes(tmp_path):
         part = frame[64 + 46 : -30].astype(int)
         return (part[..., channel] - part[..., others].max(axis=-1) > 100).mean() > 0.1
 
-    assert not shows(frames[1], 0) and not shows(frames[1], 1)
-    assert shows(frames[8], 1) and not shows(frames[8], 0)
-    assert shows(frames[-1], 0) and shows(frames[-1], 1)
+    shown = [(shows(frames[i], 0), shows(frames[i], 1)) for i in (1, 8, -1)]
+    assert shown == [(False, False), (False, True), (True, True)]
     with pytest.raises(ValueError, match="at least one video"):
         write_race([], "a race", tmp_path / "none.mp4")
 
 
-def test_front_holds_what_no_other_beats():
+def test_tradeoff_and_cache_are_drawn_or_refused(tmp_path):
     points = [Point("a", 1, 30), Point("b", 2, 25), Point("c", 1.5, 24), Point("d", 3, 10), Point("e", 3, 9)]
     assert [point.label for point in pareto_front(points)] == ["a", "b", "d"]
     assert [point.label for point in pareto_front(points, less_is_better=True)] == ["e"]
-
-
-def test_tradeoff_and_cache_are_drawn_or_refused(tmp_path):
-    points = [Point("a", 1, 30), Point("b", 2, 25)]
     tradeoff({"PSNR": points, "LPIPS to vanilla": points}, "two", tmp_path / "a.png")
     cache_over_time({"a": make_trace("vanilla", 3.0, SAMPLES[0])}, tmp_path / "b.png")
     assert Image.open(tmp_path / "a.png").size[0] > Image.open(tmp_path / "b.png").size[0]
-    for write, message in (
-        (lambda: tradeoff({"PSNR": []}, "none", tmp_path / "c.png"), "at least one measure"),
-        (lambda: cache_over_time({}, tmp_path / "c.png"), "no trace"),
-        (lambda: cache_over_time({"a": Trace()}, tmp_path / "c.png"), "no window"),
+    for write in (
+        lambda: tradeoff({"PSNR": []}, "none", tmp_path / "c.png"),
+        lambda: cache_over_time({}, tmp_path / "c.png"),
+        lambda: cache_over_time({"a": Trace()}, tmp_path / "c.png"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError):
             write()
     assert not (tmp_path / "c.png").exists()

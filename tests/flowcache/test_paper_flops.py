@@ -7,56 +7,25 @@ import pytest
 from reference import ROOT
 
 from flowcache.benchmark import __main__ as program
-from flowcache.benchmark.paper_flops import GROUP, PETA, PaperFlops, markdown, registered_models
+from flowcache.benchmark.paper_flops import GROUP, PETA, PaperFlops, PaperRow
 
-TABLE = PaperFlops(
-    model="a model",
-    settings="small",
-    stated={"vanilla": 100, "slow": 80, "fast": 50},
-    counted={"everything": 100 * PETA, "live chunks": 80.2 * PETA},
-)
+ROWS = {name: PaperRow(pflops, 1, 1, 1) for name, pflops in (("vanilla", 100), ("slow", 80), ("fast", 50))}
+TABLE = PaperFlops("a model", "small", ROWS, {"everything": 100 * PETA, "live chunks": 80.2 * PETA})
 
 
-@pytest.fixture
-def declared():
-    """Entry points of this project's metadata, whatever is installed."""
-    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][GROUP]
-    return [EntryPoint(name, value, GROUP) for name, value in points.items()]
-
-
-def test_share_is_what_is_not_paid_for():
-    assert TABLE.reused_share("fast", "everything") == pytest.approx(0.5)
-    assert TABLE.reused_share("fast", "live chunks") == pytest.approx(1 - 50 / 80.2)
-    assert TABLE.difference("slow") == pytest.approx(-0.2)
-
-
-def test_who_costs_more_than_everything_that_ran_reused_no_share_of_it():
-    assert TABLE.reused_share("vanilla", "live chunks") is None
-
-
-def test_rounding_of_the_paper_makes_no_negative_share():
-    table = PaperFlops("a", "b", {"vanilla": 100}, {"everything": 99.7 * PETA})
-    assert table.reused_share("vanilla", "everything") == 0
-
-
-def test_table_has_a_row_for_each_method():
-    lines = markdown(TABLE).splitlines()
+def test_a_share_is_what_the_row_does_not_pay_for():
+    lines = TABLE.markdown().splitlines()
     assert lines[0] == "a model: small"
     assert lines[-1] == "| fast | 100.00 | 50 | -50.0 % | 0.50 | 0.38 |"
-    assert lines[-3] == "| vanilla | 100.00 | 100 | +0.0 % | 0.00 |  |"
+    assert lines[-3] == "| vanilla | 100.00 | 100 | +0.0 % | 0.00 |  |", "it costs more than live chunks"
+    rounded = PaperFlops("a", "b", ROWS, {"everything": 99.7 * PETA})
+    assert rounded.reused_share("vanilla", "everything") == 0, "the paper's figures are rounded"
 
 
-def test_both_models_are_registered_with_all_rows(declared):
-    tables = registered_models(declared)
-    assert [table.model for table in tables] == ["MAGI-1", "SkyReels-V2"]
-    rows = {"vanilla", "TeaCache-slow", "TeaCache-fast", "FlowCache-slow", "FlowCache-fast"}
-    assert all(table.stated.keys() == rows for table in tables)
-
-
-def test_command_prints_both_tables(declared, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "flowcache.benchmark.paper_flops.entry_points", lambda group: declared if group == GROUP else []
-    )
+def test_command_prints_the_tables_of_both_models(monkeypatch, capsys):
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][GROUP]
+    declared = [EntryPoint(name, value, GROUP) for name, value in points.items()]
+    monkeypatch.setattr("flowcache.benchmark.paper_flops.entry_points", lambda group: declared)
     assert program.main(["flops"]) == 0
     out = capsys.readouterr().out
     assert "MAGI-1: 4.5B" in out and "SkyReels-V2: 1.3B" in out
@@ -68,6 +37,5 @@ def test_command_prints_both_tables(declared, monkeypatch, capsys):
 def test_without_models_the_error_says_what_to_do(points, monkeypatch, capsys):
     monkeypatch.setattr("flowcache.benchmark.paper_flops.entry_points", lambda group: points)
     assert program.main(["flops"]) == 2
-    error = capsys.readouterr().err
+    (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ") and "install this project again" in error
-    assert error.count("\n") == 1

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 from reference import Case, reference_dir
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowcache.kv import attention_mass as streamed
+from flowcache.kv.config import KVCompressionConfig
 from flowcache.kv.original import WEIGHTINGS, weight_by_place
 from flowcache.kv.scorers import (
     Importance,
@@ -24,26 +23,13 @@ from flowcache.kv.scorers import (
     ScoreInput,
     SinkWindow,
 )
+from flowcache.kv.scorers import importance as streamed
 from flowcache.kv.selection import TokenSelector, group_means, select
 
 
 def listed(part: str, name: str) -> list[dict]:
     path = reference_dir() / part / f"{name}.json"
     return json.loads(path.read_text())["cases"] if path.is_file() else [{"name": "absent", "case": "absent"}]
-
-
-class Products(TorchDispatchMode):
-    """Gathers the types of all matrix products: that of the left factor, and that of what comes out."""
-
-    def __init__(self):
-        super().__init__()
-        self.types = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func.overloadpacket is torch.ops.aten.bmm:
-            self.types.add((args[0].dtype, out.dtype))
-        return out
 
 
 def tokens_of(keys, queries, values=None, chunk=1) -> ScoreInput:
@@ -107,42 +93,67 @@ def test_original_on_magi(entry):
     assert torch.equal(kept.sort().values, tensors[f"{entry['name']}_indices"].T.sort().values)
 
 
+SCORERS = [Importance(), Redundancy(), Paper(), Recency(), SinkWindow(), KeyNorm(), Random()]
+
+
+class Watch(TorchDispatchMode):
+    """Notes the largest tensor, and the types of all matrix products: left factor and product."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest, self.types = 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        if func.overloadpacket is torch.ops.aten.bmm:
+            self.types.add((args[0].dtype, out.dtype))
+        return out
+
+
 @pytest.mark.parametrize("blocks", [(256, 2048), (7, 11), (1000, 1)])
 def test_streamed_mass_equals_its_definition(monkeypatch, blocks):
     monkeypatch.setattr(streamed, "QUERY_BLOCK", blocks[0])
     monkeypatch.setattr(streamed, "KEY_BLOCK", blocks[1])
     tokens = random_tokens()
-    expected = plain_mass(tokens.queries, tokens.keys)
-    assert torch.allclose(
-        streamed.attention_mass(tokens.queries, tokens.keys).double(), expected, rtol=1e-5, atol=1e-9
+    mass, expected = (
+        streamed.attention_mass(tokens.queries, tokens.keys),
+        plain_mass(tokens.queries, tokens.keys),
     )
+    assert torch.allclose(mass.double(), expected, rtol=1e-5, atol=1e-9)
 
 
 def test_a_gpu_multiplies_low_precision_as_it_is():
     """No GPU is needed: fake tensors have devices, types and shapes, and no numbers."""
-    with FakeTensorMode(), Products() as products:
+    with FakeTensorMode(), Watch() as products:
         queries = torch.empty(2, 4, 300, 16, dtype=torch.bfloat16, device="cuda")
         keys = torch.empty(2, 4, 16, 2500, dtype=torch.bfloat16, device="cuda")
         logits = streamed._products(queries, keys, scale=4.0)
     assert (logits.shape, logits.dtype) == ((2, 4, 300, 2500), torch.float32)
-    assert products.types == {(torch.bfloat16, torch.float32)}, "of the factors, and of what comes out"
+    assert products.types == {(torch.bfloat16, torch.float32)}
 
 
-@pytest.mark.parametrize("count", [51, 60, 100, 1000, 4000, 12150])
+def test_memory_does_not_hold_queries_times_keys():
+    count, heads = 12_000, 2
+    tokens = random_tokens(count, heads, 1, queries=10_000, dim=8)
+    with Watch() as watch:
+        Paper().score(tokens)
+    assert watch.largest * 100 <= heads * count * len(tokens.queries)
+
+
+@pytest.mark.parametrize("count", [51, 100, 4000, 12150])
 def test_few_of_many_queries_are_asked_all_over(count):
-    selector = TokenSelector(Importance(), 100, count, query_granularity="chunk", max_queries=50)
+    selector = TokenSelector(KVCompressionConfig(query_granularity="chunk", max_queries=50), 100, count)
     places = torch.arange(float(count)).reshape(1, -1, 1, 1).expand(2, -1, -1, -1)
     asked = selector.newest(places)
-    assert asked.shape == (2, 50, 1, 1)
-    assert torch.equal(asked[0], asked[1])
+    assert asked.shape == (2, 50, 1, 1) and torch.equal(asked[0], asked[1])
     gaps = asked[0].flatten().sort().values.diff()
-    assert gaps.min() > 0, "each is asked once"
-    assert gaps.max() < 3 * count / 50
+    assert gaps.min() > 0 and gaps.max() < 3 * count / 50
     for width in (8, 10, 16, 40, 80):
         columns = (asked[0].flatten() % width).long().bincount(minlength=width)
-        assert columns.max() <= 3 * max(1, 50 / width), (
-            "no column of the frame is asked much more than others"
-        )
+        assert columns.max() <= 3 * max(1, 50 / width), "no column of the frame is preferred"
     assert torch.equal(selector.newest(places[:, :50]), places[:, :50])
 
 
@@ -152,73 +163,36 @@ def test_redundancy_equals_its_definition():
     cosines = torch.einsum("ihd,jhd->hij", units, units)
     cosines.diagonal(dim1=1, dim2=2).zero_()
     expected = cosines.mean(dim=1).softmax(dim=-1)
-    actual = -Redundancy().score(random_tokens())
-    assert torch.allclose(actual.double(), expected, rtol=1e-5)
+    assert torch.allclose(-Redundancy().score(random_tokens()).double(), expected, rtol=1e-5)
 
 
-def test_memory_does_not_hold_queries_times_keys():
-    """The whole matrix would need a hundred times what the largest tensor made here does."""
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(tensor, torch.Tensor):
-                    largest = max(largest, tensor.numel())
-            return out
-
-    count, heads = 12_000, 2
-    tokens = random_tokens(count, heads, 1, queries=10_000, dim=8)
-    with Watch():
-        Paper().score(tokens)
-    assert largest * 100 <= heads * count * len(tokens.queries)
-
-
-@pytest.mark.parametrize(
-    "scorer", [Importance(), Redundancy(), Paper(), Recency(), SinkWindow(), KeyNorm(), Random()]
-)
-def test_scorers_answer_for_every_head_and_token(scorer):
-    tokens = random_tokens()
-    scores = scorer.score(tokens)
-    assert scores.shape == (2, 300)
-    assert scores.dtype == torch.float32
-    assert scores.isfinite().all()
-    assert torch.equal(scores, scorer.score(tokens))
-
-
-@pytest.mark.parametrize(
-    "scorer", [Importance(), Redundancy(), Paper(), Recency(), SinkWindow(), KeyNorm(), Random()]
-)
-def test_branches_are_scored_together_as_alone(scorer):
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_scores_are_finite_and_the_same_for_branches_together_as_alone(scorer):
     alone = [random_tokens(seed=seed) for seed in range(2)]
     fields = ("keys", "values", "queries", "ages")
     both = ScoreInput(*(torch.stack([getattr(one, name) for one in alone]) for name in fields), 100)
     expected = torch.stack([scorer.score(one) for one in alone])
+    assert (expected.shape, expected.dtype) == ((2, 2, 300), torch.float32) and expected.isfinite().all()
     assert torch.allclose(scorer.score(both), expected, rtol=1e-5, atol=1e-9)
+    assert torch.equal(expected[0], scorer.score(alone[0]))
 
 
 def test_controls_keep_what_they_are_named_after():
     tokens = random_tokens()
     assert select(Recency().score(tokens), 3)[0].tolist() == [299, 298, 297]
-    kept = select(SinkWindow(sink=0.02).score(tokens), 4)[0].tolist()
-    assert sorted(kept) == [0, 1, 298, 299]
+    assert sorted(select(SinkWindow(sink=0.02).score(tokens), 4)[0].tolist()) == [0, 1, 298, 299]
     norms = tokens.keys[:, 0].norm(dim=-1)
     assert select(KeyNorm().score(tokens), 1)[0].item() == norms.argmin()
 
 
 def test_selection_by_groups_keeps_whole_groups():
     scores = torch.tensor([[0.0, 1, 5, 5, 2, 2, 9]])
-    assert select(scores, 5, group=2).tolist() == [[2, 3, 4, 5]]
-    assert select(scores, 99).shape == (1, 7)
+    assert select(scores, 5, group=2).tolist() == [[2, 3, 4, 5]] and select(scores, 99).shape == (1, 7)
     with pytest.raises(ValueError, match="budget"):
         select(scores, 3, group=4)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_weightings_are_finite_and_keep_their_shape(weighting):
-    scores = torch.rand(2, 50)
-    weighted = weight_by_place(scores, weighting, 3, 10)
-    assert weighted.shape == scores.shape
-    assert np.isfinite(weighted.numpy()).all()
+    weighted = weight_by_place(torch.rand(2, 50), weighting, 3, 10)
+    assert weighted.shape == (2, 50) and weighted.isfinite().all()

@@ -5,7 +5,6 @@ import torch
 
 from flowcache import cut_window
 from flowcache.noise import BlockNoise
-from flowcache.window import with_condition_noise
 
 NOISE = torch.randn(4, 13, 2, 2)
 
@@ -38,7 +37,7 @@ def test_chunks_of_a_window(prefix, last, num_given, spans):
 
 
 def test_a_prefix_must_leave_something():
-    with pytest.raises(ValueError, match="prefix of 13"):
+    with pytest.raises(ValueError, match=r"prefix.*13"):
         cut_window(NOISE, 5, prefix=NOISE)
 
 
@@ -46,7 +45,7 @@ def test_condition_noise_touches_the_prefix_alone():
     """The chunk of the last frame comes first in the window, before those of the prefix."""
     window = cut_window(NOISE, 2, prefix=torch.zeros(4, 3, 2, 2), last=torch.zeros(4, 1, 2, 2))
     noise = torch.arange(3.0).view(1, 3, 1, 1).expand(4, 3, 2, 2)
-    noisy = with_condition_noise(window, [0, 1, 2], 0.5, noise)
+    noisy = [window.noised_latents(chunk, 0.5, noise) for chunk in (0, 1, 2)]
     assert [noisy[chunk][0, :, 0, 0].tolist() for chunk in (0, 1)] == [[0], [0, 0.5]]
     assert noisy[2][0, 0, 0, 0] == 1.0
     assert torch.equal(noisy[2][:, 1:], window.latents(2)[:, 1:])
@@ -81,7 +80,7 @@ def test_noise_is_the_same_however_it_is_asked_for(step):
 def test_dropped_noise_is_refused():
     noise = BlockNoise(torch.Generator(), (2, 40, 2, 2), block_frames=4)
     noise.frames(20, 22)
-    with pytest.raises(ValueError, match=r"before 20.*3"):
+    with pytest.raises(ValueError, match=r"20.*3"):
         noise.frames(3, 5)
 
 

@@ -86,6 +86,6 @@ def test_of_live_blocks_less_is_left_to_reuse():
     table = paper_flops()
     live = list(table.counted)[1]
     assert table.counted[live] / PETA == pytest.approx(79.7, abs=0.05)
-    shares = {method: table.reused_share(method, live) for method in table.stated}
+    shares = {method: table.reused_share(method, live) for method in table.rows}
     assert shares.pop("vanilla") is None
     assert list(shares.values()) == pytest.approx([0.27, 0.39, 0.55, 0.65], abs=0.006)

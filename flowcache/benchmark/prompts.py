@@ -1,0 +1,169 @@
+"""VBench's dimensions and the prompts of each (github.com/Vchitect/VBench, VBench_full_info.json)."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..user_files import read_text, reading
+
+#: Videos that VBench scores of each prompt, named ``{prompt}-{index}.mp4``.
+SAMPLES = 5
+FULL_INFO = "VBench_full_info.json"
+#: All prompts, in the order of lists of augmented prompts of all dimensions.
+ALL_PROMPTS = "all_dimension.txt"
+
+
+class Dimension(NamedTuple):
+    """List of prompts, and the scores that the leaderboard maps to 0 and 1, and its weight."""
+
+    prompts: str
+    low: float = 0.0
+    high: float = 1.0
+    weight: float = 1.0
+
+
+#: The first seven measure quality, the others semantics.
+DIMENSIONS = {
+    "subject_consistency": Dimension("subject_consistency", 0.1462),
+    "background_consistency": Dimension("scene", 0.2615),
+    "temporal_flickering": Dimension("temporal_flickering", 0.6293),
+    "motion_smoothness": Dimension("subject_consistency", 0.706, 0.9975),
+    "dynamic_degree": Dimension("subject_consistency", weight=0.5),
+    "aesthetic_quality": Dimension("overall_consistency"),
+    "imaging_quality": Dimension("overall_consistency"),
+    "object_class": Dimension("object_class"),
+    "multiple_objects": Dimension("multiple_objects"),
+    "human_action": Dimension("human_action"),
+    "color": Dimension("color"),
+    "spatial_relationship": Dimension("spatial_relationship"),
+    "scene": Dimension("scene", high=0.8222),
+    "appearance_style": Dimension("appearance_style", 0.0009, 0.2855),
+    "temporal_style": Dimension("temporal_style", high=0.364),
+    "overall_consistency": Dimension("overall_consistency", high=0.364),
+}
+
+
+def read_prompts(folder: Path, dimension: str, augmented: Path | None = None) -> dict[str, str]:
+    """Prompts of some dimensions, each once, in the benchmark's order, with the prompt for the model.
+
+    Args:
+        folder: VBench's repository or package, or a folder of lists such as ``scene.txt``.
+        dimension: names separated by commas, or ``all`` that the folder has.
+        augmented: longer prompts for the model, one line for each of the benchmark's: a folder of lists such
+            as ``scene_longer.txt``, or the list of one dimension or of the whole benchmark."""
+    if not folder.is_dir():
+        raise ValueError(f"vbench_prompt_dir: {folder} is not a folder.")
+    info = find_full_info(folder)
+    lists = _read_lists(folder) if info is None else read_full_info(info)
+    if not lists:
+        raise ValueError(f"vbench_prompt_dir: {folder} has neither {FULL_INFO} nor lists such as scene.txt.")
+    chosen = {name: lists[name] for name in choose_dimensions(dimension, lists)}
+    prompts = {prompt: prompt for prompts in chosen.values() for prompt in prompts}
+    if not prompts:
+        raise ValueError(f"vbench_prompt_dir: {folder} has no prompts of {dimension}; choose another.")
+    if augmented is None:
+        return prompts
+    longer = _read_augmented(augmented, folder, chosen)
+    for prompt in prompts:
+        if prompt not in longer:
+            raise ValueError(f"augmented_prompts: {augmented} has no line for {prompt!r}.")
+        prompts[prompt] = longer[prompt]
+    return prompts
+
+
+def choose_dimensions(text: str, known: Iterable[str]) -> list[str]:
+    """The dimensions among ``known`` that a text names: ``all``, or names separated by commas."""
+    known = list(known)
+    wanted = known if text.strip() == "all" else [word.strip() for word in text.split(",")]
+    for name in wanted:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1, 0.5)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}."
+            raise ValueError(f"dimension: {name!r} is unknown; {hint}")
+    return wanted
+
+
+def find_full_info(folder: Path) -> Path | None:
+    """``VBench_full_info.json`` of a repository or package; None if there is none."""
+    places = (folder / FULL_INFO, folder / "vbench" / FULL_INFO)
+    return next((path for path in places if path.is_file()), None)
+
+
+def read_full_info(path: Path) -> dict[str, list[str]]:
+    """Prompts by dimension, from a file in VBench's format."""
+    lists: dict[str, list[str]] = {}
+    for prompt, dimensions in _read_entries(path):
+        for name in dimensions:
+            lists.setdefault(name, []).append(prompt)
+    return lists
+
+
+def _read_entries(path: Path) -> list[tuple[str, list[str]]]:
+    """Each prompt with its dimensions."""
+    with reading(path, f"a list in the format of {FULL_INFO}"):
+        entries = [(entry["prompt_en"], entry["dimension"]) for entry in json.loads(read_text(path, "JSON"))]
+        for prompt, dimensions in entries:
+            if not isinstance(dimensions, list):
+                raise TypeError(f"dimension: expected a list, got {dimensions!r}")
+            "".join([prompt, *dimensions]).encode()  # raises if one is not text
+    return entries
+
+
+def _read_lists(folder: Path) -> dict[str, list[str]]:
+    """Prompts by dimension from text files, in ``folder`` or where VBench keeps them."""
+    found = {}
+    for place in (folder, folder / "prompts_per_dimension", folder / "prompts" / "prompts_per_dimension"):
+        for name, dimension in DIMENSIONS.items():
+            path = place / f"{dimension.prompts}.txt"
+            if name not in found and path.is_file():
+                found[name] = _read_lines(path)
+    return found
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Lines that are not blank; unlike ``splitlines``, this leaves Unicode's own separators in a prompt."""
+    lines = re.split(r"\r\n|\n|\r", read_text(path, "a list of prompts"))
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _read_augmented(path: Path, folder: Path, lists: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The augmented prompt of each prompt; ``lists`` holds the chosen dimensions' prompts of ``folder``."""
+    sources = {name: DIMENSIONS[name].prompts if name in DIMENSIONS else name for name in lists}
+    if path.is_dir():
+        files = {name: _find_augmented(path, source) for name, source in sources.items()}
+        found = [(lists[name], _read_lines(file), file) for name, file in files.items()]
+    else:
+        lines, whole = _read_lines(path), _read_whole_benchmark(folder)
+        is_whole = len(whole) == len(lines) or len(set(sources.values())) > 1
+        found = [(whole if is_whole else next(iter(lists.values())), lines, path)]
+    for prompts, lines, file in found:
+        if len(lines) != len(prompts):
+            raise ValueError(
+                f"augmented_prompts: expected {len(prompts)} prompts, one for each of the benchmark's, got "
+                f"{len(lines)} in {file}."
+            )
+    return {prompt: line for prompts, lines, _ in found for prompt, line in zip(prompts, lines, strict=True)}
+
+
+def _find_augmented(folder: Path, source: str) -> Path:
+    places = [folder, folder / "prompts_per_dimension_longer"]
+    paths = [place / name for place in places for name in (f"{source}_longer.txt", f"{source}.txt")]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        raise ValueError(f"augmented_prompts: {folder} has no {source}_longer.txt.")
+    return found
+
+
+def _read_whole_benchmark(folder: Path) -> list[str]:
+    """All prompts, in the benchmark's order; empty if the folder does not say it."""
+    path = find_full_info(folder)
+    if path is not None:
+        return [prompt for prompt, _ in _read_entries(path)]
+    places = (folder, folder / "prompts", folder.parent)
+    path = next((place / ALL_PROMPTS for place in places if (place / ALL_PROMPTS).is_file()), None)
+    return [] if path is None else _read_lines(path)

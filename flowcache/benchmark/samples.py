@@ -1,0 +1,293 @@
+"""The videos that a benchmark asks for: options, prompts or scenes, and file names."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..command_line import one_line
+from ..naming import words_of
+from ..shipped import shipped
+from ..user_files import expand_path, read_text, reading
+from .prompts import SAMPLES, read_prompts
+
+logger = logging.getLogger(__name__)
+
+#: A file name holds at most 255 bytes, ``.mp4`` among them.
+MAX_NAME_BYTES = 251
+#: Sanity limit against typos; VBench wants 5 videos of a prompt, 25 of some.
+MAX_SAMPLES = 10_000
+#: Prompts that the small checkpoints know, in VBench's format.
+SMALL_PROMPTS = shipped("assets/vbench_small")
+
+#: Benchmarks, and the options that only one of them reads.
+BENCHMARKS = {
+    "vbench": ("vbench_prompt_dir", "dimension", "samples", "augmented_prompts"),
+    "physicsiq": ("physicsiq_data_dir", "descriptions_file"),
+}
+PATHS = ("base_save_path", "vbench_prompt_dir", "augmented_prompts", "physicsiq_data_dir")
+PATHS += ("descriptions_file",)
+
+_TABLES = ("descriptions.csv", "descriptions_original.csv")
+_COLUMNS = ("scenario", "description", "generated_video_name")
+_SCENARIO = re.compile(r"(?P<id>\d{4})_(?P<rest>perspective-[a-z]+_take-1_.+)\.mp4")
+
+
+class SamplesFailed(ValueError):
+    """Samples that cannot be made or scored: a line for each, then a report of those that could."""
+
+    has_lines = True
+
+    def __init__(self, summary: str, reasons: Mapping[Any, str], report: str = "") -> None:
+        lines = [summary, *(one_line(f"  {name}: {reason}") for name, reason in reasons.items())]
+        super().__init__("\n".join([*lines, report] if report else lines))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A video to make.
+
+    Attributes:
+        name: file name without suffix.
+        image: first frame.
+        video: video to continue.
+        original: the benchmark's prompt if ``prompt`` is an augmented one.
+    """
+
+    name: str
+    prompt: str
+    seed: int
+    image: Path | None = None
+    video: Path | None = None
+    original: str | None = None
+
+    def __post_init__(self) -> None:
+        if not is_file_name(self.name):
+            raise ValueError(f"name: expected at most {MAX_NAME_BYTES} bytes without /, got {self.name!r}.")
+        if self.image is not None and self.video is not None:
+            raise ValueError(f"{self.name}: expected an image or a video to start from, got both.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What identifies the sample in the manifest; plain values."""
+        given = {"image": self.image, "video": self.video}
+        sources = {key: None if path is None else str(path) for key, path in given.items()}
+        augmented = {} if self.original is None else {"original": self.original}
+        return {"name": self.name, "prompt": self.prompt, "seed": self.seed, **sources, **augmented}
+
+
+def is_file_name(name: str, max_bytes: int = MAX_NAME_BYTES) -> bool:
+    """Whether a video can have this name; control characters are refused, though file systems take them."""
+    allowed = name not in (".", "..") and not any(c == "/" or ord(c) < 32 for c in name)
+    return allowed and 0 < len(name.encode()) <= max_bytes
+
+
+def safe_name(text: str) -> str:
+    """A short file name for any text: its first words and a digest that keeps texts apart."""
+    return f"{words_of(text)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _option(default: Any, text: str, shown: str = "") -> Any:
+    """A field that is also a flag: ``text`` is its help, ``shown`` its default in words."""
+    return field(default=default, metadata={"help": f"{text} (default: {shown or default})"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """What to sample: flags, and keys of a sampling file; most names are the original's."""
+
+    benchmark: str = _option("vbench", f"benchmark to sample, one of {', '.join(BENCHMARKS)}")
+    gpus: str = _option("", "numbers of GPUs (0,1,3), a process each, or cpu; DEVICES overrides it", "all")
+    base_save_path: str = _option("", "folder for the results", "outputs/MODEL/BENCHMARK_METHOD")
+    vbench_prompt_dir: str = _option(
+        "", "VBench's repository, its prompts folder, or its installed package", "the small checkpoint's list"
+    )
+    dimension: str = _option("all", "dimensions of VBench, separated by commas")
+    physicsiq_data_dir: str = _option("", "folder of Physics-IQ's videos", "none")
+    start: int = _option(0, "first prompt or scene to sample")
+    end: int | None = _option(None, "prompt or scene to stop before", "all")
+    samples: int = _option(SAMPLES, "videos of each VBench prompt")
+    descriptions_file: str = _option("", "Physics-IQ's CSV", "beside the videos")
+    augmented_prompts: str = _option(
+        "", "VBench's longer prompts for the model, a folder of lists or one list", "none"
+    )
+    keep_going: bool = _option(False, "make the other samples if some cannot be made", "refuse, with a list")
+
+    def __post_init__(self) -> None:
+        if self.benchmark not in BENCHMARKS:
+            raise ValueError(f"benchmark: expected one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}.")
+        defaults = {f.name: f.default for f in fields(self)}
+        for benchmark, keys in BENCHMARKS.items():
+            given = [key for key in keys if getattr(self, key) != defaults[key]]
+            if given and benchmark != self.benchmark:
+                raise ValueError(f"{given[0]}: only benchmark {benchmark} reads it; leave it out.")
+        if self.start < 0 or (self.end is not None and self.end <= self.start):
+            raise ValueError(f"start: expected at least 0 and below end, got {self.start} and {self.end}.")
+        if not 1 <= self.samples <= MAX_SAMPLES:
+            raise ValueError(f"samples: expected 1 to {MAX_SAMPLES}, got {self.samples}.")
+        for name in PATHS:
+            expand_path(getattr(self, name), name)
+
+    def devices_text(self, environment: Mapping[str, str]) -> tuple[str, str]:
+        """The name and the text of the list of devices."""
+        text = environment.get("DEVICES", "")
+        return ("DEVICES", text) if text.strip() else ("gpus", self.gpus)
+
+    def list_samples(self, seed: int, fps: float, small: bool) -> list[Sample]:
+        """The samples, in the benchmark's order and naming.
+
+        Args:
+            seed: of all Physics-IQ videos, and of a VBench prompt's first video; its next ones count up.
+            fps: rate of the videos to continue.
+            small: whether the model is a small checkpoint, which has its own list of prompts.
+        """
+        if self.benchmark == "vbench":
+            return self._list_prompts(seed, small)
+        if not self.physicsiq_data_dir:
+            raise ValueError("physicsiq_data_dir: expected the folder of Physics-IQ's videos, got none.")
+        table = Path(self.descriptions_file).expanduser() if self.descriptions_file else None
+        scenes = find_scenes(Path(self.physicsiq_data_dir).expanduser(), table, fps, seed)
+        return list(self._part("scenes", scenes))
+
+    def _list_prompts(self, seed: int, small: bool) -> list[Sample]:
+        folder = Path(self.vbench_prompt_dir).expanduser() if self.vbench_prompt_dir else None
+        if folder is None and not small:
+            raise ValueError(
+                "vbench_prompt_dir: expected VBench's repository, prompts folder or package, got none."
+            )
+        augmented = Path(self.augmented_prompts).expanduser() if self.augmented_prompts else None
+        found = read_prompts(folder or SMALL_PROMPTS, self.dimension, augmented)
+        prompts = dict(self._part("prompts", list(found.items())))
+        longest = f"-{self.samples - 1}"
+        names = {p: p if is_file_name(p + longest) else safe_name(p) for p in prompts}
+        renamed = [prompt for prompt, name in names.items() if name != prompt]
+        if renamed:
+            logger.warning(
+                "VBench does not find the videos of %d prompts that cannot be file names, such as %s-0.mp4 "
+                "of %r; manifest.jsonl has the prompt of each.",
+                *(len(renamed), names[renamed[0]], renamed[0]),
+            )
+        return [
+            Sample(f"{names[prompt]}-{i}", given, seed + i, original=None if augmented is None else prompt)
+            for prompt, given in prompts.items()
+            for i in range(self.samples)
+        ]
+
+    def _part(self, kind: str, items: Sequence[Any]) -> Sequence[Any]:
+        if self.start >= len(items):
+            raise ValueError(f"start: expected less than {len(items)} {kind}, got {self.start}.")
+        return items[self.start : self.end]
+
+
+def add_benchmark_flags(parser: ArgumentParser) -> None:
+    """Add a flag for each option, and ``--methods``; what is not given is None."""
+    add = parser.add_argument_group("benchmark").add_argument
+    for f in fields(BenchmarkOptions):
+        flag, shown = f"--{f.name}", {"help": f.metadata["help"], "default": None}
+        if isinstance(f.default, bool):
+            add(flag, action="store_true", **shown)
+        else:
+            choices = list(BENCHMARKS) if f.name == "benchmark" else None
+            add(flag, type=str if isinstance(f.default, str) else int, choices=choices, **shown)
+    add(
+        *("--methods", "--ways"),
+        nargs="+",
+        metavar="METHOD[:PRESET]",
+        help="methods to compare in turn, each in its own folder (default: --method alone)",
+    )
+
+
+def with_method(args: Namespace, text: str) -> Namespace:
+    """A program's flags with the method and the preset of ``METHOD[:PRESET]``.
+
+    Raises:
+        ValueError: it is not of that form, or ``--method`` is typed beside it.
+    """
+    if "method" in args.typed:
+        raise ValueError("methods and method exclude each other; leave one of them out.")
+    method, preset = split_method(text)
+    return Namespace(**{**vars(args), "method": method, "preset": preset or args.preset})
+
+
+def split_method(text: str) -> tuple[str, str | None]:
+    """Method and preset of ``METHOD`` or ``METHOD:PRESET``."""
+    method, colon, preset = text.partition(":")
+    if not method or (colon and not preset) or ":" in preset or "/" in text:
+        raise ValueError(f"methods: expected METHOD or METHOD:PRESET, such as flowcache:fast, got {text!r}.")
+    return method, preset or None
+
+
+def given_flags(args: Namespace) -> dict[str, Any]:
+    """Options that the command line gives."""
+    values = {f.name: getattr(args, f.name) for f in fields(BenchmarkOptions)}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def find_scenes(folder: Path, table: Path | None, fps: float, seed: int) -> list[Sample]:
+    """The first takes of Physics-IQ (github.com/google-deepmind/physics-IQ-benchmark), in the order of ids.
+
+    Args:
+        folder: with ``split-videos/``, in which the videos to continue lie by rate, or the parent of such a
+            ``physics-IQ-benchmark/``, as the original code expects.
+        table: CSV of scenario, description and name of the video to generate; None: in or beside ``folder``.
+        fps: preferred rate; else the highest is taken."""
+    if not folder.is_dir():
+        raise ValueError(f"physicsiq_data_dir: {folder} is not a folder.")
+    inner = folder / "physics-IQ-benchmark"
+    folder = inner if inner.is_dir() else folder
+    videos = _conditioning_folder(folder, fps)
+    rate = videos.name.removesuffix("FPS")
+    scenes = {}
+    for row in _read_table(table or _find_table(folder)):
+        match = _SCENARIO.fullmatch(row["scenario"])
+        if match is None:  # a second take, which serves for comparison only
+            continue
+        name, identity = row["generated_video_name"].removesuffix(".mp4"), match["id"]
+        if not name.startswith(f"{identity}_"):
+            raise ValueError(
+                f"descriptions_file: expected a name with its scenario's id {identity}, got {name}."
+            )
+        video = videos / f"{identity}_conditioning-videos_{rate}FPS_{match['rest']}.mp4"
+        scenes[identity] = Sample(name, row["description"], seed, video=video)
+    if not scenes:
+        raise ValueError(
+            "descriptions_file: expected first takes such as 0001_perspective-left_take-1_x.mp4, got none."
+        )
+    return [scenes[identity] for identity in sorted(scenes)]
+
+
+def _conditioning_folder(folder: Path, fps: float) -> Path:
+    """The folder of the videos to continue."""
+    split = folder / "split-videos"
+    found = [*split.glob("conditioning/*FPS"), *split.glob("conditioning-videos/*FPS")]
+    rates = {int(p.name[:-3]): p for p in found if p.name[:-3].isdecimal() and p.is_dir()}
+    if not rates:
+        raise ValueError(f"physicsiq_data_dir: {folder} has no split-videos/conditioning/{fps:g}FPS.")
+    rate = round(fps) if round(fps) in rates else max(rates)
+    if rate != round(fps):
+        logger.warning("Physics-IQ: there are no videos of %g FPS; those of %d are resampled.", fps, rate)
+    return rates[rate]
+
+
+def _find_table(folder: Path) -> Path:
+    places = (folder, folder / "descriptions", folder.parent, folder.parent / "descriptions")
+    paths = (place / name for place in places for name in _TABLES)
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        raise ValueError(f"physicsiq_data_dir: {folder} has no descriptions.csv; give descriptions_file.")
+    return found
+
+
+def _read_table(path: Path) -> list[dict[str, str]]:
+    with reading(f"descriptions_file: {path}", "CSV"):
+        rows = list(csv.DictReader(io.StringIO(read_text(path, "CSV"), newline=""), strict=True))
+    if not rows or any(row.get(name) is None for row in rows for name in _COLUMNS):
+        raise ValueError(f"descriptions_file: {path} lacks one of the columns {', '.join(_COLUMNS)}.")
+    return rows
