@@ -1,21 +1,25 @@
 """FlowCache: chunkwise caching for autoregressive video diffusion (arXiv 2602.10825)."""
 
-from .config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
-from .denoise import CleanChunk, Denoiser
-from .reuse import ReusePolicy
-from .schedule import StaircaseSchedule
-from .trace import Trace
-from .window import Window, cut_window
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "CleanChunk",
-    "Denoiser",
-    "FlowCacheConfig",
-    "KVCompressionConfig",
-    "KVStorageConfig",
-    "ReusePolicy",
-    "StaircaseSchedule",
-    "Trace",
-    "Window",
-    "cut_window",
-]
+#: Modules of the public names, which are imported on first use, as they load PyTorch.
+_MODULES = {
+    "CleanChunk": "denoise",
+    "Denoiser": "denoise",
+    "FlowCacheConfig": "config",
+    "KVCompressionConfig": "config",
+    "KVStorageConfig": "config",
+    "ReusePolicy": "reuse",
+    "StaircaseSchedule": "schedule",
+    "Trace": "trace",
+    "Window": "window",
+    "cut_window": "window",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,7 @@ TOLERANCE = 1e-3
 
 
 def check_type(name: str, value: Any, kind: type, hint: str = "") -> None:
-    """Refuse a value of another type.
-
-    Raises:
-        TypeError: one sentence that names the argument; it ends in ``hint``.
-    """
+    """Raise TypeError for a value of another type; the sentence ends in ``hint``."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}{hint}.")
 
@@ -39,40 +35,35 @@ def as_frames(name: str, given: GivenFrames, height: int, width: int) -> Tensor:
         height, width: pixels of the video.
 
     Raises:
-        TypeError: another kind of frames; one sentence that names the argument, as always here.
+        TypeError: another kind of frames; the argument is named, as below.
         ValueError: the frames have another shape, no 8-bit pixels, or values outside of [-1, 1].
     """
     if isinstance(given, Tensor):
-        return _checked(name, given, height, width)
+        return _check_tensor(name, given, height, width)
     items = given if isinstance(given, list | tuple) else [given]
-    frames = [frame for item in items for frame in _pixels(name, item)]
+    frames = [frame for item in items for frame in _read_pixels(name, item)]
     if not frames:
         raise ValueError(f"{name}: expected at least one frame, got none.")
     return to_float(np.concatenate([resize_and_crop(frame[None], height, width) for frame in frames]))
 
 
-def _pixels(name: str, item: Any) -> Iterator[Frames]:
+def _read_pixels(name: str, item: Any) -> Sequence[Frames]:
     """Pixels ``[height, width, 3]`` of an image or array; transparent parts over black."""
     if isinstance(item, np.ndarray):
-        sides = item.shape[-3:-1]
-        if item.dtype != np.uint8 or item.ndim not in (3, 4) or item.shape[-1] != 3 or 0 in sides:
-            raise ValueError(
-                f"{name}: expected arrays of uint8, [frames, height, width, 3], got {item.dtype} "
-                f"{list(item.shape)}."
-            )
-        yield from item.reshape(-1, *item.shape[-3:])
-        return
+        if item.dtype != np.uint8 or item.ndim not in (3, 4) or item.shape[-1] != 3 or not item.size:
+            form = "arrays of uint8, [frames, height, width, 3]"
+            raise ValueError(f"{name}: expected {form}, got {item.dtype} {list(item.shape)}.")
+        return item.reshape(-1, *item.shape[-3:])
     if not isinstance(item, Image.Image):
-        raise TypeError(
-            f"{name}: expected a float tensor in [-1, 1], images or uint8 arrays, got {type(item).__name__}."
-        )
+        form = "a float tensor in [-1, 1], images or uint8 arrays"
+        raise TypeError(f"{name}: expected {form}, got {type(item).__name__}.")
     try:
-        yield to_pixels(item, name)
+        return [to_pixels(item, name)]
     except ValueError as error:
         raise ValueError(f"{name}: {error}.") from error
 
 
-def _checked(name: str, frames: Tensor, height: int, width: int) -> Tensor:
+def _check_tensor(name: str, frames: Tensor, height: int, width: int) -> Tensor:
     if not frames.is_floating_point():
         raise TypeError(
             f"{name}: expected a float tensor in [-1, 1], got {frames.dtype}; for pixels from 0 to 255, "

@@ -1,4 +1,4 @@
-"""Sanity limits of settings, against typos and sizes that no memory can hold."""
+"""Sanity limits of settings, against typos and sizes that exceed any memory; errors are ValueErrors."""
 
 from __future__ import annotations
 
@@ -8,25 +8,12 @@ from typing import Any
 
 from .typed import check_fields
 
-#: Least and most of each number, by the name of its setting.
-Limits = Mapping[str, tuple[float, float]]
-
 #: Of all frames of a video together; six hours of 24 frames a second in 1920 x 1080.
 MAX_PIXELS = 2**40
 
 
-def check_limits(settings: Any, limits: Limits) -> None:
-    """Refuse a setting of another type than its field, or outside its limits.
-
-    Of a tuple, any of its numbers; None is not checked.
-
-    Args:
-        settings: a dataclass, or flags of a parser, which checks their types.
-        limits: by the names of some of them.
-
-    Raises:
-        ValueError: one sentence that names the setting.
-    """
+def check_limits(settings: Any, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse a setting of another type than its field, or outside its limits; None has no limits."""
     if is_dataclass(settings):
         check_fields(settings)
     for name, bounds in limits.items():
@@ -36,22 +23,14 @@ def check_limits(settings: Any, limits: Limits) -> None:
 
 
 def check_number(name: str, number: float | None, least: float, most: float) -> None:
-    """Refuse a number outside its limits, or NaN; None is not checked.
-
-    Raises:
-        ValueError: one sentence that names the setting.
-    """
+    """Refuse a number outside its limits, or NaN; None has no limits."""
     if number is not None and not least <= number <= most:
         bound = f"at most {most}" if number > most else f"at least {least}"
         raise ValueError(f"{name} must be {bound}, got {number}.")
 
 
 def check_pixels(num_frames: int, height: int, width: int) -> None:
-    """Refuse a video that is too large in all, though each of its sizes may be meant.
-
-    Raises:
-        ValueError: one sentence that names the sizes.
-    """
+    """Refuse a video that is too large in all, though each of its sizes is within its limits."""
     if num_frames * height * width > MAX_PIXELS:
         raise ValueError(
             f"num_frames x height x width must be at most {MAX_PIXELS:.1e}, "

@@ -17,13 +17,13 @@ MAX_BYTES = 218
 
 
 def video_name(prompt: str, words: Iterable[str], identity: Mapping[str, Any]) -> str:
-    """Name of a video's file: the same for the same settings, another for any other.
+    """File name of a video: the same for the same settings, another for any other.
 
     Args:
         prompt: its first words begin the name.
-        words: what tells the videos of a prompt apart at a glance.
+        words: settings by which a user tells videos of a prompt apart.
         identity: all that decides about the video, with digests of weights, images and videos in place of
-            their paths: the name depends neither on where the project lies nor on what files are called.
+            their paths: the name depends neither on the project's folder nor on names of files.
     """
     content = json.dumps(identity, sort_keys=True, default=str)
     rest = "_".join([*words, hashlib.sha256(content.encode()).hexdigest()[:8]])
@@ -34,30 +34,31 @@ def video_name(prompt: str, words: Iterable[str], identity: Mapping[str, Any]) -
 def setting_words(
     method: str,
     preset: str | None,
-    options: Mapping[str, float | None],
+    selected: Mapping[str, float | str | None],
     target: Target | None,
-    cache: FlowCacheConfig,
+    config: FlowCacheConfig,
 ) -> list[str]:
-    """Words for the method, for what chooses the steps to skip, and for what the KV cache keeps.
+    """Words for the method, for what selects the steps to skip, and for what the KV cache keeps.
 
     Args:
         method: its name.
-        preset: None: left open.
-        options: that select a reuse policy, by name; None where one is left open.
-        target: in place of both; None: none.
-        cache: settings of the method.
+        preset: None: the default.
+        selected: options that select a reuse policy, by name; None where one is absent.
+        target: of a search for settings, in place of both.
+        config: settings of the method.
     """
-    chosen = [f"{name}{value:g}" for name, value in options.items() if value is not None]
+    given = {name: value for name, value in selected.items() if value is not None}
+    chosen = [value if isinstance(value, str) else f"{name}{value:g}" for name, value in given.items()]
     if target is not None:
         chosen = [str(target)]
     elif preset is not None or (method == "flowcache" and not chosen):
         chosen.insert(0, preset or DEFAULT_PRESET)
-    compression, storage = cache.compression, cache.storage
+    compression, storage = config.compression, config.storage
     if compression is not None:
         total = compression.total
         chosen.append(f"budget{compression.budget}" if total is None else f"total{total}")
-    if cache.clean_range is not None:
-        chosen.append(f"kvrange{cache.clean_range}")
+    if config.clean_range is not None:
+        chosen.append(f"kvrange{config.clean_range}")
     if storage is not None:
         chosen += [f"kv{storage.bits}bits"] if storage.bits else []
         chosen += ["kvoffload"] if storage.offload else []

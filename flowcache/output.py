@@ -1,4 +1,4 @@
-"""What a generation gives, whole or part by part, and how it becomes a file."""
+"""Parts of a video as a generation yields them, and how they become a file."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class VideoPart:
     Attributes:
         frames: ``[3, frames, height, width]`` in [-1, 1].
         latents: of those frames, ``[channels, frames', h, w]``.
-        state: gives what the stream needs to go on behind this part; to be called, and what it gives to be
-            saved, before the next part is asked for. None where it cannot go on from.
+        state: gives the state from which the stream resumes behind this part; to be called, and its result
+            saved, before the next part is requested. None where the stream cannot resume.
     """
 
     frames: Tensor
@@ -33,13 +33,7 @@ class VideoPart:
 
 @dataclass(frozen=True)
 class VideoOutput:
-    """A generated video.
-
-    Attributes:
-        frames: ``[3, frames, height, width]`` in [-1, 1].
-        latents: normalised latents of those frames, ``[channels, frames', h, w]``.
-        trace: what happened.
-    """
+    """A generated video: frames ``[3, frames, height, width]`` in [-1, 1], normalised latents, trace."""
 
     frames: Tensor
     latents: Tensor
@@ -48,7 +42,7 @@ class VideoOutput:
     @classmethod
     def join(cls, parts: Iterable[VideoPart], trace: Trace) -> VideoOutput:
         """All parts in a row."""
-        # without what the streams would go on from
+        # a state refers to the whole stream
         parts = [replace(part, state=None) for part in parts]
         frames, latents = (
             torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("frames", "latents")
@@ -68,18 +62,18 @@ def write_parts(
     resume: ResumeFile | None = None,
     state: State | None = None,
 ) -> None:
-    """Write a video, part by part as it comes; the file takes its name when it is whole.
+    """Write a video part by part; the file takes its name when it is whole.
 
     Args:
-        parts: of the video; with ``state``, those behind where it was saved.
+        parts: of the video; with ``state``, those behind it.
         path: of the mp4.
         fps: frames per second.
-        trace: gets the time that writing takes.
+        trace: gets the time of writing.
         before: video to write first; needs ``size``.
         size: height and width of the video; None: those of its first part.
         skip: frames at the start of the parts to leave out.
-        resume: where to save the state behind each part, as soon as that is on the disk; None: nowhere.
-        state: what was saved there, to go on from: ``stream`` is that of the parts.
+        resume: where to save the state behind each part, once the part is on disk; None: nowhere.
+        state: saved state to resume from; its ``stream`` is that of the parts.
 
     Raises:
         ValueError: there is no frame to write.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from argparse import ArgumentTypeError
 from fractions import Fraction
 
 #: Frames per second; a file that claims another rate is damaged.
@@ -33,22 +32,6 @@ def exact_rate(rate: float | Fraction | str) -> Fraction:
 
 
 def plain_rate(rate: float | Fraction | str) -> int | float:
-    """The same as a number that JSON can hold; ``exact_rate`` gives the fraction back.
-
-    Raises:
-        ValueError: it is no number, or out of range.
-    """
+    """The rate as a number for JSON, from which ``exact_rate`` restores the fraction; errors as there."""
     exact = exact_rate(rate)
     return exact.numerator if exact.denominator == 1 else float(exact)
-
-
-def parse_rate(text: str) -> int | float:
-    """A rate of the command line.
-
-    Raises:
-        ArgumentTypeError: it is no number, or out of range.
-    """
-    try:
-        return plain_rate(text)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from error

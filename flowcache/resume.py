@@ -1,4 +1,4 @@
-"""What a run saves as it goes, so that it can go on where it was killed."""
+"""The state that a run saves as it goes, from which it resumes after it was killed."""
 
 from __future__ import annotations
 
@@ -25,29 +25,28 @@ from .video import part_of
 
 logger = logging.getLogger(__name__)
 
-#: Raised whenever an older state cannot be gone on from.
-FORMAT_VERSION = 2
-#: What a run writes beside its video, which may have been killed while it did.
+#: Raised whenever an older state cannot be resumed from.
+FORMAT_VERSION = 3
+#: Suffixes of the files beside the video, which a killed run may have left half-written.
 WRITTEN = (".mp4", ".resume.pt", ".trace.json", ".reuse.png")
 #: Differences that are named when a state is refused.
 MAX_NAMED = 3
 
 
 class ResumeFile:
-    """The state of a run, beside the video that it makes; a killed run goes on from there.
+    """The state of a run, beside its video; a killed run resumes from it.
 
-    ``NAME.resume.pt`` holds the newest state and is replaced as a whole. What grows with the video is
-    appended to files of its own, ``NAME.part.mp4`` and ``NAME.resume.jsonl`` (the steps of the trace); the
-    state knows how far they had come, and what a killed run appended later is cut off. A context manager; it
-    keeps other runs that resume away from the video until it is left.
+    ``NAME.resume.pt`` holds the newest state and is replaced as a whole. ``NAME.part.mp4`` and
+    ``NAME.resume.jsonl`` (the steps of the trace) grow; the state knows their lengths, and what a killed run
+    appended later is cut off. A context manager; it keeps other runs that resume away from the video.
 
     Args:
         video: path of the video.
-        run: all that decides about the video, as plain values by name; what is there must be the same.
-        device: where the run works; told by a warning if it was another one, or with other versions.
+        run: all that decides about the video, as plain values by name; a saved state must have the same.
+        device: of the run; another one, or other versions of libraries, are a warning.
 
     Raises:
-        ValueError: what lies there cannot be read or is another run's, and what differs is named; or another
+        ValueError: a saved state cannot be read or is another run's, and the differences are named; or another
             process makes that video now.
     """
 
@@ -59,11 +58,20 @@ class ResumeFile:
         self._environment = {**describe_environment(device), "code": repository_commit()}
         self._steps: GrowingFile | None = None
         self._num_steps = 0
-        self._lock = self._take_lock()
+        self._lock = FileLock(video.with_name(f"{video.stem}.resume.lock"))
         try:
+            self._lock.acquire(blocking=False)
             for suffix in WRITTEN:
                 remove_leftovers(video.with_suffix(suffix))
             self._saved = self._read() if self.path.exists() else None
+        except Timeout:
+            raise ValueError(
+                f"{video} is being made by another process that resumes; wait for it, or name another."
+            ) from None
+        except NotImplementedError as error:
+            raise ValueError(
+                f"resume needs locks, which the file system of {video.parent} lacks; choose another."
+            ) from error
         except BaseException:
             self._lock.release()
             raise
@@ -81,26 +89,21 @@ class ResumeFile:
         self._lock.release()
 
     def begin(self, trace: Trace) -> State | None:
-        """The state that ``save`` was given, once; None if there is none. The trace then goes on, too."""
+        """Return the saved state, once, and restore the trace; None if nothing was saved."""
         saved, self._saved = self._saved, None
         if saved is None:
-            # One that is of no use must not be taken for that of the files that grow from here on.
+            # A useless state must not be taken for that of the files that grow from here on.
             self.path.unlink(missing_ok=True)
             self._steps = GrowingFile(self._steps_path)
             return None
         self._steps = GrowingFile(self._steps_path, saved["steps"])
         trace.load_state_dict(saved["trace"], self._steps_path.read_text())
         self._num_steps = len(trace.steps)
-        logger.info("%s: going on after %d steps", self.path, self._num_steps)
+        logger.info("%s: resuming after %d steps", self.path, self._num_steps)
         return saved["state"]
 
     def save(self, state: State, trace: Trace) -> None:
-        """Replace what is saved; ``begin`` comes before.
-
-        Args:
-            state: with that of the video's writer as ``video``.
-            trace: whose steps up to now are saved with it.
-        """
+        """Replace the saved state, whose ``video`` is that of the writer, and save the trace's new steps."""
         self._steps.append(trace.step_lines(self._num_steps).encode())
         self._num_steps = len(trace.steps)
         content = {
@@ -122,46 +125,31 @@ class ResumeFile:
             os.fsync(file.fileno())
 
     def remove(self) -> None:
-        """The video is whole, and nothing is needed any more."""
+        """Remove the state of a video that is whole."""
         for path in (self.path, self._steps_path, Path(self._lock.lock_file)):
             path.unlink(missing_ok=True)
 
-    def _take_lock(self) -> FileLock:
-        lock = FileLock(self._video.with_name(f"{self._video.stem}.resume.lock"))
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise ValueError(
-                f"{self._video} is being made by another process that resumes; wait for it, or name another."
-            ) from None
-        except NotImplementedError as error:
-            raise ValueError(
-                f"resume needs locks, which the file system of {self._video.parent} lacks; choose another."
-            ) from error
-        return lock
-
     def _read(self) -> State | None:
-        """What is saved, if it is this run's; None if the video that it goes with is gone."""
+        """The saved state, if it is this run's; None if the video that belongs to it is gone."""
         saved = self._load()
         found = differences(saved["run"], self._run)
         if found:
             named = ", ".join(found[:MAX_NAMED])
             rest = f", and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
             raise ValueError(
-                f"{self.path} belongs to another run: {named}{rest}; ask for the same again, or remove it to "
-                "begin anew."
+                f"{self.path} belongs to another run: {named}{rest}; give the same options, or remove it to "
+                "start again."
             )
         part = part_of(self._video)
         if not part.exists():
-            logger.warning("%s is gone, so that %s is of no use; beginning anew.", part, self.path)
+            logger.warning("%s is gone, so that %s is useless; starting again.", part, self.path)
             return None
         try:
             check_grown(part, saved["state"]["video"]["part"])
             check_grown(self._steps_path, saved["steps"])
         except ValueError as error:
-            raise ValueError(
-                f"{self.path} cannot be gone on from, as {str(error).rstrip('.')}; remove it to begin anew."
-            ) from error
+            reason = str(error).rstrip(".")
+            raise ValueError(f"{self.path} cannot be used, as {reason}; remove it to start again.") from error
         for difference in differences(saved["environment"], self._environment):
             logger.warning("%s: %s; the video may not be the same to the last bit.", self.path, difference)
         return saved
@@ -186,5 +174,5 @@ class ResumeFile:
 
 
 def _plain(content: Mapping[str, Any]) -> State:
-    """As JSON knows it: lists for tuples, and text for whatever it has no word for."""
+    """The content as JSON has it: lists for tuples, and text for other objects."""
     return json.loads(json.dumps(content, default=str))

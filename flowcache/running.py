@@ -1,4 +1,4 @@
-"""Running a program: check the input, do the work, report; whatever ends it early becomes one sentence."""
+"""Runs a program: checks its input, does the work, reports; every early end becomes one sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -22,33 +22,15 @@ from .extras import Unavailable
 from .finite import NotFiniteError
 from .plots import reuse_map
 from .trace import Trace
-from .tuning import Tuning
 
 Job = TypeVar("Job")
-
-
-class TunableSampler(Protocol):
-    """A model and settings as the programs for one video have them."""
-
-    def load(self) -> None: ...
-
-    def tune(self, tuning: Tuning, trace: Trace) -> None: ...
-
-
-def load_and_tune(sampler: TunableSampler, tuning: Tuning | None, trace: Trace) -> None:
-    """Read the weights and, if a target asks for it, find the setting; the trace gets the time of both."""
-    with trace.timer("load"):
-        sampler.load()
-    if tuning is not None:
-        with trace.timer("tune"):
-            sampler.tune(tuning, trace)
 
 
 def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Path]]) -> int:
     """Check, make a video and report; returns the exit code: 2 for bad input, 1 for a failure.
 
     Args:
-        prepare: checks the input before any weight is read; raises ValueError or OSError with one sentence.
+        prepare: checks the input before any weight is read.
         run: makes the video; returns the trace and the video's path.
     """
     started = time.perf_counter()
@@ -64,26 +46,31 @@ def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Pa
 
     def report(job: Job) -> str:
         trace, video = run(job)
+        files = {"trace": video.with_suffix(".trace.json"), "reuse map": video.with_suffix(".reuse.png")}
         try:
-            files = save_trace(trace, video)
+            trace.save(files["trace"])
+            reuse_map(trace, files["reuse map"])
         except OSError as error:
             error.add_note(f"the video itself is whole: {video}")
             raise
-        return f"video: {video}\n{files}\n{summary(trace, time.perf_counter() - started)}"
+        lines = [f"{name}: {path}" for name, path in {"video": video, **files}.items()]
+        return "\n".join([*lines, summary(trace, time.perf_counter() - started)])
 
     return run_checked(prepare_alone, report)
 
 
 def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
-    """Check, run and report; returns the exit code: 2 for bad input, 1 for a failure, else the shell's.
+    """Check, run and report; returns the exit code: 2 for bad input, 1 for a failure.
 
-    An interrupted run has 128 and the signal's number. Notes of an exception end up in its sentence.
+    An interrupted run has 128 and the signal's number. Notes of an exception become part of its sentence.
 
     Args:
         prepare: checks the input; raises ValueError or OSError with one sentence.
-        run: does the work; returns what to report.
+        run: does the work; returns the report.
     """
-    _open_standard_streams()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: the next opened file would get its number
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     for name in ("httpx", "httpx2"):  # by the version of huggingface_hub
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -112,14 +99,14 @@ def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
     else:
         return _report(report)
     if code != 2:
-        gc.collect()  # what the exception held: progress bars end their lines
+        gc.collect()  # frees what the exception held: progress bars end their lines
     with suppress(OSError):  # nobody reads it
         sys.stderr.write(f"error: {sentence}\n")
     return code
 
 
 def _sentence(reason: str, error: BaseException) -> str:
-    """What happened, and what the notes of the exception add."""
+    """The reason, with the notes of the exception."""
     notes = getattr(error, "__notes__", ())
     text = "; ".join([reason.rstrip("."), *notes]) if notes else reason
     if not getattr(error, "has_lines", False):
@@ -130,7 +117,7 @@ def _sentence(reason: str, error: BaseException) -> str:
 def _report(text: str) -> int:
     """Write a line to standard output; returns the exit code.
 
-    The work is done: it neither counts who reads of it nor which characters a terminal has.
+    The work is done: it does not matter whether somebody reads on, or which characters a terminal has.
     """
     stream = sys.stdout
     encoding = stream.encoding or "utf-8"
@@ -145,13 +132,6 @@ def _report(text: str) -> int:
             return 0
         sys.stderr.write(f"error: standard output: {error.strerror}.\n")
         return 1
-
-
-def _open_standard_streams() -> None:
-    """Open streams that are closed, so that no file that is opened later gets their number."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 @contextmanager
@@ -175,23 +155,23 @@ def _signals_as_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def save_trace(trace: Trace, video: Path) -> str:
-    """Write trace and reuse map beside a video; says where they lie."""
-    files = {"trace": video.with_suffix(".trace.json"), "reuse map": video.with_suffix(".reuse.png")}
-    trace.save(files["trace"])
-    reuse_map(trace, files["reuse map"])
-    return "\n".join(f"{name}: {path}" for name, path in files.items())
-
-
 def summary(trace: Trace, seconds: float) -> str:
-    """One line: time, reuse, FLOPs, memory; before it, what a search for settings had promised."""
+    """One line: time, reuse, FLOPs, memory; before it, the expectation of a search for settings."""
     actual, vanilla = trace.flops["actual"], trace.flops["vanilla"]
     denoise, compress = trace.seconds["denoise"], trace.seconds.get("compress")
     share = "" if compress is None else f", {compress / denoise:.2%} of that compressing the cache"
     tuning = trace.settings.get("tuning")
-    expected = f"{tuning['expected']}; {vanilla / actual:.2f}x fewer came\n" if tuning else ""
+    expected = f"{tuning['expected']}; achieved {vanilla / actual:.2f}x\n" if tuning else ""
+    ratio = vanilla / actual
+    fewer = "same as vanilla" if round(ratio, 2) == 1 else f"{ratio:.2f}x fewer than vanilla"
     return expected + (
         f"{seconds:.1f} s in all, {denoise:.1f} s denoising{share}; "
-        f"reuse ratio {trace.reuse_ratio:.2f}; {actual / 1e15:.6f} PFLOPs "
-        f"({vanilla / actual:.2f}x fewer than vanilla); peak memory {trace.peak_memory_bytes / 2**30:.2f} GiB"
+        f"reuse ratio {trace.reuse_ratio:.2f}; {format_flops(actual)} ({fewer}); "
+        f"peak memory {trace.peak_memory_bytes / 2**30:.2f} GiB"
     )
+
+
+def format_flops(flops: float) -> str:
+    """FLOPs in the unit that suits their number: ``34.1 GFLOPs``."""
+    unit, name = next(((u, n) for u, n in ((1e15, "P"), (1e12, "T")) if flops >= u), (1e9, "G"))
+    return f"{flops / unit:.3g} {name}FLOPs"

@@ -1,9 +1,11 @@
-"""Checks what a file holds against the types that it is read as."""
+"""Values of files and of the command line, checked against types."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from fractions import Fraction
 from functools import cache
 from reprlib import repr as short_repr
 from types import NoneType, UnionType
@@ -12,78 +14,91 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-def as_type(value: Any, kind: Any, place: str = "its content") -> Any:
-    """A value that ``json.loads`` gave as a type: a dataclass of an object, a tuple of a list.
+def as_type(value: Any, kind: Any, place: str = "its content", spelled: bool = False) -> Any:
+    """Convert what ``json.loads`` or ``yaml.safe_load`` gave to a type, with all that it holds.
 
     Args:
-        value: checked with all that it holds.
+        value: to check; an object becomes a dataclass, a list becomes a tuple where the type says so.
         kind: a dataclass, a list, tuple or mapping with the type of its items, a literal, a plain type, one
             of these or None, or Any.
-        place: of the value in its file, for the error.
+        place: of the value, for the error.
+        spelled: people wrote it: accept text such as ``1e-2`` or ``24000/1001`` for a number, a whole number
+            for text, and nothing for empty text.
 
     Raises:
-        ValueError: a value is of another type, or an object lacks a field or has an unknown one.
+        ValueError: a value has another type, or an object lacks a field or has an unknown one.
     """
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if kind is Any:
         return value
     if origin in (Union, UnionType):
         (other,) = (of for of in inner if of is not NoneType)
-        return None if value is None else as_type(value, other, place)
+        return None if value is None else as_type(value, other, place, spelled)
     if is_dataclass(kind):
-        _check(isinstance(value, dict), "an object", value, place)
-        return _as_dataclass(value, kind, place)
+        _check(isinstance(value, Mapping), "an object", value, place)
+        known = field_types(kind)
+        for name in value.keys() - known.keys():
+            raise ValueError(f"{place} has an unknown field {short_repr(name)}")
+        for name in (name for name, (_, needed) in known.items() if needed and name not in value):
+            raise ValueError(f"{place} lacks {name}")
+        return kind(**{n: as_type(item, known[n][0], f"{place}.{n}", spelled) for n, item in value.items()})
     if origin in (dict, Mapping):
-        _check(isinstance(value, dict), "an object", value, place)
-        # JSON has no keys but text
-        return {inner[0](key): as_type(item, inner[1], f"{place}.{key}") for key, item in value.items()}
+        _check(isinstance(value, Mapping), "an object", value, place)
+        of_key, of_item = inner or (str, Any)  # JSON has no keys but text
+        return {of_key(k): as_type(item, of_item, f"{place}.{k}", spelled) for k, item in value.items()}
     if origin in (list, tuple, Sequence):
-        _check(isinstance(value, list), "a list", value, place)
-        items = [as_type(item, inner[0], f"{place}[{index}]") for index, item in enumerate(value)]
+        _check(isinstance(value, (list, tuple) if spelled else list), "a list", value, place)
+        items = [as_type(item, inner[0], f"{place}[{i}]", spelled) for i, item in enumerate(value)]
         return tuple(items) if origin is tuple else items
     if origin is Literal:
         _check(value in inner, " or ".join(map(str, inner)), value, place)
-        return value
-    if kind not in _NAMES:  # objects of Python, which no file holds
-        return value
-    right = isinstance(value, (int, float) if kind is float else kind)
-    _check(right and (kind is bool or not isinstance(value, bool)), _NAMES[kind], value, place)
+    elif kind in _NAMES:  # others are objects of Python, which no file holds
+        value = _read_spelled(value, kind) if spelled else value
+        right = isinstance(value, (int, float) if kind is float else kind)
+        _check(right and (kind is bool or not isinstance(value, bool)), _NAMES[kind], value, place)
     return value
 
 
 def check_fields(settings: Any) -> None:
-    """Refuse a dataclass that was made with a value of another type than its field's.
-
-    Raises:
-        ValueError: one sentence that names the field.
-    """
-    for name, (kind, _) in _fields(type(settings)).items():
+    """Raise ValueError for a field of a dataclass that has a value of another type."""
+    for name, (kind, _) in field_types(type(settings)).items():
         value = getattr(settings, name)
         if is_dataclass(value) and type(value) in (kind, *get_args(kind)):
             continue
-        try:
-            _check(not isinstance(value, dict), "made by its class", value, name)
-            as_type(list(value) if isinstance(value, tuple) else value, kind, name)
-        except ValueError as error:
-            raise ValueError(f"{error}.") from None
+        _check(not isinstance(value, dict), "made by its class", value, name)
+        as_type(list(value) if isinstance(value, tuple) else value, kind, name)
 
 
-def _as_dataclass(value: dict[str, Any], kind: type, place: str) -> Any:
-    known = _fields(kind)
-    for name in value:
-        if name not in known:
-            raise ValueError(f"{place} has an unknown field {short_repr(name)}")
-    for name, (_, needed) in known.items():
-        if needed and name not in value:
-            raise ValueError(f"{place} lacks {name}")
-    return kind(**{name: as_type(item, known[name][0], f"{place}.{name}") for name, item in value.items()})
+def check_keys(content: Any, known: Collection[str], where: str) -> Mapping[str, Any]:
+    """Return named values; raises ValueError if they are none, or for an unknown name with a similar one."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where} must hold named values, got {type(content).__name__}.")
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(str(key)[:100], list(known), 1, 0.5)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            raise ValueError(f"{where}: there is no {str(key)[:100]}{hint}")
+    return content
 
 
 @cache
-def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
-    """Type of each field, and whether it must be given."""
+def field_types(kind: type) -> dict[str, tuple[Any, bool]]:
+    """Type of each field of a dataclass, and whether it has no default."""
     hints = get_type_hints(kind)
     return {f.name: (hints[f.name], f.default is f.default_factory is MISSING) for f in fields(kind)}
+
+
+def _read_spelled(value: Any, kind: type) -> Any:
+    """The value as ``kind`` if it spells one, else unchanged."""
+    if kind is str:
+        return "" if value is None else str(value) if type(value) is int else value
+    if kind is bool or isinstance(value, bool) or not isinstance(value, str | int | float):
+        return value
+    try:
+        number = float(Fraction(value) if isinstance(value, str) and "/" in value else value)
+        return int(value if isinstance(value, int) else number) if kind is int and number % 1 == 0 else number
+    except (ValueError, OverflowError, ZeroDivisionError):
+        return value
 
 
 def _check(holds: bool, wanted: str, value: Any, place: str) -> None:

@@ -1,60 +1,69 @@
-"""Flags that a run does not read: refused where the user typed them, dropped where a script set them."""
+"""Options of the method that have no effect, because of the method or of other options."""
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping
+from typing import Any
 
-from .command_line import override_default
+from .methods import ModelTraits
 
+#: Options that select a reuse policy in place of the preset's.
+SELECTORS = ("threshold", "interval", "policy")
 
-class UnreadFlags:
-    """Sets flags to None that a run does not read, and keeps the reasons for those that the user typed.
+_COMPRESSION = ("budget", "total", "strategy", "query_granularity", "scorer", "scorer_options", "mix_lambda")
+_PLACE = ("weighting", "power")
+#: Options of the KV cache.
+CACHE_OPTIONS = ("compress", *_COMPRESSION, *_PLACE, "kv_range", "kv_bits", "kv_offload")
 
-    Args:
-        args: flags as ``Parser`` gives them, None where one was not given; changed in place.
-    """
-
-    def __init__(self, args: Namespace) -> None:
-        self._args = args
-        self.reasons: dict[str, str] = {}
-
-    def drop(self, name: str, reason: str) -> None:
-        """Drop a flag, unless it was not given."""
-        if getattr(self._args, name) is None:
-            return
-        if self._typed(name):
-            self.reasons[name] = reason
-            setattr(self._args, name, None)
-        else:
-            override_default(self._args, name, None)
-
-    def exclude(self, first: str, second: str) -> None:
-        """Drop the one of two flags that a script set.
-
-        Raises:
-            ValueError: both come from the same place.
-        """
-        if getattr(self._args, first) is None or getattr(self._args, second) is None:
-            return
-        if self._typed(first) == self._typed(second):
-            raise ValueError(f"{first} and {second} exclude each other: leave one of them out.")
-        override_default(self._args, second if self._typed(first) else first, None)
-
-    def _typed(self, name: str) -> bool:
-        return not self._args.typed.isdisjoint({name, f"no-{name}"})
+_REUSE = (*SELECTORS, "policy_options", "warmup_steps", "retention", "forecast")
 
 
-def refuse_unread(*runs: Mapping[str, str]) -> None:
-    """Refuse a flag that none of the runs reads.
+def unread_options(values: Mapping[str, Any], traits: ModelTraits) -> dict[str, str]:
+    """Why options are not read, by name, whether they are given or not.
 
     Args:
-        runs: for each, reasons by flag.
-
-    Raises:
-        ValueError: one sentence that names the flag.
+        values: the given fields of ``MethodOptions``.
+        traits: of the model.
     """
-    for name in runs[0]:
-        if all(name in reasons for reasons in runs):
-            why = ", ".join(dict.fromkeys(reasons[name] for reasons in runs))
-            raise ValueError(f"{name} has no effect: {why}; leave it out.")
+    method, preset, get = values["method"], values.get("preset") or "", values.get
+    computes_all, is_tea = method in ("vanilla", "causal"), method == "teacache"
+    read = () if computes_all else ("threshold",) if is_tea else SELECTORS
+    selected = [name for name in read if get(name) is not None]
+    has_cache = not (traits.whole_window and method in ("vanilla", "teacache"))
+    compresses, paper = has_cache and bool(get("compress")), preset.startswith("paper")
+    if not selected:
+        by_distance = is_tea or paper
+    else:
+        by_distance = selected == ["threshold"] or get("policy") in ("chunkwise", "teacache")
+    reads_preset = not (computes_all or is_tea or selected)
+    if paper:
+        reads_preset |= compresses or (by_distance and not computes_all and not (is_tea and selected))
+    every = f"{method} computes every step"
+    why_not = every if computes_all else f"{selected[0]} chooses the steps" if selected else ""
+    if is_tea:
+        why_not = "teacache reads threshold, or else paper-slow or paper-fast"
+    needs_distance = "it needs threshold, paper-slow, paper-fast or method teacache"
+    table = [
+        (_REUSE, computes_all, every),
+        (("interval", "policy"), is_tea, "teacache takes threshold"),
+        (("preset",), not reads_preset, why_not),
+        (("retention",), not computes_all and not by_distance, needs_distance),
+        (("compress", "kv_range", "kv_bits", "kv_offload"), not has_cache, f"{method} has no KV cache"),
+        ((*_COMPRESSION, *_PLACE), not compresses, "it needs compress"),
+        (_PLACE, compresses and get("strategy", "token") != "token", "it needs strategy token"),
+        (
+            ("power",),
+            compresses and "polynomial" not in get("weighting", ""),
+            "it needs a polynomial weighting",
+        ),
+        (("mix_lambda",), compresses and get("scorer", "paper") != "paper", "it needs scorer paper"),
+        (
+            ("causal_attention",),
+            has_cache and not is_tea and method != "vanilla",
+            "it needs vanilla or teacache",
+        ),
+    ]
+    unread: dict[str, str] = {}
+    for names, holds, reason in table:
+        unread |= {name: reason for name in names if holds and name not in unread}
+    return unread

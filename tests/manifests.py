@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from flowcache import sampler
 from flowcache.benchmark.sample_folder import Manifest
 
 #: What the documentation says that a benchmark's folder holds.
@@ -17,8 +17,8 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
     return list(Manifest(folder / "manifest.jsonl").records().values())
 
 
-def fail_first(monkeypatch, sampler: ModuleType) -> None:
-    """Let the first video of a model's module ``sampler`` fail after its first part."""
+def fail_first(monkeypatch) -> None:
+    """Let the first video of a sampler fail after its first part."""
     write, failed = sampler.write_parts, []
 
     def write_parts(parts, *arguments, **options):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from reference import ROOT
 
-#: What may be set outside, and would change what the programs do.
+from flowcache import cli
+
+#: Variables that change what the programs do.
 VARIABLES = ("PAD_HQ", "PAD_DURATION", "SPECIAL_TOKEN_PATH", "prev_chunks_scale")
 VARIABLES += ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DEVICES")
+MODELS = {"FlowCache4MAGI-1": "magi1", "FlowCache4SkyReels-V2": "skyreels_v2"}
 
 
 class Program:
@@ -22,24 +26,36 @@ class Program:
 
     Args:
         path: of the file.
-        monkeypatch: undoes what this does to the process.
-        first: arguments that stand before all others.
+        monkeypatch: undoes the changes to the process.
+        first: arguments before all others.
     """
 
     def __init__(self, path: Path, monkeypatch, first: tuple = ()) -> None:
         self._path, self._monkeypatch, self._first = path, monkeypatch, first
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
-        self.module = _load(path, monkeypatch)
+        self.model, self._command = MODELS.get(path.parent.name), path.stem.partition("_")[0]
+        self.module = cli if self.model else _load(path, monkeypatch)
 
     def __call__(self, *arguments) -> int | str | None:
-        words = [self._path.name, *self._first, *arguments]
-        self._monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        main: Callable[[], int] = self.module.main
+        words = [str(word) for word in (*self._first, *arguments)]
+        self._monkeypatch.setattr(sys, "argv", [self._path.name, *words])
         try:
-            return main()
+            if self.model is None:
+                return self.module.main()
+            return cli.main([self._command, "--model", self.model, *words])
         except SystemExit as stop:
             return stop.code
+
+    def read(self, *arguments) -> Any:
+        """The options that arguments come to."""
+        words = [str(word) for word in (*self._first, *arguments)]
+        return cli.read_options(cli.find_model(self.model), self._command, words)
+
+    def prepare(self, *arguments) -> Any:
+        """The checked job of some arguments."""
+        prepare = {"generate": cli.prepare_video, "sample": cli.prepare_samples}[self._command]
+        return prepare(cli.find_model(self.model), [str(word) for word in (*self._first, *arguments)])
 
 
 def script_words(script: Path, *typed, cwd: Path) -> list[str]:
@@ -65,3 +81,16 @@ def _load(path: Path, monkeypatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, path.stem, module)
     spec.loader.exec_module(module)
     return module
+
+
+def cases(text: str) -> list[tuple[str, list[str]]]:
+    """Words of the error and arguments from lines such as ``num_steps: --num_steps 10``."""
+    lines = [line.partition(":") for line in text.strip().splitlines()]
+    return [(named.strip(), shlex.split(arguments)) for named, _, arguments in lines]
+
+
+def assert_refused(code: int | str | None, named: str, capsys) -> None:
+    """Bad input is one line on standard error that holds all words of ``named``."""
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert all(word in line for word in named.split()), line

@@ -1,9 +1,6 @@
-"""Every field of the method's configuration acts on both models, or is refused."""
-
-from __future__ import annotations
+"""Every field of the method's configuration reaches the loop of both models, or is refused."""
 
 from dataclasses import fields
-from typing import Any
 
 import pytest
 from reference import ROOT
@@ -17,21 +14,17 @@ from magi1.request import VideoRequest
 from skyreels_v2 import load_pipeline as load_skyreels
 from skyreels_v2 import resolve_model as resolve_skyreels
 
-#: Changes of each field.
-CHANGES: dict[str, dict[str, Any]] = {
-    "policy": {"policy": TeaCache(indicator="timestep_embedding")},
-    "forecast": {"forecast": "hold_residual"},
-    "whole_window": {"whole_window": True},
-    "bidirectional": {"whole_window": True, "bidirectional": True},
-    "refresh_given": {"refresh_given": True},
-    "clean_pass": {"clean_pass": True},
-    "compression": {"compression": KVCompressionConfig()},
-    "clean_range": {"clean_range": 1},
-    "storage": {"storage": KVStorageConfig(bits=8)},
-}
-REFUSED = {
-    "skyreels": (),
-    "magi": ("policy", "whole_window", "bidirectional", "refresh_given", "clean_range"),
+#: Changes of each field; what MAGI-1 refuses is named.
+CHANGES = {
+    "policy": ({"policy": TeaCache(indicator="timestep_embedding")}, "indicator"),
+    "forecast": ({"forecast": "hold_residual"}, None),
+    "whole_window": ({"whole_window": True}, "whole_window"),
+    "bidirectional": ({"whole_window": True, "bidirectional": True}, "whole_window"),
+    "refresh_given": ({"refresh_given": True}, "refresh_given"),
+    "clean_pass": ({"clean_pass": True}, None),
+    "compression": ({"compression": KVCompressionConfig()}, None),
+    "clean_range": ({"clean_range": 1}, "clean_range"),
+    "storage": ({"storage": KVStorageConfig(bits=8)}, None),
 }
 
 
@@ -40,42 +33,34 @@ class Reached(Exception):
 
 
 @pytest.fixture(scope="module")
-def loops():
-    """By model: the loop that its pipeline makes of a configuration."""
+def run():
+    """By model: run its pipeline with a configuration."""
     skyreels = resolve_skyreels("small")
     magi = resolve_magi(ROOT / "FlowCache4MAGI-1/config/single_run/4.5B_distill.json", model="small")
     pipelines = load_skyreels(skyreels, "cpu"), load_magi(magi, "cpu")
     video = skyreels.video_settings(num_frames=17, inference_steps=8, causal_block_size=1, ar_step=2)
-
-    def reach(self, *_):
-        raise Reached(self)
-
-    def loop_of(call) -> Denoiser:
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Reached) as reached:
-            patch.setattr(Denoiser, "run", reach)
-            call()
-        return reached.value.args[0]
-
-    def run_magi(cache):
-        return pipelines[1](VideoRequest(prompt="a red circle", config=magi.config, cache=cache))
-
     return {
-        "skyreels": lambda c: loop_of(lambda: pipelines[0]("a red circle", settings=video, cache=c)),
-        "magi": lambda c: loop_of(lambda: run_magi(c)),
+        "skyreels": lambda c: pipelines[0]("a red circle", settings=video, cache=c),
+        "magi": lambda c: pipelines[1](VideoRequest(prompt="a red circle", config=magi.config, cache=c)),
     }
 
 
 @pytest.mark.parametrize("model", ["skyreels", "magi"])
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_field_reaches_the_loop_or_is_refused(loops, model, name):
+def test_a_field_reaches_the_loop_or_is_refused(run, model, name, monkeypatch):
+    def reach(denoiser, *_):
+        raise Reached(denoiser)
+
+    monkeypatch.setattr(Denoiser, "run", reach)
     assert list(CHANGES) == [field.name for field in fields(FlowCacheConfig)]
-    config = FlowCacheConfig(**CHANGES[name])
-    if name in REFUSED[model]:
-        with pytest.raises(ValueError, match="indicator" if name == "policy" else next(iter(CHANGES[name]))):
-            loops[model](config)
+    changes, refused = CHANGES[name]
+    config = FlowCacheConfig(**changes)
+    if model == "magi" and refused:
+        with pytest.raises(ValueError, match=refused):
+            run[model](config)
         return
-    loop = loops[model](config)
-    assert loop.config == config
-    assert loop.policy == config.policy
-    if model == "skyreels":
-        assert loop.model.bidirectional is config.bidirectional
+    with pytest.raises(Reached) as reached:
+        run[model](config)
+    loop = reached.value.args[0]
+    assert (loop.config, loop.policy) == (config, config.policy)
+    assert loop.model.bidirectional is config.bidirectional

@@ -13,10 +13,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from flowcache.model_files import indexed_files, read_config, read_header
+from flowcache.typed import as_type
 from flowcache.user_files import reading
 
 from .config import EngineSection, MagiConfig, ModelSection
-from .config_files import cast, check_mapping
+from .config_files import check_mapping
 from .conversion import dequantise, is_quantised, official_key, official_shapes, quantised_state
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi
@@ -169,7 +170,7 @@ def vae_settings(folder: Path) -> dict[str, Any]:
     settings = {}
     for key, value in described.items():
         if key in kinds:
-            settings[key] = cast(value, kinds[key].__name__, key, str(path))
+            settings[key] = as_type(value, kinds[key], f"{path}: {key}", spelled=True)
         elif value != _VAE_ALWAYS.get(key, value):
             raise ValueError(
                 f"{path}: {key} must be {json.dumps(_VAE_ALWAYS[key])}, got {json.dumps(value)}."

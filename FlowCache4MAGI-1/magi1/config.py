@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from flowcache.knobs import only_knob
 from flowcache.kv.original import WEIGHTINGS
 from flowcache.kv.quantized import BITS
 from flowcache.limits import check_limits, check_pixels
@@ -331,7 +330,7 @@ class FlowCacheOptions:
 
     def __post_init__(self) -> None:
         check_limits(self, OPTION_LIMITS)
-        only_knob({name: getattr(self, name) for name in RULES})
+
         for name in ("compress_strategy", "query_granularity"):
             choices = ("token", "frame", "chunk")
             _check(getattr(self, name) in choices, name, self, "token, frame or chunk")

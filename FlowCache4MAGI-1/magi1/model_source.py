@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from flowcache.finite import check_finite_weights
+from flowcache.shipped import shipped
 
 from .checkpoint import (
     BESIDE,
@@ -34,7 +35,7 @@ from .text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder
 
 logger = logging.getLogger(__name__)
 
-SMALL = Path(__file__).resolve().parents[2] / "assets" / "magi1_small"
+SMALL = shipped("assets/magi1_small")
 
 #: Keys of the configuration that name folders of weights.
 FOLDERS = ("load", *BESIDE)

@@ -13,6 +13,7 @@ import torch
 from flowcache import FlowCacheConfig
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
+from flowcache.shipped import shipped
 from flowcache.user_files import reading
 
 from .methods import method_config
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 OFFICIAL_DEFAULT = "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers"
 OFFICIAL = tuple(f"Skywork/SkyReels-V2-DF-{name}" for name in ("1.3B-540P", "14B-540P", "14B-720P"))
-SMALL = Path(__file__).resolve().parents[2] / "assets" / "skyreels_v2_small"
+SMALL = shipped("assets/skyreels_v2_small")
 
 _SMALL_NAME = "the small checkpoint shipped in assets/, which knows nothing but moving shapes"
 

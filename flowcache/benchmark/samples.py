@@ -15,6 +15,7 @@ from typing import Any
 
 from ..command_line import one_line
 from ..naming import words_of
+from ..shipped import shipped
 from ..user_files import expand_path, read_text, reading
 from .prompts import SAMPLES, read_prompts
 
@@ -25,7 +26,7 @@ MAX_NAME_BYTES = 251
 #: Sanity limit against typos; VBench wants 5 videos of a prompt, 25 of some.
 MAX_SAMPLES = 10_000
 #: Prompts that the small checkpoints know, in VBench's format.
-SMALL_PROMPTS = Path(__file__).resolve().parents[2] / "assets" / "vbench_small"
+SMALL_PROMPTS = shipped("assets/vbench_small")
 
 #: Benchmarks, and the options that only one of them reads.
 BENCHMARKS = {

@@ -12,17 +12,10 @@ from flowcache.video import resize_and_crop, to_float
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 12, 16, 3), dtype=np.uint8)
 IMAGES = [Image.fromarray(pixels) for pixels in PIXELS]
-FORMS = {
-    "tensor": to_float(PIXELS),
-    "arrays": PIXELS,
-    "list of arrays": list(PIXELS),
-    "images": IMAGES,
-    "image and array": (IMAGES[0], PIXELS[1]),
-    "opaque image": [IMAGES[0].convert("RGBA"), IMAGES[1]],
-}
+FORMS = [to_float(PIXELS), PIXELS, list(PIXELS), IMAGES, (IMAGES[0].convert("RGBA"), PIXELS[1])]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", range(len(FORMS)))
 def test_every_form_gives_the_same_frames(form):
     assert torch.equal(as_frames("prefix", FORMS[form], 12, 16), to_float(PIXELS))
 
@@ -39,8 +32,6 @@ REFUSED = {
     "uint8 tensor": torch.from_numpy(PIXELS).permute(3, 0, 1, 2),
     "0..255": FLOATS + 200,
     "NaN": FLOATS + torch.nan,
-    "infinity": FLOATS - torch.inf,
-    "wrong shape": FLOATS[0],
     "wrong size": FLOATS[:, :, :6],
     "no frame": FLOATS[:, :0],
     "empty list": [],

@@ -16,7 +16,7 @@ import pytest
 from reference import ROOT
 
 from flowcache.command_line import Parser, output_file, writable_folder
-from flowcache.running import run_checked
+from flowcache.running import format_flops, run_checked
 
 
 def test_processes_that_check_one_folder_at_once_find_it_writable(tmp_path):
@@ -42,20 +42,6 @@ def test_a_name_needs_room_for_what_is_written_beside_it(tmp_path, monkeypatch, 
     assert output_file("output_path", Path("x" * 230 + ".mp4"))
 
 
-@pytest.fixture
-def parser():
-    parser = Parser()
-    parser.add_argument("--outdir", type=Path, default=Path("outputs"))
-    parser.add_argument("--prompt")
-    return parser
-
-
-def test_paths_are_expanded(parser, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    assert parser.parse_args(["--outdir=~/out"]).outdir == Path("/home/me/out")
-    assert parser.parse_args([]).outdir == Path("outputs")
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -63,9 +49,15 @@ def test_paths_are_expanded(parser, monkeypatch):
         ["--outdir", os.fsdecode(b"out\xff")],
         ["--outdir", "a\0b"],
         ["--prompt", os.fsdecode(b"\xe9t\xe9")],
+        ["--out", "a"],
     ],
 )
-def test_words_that_no_file_or_prompt_can_be_are_refused(parser, words, capsys):
+def test_paths_are_expanded_and_other_words_are_refused(words, monkeypatch, capsys):
+    parser = Parser()
+    parser.add_argument("--outdir", type=Path, default=Path("outputs"))
+    parser.add_argument("--prompt")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parser.parse_args(["--outdir=~/out"]).outdir == Path("/home/me/out")
     with pytest.raises(SystemExit) as stop:
         parser.parse_args(words)
     assert stop.value.code == 2
@@ -120,27 +112,27 @@ def test_an_interrupted_import_leaves_no_traceback(program):
     assert (process.returncode, errors) == (130, "")
 
 
-def test_a_report_needs_no_reader_and_no_characters(monkeypatch):
+def test_a_report_needs_no_reader_and_no_characters(monkeypatch, capsys):
+    def report(stream, text="video: a.mp4"):
+        monkeypatch.setattr(sys, "stdout", stream)
+        return run_checked(lambda: None, lambda _: text)
+
     for encoding in ("ascii", "latin-1"):
         stream = io.TextIOWrapper(io.BytesIO(), encoding)
-        monkeypatch.setattr(sys, "stdout", stream)
-        assert run_checked(lambda: None, lambda _: "video: 红色.mp4") == 0
+        assert report(stream, "video: 红色.mp4") == 0
         assert stream.buffer.getvalue() == b"video: \\u7ea2\\u8272.mp4\n"
-
-
-def test_a_closed_output_is_no_failure(monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", None)
-        assert run_checked(lambda: None, lambda _: "video: a.mp4") == 0
+    assert report(None) == 0
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as pipe:  # closing writes again, as Python does at its end
-        monkeypatch.setattr(sys, "stdout", pipe)
-        assert run_checked(lambda: None, lambda _: "x" * 10**6) == 0
-
-
-def test_a_full_output_is_reported(monkeypatch, capsys):
+        assert report(pipe, "x" * 10**6) == 0
     with open("/dev/full", "w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        assert run_checked(lambda: None, lambda _: "video: a.mp4") == 1
+        assert report(full) == 1
     assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flops", "text"), [(5e15, "5 PFLOPs"), (3.41e10, "34.1 GFLOPs"), (1e12, "1 TFLOPs")]
+)
+def test_flops_have_a_unit_that_suits_them(flops, text):
+    assert format_flops(flops) == text

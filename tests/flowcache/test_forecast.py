@@ -39,11 +39,8 @@ def test_forecast_of_a_line(order, steps, step, expected):
 
 
 def test_nothing_is_kept_of_a_forgotten_chunk_or_an_earlier_window():
-    forecast = taught(1, lambda t: t, steps=(0, 1, 2))
-    assert forecast.knows(0)
-    assert forecast.evaluated_at(0) == [0.9, 0.7]
-    forecast.forget(0)
-    assert not forecast.knows(0)
-    forecast = taught(1, lambda t: t, steps=(0, 1, 2))
-    forecast.begin(TIMES)
-    assert not forecast.knows(0)
+    for clear in (lambda f: f.forget(0), lambda f: f.begin(TIMES)):
+        forecast = taught(1, lambda t: t, steps=(0, 1, 2))
+        assert forecast.evaluated_at(0) == [0.9, 0.7]
+        clear(forecast)
+        assert not forecast.knows(0)

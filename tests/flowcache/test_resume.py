@@ -1,8 +1,7 @@
-"""What a run saves beside its video, and when that is refused."""
+"""The state that a run saves beside its video, and when that is refused."""
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 import resource
@@ -16,7 +15,7 @@ from flowcache import Trace
 from flowcache.files import GrowingFile, remove_leftovers
 from flowcache.fingerprint import array_digest, differences, folder_digest
 from flowcache.output import VideoPart, write_parts
-from flowcache.resume import ResumeFile
+from flowcache.resume import FORMAT_VERSION, ResumeFile
 from flowcache.state import on_host
 from flowcache.trace import StepRecord
 from flowcache.video import VideoWriter
@@ -72,7 +71,7 @@ def broken(folder, at=3):
     return folder / "a.mp4"
 
 
-def test_a_video_goes_on_and_nothing_else_is_left(tmp_path):
+def test_a_video_is_resumed_and_nothing_else_is_left(tmp_path):
     whole = make(tmp_path / "whole.mp4")
     path = broken(tmp_path)
     assert {p.name for p in tmp_path.glob("a.*")} == {
@@ -99,7 +98,7 @@ def test_killed_at_any_moment(tmp_path):
         (tmp_path / "a.mp4").unlink()
 
 
-def test_what_was_appended_later_is_cut_off(tmp_path):
+def test_later_appends_are_cut_off(tmp_path):
     make(tmp_path / "whole.mp4")
     path = broken(tmp_path)
     for name in ("a.part.mp4", "a.resume.jsonl"):
@@ -110,13 +109,10 @@ def test_what_was_appended_later_is_cut_off(tmp_path):
 
 
 OTHERS = {
-    "prompt was 'a red circle' and is 'a blue square' now; ask for the same": {"prompt": "a blue square"},
-    "seed was 1 and is 2 now": {"seed": 2},
-    r"video\.steps was 8 and is 16 now": {"video": {"steps": 16, "size": (32, 32)}},
-    "weights was None and is '1234' now": {"weights": "1234"},
-    "seed was .*, a was .*, b was .*, and 2 more; ask": dict.fromkeys("abcd")
-    | {"a": 1, "b": 1, "c": 1, "d": 1}
-    | {"seed": 3},
+    "prompt was 'a red circle' and is 'a blue square'": {"prompt": "a blue square"},
+    r"video\.steps was 8 and is 16": {"video": {"steps": 16, "size": (32, 32)}},
+    "weights was None and is '1234'": {"weights": "1234"},
+    "seed was .*, a was .*, b was .*, and 2 more": {"seed": 3, **dict.fromkeys("abcd", 1)},
 }
 
 
@@ -129,11 +125,7 @@ def test_another_run_is_refused_with_what_differs(tmp_path, message):
 
 
 def damage(change):
-    def damaged(path):
-        content = bytearray(path.read_bytes())
-        path.write_bytes(change(content))
-
-    return damaged
+    return lambda path: path.write_bytes(change(bytearray(path.read_bytes())))
 
 
 def flip(content):
@@ -145,9 +137,9 @@ def flip(content):
 DAMAGES = {
     "empty": damage(lambda content: b""),
     "truncated": damage(lambda content: content[: len(content) // 2]),
-    "another file": damage(lambda content: b"x" * len(content)),
     "a flipped bit": damage(flip),
-    "an object": lambda path: torch.save({"format": 2, "run": re.compile("a")}, path),
+    "an object": lambda path: torch.save({"format": FORMAT_VERSION, "run": re.compile("a")}, path),
+    "another format": lambda path: torch.save({"format": 0}, path),
 }
 
 
@@ -155,16 +147,7 @@ DAMAGES = {
 def test_a_damaged_state_is_refused(tmp_path, how):
     path = broken(tmp_path)
     DAMAGES[how](tmp_path / "a.resume.pt")
-    with pytest.raises(
-        ValueError, match=r"a\.resume\.pt cannot be read as the state of a run: .*; remove it"
-    ):
-        make(path)
-
-
-def test_a_state_of_another_format_is_refused(tmp_path):
-    path = broken(tmp_path)
-    torch.save({"format": 0}, tmp_path / "a.resume.pt")
-    with pytest.raises(ValueError, match=r"a\.resume\.pt .*another version"):
+    with pytest.raises(ValueError, match=r"a\.resume\.pt .*remove it"):
         make(path)
 
 
@@ -173,11 +156,11 @@ def test_a_state_of_another_format_is_refused(tmp_path):
 def test_another_video_in_its_place_is_refused(tmp_path, name, change):
     path = broken(tmp_path)
     damage(change)(tmp_path / name)
-    with pytest.raises(ValueError, match=rf"cannot be gone on from, as .*{name} is not the file"):
+    with pytest.raises(ValueError, match=rf"a\.resume\.pt .*{name} is not the file"):
         make(path)
 
 
-def test_without_the_video_it_begins_anew(tmp_path, caplog):
+def test_without_the_video_it_starts_again(tmp_path, caplog):
     path = broken(tmp_path)
     (tmp_path / "a.part.mp4").unlink()
     with pytest.raises(KeyboardInterrupt):
@@ -186,13 +169,12 @@ def test_without_the_video_it_begins_anew(tmp_path, caplog):
     assert len(make(path).steps) == len(LENGTHS)
 
 
-def test_another_machine_is_told_of(tmp_path, caplog):
+def test_another_machine_is_a_warning(tmp_path, caplog):
     path = broken(tmp_path)
     state = torch.load(tmp_path / "a.resume.pt", weights_only=True)
     state["environment"]["torch"] = "1.0"
     torch.save(state, tmp_path / "a.resume.pt")
-    with caplog.at_level(logging.WARNING):
-        make(path)
+    make(path)
     assert "torch was '1.0' and is" in caplog.text
 
 
@@ -206,17 +188,14 @@ def test_two_runs_do_not_share_a_video(tmp_path):
 
 
 def test_leftovers_are_those_of_that_name(tmp_path):
-    for name in (".a[1].abcdefg_.mp4", ".a[1].b.mp4", ".a.abcdefgh.mp4", "a[1].abcdefgh.mp4"):
+    others = [".a.abcdefgh.mp4", ".a[1].b.mp4", "a[1].abcdefgh.mp4"]
+    for name in (".a[1].abcdefg_.mp4", *others):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path / "a[1].mp4")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        ".a.abcdefgh.mp4",
-        ".a[1].b.mp4",
-        "a[1].abcdefgh.mp4",
-    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == others
 
 
-def test_a_growing_file_goes_on(tmp_path):
+def test_a_growing_file_is_continued(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"an older one")
     file = GrowingFile(path)
@@ -224,34 +203,26 @@ def test_a_growing_file_goes_on(tmp_path):
     state = file.state_dict()
     file.append(b"two ")
     file.close()
-    file = GrowingFile(path, state)
-    file.append(b"three")
+    GrowingFile(path, state).append(b"three")
     assert path.read_bytes() == b"one three"
-    with pytest.raises(ValueError, match="is not the file that was written"):
-        GrowingFile(path, state | {"checksum": 0})
-    with pytest.raises(ValueError, match="is missing"):
-        GrowingFile(tmp_path / "b", state)
+    for place, wrong in ((path, state | {"checksum": 0}), (tmp_path / "b", state)):
+        with pytest.raises(ValueError, match=str(place)):
+            GrowingFile(place, wrong)
 
 
 def test_states_take_no_more_than_their_numbers():
     whole = torch.arange(1000.0)
     state = on_host({"whole": whole, "view": [whole[:10], (whole[::100], None, "text")]})
-    assert state["whole"] is not None
     for view in (state["view"][0], state["view"][1][0]):
         assert view.untyped_storage().nbytes() == 40
     assert torch.equal(state["view"][1][0], whole[::100])
 
 
-def test_differences_name_what_is_nested_or_missing():
+def test_differences_and_digests_tell_runs_apart(tmp_path):
     before = {"a": {"b": 1, "c": [1, 2]}, "d": None}
     assert differences(before, before) == []
-    assert differences(before, {"a": {"b": 2, "c": [1, 2]}, "e": 0.5}) == [
-        "a.b was 1 and is 2 now",
-        "e was None and is 0.5 now",
-    ]
-
-
-def test_digests_tell_contents_apart(tmp_path):
+    expected = ["a.b was 1 and is 2 now", "e was None and is 0.5 now"]
+    assert differences(before, {"a": {"b": 2, "c": [1, 2]}, "e": 0.5}) == expected
     one, other, moved = (tmp_path / name for name in ("one", "other", "moved"))
     for folder in (one, other, moved):
         folder.mkdir()
@@ -262,8 +233,7 @@ def test_digests_tell_contents_apart(tmp_path):
         file.write(b"x")
     assert folder_digest(one) == folder_digest(moved) != folder_digest(other)
     pixels = np.zeros((2, 3), np.uint8)
-    digests = {array_digest(of) for of in (None, pixels, pixels.T, pixels + 1, pixels.astype(float))}
-    assert len(digests) == 5
+    assert len({array_digest(of) for of in (None, pixels, pixels.T, pixels + 1, pixels.astype(float))}) == 5
 
 
 @pytest.fixture
@@ -274,7 +244,7 @@ def file_limit():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("size", [0, 1000, 2000, 2500, 3200, 4000])
+@pytest.mark.parametrize("size", [0, 1000, 2500, 4000])
 def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, file_limit, size):
     make(tmp_path / "whole.mp4")
     path = tmp_path / "a.mp4"

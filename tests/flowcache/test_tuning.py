@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,6 @@ def test_a_profile_is_made_once_for_all_targets(tmp_path):
     ("changes", "named"),
     [
         ({"described": {**MODEL, "model": "other"}}, "model"),
-        ({"described": {"model": "tiny", "video": {"steps": 30}}}, r"video\.steps"),
         ({"cache": FlowCacheConfig(policy=CACHE.policy, forecast="hold_velocity")}, r"cache\.forecast"),
         ({"num_steps": 8}, "intervals"),
         ({"num_steps": 8, "described": {"model": "tiny", "video": {"steps": 8}}}, r"video\.steps"),
@@ -94,45 +92,31 @@ def test_other_settings_have_another_file(tmp_path, monkeypatch):
     assert profile_folder() == Path.home() / ".cache" / "flowcache" / "profiles"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"format": 0})])
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 0}'])
 def test_an_unreadable_profile_is_named(tmp_path, content):
     (tmp_path / "profile.json").write_text(content)
     with pytest.raises(ValueError, match=r"profile\.json.*delete"):
         tuning(tmp_path).check()
 
 
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        (Target(speedup=50), r"target_speedup 50.*8\.33x"),
-        (Target(psnr=90), r"target_psnr 90.* 2\d\.\d dB"),
-    ],
-)
-def test_a_target_out_of_reach_names_the_nearest(tmp_path, target, message):
-    search = tuning(tmp_path, target=target)
-    with pytest.raises(ValueError, match=message):
-        search.run(Pilot())
-    with pytest.raises(ValueError, match=message):
-        search.check()
+def test_a_target_out_of_reach_names_the_nearest(tmp_path):
+    wanted = {Target(speedup=50): r"target_speedup 50.*8\.33x", Target(psnr=90): r"psnr 90.* 2\d\.\d dB"}
+    for target, message in wanted.items():
+        search = tuning(tmp_path, target=target)
+        for call in (lambda s: s.run(Pilot()), lambda s: s.check()):
+            with pytest.raises(ValueError, match=message):
+                call(search)
 
 
-@pytest.mark.parametrize(("changes", "named"), [({"num_steps": 3}, "3"), ({"cache": {"policy": "none"}}, "")])
-def test_a_search_needs_steps_to_skip(tmp_path, changes, named):
-    if "cache" in changes:
-        changes = {"cache": FlowCacheConfig(**changes["cache"])}
-    with pytest.raises(ValueError, match=f"target_speedup.*{named}"):
+@pytest.mark.parametrize("changes", [{"num_steps": 3}, {"cache": FlowCacheConfig(policy="none")}])
+def test_a_search_needs_steps_to_skip(tmp_path, changes):
+    with pytest.raises(ValueError, match="target_speedup"):
         tuning(tmp_path, **changes)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        ({}, "exactly one"),
-        ({"speedup": 2, "psnr": 30}, "exactly one"),
-        ({"speedup": 1}, "target_speedup.*1"),
-        ({"psnr": float("nan")}, "target_psnr.*nan"),
-    ],
+    "wanted", [{}, {"speedup": 2, "psnr": 30}, {"speedup": 1}, {"psnr": float("nan")}, {"speedup": 1e9}]
 )
-def test_a_target_is_one_number(wanted, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_target_is_one_number(wanted):
+    with pytest.raises(ValueError, match="target_speedup" if "speedup" in wanted or not wanted else "psnr"):
         Target(**wanted)

@@ -34,6 +34,6 @@ def prepared(front, weights):
 
     def prepare(*arguments):
         words = ["--config_file", weights, "--model", "official", *arguments]
-        return front.module.prepare(*front.module.build_parser().parse_known_args([str(w) for w in words]))
+        return front.prepare(*words)
 
     return prepare

@@ -10,7 +10,7 @@ import pytest
 from programs import Program
 from reference import ROOT
 
-from magi1 import sampler
+from magi1 import adapter
 from magi1.text_encoder import T5_FOLDER
 
 VAE, TEXT = "vae/config.json", f"t5/{T5_FOLDER}/config.json"
@@ -56,7 +56,7 @@ def folder(weights, tmp_path):
 @pytest.fixture
 def program(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pytest.fail("weights were read"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
     return Program(ROOT / "FlowCache4MAGI-1" / "generate_video.py", monkeypatch)
 

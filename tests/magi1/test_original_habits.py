@@ -8,7 +8,7 @@ from programs import Program
 from reference import ROOT
 
 from flowcache.trace import Trace
-from magi1 import sampler
+from magi1 import adapter
 
 FOLDER = ROOT / "FlowCache4MAGI-1"
 QUICK = ["--num_frames", 16, "--method", "flowcache", "--preset", "turbo"]
@@ -30,7 +30,7 @@ def front(monkeypatch, tmp_path, model):
 def prepared(front, model):
     def prepare(*typed, model=model):
         words = [*model, *map(str, typed)]
-        return front.module.prepare(*front.module.build_parser().parse_known_args(words))
+        return front.prepare(*words)
 
     return prepare
 
@@ -48,7 +48,7 @@ def table(tmp_path):
 @pytest.mark.parametrize("words", [["--log"], ["--print_peak_memory", "--log"], ["--log", "false"]])
 def test_switches_need_no_value(prepared, words):
     assert prepared(*words, "--seed", 7).sampler.runtime.seed == 7
-    assert prepared("--compress_kv_cache", *words).sampler.cache.compression is not None
+    assert prepared("--compress_kv_cache", *words).sampler.config.compression is not None
 
 
 def test_seed_minus_one_is_drawn_and_named(front, tmp_path, caplog):
@@ -117,7 +117,7 @@ def test_a_table_of_the_official_model_does_not_stop_the_small_checkpoint(prepar
 
 
 def test_torchrun_of_a_single_video_is_refused(front, monkeypatch, capsys):
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pytest.fail("weights were read"))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert front() == 2

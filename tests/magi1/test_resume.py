@@ -12,7 +12,7 @@ from reference import ROOT
 from resumed import decided, kill_at, loaded, saved, stop_at
 
 from flowcache import Trace
-from magi1 import sampler
+from magi1 import adapter
 from magi1.config import FlowCacheOptions, MagiConfig
 from magi1.methods import method_config
 from magi1.model_source import load_pipeline, resolve_model
@@ -71,7 +71,7 @@ FLAGS += ["--total_cache_chunk_nums", 5, "--kv_bits", 8]
 def front(monkeypatch, tmp_path, weights, pipeline):
     """The program with weights that are read already, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pipeline)
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pipeline)
     program = Program(ROOT / "FlowCache4MAGI-1" / "generate_video.py", monkeypatch)
     return lambda *more: program("--config_file", weights, *FLAGS, *more)
 
@@ -110,7 +110,7 @@ def test_a_run_that_stops_names_what_it_can_go_on_from(front, tmp_path, capsys, 
 
 def test_a_state_of_another_prompt_or_setting_is_refused(front, monkeypatch, capsys):
     assert kill_at(60, lambda: front("--resume"))
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pytest.fail("weights were read"))
     for flags, message in (
         (["--prompt", "a"], "prompt was 'a red circle moves right"),
         (["--num_steps", 16, "--seed", 7], "runtime_config.num_steps was 8 and is 16 now, seed was 1234"),
@@ -118,6 +118,6 @@ def test_a_state_of_another_prompt_or_setting_is_refused(front, monkeypatch, cap
     ):
         assert front("--resume", *flags) == 2
         assert f"a.resume.pt belongs to another run: {message}" in capsys.readouterr().err
-    monkeypatch.setattr(sampler, "folder_digest", lambda folder: "another")
+    monkeypatch.setattr("flowcache.sampler.folder_digest", lambda folder: "another")
     assert front("--resume") == 2
     assert "a.resume.pt belongs to another run: weights.load was" in capsys.readouterr().err

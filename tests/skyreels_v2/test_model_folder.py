@@ -13,7 +13,7 @@ from programs import Program
 from reference import ROOT
 from safetensors.torch import load_file, save_file
 
-from skyreels_v2 import sampler
+from skyreels_v2 import adapter
 
 VAE, TEXT, TRANSFORMER = "vae/config.json", "text_encoder/config.json", "transformer/config.json"
 TOKENIZER, SCHEDULER = "tokenizer/tokenizer.json", "scheduler/scheduler_config.json"
@@ -79,7 +79,7 @@ def folder(checkpoint, tmp_path) -> Path:
 def refusal(folder, monkeypatch, tmp_path, capsys):
     """Run the program on the folder; returns the one line in which it refuses."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pytest.fail("weights were read"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
     program = Program(ROOT / "FlowCache4SkyReels-V2" / "generate_video_df.py", monkeypatch)
 

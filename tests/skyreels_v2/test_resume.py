@@ -10,7 +10,7 @@ import torch
 from resumed import decided, kill_at, loaded, saved, stop_at
 
 from flowcache import Trace
-from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, sampler
+from skyreels_v2 import Condition, VideoSettings, adapter, load_pipeline, method_config
 from skyreels_v2.codec import VideoCodec, VideoDecoder
 from skyreels_v2.solver import ChunkUniPC
 
@@ -96,7 +96,7 @@ def test_killed_ten_times(front, checkpoint, tmp_path, monkeypatch):
     for path in folder.iterdir():
         path.unlink()
     loaded_once = load_pipeline(str(checkpoint), "cpu")
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: loaded_once)
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: loaded_once)
     chosen = random.Random(0)
     for _ in range(10):
         kill_at(chosen.randrange(60), lambda: front(*flags, "--resume"))
@@ -110,7 +110,7 @@ def test_killed_ten_times(front, checkpoint, tmp_path, monkeypatch):
 def test_a_run_that_stops_names_what_it_can_go_on_from(
     front, checkpoint, tmp_path, monkeypatch, capsys, pipeline, failure, code
 ):
-    monkeypatch.setattr(sampler, "load_pipeline", lambda *_: pipeline)
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pipeline)
     flags = ["--model_id", checkpoint, *QUICK, "--num_frames", 17, "--prompt", "a", "--outdir", "out"]
     for resume, moment in ((["--resume"], 30), ([], 1)):
         assert stop_at(moment, failure, lambda resume=resume: front(*flags, *resume)) == code
@@ -130,6 +130,6 @@ def test_other_weights_begin_another_video(front, checkpoint, monkeypatch, caplo
     flags = ["--model_id", checkpoint, *QUICK, "--num_frames", 17, "--prompt", "a", "--resume"]
     assert kill_at(40, lambda: front(*flags))
     assert len(list(Path("outputs").rglob("*.part.mp4"))) == 1
-    monkeypatch.setattr("skyreels_v2.sampler.folder_digest", lambda folder: "another")
+    monkeypatch.setattr("flowcache.sampler.folder_digest", lambda folder: "another")
     assert front(*flags) == 0
     assert len(list(Path("outputs").rglob("*.part.mp4"))) == 1, "that of the other weights is left alone"

@@ -17,67 +17,65 @@ def prepared(checkpoint, monkeypatch, tmp_path):
     monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "kept"))
     program = Program(FOLDER / "generate_video_df.py", monkeypatch)
     size = ["--model_id", checkpoint, "--height", 32, "--width", 32]
-
-    def prepare(script, *typed):
-        words = script_words(FOLDER / script, *typed, *size, cwd=tmp_path)
-        return program.module.prepare(program.module.build_parser().parse_args(words))
-
-    return prepare
+    return lambda script, *typed: program.prepare(*script_words(FOLDER / script, *typed, *size, cwd=tmp_path))
 
 
 @pytest.mark.parametrize("script", RUNS)
-def test_every_script_takes_its_settings_a_shorter_video_and_a_target(prepared, script):
-    sampler = prepared(script).sampler
-    name = script.removeprefix("run_").removesuffix(".sh").partition("_")[0]
-    assert sampler.method == name
-    assert (sampler.video.inference_steps, sampler.video.ar_step) == (50, 5)
-    assert sampler.video.num_frames == (377 if "streaming" in script else 177)
-    short = prepared(script, "--num_frames", 9, "--base_num_frames", 17).sampler.video
+def test_every_script_takes_its_settings_and_typed_ones(prepared, script):
+    def made(*typed):
+        sampler = prepared(script, *typed).sampler
+        return sampler.method, sampler.config, sampler.model.video
+
+    method, config, video = made()
+    assert method == script.removeprefix("run_").removesuffix(".sh").partition("_")[0]
+    assert (video.inference_steps, video.ar_step) == (50, 5)
+    assert video.num_frames == (377 if "streaming" in script else 177)
+    if method == "flowcache":
+        assert config.as_dict()["policy"] == ("chunkwise" if "paper" in script else "interval")
+    *_, short = made("--num_frames", 9, "--base_num_frames", 17)
     assert (short.num_frames, short.overlap_history, short.causal_block_size) == (9, None, 3)
-    job = prepared(script, "--target_speedup", 2)
-    assert str(job.tuning.target) == "2x"
-    assert job.sampler.method == "flowcache"
-    assert job.sampler.video.streaming == ("streaming" in script)
-
-
-@pytest.mark.parametrize("script", RUNS)
-def test_a_typed_method_overrides_every_script(prepared, script):
     for flags in (["--method", "vanilla"], ["--teacache"]):
-        sampler = prepared(script, *flags).sampler
-        assert sampler.method == flags[-1].removeprefix("--")
-        assert (sampler.cache.compression, sampler.video.streaming) == (None, False)
-    cache = prepared(script, "--method", "causal").sampler.cache
-    assert (cache.policy, cache.compression is None) == ("none", "--use_compress" not in _text(script))
+        method, config, video = made(*flags)
+        assert method == flags[-1].removeprefix("--")
+        assert (config.compression, video.streaming) == (None, False)
+    _, config, _ = made("--method", "causal")
+    assert (config.compression is None) == ("--use_compress" not in (FOLDER / script).read_text())
+    job = prepared(script, "--target_speedup", 2)
+    assert (str(job.tuning.target), job.sampler.method) == ("2x", "flowcache")
+    assert job.sampler.model.video.streaming == ("streaming" in script)
 
 
 def test_typed_options_override_the_preset_and_the_budget_of_a_script(prepared):
-    assert prepared("run_flowcache_fast.sh", "--interval", 3).sampler.cache.interval == 3
-    cache = prepared("run_flowcache_kvcompress.sh", "--use_kvrange", "--kvrange", 2).sampler.cache
-    assert (cache.compression, cache.clean_range) == (None, 2)
-    assert prepared("run_flowcache_slow.sh", "--method", "flowcache").sampler.cache == (
-        prepared("run_flowcache_slow.sh").sampler.cache
-    )
+    assert prepared("run_flowcache_fast.sh", "--interval", 3).sampler.config.policy.interval == 3
+    config = prepared("run_flowcache_kvcompress.sh", "--use_kvrange", "--kvrange", 2).sampler.config
+    assert (config.compression, config.clean_range) == (None, 2)
 
 
-def test_typed_settings_that_exclude_each_other_are_refused_with_a_script_too(prepared):
-    with pytest.raises(ValueError, match="target_speedup and preset exclude"):
-        prepared("run_flowcache_fast.sh", "--target_speedup", 2, "--preset", "turbo")
-    with pytest.raises(ValueError, match="target_speedup needs method flowcache, got causal"):
-        prepared("run_flowcache_fast.sh", "--target_speedup", 2, "--method", "causal")
-    with pytest.raises(ValueError, match="use_compress"):
-        prepared("run_vanilla.sh", "--use_compress")
-    with pytest.raises(ValueError, match="causal_block_size must be at most"):
-        prepared("run_vanilla.sh", "--num_frames", 9, "--causal_block_size", 5)
+@pytest.mark.parametrize(
+    ("script", "typed", "named"),
+    [
+        ("run_flowcache_fast.sh", "--target_speedup 2 --preset turbo", "target_speedup and preset"),
+        ("run_flowcache_fast.sh", "--target_speedup 2 --method causal", "target_speedup needs method"),
+        ("run_vanilla.sh", "--use_compress", "use_compress"),
+        ("run_vanilla.sh", "--num_frames 9 --causal_block_size 5", "causal_block_size"),
+    ],
+)
+def test_typed_settings_that_exclude_each_other_are_refused_with_a_script_too(prepared, script, typed, named):
+    with pytest.raises(ValueError, match=named):
+        prepared(script, *typed.split())
 
 
 @pytest.mark.parametrize(("benchmark", "frames"), [("vbench", 177), ("physicsiq", None)])
 def test_sampling_scripts_set_the_benchmark(benchmark, frames, monkeypatch, tmp_path):
     words = script_words(FOLDER / f"sample_{benchmark}.sh", "--ar_step", 2, cwd=tmp_path)
-    args = Program(FOLDER / "sample_video.py", monkeypatch).module.build_parser().parse_args(words)
-    assert (args.benchmark, args.num_frames, args.ar_step) == (benchmark, frames, 2)
-    assert (args.inference_steps, args.overlap_history, args.addnoise_condition) == (50, 17, 20)
-    assert args.typed == {"ar_step"}
-
-
-def _text(script: str) -> str:
-    return (FOLDER / script).read_text()
+    given = Program(FOLDER / "sample_video.py", monkeypatch).read(*words)
+    values = (
+        "benchmark",
+        "num_frames",
+        "ar_step",
+        "inference_steps",
+        "overlap_history",
+        "addnoise_condition",
+    )
+    assert [given.get(name) for name in values] == [benchmark, frames, 2, 50, 17, 20]
+    assert given.typed == {"ar_step"}

@@ -1,0 +1,265 @@
+"""MAGI-1 for the programs: its options, settings and videos."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from flowcache.adapter import Adapter, Start
+from flowcache.fingerprint import array_digest
+from flowcache.limits import check_number
+from flowcache.methods import make_config
+from flowcache.options import Given
+from flowcache.prompts import check_prompt
+from flowcache.shipped import shipped
+from flowcache.video import last_frames, resize_and_crop, to_float
+
+from .captions import CaptionSwitches, SpecialTokens, clean_prompt
+from .config import FRAMES, EngineSection, MagiConfig, ModelSection, RuntimeSection
+from .guidance import PREVIOUS_WEIGHT
+from .methods import TRAITS
+from .model_source import SMALL, ModelSource, load_pipeline, resolve_model
+from .request import VideoRequest
+
+logger = logging.getLogger(__name__)
+
+FOLDER = shipped("FlowCache4MAGI-1")
+CONFIG_FILE = "config/single_run/4.5B_distill.json"
+#: YAML files with options that hold where nothing else is given, by program.
+_FILES = {"generate": "single_run/config.yaml", "sample": "sample/flowcache_vbench.yaml"}
+#: Place of the table of special tokens in the official code.
+SPECIAL_TOKENS = Path("example/assets/special_tokens.npz")
+#: Methods by the original's key ``reuse_strategy``.
+STRATEGIES = {"chunkwise": "flowcache", "all": "teacache", "none": "vanilla", "original": "vanilla"}
+#: Keys of users' files that the original reads nowhere.
+IGNORED = ("budget_cache_chunk_nums", "budget_chunk_nums", "budget_cache_len", "debug")
+
+PREFIX_SECONDS = 5  # of a video that is continued
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagiOptions:
+    """Options of MAGI-1 beside the keys of its configuration.
+
+    Attributes:
+        config_file: configuration in three sections, JSON.
+        weights: auto (the configuration's on CUDA or with ``--load``, otherwise small), official, or small.
+        mode: t2v, i2v (needs ``--image_path``) or v2v (needs ``--prefix_video_path``).
+        special_tokens: special_tokens.npz of the official code; switches PAD_HQ and PAD_DURATION on.
+        discard_nearly_clean_chunk: no extra forward pass without context of a nearly clean chunk.
+        log, print_peak_memory: ignored; accepted for compatibility.
+    """
+
+    config_file: Path = Path(CONFIG_FILE)
+    weights: Literal["auto", "official", "small"] = "auto"
+    mode: Literal["t2v", "i2v", "v2v"] = "t2v"
+    special_tokens: Path | None = None
+    discard_nearly_clean_chunk: bool = False
+    log: bool = False
+    print_peak_memory: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magi1(Adapter):
+    """MAGI-1 with the settings of its videos.
+
+    Attributes:
+        source: weights and configuration.
+        extras: arguments of ``VideoRequest`` beside prompt, configuration, method and prefix.
+    """
+
+    title = "MAGI-1"
+    package = "magi1"
+    inputs = {"image": ("image_path",), "video_path": ("prefix_video_path",)}
+    lacks = frozenset({"kv_range", "retention", "causal_attention"})
+    traits = TRAITS
+    default_prompt = "a red circle moves right over a dark background"
+
+    source: ModelSource
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    video = property(lambda self: self.source.config.runtime_config)
+    size = property(lambda self: (self.video.video_size_h, self.video.video_size_w))
+    num_steps = property(lambda self: self.video.num_steps)
+    location = property(lambda self: self.video.load)
+    folders = property(lambda self: self.source.folders)
+    is_small = property(lambda self: self.video.load == str(SMALL))
+
+    @classmethod
+    def add_flags(cls, parser, program):
+        hidden = {"mode"} if program == "sample" else ()
+        tokens = {"special_tokens": f"SPECIAL_TOKEN_PATH, or {SPECIAL_TOKENS} if it exists"}
+        parser.add_fields("model", MagiOptions, {"weights": ("model",)}, hidden, tokens)
+        shown = dict.fromkeys(MagiConfig.keys(), "the configuration's")
+        parser.add_fields("video", RuntimeSection, defaults=shown)
+        parser.add_fields("transformer", ModelSection, defaults=shown)
+        parser.add_fields("engine", EngineSection, defaults=shown)
+        if program == "sample":
+            parser.add_option(
+                "reuse_strategy", str, "the original's name of the method (default: none)", choices=STRATEGIES
+            )
+        parser.ignore(IGNORED if program == "sample" else (*IGNORED, "reuse_strategy"))
+
+    @classmethod
+    def options_file(cls, program):
+        return FOLDER / "yaml_config" / _FILES[program]
+
+    @classmethod
+    def settle(cls, given):
+        strategy = given.get("reuse_strategy")
+        if strategy in STRATEGIES and "method" not in given.values:
+            given.values["method"] = STRATEGIES[strategy]
+
+    @classmethod
+    def resolve(cls, given, device, info=None, seconds=None):
+        if seconds is None:
+            _check_mode(given)
+        file = given.get("config_file", Path(CONFIG_FILE))
+        overrides = given.pick(MagiConfig.keys())
+        file = file if file.is_file() else FOLDER / file
+        source = resolve_model(file, overrides, given.get("weights", "auto"), device)
+        model = cls(source=source)
+        if seconds is not None:
+            model = model._with_seconds(seconds, "num_frames" in overrides)
+        switches, tokens = _read_special_tokens(given.get("special_tokens"), model)
+        extras = {"switches": switches, "special_tokens": tokens}
+        extras["discard_nearly_clean"] = given.get("discard_nearly_clean_chunk", False)
+        return replace(model, extras={**extras, "previous_weight": _previous_weight(os.environ)})
+
+    def settings(self, with_folders=True):
+        config = asdict(self.source.config)
+        for name in ("seed", *(() if with_folders else self.folders)):
+            del config["runtime_config"][name]
+        extras, tokens = dict(self.extras), self.extras.get("special_tokens")
+        extras["switches"] = asdict(extras["switches"])
+        extras["special_tokens"] = tokens and {
+            name: array_digest(rows) for name, rows in vars(tokens).items()
+        }
+        return {**config, **extras}
+
+    def describe(self):
+        video = self.video
+        return (
+            f"{video.num_frames} frames of {video.video_size_w} x {video.video_size_h}, "
+            f"{video.num_steps} steps, {video.window_size} chunks at once"
+        )
+
+    def unread(self, given):
+        runtime, unread = self.video, {}
+        if runtime.cfg_number == 1:
+            unread = dict.fromkeys(
+                ("cfg_t_range", "prev_chunk_scales", "text_scales"), "it needs cfg_number 3"
+            )
+        else:
+            needed = ("discard_nearly_clean_chunk", "distill_nearly_clean_chunk_threshold")
+            unread = dict.fromkeys(needed, "it needs cfg_number 1")
+        if self.extras["discard_nearly_clean"]:
+            unread["distill_nearly_clean_chunk_threshold"] = "discard_nearly_clean_chunk is true"
+        return unread | ({} if runtime.num_steps == 12 else {"shortcut_mode": "it needs num_steps 12"})
+
+    def configure(self, options):
+        total, live = options.total or TRAITS.total, self.video.window_size
+        if options.compress and options.budget is None and total <= live:
+            raise ValueError(
+                f"total must be above window_size ({live}), the number of live chunks, got {total}."
+            )
+        offload = options.kv_offload or self.source.config.engine_config.kv_offload
+        return make_config(replace(options, kv_offload=offload), TRAITS)
+
+    def check_prompt(self, prompt):
+        check_prompt("prompt", prompt, clean_prompt)
+
+    def start(self, image=None, last=None, history=None):
+        if history is not None:
+            return Start(to_float(_last_seconds(history, self.video.fps, self.size)))
+        return Start(None if image is None else to_float(resize_and_crop(image[None], *self.size)))
+
+    def load(self, device):
+        return load_pipeline(self.source, device)
+
+    def stream(self, pipeline, prompt, start, config, trace, state=None):
+        request = VideoRequest(
+            prompt=prompt, config=self.source.config, cache=config, prefix=start.prefix, **self.extras
+        )
+        return pipeline.stream(request, trace, state)
+
+    def with_video(self, **changes):
+        config = self.source.config
+        config = replace(config, runtime_config=replace(config.runtime_config, **changes))
+        return replace(self, source=replace(self.source, config=config))
+
+    def pilot(self):
+        video = self.video
+        longest = (video.window_size + 1) * video.chunk_width * FRAMES
+        size = f"{video.video_size_h}x{video.video_size_w}"
+        name = f"{Path(video.load).name}-{size}-{video.num_steps}steps-window{video.window_size}"
+        return self.with_video(num_frames=min(video.num_frames, longest), seed=0), name
+
+    def _with_seconds(self, seconds: float, is_given: bool) -> Magi1:
+        """Videos of that length, unless longer ones are asked for."""
+        wanted, frames = math.ceil(seconds * self.video.fps), self.video.num_frames
+        if is_given and frames < wanted:
+            raise ValueError(
+                f"num_frames must be at least {wanted} for physicsiq, {seconds:g} s, got {frames}."
+            )
+        return self if is_given else self.with_video(num_frames=wanted)
+
+
+def _check_mode(given: Given) -> None:
+    """Refuse an image or a video that does not go with the mode; the mode follows from what is given."""
+    paths = {"i2v": "image", "v2v": "video_path"}
+    mode = given.get("mode") or next((m for m, name in paths.items() if given.get(name)), "t2v")
+    for wanted, name in paths.items():
+        if (mode == wanted) != (given.get(name) is not None):
+            verb = "needs" if mode == wanted else "does not take"
+            raise ValueError(f"mode {mode} {verb} {given.spelled[name]}.")
+
+
+def _read_special_tokens(
+    path: Path | str | None, model: Magi1
+) -> tuple[CaptionSwitches, SpecialTokens | None]:
+    typed = path is not None
+    path = path or os.environ.get("SPECIAL_TOKEN_PATH")
+    if not path and SPECIAL_TOKENS.is_file():
+        path = SPECIAL_TOKENS
+    switches = CaptionSwitches.from_environment(usual=typed or bool(path and not model.is_small))
+    if not switches.any:
+        if not path and not model.is_small:
+            logger.info("special tokens: none, their table was not found; --special_tokens names it")
+        return switches, None
+    if not path:
+        raise ValueError(
+            "special_tokens: the environment (PAD_HQ and such) asks for them, but their table is missing; set "
+            "special_tokens or SPECIAL_TOKEN_PATH to special_tokens.npz of the official code."
+        )
+    logger.info("special tokens: %s, from %s", switches, path)
+    channels = model.source.config.model_config.caption_channels
+    return switches, SpecialTokens.from_file(Path(path).expanduser(), channels)
+
+
+def _previous_weight(environment: Mapping[str, str]) -> float:
+    """Value of the original's variable."""
+    text = environment.get("prev_chunks_scale", "").strip()
+    try:
+        weight = float(text) if text else PREVIOUS_WEIGHT
+    except ValueError as error:
+        raise ValueError(f"the environment's prev_chunks_scale must be a number, got {text!r}.") from error
+    check_number("the environment's prev_chunks_scale", weight, -1000, 1000)
+    return weight
+
+
+def _last_seconds(path: Path, fps: float, size: tuple[int, int]) -> Any:
+    """The last whole seconds of a video, at most five, at the rate of the video to make.
+
+    At least a latent frame; of a video shorter than a second, all whole latent frames.
+    """
+    frames, count = last_frames(path, max(round(PREFIX_SECONDS * fps), FRAMES), fps, size)
+    seconds = min(int(count / fps), PREFIX_SECONDS)
+    kept = max(round(seconds * fps), FRAMES) if seconds else count
+    kept = max(min(kept, count) // FRAMES * FRAMES, 1)
+    return frames[-kept:]

@@ -1,0 +1,239 @@
+"""SkyReels-V2 for the programs: its options, settings and videos."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flowcache.adapter import Adapter, Start
+from flowcache.methods import make_config
+from flowcache.options import Refuse
+from flowcache.video import last_frames, probe_video, resize_and_crop, to_float
+
+from .checkpoint import ModelSource, load_pipeline, resolve_model
+from .methods import TRAITS, traits_for
+from .pipeline import Condition, check_prompts
+from .settings import RESOLUTIONS, VideoSettings, latent_frames
+from .windows import check_streaming, plan_windows
+
+#: Defaults that depend on the model.
+_DEFAULTS = {
+    "height": "by the resolution",
+    "width": "by the resolution",
+    "causal_block_size": "1; small checkpoint: 5",
+    "guidance_scale": "6; small checkpoint: 3",
+    "fps": "24, or that of a video that is continued",
+}
+_REFUSED = {
+    ("--use_usp",): "one process makes one video; leave it out, or run sample_video.py on many GPUs",
+    ("--prompt_enhancer", "--prompt_enhance"): "no enhancer is included; write a longer prompt",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkyReelsOptions:
+    """Options of SkyReels-V2 beside the settings of the video.
+
+    Attributes:
+        weights: auto (the official 1.3B on CUDA, otherwise small), small, a folder, or a Hub id.
+        resolution: size of the frames.
+        negative_prompt: what to avoid.
+        offload: idle components in host memory.
+        use_kvrange: clean blocks limited to the newest, ``--kvrange`` of them.
+        teacache: the original's flag for ``--method teacache``.
+    """
+
+    weights: str = "auto"
+    resolution: str = "auto"
+    negative_prompt: str | None = None
+    offload: bool = False
+    use_kvrange: bool = False
+    teacache: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkyReelsV2(Adapter):
+    """SkyReels-V2 with the settings of its videos.
+
+    Attributes:
+        source: the weights.
+        video: settings of the video.
+        negative_prompt: what to avoid; None: what suits the model.
+        offload: keep idle components in host memory.
+    """
+
+    title = "SkyReels-V2"
+    package = "skyreels_v2"
+    inputs = {"image": (), "end_image": (), "video_path": ()}
+    traits = TRAITS
+
+    source: ModelSource
+    video: VideoSettings
+    negative_prompt: str | None = None
+    offload: bool = False
+
+    size = property(lambda self: (self.video.height, self.video.width))
+    num_steps = property(lambda self: self.video.inference_steps)
+    location = property(lambda self: self.source.location)
+    folders = property(lambda self: {} if self.source.path is None else {"model": self.source.path})
+    default_prompt = property(lambda self: self.source.defaults["prompt"])
+    is_small = property(lambda self: self.source.family == "small")
+    words = property(lambda self: ("streaming",) if self.video.streaming else ())
+
+    @classmethod
+    def add_flags(cls, parser, program):
+        own = {"weights": ("model_id",)}
+        choices = {"resolution": ("auto", *RESOLUTIONS)}
+        shown = {"negative_prompt": "the model's"}
+        parser.add_fields("model", SkyReelsOptions, own, defaults=shown, choices=choices)
+        parser.add_fields("video", VideoSettings, defaults=_DEFAULTS)
+        for names, reason in _REFUSED.items():
+            parser.add_argument(*names, action=Refuse, const=reason)
+
+    @classmethod
+    def settle(cls, given):
+        if given.get("teacache"):
+            if "method" in given.typed and given.values["method"] != "teacache":
+                method = given.values["method"]
+                raise ValueError(f"teacache and method {method} exclude each other: leave one of them out.")
+            given.override("method", "teacache")
+            given.typed |= {"method"}
+        if given.get("method") in ("vanilla", "teacache") and "streaming" not in given.typed:
+            given.override("streaming", None)
+        window = given.get("base_num_frames", VideoSettings.base_num_frames)
+        if "overlap_history" not in given.typed and given.get("overlap_history", 0) >= window:
+            given.override("overlap_history", None)
+        given.exclude("compress", "use_kvrange")
+        if given.get("use_kvrange"):
+            given.values.setdefault("kv_range", 0)
+            if "use_kvrange" in given.typed - {"kv_range"}:
+                given.typed |= {"kv_range"}
+                given.spelled["kv_range"] = "use_kvrange"
+        else:
+            given.refuse_unread({"kv_range": "it needs use_kvrange"})
+            given.values.pop("kv_range", None)
+
+    @classmethod
+    def resolve(cls, given, device, info=None, seconds=None):
+        source = resolve_model(given.get("weights", "auto"), device)
+        height, width = source.defaults["height"], source.defaults["width"]
+        height, width = RESOLUTIONS.get(given.get("resolution"), (height, width))
+        if info is not None and (info.height > info.width) != (height > width) and height != width:
+            height, width = width, height
+        values = {"height": height, "width": width, **given.pick(VideoSettings)}
+        if info is not None and info.fps and "fps" not in values:
+            values["fps"] = info.fps
+        frames = values.get("num_frames") or source.defaults["num_frames"]
+        if seconds is not None:
+            values["num_frames"] = frames = _continued_frames(values, source, seconds)
+        if "causal_block_size" not in given.typed:
+            block = values.get("causal_block_size") or source.defaults["causal_block_size"]
+            window = min(frames, values.get("base_num_frames", VideoSettings.base_num_frames))
+            values["causal_block_size"] = max(1, min(block, latent_frames(window)))
+        model = cls(
+            source=source,
+            video=source.video_settings(**values),
+            negative_prompt=given.values.get("negative_prompt"),
+            offload=given.get("offload", False),
+        )
+        model.video.check_negative_prompt(model.negative_prompt)
+        plan_windows(model.video, 0 if seconds is None else model.video.overlap_history)
+        return model
+
+    def settings(self, with_folders=True):
+        video, negative = self.video.as_dict(), self.negative_prompt
+        del video["seed"]
+        if not with_folders and negative is None:
+            negative = self.source.defaults["negative_prompt"]
+        named = with_folders or not self.folders
+        return {**({"model": self.location} if named else {}), "video": video, "negative_prompt": negative}
+
+    def describe(self):
+        video = self.video
+        return (
+            f"{video.num_frames} frames of {video.width} x {video.height}, {video.inference_steps} steps, "
+            f"ar_step {video.ar_step}, blocks of {video.causal_block_size}"
+        )
+
+    def unread(self, given):
+        video = self.video
+        continues = given.get("video_path") or given.get("benchmark") == "physicsiq"
+        if continues or (video.num_frames > video.base_num_frames and not video.streaming):
+            return {}
+        unread = {"overlap_history": "it needs video_path, or windows"}
+        return unread | (
+            {} if given.get("image") else {"addnoise_condition": "it needs image, video_path or windows"}
+        )
+
+    def configure(self, options):
+        fitted = self.source.defaults.get("reuse_coefficients")
+        options = replace(options, coefficients=options.coefficients or fitted)
+        return make_config(options, traits_for(self.source.family))
+
+    def check_prompt(self, prompt):
+        check_prompts(prompt, self.negative_prompt)
+
+    def check(self, config, start):
+        check_streaming(self.video, config, arrives=start.last is not None)
+        if start.prefix is not None:
+            plan_windows(self.video, start.prefix.shape[1])
+
+    def check_history(self, path):
+        info, wanted = probe_video(path), self.video.overlap_history
+        if wanted is None:
+            raise ValueError("overlap_history is needed to continue a video; 17 is usual.")
+        seconds = 0 if info.num_frames is None or not info.fps else info.num_frames / info.fps
+        if seconds * self.video.fps < wanted + 1:  # by the header, which may be wrong
+            self.start(history=path)
+
+    def start(self, image=None, last=None, history=None):
+        if history is None:
+            image, last = (
+                None if frame is None else to_float(resize_and_crop(frame[None], *self.size))
+                for frame in (image, last)
+            )
+            return Start(image, last)
+        wanted, fps = self.video.overlap_history, self.video.fps
+        if wanted is None:
+            raise ValueError("overlap_history is needed to continue a video; 17 is usual.")
+        frames, count = last_frames(history, wanted, fps, self.size)
+        if count < wanted:
+            raise ValueError(
+                f"{history} has {count} frames at {fps:g} a second, fewer than overlap_history ({wanted})."
+            )
+        return Start(to_float(frames), before=history, skip=wanted)
+
+    def load(self, device):
+        return load_pipeline(self.source, device, self.offload)
+
+    def stream(self, pipeline, prompt, start, config, trace, state=None):
+        condition = Condition(start.prefix, start.last)
+        given = (prompt, self.negative_prompt, self.video, config, condition)
+        return pipeline.stream(*given, trace=trace, state=state)
+
+    def with_video(self, **changes: Any):
+        return replace(self, video=replace(self.video, **changes))
+
+    def pilot(self):
+        video = self.video
+        frames = min(video.num_frames, video.base_num_frames)
+        alone = {"overlap_history": None, "addnoise_condition": 0, "seed": 0}
+        name = f"{self.source.path.name if self.source.path else self.location.rpartition('/')[2]}"
+        name += f"-{video.height}x{video.width}-{video.inference_steps}steps-shift{video.shift:g}"
+        return self.with_video(num_frames=frames, **alone), name
+
+
+def _continued_frames(values: dict[str, Any], source: ModelSource, seconds: float) -> int:
+    """Frames of a video, ``4 k + 1``, that continues another one for some seconds."""
+    overlap = values.get("overlap_history")
+    if overlap is None:
+        raise ValueError("overlap_history is needed to continue the videos of physicsiq; 17 is usual.")
+    wanted = overlap + math.ceil(seconds * values.get("fps", source.defaults["fps"]))
+    frames = values.get("num_frames")
+    if frames is not None and frames < wanted:
+        raise ValueError(
+            f"num_frames must be at least {wanted} for physicsiq, overlap_history and {seconds:g} s, "
+            f"got {frames}."
+        )
+    return frames or wanted + (1 - wanted) % 4

@@ -1,0 +1,309 @@
+"""FlowCache: videos, benchmarks and measurements from the command line.
+
+    flowcache generate --model skyreels_v2 --prompt "a red circle moves right over a dark background"
+    flowcache sample --model magi1 --benchmark vbench --methods vanilla flowcache:fast
+    flowcache metrics ...    flowcache benchmark ...
+
+``python -m flowcache`` is the same. ``flowcache generate --model MODEL --help`` lists the options of a model.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from .adapter import Adapter, Start
+from .benchmark.physics_iq import SECONDS
+from .benchmark.ranks import Rank, device_of, list_devices
+from .benchmark.samples import BENCHMARKS, BenchmarkOptions, split_method
+from .benchmark.sampling import Sampling, run_on
+from .command_line import check_device, output_file
+from .methods import DEFAULT_PRESET, MethodOptions
+from .naming import setting_words, video_name
+from .options import Given, OptionParser
+from .resume import ResumeFile
+from .running import run_checked, run_program
+from .sampler import Sampler
+from .trace import Trace
+from .tuning import Target, Tuning
+from .unread import CACHE_OPTIONS, SELECTORS, unread_options
+from .video import Frames, VideoInfo, probe_video, read_image
+
+logger = logging.getLogger(__name__)
+
+#: Adapters by the name of their package; another model is another line.
+MODELS = {"skyreels_v2": "skyreels_v2.adapter:SkyReelsV2", "magi1": "magi1.adapter:Magi1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """Options of a single video.
+
+    Attributes:
+        prompt: text to show (default: the model's).
+        image: first frame.
+        end_image: last frame; needs ``--image``.
+        video_path: video to continue.
+        output_path: the mp4 (default: OUTDIR/EXPNAME/NAME.mp4, NAME from the prompt and all settings).
+        outdir: folder of the results.
+        expname: folder within it (default: the model's package).
+        resume: save the state as the video grows, and resume from it if it exists.
+        target_speedup: times fewer FLOPs than vanilla; finds the best setting.
+        target_psnr: dB to the same video without reuse; finds the fastest setting.
+        profile: file with the results of that search (default: in ~/.cache/flowcache).
+        device: cpu, cuda or cuda:1 (default: cuda if there is a GPU, otherwise cpu).
+    """
+
+    prompt: str | None = None
+    image: Path | None = None
+    end_image: Path | None = None
+    video_path: Path | None = None
+    output_path: Path | None = None
+    outdir: Path = Path("outputs")
+    expname: str | None = None
+    resume: bool = False
+    target_speedup: float | None = None
+    target_psnr: float | None = None
+    profile: Path | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video to make, checked, before any weight is read."""
+
+    sampler: Sampler
+    prompt: str
+    start: Start
+    output: Path
+    resume: ResumeFile | None
+    tuning: Tuning | None
+
+    def run(self) -> tuple[Trace, Path]:
+        """Load, generate, write; returns the trace and the video's path."""
+        trace, sampler = Trace(method=self.sampler.method), self.sampler
+        with self.resume or nullcontext() as resume:
+            with trace.timer("load"):
+                sampler.load()
+            if self.tuning is not None:
+                with trace.timer("tune"):
+                    sampler.tune(self.tuning, trace)
+            sampler.write(self.prompt, self.start, self.output, trace, resume=resume)
+        return trace, self.output
+
+
+def build_parser(model: type[Adapter], program: str) -> OptionParser:
+    """The options of a program, ``generate`` or ``sample``, for a model."""
+    prog = f"flowcache {program} --model {model.package}"
+    parser = OptionParser(f"{program} with {model.title}", prog=prog, usage="%(prog)s [options]")
+    aliases = {name: (original,) for name, original in model.traits.names.items()}
+    hidden = {"refresh_given", "coefficients", *model.lacks}
+    methods = {"method": model.traits.methods}
+    parser.add_fields("method", MethodOptions, aliases, {*hidden, *CACHE_OPTIONS}, choices=methods)
+    parser.add_fields("KV cache", MethodOptions, aliases, hidden)
+    if program == "generate":
+        absent = {"image", "end_image", "video_path"} - model.inputs.keys()
+        parser.add_fields("run", VideoOptions, model.inputs, absent)
+    else:
+        parser.add_fields("benchmark", BenchmarkOptions, choices={"benchmark": BENCHMARKS})
+        text = "METHOD[:PRESET], to compare in turn, each in its own folder (default: --method alone)"
+        parser.add_option("methods", str, text, ("ways",), nargs="+")
+    text = "YAML file with any of these options; flags override it (default: the model's, or none)"
+    parser.add_option("yaml_config", Path, text, ("additional_config",))
+    model.add_flags(parser, program)
+    return parser
+
+
+def read_options(model: type[Adapter], program: str, words: Sequence[str]) -> Given:
+    """Options of the command line, over those of the YAML file; raises ValueError with the name of one."""
+    given = build_parser(model, program).read(words, "yaml_config", model.options_file(program))
+    with given.naming():
+        model.settle(given)
+    return given
+
+
+def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
+    """Check everything that a video needs; raises ValueError with the name of an option."""
+    given = read_options(model, "generate", words)
+    with given.naming():
+        target = settle_target(given)
+        options, unread = choose_method(given, model)
+        given.refuse_unread(unread)
+    settle_seed(given)
+    device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    images, info = read_inputs(given)
+    chosen = model.resolve(given, device, info)
+    given.refuse_unread(chosen.unread(given))
+    with given.naming():
+        config = chosen.configure(options)
+    prompt = given.values.get("prompt", chosen.default_prompt).strip()
+    if not prompt:
+        raise ValueError("prompt must not be empty.")
+    chosen.check_prompt(prompt)
+    try:
+        start = chosen.start(images.get("image"), images.get("end_image"), given.get("video_path"))
+    except ValueError as error:
+        raise ValueError(f"{given.spelled.get('video_path')}: {error}") from error
+    chosen.check(config, start)
+    sampler = Sampler(model=chosen, config=config, method=options.method, device=device)
+    identity, tuning = sampler.identity(prompt, start), None
+    if target is not None:
+        tuning = sampler.tuning(target, given.get("profile"))
+        if not os.path.exists(tuning.path):
+            output_file("profile", tuning.path)
+        tuning.check()
+        identity["tuning"] = tuning.identity
+    task = "v2v" if given.get("video_path") else "i2v" if given.get("image") else "t2v"
+    selected = {given.spelled[name]: given.get(name) for name in SELECTORS if name not in unread}
+    named = setting_words(options.method, options.preset, selected, target, config)
+    seed, steps = f"seed{chosen.video.seed}", f"steps{chosen.num_steps}"
+    output = output_path(
+        given, model, video_name(prompt, [task, *named, *chosen.words, seed, steps], identity)
+    )
+    resume = ResumeFile(output, identity, device) if given.get("resume") else None
+    return Job(sampler, prompt, start, output, resume, tuning)
+
+
+def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[str], Sampling]:
+    """Check everything that a benchmark's videos need; returns the devices of this machine and the work."""
+    given = read_options(model, "sample", words)
+    options = BenchmarkOptions(**given.pick(BenchmarkOptions))
+    rank, devices = Rank.from_environment(os.environ), list_devices(*options.devices_text(os.environ))
+    device, compared = device_of(rank, devices), given.get("methods", [])
+    if compared and "method" in given.typed:
+        raise ValueError("methods and method exclude each other: leave one of them out.")
+    runs = {}
+    with given.naming():
+        for name in compared or [given.get("method", "flowcache")]:
+            method, preset = split_method(name)
+            own = {"method": method, **({"preset": preset} if preset else {})}
+            runs[name] = choose_method(replace(given, values={**given.values, **own}), model)
+        given.refuse_unread(*(unread for _, unread in runs.values()))
+    seconds = SECONDS if options.benchmark == "physicsiq" else None
+    chosen, samplers = model.resolve(given, device, seconds=seconds), {}
+    given.refuse_unread(chosen.unread(given))
+    for name, (method, _) in runs.items():
+        with given.naming():
+            config = chosen.configure(method)
+        chosen.check(config, Start())
+        samplers[name] = Sampler(model=chosen, config=config, method=name, device=device, shows_steps=False)
+    samples = options.list_samples(chosen.video.seed, chosen.video.fps, small=chosen.is_small)
+    name = "ways" if compared else given.get("method", "flowcache")
+    if name in ("teacache", "flowcache"):
+        name += f"_{given.get('preset', DEFAULT_PRESET)}"
+    output = Path(
+        options.base_save_path or f"outputs/{model.package}/{options.benchmark}_{name}"
+    ).expanduser()
+    made = (samplers, samples, rank, options.keep_going, bool(compared))
+    sampling = Sampling(model.title, chosen.describe(), output, *made)
+    sampling.check()
+    return devices, sampling
+
+
+def choose_method(given: Given, model: type[Adapter]) -> tuple[MethodOptions, dict[str, str]]:
+    """The options of the method that are read, and why the others are not, by name."""
+    values = given.pick(MethodOptions)
+    unread = unread_options({"method": "flowcache", **values}, model.traits)
+    for name in unread.keys() & values.keys():
+        del values[name]
+        if name in given.scripted - given.typed:
+            logger.info("--%s of the script has no effect: %s", name, unread[name])
+    return MethodOptions(**values), unread
+
+
+def settle_target(given: Given) -> Target | None:
+    """The target of a search for settings, over method and preset of a script; None: there is none.
+
+    Raises:
+        ValueError: a target is given with an option that it would choose, or a profile without one.
+    """
+    speedup, psnr = given.get("target_speedup"), given.get("target_psnr")
+    if speedup is None and psnr is None:
+        given.refuse_unread({"profile": "it needs target_speedup or target_psnr"})
+        return None
+    target = Target(speedup=speedup, psnr=psnr)
+    for name, value in (("method", "flowcache"), ("preset", None)):
+        if name not in given.typed:
+            given.override(name, value)
+    if given.get("method") != "flowcache":
+        raise ValueError(f"{target.flag} needs method flowcache, got {given.get('method')}.")
+    for name in given.pick(("preset", *SELECTORS)):
+        raise ValueError(f"{target.flag} and {name} exclude each other: leave one of them out.")
+    return target
+
+
+def settle_seed(given: Given) -> None:
+    """Draw and log a seed for -1, as the original programs do; raises ValueError for a run to resume."""
+    if given.get("seed") == -1:
+        if given.get("resume"):
+            raise ValueError("seed: expected a number to resume with, got -1, which draws one at each start.")
+        given.values["seed"] = secrets.randbelow(2**32)
+        logger.info("seed: %d was drawn; give it to make the same video again", given.values["seed"])
+
+
+def read_inputs(given: Given) -> tuple[Mapping[str, Frames], VideoInfo | None]:
+    """Images by their options, and size and rate of what the video starts with.
+
+    Raises:
+        ValueError: a file cannot be read, or two of them exclude each other.
+    """
+    if given.get("end_image") and not given.get("image"):
+        raise ValueError("end_image needs image as well: the video has to start somewhere.")
+    if given.get("video_path") and given.get("image"):
+        raise ValueError("video_path and image exclude each other: the video starts with one of them.")
+    images, info = {}, None
+    for name, path in given.pick(("end_image", "image", "video_path")).items():
+        try:
+            if name == "video_path":
+                info = probe_video(path)
+            else:
+                images[name] = read_image(path)
+                info = VideoInfo(1, None, *images[name].shape[:2])
+        except ValueError as error:
+            raise ValueError(f"{given.spelled[name]}: {error}") from error
+    return images, info
+
+
+def output_path(given: Given, model: type[Adapter], name: str) -> Path:
+    """Path of the video, in a folder that is made; raises ValueError if it cannot be written."""
+    path = given.get("output_path")
+    if path is None:
+        folder = given.get("outdir", VideoOptions.outdir) / given.get("expname", model.package)
+        return output_file("outdir", folder / name)
+    if path.name and path.suffix.lower() not in ("", ".mp4"):
+        raise ValueError(f"output_path must end in .mp4, which is what is written, got {path}.")
+    return output_file(
+        "output_path", path if path.suffix or os.path.isdir(path) else path.with_suffix(".mp4")
+    )
+
+
+def find_model(name: str) -> type[Adapter]:
+    """The adapter of a model of ``MODELS``."""
+    module, _, kind = MODELS[name].partition(":")
+    return getattr(import_module(module), kind)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a program of the command line; returns the exit code."""
+    words = list(sys.argv[1:] if words is None else words)
+    if words and words[0] in ("benchmark", "metrics"):
+        return import_module(f".{words[0]}.__main__", __package__).main(words[1:])
+    parser = OptionParser(__doc__, prog="flowcache", usage="flowcache PROGRAM [--model MODEL] [options]")
+    parser.add_argument("program", choices=["generate", "sample", "benchmark", "metrics"])
+    parser.add_argument("--model", choices=MODELS, required=True, help="model; the first option of a program")
+    first = 2 if len(words) > 1 and words[1].startswith("--model=") else 3
+    chosen, rest = parser.parse_args(words[:first]), words[first:]
+    model = find_model(chosen.model)
+    if chosen.program == "generate":
+        return run_program(lambda: prepare_video(model, rest), Job.run)
+    return run_checked(lambda: prepare_samples(model, rest), lambda found: run_on(*found))

@@ -1,0 +1,146 @@
+"""A model and a method, ready to make one video after another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .adapter import Adapter, Start
+from .benchmark.samples import Sample
+from .config import FlowCacheConfig
+from .environment import make_current, restart_peak_memory
+from .fingerprint import array_digest, file_digest, folder_digest
+from .output import write_parts
+from .resume import ResumeFile
+from .trace import Trace
+from .tuning import Target, Tuning
+from .video import probe_video, read_image
+
+
+@dataclass(kw_only=True)
+class Sampler:
+    """Makes videos that differ in prompt, seed and start only.
+
+    Attributes:
+        model: with the settings of the videos.
+        config: settings of the method.
+        method: its name, for traces.
+        device: where to run.
+        shows_steps: whether a bar shows the steps of a video.
+    """
+
+    model: Adapter
+    config: FlowCacheConfig
+    method: str
+    device: str
+    shows_steps: bool = True
+    _pipeline: Any = field(default=None, init=False, repr=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides about a video but prompt, seed and start."""
+        return self._describe(self.model.settings())
+
+    def identity(self, prompt: str, start: Start) -> dict[str, Any]:
+        """All that decides about a video, for its name and ``ResumeFile``; folders go by their weights."""
+        return {
+            **self._describe(self.model.settings(with_folders=False)),
+            "prompt": prompt,
+            "seed": self.model.video.seed,
+            "prefix": array_digest(start.prefix),
+            "last": array_digest(start.last),
+            "before": None if start.before is None else file_digest(start.before),
+            "weights": self._weights(),
+        }
+
+    def check(self, sample: Sample) -> None:
+        """Raise ValueError for a sample whose prompt, image or video cannot be used; reads no weight."""
+        self.model.check_prompt(sample.prompt)
+        if sample.image is not None:
+            read_image(sample.image)
+        if sample.video is not None:
+            probe_video(sample.video)
+            self.model.check_history(sample.video)
+
+    def load(self) -> None:
+        """Read the weights."""
+        make_current(self.device)
+        self._pipeline = self.model.load(self.device)
+        self._pipeline.prompt_warnings.once_a_kind = not self.shows_steps
+        self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not self.shows_steps)
+
+    def adopt(self, other: Sampler) -> None:
+        """Take the weights that another sampler of the same model has loaded, in place of ``load``."""
+        self._pipeline = other._pipeline
+
+    def tuning(self, target: Target, profile: Path | None = None) -> Tuning:
+        """The search for settings that meet a target; its results go to ``profile`` or the cache folder."""
+        pilot, name = self.model.pilot()
+        described = {**pilot.settings(with_folders=False), "weights": self._weights()}
+        described |= {"model": Path(self.model.location).name, "prompt": self.model.default_prompt}
+        return Tuning(target, self.config, self.model.num_steps, described, name, profile)
+
+    def tune(self, tuning: Tuning, trace: Trace) -> None:
+        """Take the setting that a search finds, and note it in the trace."""
+        (pilot, _), prompt = self.model.pilot(), self.model.default_prompt
+
+        def run(config: FlowCacheConfig) -> tuple[Tensor, Trace]:
+            trace = Trace()
+            parts = pilot.stream(self._loaded(), prompt, Start(), config, trace)
+            return torch.cat([part.frames for part in parts], dim=1), trace
+
+        tuned = tuning.run(run)
+        self.config = tuned.cache
+        tuned.note(trace)
+
+    def generate(self, sample: Sample, path: Path) -> Trace:
+        """Make a sample's video and write it; of a video that is continued, only what is new."""
+        restart_peak_memory(self.device)
+        trace = Trace(method=self.method)
+        image = None if sample.image is None else read_image(sample.image)
+        start = replace(self.model.start(image=image, history=sample.video), before=None)
+        self.write(sample.prompt, start, path, trace, seed=sample.seed)
+        return trace
+
+    def write(
+        self,
+        prompt: str,
+        start: Start,
+        path: Path,
+        trace: Trace,
+        *,
+        seed: int | None = None,
+        resume: ResumeFile | None = None,
+    ) -> None:
+        """Make a video and write it part by part.
+
+        Args:
+            prompt: what to show.
+            start: first frames, last frame.
+            path: of the mp4.
+            trace: filled in with what happens.
+            seed: of the noise; None: the settings'.
+            resume: where to save the state, and to resume from; None: nowhere.
+        """
+        model = self.model if seed is None else self.model.with_video(seed=seed)
+        state = None if resume is None else resume.begin(trace)
+        resumed = state and state.pop("stream")
+        parts = model.stream(self._loaded(), prompt, start, self.config, trace, resumed)
+        shown = {"before": start.before, "size": model.size, "skip": start.skip}
+        write_parts(parts, path, model.video.fps, trace, **shown, resume=resume, state=state)
+        trace.settings["model"] = model.location
+
+    def _describe(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return {**settings, "method": self.method, "reuse": self.config.as_dict()}
+
+    def _loaded(self) -> Any:
+        if self._pipeline is None:
+            raise RuntimeError("load must come first")
+        return self._pipeline
+
+    def _weights(self) -> dict[str, str]:
+        return {name: folder_digest(folder) for name, folder in self.model.folders.items()}

@@ -1,0 +1,195 @@
+"""Options of the programs: typed words, those of scripts, YAML files, and the values that they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from programs import Program
+from reference import ROOT
+
+from flowcache import cli
+from flowcache.options import OptionParser, Refuse
+from flowcache.rates import exact_rate, plain_rate
+from flowcache.typed import as_type
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options.
+
+    Attributes:
+        method: name.
+        num_frames, sizes: numbers.
+    """
+
+    method: str = "fast"
+    num_frames: int | None = None
+    sizes: tuple[float, ...] = ()
+    offload: bool = False
+    retention: bool | None = None
+    policy_options: Mapping = field(default_factory=dict)
+
+
+@pytest.fixture
+def read(tmp_path):
+    parser = OptionParser()
+    parser.add_fields("options", Options, {"num_frames": ("frames",)}, choices={"method": ["fast", "slow"]})
+    parser.add_argument("--use_usp", action=Refuse, const="one process makes one video")
+    parser.ignore(["debug"])
+
+    def read(*words, content=None):
+        (tmp_path / "a.yaml").write_text(content or "")
+        return parser.read(words, "file", None if content is None else tmp_path / "a.yaml")
+
+    return read
+
+
+def test_typed_words_override_those_of_scripts_which_override_the_file(read):
+    words = ["--method=slow", "--defaults", "--method", "fast", "--frames", "377"]
+    words += ["--defaults", "--num_frames", "177", "--offload"]
+    given = read(*words, content="num_frames: 3\nsizes: [1, 2e1]\nretention: false")
+    expected = {
+        "method": "slow",
+        "num_frames": 377,
+        "offload": True,
+        "sizes": (1.0, 20.0),
+        "retention": False,
+    }
+    assert given.values == expected
+    assert (given.typed, given.scripted) == ({"method"}, {"method", "num_frames", "offload"})
+    given.override("num_frames", 5)
+    assert given.get("num_frames") == 5
+
+
+def test_words_become_values(read, caplog):
+    given = read(
+        "--sizes", "[1, 24000/1001]", "--no-retention", "--offload", "false", "--debug", "--frames=1e1"
+    )
+    expected = {"sizes": (1.0, 24000 / 1001), "retention": False, "offload": False, "num_frames": 10}
+    assert given.pick(Options) == expected
+    assert "debug is ignored" in caplog.text
+    given = read("--policy_option", "scale=0.5", "--policy_options", "interval=none")
+    assert given.values == {"policy_options": {"scale": "0.5", "interval": "none"}}
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--use_usp"], "--use_usp: one process"),
+        (["--num_frame", "3"], "did you mean --num_frames?"),
+        (["--num_frames", "--defaults", "--method", "fast"], "--num_frames"),
+        (["--sizes", "[" * 3000], "YAML"),
+        (["--sizes", "!!python/object/apply:os.getcwd []"], "YAML"),
+        (["--num_frames", '!!int ""'], "YAML"),
+        (["--num_frames", "1.5"], "a whole number"),
+        (["--offload", "1"], "true or false"),
+        (["--policy_option", "scale"], "NAME=VALUE"),
+        (["--method", "magic"], "--method"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(read, words, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        read(*words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and named in line
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("[1, 2]", "a.yaml must hold named values"),
+        ("num_frame: 3", "did you mean num_frames?"),
+        ("frames: many", "frames must be a whole number"),
+        ("method: magic", "method must be one of"),
+        ("offload: {a: 1}", "offload"),
+        ("[" * 100_000, "a.yaml cannot be read as YAML"),
+    ],
+)
+def test_wrong_files_are_refused(read, content, named):
+    with pytest.raises(ValueError, match=named.replace("?", r"\?")):
+        read(content=content)
+
+
+def test_errors_name_an_option_as_it_was_given(read):
+    given = read("--frames", "3")
+    with pytest.raises(ValueError, match="^frames and method"), given.naming():
+        raise ValueError("num_frames and method exclude each other.")
+    with pytest.raises(ValueError, match=r"num_frames has no effect: a, b;"):
+        given.refuse_unread({"num_frames": "a", "method": "c"}, {"num_frames": "b"})
+
+
+@dataclass(frozen=True)
+class Line:
+    points: tuple[Options, ...]
+    closed: bool
+    labels: dict[int, str] = field(default_factory=dict)
+    more: Any = None
+
+
+def test_content_of_a_file_becomes_its_type():
+    content = {"points": [{}, {"num_frames": 3}], "closed": True, "labels": {"3": "a"}, "more": [{}]}
+    assert as_type(content, Line) == Line((Options(), Options(num_frames=3)), True, {3: "a"}, [{}])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"closed": 1}, "closed must be true or false"),
+        ({"points": {}}, "points must be a list"),
+        ({"points": [3]}, r"points\[0\] must be an object, got 3"),
+        ({"points": [{"num_frames": True}]}, r"points\[0\].num_frames must be a whole number"),
+        ({"labels": {"3": 3}}, "labels.3 must be text"),
+        ({"open": 1}, "unknown field 'open'"),
+        ({"closed": ...}, "lacks closed"),
+    ],
+)
+def test_content_of_another_type_is_named(change, named):
+    content = {
+        key: value for key, value in ({"points": [], "closed": True} | change).items() if value is not ...
+    }
+    with pytest.raises(ValueError, match=named):
+        as_type(content, Line)
+
+
+@pytest.mark.parametrize("rate", [23.976, "23.98", "24000/1001", Fraction(24000, 1001), 24000 / 1001])
+def test_a_rate_stands_for_a_fraction(rate):
+    assert exact_rate(rate) == exact_rate(plain_rate(rate)) == Fraction(24000, 1001)
+    assert [exact_rate(r) for r in (24, Fraction(25, 2), "30000/1001")] == [24, 12.5, Fraction(30000, 1001)]
+
+
+@pytest.mark.parametrize(
+    "rate", [0, -1, float("nan"), 10**9, "1/0", "x", None, [24], "9" * 5000, "1e999999999"]
+)
+def test_no_other_rate_is_taken(rate):
+    with pytest.raises(ValueError, match="fps"):
+        exact_rate(rate)
+
+
+@pytest.mark.parametrize("model", cli.MODELS)
+def test_help_groups_all_options_and_shows_every_default(model):
+    for program in ("generate", "sample"):
+        parser = cli.build_parser(cli.find_model(model), program)
+        groups = [group.title for group in parser._action_groups]
+        assert {"method", "KV cache", "model", "video"} < set(groups)
+        for action in parser._actions:
+            flags = ", ".join(action.option_strings)
+            exempt = ("refused", "ignored", "opposite", "==SUPPRESS==", "show this")
+            assert "(default" in action.help or action.help.startswith(exempt), flags
+        assert "(default: " in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--help"], 0), ([], 2), (["generate", "--model", "sora"], 2), (["metrics", "--help"], 0)],
+)
+def test_the_command_line_chooses_program_and_model(words, code, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == code
+    program = Program(ROOT / "FlowCache4MAGI-1" / "generate_video.py", monkeypatch)
+    assert program("--help") == 0
+    assert "flowcache generate --model magi1" in capsys.readouterr().out
