@@ -49,15 +49,13 @@ def test_samples_are_numbered_as_their_seeds_and_a_prompt_of_two_dimensions_come
 
 
 def test_lists_of_text_serve_as_well(tmp_path):
-    lists = write(tmp_path / "prompts" / "prompts_per_dimension", scene="a beach\n\na forest\n")
+    text = "\ufeffa beach\r\n\r\n  a blue\u2028one \rlast"
+    lists = write(tmp_path / "prompts" / "prompts_per_dimension", scene=text)
     for folder in (tmp_path, tmp_path / "prompts", lists):
-        assert names(folder, dimension="background_consistency") == ["a beach-0", "a forest-0"]
-
-
-def test_marks_and_line_ends_are_no_part_of_a_prompt(tmp_path):
-    write(tmp_path, scene="\ufeffa red circle\r\n\r\n  a blue\u2028one \rlast")
-    prompts = [sample.prompt for sample in samples_of(tmp_path, dimension="scene")]
-    assert prompts == ["a red circle", "a blue\u2028one", "last"]
+        prompts = [sample.prompt for sample in samples_of(folder, dimension="background_consistency")]
+        assert prompts == ["a beach", "a blue\u2028one", "last"]
+    small = BenchmarkOptions(dimension="overall_consistency").list_samples(0, 24, small=True)
+    assert len(small) == 50 and all(" over a " in sample.prompt for sample in small)
 
 
 @pytest.mark.parametrize(
@@ -128,9 +126,6 @@ def test_one_augmented_list_serves_all_dimensions_or_some(vbench, tmp_path):
     ]
     assert pairs[0][1:] == [("a dog-0", "a big dog"), ("a beach-0", "a wide beach")]
     assert pairs[1:] == [pairs[0][2:], pairs[0][:0:-1]]
-
-
-def test_lists_of_text_give_the_order_of_all_prompts(tmp_path):
     write(tmp_path / "prompts_per_dimension", scene="a beach", color="a red dog")
     write(tmp_path, longer="a very red dog\na wide beach")
     options = {"augmented_prompts": str(tmp_path / "longer.txt")}
@@ -139,11 +134,6 @@ def test_lists_of_text_give_the_order_of_all_prompts(tmp_path):
     write(tmp_path, all_dimension="a red dog\na beach")
     found = {sample.name: sample.prompt for sample in samples_of(tmp_path, **options)}
     assert found == {"a beach-0": "a wide beach", "a red dog-0": "a very red dog"}
-
-
-def test_the_small_checkpoint_has_its_own_list():
-    samples = BenchmarkOptions(dimension="overall_consistency").list_samples(0, 24, small=True)
-    assert len(samples) == 50 and all(" over a " in sample.prompt for sample in samples)
 
 
 @pytest.fixture
