@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from flowcache.adapter import Adapter, Start
 from flowcache.fingerprint import array_digest
@@ -17,7 +17,7 @@ from flowcache.methods import make_config
 from flowcache.options import Given
 from flowcache.prompts import check_prompt
 from flowcache.shipped import shipped
-from flowcache.video import last_frames, resize_and_crop, to_float
+from flowcache.video import last_frames, to_float
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt
 from .config import FRAMES, EngineSection, MagiConfig, ModelSection, RuntimeSection
@@ -75,7 +75,7 @@ class Magi1(Adapter):
 
     title = "MAGI-1"
     package = "magi1"
-    inputs = {"image": ("image_path",), "video_path": ("prefix_video_path",)}
+    inputs: ClassVar = {"image": ("image_path",), "video_path": ("prefix_video_path",)}
     lacks = frozenset({"kv_range", "retention", "causal_attention"})
     traits = TRAITS
     default_prompt = "a red circle moves right over a dark background"
@@ -116,7 +116,7 @@ class Magi1(Adapter):
             given.values["method"] = STRATEGIES[strategy]
 
     @classmethod
-    def resolve(cls, given, device, info=None, seconds=None):
+    def resolve(cls, given, device, info, seconds):
         if seconds is None:
             _check_mode(given)
         file = given.get("config_file", Path(CONFIG_FILE))
@@ -125,7 +125,11 @@ class Magi1(Adapter):
         source = resolve_model(file, overrides, given.get("weights", "auto"), device)
         model = cls(source=source)
         if seconds is not None:
-            model = model._with_seconds(seconds, "num_frames" in overrides)
+            wanted, frames = math.ceil(seconds * model.video.fps), overrides.get("num_frames")
+            if frames is not None and frames < wanted:
+                needed = f"{wanted} for physicsiq, {seconds:g} s"
+                raise ValueError(f"num_frames must be at least {needed}, got {frames}.")
+            model = model.with_video(num_frames=frames or wanted)
         switches, tokens = _read_special_tokens(given.get("special_tokens"), model)
         extras = {"switches": switches, "special_tokens": tokens}
         extras["discard_nearly_clean"] = given.get("discard_nearly_clean_chunk", False)
@@ -174,15 +178,18 @@ class Magi1(Adapter):
     def check_prompt(self, prompt):
         check_prompt("prompt", prompt, clean_prompt)
 
-    def start(self, image=None, last=None, history=None):
-        if history is not None:
-            return Start(to_float(_last_seconds(history, self.video.fps, self.size)))
-        return Start(None if image is None else to_float(resize_and_crop(image[None], *self.size)))
+    def continue_from(self, history):
+        # the last whole seconds, at most five; of a shorter video, all whole latent frames
+        fps = self.video.fps
+        frames, count = last_frames(history, max(round(PREFIX_SECONDS * fps), FRAMES), fps, self.size)
+        seconds = min(int(count / fps), PREFIX_SECONDS)
+        kept = max(round(seconds * fps), FRAMES) if seconds else count
+        return Start(to_float(frames[-max(min(kept, count) // FRAMES * FRAMES, 1) :]))
 
     def load(self, device):
         return load_pipeline(self.source, device)
 
-    def stream(self, pipeline, prompt, start, config, trace, state=None):
+    def stream(self, pipeline, prompt, start, config, trace, state):
         request = VideoRequest(
             prompt=prompt, config=self.source.config, cache=config, prefix=start.prefix, **self.extras
         )
@@ -199,15 +206,6 @@ class Magi1(Adapter):
         size = f"{video.video_size_h}x{video.video_size_w}"
         name = f"{Path(video.load).name}-{size}-{video.num_steps}steps-window{video.window_size}"
         return self.with_video(num_frames=min(video.num_frames, longest), seed=0), name
-
-    def _with_seconds(self, seconds: float, is_given: bool) -> Magi1:
-        """Videos of that length, unless longer ones are asked for."""
-        wanted, frames = math.ceil(seconds * self.video.fps), self.video.num_frames
-        if is_given and frames < wanted:
-            raise ValueError(
-                f"num_frames must be at least {wanted} for physicsiq, {seconds:g} s, got {frames}."
-            )
-        return self if is_given else self.with_video(num_frames=wanted)
 
 
 def _check_mode(given: Given) -> None:
@@ -234,7 +232,7 @@ def _read_special_tokens(
         return switches, None
     if not path:
         raise ValueError(
-            "special_tokens: the environment (PAD_HQ and such) asks for them, but their table is missing; set "
+            "special_tokens: the environment asks for them (PAD_HQ and such), but there is no table; set "
             "special_tokens or SPECIAL_TOKEN_PATH to special_tokens.npz of the official code."
         )
     logger.info("special tokens: %s, from %s", switches, path)
@@ -251,15 +249,3 @@ def _previous_weight(environment: Mapping[str, str]) -> float:
         raise ValueError(f"the environment's prev_chunks_scale must be a number, got {text!r}.") from error
     check_number("the environment's prev_chunks_scale", weight, -1000, 1000)
     return weight
-
-
-def _last_seconds(path: Path, fps: float, size: tuple[int, int]) -> Any:
-    """The last whole seconds of a video, at most five, at the rate of the video to make.
-
-    At least a latent frame; of a video shorter than a second, all whole latent frames.
-    """
-    frames, count = last_frames(path, max(round(PREFIX_SECONDS * fps), FRAMES), fps, size)
-    seconds = min(int(count / fps), PREFIX_SECONDS)
-    kept = max(round(seconds * fps), FRAMES) if seconds else count
-    kept = max(min(kept, count) // FRAMES * FRAMES, 1)
-    return frames[-kept:]

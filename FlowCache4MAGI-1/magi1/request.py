@@ -1,4 +1,4 @@
-"""What is asked of the pipeline."""
+"""A request to the pipeline."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ class VideoRequest:
     Attributes:
         prompt: what to show; empty: the null caption.
         config: the video and its sampling; the model's own section is not read.
-        cache: the method; see ``FlowCacheConfig`` for the default.
+        cache: settings of the method.
         prefix: pixels in [-1, 1], ``[3, frames, height, width]``: one frame for image-to-video, a multiple of
             four to continue a video. Images and uint8 arrays are converted; see ``as_frames``.
         switches: special tokens before the caption.
         special_tokens: their table.
-        discard_nearly_clean: leave out the lonely second run of the oldest chunk when it is nearly clean.
-        previous_weight: share of the velocity that sees the chunks before, where there is such a run.
+        discard_nearly_clean: no extra forward pass without context of the oldest chunk when nearly clean.
+        previous_weight: share of the velocity that sees the chunks before, beside that pass.
 
     Raises:
-        TypeError: an argument is of another type; it is named.
-        ValueError: the cleaning leaves nothing of the prompt, the prefix does not fit, special tokens lack
-            their table, the share is no number, or the cache has a setting that MAGI-1 lacks.
+        TypeError: an argument has another type; it is named.
+        ValueError: the cleaning leaves nothing of the prompt, or an argument does not fit.
     """
 
     prompt: str
@@ -51,7 +50,7 @@ class VideoRequest:
         check_type("config", self.config, MagiConfig)
         check_type("cache", self.cache, FlowCacheConfig)
         if self.switches.any and self.special_tokens is None:
-            raise ValueError("special tokens are asked for, but there is no table of them; give one.")
+            raise ValueError("special_tokens: expected their table, as switches ask for some, got none.")
         if not math.isfinite(self.previous_weight):
             raise ValueError(f"prev_chunks_scale must be a finite number, got {self.previous_weight}.")
         check_cache(self.cache)
@@ -61,13 +60,11 @@ class VideoRequest:
             object.__setattr__(self, "prefix", as_frames("prefix", self.prefix, *size))
             num_frames = self.prefix.shape[1]
             if num_frames != 1 and num_frames % FRAMES:
-                raise ValueError(
-                    f"prefix must be one frame or a multiple of {FRAMES}, got {num_frames} frames."
-                )
+                raise ValueError(f"prefix must be one frame or a multiple of {FRAMES}, got {num_frames}.")
 
     @property
     def shows_prefix(self) -> bool:
-        """Whether the video begins with what is given: an image does not stand before it, but in it."""
+        """Whether the prefix, an image, is the first frame of the video."""
         return self.prefix is not None and self.prefix.shape[1] == 1
 
     @property

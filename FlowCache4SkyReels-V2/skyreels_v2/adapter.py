@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from flowcache.adapter import Adapter, Start
 from flowcache.methods import make_config
 from flowcache.options import Refuse
-from flowcache.video import last_frames, probe_video, resize_and_crop, to_float
+from flowcache.video import last_frames, probe_video, to_float
 
 from .checkpoint import ModelSource, load_pipeline, resolve_model
 from .methods import TRAITS, traits_for
@@ -65,7 +65,7 @@ class SkyReelsV2(Adapter):
 
     title = "SkyReels-V2"
     package = "skyreels_v2"
-    inputs = {"image": (), "end_image": (), "video_path": ()}
+    inputs: ClassVar = {"image": (), "end_image": (), "video_path": ()}
     traits = TRAITS
 
     source: ModelSource
@@ -115,7 +115,7 @@ class SkyReelsV2(Adapter):
             given.values.pop("kv_range", None)
 
     @classmethod
-    def resolve(cls, given, device, info=None, seconds=None):
+    def resolve(cls, given, device, info, seconds):
         source = resolve_model(given.get("weights", "auto"), device)
         height, width = source.defaults["height"], source.defaults["width"]
         height, width = RESOLUTIONS.get(given.get("resolution"), (height, width))
@@ -162,9 +162,9 @@ class SkyReelsV2(Adapter):
         if continues or (video.num_frames > video.base_num_frames and not video.streaming):
             return {}
         unread = {"overlap_history": "it needs video_path, or windows"}
-        return unread | (
-            {} if given.get("image") else {"addnoise_condition": "it needs image, video_path or windows"}
-        )
+        if not given.get("image"):
+            unread["addnoise_condition"] = "it needs image, video_path or windows"
+        return unread
 
     def configure(self, options):
         fitted = self.source.defaults.get("reuse_coefficients")
@@ -182,32 +182,25 @@ class SkyReelsV2(Adapter):
     def check_history(self, path):
         info, wanted = probe_video(path), self.video.overlap_history
         if wanted is None:
-            raise ValueError("overlap_history is needed to continue a video; 17 is usual.")
+            self.continue_from(path)
         seconds = 0 if info.num_frames is None or not info.fps else info.num_frames / info.fps
         if seconds * self.video.fps < wanted + 1:  # by the header, which may be wrong
-            self.start(history=path)
+            self.continue_from(path)
 
-    def start(self, image=None, last=None, history=None):
-        if history is None:
-            image, last = (
-                None if frame is None else to_float(resize_and_crop(frame[None], *self.size))
-                for frame in (image, last)
-            )
-            return Start(image, last)
+    def continue_from(self, history):
         wanted, fps = self.video.overlap_history, self.video.fps
         if wanted is None:
             raise ValueError("overlap_history is needed to continue a video; 17 is usual.")
         frames, count = last_frames(history, wanted, fps, self.size)
         if count < wanted:
-            raise ValueError(
-                f"{history} has {count} frames at {fps:g} a second, fewer than overlap_history ({wanted})."
-            )
+            found = f"{history} has {count} frames at {fps:g} a second"
+            raise ValueError(f"{found}, fewer than overlap_history ({wanted}).")
         return Start(to_float(frames), before=history, skip=wanted)
 
     def load(self, device):
         return load_pipeline(self.source, device, self.offload)
 
-    def stream(self, pipeline, prompt, start, config, trace, state=None):
+    def stream(self, pipeline, prompt, start, config, trace, state):
         condition = Condition(start.prefix, start.last)
         given = (prompt, self.negative_prompt, self.video, config, condition)
         return pipeline.stream(*given, trace=trace, state=state)
@@ -226,14 +219,11 @@ class SkyReelsV2(Adapter):
 
 def _continued_frames(values: dict[str, Any], source: ModelSource, seconds: float) -> int:
     """Frames of a video, ``4 k + 1``, that continues another one for some seconds."""
-    overlap = values.get("overlap_history")
+    overlap, frames = values.get("overlap_history"), values.get("num_frames")
     if overlap is None:
         raise ValueError("overlap_history is needed to continue the videos of physicsiq; 17 is usual.")
     wanted = overlap + math.ceil(seconds * values.get("fps", source.defaults["fps"]))
-    frames = values.get("num_frames")
     if frames is not None and frames < wanted:
-        raise ValueError(
-            f"num_frames must be at least {wanted} for physicsiq, overlap_history and {seconds:g} s, "
-            f"got {frames}."
-        )
+        needed = f"{wanted} for physicsiq, overlap_history and {seconds:g} s"
+        raise ValueError(f"num_frames must be at least {needed}, got {frames}.")
     return frames or wanted + (1 - wanted) % 4
