@@ -87,7 +87,7 @@ class Album:
     def _draw_frames(self, path: Path) -> None:
         videos = {label: read_video(video)[0] for label, video in self.videos().items()}
         widest = max(frames.shape[2] for frames in videos.values())
-        contact_sheet(videos, path, columns=12, scale=112 / widest)
+        contact_sheet(videos, path, columns=12, scale=112 / widest, differences=True)
 
     def _write_race(self, path: Path) -> None:
         runners = [
