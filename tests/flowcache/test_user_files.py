@@ -21,9 +21,9 @@ from flowcache.user_files import UnreadableFile, read_text
 #: Content that is not even JSON, or another value than an object or a list of them.
 BROKEN = [b"", b"{", b"7", b"null", b"[3]", b'"a"', b"\xff\xfe{}", b"[" * 100_000]
 
-SETTING = {"changes": {"interval": 2}, "speedup": 2.0, "psnr": 30.0, "seconds": 1.0}
+SETTING = {"interval": 2, "speedup": 2.0, "psnr": 30.0, "seconds": 1.0}
 PROFILE = {"format": 2, "key": {}, "settings": [SETTING], "seconds": 1.0, "environment": {}}
-TRACE = {"format": 2, "windows": [{"num_steps": 4, "stride": 2, "first_chunk": 0, "chunk_frames": [2]}]}
+TRACE = {"format": 1, "windows": [{"num_steps": 4, "stride": 2, "first_chunk": 0, "chunk_frames": [2]}]}
 STEP = {"window": 0, "step": 0, "events": [{"chunk": 0, "local_step": 0, "reused": False}]}
 
 #: What reads a file, what it accepts, and changes that it must not accept.
@@ -88,7 +88,7 @@ STATES += [{"state": {}}, {"state": torch.zeros(3)}]
 @pytest.mark.parametrize("change", STATES)
 def test_a_state_of_another_kind_is_named(tmp_path, change):
     part = {"length": 0, "checksum": 0}
-    content = {"format": 2, "run": {}, "environment": {}, "trace": {}, "steps": part}
+    content = {"format": 1, "run": {}, "environment": {}, "trace": {}, "steps": part}
     content |= {"state": {"video": {"part": part}}}
     torch.save(content | change, tmp_path / "a.resume.pt")
     with pytest.raises(UnreadableFile, match=r"a\.resume\.pt .* remove it"):
