@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from .config import FlowCacheConfig
-from .methods import MethodOptions, ModelTraits, make_config
+from .methods import MethodOptions, ModelTraits
 from .options import Given, OptionParser
 from .output import VideoPart
 from .state import State
@@ -86,9 +86,7 @@ class Adapter(ABC):
 
     @classmethod
     @abstractmethod
-    def resolve(
-        cls, given: Given, device: str, info: VideoInfo | None = None, seconds: float | None = None
-    ) -> Self:
+    def resolve(cls, given: Given, device: str, info: VideoInfo | None, seconds: float | None) -> Self:
         """Choose weights and settings; reads no weight and opens no connection.
 
         Args:
@@ -100,10 +98,9 @@ class Adapter(ABC):
 
     @abstractmethod
     def settings(self, with_folders: bool = True) -> dict[str, Any]:
-        """Everything that decides about a video but method, prompt, seed and start; plain values for JSON.
+        """Everything that decides about a video but method, prompt, seed and start, for JSON.
 
-        Args:
-            with_folders: name local folders of weights, which may move.
+        Without ``with_folders``, local folders of weights are left out, as they may move.
         """
 
     @abstractmethod
@@ -114,9 +111,9 @@ class Adapter(ABC):
         """Why options of the model have no effect, by name."""
         return {}
 
+    @abstractmethod
     def configure(self, options: MethodOptions) -> FlowCacheConfig:
         """Settings of the method on this model."""
-        return make_config(options, self.traits)
 
     @abstractmethod
     def check_prompt(self, prompt: str) -> None:
@@ -128,18 +125,12 @@ class Adapter(ABC):
     def check_history(self, path: Path) -> None:
         """Refuse a video that cannot be continued; a long one is not decoded."""
 
-    def start(
-        self, image: Frames | None = None, last: Frames | None = None, history: Path | None = None
-    ) -> Start:
+    def start(self, image: Frames | None, last: Frames | None, history: Path | None) -> Start:
         """Bring images ``[height, width, 3]``, or the end of a video, to the size and rate of the video."""
         if history is not None:
             return self.continue_from(history)
-        return Start(
-            *(
-                None if frame is None else to_float(resize_and_crop(frame[None], *self.size))
-                for frame in (image, last)
-            )
-        )
+        sized = [None if f is None else resize_and_crop(f[None], *self.size) for f in (image, last)]
+        return Start(*(None if frame is None else to_float(frame) for frame in sized))
 
     @abstractmethod
     def continue_from(self, history: Path) -> Start:
@@ -157,7 +148,7 @@ class Adapter(ABC):
         start: Start,
         config: FlowCacheConfig,
         trace: Trace,
-        state: State | None = None,
+        state: State | None,
     ) -> Iterator[VideoPart]:
         """Generate a video part by part; see the pipeline's ``stream``."""
 

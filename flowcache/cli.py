@@ -142,7 +142,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     images, info = read_inputs(given)
-    chosen = model.resolve(given, device, info)
+    chosen = model.resolve(given, device, info, None)
     given.refuse_unread(chosen.unread(given))
     with given.naming():
         config = chosen.configure(options)
@@ -190,7 +190,7 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
             runs[name] = choose_method(replace(given, values={**given.values, **own}), model)
         given.refuse_unread(*(unread for _, unread in runs.values()))
     seconds = SECONDS if options.benchmark == "physicsiq" else None
-    chosen, samplers = model.resolve(given, device, seconds=seconds), {}
+    chosen, samplers = model.resolve(given, device, None, seconds), {}
     given.refuse_unread(chosen.unread(given))
     for name, (method, _) in runs.items():
         with given.naming():

@@ -58,11 +58,7 @@ def _path(text: str) -> Path:
 
 
 def check_device(name: str) -> torch.device:
-    """The device of that name, ``cpu``, ``cuda`` or ``cuda:1``.
-
-    Raises:
-        ValueError: there is no such device.
-    """
+    """The device of that name, ``cpu``, ``cuda`` or ``cuda:1``; raises ValueError if there is none."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -77,10 +73,9 @@ def check_device(name: str) -> torch.device:
 
 
 def output_file(name: str, path: Path) -> Path:
-    """Return the path if a file and its companions can be written there; makes its folder.
+    """Return the path if a file can be written there, or raise ValueError with the option's name.
 
-    Raises:
-        ValueError: it names a folder, or cannot be written; the option ``name`` is named.
+    The folder is made; there must be room in the name for the files that are written beside the file.
     """
     if os.path.isdir(path):
         raise ValueError(f"{name} must name a file to write, but {path} is a folder.")
@@ -89,15 +84,9 @@ def output_file(name: str, path: Path) -> Path:
 
 
 def writable_folder(name: str, folder: Path, stem: str = "") -> Path:
-    """Return the folder, made if need be.
+    """Return the folder, made if need be, or raise ValueError with the option's name.
 
-    Args:
-        name: of the option.
-        folder: to write to.
-        stem: of the files to write, which suffixes and temporary names make longer.
-
-    Raises:
-        ValueError: it cannot be made or written to; the option ``name`` is named.
+    ``stem`` is that of the files to write, which suffixes and temporary names make longer.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -19,11 +19,8 @@ MAX_BYTES = 218
 def video_name(prompt: str, words: Iterable[str], identity: Mapping[str, Any]) -> str:
     """File name of a video: the same for the same settings, another for any other.
 
-    Args:
-        prompt: its first words begin the name.
-        words: settings by which a user tells videos of a prompt apart.
-        identity: all that decides about the video, with digests of weights, images and videos in place of
-            their paths: the name depends neither on the project's folder nor on names of files.
+    ``identity`` is all that decides about the video, with digests of weights, images and videos in place of
+    their paths: the name depends neither on the project's folder nor on names of files.
     """
     content = json.dumps(identity, sort_keys=True, default=str)
     rest = "_".join([*words, hashlib.sha256(content.encode()).hexdigest()[:8]])
@@ -40,12 +37,7 @@ def setting_words(
 ) -> list[str]:
     """Words for the method, for what selects the steps to skip, and for what the KV cache keeps.
 
-    Args:
-        method: its name.
-        preset: None: the default.
-        selected: options that select a reuse policy, by name; None where one is absent.
-        target: of a search for settings, in place of both.
-        config: settings of the method.
+    ``selected`` are options that select a reuse policy, by name; a target replaces them and the preset.
     """
     given = {name: value for name, value in selected.items() if value is not None}
     chosen = [value if isinstance(value, str) else f"{name}{value:g}" for name, value in given.items()]

@@ -66,18 +66,13 @@ def write_parts(
 
     Args:
         parts: of the video; with ``state``, those behind it.
-        path: of the mp4.
-        fps: frames per second.
+        path, fps: of the mp4.
         trace: gets the time of writing.
         before: video to write first; needs ``size``.
         size: height and width of the video; None: those of its first part.
         skip: frames at the start of the parts to leave out.
-        resume: where to save the state behind each part, once the part is on disk; None: nowhere.
-        state: saved state to resume from; its ``stream`` is that of the parts.
-
-    Raises:
-        ValueError: there is no frame to write.
-        OSError: the file cannot be written.
+        resume: where to save the state behind each part, once the part is on disk.
+        state: saved state to resume from.
     """
     with VideoWriter(path, fps, *(size or ()), state=state and state["video"]) as writer:
         if state is not None:

@@ -46,8 +46,8 @@ class ResumeFile:
         device: of the run; another one, or other versions of libraries, are a warning.
 
     Raises:
-        ValueError: a saved state cannot be read or is another run's, and the differences are named; or another
-            process makes that video now.
+        ValueError: a saved state cannot be read or is another run's, whose differences are named; or
+            another process makes that video now.
     """
 
     def __init__(self, video: Path, run: Mapping[str, Any], device: torch.device | str = "cpu") -> None:

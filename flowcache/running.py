@@ -27,12 +27,7 @@ Job = TypeVar("Job")
 
 
 def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Path]]) -> int:
-    """Check, make a video and report; returns the exit code: 2 for bad input, 1 for a failure.
-
-    Args:
-        prepare: checks the input before any weight is read.
-        run: makes the video; returns the trace and the video's path.
-    """
+    """Check, make a video and report as ``run_checked``; ``run`` returns the trace and the video's path."""
     started = time.perf_counter()
 
     def prepare_alone() -> Job:
@@ -62,11 +57,8 @@ def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Pa
 def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
     """Check, run and report; returns the exit code: 2 for bad input, 1 for a failure.
 
-    An interrupted run has 128 and the signal's number. Notes of an exception become part of its sentence.
-
-    Args:
-        prepare: checks the input; raises ValueError or OSError with one sentence.
-        run: does the work; returns the report.
+    An interrupted run has 128 and the signal's number. ``prepare`` raises ValueError or OSError with one
+    sentence; notes of an exception become part of it.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed: the next opened file would get its number

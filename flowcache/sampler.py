@@ -23,15 +23,7 @@ from .video import probe_video, read_image
 
 @dataclass(kw_only=True)
 class Sampler:
-    """Makes videos that differ in prompt, seed and start only.
-
-    Attributes:
-        model: with the settings of the videos.
-        config: settings of the method.
-        method: its name, for traces.
-        device: where to run.
-        shows_steps: whether a bar shows the steps of a video.
-    """
+    """Makes videos that differ in prompt, seed and start only; ``method`` is its name in traces."""
 
     model: Adapter
     config: FlowCacheConfig
@@ -90,7 +82,7 @@ class Sampler:
 
         def run(config: FlowCacheConfig) -> tuple[Tensor, Trace]:
             trace = Trace()
-            parts = pilot.stream(self._loaded(), prompt, Start(), config, trace)
+            parts = pilot.stream(self._loaded(), prompt, Start(), config, trace, None)
             return torch.cat([part.frames for part in parts], dim=1), trace
 
         tuned = tuning.run(run)
@@ -102,7 +94,7 @@ class Sampler:
         restart_peak_memory(self.device)
         trace = Trace(method=self.method)
         image = None if sample.image is None else read_image(sample.image)
-        start = replace(self.model.start(image=image, history=sample.video), before=None)
+        start = replace(self.model.start(image, None, sample.video), before=None)
         self.write(sample.prompt, start, path, trace, seed=sample.seed)
         return trace
 
@@ -116,16 +108,7 @@ class Sampler:
         seed: int | None = None,
         resume: ResumeFile | None = None,
     ) -> None:
-        """Make a video and write it part by part.
-
-        Args:
-            prompt: what to show.
-            start: first frames, last frame.
-            path: of the mp4.
-            trace: filled in with what happens.
-            seed: of the noise; None: the settings'.
-            resume: where to save the state, and to resume from; None: nowhere.
-        """
+        """Make a video and write it part by part; ``seed`` replaces the settings'."""
         model = self.model if seed is None else self.model.with_video(seed=seed)
         state = None if resume is None else resume.begin(trace)
         resumed = state and state.pop("stream")

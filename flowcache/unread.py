@@ -19,12 +19,7 @@ _REUSE = (*SELECTORS, "policy_options", "warmup_steps", "retention", "forecast")
 
 
 def unread_options(values: Mapping[str, Any], traits: ModelTraits) -> dict[str, str]:
-    """Why options are not read, by name, whether they are given or not.
-
-    Args:
-        values: the given fields of ``MethodOptions``.
-        traits: of the model.
-    """
+    """Why options are not read, by name; ``values`` are the given fields of ``MethodOptions``."""
     method, preset, get = values["method"], values.get("preset") or "", values.get
     computes_all, is_tea = method in ("vanilla", "causal"), method == "teacache"
     read = () if computes_all else ("threshold",) if is_tea else SELECTORS
@@ -50,20 +45,9 @@ def unread_options(values: Mapping[str, Any], traits: ModelTraits) -> dict[str, 
         (("retention",), not computes_all and not by_distance, needs_distance),
         (("compress", "kv_range", "kv_bits", "kv_offload"), not has_cache, f"{method} has no KV cache"),
         ((*_COMPRESSION, *_PLACE), not compresses, "it needs compress"),
-        (_PLACE, compresses and get("strategy", "token") != "token", "it needs strategy token"),
-        (
-            ("power",),
-            compresses and "polynomial" not in get("weighting", ""),
-            "it needs a polynomial weighting",
-        ),
-        (("mix_lambda",), compresses and get("scorer", "paper") != "paper", "it needs scorer paper"),
-        (
-            ("causal_attention",),
-            has_cache and not is_tea and method != "vanilla",
-            "it needs vanilla or teacache",
-        ),
+        (_PLACE, get("strategy", "token") != "token", "it needs strategy token"),
+        (("power",), "polynomial" not in get("weighting", ""), "it needs a polynomial weighting"),
+        (("mix_lambda",), get("scorer", "paper") != "paper", "it needs scorer paper"),
     ]
-    unread: dict[str, str] = {}
-    for names, holds, reason in table:
-        unread |= {name: reason for name in names if holds and name not in unread}
-    return unread
+    found = [(name, reason) for names, holds, reason in table if holds for name in names]
+    return dict(reversed(found))

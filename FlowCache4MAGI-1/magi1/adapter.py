@@ -116,7 +116,7 @@ class Magi1(Adapter):
             given.values["method"] = STRATEGIES[strategy]
 
     @classmethod
-    def resolve(cls, given, device, info=None, seconds=None):
+    def resolve(cls, given, device, info, seconds):
         if seconds is None:
             _check_mode(given)
         file = given.get("config_file", Path(CONFIG_FILE))
@@ -189,7 +189,7 @@ class Magi1(Adapter):
     def load(self, device):
         return load_pipeline(self.source, device)
 
-    def stream(self, pipeline, prompt, start, config, trace, state=None):
+    def stream(self, pipeline, prompt, start, config, trace, state):
         request = VideoRequest(
             prompt=prompt, config=self.source.config, cache=config, prefix=start.prefix, **self.extras
         )

@@ -115,7 +115,7 @@ class SkyReelsV2(Adapter):
             given.values.pop("kv_range", None)
 
     @classmethod
-    def resolve(cls, given, device, info=None, seconds=None):
+    def resolve(cls, given, device, info, seconds):
         source = resolve_model(given.get("weights", "auto"), device)
         height, width = source.defaults["height"], source.defaults["width"]
         height, width = RESOLUTIONS.get(given.get("resolution"), (height, width))
@@ -200,7 +200,7 @@ class SkyReelsV2(Adapter):
     def load(self, device):
         return load_pipeline(self.source, device, self.offload)
 
-    def stream(self, pipeline, prompt, start, config, trace, state=None):
+    def stream(self, pipeline, prompt, start, config, trace, state):
         condition = Condition(start.prefix, start.last)
         given = (prompt, self.negative_prompt, self.video, config, condition)
         return pipeline.stream(*given, trace=trace, state=state)

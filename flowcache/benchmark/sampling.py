@@ -38,7 +38,7 @@ from .samples import Sample, SamplesFailed
 logger = logging.getLogger(__name__)
 
 METHODS_FILE = "ways.json"
-#: A process stops after so many failures in a row: their cause is then hardly in the samples.
+#: A process stops after this number of failures in a row: their cause is then hardly in the samples.
 MAX_FAILURES_IN_A_ROW = 10
 #: Errors that the next sample would meet as well: full disk, exceeded quota, read-only file system.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

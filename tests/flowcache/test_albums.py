@@ -52,13 +52,12 @@ def test_a_folder_of_single_runs_is_drawn_without_videos(tmp_path, capsys):
 )
 def test_bad_input_is_refused_in_one_sentence(tmp_path, names, arguments, message, capsys):
     folder = tmp_path / "run"
-    for name in names or []:
+    if names is not None:
         folder.mkdir()
+    for name in names or []:
         make_trace("vanilla", 1.0, SAMPLES[0]).save(folder / name)
         if "broken" in name:
             (folder / name).write_text("{")
-    if names == []:
-        folder.mkdir()
     assert program.main(["plot", str(folder), *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from flowcache.benchmark.samples import BenchmarkOptions, add_benchmark_flags, given_flags, with_method
-from flowcache.command_line import Parser
+from flowcache.benchmark.samples import BenchmarkOptions, split_method
 
 
 @pytest.fixture
@@ -39,14 +38,10 @@ def write(folder, **lists):
     return folder
 
 
-def test_samples_of_a_prompt_are_numbered_as_their_seeds(vbench):
+def test_samples_are_numbered_as_their_seeds_and_a_prompt_of_two_dimensions_comes_once(vbench):
     samples = samples_of(vbench, dimension="scene", samples=5)
-    assert [(s.name, s.prompt, s.seed) for s in samples] == [
-        (f"a beach-{index}", "a beach", 100 + index) for index in range(5)
-    ]
-
-
-def test_a_prompt_of_two_dimensions_is_sampled_once(vbench):
+    expected = [(f"a beach-{index}", "a beach", 100 + index) for index in range(5)]
+    assert [(s.name, s.prompt, s.seed) for s in samples] == expected
     dimensions = "motion_smoothness, subject_consistency,scene"
     assert names(vbench, dimension=dimensions) == ["a dog-0", "a beach-0"]
     assert len(names(vbench, samples=5)) == 15
@@ -54,15 +49,13 @@ def test_a_prompt_of_two_dimensions_is_sampled_once(vbench):
 
 
 def test_lists_of_text_serve_as_well(tmp_path):
-    lists = write(tmp_path / "prompts" / "prompts_per_dimension", scene="a beach\n\na forest\n")
+    text = "\ufeffa beach\r\n\r\n  a blue\u2028one \rlast"
+    lists = write(tmp_path / "prompts" / "prompts_per_dimension", scene=text)
     for folder in (tmp_path, tmp_path / "prompts", lists):
-        assert names(folder, dimension="background_consistency") == ["a beach-0", "a forest-0"]
-
-
-def test_marks_and_line_ends_are_no_part_of_a_prompt(tmp_path):
-    write(tmp_path, scene="\ufeffa red circle\r\n\r\n  a blue\u2028one \rlast")
-    prompts = [sample.prompt for sample in samples_of(tmp_path, dimension="scene")]
-    assert prompts == ["a red circle", "a blue\u2028one", "last"]
+        prompts = [sample.prompt for sample in samples_of(folder, dimension="background_consistency")]
+        assert prompts == ["a beach", "a blue\u2028one", "last"]
+    small = BenchmarkOptions(dimension="overall_consistency").list_samples(0, 24, small=True)
+    assert len(small) == 50 and all(" over a " in sample.prompt for sample in small)
 
 
 @pytest.mark.parametrize(
@@ -133,9 +126,6 @@ def test_one_augmented_list_serves_all_dimensions_or_some(vbench, tmp_path):
     ]
     assert pairs[0][1:] == [("a dog-0", "a big dog"), ("a beach-0", "a wide beach")]
     assert pairs[1:] == [pairs[0][2:], pairs[0][:0:-1]]
-
-
-def test_lists_of_text_give_the_order_of_all_prompts(tmp_path):
     write(tmp_path / "prompts_per_dimension", scene="a beach", color="a red dog")
     write(tmp_path, longer="a very red dog\na wide beach")
     options = {"augmented_prompts": str(tmp_path / "longer.txt")}
@@ -144,11 +134,6 @@ def test_lists_of_text_give_the_order_of_all_prompts(tmp_path):
     write(tmp_path, all_dimension="a red dog\na beach")
     found = {sample.name: sample.prompt for sample in samples_of(tmp_path, **options)}
     assert found == {"a beach-0": "a wide beach", "a red dog-0": "a very red dog"}
-
-
-def test_the_small_checkpoint_has_its_own_list():
-    samples = BenchmarkOptions(dimension="overall_consistency").list_samples(0, 24, small=True)
-    assert len(samples) == 50 and all(" over a " in sample.prompt for sample in samples)
 
 
 @pytest.fixture
@@ -185,27 +170,15 @@ def test_first_takes_are_continued_under_the_benchmarks_names(physics, caplog):
     (physics.parent / "descriptions").mkdir()
     table.rename(physics.parent / "descriptions" / "descriptions.csv")
     assert scenes(physics.parent) == [first, second], "the original code takes the folder above"
-
-
-def test_the_table_may_lie_elsewhere(physics, tmp_path):
-    (physics / "descriptions.csv").rename(tmp_path / "mine.csv")
+    table = (physics.parent / "descriptions" / "descriptions.csv").rename(physics.parent / "mine.csv")
     with pytest.raises(ValueError, match="give descriptions_file"):
         scenes(physics)
-    assert len(scenes(physics, descriptions_file=str(tmp_path / "mine.csv"))) == 2
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "a,b\n".encode("utf-16"),
-        b"scenario,description,generated_video_name\na,caf\xe9,b\n",
-        b'scenario,description,generated_video_name\na,"b,c\n',
-    ],
-)
-def test_a_damaged_table_is_named(physics, content):
-    (physics / "descriptions.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=r"descriptions\.csv cannot be read as CSV"):
-        scenes(physics)
+    assert scenes(physics, descriptions_file=str(table)) == [first, second]
+    head = b"scenario,description,generated_video_name\n"
+    for content in ("a,b\n".encode("utf-16"), head + b"a,caf\xe9,b\n", head + b'a,"b,c\n'):
+        table.write_bytes(content)
+        with pytest.raises(ValueError, match=r"mine\.csv cannot be read as CSV"):
+            scenes(physics, descriptions_file=str(table))
 
 
 IQ = {"benchmark": "physicsiq"}
@@ -242,15 +215,8 @@ def test_what_is_missing_is_named(vbench, physics, tmp_path, monkeypatch, option
         samples_of(**options)
 
 
-def test_flags_give_the_options_and_the_methods():
-    parser = Parser("a program")
-    parser.add_argument("--method", default="flowcache")
-    parser.add_argument("--preset")
-    add_benchmark_flags(parser)
-    args = parser.parse_args(["--end", "3", "--keep_going", "--ways", "vanilla", "flowcache:fast"])
-    assert given_flags(args) == {"end": 3, "keep_going": True}
-    chosen = [with_method(args, method) for method in args.methods]
-    assert [(a.method, a.preset) for a in chosen] == [("vanilla", None), ("flowcache", "fast")]
-    args = parser.parse_args(["--method", "causal", "--methods", "vanilla"])
-    with pytest.raises(ValueError, match="methods and method"):
-        with_method(args, "vanilla")
+@pytest.mark.parametrize("text", ["", ":fast", "flowcache:", "a:b:c", "../vanilla"])
+def test_malformed_methods_are_refused(text):
+    assert split_method("flowcache:fast") == ("flowcache", "fast") and split_method("causal")[1] is None
+    with pytest.raises(ValueError, match="methods: expected METHOD"):
+        split_method(text)

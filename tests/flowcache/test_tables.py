@@ -105,13 +105,6 @@ def test_a_broken_video_is_named_and_measured_once_it_is_whole(run, capsys):
     assert table_of(run).rows[1].measured["psnr"] > 20
 
 
-def test_several_videos_of_a_prompt_by_one_method(tmp_path):
-    samples = [SAMPLES[0], replace(SAMPLES[0], name="a red circle-1")]
-    table = table_of(make_run(tmp_path, ("vanilla",), samples))
-    assert (table.prompts, table.videos) == (1, 2) and "; 1 prompt, 2 videos. " in format_tables([table], [])
-    assert table.missing["PSNR, dB"] == table.missing["LPIPS"] == ["only vanilla was run"]
-
-
 def test_small_costs_have_a_unit_of_their_own(run):
     table = table_of(run)
     rows = [replace(row, measured={**row.measured, "pflops": 3.4e-5}) for row in table.rows]

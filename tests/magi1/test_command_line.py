@@ -232,7 +232,7 @@ interval effect rel_l1_thresh: --interval 2 --method teacache
 rel_l1_thresh effect vanilla: --rel_l1_thresh=0.1 --method vanilla
 preset effect interval: --compress_kv_cache true --preset quality --interval 3
 total_cache_chunk_nums effect compress_kv_cache: --total_cache_chunk_nums 6
-score_weighting_method effect: --compress_kv_cache true --compress_strategy frame --score_weighting_method gaussian
+score_weighting_method effect: --compress --compress_strategy frame --score_weighting_method gaussian
 power effect: --compress_kv_cache true --power 2
 text_scales effect cfg_number: --text_scales "[0, 0, 0, 0, 0]"
 shortcut_mode effect num_steps: --shortcut_mode 16,16,8
