@@ -147,8 +147,8 @@ class WindowRun:
     @property
     def _parts(self) -> dict[str, Any]:
         """All that remembers something from step to step."""
-        names = ("policy", "forecast", "solver", "window", "cache")
-        return {name: getattr(self, name) for name in names}
+        names = ("policy", "forecast", "solver", "window")
+        return {name: getattr(self, name) for name in names} | {"cache": self.cache.cache}
 
     def _take_step(self, step: int) -> None:
         started, live = time.perf_counter(), self.schedule.live(step)
@@ -160,7 +160,9 @@ class WindowRun:
         ran += self._make_room(inputs, wanted, live, step)
         wanted = [c for c in wanted if c not in ran]
         moves = self._evaluate([inputs[c] for c in wanted], step)
-        moves |= self._forecast([inputs[c] for c in reused])
+        if reused:
+            forecast = self.forecast.predict(self.model, [inputs[c] for c in reused])
+            moves |= dict(zip(reused, forecast, strict=True))
         for chunk, local_step in live.items():
             self._advance(chunk, local_step, moves[chunk], chunk in reused)
         ran += wanted
@@ -301,11 +303,6 @@ class WindowRun:
         self.forecast.observe_evaluation(inputs, tokens, outputs, velocities)
         return dict(zip((item.chunk for item in inputs), velocities, strict=True))
 
-    def _forecast(self, inputs: list[ChunkInput]) -> dict[int, Tensor]:
-        if not inputs:
-            return {}
-        return dict(zip((i.chunk for i in inputs), self.forecast.predict(self.model, inputs), strict=True))
-
     def _advance(self, chunk: int, local_step: int, move: Tensor, reused: bool) -> None:
         """Advance a chunk by a step, by its velocity or a forecast displacement; given frames stay."""
         before, held = self.window.latents(chunk), self.window.chunks[chunk].held
@@ -340,9 +337,10 @@ class WindowRun:
             ChunkEvent(c, k, decisions[c].reuse, decisions[c].distance, decisions[c].accumulated)
             for c, k in live.items()
         ]
-        changes = (cache.pop_events(), cache.pop_quantizations())
+        held = cache.cache
+        changes = (held.pop_events(), held.pop_quantizations())
         if self.config.compression:
-            trace.add_seconds("compress", cache.pop_seconds())
-        trace.add_step(step, events, seconds, cache.cache.num_tokens, flops, *changes)
+            trace.add_seconds("compress", held.pop_seconds())
+        trace.add_step(step, events, seconds, held.num_tokens, flops, *changes)
         if self.denoiser.on_step:
             self.denoiser.on_step()

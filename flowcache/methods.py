@@ -264,7 +264,7 @@ def _compression(options: MethodOptions, traits: ModelTraits) -> KVCompressionCo
     original = None
     if paper or weighting != "no_weight":
         within = paper and traits.paper_within_step
-        power = 3.0 if options.power is None else options.power
+        power = options.power or (1.0 if weighting == "no_weight" else 3.0)
         original = OriginalCompression(within_step=within, weighting=weighting, power=power, best_first=paper)
     total = traits.total if options.budget is None and options.total is None else options.total
     return KVCompressionConfig(

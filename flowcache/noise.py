@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from .state import State
 
 
-class Noise(Protocol):
-    """Noise of a window, asked for in order of time."""
-
-    #: ``[channels, frames, height, width]`` of the whole window
-    shape: torch.Size
-
-    def frames(self, start: int, stop: int) -> Tensor:
-        """Noise of frames ``[start, stop)``, a tensor of the caller's own."""
-
-    def state_dict(self) -> State:
-        """State that the constructor does not restore."""
-
-    def load_state_dict(self, state: State) -> None:
-        """Continue from a state of the same noise."""
-
-
-class HeldNoise:
-    """Noise given as a tensor, ``[channels, frames, height, width]``."""
+class Noise:
+    """Noise of a window, asked for in order of time; here a tensor, ``[channels, frames, height, width]``."""
 
     def __init__(self, noise: Tensor) -> None:
         self._noise = noise
         self.shape = noise.shape
 
     def frames(self, start: int, stop: int) -> Tensor:
+        """Noise of frames ``[start, stop)``, a tensor of the caller's own."""
         return self._noise[:, start:stop].clone()
 
     def state_dict(self) -> State:
+        """State that the constructor does not restore."""
         return {}
 
-    def load_state_dict(self, state: State) -> None: ...
+    def load_state_dict(self, state: State) -> None:
+        """Continue from a state of the same noise."""
 
 
-class BlockNoise:
+class BlockNoise(Noise):
     """Noise drawn block by block, so that a long video holds at most two blocks.
 
     A block is one call of ``torch.randn``. A window of at most one block therefore gets the numbers of one
@@ -71,10 +56,10 @@ class BlockNoise:
         """Noise of frames ``[start, stop)``.
 
         Raises:
-            ValueError: their block was dropped, because later frames were asked for before.
+            ValueError: later frames were asked for before, and the block is dropped.
         """
         if start < self._start:
-            raise ValueError(f"Noise of frames before {self._start} is dropped, got a request for {start}.")
+            raise ValueError(f"noise: expected frames from {self._start} on, got {start}, which is dropped.")
         channels, num_frames, *size = self.shape
         while self._stop < stop:
             count = min(self._block_frames, num_frames - self._stop)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .noise import HeldNoise, Noise
+from .noise import Noise
 from .state import State
 
 
@@ -132,11 +132,11 @@ def cut_window(
     Raises:
         ValueError: nothing is left to denoise.
     """
-    noise = HeldNoise(noise) if isinstance(noise, Tensor) else noise
+    noise = Noise(noise) if isinstance(noise, Tensor) else noise
     num_prefix = 0 if prefix is None else prefix.shape[1]
     end = noise.shape[1] - (last is not None)
     if num_prefix >= end:
-        raise ValueError(f"The prefix of {num_prefix} latent frames leaves nothing to denoise of {end}.")
+        raise ValueError(f"prefix: expected fewer than {end} latent frames, got {num_prefix}.")
     chunks, given = [], {}
     if last is not None:
         given[0] = last

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from ..chunk_model import ChunkModel
 from ..config import FlowCacheConfig
 from ..schedule import StaircaseSchedule
-from ..state import State
 from .cache import ChunkKVCache
-from .compression import CompressedKVCache, CompressionEvent
-from .quantized import QuantizationEvent
+from .compression import CompressedKVCache
 from .selection import TokenSelector
 from .storage import RowStore
 from .within_step import WithinStepCache
@@ -96,21 +94,6 @@ class CacheManager:
     def seen(self) -> dict[int, int] | None:
         """Tokens that each chunk saw when it last ran; None: all that it could."""
         return None if self._config.compression is None and self._clean_range is None else self._seen
-
-    def pop_events(self) -> list[CompressionEvent]:
-        return self.cache.pop_events()
-
-    def pop_seconds(self) -> float:
-        return self.cache.pop_seconds()
-
-    def pop_quantizations(self) -> list[QuantizationEvent]:
-        return self.cache.pop_quantizations()
-
-    def state_dict(self) -> State:
-        return self.cache.state_dict()
-
-    def load_state_dict(self, state: State) -> None:
-        self.cache.load_state_dict(state)
 
     def _needed(self, chunks: Sequence[int]) -> int:
         return sum(self._lengths[c] for c in chunks if c not in self.cache)

@@ -20,6 +20,7 @@ from flowcache.kv.scorers import SCORERS, Paper, Scorer
 from flowcache.kv.selection import TokenSelector
 from flowcache.kv.within_step import WithinStepCache
 from flowcache.registry import make_by_name
+from flowcache.reuse import POLICIES
 
 LAYOUT = CacheLayout(num_layers=3, num_branches=2, num_heads=2, head_dim=8)
 
@@ -219,8 +220,11 @@ def test_layers_together_are_compressed_as_each_alone(monkeypatch):
     assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
 
 
-def test_scorers_are_made_by_name_with_options_as_typed():
+def test_scorers_and_policies_are_made_by_name_with_options_as_typed():
     assert make_by_name("scorer", SCORERS, "paper", {"mix_lambda": "0.5", "pool": 3}) == Paper(3, 0.5)
+    typed = {"coefficients": "1,.5", "together": "true", "indicator": "1"}
+    policy = make_by_name("policy", POLICIES, "chunkwise", typed)
+    assert (policy.coefficients, policy.together, policy.indicator) == ((1, 0.5), True, "1")
     own = KVCompressionConfig(scorer="random").as_dict()
     assert (own["scorer"], own["seed"]) == ("random", 0)
     assert KVCompressionConfig(mix_lambda=0.2).scorer == Paper(mix_lambda=0.2)

@@ -2,8 +2,10 @@
 
 import pytest
 
+from flowcache import FlowCacheConfig
 from flowcache.reuse import ChunkwiseReuse, Interval, NoReuse, TeaCache
 from magi1.config import FlowCacheOptions
+from magi1.methods import check_cache
 from magi1.methods import method_config as magi
 from skyreels_v2 import method_config as skyreels
 from skyreels_v2.methods import COEFFICIENTS
@@ -104,3 +106,10 @@ def test_the_paper_presets_compress_as_the_original_does(preset):
     assert {bool(c.original and c.original.best_first) for c in compressions} == {paper}
     weighted = magi("flowcache", preset=preset, compress=True, score_weighting_method="gaussian").compression
     assert (weighted.original.weighting, weighted.original.best_first) == ("gaussian", paper)
+
+
+@pytest.mark.parametrize("name", ["whole_window", "refresh_given", "clean_range"])
+def test_magi_refuses_configurations_that_it_cannot_run(name):
+    check_cache(FlowCacheConfig(clean_pass=True))
+    with pytest.raises(ValueError, match=name):
+        check_cache(FlowCacheConfig(**{name: 2 if name == "clean_range" else True}))
