@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import accumulate
-from typing import Protocol
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
@@ -24,38 +23,21 @@ logger = logging.getLogger(__name__)
 #: Diffusers' variable for an attention backend; it wins over our choice.
 BACKEND_VARIABLE = "DIFFUSERS_ATTN_BACKEND"
 
-#: The oldest flash-attention 2 that is taken, and the architecture that version 3 is written for.
+#: The oldest supported flash-attention 2, and the architecture that version 3 is written for.
 FLASH_2_VERSION, FLASH_3_CAPABILITY = "2.6.3", (9, 0)
-
 
 #: Keys and values, ``[tokens, groups, head_dim]`` each.
 KeysValues = tuple[Tensor, Tensor]
 
-
-class PackedAttention(Protocol):
-    """Attention of several segments, each to keys and values of its own, without a mask."""
-
-    def __call__(self, query: Tensor, lengths: Sequence[int], seen: Iterable[KeysValues]) -> Tensor:
-        """Run it.
-
-        Args:
-            query: of all segments, ``[tokens, heads, head_dim]``.
-            lengths: tokens of each segment.
-            seen: by each segment; good until the next is asked for, as a cache may move what it holds then.
-
-        Returns:
-            ``[tokens, heads, head_dim]``.
-        """
-        ...
+#: Attention of several segments without a mask: ``query [tokens, heads, head_dim]`` of all segments, tokens
+#: of each, and the keys and values of each (valid until the next are taken, as a cache may reuse the
+#: memory), to the shape of ``query``.
+PackedAttention = Callable[[Tensor, Sequence[int], Iterable[KeysValues]], Tensor]
 
 
 @dataclass(frozen=True)
-class OneByOne:
-    """One of diffusers' backends, segment by segment, so that keys are read where they lie.
-
-    Attributes:
-        backend: None leaves it to ``DIFFUSERS_ATTN_BACKEND``.
-    """
+class PerSegmentAttention:
+    """A backend of diffusers, segment by segment; None: the one that ``DIFFUSERS_ATTN_BACKEND`` names."""
 
     backend: AttentionBackendName | None = AttentionBackendName.NATIVE
 
@@ -69,39 +51,36 @@ class OneByOne:
 
 @dataclass(frozen=True)
 class FlashVarlen:
-    """Flash-attention's function for packed segments of various lengths: one call for all.
+    """``flash_attn_varlen_func`` of flash-attention 2 or 3: one call for all segments.
 
-    What the segments see overlaps, but the function wants it side by side; it is copied for the call.
-
-    Attributes:
-        function: ``flash_attn_varlen_func`` of version 2 or 3.
+    The context of the segments overlaps, but the function takes it side by side, in a copy.
     """
 
     function: Callable[..., Tensor | tuple[Tensor, ...]]
     _bounds: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, query: Tensor, lengths: Sequence[int], seen: Iterable[KeysValues]) -> Tensor:
-        if len(lengths) == 1:
-            keys, values = map(list, zip(*seen, strict=True))
-        else:
-            keys, values = map(list, zip(*((k.clone(), v.clone()) for k, v in seen), strict=True))
+        if len(lengths) > 1:
+            seen = ((k.clone(), v.clone()) for k, v in seen)
+        keys, values = map(list, zip(*seen, strict=True))
         counts = [len(key) for key in keys]
+        joined = _join(values)
         out = self.function(
-            query.type_as(values[0]),
-            _joined(keys).type_as(values[0]),
-            _joined(values),
-            cu_seqlens_q=self._bounds_of(lengths, query.device),
-            cu_seqlens_k=self._bounds_of(counts, query.device),
+            query.type_as(joined),
+            _join(keys).type_as(joined),
+            joined,
+            cu_seqlens_q=self._find_bounds(lengths, query.device),
+            cu_seqlens_k=self._find_bounds(counts, query.device),
             max_seqlen_q=max(lengths),
             max_seqlen_k=max(counts),
         )
         return out[0] if isinstance(out, tuple) else out  # version 3 may add the sums of the softmax
 
-    def _bounds_of(self, lengths: Sequence[int], device: torch.device) -> Tensor:
-        """Where the segments begin, and the end; the same in all layers, and at many steps."""
+    def _find_bounds(self, lengths: Sequence[int], device: torch.device) -> Tensor:
+        """Starts of the segments, and the end; cached, as layers and most steps share them."""
         place = tuple(lengths)
         if place not in self._bounds:
-            # Filled on the device: a tensor made of a list would have to be copied, and waited for.
+            # Filled on the device: the host would have to wait for the copy of a list.
             ends = [0, *accumulate(lengths)]
             parts = [torch.full((1,), end, dtype=torch.int32, device=device) for end in ends]
             self._bounds[place] = torch.cat(parts)
@@ -109,64 +88,54 @@ class FlashVarlen:
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype) -> PackedAttention:
-    """Which attention suits a device, said in the log.
+    """Choose and log the attention for a device and the type of keys and values.
 
-    Flash-attention 3 or 2 where it is installed and knows device and type, else PyTorch's own, which chooses
-    among its kernels itself; ``DIFFUSERS_ATTN_BACKEND`` wins over both.
-
-    Args:
-        device: where attention runs.
-        dtype: of keys and values.
+    Flash-attention 3 or 2 where installed and supported, else PyTorch's own; ``DIFFUSERS_ATTN_BACKEND`` wins.
     """
     if asked := os.environ.get(BACKEND_VARIABLE):
         logger.info("attention: %s, as %s says", asked, BACKEND_VARIABLE)
-        return OneByOne(None)
+        return PerSegmentAttention(None)
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         if is_flash_attn_3_available() and torch.cuda.get_device_capability(device) == FLASH_3_CAPABILITY:
-            return _flash("flash-attention 3", "flash_attn_interface")
+            return _load_flash(3, "flash_attn_interface")
         if is_flash_attn_available() and is_flash_attn_version(">=", FLASH_2_VERSION):
-            return _flash("flash-attention 2", "flash_attn")
+            return _load_flash(2, "flash_attn")
     logger.info("attention: PyTorch's own, segment by segment")
-    return OneByOne()
+    return PerSegmentAttention()
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Several side by side; a single one as it is."""
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate; a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _flash(name: str, module: str) -> FlashVarlen:
-    logger.info("attention: %s, all segments in one call", name)
+def _load_flash(version: int, module: str) -> FlashVarlen:
+    logger.info("attention: flash-attention %d, all segments in one call", version)
     return FlashVarlen(import_module(module).flash_attn_varlen_func)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One chunk in one guidance branch, as attention needs to know it.
-
-    Attributes:
-        chunk: index of the chunk.
-        length: tokens.
-        text: index of its caption in the ``TextBank``.
-        slot: place in the cache; None: sees itself alone and leaves nothing.
-        first_chunk: the oldest chunk that it sees; None: all that the cache holds.
-    """
+    """One chunk in one guidance branch, for attention."""
 
     chunk: int
     length: int
+    #: index of the caption in the ``TextBank``
     text: int
+    #: branch of the cache; None: the segment sees itself alone and stores nothing
     slot: int | None
+    #: the oldest chunk that the segment sees; None: all that the cache holds
     first_chunk: int | None = None
 
 
 @dataclass
 class TextBank:
-    """Embedded captions ``[tokens, cross_dim]``, and the keys and values that each layer makes of them."""
+    """Embedded captions ``[tokens, cross_dim]``, and their keys and values by layer and caption."""
 
     captions: list[Tensor]
-    keys_values: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    keys_values: dict[tuple[int, int], KeysValues] = field(default_factory=dict)
 
-    def project(self, layer: int, caption: int, project: ProjectText) -> tuple[Tensor, Tensor]:
+    def project(self, layer: int, caption: int, project: ProjectText) -> KeysValues:
         """Keys and values of a caption at a layer, ``[tokens, groups, head_dim]`` each."""
         place = (layer, caption)
         if place not in self.keys_values:
@@ -174,37 +143,36 @@ class TextBank:
         return self.keys_values[place]
 
     def forget_before(self, caption: int) -> None:
-        """Drop the keys and values of captions that stand before one."""
+        """Drop the keys and values of captions before one."""
         for place in [place for place in self.keys_values if place[1] < caption]:
             del self.keys_values[place]
 
 
 @dataclass(frozen=True)
 class PackedSegments:
-    """Implements ``Attend``: writes the segments' keys and values into the cache, then lets each read."""
+    """Implements ``Attend``: stores the keys and values of all segments, then lets each attend."""
 
     segments: Sequence[Segment]
     cache: ChunkKVCache
     text: TextBank
-    attention: PackedAttention = field(default_factory=OneByOne)
+    attention: PackedAttention = field(default_factory=PerSegmentAttention)
 
-    # Which segments there are changes from step to step; a compiled block must not be made anew for each.
+    # The segments change from step to step; a compiled block must not be compiled again for each.
     @torch.compiler.disable
     def attend_video(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        lengths = self._lengths
+        lengths = [segment.length for segment in self.segments]
         own = list(zip(key.split(lengths), value.split(lengths), strict=True))
         for segment, (k, v) in zip(self.segments, own, strict=True):
             if segment.slot is not None:
                 self.cache.write(layer, segment.chunk, k, v, segment.slot)
-        return self.attention(query, lengths, self._seen(layer, query.split(lengths), own))
+        return self.attention(query, lengths, self._read(layer, query.split(lengths), own))
 
     @torch.compiler.disable
     def attend_text(self, layer: int, query: Tensor, project: ProjectText) -> Tensor:
         seen = (self.text.project(layer, segment.text, project) for segment in self.segments)
-        return self.attention(query, self._lengths, seen)
+        return self.attention(query, [segment.length for segment in self.segments], seen)
 
-    def _seen(self, layer: int, queries: Sequence[Tensor], own: Sequence[KeysValues]) -> Iterator[KeysValues]:
-        """What each segment sees: of the cache, or, if it leaves nothing there, itself."""
+    def _read(self, layer: int, queries: Sequence[Tensor], own: Sequence[KeysValues]) -> Iterator[KeysValues]:
         for segment, query, alone in zip(self.segments, queries, own, strict=True):
             if segment.slot is None:
                 yield alone
@@ -212,7 +180,3 @@ class PackedSegments:
             self.cache.observe(layer, segment.chunk, query, segment.slot)
             keys, values = self.cache.read(layer, segment.chunk, segment.first_chunk)
             yield keys[segment.slot], values[segment.slot]
-
-    @property
-    def _lengths(self) -> list[int]:
-        return [segment.length for segment in self.segments]

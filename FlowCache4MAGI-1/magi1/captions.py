@@ -1,4 +1,4 @@
-"""What the transformer is told: caption tokens, special tokens for quality and duration, the null caption."""
+"""Captions of the transformer: cleaned prompts, special tokens for quality and duration, the null caption."""
 
 from __future__ import annotations
 
@@ -16,34 +16,26 @@ from torch import Tensor
 
 #: The time of the cleaning grows with the square of the prompt's length.
 MAX_CHARACTERS = 10_000
-
-#: Rows of the null caption that are shown.
+#: Rows of the null caption that the transformer reads.
 NULL_TOKENS = 50
 
-#: Switches in the order in which their tokens are put in front, with their rows in the table.
-_SWITCHES = {
-    "static": ("PAD_STATIC", 2),
-    "dynamic": ("PAD_DYNAMIC", 3),
-    "borderness": ("PAD_BORDERNESS", 4),
-    "high_quality": ("PAD_HQ", 1),
-    "three_d_model": ("PAD_THREE_D_MODEL", 15),
-    "two_d_anime": ("PAD_TWO_D_ANIME", 16),
-    "duration": ("PAD_DURATION", None),
-}
+#: Rows of the table of special tokens; a duration's row depends on the chunk.
+_ROWS = {"static": 2, "dynamic": 3, "borderness": 4, "high_quality": 1, "three_d_model": 15}
+_ROWS |= {"two_d_anime": 16, "duration": None}
 _FIRST_DURATION, _NUM_DURATIONS = 7, 8
-_NEGATIVE_ROWS = {"transition": 0, "borderness": 4}
-_NUM_ROWS = 1 + max(_FIRST_DURATION + _NUM_DURATIONS - 1, *(row or 0 for _, row in _SWITCHES.values()))
+_NUM_ROWS = 17
+_BORDER_ROW, _TRANSITION_ROW = 4, 0
 
-#: Switches that all scripts of the original set.
+#: The original's environment variable of each switch, and the switches that all of its scripts set.
+_VARIABLES = {name: f"PAD_{name.upper()}" for name in _ROWS}
+_VARIABLES |= {"high_quality": "PAD_HQ", "negative": "NEG_PROMPT"}
 _USUAL = ("high_quality", "duration")
-
-#: Values of the variables.
 _ON = ("1", "true", "yes", "y", "on", "enabled")
 _OFF = ("", "0", "false", "no", "n", "off", "disabled")
 
 
 class _Cleaning:
-    """The cleaning of captions that MAGI-1 was trained with, as the library has it for another model."""
+    """PixArt's cleaning of captions, which MAGI-1 was trained with, too."""
 
     bad_punct_regex = PixArtAlphaPipeline.bad_punct_regex
     _clean_caption = PixArtAlphaPipeline._clean_caption
@@ -52,11 +44,7 @@ class _Cleaning:
 
 @lru_cache(maxsize=16)
 def clean_prompt(prompt: str) -> str:
-    """Return what of a prompt goes to the tokenizer.
-
-    Raises:
-        ValueError: the prompt is too long to clean.
-    """
+    """Return the part of a prompt that is tokenized; refuse one that is too long to clean (ValueError)."""
     if len(prompt) > MAX_CHARACTERS:
         raise ValueError(
             f"prompt: expected at most {MAX_CHARACTERS} characters, got {len(prompt)}; shorten it."
@@ -66,15 +54,9 @@ def clean_prompt(prompt: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionSwitches:
-    """Which special tokens stand before the caption.
+    """Special tokens before a caption, or before the null caption (``negative``: subtitles, logos, cuts).
 
-    Attributes:
-        static, dynamic: the first frames stand still, or move.
-        borderness: the video has borders.
-        high_quality: it looks good.
-        three_d_model, two_d_anime: its style.
-        duration: how many chunks are still to come, chunk by chunk.
-        negative: before the null caption: subtitles, logos, cuts, borders.
+    ``duration`` stands for the number of following chunks, and so differs from chunk to chunk.
     """
 
     static: bool = False
@@ -90,20 +72,13 @@ class CaptionSwitches:
     def from_environment(
         cls, environment: Mapping[str, str] = os.environ, usual: bool = False
     ) -> CaptionSwitches:
-        """As the original's variables say: ``PAD_HQ=1``, ``PAD_DURATION=1``, ..., ``NEG_PROMPT=1``.
+        """Read the original's variables: ``PAD_HQ=1``, ``PAD_DURATION=1``, ..., ``NEG_PROMPT=1``.
 
-        Args:
-            environment: the variables.
-            usual: switch on what the original's scripts do, unless a variable says otherwise.
-
-        Raises:
-            ValueError: a variable is neither on nor off; it is named.
+        ``usual`` switches on what the original's scripts do, unless a variable says otherwise.
         """
-        variables = {name: variable for name, (variable, _) in _SWITCHES.items()} | {"negative": "NEG_PROMPT"}
         on = {}
-        for name, variable in variables.items():
-            default = "1" if usual and name in _USUAL else "0"
-            word = environment.get(variable, default).strip().lower()
+        for name, variable in _VARIABLES.items():
+            word = environment.get(variable, "1" if usual and name in _USUAL else "0").strip().lower()
             if word not in (*_ON, *_OFF):
                 raise ValueError(f"the environment's {variable} must be 1 or 0, got {word!r}.")
             on[name] = word in _ON
@@ -114,18 +89,18 @@ class CaptionSwitches:
 
     @property
     def any(self) -> bool:
-        """Whether any token is asked for, and the table is needed."""
-        return self.negative or self.num_tokens > 0
+        """Whether the table of special tokens is needed."""
+        return any(vars(self).values())
 
     @property
     def num_tokens(self) -> int:
-        """Special tokens in front of a caption."""
-        return sum(getattr(self, name) for name in _SWITCHES)
+        """Special tokens before a caption; those before the null caption do not count."""
+        return sum(getattr(self, name) for name in _ROWS)
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The table of special tokens, ``[rows, channels]``, and the two that lie apart, ``[1, channels]``."""
+    """Tables of special tokens: ``others [rows, channels]``, ``caption`` and ``logo [1, channels]``."""
 
     others: Tensor
     caption: Tensor
@@ -133,60 +108,43 @@ class SpecialTokens:
 
     @classmethod
     def from_file(cls, path: str | Path, channels: int | None = None) -> SpecialTokens:
-        """Read the ``special_tokens.npz`` that comes with the official code.
-
-        Args:
-            path: the file.
-            channels: that the tokens must have: those of the text encoder. None: any.
-
-        Raises:
-            ValueError: the file is missing, lacks a table, or holds one of another shape.
-        """
-        shapes = {"other_tokens": (_NUM_ROWS, channels), "caption_token": (1, channels)}
-        shapes |= {"logo_token": (1, channels)}
+        """Read the official ``special_tokens.npz``; ``channels``: of the text encoder, None for any."""
+        found = {}
         try:
-            with _open_tables(path) as tables:
-                # The original rounds them to fp16.
-                found = {name: torch.from_numpy(tables[name].astype(np.float16)).float() for name in shapes}
-            for name, shape in shapes.items():
-                _check_table(name, found[name], *shape)
+            with open(path, "rb") as file:
+                if not is_zipfile(file):
+                    raise ValueError("it is no npz archive")
+            with np.load(path) as tables:
+                for name, rows in (("other_tokens", _NUM_ROWS), ("caption_token", 1), ("logo_token", 1)):
+                    table = torch.from_numpy(tables[name].astype(np.float16)).float()  # as the original
+                    if table.ndim != 2 or len(table) < rows or channels not in (None, table.shape[1]):
+                        wanted = f"[{rows} or more, {channels or 'channels'}]"
+                        raise ValueError(f"{name}: expected shape {wanted}, got {list(table.shape)}")
+                    found[name] = table
         except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
             reason = str(error).rstrip(".")
             raise ValueError(
-                f"special tokens are asked for, but {path} cannot be used: {reason}; "
-                "give special_tokens.npz of the official code, or switch them off."
+                f"special_tokens: {path} cannot be used: {reason}; give special_tokens.npz of the official "
+                "code, or switch the tokens off."
             ) from error
         return cls(*found.values())
 
-    def before(self, switches: CaptionSwitches, chunks_to_come: int) -> Tensor:
-        """Tokens in front of the caption of a chunk, ``[tokens, channels]``.
-
-        Args:
-            switches: which.
-            chunks_to_come: chunks after this one.
-        """
-        rows = []
-        for name, (_, row) in _SWITCHES.items():
-            if getattr(switches, name):
-                # each goes before those that are there already
-                last = _FIRST_DURATION + min(chunks_to_come, _NUM_DURATIONS - 1)
-                rows.insert(0, last if row is None else row)
-        return self.others[rows]
+    def before(self, switches: CaptionSwitches, following: int) -> Tensor:
+        """Tokens ``[tokens, channels]`` before a caption whose chunk that many chunks follow."""
+        duration = _FIRST_DURATION + min(following, _NUM_DURATIONS - 1)
+        rows = [duration if row is None else row for name, row in _ROWS.items() if getattr(switches, name)]
+        return self.others[rows[::-1]]
 
     def before_null(self) -> Tensor:
-        """Tokens in front of the null caption, ``[4, channels]``."""
-        apart = [self.others[[row]] for row in reversed(_NEGATIVE_ROWS.values())]
-        return torch.cat([*apart, self.logo, self.caption])
+        """Tokens before the null caption, ``[4, channels]``."""
+        return torch.cat([self.others[[_BORDER_ROW, _TRANSITION_ROW]], self.logo, self.caption])
 
 
 @dataclass(frozen=True)
 class Captions:
-    """Caption tokens, ``[tokens, channels]`` each, padding left out.
+    """Different captions of a video, ``[tokens, channels]`` each without padding, and the null caption.
 
-    Attributes:
-        texts: different captions of a video.
-        of_chunk: index in ``texts`` for each chunk; given chunks are shown none, whatever is said here.
-        null: the null caption.
+    ``of_chunk`` is the index in ``texts`` for each chunk; given chunks run with the null caption anyway.
     """
 
     texts: Sequence[Tensor]
@@ -205,22 +163,15 @@ def make_captions(
     """Captions of a video's chunks.
 
     Args:
-        caption: what the text encoder made of the prompt, ``[tokens, channels]`` without padding; an empty
-            one stands for the null caption.
-        null_caption: learned, ``[max_length, channels]``; nothing is longer than this.
-        num_chunks: of the video, given ones included.
-        num_given: given chunks.
-        switches: special tokens; None: none.
-        tokens: their table; needed if there are any.
-
-    Raises:
-        ValueError: special tokens are asked for without a table.
+        caption: from the text encoder, ``[tokens, channels]`` without padding; the null caption if empty.
+        null_caption: learned, ``[max_length, channels]``; longer captions are cut to ``max_length``.
+        num_chunks, num_given: chunks of the video, given ones included, and given chunks.
+        switches, tokens: special tokens, and their table, which they need.
     """
     switches = switches or CaptionSwitches()
     if switches.any and tokens is None:
-        raise ValueError("special tokens are asked for, but there is no table of them; give SpecialTokens.")
-    longest = len(null_caption)
-    null = null_caption
+        raise ValueError("special_tokens: expected their table, got None; give SpecialTokens.")
+    longest, null = len(null_caption), null_caption
     if switches.negative:
         null = torch.cat([tokens.before_null().to(null), null])
     null = null[:NULL_TOKENS]
@@ -228,26 +179,10 @@ def make_captions(
         return Captions([null], [0] * num_chunks, null)
     if not switches.any:
         return Captions([caption[:longest]], [0] * num_chunks, null)
-    # Only the duration tells chunks apart, and only the last few of a video.
+    # The duration alone differs between chunks, and only between the last ones of a video.
     different = min(num_chunks - num_given, _NUM_DURATIONS) if switches.duration else 1
     texts = [
-        torch.cat([tokens.before(switches, to_come).to(caption), caption])[:longest]
-        for to_come in reversed(range(different))
+        torch.cat([tokens.before(switches, following).to(caption), caption])[:longest]
+        for following in reversed(range(different))
     ]
-    of_chunk = [max(0, different - (num_chunks - chunk)) for chunk in range(num_chunks)]
-    return Captions(texts, of_chunk, null)
-
-
-def _open_tables(path: str | Path) -> np.lib.npyio.NpzFile:
-    with open(path, "rb") as file:
-        if not is_zipfile(file):
-            raise ValueError("it is no npz archive")
-    return np.load(path)
-
-
-def _check_table(name: str, table: Tensor, rows: int, channels: int | None) -> None:
-    if table.ndim != 2 or len(table) < rows or channels not in (None, table.shape[1]):
-        wanted = "any number of" if channels is None else f"the text encoder's {channels}"
-        raise ValueError(
-            f"{name} must have at least {rows} rows and {wanted} channels, has shape {list(table.shape)}"
-        )
+    return Captions(texts, [max(0, different - num_chunks + chunk) for chunk in range(num_chunks)], null)

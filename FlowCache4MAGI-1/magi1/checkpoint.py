@@ -1,4 +1,7 @@
-"""Loads the official MAGI-1 checkpoints, strictly."""
+"""Loads the official MAGI-1 checkpoints, strictly: each tensor exists, is known and has the right shape.
+
+What a function here refuses is a ValueError that names the file and the tensor or key.
+"""
 
 from __future__ import annotations
 
@@ -13,41 +16,31 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from flowcache.model_files import indexed_files, read_config, read_header
-from flowcache.typed import as_type
+from flowcache.typed import as_type, check_keys
 from flowcache.user_files import reading
 
-from .config import EngineSection, MagiConfig, ModelSection
-from .config_files import check_mapping
-from .conversion import dequantise, is_quantised, official_key, official_shapes, quantised_state
+from .config import FRAMES, PIXELS, EngineSection, MagiConfig, ModelSection
+from .conversion import dequantise, official_key, official_shapes, quantised_state
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi
 
 logger = logging.getLogger(__name__)
 
-#: What the official configuration says besides, and must say: the autoencoder has no other way.
-_VAE_ALWAYS = {
-    "conv_last_layer": True,
-    "double_z": True,
-    "norm_code": False,
-    "use_rope": False,
-    "with_cls_token": True,
-}
+#: Keys of the official VAE's configuration that can have one value only.
+_VAE_ALWAYS = {"conv_last_layer": True, "double_z": True, "norm_code": False, "use_rope": False}
+_VAE_ALWAYS |= {"with_cls_token": True}
+_VAE_COUNTS = ("embed_dim", "num_heads", "patch_size", "patch_length", "z_chans", "depth", "in_chans")
 
-#: The official repository on the Hub, and where it holds the weights of each size.
-_REPOSITORY, _FOLDER = "sand-ai/MAGI-1", "ckpt/magi"
+#: The official repository on the Hub, and its folders: weights of each size, and the parts beside them.
+REPOSITORY, _FOLDER = "sand-ai/MAGI-1", "ckpt/magi"
 _OFFICIAL = [f"{size}_{kind}" for size in ("4.5B", "24B") for kind in ("distill", "distill_quant", "base")]
-
-#: Where it holds what the transformer does not bring along.
 BESIDE = {"vae_pretrained": "ckpt/vae", "t5_pretrained": "ckpt/t5"}
-
-#: A folder on the Hub; see ``hub``.
-HUB_EXAMPLE = f"{_REPOSITORY}/{_FOLDER}/{_OFFICIAL[0]}"
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def new_transformer(section: ModelSection, fp8: bool = False) -> MagiTransformer3DModel:
-    """The transformer of a configuration, on the meta device; ``fp8``: laid out for quantised weights."""
+    """The transformer of a configuration, on the meta device; ``fp8``: for quantised weights."""
     known = MagiTransformer3DModel._get_init_keys(MagiTransformer3DModel)
     with torch.device("meta"):
         settings = {k: v for k, v in asdict(section).items() if k in known}
@@ -55,18 +48,16 @@ def new_transformer(section: ModelSection, fp8: bool = False) -> MagiTransformer
 
 
 def weight_folder_name(engine: EngineSection) -> str:
-    """Where, inside a checkpoint folder, the weights of a configuration lie."""
+    """The folder, inside a checkpoint's, with the weights of a configuration."""
     return "inference_weight" + ".fp8" * engine.fp8_quant + ".distill" * engine.distill
 
 
 def weight_folder(load: str | Path, engine: EngineSection) -> Path:
-    """The folder that holds the weights of a configuration.
-
-    Raises:
-        ValueError: there is no such folder.
-    """
+    """The existing folder with the weights of a configuration."""
     if not str(load):
-        raise ValueError(f"load must name a folder of weights, here or on the Hub ({HUB_EXAMPLE}).")
+        raise ValueError(
+            f"load must name a folder of weights, here or on the Hub ({REPOSITORY}/{_FOLDER}/{_OFFICIAL[0]})."
+        )
     name = weight_folder_name(engine)
     folder = Path(load).expanduser() / name
     if not folder.is_dir():
@@ -75,40 +66,30 @@ def weight_folder(load: str | Path, engine: EngineSection) -> Path:
         wanted = " ".join(f'--include "{inside}/*"' for inside in (f"{official}/{name}", *BESIDE.values()))
         raise ValueError(
             f"load: expected a folder of weights, got {load}, which has no folder {name}; set load to "
-            f"{_REPOSITORY}/{official}, which is downloaded at the first run or before by "
-            f"`hf download {_REPOSITORY} {wanted}`."
+            f"{REPOSITORY}/{official}, which is downloaded at the first run or before by "
+            f"`hf download {REPOSITORY} {wanted}`."
         )
     return folder
 
 
-def check_transformer(config: MagiConfig) -> None:
-    """Refuse weights that are not those of a configuration; reads only the headers of their files.
-
-    Raises:
-        ValueError: a file or tensor is missing, unknown, misshapen or damaged; it is named.
-    """
+def check_transformer(load: str | Path, config: MagiConfig) -> None:
+    """Refuse weights that do not fit a configuration; reads only the headers of their files."""
     shapes = official_shapes(new_transformer(config.model_config), config.engine_config.fp8_quant)
-    _locate_tensors(weight_folder(config.runtime_config.load, config.engine_config), shapes)
+    _locate_tensors(weight_folder(load, config.engine_config), shapes)
 
 
 def load_transformer(
-    config: MagiConfig, dtype: torch.dtype | None = None, keep_fp8: bool = False
+    load: str | Path, config: MagiConfig, dtype: torch.dtype | None = None, keep_fp8: bool = False
 ) -> MagiTransformer3DModel:
-    """Read the transformer of a configuration: every tensor must be there, known and of the right shape.
+    """Load the transformer of a configuration from a checkpoint's folder.
 
     Args:
-        config: what to load and where it lies.
-        dtype: of the weights, but for the parts that the official loader keeps in fp32; None takes the
-            configuration's ``params_dtype``.
-        keep_fp8: leave quantised weights in fp8, which only some GPUs can run (``multiplies_fp8``); False
-            turns them into plain ones, with a warning.
-
-    Raises:
-        ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
+        load, config: the folder, and its configuration.
+        dtype: of the weights, except for those that stay in fp32; None: the configuration's ``params_dtype``.
+        keep_fp8: leave quantised weights in fp8, for devices that multiply them (``multiplies_fp8``); False
+            converts them, with a warning.
     """
-    folder = weight_folder(config.runtime_config.load, config.engine_config)
-    plain = new_transformer(config.model_config)
-    fp8 = config.engine_config.fp8_quant
+    plain, fp8 = new_transformer(config.model_config), config.engine_config.fp8_quant
     dtype = dtype or getattr(torch, config.model_config.params_dtype.removeprefix("torch."))
     if fp8 and not keep_fp8:
         logger.warning(
@@ -116,59 +97,53 @@ def load_transformer(
             "capability 8.9 on do): they need more memory, and are no faster than plain ones.",
             str(dtype).removeprefix("torch."),
         )
-    tensors = _read_checked(folder, official_shapes(plain, fp8))
+    tensors = _read_checked(weight_folder(load, config.engine_config), official_shapes(plain, fp8))
     state = {}
     for name in plain.state_dict():
         official = official_key(name)
-        if keep_fp8 and is_quantised(tensors, official):
-            stem = name.removesuffix("weight")
-            state |= {f"{stem}{part}": value for part, value in quantised_state(tensors, official).items()}
+        quantised = quantised_state(tensors, official) if keep_fp8 else None
+        if quantised is None:
+            kept = torch.float32 if plain.keeps_fp32(name) else dtype
+            state[name] = dequantise(tensors, official).to(kept)
         else:
-            kept = any(part in plain._keep_in_fp32_modules for part in name.split("."))
-            state[name] = dequantise(tensors, official).to(torch.float32 if kept else dtype)
-        del tensors[official]  # else the weights would be held twice
+            state |= {f"{name.removesuffix('weight')}{part}": value for part, value in quantised.items()}
+        del tensors[official]  # The weights would be in memory twice.
     model = new_transformer(config.model_config, fp8 and keep_fp8)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
 
-def load_vae(folder: str | Path) -> AutoencoderKLMagi:
-    """Read the official VAE, ``config.json`` and safetensors beside it, in fp32.
-
-    Raises:
-        ValueError: a file or tensor is missing, unknown, misshapen or corrupt; it is named.
-    """
-    folder = Path(folder).expanduser()
+def load_vae(folder: Path) -> AutoencoderKLMagi:
+    """Load the official VAE, ``config.json`` and safetensors beside it, in fp32."""
     vae = _new_vae(folder)
-    vae.load_state_dict(
-        {k: v.float() for k, v in _read_checked(folder, _shapes(vae)).items()}, strict=True, assign=True
-    )
+    state = {name: tensor.float() for name, tensor in _read_checked(folder, _shapes(vae)).items()}
+    vae.load_state_dict(state, strict=True, assign=True)
     return vae.eval().requires_grad_(False)
 
 
-def check_vae(folder: Path) -> None:
-    """Refuse a VAE whose weights do not fit its ``config.json``; reads only the headers of their files.
+def check_vae(folder: Path, config: MagiConfig) -> None:
+    """Refuse a VAE that does not fit the transformer; reads only the headers of its weight files."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"vae_pretrained names {folder}, which has no config.json.")
+    vae, section = _new_vae(folder), config.model_config
+    wanted = {"patch_size": PIXELS, "patch_length": FRAMES}
+    wanted["z_chans"] = section.in_channels // (2 if section.half_channel_vae else 1)
+    for name, value in wanted.items():
+        if vae.config[name] != value:
+            raise ValueError(f"vae_pretrained: expected {name} {value}, got {vae.config[name]} in {folder}.")
+    _locate_tensors(folder, _shapes(vae))
 
-    Raises:
-        ValueError: a file or tensor is missing, unknown, misshapen or damaged; it is named.
-    """
-    _locate_tensors(folder, _shapes(_new_vae(folder)))
 
-
-def vae_settings(folder: Path) -> dict[str, Any]:
-    """Arguments of the VAE in a folder, from its ``config.json``; no weight is read.
-
-    Raises:
-        ValueError: the file is missing, no JSON, or describes another model; the key is named.
-    """
+def _new_vae(folder: Path) -> AutoencoderKLMagi:
+    """The VAE that a folder's ``config.json`` describes, on the meta device."""
     path = folder / "config.json"
     content = read_config(path, {})
     if content.get("_class_name") not in ("ViTVAE", "AutoencoderKLMagi"):
         raise ValueError(f"{path} describes a {content.get('_class_name')}, not a ViTVAE.")
-    described = check_mapping(content.get("ddconfig", content), f"{path}, ddconfig")
     kinds = get_type_hints(AutoencoderKLMagi.__init__)
-    settings = {}
-    for key, value in described.items():
+    settings: dict[str, Any] = {}
+    described = content.get("ddconfig", content)
+    for key, value in check_keys(described, described, f"{path}, ddconfig").items():
         if key in kinds:
             settings[key] = as_type(value, kinds[key], f"{path}: {key}", spelled=True)
         elif value != _VAE_ALWAYS.get(key, value):
@@ -176,17 +151,11 @@ def vae_settings(folder: Path) -> dict[str, Any]:
                 f"{path}: {key} must be {json.dumps(_VAE_ALWAYS[key])}, got {json.dumps(value)}."
             )
         elif key not in _VAE_ALWAYS and not key.startswith("_"):
-            logger.warning("%s: %s has no effect: the autoencoder does not know it.", path, key)
-    for key in ("embed_dim", "num_heads", "patch_size", "patch_length", "z_chans", "depth", "in_chans"):
+            logger.warning("%s: %s is ignored: the autoencoder does not know it.", path, key)
+    for key in _VAE_COUNTS:
         if settings.get(key, 1) < 1:
             raise ValueError(f"{path}: {key} must be at least 1, got {settings[key]}.")
-    return settings
-
-
-def _new_vae(folder: Path) -> AutoencoderKLMagi:
-    """The VAE that a folder describes, on the meta device."""
-    settings = vae_settings(folder)
-    with reading(folder / "config.json", "an autoencoder"), torch.device("meta"):
+    with reading(path, "an autoencoder"), torch.device("meta"):
         return AutoencoderKLMagi(**settings)
 
 
@@ -195,7 +164,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _read_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """All tensors of a folder's weight files, if they are exactly those that are wanted."""
+    """Read the tensors of a folder's weight files, exactly those of ``shapes``."""
     tensors = {}
     for path in sorted(set(_locate_tensors(folder, shapes).values())):
         with safe_open(path, framework="pt") as file:
@@ -204,9 +173,9 @@ def _read_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
 
 
 def _locate_tensors(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Path]:
-    """The file of each tensor, if the folder's weight files hold exactly those that are wanted."""
+    """Find the file of each tensor; refuse others than those of ``shapes``."""
     found: dict[str, Path] = {}
-    for path in _weight_files(folder):
+    for path in _find_weight_files(folder):
         for name, shape in read_header(path).items():
             if name not in shapes:
                 raise ValueError(f"{path} holds {name}, which the model does not know.")
@@ -215,16 +184,14 @@ def _locate_tensors(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[st
             if name in found:
                 raise ValueError(f"{path} holds {name}, which {found[name].name} holds as well.")
             found[name] = path
-    missing = sorted(shapes.keys() - found.keys())
-    if missing:
+    if missing := sorted(shapes.keys() - found.keys()):
         raise ValueError(f"{folder} lacks {missing[0]} ({len(missing)} missing in all).")
     return found
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / _INDEX
-    if index.is_file():
-        files = indexed_files(index)
+def _find_weight_files(folder: Path) -> list[Path]:
+    if (folder / _INDEX).is_file():
+        files = indexed_files(folder / _INDEX)
     else:
         files = [folder / _SINGLE]
         if not files[0].is_file() and not files[0].with_name(f"{_SINGLE}.zst").is_file():

@@ -1,4 +1,4 @@
-"""Guidance: which branches a chunk runs in, and how their velocities are mixed (arXiv 2505.13211, 3.2)."""
+"""Guidance: branches of a chunk and the mix of their velocities (arXiv 2505.13211, 3.2)."""
 
 from __future__ import annotations
 
@@ -7,53 +7,36 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 from torch import Tensor
 
-#: Share of the velocity that sees the chunks before, when a chunk also runs alone.
+#: Share of the velocity with context, when a chunk also runs without.
 PREVIOUS_WEIGHT = 0.7
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One guidance stream.
+    """One guidance stream: with the caption (``text``) or the null caption, in a ``slot`` of the cache.
 
-    Attributes:
-        text: shows the caption; else the null caption.
-        slot: place of its keys and values in the cache; None: a chunk sees only itself and leaves nothing.
+    Without a slot, a chunk attends to itself alone and stores nothing.
     """
 
     text: bool
     slot: int | None
 
 
-class Guidance(Protocol):
-    """Branches of a chunk and the mix of their velocities, both by the chunk's time."""
-
-    #: places in the cache
-    num_slots: int
-
-    def branches(self, time: float, oldest: bool) -> Sequence[Branch]:
-        """Branches that a live chunk runs in; ``oldest``: no other live chunk is further on."""
-        ...
-
-    def mix(self, time: float, velocities: Tensor) -> Tensor:
-        """Velocity ``[channels, frames, height, width]`` from those of the branches, stacked in front."""
-        ...
-
-
 class DistilledGuidance:
     """One forward: guidance is distilled into the weights.
 
-    When the oldest live chunk is nearly clean, it also runs alone, without the chunks before it, and the two
-    are mixed, which keeps errors from being handed on.
+    When the oldest live chunk is nearly clean, it also runs without context, and the two velocities are
+    mixed, which keeps errors from spreading to later chunks.
 
     Args:
         threshold: time above which a chunk counts as nearly clean; None: never.
-        weight: share of the velocity that sees the chunks before.
+        weight: share of the velocity with context.
     """
 
+    #: branches of the cache
     num_slots = 1
     _USUAL, _ALONE = Branch(text=True, slot=0), Branch(text=True, slot=None)
 
@@ -61,11 +44,12 @@ class DistilledGuidance:
         self.threshold, self.weight = threshold, weight
 
     def branches(self, time: float, oldest: bool) -> Sequence[Branch]:
-        if oldest and self.threshold is not None and time > self.threshold:
-            return (self._USUAL, self._ALONE)
-        return (self._USUAL,)
+        """Branches of a live chunk; ``oldest``: no other live chunk is nearer to clean."""
+        nearly_clean = self.threshold is not None and time > self.threshold
+        return (self._USUAL, self._ALONE) if oldest and nearly_clean else (self._USUAL,)
 
     def mix(self, time: float, velocities: Tensor) -> Tensor:
+        """Velocity ``[channels, frames, height, width]`` from those of the branches, stacked in front."""
         if len(velocities) == 1:
             return velocities[0]
         usual, alone = velocities
@@ -76,12 +60,13 @@ class ThreeWayGuidance:
     """Three forwards: with text and earlier chunks, without text, and without either.
 
     Args:
-        times: times from which the scales of that place hold, rising from 0.
-        previous_scales: weight of the chunks before.
+        times: times from which the scales at the same place hold, rising from 0.
+        previous_scales: weight of the earlier chunks.
         text_scales: weight of the text.
 
     Raises:
-        ValueError: the lists differ in length, hold no finite numbers, or the times do not rise from 0.
+        ValueError: the lists differ in length, hold numbers that are not finite, or ``times`` does not rise
+            from 0.
     """
 
     num_slots = 2
@@ -107,3 +92,6 @@ class ThreeWayGuidance:
         previous, text = self.previous_scales[place], self.text_scales[place]
         both, without_text, alone = velocities
         return (1 - previous) * alone + (previous - text) * without_text + text * both
+
+
+Guidance = DistilledGuidance | ThreeWayGuidance

@@ -11,13 +11,7 @@ from torch.nn import functional
 
 
 class OffsetLayerNorm(nn.Module):
-    """Layer norm in fp32 whose stored weight is the gain minus one ("1p"), which bf16 holds more exactly.
-
-    Args:
-        dim: size of the last axis, which is normalised.
-        eps: added to the variance.
-        offset: False: the stored weight is the gain itself.
-    """
+    """Layer norm in fp32; with ``offset``, the weight is the gain minus one ("1p"), more exact in bf16."""
 
     def __init__(self, dim: int, eps: float, offset: bool = True) -> None:
         super().__init__()
@@ -26,20 +20,19 @@ class OffsetLayerNorm(nn.Module):
         self.dim, self.eps, self.offset = dim, eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``[..., dim]``; the result has the type of ``x``."""
         gain = self.weight.float() + 1 if self.offset else self.weight.float()
         return functional.layer_norm(x.float(), (self.dim,), gain, self.bias.float(), self.eps).type_as(x)
 
 
 class Fp32Linear(nn.Linear):
-    """Linear layer without bias whose product stays in fp32, and is not rounded to its weights' type."""
+    """Linear layer without bias whose product stays in fp32 instead of its weights' type."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[tokens, in_features]`` to ``[tokens, out_features]``."""
-        if type(self.weight) is not nn.Parameter:  # a library's quantised weight knows this product alone
+        if type(self.weight) is not nn.Parameter:  # a library's quantised weight has this product alone
             return super().forward(x).float()
         if x.is_cuda and x.dtype != torch.float32:
             return torch.mm(x, self.weight.T, out_dtype=torch.float32)
@@ -47,12 +40,7 @@ class Fp32Linear(nn.Linear):
 
 
 class TimeEmbedding(TimestepEmbedding):
-    """Diffusers' embedding of a time in [0, 1]; also embeds the step size of distilled models.
-
-    Args:
-        dim: channels of the embedding.
-        num_sinusoids: width of the sinusoids, even.
-    """
+    """Diffusers' embedding of times in [0, 1], and of the step sizes of distilled models."""
 
     def __init__(self, dim: int, num_sinusoids: int = 256) -> None:
         super().__init__(num_sinusoids, dim)
@@ -64,17 +52,7 @@ class TimeEmbedding(TimestepEmbedding):
 
 
 class CaptionEmbedding(nn.Module):
-    """Captions to the tokens of cross attention, and the learned null caption.
-
-    The modulation does not see the caption itself but one of the last two rows of the null caption, which
-    tell a forward with text from one without.
-
-    Args:
-        channels: of the text encoder.
-        max_length: tokens of a padded caption.
-        cross_dim: channels of the cross attention's tokens.
-        condition_dim: channels of the modulation's condition.
-    """
+    """Captions to the tokens of cross attention, and the learned null caption."""
 
     def __init__(self, channels: int, max_length: int, cross_dim: int, condition_dim: int) -> None:
         super().__init__()
@@ -87,20 +65,16 @@ class CaptionEmbedding(nn.Module):
         return functional.silu(self.to_cross(caption.to(self.to_cross.weight.dtype)))
 
     def condition(self, with_text: bool) -> Tensor:
-        """What the modulation is told about the text, ``[condition_dim]``."""
+        """Embed one of the last two rows of the null caption, which mark forwards with text and without."""
         return self.to_condition(self.null_caption[-2 if with_text else -1])
 
 
 def rotary_table(bands: Tensor, num_frames: int, height: int, width: int, first_frame: int = 0) -> Tensor:
-    """Angles of the rotary positions, ``[frames, height * width, 3 * bands]``, fp32.
+    """Angles of the rotary positions of a grid of patches, ``[frames, height * width, 3 * bands]``, fp32.
 
     Time is counted in frames from 0. Height and width are centred, and scaled to a frame of 16 x 16 patches'
-    area, so that the model sees other resolutions as finer or coarser grids over the same range.
-
-    Args:
-        bands: learned frequencies, ``[head_dim / 8]``.
-        num_frames, height, width: size of the grid, in patches.
-        first_frame: place in the video of the grid's first frame.
+    area, so that the model sees other resolutions as finer or coarser grids over the same range. ``bands
+    [head_dim / 8]`` are learned frequencies.
     """
     shrink = math.sqrt(height * width / 256)
     stop = first_frame + num_frames
@@ -113,11 +87,9 @@ def rotary_table(bands: Tensor, num_frames: int, height: int, width: int, first_
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Apply rotary positions to the first ``2 * angles`` channels, paired half by half; the rest passes.
+    """Apply rotary angles ``[tokens, n]`` to ``x [tokens, heads, head_dim]``.
 
-    Args:
-        x: ``[tokens, heads, head_dim]``.
-        angles: ``[tokens, n]`` with ``2 n <= head_dim``.
+    The first ``2 n`` channels turn, paired half by half; the others stay.
     """
     cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
     count = angles.shape[-1]

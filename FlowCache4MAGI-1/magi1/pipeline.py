@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
 
@@ -28,20 +27,15 @@ from .schedule import Euler
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi, Tiling
 
-#: Latent frames whose noise is drawn at once: 384 frames of video, beyond which others come in later draws.
+#: Latent frames whose noise is drawn at once: 384 frames of video.
 NOISE_FRAMES = 96
 
 
 class MagiPipeline(DiffusionPipeline):
     """MAGI-1 with chunkwise caching: text-, image- and video-to-video, chunk by chunk.
 
-    Latents and solver run in fp32, the transformer in its own types.
-
-    Args:
-        tokenizer, text_encoder: of captions.
-        transformer: denoises.
-        vae: between pixels and latents.
-        tile_frames: frames that the VAE runs at once, also once reloaded; None leaves it as it is.
+    Latents and solver run in fp32, the transformer in its own types. The VAE runs ``tile_frames`` at once, a
+    setting that is saved with the pipeline.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -65,7 +59,7 @@ class MagiPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(self, request: VideoRequest, trace: Trace | None = None) -> VideoOutput:
-        """Generate a video; takes what ``stream`` takes."""
+        """Generate a video; arguments as in ``stream``."""
         trace = trace if trace is not None else Trace()
         return VideoOutput.join(self.stream(request, trace), trace)
 
@@ -75,17 +69,11 @@ class MagiPipeline(DiffusionPipeline):
     ) -> Iterator[VideoPart]:
         """Generate a video and yield each chunk's new frames as soon as they are clean.
 
-        The video has the length that was asked for. A given image is its first frame; given frames of a video
-        are not shown again.
-
-        Args:
-            request: what to make.
-            trace: filled in with what happens.
-            state: of a part that an earlier stream of the same request gave; this one goes on behind it.
-                ``trace`` holds what happened until then.
+        A given image is the first frame of the video; frames of a given video are not repeated. ``state`` of
+        a part of an earlier stream of the same request continues behind it, with its ``trace``.
         """
         check_type("request", request, VideoRequest)
-        trace = trace if trace is not None else Trace()
+        trace, device = trace if trace is not None else Trace(), self._execution_device
         runtime = request.config.runtime_config
         trace.settings |= {
             "prompt": request.prompt,
@@ -93,7 +81,7 @@ class MagiPipeline(DiffusionPipeline):
             "reuse": request.cache.as_dict(runtime.num_steps),
             "special_tokens": str(request.switches),
         }
-        trace.environment = describe_environment(self._execution_device)
+        trace.environment = describe_environment(device)
         with trace.timer("text"):
             caption = self._encode_prompt(request, trace)
         with trace.timer("encode"):
@@ -102,91 +90,64 @@ class MagiPipeline(DiffusionPipeline):
         schedule = StaircaseSchedule(len(window.chunks), runtime.num_steps, runtime.stride, window.num_given)
         denoiser = self._new_denoiser(request, caption, window, schedule)
         denoiser.trace = trace
-        given, held, wanted = (), window.chunks[window.num_given].held, runtime.num_frames
+        shown, hidden, wanted = (), window.chunks[window.num_given].held, runtime.num_frames
         if state is not None:
             denoiser.load_state_dict(state["denoiser"])
-            wanted, held, state = state["wanted"], 0, None  # it may be large
+            wanted, hidden, state = state["wanted"], 0, None  # it may be large
         elif request.shows_prefix:
             # A chunk that is given whole is not denoised, and so does not come from the loop.
-            given, held = map(window.latents, range(window.num_given)), 0
-        # Closed when decoding fails, so that the progress bar ends before the message.
-        with closing(self._clean_latents(denoiser, window, schedule)) as clean:
-            yield from self._decode_parts(chain(given, clean), held, wanted, denoiser)
+            shown, hidden = map(window.latents, range(window.num_given)), 0
+
+        def save_state() -> State:
+            return {"wanted": wanted, "denoiser": denoiser.state_dict()}
+
+        with self.progress_bar(total=len(schedule)) as progress:
+            denoiser.on_step = progress.update
+            progress.update(len(trace.steps))
+            chunks = denoiser.run(window, schedule, Euler(request.timetable))
+            clean = chain(shown, (chunk.latents for chunk in chunks))
+            while True:
+                with trace.timer("denoise"):
+                    latents = next(clean, None)
+                    synchronize(device)
+                if latents is None:
+                    return
+                # Clone, so that a slice does not keep the full tensor alive.
+                latents, hidden = latents[:, hidden:].clone(), 0
+                with trace.timer("decode"):
+                    frames = self._decode(latents)[:, :wanted]
+                trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(device))
+                wanted -= frames.shape[1]
+                if frames.shape[1]:
+                    yield VideoPart(frames, latents, save_state if denoiser.in_window else None)
 
     def _new_denoiser(
         self, request: VideoRequest, caption: Tensor, window: Window, schedule: StaircaseSchedule
     ) -> Denoiser:
-        """The loop for a window, with the model, the policy and the forecast of a request."""
         runtime, cache = request.config.runtime_config, request.cache
         null_caption = self.transformer.caption_embed.null_caption.to(caption.device)
         specials = (request.switches, request.special_tokens)
         captions = make_captions(caption, null_caption, len(window.chunks), window.num_given, *specials)
-        sampling = Sampling(
-            request.timetable,
-            request.guidance,
-            schedule,
-            KVRange(runtime.noise2clean_kvrange, runtime.clean_chunk_kvrange),
-        )
-        model = MagiChunkModel(
-            self.transformer, captions, tuple(window.frame_shape[1:]), sampling, cache.policy.indicator
-        )
+        kv_range = KVRange(runtime.noise2clean_kvrange, runtime.clean_chunk_kvrange)
+        sampling = Sampling(request.timetable, request.guidance, schedule, kv_range)
+        size = tuple(window.frame_shape[1:])
+        model = MagiChunkModel(self.transformer, captions, size, sampling, cache.policy.indicator)
         return Denoiser(model, cache)
 
-    def _clean_latents(
-        self, denoiser: Denoiser, window: Window, schedule: StaircaseSchedule
-    ) -> Iterator[Tensor]:
-        """Run the loop; latents of each chunk when it is clean."""
-        with self.progress_bar(total=len(schedule)) as progress:
-            denoiser.on_step = progress.update
-            progress.update(len(denoiser.trace.steps))
-            chunks = denoiser.run(window, schedule, Euler(denoiser.model.timetable))
-            while True:
-                with denoiser.trace.timer("denoise"):
-                    chunk = next(chunks, None)
-                    synchronize(self._execution_device)
-                if chunk is None:
-                    return
-                yield chunk.latents
-
-    def _decode_parts(
-        self, latents: Iterable[Tensor], skipped: int, wanted: int, denoiser: Denoiser
-    ) -> Iterator[VideoPart]:
-        """Decode chunks one by one, up to the length that was asked for.
-
-        Args:
-            latents: of the chunks.
-            skipped: latent frames of the first one that are not to be shown.
-            wanted: frames to show.
-            denoiser: where the latents come from.
-        """
-
-        def state() -> State:
-            return {"wanted": wanted, "denoiser": denoiser.state_dict()}
-
-        trace = denoiser.trace
-        for chunk in latents:
-            part, skipped = chunk[:, skipped:].clone(), 0
-            with trace.timer("decode"):
-                frames = self._decode(part)[:, :wanted]
-            trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(self._execution_device))
-            wanted -= frames.shape[1]
-            if frames.shape[1]:
-                yield VideoPart(frames, part, state if denoiser.in_window else None)
-
     def _encode_prompt(self, request: VideoRequest, trace: Trace) -> Tensor:
-        """Caption tokens without padding, ``[tokens, channels]``, fp32; notes in the trace what is lost."""
-        device = self._execution_device
+        """Caption tokens without padding, ``[tokens, channels]``, fp32; notes lost words in the trace."""
+        device, sizes = self._execution_device, self.transformer.config
         text = clean_prompt(request.prompt)
-        longest = self.transformer.config.caption_max_length
         if not text:
-            return torch.zeros(0, self.transformer.config.caption_channels, device=device)
-        # Special tokens take the room of the caption's last ones, of which the very last ends the text.
-        room = longest - max(request.switches.num_tokens - 1, 0)
+            return torch.zeros(0, sizes.caption_channels, device=device)
+        # Special tokens displace the last tokens of the caption, of which the very last only ends the text.
+        room = sizes.caption_max_length - max(request.switches.num_tokens - 1, 0)
         losses = find_losses(request.prompt, text, self.tokenizer, room)
         self.prompt_warnings.warn("prompt", losses, self.tokenizer)
         if losses:
             trace.settings["prompt_losses"] = {"prompt": losses}
-        tokens = self.tokenizer(text, max_length=longest, truncation=True, return_tensors="pt")
+        limit = {"max_length": sizes.caption_max_length, "truncation": True}
+        tokens = self.tokenizer(text, **limit, return_tensors="pt")
         encoder = self.text_encoder
         embeds = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state[0]
         return check_finite("text embeddings", embeds.float().to(device))
@@ -199,18 +160,18 @@ class MagiPipeline(DiffusionPipeline):
         return check_finite("latents of the given frames", latents)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """``[3, 4 frames, height, width]`` in [-1, 1] of scaled latents."""
+        """Video ``[3, 4 frames, height, width]`` in [-1, 1] of scaled latents."""
         latents = latents.unsqueeze(0).to(self.vae.dtype) / self.vae.config.scaling_factor
         # A single frame may be all that a prefix leaves of a chunk, and stands for four all the same.
         video = self.vae.decode(latents, still=False)
         return check_finite("frames from the VAE", video[0].float()).clamp(-1, 1)
 
     def _new_window(self, request: VideoRequest, given: Tensor | None) -> Window:
-        """Noise for all frames, in whole chunks, behind those that are given."""
+        """Noise for all frames, in whole chunks, behind the given ones."""
         runtime, vae = request.config.runtime_config, self.vae.config
         num_given = 0 if given is None else given.shape[1]
         frames = -(-runtime.num_frames // vae.patch_length)
-        # An image is the first frame of the video; there has to be one behind it.
+        # An image is the first frame of the video; at least one follows.
         frames = max(frames, num_given + 1) if request.shows_prefix else frames + num_given
         frames = -(-frames // runtime.chunk_width) * runtime.chunk_width
         size = (runtime.video_size_h // vae.patch_size, runtime.video_size_w // vae.patch_size)

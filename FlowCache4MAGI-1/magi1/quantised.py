@@ -1,4 +1,4 @@
-"""Linear layers whose weights stay in fp8, as the official quantised checkpoints hold them."""
+"""Linear layers with weights in fp8, as the official quantised checkpoints have them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 FP8 = torch.float8_e4m3fn
 
-#: The oldest GPUs that multiply in fp8.
+#: The oldest GPUs that multiply in fp8 (Ada).
 CAPABILITY = (8, 9)
 
-#: Linear layers of a block that quantised checkpoints hold in fp8: with one scale for the input, or with one
-#: for each of its channels. The first and the last block are never quantised.
+#: Linear layers of a block in fp8, with one scale for the input, or with one for each of its channels. The
+#: first and the last block are never quantised.
 PLAIN = ("attention.to_q", "attention.to_q_cross", "attention.to_k", "attention.to_v", "feed_forward.up")
 SMOOTHED = ("attention.to_out", "feed_forward.down")
 
@@ -24,7 +24,7 @@ def multiplies_fp8(device: torch.device) -> bool:
 
 
 def quantise_layout(blocks: nn.ModuleList) -> None:
-    """Put a ``QuantisedLinear`` in the place of each layer that quantised checkpoints hold in fp8."""
+    """Replace each layer that quantised checkpoints have in fp8 by a ``QuantisedLinear``."""
     for block in blocks[1:-1]:
         for name in (*PLAIN, *SMOOTHED):
             plain = block.get_submodule(name)
@@ -32,18 +32,15 @@ def quantise_layout(blocks: nn.ModuleList) -> None:
 
 
 class QuantisedLinear(nn.Module):
-    """Linear layer without bias that scales and rounds its input to fp8 and multiplies it there.
+    """Linear layer without bias that scales its input, rounds it to fp8 and multiplies it there.
 
-    The official layers do the same: the input is divided channel by channel, the product multiplied by the
-    scales of input and weight.
-
-    Args:
-        in_features, out_features: multiples of 16.
+    As in the official layers, each channel of the input is divided by its scale, and the product multiplied
+    by the scales of input and weight. Sizes are multiples of 16.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        # Kept as bytes, which nothing that changes a model's type touches.
+        # Bytes, because nothing that casts a model casts them.
         held = torch.zeros(out_features, in_features, dtype=torch.uint8)
         self.weight = nn.Parameter(held, requires_grad=False)
         self.register_buffer("channel_scale", torch.ones(in_features))
@@ -52,7 +49,7 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[tokens, in_features]`` to ``[tokens, out_features]`` in the same type."""
-        # The input is rounded twice, as the original does.
+        # The original rounds the input twice, too.
         scaled = (x / self.channel_scale).clamp(-_LARGEST, _LARGEST).to(torch.bfloat16).to(FP8)
         scales = {"scale_a": self.input_scale, "scale_b": self.weight_scale}
         return torch._scaled_mm(scaled, self.weight.view(FP8).T, **scales, out_dtype=x.dtype)

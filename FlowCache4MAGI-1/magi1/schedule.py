@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -10,12 +9,12 @@ from torch import Tensor
 
 from flowcache.state import State
 
-#: Time at which the official models are shown chunks that are finished.
+#: Time at which the official models see clean chunks.
 CLEAN_TIME = 0.9999
-#: By which the grid of times is shifted towards noise.
+#: Shift of the grid of times towards noise.
 SHIFT = 3.0
 
-#: Which of every four steps of the 16-step grid a run of 12 steps makes.
+#: Steps of each four of the 16-step grid that a run of 12 steps makes.
 SHORTCUTS = {"8,16,16": (0, 2, 3), "16,16,8": (0, 1, 2)}
 
 
@@ -25,12 +24,9 @@ class Timetable:
     Args:
         num_steps: a multiple of 4; the official models make 8, 16, 32 or 64, or 12, which are those of 16
             without every fourth.
-        shortcut: ``8,16,16`` or ``16,16,8``: which one is left out.
-        distilled: whether the model is told its step size.
-        clean_time: time at which finished and given chunks are shown.
-
-    Raises:
-        ValueError: the number of steps or the shortcut is none of these.
+        shortcut: one of ``SHORTCUTS``: the step of each four that a run of 12 steps leaves out.
+        distilled: whether the model sees its step size.
+        clean_time: time at which clean and given chunks run.
     """
 
     def __init__(
@@ -45,37 +41,31 @@ class Timetable:
         if shortcut not in SHORTCUTS:
             raise ValueError(f"shortcut_mode must be one of {', '.join(SHORTCUTS)}, got {shortcut!r}.")
         self.num_steps, self.distilled, self.clean_time = num_steps, distilled, clean_time
-        self._offsets = SHORTCUTS[shortcut]
-        self.times = self._grid()
+        offsets = SHORTCUTS[shortcut]
+        self._intervals = [after - before for before, after in pairwise((*offsets, 4))]
+        if num_steps == 12:
+            places = [4 * quarter + offset for quarter in range(4) for offset in offsets]
+            uniform = np.array([*places, 16], np.float32) / np.float32(16)
+        else:
+            uniform = np.linspace(0, 1, num_steps + 1, dtype=np.float32)
+        squared = uniform * uniform
+        self.times = squared / np.float32(SHIFT) / (1 - np.float32(1 - 1 / SHIFT) * squared)
 
     def time(self, local_step: int) -> float:
         """Time at the start of a local step."""
         return float(self.times[local_step])
 
     def step_size(self, local_step: int) -> float | None:
-        """What a distilled model is told, in quarters of the grid; None for others."""
+        """Step size that a distilled model sees, in quarters of the grid; None for others."""
         if not self.distilled:
             return None
         if self.num_steps != 12:
             return 2 * self.num_steps / 4
-        return 2 * 4 / self._intervals()[local_step % 3]
-
-    def _intervals(self) -> Sequence[int]:
-        edges = (*self._offsets, 4)
-        return [after - before for before, after in pairwise(edges)]
-
-    def _grid(self) -> np.ndarray:
-        if self.num_steps == 12:
-            places = [4 * quarter + offset for quarter in range(4) for offset in self._offsets]
-            uniform = np.array([*places, 16], np.float32) / np.float32(16)
-        else:
-            uniform = np.linspace(0, 1, self.num_steps + 1, dtype=np.float32)
-        squared = uniform * uniform
-        return squared / np.float32(SHIFT) / (1 - np.float32(1 - 1 / SHIFT) * squared)
+        return 2 * 4 / self._intervals[local_step % 3]
 
 
 class Euler:
-    """Implements ``flowcache.chunk_model.Solver``: velocity times the step's time."""
+    """Implements ``flowcache.chunk_model.Solver``: velocity times the step's time; keeps no history."""
 
     def __init__(self, timetable: Timetable) -> None:
         self._timetable = timetable
@@ -88,14 +78,11 @@ class Euler:
         times = self._timetable.times
         return latents + velocity * float(times[local_step + 1] - times[local_step])
 
-    def skip(self, chunk: int) -> None:
-        """Keeps no history."""
+    def skip(self, chunk: int) -> None: ...
 
-    def forget(self, chunk: int) -> None:
-        """Keeps no history."""
+    def forget(self, chunk: int) -> None: ...
 
     def state_dict(self) -> State:
         return {}
 
-    def load_state_dict(self, state: State) -> None:
-        """Keeps no history."""
+    def load_state_dict(self, state: State) -> None: ...

@@ -1,15 +1,14 @@
 """MAGI-1's diffusion transformer (arXiv 2505.13211).
 
-Tokens of all chunks lie in one packed sequence ``[tokens, dim]``. A *segment* is a run of tokens that share
-time, text and what they may attend to: a chunk in one guidance branch. The transformer does not know where
-keys and values are kept; it asks an ``Attend`` for them.
+Tokens of all chunks form one packed sequence ``[tokens, dim]``. A *segment* is a run of tokens with the
+same time, text and context: a chunk in one guidance branch. An ``Attend`` keeps the keys and values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -21,67 +20,56 @@ from torch.nn import functional
 from .layers import CaptionEmbedding, Fp32Linear, OffsetLayerNorm, TimeEmbedding, rotary_table, rotate
 from .quantised import quantise_layout
 
-#: The projection behind attention was trained on eight devices, each of which held a slice of the heads of
-#: self and of cross attention side by side.
+#: The projection behind attention was trained on eight devices, each with a slice of the heads of self and
+#: of cross attention side by side.
 TRAINING_SHARDS = 8
 
+#: Modules and parameters that stay in fp32, by a part of their names.
+_FP32_EMBEDDINGS = ("patch_embed", "time_embed", "caption_embed", "rotary_bands")
+_FP32_NORMS = ("norm_q", "norm_k", "attention_norm", "feed_forward_norm", "norm_out")
+_FP32_SCALES = ("channel_scale", "input_scale", "weight_scale")
+
+#: Caption tokens ``[tokens, cross_dim]`` to keys and values, ``[tokens, groups, head_dim]`` each.
 ProjectText = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Attend(Protocol):
-    """Runs the attention of packed segments: knows which keys each may see and where they are kept."""
+    """Attention of packed segments, with the keys and values that each sees."""
 
     def attend_video(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Self attention; ``query [tokens, heads, head_dim]``, the others with fewer heads, to the like."""
+        """Self attention, ``[tokens, heads, head_dim]``; keys and values may have fewer heads."""
         ...
 
     def attend_text(self, layer: int, query: Tensor, project: ProjectText) -> Tensor:
-        """Cross attention to each segment's caption; ``project`` makes keys and values of caption tokens."""
+        """Cross attention to each segment's caption."""
         ...
 
 
 class MagiAttention(nn.Module):
     """Self and cross attention side by side, from one normalised input into one projection.
 
-    Args:
-        dim: channels of a token.
-        heads: query heads.
-        groups: key-value heads.
-        head_dim: channels of a head.
-        cross_dim: channels of a caption token.
-        eps: of the norms.
-        offset_norm: whether the norms of queries and keys store their gain minus one.
+    ``config`` holds arguments of ``MagiTransformer3DModel``, here and below.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        groups: int,
-        head_dim: int,
-        cross_dim: int,
-        eps: float,
-        offset_norm: bool,
-    ) -> None:
+    def __init__(self, config: Any, cross_dim: int) -> None:
         super().__init__()
-        self.heads, self.groups, self.head_dim = heads, groups, head_dim
-        self.norm = nn.LayerNorm(dim, eps)
-        self.to_q = nn.Linear(dim, heads * head_dim, bias=False)
-        self.to_q_cross = nn.Linear(dim, heads * head_dim, bias=False)
-        self.to_k = nn.Linear(dim, groups * head_dim, bias=False)
-        self.to_v = nn.Linear(dim, groups * head_dim, bias=False)
-        self.to_kv_cross = nn.Linear(cross_dim, 2 * groups * head_dim, bias=False)
-        self.norm_q = OffsetLayerNorm(head_dim, eps, offset_norm)
-        self.norm_k = OffsetLayerNorm(head_dim, eps, offset_norm)
-        self.norm_q_cross = OffsetLayerNorm(head_dim, eps, offset_norm)
-        self.norm_k_cross = OffsetLayerNorm(head_dim, eps, offset_norm)
-        self.to_out = Fp32Linear(2 * heads * head_dim, dim)
+        dim, self.groups, self.head_dim = config.hidden_size, config.num_query_groups, config.kv_channels
+        query_dim, key_dim = config.num_attention_heads * self.head_dim, self.groups * self.head_dim
+        self.norm = nn.LayerNorm(dim, config.layernorm_epsilon)
+        self.to_q = nn.Linear(dim, query_dim, bias=False)
+        self.to_q_cross = nn.Linear(dim, query_dim, bias=False)
+        self.to_k = nn.Linear(dim, key_dim, bias=False)
+        self.to_v = nn.Linear(dim, key_dim, bias=False)
+        self.to_kv_cross = nn.Linear(cross_dim, 2 * key_dim, bias=False)
+        for name in ("norm_q", "norm_k", "norm_q_cross", "norm_k_cross"):
+            self.add_module(name, _offset_norm(config, self.head_dim))
+        self.to_out = Fp32Linear(2 * query_dim, dim)
 
     def forward(self, layer: int, hidden: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
         """``hidden [tokens, dim]``, ``rotary [tokens, angles]`` to ``[tokens, dim]``."""
         normed = self.norm(hidden)
         value = self._split(self.to_v(normed))
-        # queries and keys stay in fp32 from their norms until they are turned
+        # Queries and keys stay in fp32 between their norms and their rotation.
         query = rotate(self.norm_q(self._split(self.to_q(normed)).float()), rotary).type_as(value)
         key = rotate(self.norm_k(self._split(self.to_k(normed)).float()), rotary).type_as(value)
         video = attend.attend_video(layer, query, key, value)
@@ -92,7 +80,7 @@ class MagiAttention(nn.Module):
         return self.to_out(shards.flatten(1).type_as(normed))
 
     def project_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of caption tokens ``[tokens, cross_dim]``, ``[tokens, groups, head_dim]`` each."""
+        """Implements ``ProjectText``."""
         key, value = self.to_kv_cross(tokens).unflatten(1, (self.groups, 2, self.head_dim)).unbind(2)
         return self.norm_k_cross(key), value
 
@@ -101,20 +89,13 @@ class MagiAttention(nn.Module):
 
 
 class MagiFeedForward(nn.Module):
-    """Norm, up, GELU or SiLU gate, down.
+    """Norm, up, GELU (4.5B) or SiLU gate (24B), down."""
 
-    Args:
-        dim: channels of a token.
-        hidden_dim: channels in between.
-        gated: SiLU of the first half times the second half, as in the 24B models, instead of GELU.
-        eps: of the norm.
-    """
-
-    def __init__(self, dim: int, hidden_dim: int, gated: bool, eps: float) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.gated = gated
-        self.norm = nn.LayerNorm(dim, eps)
-        self.up = nn.Linear(dim, hidden_dim * (2 if gated else 1), bias=False)
+        dim, hidden_dim, self.gated = config.hidden_size, config.ffn_hidden_size, config.gated_linear_unit
+        self.norm = nn.LayerNorm(dim, config.layernorm_epsilon)
+        self.up = nn.Linear(dim, hidden_dim * (2 if self.gated else 1), bias=False)
         self.down = nn.Linear(hidden_dim, dim, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -128,16 +109,13 @@ class MagiFeedForward(nn.Module):
 class MagiBlock(nn.Module):
     """Attention and feed-forward, each gated by the condition and normalised before it is added."""
 
-    def __init__(
-        self, attention: MagiAttention, feed_forward: MagiFeedForward, condition_dim: int, norm: dict
-    ) -> None:
+    def __init__(self, config: Any, cross_dim: int, condition_dim: int) -> None:
         super().__init__()
-        dim = attention.norm.normalized_shape[0]
-        self.gates = nn.Linear(condition_dim, 2 * dim)
-        self.attention = attention
-        self.attention_norm = OffsetLayerNorm(dim, **norm)
-        self.feed_forward = feed_forward
-        self.feed_forward_norm = OffsetLayerNorm(dim, **norm)
+        self.gates = nn.Linear(condition_dim, 2 * config.hidden_size)
+        self.attention = MagiAttention(config, cross_dim)
+        self.attention_norm = _offset_norm(config, config.hidden_size)
+        self.feed_forward = MagiFeedForward(config)
+        self.feed_forward_norm = _offset_norm(config, config.hidden_size)
 
     def forward(
         self,
@@ -158,44 +136,17 @@ class MagiBlock(nn.Module):
 
 
 class MagiTransformer3DModel(ModelMixin, ConfigMixin):
-    """MAGI-1's transformer; arguments as the official configuration files name them.
+    """MAGI-1's transformer; arguments as in ``config.ModelSection``, which are the official files' keys.
 
-    Args:
-        num_layers, hidden_size, ffn_hidden_size: of the block stack.
-        num_attention_heads, num_query_groups, kv_channels: query heads, key-value heads, channels of a head.
-        layernorm_epsilon: of all norms.
-        apply_layernorm_1p: the norms of queries, keys and updates store their gain minus one.
-        x_rescale_factor: latents are multiplied by this before, and velocities divided by it after.
-        half_channel_vae: latents have half of ``in_channels`` and are doubled; half of the output is kept.
-        patch_size, t_patch_size: latents to a token, along height and width, and along time.
-        in_channels, out_channels: of the patch embedding and the output.
-        cond_hidden_ratio, xattn_cond_hidden_ratio: widths of the condition and of caption tokens, as shares
-            of ``hidden_size``.
-        caption_channels, caption_max_length: of the text encoder.
-        gated_linear_unit: SiLU-gated feed-forward (24B) instead of GELU (4.5B).
-        fp8_quant: weights of the linear layers between the first and the last block lie in fp8.
+    With ``fp8_quant``, linear layers between the first and the last block have their weights in fp8.
     """
 
     _supports_gradient_checkpointing = False
     _no_split_modules = ("MagiBlock",)
     _repeated_blocks = ("MagiBlock",)
-    # The parts that the official loader promotes; the norms of cross attention stay in bf16 there, too.
-    # A list, as diffusers does not look into a tuple.
-    _keep_in_fp32_modules: ClassVar = [
-        "patch_embed",
-        "time_embed",
-        "caption_embed",
-        "rotary_bands",
-        "norm_q",
-        "norm_k",
-        "attention_norm",
-        "feed_forward_norm",
-        "norm_out",
-        "proj_out",
-        "channel_scale",
-        "input_scale",
-        "weight_scale",
-    ]
+    # As in the official loader; the norms of cross attention are in bf16 there, too. A list, because
+    # diffusers does not look into a tuple.
+    _keep_in_fp32_modules: ClassVar = [*_FP32_EMBEDDINGS, *_FP32_NORMS, *_FP32_SCALES, "proj_out"]
 
     @register_to_config
     def __init__(
@@ -225,41 +176,30 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
         patch = (t_patch_size, patch_size, patch_size)
         condition_dim = int(hidden_size * cond_hidden_ratio)
         cross_dim = int(hidden_size * xattn_cond_hidden_ratio)
-        norm = {"eps": layernorm_epsilon, "offset": apply_layernorm_1p}
         self.patch_embed = nn.Conv3d(in_channels, hidden_size, patch, stride=patch, bias=False)
         self.time_embed = TimeEmbedding(condition_dim)
         self.caption_embed = CaptionEmbedding(caption_channels, caption_max_length, cross_dim, condition_dim)
         num_bands = kv_channels // 8
         self.rotary_bands = nn.Parameter(10000.0 ** (-torch.arange(num_bands) / num_bands))
         self.blocks = nn.ModuleList(
-            MagiBlock(
-                MagiAttention(
-                    hidden_size,
-                    num_attention_heads,
-                    num_query_groups,
-                    kv_channels,
-                    cross_dim,
-                    layernorm_epsilon,
-                    apply_layernorm_1p,
-                ),
-                MagiFeedForward(hidden_size, ffn_hidden_size, gated_linear_unit, layernorm_epsilon),
-                condition_dim,
-                norm,
-            )
-            for _ in range(num_layers)
+            MagiBlock(self.config, cross_dim, condition_dim) for _ in range(num_layers)
         )
         if fp8_quant:
             quantise_layout(self.blocks)
-        self.norm_out = OffsetLayerNorm(hidden_size, **norm)
+        self.norm_out = _offset_norm(self.config, hidden_size)
         self.proj_out = nn.Linear(hidden_size, patch_size**2 * t_patch_size * out_channels, bias=False)
+
+    @classmethod
+    def keeps_fp32(cls, name: str) -> bool:
+        """Whether the official loader keeps the parameter of that name in fp32."""
+        return any(part in cls._keep_in_fp32_modules for part in name.split("."))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MagiTransformer3DModel:
         """Move or cast; what ``_keep_in_fp32_modules`` names is moved but not cast."""
         kept = {
             name: tensor.data
             for name, tensor in chain(self.named_parameters(), self.named_buffers())
-            if tensor.dtype == torch.float32
-            and any(part in self._keep_in_fp32_modules for part in name.split("."))
+            if tensor.dtype == torch.float32 and self.keeps_fp32(name)
         }
         super()._apply(fn, recurse)
         tensors = dict(chain(self.named_parameters(), self.named_buffers()))
@@ -268,7 +208,7 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
                 tensors[name].data = data.to(tensors[name].device)
         return self
 
-    # What is called from outside beside ``forward`` runs the hooks that move an offloaded model.
+    # Methods that callers use beside ``forward`` run the hooks that move an offloaded model.
     @apply_forward_hook
     def embed(self, latents: Tensor) -> Tensor:
         """Latents ``[channels, frames, height, width]`` to fp32 tokens ``[tokens, dim]``, time outermost."""
@@ -280,19 +220,11 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
     def forward(
         self, tokens: Tensor, condition: Tensor, lengths: Sequence[int], rotary: Tensor, attend: Attend
     ) -> Tensor:
-        """Run the block stack on packed segments.
+        """Run the block stack on packed ``tokens [tokens, dim]``, to the same shape.
 
-        Args:
-            tokens: ``[tokens, dim]``.
-            condition: ``[segments, condition_dim]``.
-            lengths: tokens of each segment.
-            rotary: angles ``[tokens, n]``, see ``rotary``.
-            attend: runs the attention.
-
-        Returns:
-            ``[tokens, dim]``.
+        ``condition [segments, condition_dim]``; ``lengths`` in tokens; ``rotary [tokens, n]``, angles.
         """
-        # Filled on the device: a tensor made of a list would have to be copied, and waited for.
+        # Filled on the device: the host would have to wait for the copy of a list.
         places = [torch.full((length,), place, device=tokens.device) for place, length in enumerate(lengths)]
         segment_of, dtype = torch.cat(places), self.dtype
         hidden, condition = tokens.to(dtype), condition.to(dtype)
@@ -302,12 +234,7 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def head(self, hidden: Tensor, frames: int, height: int, width: int) -> Tensor:
-        """Tokens of one segment to a velocity ``[channels, frames, height, width]``, fp32.
-
-        Args:
-            hidden: ``[tokens, dim]``.
-            frames, height, width: of the latents.
-        """
+        """Tokens ``[tokens, dim]`` of one segment to its velocity ``[channels, frames, height, width]``."""
         side, depth = self.config.patch_size, self.config.t_patch_size
         out = self.proj_out(self.norm_out(hidden.float()))
         grid = (frames // depth, height // side, width // side)
@@ -324,12 +251,10 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def condition(self, times: Tensor, with_text: Sequence[bool], step_sizes: Tensor | None = None) -> Tensor:
-        """What gates the blocks, ``[segments, condition_dim]``.
+        """Condition that gates the blocks, ``[segments, condition_dim]``.
 
-        Args:
-            times: of the segments, 0 (noise) to 1 (clean), ``[segments]``.
-            with_text: whether a segment belongs to a branch with a caption.
-            step_sizes: of distilled models, in quarters of the grid of times, ``[segments]``.
+        ``times [segments]`` run from 0 (noise) to 1 (clean). Distilled models see ``step_sizes [segments]``,
+        in quarters of the grid of times.
         """
         embedded = self.time_embed(times)
         if step_sizes is not None:
@@ -342,3 +267,7 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
         side, depth = self.config.patch_size, self.config.t_patch_size
         size = (num_frames // depth, height // side, width // side)
         return rotary_table(self.rotary_bands, *size, first_frame // depth)
+
+
+def _offset_norm(config: Any, dim: int) -> OffsetLayerNorm:
+    return OffsetLayerNorm(dim, config.layernorm_epsilon, config.apply_layernorm_1p)

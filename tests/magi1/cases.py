@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcache import StaircaseSchedule
-from magi1.captions import Captions, make_captions
+from magi1.captions import make_captions
 from magi1.chunk_model import KVRange, MagiChunkModel, Sampling
 from magi1.conversion import official_key
 from magi1.guidance import DistilledGuidance, Guidance, ThreeWayGuidance
@@ -41,11 +41,6 @@ def load_transformer(case: Case) -> MagiTransformer3DModel:
     return transformer
 
 
-def captions_of(transformer: MagiTransformer3DModel, case: Case, num_chunks: int) -> Captions:
-    text = case.tensors["caption_embs"][0, 0][case.tensors["emb_masks"][0].bool()]
-    return make_captions(text, transformer.caption_embed.null_caption, num_chunks)
-
-
 def guidance_of(case: Case, nearly_clean: bool = True) -> Guidance:
     runtime, engine = case.info["config"]["runtime_config"], case.info["config"]["engine_config"]
     if runtime["cfg_number"] == 1:
@@ -63,8 +58,30 @@ def chunk_model(
     )
     kv_range = KVRange(tuple(runtime["noise2clean_kvrange"]), runtime["clean_chunk_kvrange"])
     sampling = Sampling(table, guidance_of(case, nearly_clean), schedule, kv_range)
-    captions = captions_of(transformer, case, schedule.num_chunks)
+    text = case.tensors["caption_embs"][0, 0][case.tensors["emb_masks"][0].bool()]
+    captions = make_captions(text, transformer.caption_embed.null_caption, schedule.num_chunks)
     return MagiChunkModel(transformer, captions, tuple(noise.shape[2:]), sampling)
+
+
+def random_model(
+    schedule: StaircaseSchedule,
+    kv_range: KVRange | None = None,
+    guidance: Guidance | None = None,
+    size: tuple[int, int] = (4, 4),
+    device: str = "cpu",
+    **sizes,
+) -> MagiChunkModel:
+    """A chunk model with random weights, distilled unless it has three-way guidance."""
+    torch.manual_seed(0)
+    transformer = MagiTransformer3DModel(**{**SIZES, **sizes}).requires_grad_(False)
+    for parameter in transformer.time_embed.parameters():
+        torch.nn.init.normal_(parameter)
+    transformer.to(device)
+    null = transformer.caption_embed.null_caption
+    captions = make_captions(torch.randn(5, 16, device=device), null, schedule.num_chunks)
+    table = Timetable(schedule.num_steps, distilled=not isinstance(guidance, ThreeWayGuidance))
+    sampling = Sampling(table, guidance or DistilledGuidance(), schedule, kv_range or KVRange())
+    return MagiChunkModel(transformer, captions, size, sampling)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

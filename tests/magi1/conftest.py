@@ -17,7 +17,7 @@ def no_gradients():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Configuration of a tiny model, whose folders lie as the official ones."""
+    """Configuration of a tiny model, with folders as the official ones."""
     return write_tiny_magi(tmp_path_factory.mktemp("weights"))
 
 
@@ -31,9 +31,4 @@ def front(monkeypatch, tmp_path):
 @pytest.fixture
 def prepared(front, weights):
     """Make the job of some arguments, with the tiny weights for the official ones."""
-
-    def prepare(*arguments):
-        words = ["--config_file", weights, "--model", "official", *arguments]
-        return front.prepare(*words)
-
-    return prepare
+    return lambda *words: front.prepare("--config_file", weights, "--model", "official", *words)

@@ -1,4 +1,4 @@
-"""Captions with special tokens against the original's."""
+"""Captions with special tokens against the original's, and their tables."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ def listed() -> list[dict]:
 @pytest.mark.parametrize("entry", listed(), ids=lambda entry: entry["name"])
 def test_captions(entry):
     tensors, name = magi_case("prompt_special_tokens").tensors, entry["name"]
-    table = SpecialTokens(
-        *(tensors[f"table_{key}"].half().float() for key in ("other_tokens", "caption_token", "logo_token"))
-    )
+    keys = ("other_tokens", "caption_token", "logo_token")
+    table = SpecialTokens(*(tensors[f"table_{key}"].half().float() for key in keys))
     switches = CaptionSwitches.from_environment(dict.fromkeys(entry["env"], "1"))
     given, total = entry["clean_chunk_num"], entry["infer_chunk_num"]
     caption = tensors["caption_embs"][0, 0, : tensors["emb_masks_valid"].item()]
@@ -37,33 +36,51 @@ def test_captions(entry):
     assert torch.allclose(captions.null, null, atol=1e-6)
 
 
-def test_an_empty_caption_is_the_null_caption():
-    null = torch.randn(60, 8)
-    captions = make_captions(torch.zeros(0, 8), null, 3)
-    assert torch.equal(captions.texts[0], captions.null)
-
-
-def test_the_table_is_needed_only_when_a_token_is_asked_for(tmp_path):
-    caption, null = torch.randn(4, 8), torch.randn(60, 8)
-    make_captions(caption, null, 3)
-    with pytest.raises(ValueError, match="no table of them"):
-        make_captions(caption, null, 3, switches=CaptionSwitches(high_quality=True))
-    with pytest.raises(ValueError, match=r"tokens\.npz cannot be used: .* No such file"):
-        SpecialTokens.from_file(tmp_path / "tokens.npz")
-    tables = {
-        "other_tokens": np.ones((100, 8)),
-        "caption_token": np.ones((1, 8)),
-        "logo_token": np.ones((1, 8)),
-    }
-    np.savez(tmp_path / "tokens.npz", **tables)
-    assert SpecialTokens.from_file(tmp_path / "tokens.npz").others.shape == (100, 8)
-
-
 def test_equal_captions_are_one():
     caption, null = torch.randn(4, 8), torch.randn(60, 8)
+    empty = make_captions(torch.zeros(0, 8), null, 3)
+    assert torch.equal(empty.texts[0], empty.null)
     tokens = SpecialTokens(torch.randn(100, 8), torch.randn(1, 8), torch.randn(1, 8))
     same = make_captions(caption, null, 12, 2, CaptionSwitches(high_quality=True), tokens)
     assert len(same.texts) == 1 and same.of_chunk == [0] * 12
     timed = make_captions(caption, null, 14, 2, CaptionSwitches(duration=True), tokens)
     assert len(timed.texts) == 8
     assert timed.of_chunk == [0] * 7 + list(range(1, 8))
+    assert CaptionSwitches(high_quality=True, duration=True, negative=True).num_tokens == 2
+    with pytest.raises(ValueError, match="special_tokens"):
+        make_captions(caption, null, 3, switches=CaptionSwitches(high_quality=True))
+
+
+@pytest.mark.parametrize(("word", "on"), [("yes", True), ("ON", True), ("0", False), ("off", False)])
+def test_words_of_the_variables(word, on):
+    assert CaptionSwitches.from_environment({"PAD_HQ": word}, usual=not on).high_quality is on
+    with pytest.raises(ValueError, match="PAD_HQ"):
+        CaptionSwitches.from_environment({"PAD_HQ": "maybe"})
+
+
+def save_tokens(path, rows=100, **changes):
+    tables = {"other_tokens": np.ones((rows, 16)), "caption_token": np.ones((1, 16))}
+    np.savez(path, **(tables | {"logo_token": np.ones((1, 16))} | changes))
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: save_tokens(path, rows=5), "other_tokens"),
+        (lambda path: save_tokens(path, other_tokens=np.ones((100, 8))), r"\[17 or more, 16\]"),
+        (lambda path: save_tokens(path, logo_token=np.ones(16)), "logo_token"),
+        (lambda path: save_tokens(path, logo_token=np.array(["x"])), "cannot be used"),
+        (lambda path: np.save(path.open("wb"), np.ones((100, 16))), "no npz archive"),
+        (lambda path: path.write_bytes(b""), "cannot be used"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 no zip"), "cannot be used"),
+    ],
+)
+def test_tables_of_special_tokens(tmp_path, save, message):
+    path = tmp_path / "t.npz"
+    save(path)
+    with pytest.raises(ValueError, match=message) as raised:
+        SpecialTokens.from_file(path, 16)
+    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+    save_tokens(path)
+    assert SpecialTokens.from_file(path, 16).others.shape == (100, 16)

@@ -1,4 +1,4 @@
-"""Which branches, conditions and keys the chunks of a window get."""
+"""The chunks of a window: branches, context, attention, FLOPs, and how often the loop waits."""
 
 from __future__ import annotations
 
@@ -6,47 +6,39 @@ import logging
 import sys
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
+from cases import SIZES, random_model
 from diffusers.models.attention_dispatch import AttentionBackendName
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from flowcache import StaircaseSchedule
+from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, cut_window
 from flowcache.chunk_model import ChunkInput
-from flowcache.config import FlowCacheConfig
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
 from flowcache.kv.manager import CacheManager
+from flowcache.reuse.chunkwise import ChunkwiseReuse
+from flowcache.reuse.policy import Decision, ReusePolicy
+from flowcache.reuse.teacache import TeaCache
 from magi1 import attention
 from magi1.attention import (
     FlashVarlen,
-    OneByOne,
     PackedSegments,
+    PerSegmentAttention,
     Segment,
     TextBank,
     choose_attention,
 )
-from magi1.captions import make_captions
-from magi1.chunk_model import GIVEN_REACH, KVRange, MagiChunkModel, Sampling
-from magi1.guidance import DistilledGuidance
+from magi1.chunk_model import GIVEN_REACH, KVRange, MagiChunkModel
+from magi1.guidance import DistilledGuidance, ThreeWayGuidance
 from magi1.layers import rotate
-from magi1.schedule import Timetable
+from magi1.paper_flops import paper_flops
+from magi1.schedule import Euler
 from magi1.transformer import MagiAttention, MagiTransformer3DModel
-
-SIZES = {"num_layers": 1, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 2}
-SIZES |= {"num_query_groups": 1, "kv_channels": 16, "in_channels": 4, "out_channels": 4}
-SIZES |= {"caption_channels": 16, "caption_max_length": 20}
-
-
-def model_of(schedule: StaircaseSchedule, distilled: bool = True, kv_range: KVRange | None = None):
-    torch.manual_seed(0)
-    transformer = MagiTransformer3DModel(**SIZES)
-    for parameter in transformer.time_embed.parameters():
-        torch.nn.init.normal_(parameter)
-    captions = make_captions(torch.randn(3, 16), transformer.caption_embed.null_caption, schedule.num_chunks)
-    table = Timetable(schedule.num_steps, distilled=distilled)
-    sampling = Sampling(table, DistilledGuidance(), schedule, kv_range or KVRange())
-    return MagiChunkModel(transformer, captions, (4, 4), sampling)
 
 
 def item(chunk: int, local_step: int) -> ChunkInput:
@@ -54,135 +46,242 @@ def item(chunk: int, local_step: int) -> ChunkInput:
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, 8])
-def test_of_the_live_chunks_only_the_oldest_runs_alone(window):
+def test_only_the_oldest_live_chunk_runs_without_context(window):
     schedule = StaircaseSchedule(6, 16, 16 // window)
-    model = model_of(schedule)
+    model = random_model(schedule)
     for live in schedule:
         runs = {c: len(model._branches(item(c, k))) for c, k in live.items()}
         nearly_clean = model.timetable.time(max(live.values())) > 0.3
         assert runs == {c: 2 if nearly_clean and c == min(live) else 1 for c in live}
 
 
-def test_every_chunk_is_told_its_own_step_size():
-    schedule = StaircaseSchedule(4, 12, 1)
-    model = model_of(schedule)
-    branch = model.guidance.branches(0.0, oldest=False)[0]
+def test_every_chunk_sees_its_own_step_size():
+    model = random_model(StaircaseSchedule(4, 12, 1))
+    table, branch = model.timetable, model.guidance.branches(0.0, oldest=False)[0]
     for local_step in range(12):
-        time, size = (
-            torch.tensor([value])
-            for value in (model.timetable.time(local_step), model.timetable.step_size(local_step))
-        )
+        time, size = (torch.tensor([f(local_step)]) for f in (table.time, table.step_size))
         expected = model.transformer.condition(time, [True], size)[0]
         assert torch.allclose(model._condition(item(0, local_step), branch), expected, atol=1e-4)
-    assert model.timetable.step_size(0) != model.timetable.step_size(1)
+    assert table.step_size(0) != table.step_size(1)
 
 
-def test_without_ranges_a_clean_chunk_sees_all_before_it():
-    """``clean_chunk_kvrange`` then counts for given chunks only, as in the original."""
-    model = model_of(StaircaseSchedule(12, 16, 4, first_chunk=2), kv_range=KVRange((), 1))
-    assert [model.reach(step) for step in (0, 15, 16)] == [None, None, None]
+def test_context_of_clean_and_given_chunks():
+    model = random_model(StaircaseSchedule(12, 16, 4, first_chunk=2), KVRange((), 1))
+    assert [model.reach(step) for step in (0, 15, 16)] == [None, None, None], (
+        "clean_chunk_kvrange: given only"
+    )
     assert model.reach(None) == 1
     assert KVRange((4, 2), 1).reach(16, 16) == KVRange((4, 2), 1).given_reach == 1
+    schedule = StaircaseSchedule(12, 16, 4, first_chunk=10)
+    managers = [
+        CacheManager(random_model(schedule, kv_range), schedule, [4] * 12, FlowCacheConfig())
+        for kv_range in (None, KVRange((4, 3, 2, 2), 2))
+    ]
+    assert managers[0].first_chunk(9, step=0) == 9 + 1 - GIVEN_REACH == 2
+    assert managers[0].first_chunk(3, step=0) == 0
+    assert managers[0].first_chunk(10, step=16) is None, "a clean one sees all"
+    assert managers[1].first_chunk(9, step=0) == 8
 
 
-def test_a_given_chunk_sees_eight_where_nothing_is_said_of_ranges():
-    model = model_of(StaircaseSchedule(12, 16, 4, first_chunk=10))
-    cache = CacheManager(model, model.sampling.schedule, [model.num_tokens(1)] * 12, FlowCacheConfig())
-    assert cache.first_chunk(9, step=0) == 9 + 1 - GIVEN_REACH == 2
-    assert cache.first_chunk(3, step=0) == 0
-    assert cache.first_chunk(10, step=16) is None, "a finished one sees all"
-    ranged = model_of(model.sampling.schedule, kv_range=KVRange((4, 3, 2, 2), 2))
-    cache = CacheManager(ranged, model.sampling.schedule, [model.num_tokens(1)] * 12, FlowCacheConfig())
-    assert cache.first_chunk(9, step=0) == 8
+def test_an_unknown_indicator_is_refused():
+    model = random_model(StaircaseSchedule(2, 16, 4))
+    with pytest.raises(ValueError, match="indicator"):
+        MagiChunkModel(model.transformer, model._captions, (4, 4), model.sampling, "latent")
 
 
 def test_queries_and_keys_are_rounded_once():
     torch.manual_seed(0)
-    layer = MagiAttention(32, 2, 1, 16, 32, 1e-6, True).to(torch.bfloat16)
+    layer = MagiAttention(MagiTransformer3DModel(**SIZES).config, 32).to(torch.bfloat16)
     layer.norm_q.float()
     hidden, angles = torch.randn(5, 32, dtype=torch.bfloat16), torch.randn(5, 6)
     seen = []
-
-    class Attend:
-        def attend_video(self, layer, query, key, value):
-            seen.append(query)
-            return query
-
-        def attend_text(self, layer, query, project):
-            return query
-
-    layer(0, hidden, angles, Attend())
+    attend = SimpleNamespace(
+        attend_video=lambda layer, query, key, value: seen.append(query) or query,
+        attend_text=lambda layer, query, project: query,
+    )
+    layer(0, hidden, angles, attend)
     projected = layer.to_q(layer.norm(hidden)).unflatten(1, (2, 16)).float()
-    expected = rotate(layer.norm_q(projected), angles)
-    assert torch.equal(seen[0], expected.to(torch.bfloat16))
+    assert torch.equal(seen[0], rotate(layer.norm_q(projected), angles).to(torch.bfloat16))
 
 
-def test_attention_is_chosen_once_and_said(monkeypatch, caplog):
+def test_attention_is_chosen_once_and_logged(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     monkeypatch.delenv(attention.BACKEND_VARIABLE, raising=False)
     functions = {name: lambda: None for name in ("flash_attn", "flash_attn_interface")}
     for name, function in functions.items():
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(flash_attn_varlen_func=function))
-    cuda = torch.device("cuda")
-    with caplog.at_level(logging.INFO):
-        assert choose_attention(torch.device("cpu"), torch.float32) == OneByOne(AttentionBackendName.NATIVE)
-    assert "attention: PyTorch's own" in caplog.text
+    cuda, plain = torch.device("cuda"), PerSegmentAttention(AttentionBackendName.NATIVE)
+    assert choose_attention(torch.device("cpu"), torch.float32) == plain
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(attention, "is_flash_attn_3_available", lambda: True)
-    with caplog.at_level(logging.INFO):
-        chosen = choose_attention(cuda, torch.bfloat16)
-    assert chosen.function is functions["flash_attn_interface"]
-    assert "attention: flash-attention 3, all segments in one call" in caplog.text
-    assert choose_attention(cuda, torch.float32) == OneByOne(AttentionBackendName.NATIVE)
+    assert choose_attention(cuda, torch.bfloat16).function is functions["flash_attn_interface"]
+    assert choose_attention(cuda, torch.float32) == plain
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     monkeypatch.setattr(attention, "is_flash_attn_available", lambda: True)
     monkeypatch.setattr(attention, "is_flash_attn_version", lambda *_: True)
     assert choose_attention(cuda, torch.bfloat16).function is functions["flash_attn"]
     monkeypatch.setenv(attention.BACKEND_VARIABLE, "sage")
-    assert choose_attention(cuda, torch.bfloat16) == OneByOne(None)
+    assert choose_attention(cuda, torch.bfloat16) == PerSegmentAttention(None)
+    logged = ("PyTorch's own", "flash-attention 3", "PyTorch's own", "flash-attention 2", "sage")
+    assert all(name in record.message for name, record in zip(logged, caplog.records, strict=True))
 
 
-class FlashStandIn:
-    """What ``flash_attn_varlen_func`` is documented to do, on the CPU; counts its calls."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
-        assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
-        assert cu_seqlens_k[-1] == len(k) == len(v)
-        assert max_seqlen_q == cu_seqlens_q.diff().max() and max_seqlen_k == cu_seqlens_k.diff().max()
-        self.calls += 1
-        parts = []
-        for queries, keys in zip(pairwise(cu_seqlens_q), pairwise(cu_seqlens_k), strict=True):
-            own, seen = slice(*queries), slice(*keys)
-            args = (part.transpose(0, 1) for part in (q[own], k[seen], v[seen]))
-            parts.append(scaled_dot_product_attention(*args, enable_gqa=True).transpose(0, 1))
-        return torch.cat(parts), None
+def flash_stand_in(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
+    """``flash_attn_varlen_func`` by its documentation, on the CPU."""
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert cu_seqlens_k[-1] == len(k) == len(v)
+    assert max_seqlen_q == cu_seqlens_q.diff().max() and max_seqlen_k == cu_seqlens_k.diff().max()
+    parts = []
+    for queries, keys in zip(pairwise(cu_seqlens_q), pairwise(cu_seqlens_k), strict=True):
+        own, seen = slice(*queries), slice(*keys)
+        args = (part.transpose(0, 1) for part in (q[own], k[seen], v[seen]))
+        parts.append(scaled_dot_product_attention(*args, enable_gqa=True).transpose(0, 1))
+    return torch.cat(parts), None
 
 
-@pytest.mark.parametrize("branches", ["one", "with a lonely run"])
-def test_flash_attention_runs_all_segments_in_one_call(branches):
+@pytest.mark.parametrize("alone", [False, True])
+def test_flash_attention_runs_all_segments_in_one_call(alone):
     torch.manual_seed(0)
     layout = CacheLayout(num_layers=1, num_branches=1, num_heads=2, head_dim=8)
     cache, text = ChunkKVCache(layout, 12), TextBank([torch.randn(5, 16), torch.randn(3, 16)])
     for chunk in range(3):
         cache.enter(chunk, 4)
     cache.write(0, 0, *torch.randn(2, 4, 2, 8), branch=0)
-    segments = [Segment(1, 4, 0, 0), Segment(2, 4, 1, 0, first_chunk=1)]
-    if branches != "one":
-        segments.append(Segment(1, 4, 0, None))
-    tokens = 4 * len(segments)
+    segments = [Segment(1, 4, 0, 0), Segment(2, 4, 1, 0, first_chunk=1)] + alone * [Segment(1, 4, 0, None)]
+    tokens, calls = 4 * len(segments), []
     query, key, value = torch.randn(tokens, 4, 8), torch.randn(tokens, 2, 8), torch.randn(tokens, 2, 8)
 
     def project(caption):
         return caption.unflatten(1, (2, 8)), caption.flip(1).unflatten(1, (2, 8))
 
-    function = FlashStandIn()
-    packed = PackedSegments(segments, cache, text, FlashVarlen(function))
-    plain = PackedSegments(segments, cache, text, OneByOne())
-    for run in ("attend_video", "attend_text"):
-        arguments = (0, query, key, value) if run == "attend_video" else (0, query, project)
-        calls = function.calls
-        actual, expected = getattr(packed, run)(*arguments), getattr(plain, run)(*arguments)
-        assert torch.allclose(actual, expected, atol=1e-6)
-        assert function.calls == calls + 1
+    flash = FlashVarlen(lambda *args, **more: calls.append(1) or flash_stand_in(*args, **more))
+    packed = PackedSegments(segments, cache, text, flash)
+    plain = PackedSegments(segments, cache, text, PerSegmentAttention())
+    video, words = (0, query, key, value), (0, query, project)
+    assert torch.allclose(packed.attend_video(*video), plain.attend_video(*video), atol=1e-6)
+    assert torch.allclose(packed.attend_text(*words), plain.attend_text(*words), atol=1e-6)
+    assert len(calls) == 2
+
+
+NUM_STEPS, GRID = 16, (16, 16)
+THREE_WAY = ThreeWayGuidance((0.0,), (1.5,), (7.5,))
+
+#: Guidance, chunk and local step (None: given) of live, nearly clean, clean and given chunks.
+KINDS = [
+    (DistilledGuidance(), 1, 0),
+    (DistilledGuidance(), 1, NUM_STEPS - 1),
+    (THREE_WAY, 0, 0),
+    (THREE_WAY, 0, NUM_STEPS),
+    (THREE_WAY, 0, None),
+]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("guidance", "chunk", "step"), KINDS)
+def test_flops_of_a_chunk(gated, guidance, chunk, step):
+    schedule = StaircaseSchedule(2, NUM_STEPS, NUM_STEPS // 4, first_chunk=int(step is None))
+    sizes = {"num_layers": 3, "hidden_size": 64, "ffn_hidden_size": 256, "num_attention_heads": 4}
+    model = random_model(schedule, None, guidance, GRID, **sizes, num_query_groups=2, gated_linear_unit=gated)
+    frames, seen = 3, chunk + 1
+    tokens = model.num_tokens(frames)
+    cache = ChunkKVCache(model.cache_layout(), seen * tokens)
+    for each in range(seen):
+        cache.enter(each, tokens)
+    local_step = NUM_STEPS if step is None else step
+    item = ChunkInput(chunk, chunk * frames, torch.randn(4, frames, *GRID), (0.0,) * frames, local_step)
+
+    def evaluate():
+        outputs = model.blocks([item], model.embed([item]), cache)
+        if local_step < NUM_STEPS:
+            model.head([item], outputs)
+
+    evaluate()  # the text's keys and values are projected once
+    # of the attention kernels, torch's counter knows the plain one
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        evaluate()
+    counted = model.block_flops(tokens, seen * tokens, step) + model.edge_flops(tokens, step)
+    assert counter.get_total_flops() == pytest.approx(counted, rel=0.002)
+
+
+def test_vanilla_costs_what_the_paper_says():
+    table = paper_flops()
+    assert table.vanilla == pytest.approx(305.98, abs=0.005)
+    assert table.difference("vanilla") == pytest.approx(0, abs=1e-3)
+
+
+STEPS = 4
+
+#: Calls for which the host waits for a device: to get a value or the size of a result.
+WAITING = {"item", "tolist", "numpy", "cpu", "equal", "allclose", "is_nonzero"}
+WAITING |= {"__bool__", "__int__", "__float__", "__index__", "nonzero", "masked_select", "unique"}
+
+
+class EveryOther(ReusePolicy):
+    """Reuses each chunk at every other of its steps; reads the indicators, but not on the host."""
+
+    needs_indicator = True
+
+    def decide(self, step, num_steps, live, indicators):
+        assert all(indicators[chunk].isfinite().all().ndim == 0 for chunk in live)
+        return {chunk: Decision(reuse=local_step % 2 == 1) for chunk, local_step in live.items()}
+
+
+class Waits(TorchFunctionMode):
+    """Names of the calls that wait."""
+
+    names: ClassVar[list[str]] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        index = args[1] if name in ("__getitem__", "__setitem__") else ()
+        parts = index if isinstance(index, tuple) else (index,)
+        masked = any(isinstance(part, torch.Tensor) and part.dtype == torch.bool for part in parts)
+        if name in WAITING or masked:
+            self.names.append(name)
+        if name == "tolist" and args[0].is_meta:
+            return [0.0] * len(args[0])
+        return function(*args, **(kwargs or {}))
+
+    def take(self) -> list[str]:
+        names = self.names.copy()
+        self.names.clear()
+        return names
+
+
+def run(device: str, policy: ReusePolicy, forecast: str, distilled: bool = True) -> tuple[list, list]:
+    """Denoise three chunks behind a given one and a held frame.
+
+    Returns the waits within each step, and before each clean chunk.
+    """
+    torch.manual_seed(0)
+    window = cut_window(torch.randn(4, 8, 4, 4, device=device), 2, torch.randn(4, 3, 4, 4, device=device))
+    schedule = StaircaseSchedule(len(window.chunks), STEPS, 1, window.num_given)
+    guidance = None if distilled else ThreeWayGuidance([0.0, 0.3], [1.5, 1.0], [7.5, 0.0])
+    model = random_model(schedule, KVRange((4, 3), 2), guidance, device=device)
+    loop = Denoiser(model, FlowCacheConfig(policy=policy, forecast=forecast, clean_pass=True))
+    steps: list[list[str]] = []
+    with Waits() as waits:
+        loop.on_step = lambda: steps.append(waits.take())
+        at_clean = [waits.take() for _ in loop.run(window, schedule, Euler(model.timetable))]
+    assert sum(len(record.events) for record in loop.trace.steps) == 3 * STEPS
+    return steps, at_clean
+
+
+@pytest.mark.parametrize(
+    ("forecast", "distilled"),
+    [("hold_displacement", True), ("linear_residual", True), ("linear_velocity", False)],
+)
+def test_nothing_but_the_decision_waits(forecast, distilled):
+    # Tensors of the meta device hold no values: a request for one would fail.
+    steps, at_clean = run("meta", EveryOther(), forecast, distilled)
+    assert not any(steps)
+    assert at_clean == 3 * [["tolist"]], "one check for finite latents as each chunk is handed over"
+
+
+@pytest.mark.parametrize(
+    "policy", [TeaCache(threshold=0.3, warmup_steps=1), ChunkwiseReuse(threshold=0.3, warmup_steps=1)]
+)
+def test_a_decision_waits_once(policy):
+    steps, _ = run("cpu", policy, "hold_velocity")
+    assert max(map(len, steps)) == 1
+    assert {name for step in steps for name in step} == {"tolist"}

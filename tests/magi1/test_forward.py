@@ -1,4 +1,4 @@
-"""The transformer, its cache and its guidance against single forwards of the original code."""
+"""The transformer, its cache, guidance and schedule against forwards and tables of the original code."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import re
 
 import pytest
 import torch
-from cases import guidance_of, load_transformer, magi_case, relative_error
+from cases import SIZES, guidance_of, load_transformer, magi_case, relative_error
 from reference import Case, case_names
 from torch import Tensor
 
+from flowcache import StaircaseSchedule
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
 from magi1.attention import PackedSegments, Segment, TextBank
+from magi1.chunk_model import KVRange
 from magi1.guidance import Branch, DistilledGuidance, ThreeWayGuidance
 from magi1.layers import rotary_table
 from magi1.schedule import Timetable
@@ -25,14 +27,16 @@ class Replay:
     """One recorded call: its chunks, each in the branches that it ran in, against the cache before it."""
 
     def __init__(self, case: Case) -> None:
-        self.case, self.tensors = case, case.tensors
-        self.flags = ast.literal_eval(case.info["call"].split("**")[1].rstrip(")"))
+        self.case, self.tensors, call = case, case.tensors, case.info["call"]
+        self.flags = ast.literal_eval(call.split("**")[1].rstrip(")"))
         self.width, self.first = self.flags["chunk_width"], self.flags["slice_point"]
+        self.extra, self.length = self.flags["fwd_extra_1st_chunk"], case.info["tokens_per_chunk"]
         self.x, self.times = self.tensors["x"][0], self.tensors["t"][0].tolist()
         self.count = len(self.times)
-        self.transformer = load_transformer(case)
-        self.guidance = self._guidance()
-        self.cache = self._cache()
+        self.transformer, self.guidance = load_transformer(case), DistilledGuidance(threshold=None)
+        if "forward_dispatcher" in call:
+            self.guidance = guidance_of(case, self.flags.get("distill_nearly_clean_chunk", False))
+        self.cache = self._make_cache()
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Velocity of the whole call, and the condition of each segment."""
@@ -67,68 +71,41 @@ class Replay:
         size = (self.width, *self.x.shape[2:])
         heads = [self.transformer.head(part, *size) for part in hidden.split(self.length)]
         velocities = []
-        for i in range(self.count):
-            mine = torch.stack([h for h, (j, _) in zip(heads, jobs, strict=True) if j == i])
-            known = self.x[:, i * self.width : (i + 1) * self.width]
-            velocities.append(known if self._passes(i) else self._mix(i, mine))
+        for i, known in enumerate(self.x.split(self.width, dim=1)):
+            own = torch.stack([h for h, (j, _) in zip(heads, jobs, strict=True) if j == i])
+            # The original hands a clean chunk's latents on in place of a velocity.
+            passes = i == 0 and self.extra and isinstance(self.guidance, ThreeWayGuidance)
+            velocities.append(known if passes else self.guidance.mix(self.times[i], own))
         return torch.cat(velocities, dim=1), condition
-
-    @property
-    def length(self) -> int:
-        return self.case.info["tokens_per_chunk"]
-
-    def _guidance(self) -> DistilledGuidance | ThreeWayGuidance:
-        if "forward_dispatcher" not in self.case.info["call"]:
-            return DistilledGuidance(threshold=None)
-        return guidance_of(self.case, nearly_clean=self.flags.get("distill_nearly_clean_chunk", False))
-
-    def _is_extra(self, i: int) -> bool:
-        return i == 0 and self.flags["fwd_extra_1st_chunk"]
-
-    def _passes(self, i: int) -> bool:
-        """Whether the original hands a clean chunk's latents on in place of a velocity."""
-        return self._is_extra(i) and isinstance(self.guidance, ThreeWayGuidance)
 
     def _branches(self, i: int) -> list[Branch]:
         # The original's flag says by itself that the oldest chunk, the extra one aside, is nearly clean.
-        oldest = i == int(self.flags["fwd_extra_1st_chunk"])
-        branches = self.guidance.branches(1.0, oldest)
-        return [b for b in branches if b.slot is not None or not self._is_extra(i)]
-
-    def _mix(self, i: int, velocities: Tensor) -> Tensor:
-        return self.guidance.mix(self.times[i], velocities)
+        branches = self.guidance.branches(1.0, oldest=i == int(self.extra))
+        return [b for b in branches if b.slot is not None or not (i == 0 and self.extra)]
 
     def _step_sizes(self, count: int) -> Tensor | None:
         if not self.case.info["config"]["engine_config"]["distill"]:
             return None
         steps = self.flags["num_steps"]
-        table = Timetable(steps, distilled=True)
-        interval = self.flags["distill_interval"]
-        size = table.step_size(0 if interval == 2 or steps != 12 else 1)
-        return torch.full((count,), size)
+        is_first = self.flags["distill_interval"] == 2 or steps != 12
+        return torch.full((count,), Timetable(steps, distilled=True).step_size(0 if is_first else 1))
 
-    def _cache(self) -> ChunkKVCache:
-        config = self.transformer.config
-        slots, total = self.guidance.num_slots, self.first + self.count
+    def _make_cache(self) -> ChunkKVCache:
+        config, slots, total = self.transformer.config, self.guidance.num_slots, self.first + self.count
         layout = CacheLayout(config.num_layers, slots, config.num_query_groups, config.kv_channels)
         cache = ChunkKVCache(layout, total * self.length)
         for chunk in range(total):
             cache.enter(chunk, self.length)
-        before = self._case_before()
-        for layer in range(config.num_layers if before else 0):
-            stored = before.tensors[f"kv_cache_layer{layer}"].split(self.length)[: self.first]
-            for chunk, part in enumerate(stored):
-                keys, values = part.chunk(2, dim=-1)
-                for slot in range(slots):
-                    cache.write(layer, chunk, keys, values, slot)
-        return cache
-
-    def _case_before(self) -> Case | None:
         if not self.first:
-            return None
+            return cache
         short = re.search(r"(?:cache of|of dit_forward_)\s*([a-z]\d)", self.case.info["note"])[1]
-        (name,) = (n for n in case_names("dit_forward_", "magi1") if n.startswith(f"dit_forward_{short}_"))
-        return magi_case(name)
+        (before,) = (n for n in case_names("dit_forward_", "magi1") if n.startswith(f"dit_forward_{short}_"))
+        for layer in range(config.num_layers):
+            stored = magi_case(before).tensors[f"kv_cache_layer{layer}"].split(self.length)[: self.first]
+            for chunk, part in enumerate(stored):
+                for slot in range(slots):
+                    cache.write(layer, chunk, *part.chunk(2, dim=-1), slot)
+        return cache
 
 
 @pytest.mark.parametrize("name", case_names("dit_forward_", "magi1"))
@@ -141,11 +118,9 @@ def test_forward(name):
         assert relative_error(condition, case.tensors["condition"][0]) < RELATIVE
     for layer in range(replay.transformer.config.num_layers):
         expected = case.tensors.get(f"kv_cache_layer{layer}")
-        if expected is None:
-            continue
-        keys, values = replay.cache.read(layer)
-        actual = torch.cat([keys[-1], values[-1]], dim=-1)
-        assert relative_error(actual, expected[: len(actual)]) < RELATIVE
+        if expected is not None:
+            actual = torch.cat([part[-1] for part in replay.cache.read(layer)], dim=-1)
+            assert relative_error(actual, expected[: len(actual)]) < RELATIVE
 
 
 def test_units():
@@ -160,10 +135,53 @@ def test_units():
 
 
 def test_save_and_load(tmp_path):
-    sizes = {"num_layers": 1, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 2}
-    sizes |= {"num_query_groups": 1, "kv_channels": 16, "caption_channels": 8, "caption_max_length": 6}
-    model = MagiTransformer3DModel(**sizes)
+    model = MagiTransformer3DModel(**SIZES)
     model.save_pretrained(tmp_path)
-    again = MagiTransformer3DModel.from_pretrained(tmp_path)
-    for (name, saved), (_, read) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
-        assert torch.equal(saved, read), name
+    again = MagiTransformer3DModel.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return magi_case("schedule").info
+
+
+def test_times(tables):
+    for entry in tables["init_t"]:
+        if entry["t_schedule_config"]:
+            continue  # other curves, which no configuration file can ask for
+        table = Timetable(entry["num_steps"], entry["shortcut_mode"] or "8,16,16")
+        assert table.times.tolist() == pytest.approx(entry["t"], abs=1e-7)
+        first = next(step for step in range(entry["num_steps"] + 1) if table.time(step) > 0.3)
+        assert first == entry["first_index_above_threshold_0_3"]
+
+
+def test_step_sizes(tables):
+    for entry in tables["init_intervel"]:
+        if (steps := entry["num_steps"]) % 4:
+            continue
+        table = Timetable(steps, entry["shortcut_mode"] or "8,16,16", distilled=True)
+        for step, interval in enumerate(entry["interval"]):
+            assert table.step_size(step) == (2 * 4 / interval if steps == 12 else 2 * steps / 4)
+
+
+def test_staircase(tables):
+    for entry in tables["get_timestep"]:
+        steps, window = entry["num_steps"], entry["window_size"]
+        table = Timetable(steps, entry["shortcut_mode"] or "8,16,16")
+        schedule = StaircaseSchedule(entry["chunk_num"], steps, steps // window, entry["chunk_offset"])
+        for row, live in zip(entry["rows"], schedule, strict=True):
+            assert list(live) == list(range(*row["chunks"]))
+            times = row["t"][-len(live) :]  # behind that of a clean chunk that runs once more
+            assert [table.time(k) for k in live.values()] == pytest.approx(times, abs=1e-7)
+
+
+def test_ranges(tables):
+    for entry in tables["kv_range"]:
+        ranges = KVRange(tuple(entry["noise2clean_kvrange"]), entry["clean_chunk_kvrange"])
+        tokens = entry["tokens_per_chunk"]
+        for call in entry["denoise"]:
+            seen = zip(call["denoise_step_of_each_chunk"], call["kv_range"], strict=False)
+            for local_step, (start, end) in seen:
+                reach = ranges.reach(local_step, entry["num_steps"])
+                assert start // tokens == (0 if reach is None else max(0, end // tokens - reach))

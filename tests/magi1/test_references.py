@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from reference import ROOT, reference_dir
 
@@ -16,27 +14,18 @@ RUN = {
     "prompt_special_tokens": "magi1/test_captions.py",
     "sample_flowcache_": "magi1/test_sampling.py",
     "sample_vanilla_": "magi1/test_sampling.py",
-    "schedule": "magi1/test_schedule.py",
+    "schedule": "magi1/test_forward.py",
     "vae_": "magi1/test_vae.py",
 }
-NOT_RUN = {
-    "checkpoint_layout": "prose; test_checkpoint and test_hub write that layout",
-    "config": "every sidecar repeats it",
-    "weights": "belong to the cases, whose sidecars name them",
-    "weights_24b_like": "belong to a case",
-    "weights_glu": "belong to a case",
-}
+#: Prose, repeated in every sidecar, or weights of a case.
+NOT_RUN = {"checkpoint_layout", "config", "weights", "weights_24b_like", "weights_glu"}
 
 
 def test_every_case_is_run_or_named():
     folder = reference_dir() / "magi1"
     if not folder.is_dir():
         pytest.skip(f"REFERENCE ABSENT: no folder {folder}; set FLOWCACHE_REFERENCE_DIR")
-    names = {re.sub(r"\.(json|safetensors)$", "", path.name) for path in folder.iterdir()}
-    left = {name for name in names - NOT_RUN.keys() if not name.startswith(tuple(RUN))}
-    assert not left
-
-
-@pytest.mark.parametrize(("case", "file"), RUN.items())
-def test_the_files_that_run_them_speak_of_them(case, file):
-    assert f'"{case}' in (ROOT / "tests" / file).read_text()
+    names = {path.name.removesuffix(".json").removesuffix(".safetensors") for path in folder.iterdir()}
+    assert not {name for name in names - NOT_RUN if not name.startswith(tuple(RUN))}
+    for case, file in RUN.items():
+        assert f'"{case}' in (ROOT / "tests" / file).read_text()
