@@ -61,7 +61,7 @@ from skyreels_v2.command_line import (
     settings_of,
     settle_flags,
 )
-from skyreels_v2.pipeline import check_prompts
+from skyreels_v2.conditions import check_prompts
 from skyreels_v2.sampler import SkyReelsSampler, video_prefix
 from skyreels_v2.windows import check_streaming, plan_windows
 

@@ -2,6 +2,7 @@
 
 from .config import FlowCacheConfig
 from .denoise import CleanChunk, Denoiser, LoopOptions
+from .pipeline import VideoOutput, disable, enable
 from .schedule import StaircaseSchedule
 from .trace import Trace
 from .window import Window, cut_window
@@ -13,6 +14,9 @@ __all__ = [
     "LoopOptions",
     "StaircaseSchedule",
     "Trace",
+    "VideoOutput",
     "Window",
     "cut_window",
+    "disable",
+    "enable",
 ]

@@ -185,7 +185,7 @@ def cache_of(args: Namespace, source: ModelSource, video: VideoSettings) -> Flow
         threshold=args.teacache_thresh,
         interval=args.interval,
         tolerance=args.tolerance,
-        computed_steps=None if args.plan is None else source.planned_steps(video, args.plan),
+        computed_steps=None,
         use_ret_steps=args.use_ret_steps,
         forecast=args.forecast,
         causal_attention=args.causal_attention,

@@ -14,12 +14,12 @@ from flowcache.environment import make_current, restart_peak_memory
 from flowcache.fingerprint import array_digest, file_digest, folder_digest
 from flowcache.output import VideoOutput, write_parts
 from flowcache.resume import ResumeFile
-from flowcache.reuse.plans import Plans
 from flowcache.tuning import Target, Tuning
 from flowcache.video import last_frames, probe_video, read_image, resize_and_crop, to_float
 
 from .checkpoint import ModelSource, load_pipeline
-from .pipeline import Condition, FlowCacheSkyReelsV2Pipeline, check_prompts
+from .conditions import Condition, check_prompts
+from .pipeline import FlowCacheSkyReelsV2Pipeline
 from .settings import VideoSettings
 
 
@@ -131,7 +131,7 @@ class SkyReelsSampler:
         }
         steps = video.inference_steps
         name = f"{model}-{video.height}x{video.width}-{steps}steps-shift{video.shift:g}"
-        plans = None if path is None else Plans.find(path, video.sampling)
+        plans = None
         return Tuning(target, self.cache, steps, plans, described, name, profile)
 
     def tune(self, tuning: Tuning, trace: Trace) -> None:
@@ -151,7 +151,9 @@ class SkyReelsSampler:
         if self._pipeline is None:
             raise RuntimeError("load must come before tune")
         prompt = self.source.defaults["prompt"]
-        return self._pipeline(prompt, self.negative_prompt, self._pilot_video, cache)
+        trace = Trace()
+        parts = self._pipeline.stream(prompt, self.negative_prompt, self._pilot_video, cache, trace=trace)
+        return VideoOutput.join(parts, trace)
 
     def generate(self, sample: Sample, path: Path) -> Trace:
         """Make a sample's video and write it; returns what happened. ``load`` comes before.

@@ -33,6 +33,13 @@ def checkpoint(tmp_path_factory) -> Path:
     return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
+@pytest.fixture(scope="module")
+def pipeline(checkpoint):
+    pipeline = load_pipeline(str(checkpoint), "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 @pytest.fixture
 def front(monkeypatch, tmp_path):
     """The program for one video in this process, run in an empty folder."""

@@ -11,7 +11,7 @@ from resumed import decided, kill_at, loaded, saved, stop_at
 
 from flowcache import Trace
 from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, sampler
-from skyreels_v2.codec import VideoCodec, VideoDecoder
+from skyreels_v2.codec import VideoDecoder
 from skyreels_v2.solver import ChunkUniPC
 
 SMALL = {"height": 32, "width": 32, "inference_steps": 4, "ar_step": 2, "causal_block_size": 2}
@@ -74,7 +74,7 @@ def test_solver_and_decoder_go_on(pipeline):
     for step in range(3, 6):
         after = [solver.step(7, step, latents, velocities[step]) for solver in (stopped, goes_on)]
         assert torch.equal(*after)
-    stopped, goes_on = (VideoDecoder(VideoCodec(pipeline.vae)) for _ in range(2))
+    stopped, goes_on = (VideoDecoder(pipeline.vae) for _ in range(2))
     stopped.decode(latents)
     goes_on.load_state_dict(stopped.state_dict())
     assert torch.equal(stopped.decode(latents), goes_on.decode(latents))
