@@ -35,8 +35,8 @@ from flowcache.benchmark.ranks import Rank, device_of, list_devices
 from flowcache.benchmark.sampling import SamplingJob, run_on
 from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser
-from flowcache.config import DEFAULT_PRESET
 from flowcache.knobs import knobs_of
+from flowcache.methods import DEFAULT_PRESET
 from flowcache.running import run_checked
 from flowcache.unread import refuse_unread
 from flowcache.user_files import expand_path

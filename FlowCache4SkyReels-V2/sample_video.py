@@ -31,7 +31,7 @@ from flowcache.benchmark.ranks import Rank, device_of, list_devices
 from flowcache.benchmark.sampling import SamplingJob, run_on
 from flowcache.benchmark.turns import Turns, new_work, with_way
 from flowcache.command_line import Parser
-from flowcache.config import DEFAULT_PRESET
+from flowcache.methods import DEFAULT_PRESET
 from flowcache.rates import plain_rate
 from flowcache.running import run_checked
 from flowcache.unread import refuse_unread

@@ -1,8 +1,9 @@
 """FlowCache: chunkwise caching for autoregressive video diffusion (arXiv 2602.10825)."""
 
-from .config import FlowCacheConfig
-from .denoise import CleanChunk, Denoiser, LoopOptions
+from .config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
+from .denoise import CleanChunk, Denoiser
 from .pipeline import VideoOutput, disable, enable
+from .reuse import ReusePolicy
 from .schedule import StaircaseSchedule
 from .trace import Trace
 from .window import Window, cut_window
@@ -11,7 +12,9 @@ __all__ = [
     "CleanChunk",
     "Denoiser",
     "FlowCacheConfig",
-    "LoopOptions",
+    "KVCompressionConfig",
+    "KVStorageConfig",
+    "ReusePolicy",
     "StaircaseSchedule",
     "Trace",
     "VideoOutput",

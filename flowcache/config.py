@@ -2,299 +2,82 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+import copy
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
-from .knobs import only_knob
-from .kv.cache import CacheLayout
-from .kv.quantized import BITS, QuantizedRows, group_size
-from .kv.scorers import SCORERS
-from .kv.selection import WEIGHTINGS, TokenSelector
-from .kv.stores import HostStore, PlainRows, RowStore
-from .limits import check_limits
-from .reuse.chunkwise import ChunkwiseReuse
-from .reuse.error_controlled import ErrorControlled
-from .reuse.forecast import FORECASTS, Forecast
-from .reuse.planned import Planned
-from .reuse.policy import NoReuse, ReusePolicy
-from .reuse.teacache import TeaCache
+from .kv.config import KVCompressionConfig, KVStorageConfig
+from .registry import check_options, option
+from .reuse import Interval, ReusePolicy, make_policy, policy_name
+from .reuse.forecast import FORECASTS
 
-#: What a preset multiplies the square root of a chunk's number of steps by, for the interval from one
-#: computed step to the next. The same interval for all would compute too much where steps are many, the same
-#: number of computed steps skip nothing where they are few.
-PACES = {"quality": 0.3, "balanced": 0.45, "fast": 0.75, "turbo": 1.0}
-
-#: Presets of every model; those of the paper decide and forecast as the original does.
-PRESETS = (*PACES, "paper-slow", "paper-fast")
-DEFAULT_PRESET = "fast"
-
-LIMITS = {
-    "threshold": (0, 1000),
-    "warmup_steps": (1, 1000),
-    "final_steps": (0, 1000),
-    "coefficients": (-1e12, 1e12),
-    "tolerance": (0, 1000),
-    "interval": (1, 1000),
-    "pace": (0.001, 1000),
-    "computed_steps": (0, 1000),
-    "max_reuses": (1, 1000),
-    "final_window_steps": (0, 1000),
-    "clean_range": (0, 10**6),
-}
-COMPRESSION_LIMITS = {
-    "budget": (1, 10**6),
-    "total": (1, 10**6),
-    "mix_lambda": (0, 1),
-    "max_queries": (1, 10**6),
-    "power": (0.001, 1000),
-}
-
-PolicyName = Literal["none", "teacache", "chunkwise", "fixed_interval", "error_controlled", "planned"]
-GranularityName = Literal["token", "frame", "chunk"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class KVCompressionConfig:
-    """How many tokens of clean chunks are kept, and which.
-
-    Args:
-        budget: chunks' worth of tokens that clean chunks may hold, per layer and head.
-        total: chunks that the cache may hold, live ones included; the budget is then what those leave.
-        scorer: a key of ``SCORERS``; ``paper`` is FlowCache's importance minus redundancy.
-        mix_lambda: weight of importance in the ``paper`` score, 0 to 1.
-        strategy: keep single tokens, whole frames or whole chunks.
-        query_granularity: the newest queries that importance is measured by: the last 50, a frame's, a
-            chunk's.
-        max_queries: so many of them are asked at most, spread over all: what importance costs then no longer
-            grows with the resolution. None: each, as the original does.
-        weighting: weight of the scores by a token's place, one of ``WEIGHTINGS``.
-        power: of the polynomial weightings.
-        in_time: let kept tokens lie in the order of time; False: best first, as the original does.
-        when: ``full`` compresses between two steps, when the next chunk does not fit; ``over`` within a step,
-            as soon as more than ``budget`` chunks are clean, as the original does on SkyReels-V2.
-
-    Raises:
-        ValueError: one sentence that names the argument and what it may be.
-    """
-
-    budget: int = 1
-    total: int | None = None
-    scorer: str = "paper"
-    mix_lambda: float = 0.07
-    strategy: GranularityName = "token"
-    query_granularity: GranularityName = "token"
-    max_queries: int | None = 256
-    weighting: str = "no_weight"
-    power: float = 1.0
-    in_time: bool = True
-    when: Literal["full", "over"] = "full"
-
-    def __post_init__(self) -> None:
-        _check_choice("scorer", self.scorer, tuple(SCORERS))
-        _check_choice("weighting", self.weighting, WEIGHTINGS)
-        _check_choice("when", self.when, ("full", "over"))
-        check_limits(self, COMPRESSION_LIMITS)
-
-    @classmethod
-    def of_preset(cls, preset: str, **settings: Any) -> KVCompressionConfig:
-        """The same with a preset: those of the paper keep what the original keeps."""
-        as_original = {"in_time": False, "max_queries": None}
-        return cls(**settings, **as_original if preset.startswith("paper") else {})
-
-    def make_selector(self, tokens_per_frame: int, tokens_per_chunk: int) -> TokenSelector:
-        """What chooses the tokens of a model with frames and chunks of that many."""
-        options = {"mix_lambda": self.mix_lambda} if self.scorer == "paper" else {}
-        return TokenSelector(
-            SCORERS[self.scorer](**options),
-            tokens_per_frame,
-            tokens_per_chunk,
-            self.strategy,
-            self.query_granularity,
-            self.max_queries,
-            self.weighting,
-            self.power,
-            self.in_time,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class KVStorageConfig:
-    """How keys and values of clean chunks are kept, instead of beside those of live ones as they are.
-
-    Args:
-        bits: of a number: 8 or 4; None: as the model makes them.
-        offload: keep them in host memory; while a layer computes, the next one's are on their way.
-
-    Raises:
-        ValueError: one sentence that names the argument and what it may be.
-    """
-
-    bits: Literal[8, 4] | None = None
-    offload: bool = False
-
-    def __post_init__(self) -> None:
-        check_limits(self, {})
-        if self.bits is not None and self.bits not in BITS:
-            raise ValueError(f"bits must be 8 or 4, got {self.bits!r}.")
-        if self.bits is None and not self.offload:
-            raise ValueError("storage must ask for something: set bits to 8 or 4, or offload to true.")
-
-    @classmethod
-    def of(cls, bits: int | None, offload: bool) -> KVStorageConfig | None:
-        """The settings, or None if they ask for nothing."""
-        return cls(bits=bits, offload=offload) if bits is not None or offload else None
-
-    def make_store(self, layout: CacheLayout, rows: int, unit: int) -> RowStore:
-        """Memory for so many rows of clean chunks, which come in multiples of ``unit``."""
-        form = PlainRows() if self.bits is None else QuantizedRows(self.bits, group_size(unit))
-        return (HostStore if self.offload else RowStore)(layout, rows, form)
+__all__ = ["FlowCacheConfig", "KVCompressionConfig", "KVStorageConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowCacheConfig:
-    """Which chunks run at a step, and what stands in for those that do not.
+    """Which chunks run the model at a step, what replaces the others, and what the KV cache keeps.
 
     Args:
-        policy: ``none`` computes every live chunk; ``teacache`` takes one decision for the whole window;
-            ``chunkwise`` lets every chunk decide for itself (FlowCache); ``fixed_interval`` computes all
-            at every ``interval``-th step of the youngest; ``planned`` at its ``computed_steps``;
-            ``error_controlled`` skips while forecasts can be trusted.
-        threshold: accumulated relative-L1 distance at which a chunk is computed again; 0 never reuses.
-        warmup_steps: steps at the start of a chunk (``teacache``: of the window) that are always computed.
-        final_steps: steps at the end that are always computed.
-        coefficients: polynomial over the distance, highest power first; None takes the distance itself.
-        indicator: what the policy watches, by a name that the model knows; None takes the model's default.
-        tolerance: relative error that a row of skipped steps may add (``error_controlled``).
-        interval: steps from one at which all live chunks are computed to the next, counted from the start of
-            the youngest (``fixed_interval``); None: by ``pace``.
-        pace: the interval over the square root of a chunk's number of steps; it comes to 2 or more.
-        computed_steps: of the youngest live chunk, at which all live chunks are computed (``planned``).
-        max_reuses: the most steps that a chunk skips in a row (``error_controlled``); None: no bound.
-        forecast: what a reused chunk gets, a key of ``FORECASTS``: the last velocity, residual of the block
-            stack or displacement of the latents, or the line or parabola through the last ones.
+        policy: which live chunks skip the model: a name of ``POLICIES``, or an instance of any
+            ``ReusePolicy``, your own included.
+        forecast: output of a reused chunk, a key of ``FORECASTS``: the last velocity, residual of the block
+            stack or displacement of the latents, or the line through the last two.
         whole_window: run the whole window whenever the model runs, as the original models do without a
-            cache. False: only live chunks run, against a KV cache.
-        bidirectional: with ``whole_window``, let every chunk attend to the whole window. False: only to
-            itself and the chunks before it.
-        refresh_given: with a KV cache, run given chunks at every step instead of once.
-        clean_pass: with a KV cache, run a chunk once more when it has become clean.
-        final_window_steps: steps at the end of the whole window at which every chunk is computed.
-        together: compute all live chunks when one of them starts or has reached the threshold or tolerance
-            (``chunkwise``, ``error_controlled``; the other rules always do).
-        compression: with a KV cache, keep only the best tokens of clean chunks; None keeps all.
-        clean_range: with a KV cache, a live chunk sees this many of the newest clean chunks; None: all.
-        storage: with a KV cache, keep clean chunks in fewer bits or in host memory; None: as live ones. No
-            effect where all chunks move together, as none is clean before the end.
+            cache. False: run live chunks only, against a KV cache.
+        bidirectional: with ``whole_window``, every chunk attends to the whole window. False: to itself and
+            the chunks before it.
+        refresh_given: run given chunks at every step instead of once.
+        clean_pass: run a chunk once more when it has become clean, so that its keys and values are those of
+            clean latents.
+        compression: keep only the best tokens of clean chunks; None: all.
+        clean_range: newest clean chunks that a live chunk sees; None: all.
+        storage: keep clean chunks in fewer bits or in host memory; None: as live ones. Unused where all
+            chunks move together, as none is clean before the end.
 
     Raises:
-        ValueError: one sentence that names the argument and what it may be.
+        ValueError: one sentence that names the argument and its accepted values.
     """
 
-    policy: PolicyName = "chunkwise"
-    threshold: float = 0.15
-    warmup_steps: int = 5
-    final_steps: int = 1
-    coefficients: tuple[float, ...] | None = None
-    indicator: str | None = None
-    tolerance: float = 0.01
-    interval: int | None = None
-    pace: float = PACES[DEFAULT_PRESET]
-    computed_steps: tuple[int, ...] = ()
-    max_reuses: int | None = None
-    forecast: str = "hold_velocity"
+    policy: ReusePolicy | str = field(default_factory=Interval)
+    forecast: str = "linear_velocity"
     whole_window: bool = False
     bidirectional: bool = False
     refresh_given: bool = False
     clean_pass: bool = False
-    final_window_steps: int = 0
-    together: bool = False
     compression: KVCompressionConfig | None = None
-    clean_range: int | None = None
+    clean_range: int | None = option(None, 0, 10**6)
     storage: KVStorageConfig | None = None
 
     def __post_init__(self) -> None:
-        check_limits(self, LIMITS)
-        _check_choice("forecast", self.forecast, tuple(FORECASTS))
-        if self.policy == "planned" and not self.computed_steps:
-            raise ValueError("computed_steps must name the steps that a plan computes.")
-        if self.policy == "error_controlled" and self.forecast == "hold_displacement":
-            raise ValueError("forecast must be of a velocity or a residual, for their errors to be known.")
+        if isinstance(self.policy, str):
+            object.__setattr__(self, "policy", make_policy(self.policy))
+        check_options(self)
+        if self.forecast not in FORECASTS:
+            raise ValueError(f"forecast: expected one of {', '.join(FORECASTS)}, got {self.forecast!r}.")
         if self.bidirectional and not self.whole_window:
-            raise ValueError(
-                "bidirectional needs whole_window: a cache holds no chunk that is still to come."
-            )
-        if self.whole_window and (self.compression or self.clean_range is not None):
-            raise ValueError("compression and clean_range need a KV cache: set whole_window to false.")
-        if self.whole_window and (self.refresh_given or self.clean_pass):
-            raise ValueError("refresh_given and clean_pass need a KV cache: set whole_window to false.")
-        if self.compression and self.compression.when == "over" and self.clean_pass:
-            raise ValueError(
-                "compression within a step comes before clean_pass: set when to full or clean_pass to false."
-            )
-        if self.whole_window and self.storage:
-            raise ValueError("storage needs a KV cache: set whole_window to false.")
-        if self.storage and self.refresh_given:
-            raise ValueError("storage keeps given chunks from running again: set refresh_given to false.")
-        if self.compression and self.refresh_given:
-            raise ValueError("compression keeps given chunks from running again: set refresh_given to false.")
+            raise ValueError("bidirectional: a KV cache holds no future chunk; set whole_window to true.")
+        if self.whole_window:
+            for name in ("compression", "clean_range", "storage", "refresh_given", "clean_pass"):
+                if getattr(self, name) not in (None, False):
+                    raise ValueError(f"{name}: expected a KV cache, got whole_window; set that to false.")
+        if self.refresh_given and (self.compression or self.storage):
+            raise ValueError("refresh_given: expected plain keys and values; remove compression and storage.")
+        original = self.compression and self.compression.original
+        if original and original.within_step and self.clean_pass:
+            raise ValueError("clean_pass: expected false with compression within a step, got true.")
 
-    def interval_for(self, num_chunk_steps: int) -> int:
-        """Steps from one computed step to the next, for chunks of that many steps (``fixed_interval``)."""
-        return self.interval or max(2, round(self.pace * math.sqrt(num_chunk_steps)))
-
-    def make_policy(self, num_chunk_steps: int) -> ReusePolicy:
-        """A fresh policy for chunks of that many steps."""
-        if self.policy == "none":
-            return NoReuse()
-        bounds = {"warmup_steps": self.warmup_steps, "final_steps": self.final_steps}
-        if self.policy == "teacache":
-            return TeaCache(self.threshold, coefficients=self.coefficients, **bounds)
-        bounds["num_chunk_steps"] = num_chunk_steps
-        if self.policy == "planned":
-            return Planned(self.computed_steps, **bounds)
-        if self.policy == "fixed_interval":
-            return Planned(range(0, num_chunk_steps, self.interval_for(num_chunk_steps)), **bounds)
-        bounds["together"] = self.together
-        if self.policy == "error_controlled":
-            return ErrorControlled(self.tolerance, max_reuses=self.max_reuses, **bounds)
-        bounds |= {"coefficients": self.coefficients, "final_window_steps": self.final_window_steps}
-        return ChunkwiseReuse(self.threshold, **bounds)
-
-    def make_forecast(self) -> Forecast:
-        """A fresh forecast."""
-        return FORECASTS[self.forecast]()
+    def make_policy(self) -> ReusePolicy:
+        """A copy of the policy, without state."""
+        return copy.deepcopy(self.policy)
 
     def as_dict(self, num_chunk_steps: int | None = None) -> dict[str, Any]:
-        """Fields by name, for logs and traces; with the interval that chunks of so many steps have."""
-        fields = asdict(self)
-        if self.policy == "fixed_interval" and num_chunk_steps is not None:
-            fields["interval"] = self.interval_for(num_chunk_steps)
-        return fields
+        """Name and options of the policy and all other settings, in one flat mapping, for traces.
 
-
-#: The rule that a knob is of.
-_RULES: dict[str, PolicyName] = {
-    "threshold": "chunkwise",
-    "interval": "fixed_interval",
-    "tolerance": "error_controlled",
-    "computed_steps": "planned",
-}
-
-
-def rule_of(**knobs: float | tuple[int, ...] | None) -> dict[str, Any]:
-    """Fields of ``FlowCacheConfig`` for the rule whose knob is given; none if all knobs are None.
-
-    Args:
-        knobs: ``threshold``, ``interval``, ``tolerance``, ``computed_steps``; see ``FlowCacheConfig``.
-
-    Raises:
-        ValueError: several knobs are given.
-    """
-    name = only_knob(knobs)
-    return {} if name is None else {name: knobs[name], "policy": _RULES[name]}
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+        Args:
+            num_chunk_steps: of a chunk; fills in the interval that follows from it.
+        """
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        own["compression"] = self.compression and self.compression.as_dict()
+        own["storage"] = self.storage and asdict(self.storage)
+        return {**own, "policy": policy_name(self.policy), **self.policy.describe(num_chunk_steps)}

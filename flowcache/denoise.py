@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .chunk_model import ChunkInput, ChunkModel, Solver
-from .config import KVCompressionConfig, KVStorageConfig
+from .config import FlowCacheConfig
 from .finite import CAUSES, FiniteWatch, NotFiniteError
 from .flops import GainSplit
-from .kv.window_cache import WindowCache
-from .progress import Progress
-from .reuse.forecast import Forecast
-from .reuse.policy import Decision, ReusePolicy
+from .kv.manager import CacheManager
+from .reuse.forecast import FORECASTS
+from .reuse.policy import Decision
 from .schedule import StaircaseSchedule
-from .state import State
+from .state import State, on_device
 from .trace import ChunkEvent, Trace, WindowRecord
 from .window import Window, with_condition_noise
 
@@ -33,225 +33,218 @@ class CleanChunk:
     latents: Tensor
 
 
-@dataclass(frozen=True)
-class LoopOptions:
-    """How the loop runs chunks that do not move.
-
-    Attributes:
-        whole_window: also run waiting and finished chunks whenever the model runs, as a model without a
-            cache must. False: only live chunks, the others are seen through the cache.
-        refresh_given: run the given chunks at every step and not just once before the first, as the original
-            FlowCache does in synchronous mode.
-        clean_pass: run a chunk once more when it has become clean, so that the keys and values it leaves are
-            those of clean latents, as MAGI-1 does. False: it leaves those of its last computed step.
-        condition_noise: share of noise mixed into the frames of the prefix, 0 to 1.
-        compression: how the cache is compressed; None: not at all.
-        clean_range: newest clean chunks that a live chunk sees; None: all.
-        storage: how the cache keeps clean chunks; None: as live ones.
-        draw_noise: step and shape to a noise tensor; None draws from torch's default generator.
-    """
-
-    whole_window: bool = False
-    refresh_given: bool = False
-    clean_pass: bool = False
-    condition_noise: float = 0.0
-    compression: KVCompressionConfig | None = None
-    clean_range: int | None = None
-    storage: KVStorageConfig | None = None
-    draw_noise: Callable[[int, torch.Size], Tensor] | None = None
-
-
 @dataclass
 class Denoiser:
     """Denoises one window after another with the same model and method.
 
     Args:
-        model: what evaluates chunks.
-        policy: which live chunks may skip the model.
-        forecast: what stands in for the model then.
-        options: how chunks that do not move are run.
-        trace: what happened is added here.
+        model: evaluates chunks.
+        config: the method.
+        trace: record to which every step is added.
+        condition_noise: share of noise mixed into the frames of the prefix, 0 to 1.
+        draw_noise: returns that noise for a step and a shape; None draws from torch's default generator.
         on_step: called after every step, to show progress.
     """
 
     model: ChunkModel
-    policy: ReusePolicy
-    forecast: Forecast
-    options: LoopOptions = field(default_factory=LoopOptions)
+    config: FlowCacheConfig = field(default_factory=FlowCacheConfig)
     trace: Trace = field(default_factory=Trace)
+    condition_noise: float = 0.0
+    draw_noise: Callable[[int, torch.Size], Tensor] | None = None
     on_step: Callable[[], None] | None = None
-    _progress: Progress | None = field(default=None, init=False, repr=False)
+    _run: _WindowRun | None = field(default=None, init=False, repr=False)
     _loaded: State | None = field(default=None, init=False, repr=False)
-    _finite: FiniteWatch = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.policy, self.forecast = self.config.make_policy(), FORECASTS[self.config.forecast]()
 
     def run(self, window: Window, schedule: StaircaseSchedule, solver: Solver) -> Iterator[CleanChunk]:
         """Denoise a window in place; yield each chunk at the step at which it becomes clean.
 
-        Chunks that nothing reads any more are dropped from the window and, as far as the model's reach or
+        Chunks that no later step reads are dropped from the window and, as far as the model's reach or
         ``clean_range`` bounds what is seen, from the cache.
 
         Raises:
             NotFiniteError: latents became NaN or infinite; no chunk is yielded after that.
         """
-        self._finite = FiniteWatch()
-        self.policy.begin(solver.times, self.forecast)
-        self.forecast.begin(solver.times, self.policy.needs_errors)
-        lengths = [self.model.num_tokens(span.frames) for span in window.chunks]
-        cache = self._new_cache(schedule, lengths)
-        split = GainSplit(self.model, lengths, window.num_given, schedule.num_steps)
-        parts = {"policy": self.policy, "forecast": self.forecast, "solver": solver}
-        progress = self._progress = Progress(parts | {"window": window, "cache": cache})
+        self._run = _WindowRun(self, window, schedule, solver)
         if self._loaded is None:
-            self._record_window(window, schedule, cache)
+            self._run.record_window()
         else:
-            progress.load_state_dict(self._loaded, self.model.cache_layout().device)
+            self._run.load_state_dict(self._loaded)
             self._loaded = None
-            yield from self._hand_over(progress, window, schedule)
-        for step in range(progress.steps, len(schedule)):
-            started, live = time.perf_counter(), schedule.live(step)
-            inputs = self._inputs(window, schedule, solver, step, cache)
-            decisions = self._decide(step, len(schedule), live, inputs)
-            reused = [c for c in live if decisions[c].reuse]
-            before = self._prefill([inputs[c] for c in range(window.num_given)], cache) if step == 0 else []
-            ran = self._chunks_to_run(window, schedule, live, reused, step)
-            before += self._make_room(inputs, cache, ran, schedule, step)
-            ran = [c for c in ran if c not in before or c < window.num_given]
-            unfinished = [c for c in ran if schedule.local_step(c, step) < schedule.num_steps]
-            moves = self._evaluate([inputs[c] for c in ran], unfinished, cache, step)
-            moves |= self._forecast([inputs[c] for c in reused])
-            for chunk, local_step in live.items():
-                self._advance(window, solver, chunk, local_step, moves[chunk], chunk in reused)
-            ran = before + ran
-            edges = ran + reused if self.forecast.runs_edges else ran
-            cleaned = (
-                [c for c in ran if c not in live and c >= window.num_given] if self.options.clean_pass else []
-            )
-            # First, so that the store needs no room for chunks that nothing reads any more.
-            cache.release(step + 1)
-            cache.settle(self._final(schedule, step))
-            flops = split.step(ran, edges, live, first=step == 0, cleaned=cleaned, seen=cache.seen)
-            self._record_step(step, live, decisions, time.perf_counter() - started, cache, flops)
-            progress.steps = step + 1
-            progress.clean = [c for c, k in live.items() if k == schedule.num_steps - 1]
-            self._forget(progress.clean, solver)
-            yield from self._hand_over(progress, window, schedule)
-        self._progress = None
+        yield from self._run.clean_chunks()
+        self._run = None
 
     @property
     def in_window(self) -> bool:
-        """Whether a window is on its way, so that there is a state to speak of."""
-        return self._progress is not None
+        """Whether a window is being denoised, so that there is a state to save."""
+        return self._run is not None
 
     def state_dict(self) -> State:
-        """What is needed to go on behind the chunk that ``run`` yielded last.
+        """State behind the chunk that ``run`` yielded last, without that of ``draw_noise``.
 
-        Good until the next one is asked for, as its tensors are those that the loop works on. The state of
-        what ``draw_noise`` draws from is not among it.
+        Valid until the next chunk is asked for, as its tensors are those of the loop.
 
         Raises:
-            RuntimeError: no window is on its way.
+            RuntimeError: no window is being denoised.
         """
-        if self._progress is None:
-            raise RuntimeError("state_dict has nothing to tell before run and after it")
-        return self._progress.state_dict()
+        if self._run is None:
+            raise RuntimeError("state_dict: expected a window that is being denoised, got none")
+        return self._run.state_dict()
 
     def load_state_dict(self, state: State) -> None:
-        """Let the next ``run`` go on from there.
+        """Make the next ``run`` continue from a state.
 
-        It takes the same window as it was at its start, the same schedule and a fresh solver; the steps that
-        were taken are in the trace already. The state is not held for longer than that.
+        It takes the same window as it was at its start, the same schedule and a fresh solver; the trace
+        holds the steps taken until then. The state is released as soon as it is read.
         """
         self._loaded = state
 
-    def _hand_over(
-        self, progress: Progress, window: Window, schedule: StaircaseSchedule
-    ) -> Iterator[CleanChunk]:
-        """Yield the chunks that the last step made clean; then drop what nothing reads any more."""
-        if progress.clean:
-            self._finite.check()
-        while progress.clean:
-            chunk = progress.clean.pop(0)
-            yield CleanChunk(chunk, window.chunks[chunk].start, window.latents(chunk))
-        self._drop_unread(window, schedule, progress.steps - 1)
 
-    def _new_cache(self, schedule: StaircaseSchedule, lengths: list[int]) -> WindowCache:
-        options = self.options
-        return WindowCache(
-            self.model,
-            schedule,
-            lengths,
-            keeps=not options.whole_window,
-            compression=options.compression,
-            clean_range=options.clean_range,
-            storage=options.storage,
-            clean_pass=options.clean_pass,
-            rolls=not (options.whole_window or options.refresh_given),
-        )
+class _WindowRun:
+    """One window on its way through the loop."""
 
-    def _inputs(
-        self, window: Window, schedule: StaircaseSchedule, solver: Solver, step: int, cache: WindowCache
-    ) -> dict[int, ChunkInput]:
-        """What the chunks that may run at this step would show the model."""
-        chunks, level = self._shown(window, schedule, step), self.options.condition_noise
-        if level > 0 and any(window.num_prefix_of(chunk) for chunk in chunks):
-            channels, *size = window.frame_shape
-            shape = torch.Size((channels, window.num_prefix, *size))
-            noise = self._draw_noise(step, shape, window.latents(chunks[0]).device)
-            latents = with_condition_noise(window, chunks, level, noise)
-        else:
-            latents = {chunk: window.latents(chunk) for chunk in chunks}
+    def __init__(
+        self, denoiser: Denoiser, window: Window, schedule: StaircaseSchedule, solver: Solver
+    ) -> None:
+        self.denoiser, self.config, self.model = denoiser, denoiser.config, denoiser.model
+        self.policy, self.forecast = denoiser.policy, denoiser.forecast
+        self.window, self.schedule, self.solver = window, schedule, solver
+        self.finite = FiniteWatch()
+        self.forecast.begin(solver.times)
+        self.policy.begin(schedule.num_steps, solver.times, self.forecast)
+        lengths = [self.model.num_tokens(span.frames) for span in window.chunks]
+        self.cache = CacheManager(self.model, schedule, lengths, self.config)
+        self.split = GainSplit(self.model, lengths, window.num_given, schedule.num_steps)
+        #: Steps taken, and chunks that the last of them made clean, to be yielded.
+        self.steps, self.clean = 0, list[int]()
+
+    def clean_chunks(self) -> Iterator[CleanChunk]:
+        """Take the remaining steps."""
+        yield from self._hand_over()
+        for step in range(self.steps, len(self.schedule)):
+            self._take_step(step)
+            yield from self._hand_over()
+
+    def state_dict(self) -> State:
+        own = {"steps": self.steps, "clean": list(self.clean)}
+        return own | {name: part.state_dict() for name, part in self._parts.items()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.steps, self.clean = state["steps"], list(state["clean"])
+        device = self.model.cache_layout().device
+        for name, part in self._parts.items():
+            # The cache, by far the largest, has memory of its own that it copies to.
+            part.load_state_dict(state[name] if name == "cache" else on_device(state[name], device))
+
+    def record_window(self) -> None:
+        """Add the window to the trace."""
+        frames, cache = [span.frames for span in self.window.chunks], self.cache.cache
+        shape = (self.schedule.num_steps, self.schedule.stride, self.window.num_given, frames)
+        self.denoiser.trace.begin_window(WindowRecord(*shape, cache.nbytes, cache.host_nbytes))
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """All that remembers something from step to step."""
+        names = ("policy", "forecast", "solver", "window", "cache")
+        return {name: getattr(self, name) for name in names}
+
+    def _take_step(self, step: int) -> None:
+        started, live = time.perf_counter(), self.schedule.live(step)
+        inputs = self._inputs(step)
+        decisions = self._decide(step, live, inputs)
+        reused = [c for c in live if decisions[c].reuse]
+        wanted = self._chunks_to_run(step, live, reused)
+        ran = self._prefill(inputs) if step == 0 else []
+        ran += self._make_room(inputs, wanted, live, step)
+        wanted = [c for c in wanted if c not in ran]
+        moves = self._evaluate([inputs[c] for c in wanted], step)
+        moves |= self._forecast([inputs[c] for c in reused])
+        for chunk, local_step in live.items():
+            self._advance(chunk, local_step, moves[chunk], chunk in reused)
+        ran += wanted
+        # First, so that the store needs no room for chunks that no later step reads.
+        self.cache.release(step + 1)
+        self.cache.settle(self._final(step))
+        self._record_step(step, live, decisions, started, ran, reused)
+        self.steps = step + 1
+        self.clean = [c for c, k in live.items() if k == self.schedule.num_steps - 1]
+        for part in (self.policy, self.forecast, self.solver):
+            for chunk in self.clean:
+                part.forget(chunk)
+
+    def _hand_over(self) -> Iterator[CleanChunk]:
+        """Yield the chunks that the last step made clean; then drop latents that no later step reads."""
+        if self.clean:
+            self.finite.check()
+        while self.clean:
+            chunk = self.clean.pop(0)
+            yield CleanChunk(chunk, self.window.chunks[chunk].start, self.window.latents(chunk))
+        if self.config.whole_window:
+            return
+        given = range(self.window.num_given) if self.steps == 1 and not self.config.refresh_given else ()
+        # A clean pass reads a chunk once more, at the step after its last.
+        for chunk in (*given, *self.schedule.finished(self.steps - self.config.clean_pass)):
+            self.window.drop(chunk)
+
+    def _inputs(self, step: int) -> dict[int, ChunkInput]:
+        """What the chunks that may run at this step show the model, in order; no others are looked at."""
+        window, schedule, model, level = self.window, self.schedule, self.model, self.denoiser.condition_noise
+        chunks = self._chunks_to_run(step, schedule.live(step), ())
+        if step == 0 and not self.config.whole_window:
+            chunks = sorted({*range(window.num_given), *chunks})
+        latents = self._shown_latents(chunks, step)
         inputs = {}
         for chunk in chunks:
-            span, held = window.chunks[chunk], window.num_given_of(chunk)
-            noised, local_step = window.num_prefix_of(chunk), schedule.local_step(chunk, step)
-            times = [self.model.condition_timestep(level)] * noised
-            times += [self.model.condition_timestep(0.0)] * (held - noised)
-            times += [self._timestep(solver, schedule, local_step)] * (span.frames - held)
-            progress = min(max(0, local_step), schedule.num_steps)
-            first = None if self.options.whole_window else cache.first_chunk(chunk, step)
-            inputs[chunk] = ChunkInput(chunk, span.start, latents[chunk], tuple(times), progress, first)
+            span, held, noised = window.chunks[chunk], window.num_given_of(chunk), window.num_prefix_of(chunk)
+            local_step = min(max(0, schedule.local_step(chunk, step)), schedule.num_steps)
+            clean = local_step == schedule.num_steps
+            own = 0.0 if clean else self.solver.timestep(local_step)
+            times = [model.condition_timestep(level)] * noised
+            times += [model.condition_timestep(0.0)] * (held - noised) + [own] * (span.frames - held)
+            first = None if self.config.whole_window else self.cache.first_chunk(chunk, step)
+            inputs[chunk] = ChunkInput(chunk, span.start, latents[chunk], tuple(times), local_step, first)
         return inputs
 
-    def _shown(self, window: Window, schedule: StaircaseSchedule, step: int) -> list[int]:
-        """Chunks that may run at a step, in order; no others are looked at."""
-        if self.options.whole_window:
-            return list(range(len(window.chunks)))
-        given = range(window.num_given) if step == 0 or self.options.refresh_given else ()
-        finished = schedule.finished(step) if self.options.clean_pass else ()
-        return [*given, *finished, *schedule.live(step)]
+    def _shown_latents(self, chunks: Sequence[int], step: int) -> dict[int, Tensor]:
+        """Latents of chunks, with condition noise on the prefix."""
+        window, level = self.window, self.denoiser.condition_noise
+        if level == 0 or not any(window.num_prefix_of(chunk) for chunk in chunks):
+            return {chunk: window.latents(chunk) for chunk in chunks}
+        channels, *size = window.frame_shape
+        shape = torch.Size((channels, window.num_prefix, *size))
+        draw, device = self.denoiser.draw_noise, window.latents(chunks[0]).device
+        noise = torch.randn(shape, device=device) if draw is None else draw(step, shape)
+        return with_condition_noise(window, chunks, level, noise)
 
-    def _drop_unread(self, window: Window, schedule: StaircaseSchedule, step: int) -> None:
-        """Drop the latents of chunks that no later step shows the model."""
-        if self.options.whole_window:
-            return
-        given = range(window.num_given) if step == 0 and not self.options.refresh_given else ()
-        # a clean pass reads a chunk once more, at the step after its last
-        read_until = step if self.options.clean_pass else step + 1
-        for chunk in (*given, *schedule.finished(read_until)):
-            window.drop(chunk)
+    def _chunks_to_run(self, step: int, live: Iterable[int], reused: Sequence[int]) -> list[int]:
+        """Chunks that go through the model at a step, in order of entry."""
+        computed = [c for c in live if c not in reused]
+        if self.config.whole_window:
+            return list(range(len(self.window.chunks))) if computed else []
+        given = range(self.window.num_given) if self.config.refresh_given else ()
+        return [*given, *self._finished(step), *computed]
 
-    def _draw_noise(self, step: int, shape: torch.Size, device: torch.device) -> Tensor:
-        if self.options.draw_noise is None:
-            return torch.randn(shape, device=device)
-        return self.options.draw_noise(step, shape)
+    def _finished(self, step: int) -> Sequence[int]:
+        """Chunks that run once more at a step, as the one before made them clean."""
+        return self.schedule.finished(step) if self.config.clean_pass else ()
 
-    @staticmethod
-    def _timestep(solver: Solver, schedule: StaircaseSchedule, local_step: int) -> float:
-        if local_step >= schedule.num_steps:
-            return 0.0
-        return solver.timestep(max(0, local_step))
+    def _final(self, step: int) -> Sequence[int]:
+        """Chunks whose keys and values are final after this step; none after the last one."""
+        if step + 1 == len(self.schedule):
+            return ()
+        return self.schedule.finished(step if self.config.clean_pass else step + 1)
 
-    def _decide(
-        self, step: int, num_steps: int, live: dict[int, int], inputs: dict[int, ChunkInput]
-    ) -> dict[int, Decision]:
+    def _decide(self, step: int, live: dict[int, int], inputs: dict[int, ChunkInput]) -> dict[int, Decision]:
         indicators: dict[int, Tensor] = {}
         if self.policy.needs_indicator:
-            shown = [inputs[c] for c in (inputs if self.options.whole_window else live)]
+            shown = [inputs[c] for c in (inputs if self.config.whole_window else live)]
             indicators = dict(zip((i.chunk for i in shown), self.model.indicators(shown), strict=True))
-        decisions = self.policy.decide(step, num_steps, live, indicators)
+        decisions = self.policy.decide(step, len(self.schedule), live, indicators)
         for chunk, decision in decisions.items():
             if not math.isfinite(decision.distance or 0):
-                self._finite.check()
+                self.finite.check()
                 raise NotFiniteError(
                     f"distance of chunk {chunk} at step {step}: expected a finite number, got "
                     f"{decision.distance}; {CAUSES}."
@@ -262,75 +255,49 @@ class Denoiser:
             known = dict.fromkeys(known, all(known.values()))
         return {c: d if known[c] else replace(d, reuse=False) for c, d in decisions.items()}
 
-    def _prefill(self, given: list[ChunkInput], cache: WindowCache) -> list[int]:
-        """Fill the cache with the given chunks, unless they are run at every step anyway."""
-        if self.options.whole_window or self.options.refresh_given:
+    def _prefill(self, inputs: dict[int, ChunkInput]) -> list[int]:
+        """Fill the cache with the given chunks, unless they run at every step anyway."""
+        if self.config.whole_window or self.config.refresh_given:
             return []
-        chunks = [item.chunk for item in given]
-        for group in [given] if cache.fits(chunks) else [[item] for item in given]:
-            cache.make_room([item.chunk for item in group], step=0)
-            self._evaluate(group, [], cache, step=0)
-            cache.settle([item.chunk for item in group])
+        chunks = list(range(self.window.num_given))
+        for group in [chunks] if self.cache.fits(chunks) else [[chunk] for chunk in chunks]:
+            self.cache.make_room(group, step=0)
+            self._evaluate([inputs[c] for c in group], step=0)
+            self.cache.settle(group)
         return chunks
 
     def _make_room(
-        self,
-        inputs: dict[int, ChunkInput],
-        cache: WindowCache,
-        chunks: list[int],
-        schedule: StaircaseSchedule,
-        step: int,
+        self, inputs: dict[int, ChunkInput], chunks: list[int], live: dict[int, int], step: int
     ) -> list[int]:
         """Compress the cache if the chunks do not fit; before that, run those that have just become clean.
 
         They would otherwise run beside the new ones, for which there is no room yet.
         """
-        if cache.fits(chunks):
+        if self.cache.fits(chunks):
             return []
-        finished = [c for c in chunks if c >= schedule.first_chunk and c not in schedule.live(step)]
-        self._evaluate([inputs[c] for c in finished], [], cache, step)
-        cache.settle(finished)
-        cache.make_room(chunks, step)
+        finished = [c for c in chunks if c >= self.schedule.first_chunk and c not in live]
+        self._evaluate([inputs[c] for c in finished], step)
+        self.cache.settle(finished)
+        self.cache.make_room(chunks, step)
         return finished
 
-    def _chunks_to_run(
-        self,
-        window: Window,
-        schedule: StaircaseSchedule,
-        live: dict[int, int],
-        reused: list[int],
-        step: int,
-    ) -> list[int]:
-        computed = [c for c in live if c not in reused]
-        if self.options.whole_window:
-            return list(range(len(window.chunks))) if computed else []
-        given = list(range(window.num_given)) if self.options.refresh_given else []
-        finished = schedule.finished(step) if self.options.clean_pass else []
-        return [*given, *finished, *computed]
-
-    def _final(self, schedule: StaircaseSchedule, step: int) -> Sequence[int]:
-        """Chunks whose keys and values are final after this step; none after the last one."""
-        if step + 1 == len(schedule):
-            return ()
-        return schedule.finished(step if self.options.clean_pass else step + 1)
-
-    def _evaluate(
-        self, inputs: list[ChunkInput], wanted: list[int], cache: WindowCache, step: int
-    ) -> dict[int, Tensor]:
-        """Run the model on all inputs in one packed call; velocities of those that are ``wanted``."""
+    def _evaluate(self, inputs: list[ChunkInput], step: int) -> dict[int, Tensor]:
+        """Run the model on all inputs in one packed call; velocities of those that are not clean."""
         if not inputs:
             return {}
-        cache.enter([item.chunk for item in inputs], step)
+        self.cache.enter([item.chunk for item in inputs], step)
         tokens = self.model.embed(inputs)
-        outputs = self.model.blocks(inputs, tokens, cache.cache)
-        for item, output in zip(inputs, outputs, strict=True):
-            if item.chunk not in wanted:  # the others are known by their latents
-                self._finite.observe(f"output of the model for chunk {item.chunk} at step {step}", output)
-        places = [i for i, item in enumerate(inputs) if item.chunk in wanted]
-        inputs, tokens, outputs = ([values[i] for i in places] for values in (inputs, tokens, outputs))
+        outputs = self.model.blocks(inputs, tokens, self.cache.cache)
+        noisy = [i for i, item in enumerate(inputs) if item.local_step < self.schedule.num_steps]
+        for i, item in enumerate(inputs):
+            if i not in noisy:  # the others are checked by their latents
+                self.finite.observe(f"output of the model for chunk {item.chunk} at step {step}", outputs[i])
+        inputs, tokens, outputs = ([values[i] for i in noisy] for values in (inputs, tokens, outputs))
         if not inputs:
             return {}
         velocities = self.model.head(inputs, outputs)
+        for item, velocity in zip(inputs, velocities, strict=True):
+            self.policy.observe(item.chunk, item.local_step, velocity)
         self.forecast.observe_evaluation(inputs, tokens, outputs, velocities)
         return dict(zip((item.chunk for item in inputs), velocities, strict=True))
 
@@ -339,53 +306,43 @@ class Denoiser:
             return {}
         return dict(zip((i.chunk for i in inputs), self.forecast.predict(self.model, inputs), strict=True))
 
-    def _advance(
-        self, window: Window, solver: Solver, chunk: int, local_step: int, move: Tensor, reused: bool
-    ) -> None:
-        """Take a chunk one step on, by its velocity or by a forecast displacement; given frames stay."""
-        before = window.latents(chunk)
+    def _advance(self, chunk: int, local_step: int, move: Tensor, reused: bool) -> None:
+        """Advance a chunk by a step, by its velocity or a forecast displacement; given frames stay."""
+        before, held = self.window.latents(chunk), self.window.chunks[chunk].held
         if reused and not self.forecast.gives_velocity:
             after = before + move
-            solver.skip(chunk)
+            self.solver.skip(chunk)
         else:
-            after = solver.step(chunk, local_step, before, move)
-        place = f"latents of chunk {chunk} after its step {local_step} (step {self._progress.steps} of all)"
-        self._finite.observe(place, after)
-        held = window.chunks[chunk].held
+            after = self.solver.step(chunk, local_step, before, move)
+        place = f"latents of chunk {chunk} after its step {local_step} (step {self.steps} of all)"
+        self.finite.observe(place, after)
         if held:
             after[:, :held] = before[:, :held]
         if not reused:
             self.forecast.observe_step(chunk, local_step, before, after)
         before.copy_(after)
 
-    def _forget(self, chunks: Sequence[int], solver: Solver) -> None:
-        for part in (self.policy, self.forecast, solver):
-            for chunk in chunks:
-                part.forget(chunk)
-
-    def _record_window(self, window: Window, schedule: StaircaseSchedule, cache: WindowCache) -> None:
-        frames, held = [span.frames for span in window.chunks], cache.cache
-        sizes = (held.nbytes, held.host_nbytes)
-        self.trace.begin_window(
-            WindowRecord(schedule.num_steps, schedule.stride, window.num_given, frames, *sizes)
-        )
-
     def _record_step(
         self,
         step: int,
         live: dict[int, int],
         decisions: dict[int, Decision],
-        seconds: float,
-        cache: WindowCache,
-        flops: dict[str, float],
+        started: float,
+        ran: list[int],
+        reused: list[int],
     ) -> None:
+        """Add the step to the trace; time first, as the rest is not part of it."""
+        seconds, cache, trace = time.perf_counter() - started, self.cache, self.denoiser.trace
+        edges = ran + reused if self.forecast.runs_edges else ran
+        cleaned = [c for c in ran if c in self._finished(step)]
+        flops = self.split.step(ran, edges, live, first=step == 0, cleaned=cleaned, seen=cache.seen)
         events = [
             ChunkEvent(c, k, decisions[c].reuse, decisions[c].distance, decisions[c].accumulated)
             for c, k in live.items()
         ]
         changes = (cache.pop_events(), cache.pop_quantizations())
-        if self.options.compression:
-            self.trace.add_seconds("compress", cache.pop_seconds())
-        self.trace.add_step(step, events, seconds, cache.cache.num_tokens, flops, *changes)
-        if self.on_step:
-            self.on_step()
+        if self.config.compression:
+            trace.add_seconds("compress", cache.pop_seconds())
+        trace.add_step(step, events, seconds, cache.cache.num_tokens, flops, *changes)
+        if self.denoiser.on_step:
+            self.denoiser.on_step()

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .config import DEFAULT_PRESET, FlowCacheConfig
+from .config import FlowCacheConfig
+from .methods import DEFAULT_PRESET
 from .tuning import Target
 
 #: Bytes of a name without suffix. The longest that is written beside a video is 21 bytes longer,

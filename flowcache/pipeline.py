@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .arguments import check_type
 from .config import FlowCacheConfig
+from .methods import ModelTraits, make_config
 from .output import VideoPart
 from .trace import Trace
 from .video import VideoWriter
@@ -91,8 +92,9 @@ class FlowCachePipeline:
     #: Name of the method, for traces.
     flowcache_method: str = "flowcache"
 
-    def make_flowcache_config(self, method: str, **options: Any) -> FlowCacheConfig:
-        """Configuration of a method for this model; each model implements it."""
+    @property
+    def flowcache_traits(self) -> ModelTraits:
+        """How the methods differ on this model; each model implements it."""
         raise NotImplementedError
 
 
@@ -126,10 +128,9 @@ def enable(
     hint = "; make one with from_pipe of FlowCacheSkyReelsV2Pipeline or MagiPipeline"
     check_type("pipe", pipe, FlowCachePipeline, hint)
     if config is None:
-        chosen = {"preset": preset, **options}
-        if kv_budget is not None:
-            chosen |= {"compress": True, "budget": kv_budget}
-        config = pipe.make_flowcache_config(method, **chosen)
+        traits = pipe.flowcache_traits
+        chosen = traits.translate({"method": method, "preset": preset, "budget": kv_budget, **options})
+        config = make_config(chosen, traits)
     elif preset is not None or kv_budget is not None or options or method != "flowcache":
         raise ValueError("config: expected no other option beside it; leave them out.")
     check_type("config", config, FlowCacheConfig)

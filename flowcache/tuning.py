@@ -1,7 +1,7 @@
-"""Find the setting that meets a target from a few short runs, and keep what they showed.
+"""Find the interval that meets a target from a few short runs, and save what they measured.
 
-A pilot makes one short video without reuse and again with each setting of a ladder. What each saves and how
-close it stays is the profile, a file that serves all later runs of the same model and settings.
+A pilot makes one short video without reuse and again with each interval. The speed-up and PSNR of each are
+the profile, a file that serves all later runs of the same model and settings.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from .config import FlowCacheConfig
@@ -22,8 +23,7 @@ from .files import write_json
 from .fingerprint import differences
 from .limits import check_number
 from .metrics import psnr
-from .output import VideoOutput
-from .reuse.plans import Plans
+from .reuse import Interval, NoReuse
 from .trace import Trace
 from .typed import as_type
 from .user_files import expand_path, read_json, reading
@@ -31,28 +31,25 @@ from .video import to_uint8
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
-#: Folder of what is kept between runs, and the variable that says another one.
+#: Default folder of profiles, and the environment variable that names another.
 CACHE_FOLDER, CACHE_VARIABLE = "~/.cache/flowcache", "FLOWCACHE_CACHE"
 
-#: Steps from one computed step to the next that a pilot tries.
+#: Intervals that a pilot tries.
 INTERVALS = range(2, 11)
 
-#: Fields of ``FlowCacheConfig`` that a setting of the ladder may change.
-TRIED = ("policy", "interval", "pace", "computed_steps")
-
-#: Makes the pilot's video with the given settings of the cache.
-Pilot = Callable[[FlowCacheConfig], VideoOutput]
+#: Makes the pilot's video with a configuration: ``[3, frames, height, width]`` in [-1, 1], and its trace.
+Pilot = Callable[[FlowCacheConfig], tuple[Tensor, Trace]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a run is to come to, exactly one of the two.
+    """What a run must reach; exactly one of the two.
 
     Args:
-        speedup: times fewer FLOPs than the original takes, at the best quality.
-        psnr: dB to the same video without reuse, with the fewest FLOPs.
+        speedup: FLOPs ratio to the original, reached at the best quality.
+        psnr: dB to the same video without reuse, reached with the fewest FLOPs.
 
     Raises:
         ValueError: none or both are given, or the one is out of range; the flag is named.
@@ -63,7 +60,7 @@ class Target:
 
     def __post_init__(self) -> None:
         if (self.speedup is None) == (self.psnr is None):
-            raise ValueError("target_speedup and target_psnr exclude each other: give exactly one of them.")
+            raise ValueError("target_speedup, target_psnr: expected exactly one of them.")
         least = 1 if self.psnr is None else 0
         check_number(self.flag, self.value, least, 1000)
         if self.value == least:
@@ -71,12 +68,10 @@ class Target:
 
     @property
     def flag(self) -> str:
-        """Its name on the command line."""
         return "target_speedup" if self.psnr is None else "target_psnr"
 
     @property
     def value(self) -> float:
-        """The number that is asked for."""
         return self.speedup if self.psnr is None else self.psnr
 
     def __str__(self) -> str:
@@ -85,16 +80,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting as the pilot showed it.
+    """An interval as the pilot measured it.
 
     Attributes:
-        changes: fields of ``FlowCacheConfig``.
-        speedup: times fewer FLOPs than the original takes.
+        interval: steps from one computed step to the next.
+        speedup: FLOPs ratio to the original.
         psnr: dB to the pilot's video without reuse.
         seconds: of denoising.
     """
 
-    changes: dict[str, Any]
+    interval: int
     speedup: float
     psnr: float
     seconds: float
@@ -105,13 +100,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a pilot showed.
+    """What a pilot measured.
 
     Attributes:
-        key: everything that it depends on: model, video, cache, ladder.
-        settings: of the ladder.
+        key: everything that it depends on: model, video, configuration, intervals.
+        settings: one for each interval.
         seconds: of denoising without reuse.
-        environment: what it ran on.
+        environment: hardware and versions.
     """
 
     key: dict[str, Any]
@@ -123,56 +118,47 @@ class Profile:
         """The best setting that meets a target.
 
         Raises:
-            ValueError: none does; the sentence says which comes nearest.
+            ValueError: no setting meets it; the nearest is named.
         """
-        if target.psnr is None:
-            near = max(self.settings, key=lambda s: s.speedup)
-            meet = [s for s in self.settings if s.speedup >= target.speedup]
-            best = max(meet, key=lambda s: (s.psnr, s.speedup), default=None)
-        else:
-            near = max(self.settings, key=lambda s: s.psnr)
-            meet = [s for s in self.settings if s.psnr >= target.psnr]
-            best = max(meet, key=lambda s: (s.speedup, s.psnr), default=None)
-        if best is None:
+        wanted, other = ("speedup", "psnr") if target.psnr is None else ("psnr", "speedup")
+        meet = [s for s in self.settings if getattr(s, wanted) >= target.value]
+        if not meet:
+            nearest = max(self.settings, key=lambda s: getattr(s, wanted))
             raise ValueError(
-                f"{target.flag} {target.value:g} is out of reach: the nearest comes to {near}; ask for less."
+                f"{target.flag} {target.value:g} is out of reach: the nearest is {nearest}; ask for less."
             )
-        return best
+        return max(meet, key=lambda s: (getattr(s, other), getattr(s, wanted)))
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all; its folder is made if need be."""
+        """Write it as JSON, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"format": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
     def load(cls, path: Path) -> Profile:
-        """Read what ``save`` wrote.
+        """Read a file that ``save`` wrote.
 
         Raises:
-            ValueError: it is no such file.
+            ValueError: the file cannot be read as a profile.
         """
         remedy = "delete it to have it made again"
         content = read_json(path, dict[str, Any], "a profile", remedy)
         with reading(path, "a profile", remedy):
             if content.pop("format", None) != FORMAT_VERSION:
                 raise ValueError(f"it is not of format {FORMAT_VERSION}")
-            profile = as_type(content, cls)
-            for setting in profile.settings:
-                if "computed_steps" in setting.changes:
-                    setting.changes["computed_steps"] = tuple(setting.changes["computed_steps"])
-            return profile
+            return as_type(content, cls)
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The settings that a target came to.
+    """The configuration that a target led to.
 
     Attributes:
-        cache: with the setting that was chosen.
-        target: that was asked for.
-        expected: what the pilot showed of that setting.
-        seconds: that the pilot took to denoise without reuse, as its first run.
-        hardware: on which.
+        cache: with the chosen interval.
+        target: of the search.
+        expected: the chosen setting, as the pilot measured it.
+        seconds: of the pilot's denoising without reuse, its first run.
+        hardware: of the pilot.
     """
 
     cache: FlowCacheConfig
@@ -182,27 +168,26 @@ class Tuned:
     hardware: str
 
     def __str__(self) -> str:
-        taken = ", ".join(f"{name} {value}" for name, value in self.expected.changes.items())
         return (
-            f"{self.target} asked for, taken is {taken}; expected are {self.expected} "
-            f"(a pilot took {self.expected.seconds:.1f} s instead of {self.seconds:.1f} s on {self.hardware})"
+            f"target {self.target}: interval {self.expected.interval}, expected {self.expected} "
+            f"(the pilot took {self.expected.seconds:.1f} s instead of {self.seconds:.1f} s on "
+            f"{self.hardware})"
         )
 
     def note(self, trace: Trace) -> None:
-        """Let a trace say how its settings came about."""
+        """Add target and expectation to a trace's settings."""
         trace.settings["tuning"] = {"target": str(self.target), "expected": str(self)}
 
 
 class Tuning:
-    """The search for a setting, of which the profile is looked up or made.
+    """The search for an interval, whose profile is read or made.
 
     Args:
-        target: what to come to.
-        cache: settings of the method; those of the ladder are put in their place.
+        target: of the search.
+        cache: the method, with an ``Interval`` policy.
         num_steps: local steps of a chunk.
-        plans: to try as well; None: there are none.
-        described: model, video and all else that the pilot depends on, beside the cache; for JSON.
-        name: of the file, as far as it can be read; the rest tells the settings apart.
+        described: everything else that the pilot depends on, such as model and video; for JSON.
+        name: readable part of the profile's file name; a digest of the settings follows.
         path: of the profile; None: in the cache folder.
 
     Raises:
@@ -214,28 +199,29 @@ class Tuning:
         target: Target,
         cache: FlowCacheConfig,
         num_steps: int,
-        plans: Plans | None,
         described: Mapping[str, Any],
         name: str,
         path: Path | None = None,
     ) -> None:
+        if not isinstance(cache.policy, Interval):
+            raise ValueError(f"{target.flag}: expected the policy interval, which it searches over.")
         self.target, self.cache = target, cache
-        self.ladder = ladder(cache.warmup_steps, num_steps, plans)
-        if not self.ladder:
+        self.intervals = [i for i in INTERVALS if cache.policy.warmup_steps + i < num_steps]
+        if not self.intervals:
             raise ValueError(f"{target.flag} needs more steps to skip some of them, got {num_steps}.")
-        shared = {key: value for key, value in cache.as_dict().items() if key not in TRIED}
-        # As JSON gives it back; the ladder last, as it differs whenever steps or plans do.
-        self.key = json.loads(json.dumps({**described, "cache": shared, "ladder": self.ladder}))
+        fixed = {name: value for name, value in cache.as_dict().items() if name not in ("interval", "scale")}
+        # As JSON returns it; the intervals last, as they differ whenever steps do.
+        self.key = json.loads(json.dumps({**described, "cache": fixed, "intervals": self.intervals}))
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:8]
         self.path = path or profile_folder() / f"{name}-{digest}.json"
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that decides about the setting, as ``ResumeFile`` wants it."""
+        """All that decides about the setting, for ``ResumeFile``."""
         return {"target": str(self.target), "profile": self.key}
 
     def saved(self) -> Profile | None:
-        """The profile, if it is there.
+        """The profile; None if there is no file.
 
         Raises:
             ValueError: it cannot be read, or is of another model or other settings; the first is named.
@@ -243,75 +229,58 @@ class Tuning:
         if not self.path.exists():
             return None
         profile = Profile.load(self.path)
-        differing = differences(profile.key, self.key)
-        if differing:
+        if differing := differences(profile.key, self.key):
             raise ValueError(
                 f"profile {self.path} is of other settings: {differing[0]}; give another, or leave it out."
             )
-        if [setting.changes for setting in profile.settings] != self.ladder:
+        if [setting.interval for setting in profile.settings] != self.intervals:
             raise ValueError(f"profile {self.path} is damaged; delete it to have it made again.")
         return profile
 
     def check(self) -> None:
-        """Refuse what a saved profile cannot serve; nothing is said if there is none.
+        """Refuse a target that a saved profile cannot serve.
 
         Raises:
             ValueError: one sentence that names the argument and the fix.
         """
-        profile = self.saved()
-        if profile is not None:
+        if (profile := self.saved()) is not None:
             profile.choose(self.target)
 
     def run(self, pilot: Pilot) -> Tuned:
-        """Choose the setting; the profile is made and saved if it is not there.
+        """Choose the setting; without a profile, measure and save one first.
 
         Raises:
             ValueError: as ``check``.
         """
-        profile = self.saved()
-        if profile is None:
+        if (profile := self.saved()) is None:
             profile = self._measure(pilot)
             profile.save(self.path)
         expected = profile.choose(self.target)
-        cache = replace(self.cache, **expected.changes)
         hardware = profile.environment.get("hardware", "unknown hardware")
+        cache = self._with_interval(expected.interval)
         tuned = Tuned(cache, self.target, expected, profile.seconds, hardware)
         logger.info("%s, by %s", tuned, self.path)
         return tuned
 
+    def _with_interval(self, interval: int) -> FlowCacheConfig:
+        return replace(self.cache, policy=replace(self.cache.policy, interval=interval))
+
     def _measure(self, pilot: Pilot) -> Profile:
-        logger.info("no profile %s: %d short runs make it", self.path, len(self.ladder) + 1)
-        with tqdm(total=len(self.ladder) + 1, desc="pilot", unit="run") as progress:
-            plain = pilot(replace(self.cache, policy="none"))
-            reference = to_uint8(plain.frames)
+        logger.info("no profile %s: %d short runs make it", self.path, len(self.intervals) + 1)
+        settings = []
+        with tqdm(total=len(self.intervals) + 1, desc="pilot", unit="run") as progress:
+            frames, plain = pilot(replace(self.cache, policy=NoReuse()))
+            reference = to_uint8(frames)
             progress.update()
-            settings = []
-            for changes in self.ladder:
-                video = pilot(replace(self.cache, **changes))
-                speedup = video.trace.flops["vanilla"] / video.trace.flops["actual"]
-                closeness, _ = psnr(to_uint8(video.frames), reference)
-                settings.append(Setting(changes, speedup, closeness, video.trace.seconds["denoise"]))
+            for interval in self.intervals:
+                frames, trace = pilot(self._with_interval(interval))
+                decibels, _ = psnr(to_uint8(frames), reference)
+                speedup = trace.flops["vanilla"] / trace.flops["actual"]
+                settings.append(Setting(interval, speedup, decibels, trace.seconds["denoise"]))
                 progress.update()
-        return Profile(self.key, settings, plain.trace.seconds["denoise"], plain.trace.environment)
-
-
-def ladder(warmup_steps: int, num_steps: int, plans: Plans | None = None) -> list[dict[str, Any]]:
-    """Settings that a pilot tries, as fields of ``FlowCacheConfig``.
-
-    Args:
-        warmup_steps: that are computed in any case.
-        num_steps: of a chunk.
-        plans: to try as well.
-    """
-    at_intervals = [
-        {"policy": "fixed_interval", "interval": interval}
-        for interval in INTERVALS
-        if warmup_steps + interval < num_steps
-    ]
-    planned = [] if plans is None else [{"policy": "planned", "computed_steps": s} for s in plans.steps]
-    return at_intervals + planned
+        return Profile(self.key, settings, plain.seconds["denoise"], plain.environment)
 
 
 def profile_folder() -> Path:
-    """Where profiles are kept: in ``FLOWCACHE_CACHE``, or else in ``~/.cache/flowcache``."""
+    """Folder of profiles: in ``FLOWCACHE_CACHE``, by default in ``~/.cache/flowcache``."""
     return expand_path(os.environ.get(CACHE_VARIABLE) or CACHE_FOLDER, CACHE_VARIABLE) / "profiles"

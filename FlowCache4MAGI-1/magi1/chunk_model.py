@@ -11,7 +11,6 @@ from torch import Tensor
 from flowcache import StaircaseSchedule
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
-from flowcache.reuse.spectral import FILTERED_LATENT, filtered_latent
 
 from .attention import PackedSegments, Segment, TextBank, choose_attention
 from .captions import Captions
@@ -21,7 +20,7 @@ from .schedule import Timetable
 from .transformer import MagiTransformer3DModel
 
 #: What a reuse policy can watch.
-INDICATORS = ("embedded_latent", FILTERED_LATENT)
+INDICATORS = ("embedded_latent",)
 
 #: Chunks that a given one sees where no range is set.
 GIVEN_REACH = 8
@@ -109,7 +108,6 @@ class MagiChunkModel:
     ) -> None:
         if indicator not in (None, *INDICATORS):
             raise ValueError(f"indicator must be one of {', '.join(INDICATORS)}, got {indicator!r}.")
-        self._filters = indicator == FILTERED_LATENT
         self.transformer, self.sampling = transformer, sampling
         self.timetable, self.guidance = sampling.timetable, sampling.guidance
         self.num_branches = sampling.guidance.num_slots
@@ -123,8 +121,6 @@ class MagiChunkModel:
         self._flops = TransformerFlops.of(transformer.config)
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
-        if self._filters:
-            return [filtered_latent(item.latents, 1 - self._time(item)) for item in inputs]
         return [tokens[0] for tokens in self.embed(inputs)]
 
     def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:

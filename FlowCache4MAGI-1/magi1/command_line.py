@@ -10,9 +10,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from flowcache.config import DEFAULT_PRESET, PRESETS
 from flowcache.knobs import unread_knobs
 from flowcache.limits import check_number
+from flowcache.methods import DEFAULT_PRESET, PRESETS
 from flowcache.reuse.forecast import FORECASTS
 
 from .captions import CaptionSwitches, SpecialTokens
@@ -122,7 +122,6 @@ def make_sampler(args: Namespace, source: ModelSource, options: FlowCacheOptions
         options,
         preset=args.preset or DEFAULT_PRESET,
         forecast=args.forecast,
-        computed_steps=None if options.plan is None else source.planned_steps(options.plan),
         kv_offload=offload,
     )
     _check_cache_size(options, source)

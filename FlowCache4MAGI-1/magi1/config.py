@@ -60,8 +60,6 @@ RUNTIME_LIMITS = {
 OPTION_LIMITS = {
     "rel_l1_thresh": (0, 1000),
     "interval": (1, 1000),
-    "tolerance": (0, 1000),
-    "plan": (0, 1),
     "warmup_steps": (0, 1000),
     "total_cache_chunk_nums": (1, 10**6),
     "mix_lambda": (0, 1),
@@ -69,7 +67,7 @@ OPTION_LIMITS = {
 }
 
 #: FlowCache's options that say which steps are skipped, the threshold first.
-RULES = ("rel_l1_thresh", "interval", "tolerance", "plan")
+RULES = ("rel_l1_thresh", "interval")
 
 #: Those that say how the cache is compressed; the last two weight single tokens.
 COMPRESSION = ("total_cache_chunk_nums", "compress_strategy", "query_granularity", "mix_lambda")
@@ -299,9 +297,7 @@ class FlowCacheOptions:
     Attributes:
         rel_l1_thresh: accumulated relative change at which a chunk is computed again; 0 never reuses. None:
             what the preset says.
-        interval, tolerance, plan: ours; instead of ``rel_l1_thresh``, compute every so many steps, skip while
-            the error that this brings is expected to be below a tolerance, or compute a share of the steps by
-            a plan that lies beside the model.
+        interval: ours; steps from one computed step to the next, instead of ``rel_l1_thresh``.
         warmup_steps: steps of a chunk that are always computed; None: what the preset says.
         discard_nearly_clean_chunk: leave out the second, lonely run of the oldest chunk when it is nearly
             clean.
@@ -320,8 +316,6 @@ class FlowCacheOptions:
 
     rel_l1_thresh: float | None = None
     interval: int | None = None
-    tolerance: float | None = None
-    plan: float | None = None
     warmup_steps: int | None = None
     discard_nearly_clean_chunk: bool = False
     compress_kv_cache: bool = False

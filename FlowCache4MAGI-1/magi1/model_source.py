@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from flowcache.finite import check_finite_weights
-from flowcache.reuse.plans import planned_steps
 
 from .checkpoint import (
     BESIDE,
@@ -57,15 +56,6 @@ class ModelSource:
     config: MagiConfig
     reason: str
     is_substitute: bool = False
-
-    def planned_steps(self, share: float) -> tuple[int, ...]:
-        """The steps to compute, by the plan beside the weights whose share of them is nearest.
-
-        Raises:
-            ValueError: there are no plans for this model and this sampling.
-        """
-        runtime = self.config.runtime_config
-        return planned_steps(Path(runtime.load).expanduser(), runtime.sampling, share)
 
     @property
     def folders(self) -> dict[str, Path]:

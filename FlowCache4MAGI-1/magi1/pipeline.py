@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, Window, cut_window
+from flowcache import Denoiser, StaircaseSchedule, Trace, Window, cut_window
 from flowcache.arguments import check_type
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
 from flowcache.finite import check_finite
@@ -128,12 +128,9 @@ class MagiPipeline(DiffusionPipeline):
             KVRange(runtime.noise2clean_kvrange, runtime.clean_chunk_kvrange),
         )
         model = MagiChunkModel(
-            self.transformer, captions, tuple(window.frame_shape[1:]), sampling, cache.indicator
+            self.transformer, captions, tuple(window.frame_shape[1:]), sampling, cache.policy.indicator
         )
-        options = LoopOptions(
-            clean_pass=cache.clean_pass, compression=cache.compression, storage=cache.storage
-        )
-        return Denoiser(model, cache.make_policy(runtime.num_steps), cache.make_forecast(), options)
+        return Denoiser(model, cache)
 
     def _clean_latents(
         self, denoiser: Denoiser, window: Window, schedule: StaircaseSchedule

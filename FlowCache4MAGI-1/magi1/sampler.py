@@ -15,7 +15,6 @@ from flowcache.fingerprint import array_digest, folder_digest
 from flowcache.output import write_parts
 from flowcache.prompts import check_prompt
 from flowcache.resume import ResumeFile
-from flowcache.reuse.plans import Plans
 from flowcache.tuning import Target, Tuning
 from flowcache.video import Frames, last_frames, probe_video, read_image, resize_and_crop, to_float
 
@@ -112,15 +111,19 @@ class MagiSampler:
         del described["reuse"]
         size = f"{runtime.video_size_h}x{runtime.video_size_w}"
         name = f"{folder.name}-{size}-{runtime.num_steps}steps-window{runtime.window_size}"
-        plans = Plans.find(folder, runtime.sampling)
-        return Tuning(target, self.cache, runtime.num_steps, plans, described, name, profile)
+        return Tuning(target, self.cache, runtime.num_steps, described, name, profile)
 
     def tune(self, tuning: Tuning, trace: Trace) -> None:
         """Take the setting that a search finds, and note it in the trace; ``load`` comes before."""
         if self._pipeline is None:
             raise RuntimeError("load must come before tune")
-        pilot, pipeline = self._pilot(tuning.key["prompt"]), self._pipeline
-        tuned = tuning.run(lambda cache: pipeline(replace(pilot, cache=cache)))
+        request, pipeline = self._pilot(tuning.key["prompt"]), self._pipeline
+
+        def pilot(cache: FlowCacheConfig) -> tuple[Tensor, Trace]:
+            video = pipeline(replace(request, cache=cache))
+            return video.frames, video.trace
+
+        tuned = tuning.run(pilot)
         self.cache = tuned.cache
         tuned.note(trace)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
-from flowcache.reuse.spectral import FILTERED_LATENT, filtered_latent
 
 from .attention import ChunkSelfAttention, PackedChunks, TextContext, TextCrossAttention
 from .flops import TransformerFlops
@@ -33,7 +32,7 @@ class SkyReelsV2ChunkModel:
         guidance_scale: weight of classifier-free guidance; used with two branches.
         fps: frames per second; the model knows 16 and "other", if it was trained to know them at all.
         bidirectional: attend to the whole window, as the original model does, or only to the past.
-        indicator: a key of ``INDICATORS``, or ``filtered_latent``; None is ``timestep_projection``.
+        indicator: a key of ``INDICATORS``; None is ``timestep_projection``.
         runs_whole_window: see ``ChunkModel``; False for streaming, which the original does not have.
 
     Raises:
@@ -58,14 +57,14 @@ class SkyReelsV2ChunkModel:
         if config.image_dim is not None:
             raise ValueError("model_id names a model with image tokens; use a diffusion-forcing (DF) model.")
         indicator = indicator or "timestep_projection"
-        if indicator not in (*INDICATORS, FILTERED_LATENT):
-            known = ", ".join((*INDICATORS, FILTERED_LATENT))
+        if indicator not in INDICATORS:
+            known = ", ".join(INDICATORS)
             raise ValueError(f"indicator must be one of {known}, got {indicator!r}.")
         self.transformer = transformer
         self.num_branches = prompt_embeds.shape[0]
         self.bidirectional, self.runs_whole_window = bidirectional, runs_whole_window
         self.guidance_scale = guidance_scale
-        self._indicator = INDICATORS.get(indicator)
+        self._indicator = INDICATORS[indicator]
         self._grid = (grid[0] // config.patch_size[1], grid[1] // config.patch_size[2])
         self._fps_index = 0 if fps == 16 else 1
         self._times: dict[float, tuple[Tensor, Tensor]] = {}
@@ -75,8 +74,6 @@ class SkyReelsV2ChunkModel:
         self._text = TextContext(transformer.condition_embedder.text_embedder(prompt_embeds))
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
-        if self._indicator is None:
-            return [filtered_latent(item.latents, item.timesteps[-1] / 1000) for item in inputs]
         indicators = []
         for item in inputs:
             # frames of one time count as one

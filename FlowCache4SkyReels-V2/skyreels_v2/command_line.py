@@ -8,10 +8,10 @@ from typing import Any
 
 from flowcache import FlowCacheConfig
 from flowcache.command_line import Refuse, override_default
-from flowcache.config import DEFAULT_PRESET, PRESETS
 from flowcache.knobs import check_knobs, unread_knobs
 from flowcache.kv.quantized import BITS
 from flowcache.limits import check_limits
+from flowcache.methods import DEFAULT_PRESET, PRESETS
 from flowcache.rates import parse_rate
 from flowcache.reuse.forecast import FORECASTS
 from flowcache.unread import UnreadFlags
@@ -21,7 +21,7 @@ from .methods import METHODS
 from .settings import RESOLUTIONS, VideoSettings, latent_frames
 
 #: Flags that ask for a rule of their own by which steps are skipped, the threshold first.
-RULES = ("teacache_thresh", "interval", "tolerance", "plan")
+RULES = ("teacache_thresh", "interval")
 LIMITS = {"teacache_thresh": (0, 1000), "budget_block": (1, 10**6), "kvrange": (0, 10**6)}
 
 
@@ -62,8 +62,6 @@ def add_video_flags(parser: ArgumentParser) -> None:
     add("--offload", action="store_true", help="keep what does not work in host memory")
     add("--teacache_thresh", type=float, help="decide by accumulated distance, with this threshold")
     add("--interval", type=int, help="compute every so many steps")
-    add("--tolerance", type=float, help="skip while the error that this brings is expected to be below it")
-    add("--plan", type=float, help="compute this share of the steps, by a plan that lies beside the model")
     add(
         "--use_ret_steps",
         action=argparse.BooleanOptionalAction,
@@ -184,8 +182,6 @@ def cache_of(args: Namespace, source: ModelSource, video: VideoSettings) -> Flow
         args.preset or DEFAULT_PRESET,
         threshold=args.teacache_thresh,
         interval=args.interval,
-        tolerance=args.tolerance,
-        computed_steps=None,
         use_ret_steps=args.use_ret_steps,
         forecast=args.forecast,
         causal_attention=args.causal_attention,

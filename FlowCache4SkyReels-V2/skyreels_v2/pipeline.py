@@ -19,6 +19,7 @@ from flowcache import Denoiser, FlowCacheConfig, Trace, Window, cut_window
 from flowcache.arguments import GivenFrames, check_type
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
 from flowcache.finite import check_finite
+from flowcache.methods import ModelTraits
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoPart
 from flowcache.pipeline import FlowCachePipeline, Generators, VideoOutput, make_videos, split_prompts
@@ -28,7 +29,7 @@ from flowcache.state import State, on_device
 from .chunk_model import SkyReelsV2ChunkModel
 from .codec import VideoCodec, VideoDecoder
 from .conditions import Condition, check_prompts, make_condition
-from .methods import method_config
+from .methods import traits_for
 from .model_folder import SMALL, find_family
 from .settings import (
     DEFAULTS_FILE,
@@ -237,11 +238,12 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         check_type("settings", settings, VideoSettings)
         return replace(settings, **changes)
 
-    def make_flowcache_config(self, method: str, **options: Any) -> FlowCacheConfig:
-        """Configuration of a method with the polynomial that was fitted for this model."""
-        fitted = {"family": find_family(self.transformer.config)}
-        fitted["coefficients"] = self.model_defaults.get("reuse_coefficients")
-        return method_config(method, **{**fitted, **options})
+    @property
+    def flowcache_traits(self) -> ModelTraits:
+        """Traits of this model, with the polynomial that was fitted for it."""
+        traits, own = traits_for(find_family(self.transformer.config)), self.model_defaults
+        fitted = own.get("reuse_coefficients")
+        return traits if fitted is None else replace(traits, coefficients={True: fitted, False: fitted})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **named: Any) -> FlowCacheSkyReelsV2Pipeline:
@@ -414,20 +416,13 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             guidance_scale=settings.guidance_scale,
             fps=settings.fps,
             bidirectional=cache.bidirectional,
-            indicator=cache.indicator,
+            indicator=cache.policy.indicator,
             runs_whole_window=not settings.streaming,
         )
-        from flowcache import LoopOptions
-
-        options = LoopOptions(
-            whole_window=cache.whole_window,
-            refresh_given=cache.refresh_given,
-            clean_pass=cache.clean_pass,
+        return Denoiser(
+            model,
+            cache,
+            trace,
             condition_noise=settings.addnoise_condition / 1000,
             draw_noise=lambda step, shape: torch.randn(shape, generator=generator).to(self.compute_device),
-            compression=cache.compression,
-            clean_range=cache.clean_range,
-            storage=cache.storage,
         )
-        policy = cache.make_policy(settings.inference_steps)
-        return Denoiser(model, policy, cache.make_forecast(), options, trace)

@@ -12,7 +12,8 @@ from flowcache import FlowCacheConfig, Trace
 from flowcache.benchmark.sample import Sample
 from flowcache.environment import make_current, restart_peak_memory
 from flowcache.fingerprint import array_digest, file_digest, folder_digest
-from flowcache.output import VideoOutput, write_parts
+from flowcache.output import write_parts
+from flowcache.pipeline import join
 from flowcache.resume import ResumeFile
 from flowcache.tuning import Target, Tuning
 from flowcache.video import last_frames, probe_video, read_image, resize_and_crop, to_float
@@ -131,8 +132,7 @@ class SkyReelsSampler:
         }
         steps = video.inference_steps
         name = f"{model}-{video.height}x{video.width}-{steps}steps-shift{video.shift:g}"
-        plans = None
-        return Tuning(target, self.cache, steps, plans, described, name, profile)
+        return Tuning(target, self.cache, steps, described, name, profile)
 
     def tune(self, tuning: Tuning, trace: Trace) -> None:
         """Take the setting that a search finds, and note it in the trace; ``load`` comes before."""
@@ -147,13 +147,13 @@ class SkyReelsSampler:
         alone = {"overlap_history": None, "addnoise_condition": 0}
         return replace(self.video, num_frames=frames, seed=0, **alone)
 
-    def _pilot(self, cache: FlowCacheConfig) -> VideoOutput:
+    def _pilot(self, cache: FlowCacheConfig) -> tuple[Tensor, Trace]:
         if self._pipeline is None:
             raise RuntimeError("load must come before tune")
         prompt = self.source.defaults["prompt"]
         trace = Trace()
         parts = self._pipeline.stream(prompt, self.negative_prompt, self._pilot_video, cache, trace=trace)
-        return VideoOutput.join(parts, trace)
+        return join(parts), trace
 
     def generate(self, sample: Sample, path: Path) -> Trace:
         """Make a sample's video and write it; returns what happened. ``load`` comes before.

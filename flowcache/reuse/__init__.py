@@ -1,1 +1,50 @@
-"""When a chunk may skip the model, and what stands in for it."""
+"""When a chunk skips the model: a policy a file, registered here; and what is forecast instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..registry import make_by_name
+from .chunkwise import ChunkwiseReuse
+from .interval import Interval
+from .policy import Decision, NoReuse, ReusePolicy
+from .teacache import TeaCache
+
+#: Policies by the name that flags, keys and traces use.
+POLICIES: dict[str, type[ReusePolicy]] = {
+    "none": NoReuse,
+    "teacache": TeaCache,
+    "chunkwise": ChunkwiseReuse,
+    "interval": Interval,
+}
+
+#: Former names.
+ALIASES = {"fixed_interval": "interval"}
+
+__all__ = [
+    "POLICIES",
+    "ChunkwiseReuse",
+    "Decision",
+    "Interval",
+    "NoReuse",
+    "ReusePolicy",
+    "TeaCache",
+    "make_policy",
+    "policy_name",
+]
+
+
+def make_policy(name: str, options: Mapping[str, Any] | None = None) -> ReusePolicy:
+    """Make a policy of ``POLICIES`` with options; text is converted to an option's type.
+
+    Raises:
+        ValueError: unknown name or option, or a value out of range.
+    """
+    return make_by_name("policy", POLICIES, ALIASES.get(name, name), options or {})
+
+
+def policy_name(policy: ReusePolicy) -> str:
+    """Name in ``POLICIES``; for other classes, that of the class."""
+    kind = type(policy)
+    return next((name for name, known in POLICIES.items() if known is kind), kind.__name__)

@@ -1,26 +1,28 @@
-"""The interface of a reuse policy, and the distance that the adaptive ones measure."""
+"""The interface of a reuse policy, and the distance that the adaptive policies measure."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..registry import check_options
 from ..state import State
 from .forecast import Forecast
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a policy decided for one live chunk at one step.
+    """A policy's decision for one live chunk at one step.
 
     Attributes:
-        reuse: True to skip the model and forecast instead.
+        reuse: True skips the model and forecasts instead.
         distance: relative change of the chunk's indicator since the previous step; None if not measured.
-        accumulated: what was compared with the threshold; None if nothing was compared.
+        accumulated: value compared with the threshold; None if nothing was compared.
     """
 
     reuse: bool
@@ -32,27 +34,33 @@ COMPUTE = Decision(reuse=False)
 
 
 class ReusePolicy(ABC):
-    """Decides, step by step, which live chunks may skip the model.
+    """Decides, step by step, which live chunks skip the model.
 
-    A policy keeps its state per chunk. It is asked once a step and must answer at almost no cost: at most
-    one transfer from device to host, and no clone of a latent.
+    A policy is a dataclass whose fields are its options (``registry.option`` gives them limits); its state
+    is made in ``begin``. ``decide`` is called once a step and must be cheap: at most one transfer from device
+    to host, no clone of a latent.
     """
 
-    #: Whether ``decide`` reads the indicator; a policy that does not spares the model from computing it.
-    needs_indicator: bool = False
+    #: Whether ``decide`` reads the indicator; otherwise the model does not compute it.
+    needs_indicator: ClassVar[bool] = False
 
-    #: Whether all live chunks share one decision; then one that cannot be forecast is computed with the rest.
-    joint: bool = False
+    #: Whether all live chunks share one decision; one that cannot be forecast is then computed with the rest.
+    joint: ClassVar[bool] = False
 
-    #: Whether the forecast is to be compared with every evaluation of the model.
-    needs_errors: bool = False
+    #: Tensor that is watched, by a name that the model knows; None: the model's default. May be a field.
+    indicator = None
 
-    def begin(self, times: Sequence[float], forecast: Forecast) -> None:
-        """Forget everything: a new window or a new video begins.
+    def __post_init__(self) -> None:
+        if is_dataclass(self):
+            check_options(self)
+
+    def begin(self, num_chunk_steps: int, times: Sequence[float], forecast: Forecast) -> None:
+        """Make the state for a new window.
 
         Args:
-            times: of the starts of a chunk's steps and, last, of its end, in the solver's own unit.
-            forecast: what stands in for the model when a chunk is reused.
+            num_chunk_steps: local steps of every chunk.
+            times: starts of a chunk's steps and, last, its end, in the solver's own unit.
+            forecast: what replaces the model when a chunk is reused.
         """
 
     @abstractmethod
@@ -64,23 +72,31 @@ class ReusePolicy(ABC):
         Args:
             step: global step of the loop.
             num_steps: global steps of the whole staircase.
-            live: live chunks mapped to their local steps, oldest first.
-            indicators: tensor whose relative change tells how much the chunk's evaluation would change.
-                Empty unless ``needs_indicator``. Policies that judge the whole window get the chunks that
-                are not live as well.
+            live: local step of each live chunk, oldest chunk first.
+            indicators: tensor of each chunk whose relative change predicts that of the model's output. Empty
+                unless ``needs_indicator``. With ``whole_window``, waiting and clean chunks are included.
         """
+
+    def observe(self, chunk: int, local_step: int, velocity: Tensor) -> None:
+        """Note the velocity of a computed chunk, ``[channels, frames, height, width]``; before the forecast
+        learns it."""
 
     def forget(self, chunk: int) -> None:
         """Drop the state of a chunk that has become clean."""
 
     def state_dict(self) -> State:
-        """What a policy remembers from step to step; a policy that remembers anything says so here."""
+        """State between two steps; every policy with state returns it here."""
         return {}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on as another policy of the same settings; ``begin`` comes before."""
+        """Continue from the state of another policy with the same options; called after ``begin``."""
+
+    def describe(self, num_chunk_steps: int | None = None) -> dict[str, Any]:
+        """Options by name, for traces; those derived from a chunk's number of steps are filled in."""
+        return asdict(self) if is_dataclass(self) else {}
 
 
+@dataclass
 class NoReuse(ReusePolicy):
     """Compute every live chunk at every step."""
 
@@ -88,21 +104,10 @@ class NoReuse(ReusePolicy):
         return dict.fromkeys(live, COMPUTE)
 
 
-def computed_together(decisions: dict[int, Decision], live: dict[int, int]) -> dict[int, Decision]:
-    """Compute every live chunk at a step at which one of them starts or has come to its bound.
-
-    A chunk that is computed alone sees neighbours with the keys and values of an older step, which errs more
-    than what is saved. Steps that a chunk computes in any case, but for its first, call for no others.
-    """
-    # What was compared with a bound and is not reused has come to it; the rest is computed in any case.
-    called = any(live[c] == 0 or (not d.reuse and d.accumulated is not None) for c, d in decisions.items())
-    return {c: replace(d, reuse=False) for c, d in decisions.items()} if called else decisions
-
-
 def relative_l1(current: Sequence[Tensor], previous: Sequence[Tensor]) -> list[float]:
     """Relative L1 distance ``mean|a - b| / mean|b|`` of each pair, in one transfer to the host.
 
-    The denominator is floored at 1e-8, so an all-zero previous indicator gives a large, finite distance
+    The denominator is at least 1e-8, so an all-zero previous indicator gives a large, finite distance
     (FlowCache, section 3.2).
     """
     if not current:
@@ -112,6 +117,24 @@ def relative_l1(current: Sequence[Tensor], previous: Sequence[Tensor]) -> list[f
         for now, before in zip(current, previous, strict=True)
     ]
     return torch.stack(distances).tolist()
+
+
+def accumulate(
+    accumulated: float, distance: float, coefficients: Sequence[float] | None, threshold: float
+) -> Decision:
+    """Add a distance to the accumulated ones, and reuse while they stay below the threshold.
+
+    Args:
+        accumulated: sum so far.
+        distance: of this step.
+        coefficients: polynomial, highest power first, that maps it to the expected change of the output; None
+            adds the distance itself.
+        threshold: 0 never reuses.
+    """
+    change = distance if coefficients is None else polynomial(coefficients, distance)
+    accumulated += change
+    # A fitted polynomial may be negative, so threshold 0 is checked explicitly.
+    return Decision(threshold > 0 and accumulated < threshold, distance, accumulated)
 
 
 def polynomial(coefficients: Sequence[float], value: float) -> float:

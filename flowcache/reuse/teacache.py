@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .policy import Decision, ReusePolicy, polynomial, relative_l1
+from ..registry import option
+from .policy import COMPUTE, ReusePolicy, accumulate, relative_l1
 
 
+@dataclass
 class TeaCache(ReusePolicy):
     """Skip all live chunks together while one accumulated distance stays below a threshold.
 
@@ -17,48 +19,37 @@ class TeaCache(ReusePolicy):
     (Liu et al., "Timestep Embedding Tells", 2024; the baseline of the FlowCache paper).
 
     Args:
-        threshold: the window is computed once its accumulated distance reaches this. 0 never reuses.
-        warmup_steps: steps at the start that are always computed, at least 1.
+        threshold: accumulated distance at which the window is computed; 0 never reuses.
+        warmup_steps: steps at the start that are always computed.
         final_steps: steps at the end that are always computed.
-        coefficients: polynomial, highest power first, applied to the distance; None leaves it as it is.
-        period: steps after which the forced first and last steps recur. None: they occur once in the
-            staircase. The original counts up to the chunk's number of steps and then starts anew, although
-            a staircase has more steps than that.
+        coefficients: polynomial over the distance, highest power first; None takes the distance itself.
+        indicator: tensor that is watched; None: the model's default.
     """
+
+    threshold: float = option(0.15, 0, 1000)
+    warmup_steps: int = option(5, 1, 1000)
+    final_steps: int = option(1, 0, 1000)
+    coefficients: tuple[float, ...] | None = option(None, -1e12, 1e12)
+    indicator: str | None = None
 
     needs_indicator = True
     joint = True
 
-    def __init__(
-        self,
-        threshold: float,
-        warmup_steps: int = 1,
-        final_steps: int = 1,
-        coefficients: Sequence[float] | None = None,
-        period: int | None = None,
-    ) -> None:
-        self.threshold = threshold
-        self.warmup_steps = max(1, warmup_steps)
-        self.final_steps = final_steps
-        self.coefficients = coefficients
-        self.period = period
-        self.begin((), None)
-
-    def decide(
-        self, step: int, num_steps: int, live: dict[int, int], indicators: dict[int, Tensor]
-    ) -> dict[int, Decision]:
-        indicator = torch.cat([value.flatten() for value in indicators.values()])
-        # Where chunks have come or gone, there is nothing to compare with.
-        same = self._chunks == list(indicators)
-        decision = self._judge(step, num_steps, indicator) if same else Decision(reuse=False)
-        self._accumulated = decision.accumulated if decision.reuse else 0.0
-        self._previous, self._chunks = indicator, list(indicators)
-        return dict.fromkeys(live, decision)
-
-    def begin(self, times, forecast):
+    def begin(self, num_chunk_steps, times, forecast):
         self._accumulated = 0.0
         self._previous: Tensor | None = None
         self._chunks: list[int] = []
+
+    def decide(self, step, num_steps, live, indicators):
+        indicator, chunks = torch.cat([value.flatten() for value in indicators.values()]), list(indicators)
+        decision = COMPUTE
+        # After chunks have started or finished, there is nothing to compare with.
+        if chunks == self._chunks and self.warmup_steps <= step < num_steps - self.final_steps:
+            (distance,) = relative_l1([indicator], [self._previous])
+            decision = accumulate(self._accumulated, distance, self.coefficients, self.threshold)
+        self._accumulated = decision.accumulated if decision.reuse else 0.0
+        self._previous, self._chunks = indicator, chunks
+        return dict.fromkeys(live, decision)
 
     def state_dict(self):
         return {"accumulated": self._accumulated, "previous": self._previous, "chunks": self._chunks}
@@ -66,16 +57,3 @@ class TeaCache(ReusePolicy):
     def load_state_dict(self, state):
         self._accumulated, self._previous = state["accumulated"], state["previous"]
         self._chunks = list(state["chunks"])
-
-    def _judge(self, step: int, num_steps: int, indicator: Tensor) -> Decision:
-        period = self.period or num_steps
-        position = step % period
-        last = max(position - period, step - num_steps) >= -self.final_steps
-        forced = position < self.warmup_steps or last
-        if forced:
-            return Decision(reuse=False)
-        (distance,) = relative_l1([indicator], [self._previous])
-        change = distance if self.coefficients is None else polynomial(self.coefficients, distance)
-        accumulated = self._accumulated + change
-        # A fitted polynomial may be negative, so a threshold of 0 has to be asked for by name.
-        return Decision(self.threshold > 0 and accumulated < self.threshold, distance, accumulated)

@@ -14,8 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from flowcache import StaircaseSchedule
 from flowcache.chunk_model import ChunkInput
+from flowcache.config import FlowCacheConfig
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
-from flowcache.kv.window_cache import WindowCache
+from flowcache.kv.manager import CacheManager
 from magi1 import attention
 from magi1.attention import (
     FlashVarlen,
@@ -86,12 +87,12 @@ def test_without_ranges_a_clean_chunk_sees_all_before_it():
 
 def test_a_given_chunk_sees_eight_where_nothing_is_said_of_ranges():
     model = model_of(StaircaseSchedule(12, 16, 4, first_chunk=10))
-    cache = WindowCache(model, model.sampling.schedule, [model.num_tokens(1)] * 12)
+    cache = CacheManager(model, model.sampling.schedule, [model.num_tokens(1)] * 12, FlowCacheConfig())
     assert cache.first_chunk(9, step=0) == 9 + 1 - GIVEN_REACH == 2
     assert cache.first_chunk(3, step=0) == 0
     assert cache.first_chunk(10, step=16) is None, "a finished one sees all"
     ranged = model_of(model.sampling.schedule, kv_range=KVRange((4, 3, 2, 2), 2))
-    cache = WindowCache(ranged, model.sampling.schedule, [model.num_tokens(1)] * 12)
+    cache = CacheManager(ranged, model.sampling.schedule, [model.num_tokens(1)] * 12, FlowCacheConfig())
     assert cache.first_chunk(9, step=0) == 8
 
 

@@ -12,7 +12,7 @@ from denoised import denoised
 from reference import Case, case_names
 from torch import Tensor
 
-from flowcache import Denoiser, FlowCacheConfig, LoopOptions, StaircaseSchedule, Trace, cut_window
+from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, Trace, cut_window
 from flowcache.kv.scorers import ScoreInput
 from flowcache.kv.selection import TokenSelector
 from magi1.config import FlowCacheOptions
@@ -32,9 +32,7 @@ def denoise(case: Case, cache: FlowCacheConfig, nearly_clean: bool = True) -> tu
     stride = runtime["num_steps"] // runtime["window_size"]
     schedule = StaircaseSchedule(len(window.chunks), runtime["num_steps"], stride, window.num_given)
     model = chunk_model(case, noise, schedule, nearly_clean)
-    policy = cache.make_policy(runtime["num_steps"])
-    options = LoopOptions(clean_pass=cache.clean_pass, compression=cache.compression)
-    denoiser = Denoiser(model, policy, cache.make_forecast(), options)
+    denoiser = Denoiser(model, cache)
     latents = denoised(denoiser, window, schedule, Euler(model.timetable))
     return latents, list(range(window.num_prefix)), denoiser.trace
 

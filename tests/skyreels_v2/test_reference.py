@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,12 @@ from reference import Case, case_names, reference_dir
 from tiny import tiny_transformer
 from torch import Tensor
 
-from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, cut_window
+from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, Trace, cut_window
 from flowcache.chunk_model import ChunkInput
 from flowcache.config import KVCompressionConfig
 from flowcache.kv.cache import ChunkKVCache
-from flowcache.reuse.chunkwise import ChunkwiseReuse
-from flowcache.reuse.forecast import ResidualForecast
-from flowcache.reuse.policy import NoReuse, ReusePolicy
-from flowcache.reuse.teacache import TeaCache
+from flowcache.kv.original import OriginalCompression
+from flowcache.reuse import ChunkwiseReuse, NoReuse, TeaCache
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 from skyreels_v2.solver import ChunkUniPC
 
@@ -76,13 +74,12 @@ def test_forward(reference, name):
 def run_window(
     case: Case,
     index: int,
-    policy: ReusePolicy,
-    options: LoopOptions,
-    indicator: str | None = None,
-    bidirectional=False,
+    **method: Any,
 ) -> tuple[Tensor, Trace]:
     """Denoise one window of a case from its stored noise, prefix and condition noise; its latents."""
     call, tensors = case.info["call"], case.tensors
+    config = FlowCacheConfig(forecast="hold_residual", **method)
+    draws = tensors.get(f"addnoise_w{index}")
     noise = tensors[f"noise_w{index}"]
     overlap = case.info.get("overlap_latent", 0)
     prefix = tensors[f"latents_w{index - 1}"][:, -overlap:] if index else None
@@ -94,31 +91,36 @@ def run_window(
         noise.shape[1],
         guidance_scale=call["guidance_scale"],
         fps=call["fps"],
-        bidirectional=bidirectional,
-        indicator=indicator,
+        bidirectional=config.bidirectional,
+        indicator=config.policy.indicator,
     )
     steps = call["num_inference_steps"]
     schedule = StaircaseSchedule(len(window.chunks), steps, call["ar_step"], window.num_given)
-    denoiser = Denoiser(model, policy, ResidualForecast(), options)
+    denoiser = Denoiser(
+        model,
+        config,
+        condition_noise=call["addnoise_condition"] / 1000,
+        draw_noise=lambda step, shape: draws[step].reshape(shape),
+    )
     return denoised(denoiser, window, schedule, ChunkUniPC(steps, call["shift"])), denoiser.trace
 
 
-def loop_options(case: Case, index: int, whole_window: bool, refresh_given: bool = False) -> LoopOptions:
-    draws = case.tensors.get(f"addnoise_w{index}")
-    return LoopOptions(
-        whole_window=whole_window,
-        refresh_given=refresh_given,
-        condition_noise=case.info["call"]["addnoise_condition"] / 1000,
-        draw_noise=lambda step, shape: draws[step].reshape(shape),
-    )
+@dataclass
+class PeriodicTeaCache(TeaCache):
+    """The original's: forced first and last steps recur with every chunk's worth of steps."""
+
+    def decide(self, step, num_steps, live, indicators):
+        place = self.period - 1 if step == num_steps - 1 else step % self.period
+        return super().decide(place, self.period, live, indicators)
 
 
 def kv_options(case: Case) -> dict[str, Any]:
     """How a case limits what blocks see of clean ones; compression wins over a range."""
     args = case.info["args"]
     if args["use_compress"]:
-        settings = {"budget": args["budget_block"], "query_granularity": "chunk", "when": "over"}
-        return {"compression": KVCompressionConfig.of_preset("paper-fast", **settings)}
+        settings = {"budget": args["budget_block"], "query_granularity": "chunk", "max_queries": None}
+        original = OriginalCompression(within_step=True)
+        return {"compression": KVCompressionConfig(**settings, original=original)}
     return {"clean_range": args["kvrange"]} if args["use_kvrange"] else {}
 
 
@@ -130,9 +132,8 @@ def num_windows(case: Case) -> int:
 def test_vanilla_sampling(reference, name):
     case = Case(reference, name)
     for index in range(num_windows(case)):
-        options = loop_options(case, index, whole_window=True)
         full = case.info["attention"].startswith("full")
-        latents, _ = run_window(case, index, NoReuse(), options, bidirectional=full)
+        latents, _ = run_window(case, index, policy=NoReuse(), whole_window=True, bidirectional=full)
         assert_close(latents, case.tensors[f"latents_w{index}"])
 
 
@@ -140,9 +141,9 @@ def test_vanilla_sampling(reference, name):
 def test_teacache_sampling(reference, name):
     case = Case(reference, name)
     threshold = float(re.search(r"thresh ([\d.]+)", case.info["meaning"])[1])
-    policy = TeaCache(threshold, period=case.info["call"]["num_inference_steps"])
-    options = loop_options(case, 0, whole_window=True)
-    latents, trace = run_window(case, 0, policy, options, "timestep_embedding", bidirectional=True)
+    policy = PeriodicTeaCache(threshold, warmup_steps=1, indicator="timestep_embedding")
+    policy.period = case.info["call"]["num_inference_steps"]
+    latents, trace = run_window(case, 0, policy=policy, whole_window=True, bidirectional=True)
     assert [not step.events[0].reused for step in trace.steps] == case.info["computed_cond"]
     assert_close(latents, case.tensors["latents_w0"])
 
@@ -152,17 +153,13 @@ def test_flowcache_sampling(reference, name):
     case = Case(reference, name)
     tea, call = case.info["teacache"], case.info["call"]
     for index in range(num_windows(case)):
-        policy: ReusePolicy = NoReuse()
+        policy = NoReuse()
         if tea["enabled"]:
-            policy = ChunkwiseReuse(
-                tea["thresh"], call["num_inference_steps"], tea["ret_steps"], coefficients=tea["coefficients"]
-            )
+            warmup = max(1, tea["ret_steps"])
+            policy = ChunkwiseReuse(tea["thresh"], warmup, coefficients=tuple(tea["coefficients"]))
         # The original runs a prefix once only if blocks are staggered and caching is on.
         refresh = call["ar_step"] == 0 or not tea["enabled"]
-        options = replace(
-            loop_options(case, index, whole_window=False, refresh_given=refresh), **kv_options(case)
-        )
-        latents, trace = run_window(case, index, policy, options)
+        latents, trace = run_window(case, index, policy=policy, refresh_given=refresh, **kv_options(case))
         assert_decisions(trace, case.info["skip_tables"][f"w{index}"])
         assert_close(latents, case.tensors[f"latents_w{index}"])
 

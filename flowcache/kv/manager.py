@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from ..chunk_model import ChunkModel
-from ..config import KVCompressionConfig, KVStorageConfig
+from ..config import FlowCacheConfig
 from ..schedule import StaircaseSchedule
 from ..state import State
 from .cache import CacheLayout, ChunkKVCache
@@ -19,20 +19,14 @@ from .stores import RowStore
 logger = logging.getLogger(__name__)
 
 
-class WindowCache:
+class CacheManager:
     """Makes the cache of a window and keeps it within its budget.
 
     Args:
         model: whose keys and values are stored.
         schedule: of the window.
         lengths: tokens of each chunk.
-        keeps: False for runs that write everything anew each time; see ``ChunkKVCache``.
-        compression: how to compress; None: never.
-        clean_range: newest clean chunks that a live chunk sees; None: all.
-        rolls: without compression, let go of chunks that nothing will see again, so that the cache stays as
-            small as ``clean_range`` or the model's reach allow. False for runs that write given chunks anew.
-        storage: how clean chunks are kept; None: as live ones.
-        clean_pass: whether a chunk runs once more when it is clean; it then has a place among the live ones.
+        config: of the run.
     """
 
     def __init__(
@@ -40,20 +34,17 @@ class WindowCache:
         model: ChunkModel,
         schedule: StaircaseSchedule,
         lengths: Sequence[int],
-        keeps: bool = True,
-        compression: KVCompressionConfig | None = None,
-        clean_range: int | None = None,
-        rolls: bool = True,
-        storage: KVStorageConfig | None = None,
-        clean_pass: bool = False,
+        config: FlowCacheConfig,
     ) -> None:
+        compression, whole = config.compression, config.whole_window
         self._model, self._schedule, self._lengths = model, schedule, lengths
-        self._compression, self._clean_range = compression, clean_range
-        self._storage, self._clean_pass = storage, clean_pass
+        self._compression, self._clean_range = compression, config.clean_range
+        self._storage, self._clean_pass = config.storage, config.clean_pass
         self._budget = self._budget_chunks() * max(lengths)
+        rolls = not (whole or config.refresh_given)
         self._reach_back = self._chunks_behind() if rolls and compression is None else None
         self._seen: dict[int, int] = {}
-        self.cache = self._new_cache(keeps)
+        self.cache = self._new_cache(keeps=not whole)
 
     def first_chunk(self, chunk: int, step: int) -> int | None:
         """The oldest chunk that one sees at a step; None: all that the cache holds."""

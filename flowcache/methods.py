@@ -1,0 +1,306 @@
+"""Methods and presets of every model: one table, and what it makes of a user's choices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
+from .kv.original import WEIGHTINGS, OriginalCompression
+from .kv.scorers import SCORERS
+from .registry import check_options, make_by_name
+from .reuse import ALIASES, POLICIES, Interval, make_policy
+from .reuse.forecast import FORECASTS
+
+#: Interval between computed steps over the square root of a chunk's number of steps, by preset.
+INTERVAL_SCALE = {"quality": 0.3, "balanced": 0.45, "fast": 0.75, "turbo": 1.0}
+
+#: Presets of every model; those of the paper decide and forecast as the original FlowCache does.
+PRESETS = (*INTERVAL_SCALE, "paper-slow", "paper-fast")
+DEFAULT_PRESET = "fast"
+
+METHODS = ("vanilla", "causal", "teacache", "flowcache")
+
+#: Steps at a chunk's start that the originals always compute where distance decides.
+RETENTION_STEPS = 5
+
+_GRANULARITIES = ("token", "frame", "chunk")
+
+
+def _choice(default: Any, help: str, **metadata: Any) -> Any:
+    """A field of ``MethodOptions``; ``limits`` or ``choices`` of its metadata are checked."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """A user's choices about the method, the same for every model.
+
+    None and False leave a choice to the preset and the model. Flags and keys are made of the fields and their
+    metadata: ``help``, ``limits``, ``choices``.
+
+    Raises:
+        ValueError: a value of another type, or out of range; one sentence that names the field.
+    """
+
+    method: str = _choice("flowcache", "method that makes the video", choices=METHODS)
+    preset: str | None = _choice(
+        None, f"trade of speed for quality (default: {DEFAULT_PRESET})", choices=PRESETS
+    )
+    policy: str | None = _choice(None, "reuse policy (default: the preset's)", choices=(*POLICIES, *ALIASES))
+    policy_options: Mapping = field(
+        default_factory=dict, metadata={"help": "option of the reuse policy, NAME=VALUE"}
+    )
+    threshold: float | None = _choice(
+        None,
+        "accumulated relative distance at which a chunk is computed (default: the preset's)",
+        limits=(0, 1000),
+    )
+    interval: int | None = _choice(
+        None, "steps from one computed step to the next (default: the preset's)", limits=(1, 1000)
+    )
+    warmup_steps: int | None = _choice(
+        None,
+        f"first steps of a chunk that are always computed (default: {RETENTION_STEPS} with teacache and the "
+        "paper presets, otherwise 1)",
+        limits=(0, 1000),
+    )
+    retention: bool | None = _choice(
+        None,
+        f"where distance decides, {RETENTION_STEPS} warm-up steps and the polynomial fitted with them "
+        "(default: with teacache and the paper presets)",
+    )
+    forecast: str | None = _choice(
+        None, "output of a reused chunk (default: the preset's)", choices=tuple(FORECASTS)
+    )
+    causal_attention: bool = _choice(False, "block-causal attention for vanilla and teacache")
+    compress: bool = _choice(False, "compression of the KV cache: only the best tokens of clean chunks stay")
+    budget: int | None = _choice(
+        None, "chunks' worth of tokens kept of clean chunks (default with compression: 1)", limits=(1, 10**6)
+    )
+    total: int | None = _choice(
+        None,
+        "chunks that a compressed cache holds, live ones included, instead of a budget",
+        limits=(1, 10**6),
+    )
+    strategy: str | None = _choice(
+        None, "unit that compression keeps or evicts (default: token)", choices=_GRANULARITIES
+    )
+    query_granularity: str | None = _choice(
+        None, "newest queries that score tokens (default: the model's)", choices=_GRANULARITIES
+    )
+    scorer: str | None = _choice(
+        None, "score by which tokens are kept (default: paper)", choices=tuple(SCORERS)
+    )
+    scorer_options: Mapping = field(
+        default_factory=dict, metadata={"help": "option of the scorer, NAME=VALUE"}
+    )
+    mix_lambda: float | None = _choice(
+        None,
+        "weight of importance against redundancy in the paper score, 0 to 1 (default: 0.07)",
+        limits=(0, 1),
+    )
+    weighting: str | None = _choice(
+        None, "weight of scores by a token's place (default: no_weight)", choices=WEIGHTINGS
+    )
+    power: float | None = _choice(
+        None, "exponent of a polynomial weighting (default: 3)", limits=(0.001, 1000)
+    )
+    kv_range: int | None = _choice(
+        None, "newest clean chunks that a chunk sees (default: all)", limits=(0, 10**6)
+    )
+    kv_bits: int | None = _choice(
+        None, "bits of stored keys and values of clean chunks (default: as computed)", choices=(8, 4)
+    )
+    kv_offload: bool = _choice(False, "keys and values of clean chunks in host memory")
+    refresh_given: bool = False
+    coefficients: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.coefficients is not None:
+            object.__setattr__(self, "coefficients", tuple(self.coefficients))
+        check_options(self)
+        for each in fields(self):
+            value, choices = getattr(self, each.name), each.metadata.get("choices")
+            if choices and value is not None and value not in choices:
+                known = ", ".join(map(str, choices))
+                raise ValueError(f"{each.name}: expected one of {known}, got {value!r}.")
+
+    @property
+    def is_paper(self) -> bool:
+        """Whether a preset of the paper is chosen."""
+        return (self.preset or DEFAULT_PRESET).startswith("paper")
+
+    @property
+    def selecting(self) -> dict[str, Any]:
+        """Options that select a reuse policy, those that are set."""
+        chosen = {name: getattr(self, name) for name in ("threshold", "interval", "policy")}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTraits:
+    """How the method differs on a model.
+
+    Attributes:
+        methods: those of ``METHODS`` that the model has.
+        thresholds: of the paper presets.
+        whole_window: vanilla and teacache run the whole window at every computed step, without a KV cache.
+        clean_pass: a chunk runs once more when it is clean, but with the paper presets.
+        final_steps: steps at a chunk's end that flowcache always computes.
+        final_window_steps: steps at the end of the staircase, where distance decides.
+        paper_forecast: forecast of the paper presets.
+        paper_within_step: whether they compress the cache within a step.
+        query_granularity: default of the option.
+        total: default of the option; None: a budget of 1.
+        coefficients: fitted polynomials over the distance, with retention steps (True) and without.
+        indicator_without_retention: indicator of teacache without retention steps.
+        names: the model's own names of options.
+        lacking: fields of ``FlowCacheConfig`` that must keep their defaults, with the reason.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    thresholds: Mapping[str, float]
+    whole_window: bool
+    clean_pass: bool
+    final_steps: int
+    final_window_steps: int = 0
+    paper_forecast: str
+    paper_within_step: bool = False
+    query_granularity: str
+    total: int | None = None
+    coefficients: Mapping[bool, tuple[float, ...]] = field(default_factory=dict)
+    indicator_without_retention: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    lacking: Mapping[str, str] = field(default_factory=dict)
+
+    def translate(self, named: Mapping[str, Any]) -> MethodOptions:
+        """Options under their own names or the model's."""
+        ours = {theirs: name for name, theirs in self.names.items()}
+        return MethodOptions(**{ours.get(name, name): value for name, value in named.items()})
+
+
+def make_config(options: MethodOptions, traits: ModelTraits) -> FlowCacheConfig:
+    """Configuration for a user's choices on a model.
+
+    - ``vanilla``: the original model; every step is computed.
+    - ``causal``: only live chunks run, against a KV cache; every step is computed.
+    - ``teacache``: ``vanilla`` with one reuse decision for the whole window.
+    - ``flowcache``: ``causal`` with reuse by a policy. The presets ``quality``, ``balanced``, ``fast`` and
+      ``turbo`` compute all live chunks at an interval (``INTERVAL_SCALE``) and extrapolate the velocity along
+      a line. The paper presets decide for each chunk by its accumulated distance, forecast as the original
+      does and, with a budget, compress as it does.
+
+    ``threshold``, ``interval`` or ``policy`` select a policy in place of the preset's.
+
+    Raises:
+        ValueError: the model or the method lacks an option, or options exclude each other; it is named.
+    """
+    _check_method(options, traits)
+    name, whole = _choose_policy(options), traits.whole_window and options.method in ("vanilla", "teacache")
+    as_paper = options.is_paper and name == "chunkwise"
+    default_forecast = traits.paper_forecast if as_paper else "linear_velocity"
+    stored = options.kv_bits is not None or options.kv_offload
+    config = FlowCacheConfig(
+        policy=make_policy(name, _policy_options(name, options, traits)),
+        forecast=options.forecast or ("hold_residual" if name == "teacache" else default_forecast),
+        whole_window=whole,
+        bidirectional=whole and not options.causal_attention,
+        refresh_given=options.refresh_given,
+        clean_pass=traits.clean_pass and not as_paper,
+        compression=_compression(options, traits),
+        clean_range=options.kv_range,
+        storage=KVStorageConfig(bits=options.kv_bits, offload=options.kv_offload) if stored else None,
+    )
+    check_config(config, traits)
+    return config
+
+
+def check_config(config: FlowCacheConfig, traits: ModelTraits) -> None:
+    """Refuse settings that a model lacks.
+
+    Raises:
+        ValueError: one sentence that names the field.
+    """
+    default = FlowCacheConfig()
+    for name, reason in traits.lacking.items():
+        expected, value = getattr(default, name), getattr(config, name)
+        if value != expected:
+            raise ValueError(f"cache.{name}: expected {expected}, got {value}; {reason}.")
+
+
+def _check_method(options: MethodOptions, traits: ModelTraits) -> None:
+    method, selecting = options.method, list(options.selecting)
+    if method not in traits.methods:
+        raise ValueError(f"method: expected one of {', '.join(traits.methods)}, got {method!r}.")
+    if len(selecting) > 1:
+        raise ValueError(f"{' and '.join(selecting)}: options that select a reuse policy exclude each other.")
+    if method != "flowcache":
+        read = ("threshold", "policy_options") if method == "teacache" else ()
+        for name in (*selecting, *(["policy_options"] if options.policy_options else [])):
+            if name not in read:
+                raise ValueError(f"{name}: expected method flowcache, got {method}; leave one of them out.")
+    if traits.whole_window and method in ("vanilla", "teacache"):
+        for name in ("compress", "budget", "kv_range", "kv_bits", "kv_offload"):
+            if getattr(options, name) not in (None, False):
+                raise ValueError(f"{name}: expected a method with a KV cache, got {method}; use flowcache.")
+
+
+def _choose_policy(options: MethodOptions) -> str:
+    """Name of the reuse policy."""
+    if options.method in ("vanilla", "causal"):
+        return "none"
+    if options.method == "teacache":
+        return "teacache"
+    if options.policy is not None:
+        return ALIASES.get(options.policy, options.policy)
+    by_distance = options.threshold is not None or (options.is_paper and options.interval is None)
+    return "chunkwise" if by_distance else "interval"
+
+
+def _policy_options(name: str, options: MethodOptions, traits: ModelTraits) -> dict[str, Any]:
+    """Options of a policy: what the model and the preset give it, then the user's own."""
+    preset, original = options.preset or DEFAULT_PRESET, name == "teacache" or options.is_paper
+    warmup = options.warmup_steps
+    given: dict[str, Any] = {"final_steps": 1 if name == "teacache" else traits.final_steps}
+    if name in ("chunkwise", "teacache"):
+        retention = original if options.retention is None else options.retention
+        warmup = (RETENTION_STEPS if retention else 1) if warmup is None else warmup
+        threshold = traits.thresholds.get(preset, traits.thresholds["paper-fast"])
+        given["threshold"] = threshold if options.threshold is None else options.threshold
+        fitted = traits.coefficients.get(options.retention is not False)
+        given["coefficients"] = fitted if options.coefficients is None else options.coefficients
+    if name == "chunkwise":
+        given |= {"final_window_steps": traits.final_window_steps, "together": not options.is_paper}
+    elif name == "teacache" and options.retention is False:
+        # Without retention steps, TeaCache's polynomial is over this indicator; the original FlowCache
+        # applies it to the default one all the same.
+        given["indicator"] = traits.indicator_without_retention
+    elif name == "interval":
+        given |= {"interval": options.interval, "scale": INTERVAL_SCALE.get(preset, Interval.scale)}
+    given["warmup_steps"] = max(1, warmup or 1)
+    known = [each.name for each in fields(POLICIES[name])]
+    return {key: value for key, value in given.items() if key in known} | dict(options.policy_options)
+
+
+def _compression(options: MethodOptions, traits: ModelTraits) -> KVCompressionConfig | None:
+    if not (options.compress or options.budget is not None):
+        return None
+    paper, weighting = options.is_paper, options.weighting or "no_weight"
+    original = None
+    if paper or weighting != "no_weight":
+        within = paper and traits.paper_within_step
+        power = 3.0 if options.power is None else options.power
+        original = OriginalCompression(within_step=within, weighting=weighting, power=power, best_first=paper)
+    total = traits.total if options.budget is None and options.total is None else options.total
+    return KVCompressionConfig(
+        budget=options.budget or 1,
+        total=total,
+        scorer=make_by_name("scorer", SCORERS, options.scorer or "paper", options.scorer_options),
+        strategy=options.strategy or "token",
+        query_granularity=options.query_granularity or traits.query_granularity,
+        max_queries=None if paper else KVCompressionConfig.max_queries,
+        mix_lambda=options.mix_lambda,
+        original=original,
+    )

@@ -1,0 +1,99 @@
+"""Options of policies and scorers: fields of dataclasses, checked where they are made, set by name."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, field, fields, is_dataclass
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from .limits import check_number
+from .typed import as_type
+
+T = TypeVar("T")
+
+_PLAIN = (bool, int, float, str, dict, list, tuple)
+
+
+def option(default: Any, least: float = -math.inf, most: float = math.inf) -> Any:
+    """A dataclass field whose number, or each number of whose tuple, has limits."""
+    return field(default=default, metadata={"limits": (least, most)})
+
+
+def check_options(made: Any) -> None:
+    """Refuse a dataclass with a field of another type than annotated, or outside the limits of ``option``.
+
+    Raises:
+        ValueError: one sentence that names the field.
+    """
+    kinds = get_type_hints(type(made))
+    for each in fields(made):
+        value = getattr(made, each.name)
+        _check_type(each.name, value, kinds[each.name])
+        for number in value if isinstance(value, tuple) else (value,):
+            if "limits" in each.metadata:
+                check_number(each.name, number, *each.metadata["limits"])
+
+
+def make_by_name(
+    kind: str, registry: Mapping[str, type[T]], name: str, options: Mapping[str, Any] | None = None
+) -> T:
+    """Make what a registry knows by ``name``, with options by field name.
+
+    Args:
+        kind: of the registry, for errors: ``policy``, ``scorer``.
+        options: values, or their text as typed on a command line (``none`` for None, ``1,2`` for a tuple).
+
+    Raises:
+        ValueError: one sentence that names what is unknown, of another type or out of range.
+    """
+    if name not in registry:
+        raise ValueError(f"{kind}: expected one of {', '.join(registry)}, got {name!r}.")
+    made = registry[name]
+    kinds = get_type_hints(made)
+    known = [each.name for each in fields(made) if each.init] if is_dataclass(made) else []
+    values = {}
+    for key, value in (options or {}).items():
+        if key not in known:
+            raise ValueError(f"{kind} {name}: expected {' or '.join(known) or 'no options'}, got {key!r}.")
+        values[key] = _from_text(value, kinds[key])
+    try:
+        return made(**values)
+    except ValueError as error:
+        raise ValueError(f"{kind} {name}: {error}") from None
+
+
+def describe(registry: Mapping[str, type[T]], made: T) -> tuple[str, dict[str, Any]]:
+    """Name of an object in its registry (of a user's own class: that of the class) and its options."""
+    name = next((key for key, kind in registry.items() if kind is type(made)), type(made).__name__)
+    return name, asdict(made) if is_dataclass(made) else {}
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    classes = [k for k in get_args(kind) or (kind,) if isinstance(k, type) and k not in _PLAIN]
+    if isinstance(value, tuple(classes)):
+        return
+    try:
+        as_type(list(value) if isinstance(value, tuple) else value, kind, name)
+    except ValueError as error:
+        raise ValueError(f"{error}.") from None
+
+
+def _from_text(value: Any, kind: Any) -> Any:
+    """Value of a field's type; what cannot be read stays text and is refused by the field's check."""
+    members = get_args(kind) or (kind,)
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, str) or str in members:
+        return value
+    text = value.strip().lower()
+    if text == "none" and NoneType in members:
+        return None
+    is_tuple = any(get_origin(k) is tuple for k in (kind, *members))
+    try:
+        read = json.loads(f"[{text}]" if is_tuple and not text.startswith("[") else text)
+    except ValueError:
+        return value
+    return tuple(read) if isinstance(read, list) else read

@@ -1,0 +1,54 @@
+"""Run the model every N steps, on all live chunks in the same call."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..registry import option
+from .policy import COMPUTE, Decision, ReusePolicy
+
+
+@dataclass
+class Interval(ReusePolicy):
+    """Compute all live chunks at every ``interval``-th step of the youngest.
+
+    A chunk that is computed alone attends to keys and values of an older step. Computed in one call, chunks
+    see each other as they are; and a chunk must be computed when it starts, which is therefore the step at
+    which computing the others costs least.
+
+    Args:
+        interval: steps from one computed step to the next; None: ``scale`` times the square root of a chunk's
+            number of steps, at least 2. (A fixed interval computes too much where steps are many; a fixed
+            number of computed steps skips nothing where they are few.)
+        scale: of the interval.
+        warmup_steps: local steps at the start that a chunk always computes.
+        final_steps: local steps at the end that a chunk always computes.
+    """
+
+    interval: int | None = option(None, 1, 1000)
+    scale: float = option(0.75, 0.001, 1000)
+    warmup_steps: int = option(1, 1, 1000)
+    final_steps: int = option(1, 0, 1000)
+
+    def begin(self, num_chunk_steps, times, forecast):
+        self._every = self.interval_for(num_chunk_steps)
+        self._reuse_end = num_chunk_steps - self.final_steps
+
+    def decide(self, step, num_steps, live, indicators):
+        if min(live.values(), default=0) % self._every == 0:
+            return dict.fromkeys(live, COMPUTE)
+        return {
+            chunk: Decision(self.warmup_steps <= local_step < self._reuse_end)
+            for chunk, local_step in live.items()
+        }
+
+    def interval_for(self, num_chunk_steps: int) -> int:
+        """Interval for chunks of that many steps."""
+        return self.interval or max(2, round(self.scale * math.sqrt(num_chunk_steps)))
+
+    def describe(self, num_chunk_steps=None):
+        options = super().describe()
+        if num_chunk_steps is not None:
+            options["interval"] = self.interval_for(num_chunk_steps)
+        return options
