@@ -8,7 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .kv.cache import CacheLayout, ChunkKVCache
+from .kv.cache import ChunkKVCache
+from .kv.layout import CacheLayout
 from .state import State
 
 

@@ -59,7 +59,7 @@ class FlowCacheConfig:
             raise ValueError("bidirectional: a KV cache holds no future chunk; set whole_window to true.")
         if self.whole_window:
             for name in ("compression", "clean_range", "storage", "refresh_given", "clean_pass"):
-                if getattr(self, name) not in (None, False):
+                if (value := getattr(self, name)) is not None and value is not False:
                     raise ValueError(f"{name}: expected a KV cache, got whole_window; set that to false.")
         if self.refresh_given and (self.compression or self.storage):
             raise ValueError("refresh_given: expected plain keys and values; remove compression and storage.")

@@ -243,7 +243,7 @@ def _check_method(options: MethodOptions, traits: ModelTraits) -> None:
                 raise ValueError(f"{name}: expected method flowcache, got {method}; leave one of them out.")
     if traits.whole_window and method in ("vanilla", "teacache"):
         for name in ("compress", "budget", "kv_range", "kv_bits", "kv_offload"):
-            if getattr(options, name) not in (None, False):
+            if (value := getattr(options, name)) is not None and value is not False:
                 raise ValueError(f"{name}: expected a method with a KV cache, got {method}; use flowcache.")
 
 

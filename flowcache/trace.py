@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_atomically
-from .kv.compressed import CompressionEvent
+from .kv.compression import CompressionEvent
 from .kv.quantized import QuantizationEvent
 from .state import State
 from .typed import as_type

@@ -25,7 +25,7 @@ from flowcache.config import KVCompressionConfig
 from flowcache.environment import describe_environment, peak_memory_bytes, restart_peak_memory, synchronize
 from flowcache.files import write_atomically, write_json
 from flowcache.kv.cache import CacheLayout
-from flowcache.kv.compressed import CompressedKVCache
+from flowcache.kv.compression import CompressedKVCache
 from flowcache.markdown import markdown_table
 
 

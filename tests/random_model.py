@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flowcache.kv.cache import CacheLayout
+from flowcache.kv.layout import CacheLayout
 
 
 class RandomModel:

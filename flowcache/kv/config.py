@@ -1,19 +1,23 @@
-"""Settings of the KV cache, checked when they are made."""
+"""Configuration of the KV cache: which tokens of clean chunks are kept, and in what form."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from ..registry import check_options, option
-from .cache import CacheLayout
-from .original import OriginalCompression
-from .quantized import BITS, QuantizedRows, group_size
-from .scorers import SCORERS, Paper, Scorer
-from .selection import TokenSelector
-from .stores import HostStore, PlainRows, RowStore
+import torch
 
-GranularityName = Literal["token", "frame", "chunk"]
+from ..registry import check_options, describe, make_by_name, option
+from .compression import CompressedKVCache
+from .layout import CacheLayout
+from .original import OriginalCompression
+from .quantized import QuantizedRows, group_size
+from .scorers import SCORERS, Scorer
+from .selection import TokenSelector
+from .storage import HostStore, PlainRows, RowStore
+from .within_step import WithinStepCache
+
+Granularity = Literal["token", "frame", "chunk"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +25,14 @@ class KVCompressionConfig:
     """How many tokens of clean chunks are kept, and which.
 
     Args:
-        budget: chunks' worth of tokens kept of clean chunks, per layer and head.
-        total: chunks that the cache may hold, live ones included; the budget is the rest.
-        scorer: a scorer, or a name of ``SCORERS``.
+        budget: chunks' worth of tokens that clean chunks may hold, per layer and head.
+        total: chunks that the cache may hold, live ones included; the budget is what those leave.
+        scorer: key of ``SCORERS``, or a scorer.
         strategy: keep single tokens, whole frames or whole chunks.
-        query_granularity: newest queries that importance is measured by.
-        max_queries: most queries used, spread evenly; None: all.
-        mix_lambda: weight of importance in the ``paper`` score, 0 to 1.
-        original: what the original does differently.
+        query_granularity: newest queries that count: the last 50, a frame's or a chunk's.
+        max_queries: most of those that are asked, spread over all of them; None: all.
+        mix_lambda: weight of importance in the ``paper`` scorer, 0 to 1; None: as the scorer has it.
+        original: habits of the original FlowCache; None: ours.
 
     Raises:
         ValueError: one sentence that names the argument.
@@ -37,32 +41,42 @@ class KVCompressionConfig:
     budget: int = option(1, 1, 10**6)
     total: int | None = option(None, 1, 10**6)
     scorer: Scorer | str = "paper"
-    strategy: GranularityName = "token"
-    query_granularity: GranularityName = "token"
+    strategy: Granularity = "token"
+    query_granularity: Granularity = "token"
     max_queries: int | None = option(256, 1, 10**6)
     mix_lambda: float | None = option(None, 0, 1)
     original: OriginalCompression | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.scorer, str):
-            if self.scorer not in SCORERS:
-                raise ValueError(f"scorer: expected one of {', '.join(SCORERS)}, got {self.scorer!r}.")
-            object.__setattr__(self, "scorer", SCORERS[self.scorer]())
+        scorer = self.scorer
+        if not isinstance(scorer, Scorer):
+            scorer = make_by_name("scorer", SCORERS, scorer)
+        object.__setattr__(self, "scorer", scorer)
         check_options(self)
-        if self.mix_lambda is not None and isinstance(self.scorer, Paper):
-            object.__setattr__(self, "scorer", replace(self.scorer, mix_lambda=self.mix_lambda))
+        if self.mix_lambda is not None:
+            if not hasattr(scorer, "mix_lambda"):
+                raise ValueError("mix_lambda: expected None with a scorer other than paper; leave it out.")
+            object.__setattr__(self, "scorer", replace(scorer, mix_lambda=self.mix_lambda))
 
     @property
-    def when(self) -> str:
-        return "over" if self.original is not None and self.original.within_step else "full"
+    def within_step(self) -> bool:
+        """Whether compression happens within a step, see ``OriginalCompression``."""
+        return self.original is not None and self.original.within_step
+
+    @property
+    def cache_type(self) -> type[CompressedKVCache]:
+        """Cache that compresses when this configuration says so."""
+        return WithinStepCache if self.within_step else CompressedKVCache
 
     def as_dict(self) -> dict[str, Any]:
-        names = {kind: name for name, kind in SCORERS.items()}
-        original = self.original and vars(self.original)
-        return {**vars(self), "scorer": names.get(type(self.scorer)), "original": original}
+        """Fields for logs and traces; the scorer as its name, with its options beside it."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["original"] = self.original and asdict(self.original)
+        values["scorer"], options = describe(SCORERS, self.scorer)
+        return values | options
 
     def make_selector(self, tokens_per_frame: int, tokens_per_chunk: int) -> TokenSelector:
-        original = self.original or OriginalCompression(best_first=False)
+        """What chooses the tokens of a model with frames and chunks of that many tokens."""
         return TokenSelector(
             self.scorer,
             tokens_per_frame,
@@ -70,19 +84,17 @@ class KVCompressionConfig:
             self.strategy,
             self.query_granularity,
             self.max_queries,
-            original.weighting,
-            original.power,
-            not original.best_first,
+            self.original or OriginalCompression(best_first=False),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class KVStorageConfig:
-    """How keys and values of clean chunks are stored.
+    """Form and place of clean chunks' keys and values.
 
     Args:
-        bits: of a number: 8 or 4; None: as the model makes them.
-        offload: keep them in host memory; the next layer's are fetched while a layer computes.
+        bits: bits per number, 8 or 4; None: the model's own type.
+        offload: keep them in host memory; while a layer computes, the next one's are copied.
 
     Raises:
         ValueError: one sentence that names the argument.
@@ -93,11 +105,17 @@ class KVStorageConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.bits is not None and self.bits not in BITS:
-            raise ValueError(f"bits must be 8 or 4, got {self.bits!r}.")
         if self.bits is None and not self.offload:
-            raise ValueError("storage must ask for something: set bits to 8 or 4, or offload to true.")
+            raise ValueError("storage: expected bits or offload, got neither; set bits=8 or offload=True.")
+
+    @classmethod
+    def of(cls, bits: int | None, offload: bool) -> KVStorageConfig | None:
+        """The configuration, or None without bits and offload."""
+        return cls(bits=bits, offload=offload) if bits is not None or offload else None
 
     def make_store(self, layout: CacheLayout, rows: int, unit: int) -> RowStore:
+        """Memory for that many rows of clean chunks, which come in multiples of ``unit``."""
         form = PlainRows() if self.bits is None else QuantizedRows(self.bits, group_size(unit))
-        return (HostStore if self.offload else RowStore)(layout, rows, form)
+        # On the CPU, host memory is the device's own.
+        offload = self.offload and torch.device(layout.device).type == "cuda"
+        return (HostStore if offload else RowStore)(layout, rows, form)

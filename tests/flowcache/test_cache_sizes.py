@@ -11,9 +11,11 @@ from random_model import RandomModel, StraightSolver
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, cut_window
 from flowcache.config import KVCompressionConfig, KVStorageConfig
+from flowcache.kv.original import OriginalCompression
 from flowcache.reuse.forecast import VelocityForecast
 from flowcache.reuse.policy import NoReuse
 
+ORIGINAL = {"full": None, "over": OriginalCompression(within_step=True)}
 HOST, EIGHT_BITS = KVStorageConfig(offload=True), KVStorageConfig(bits=8)
 
 
@@ -43,7 +45,10 @@ def test_a_clean_range(steps, stride, clean_range, clean_pass):
 def test_compression(steps, stride, when, clean_pass):
     for given, missing, budget in product((0, 2), (0, 2), (1, 2)):
         shape = (7, given, missing, steps, stride)
-        options = {"compression": KVCompressionConfig(budget=budget, when=when), "clean_pass": clean_pass}
+        options = {
+            "compression": KVCompressionConfig(budget=budget, original=ORIGINAL[when]),
+            "clean_pass": clean_pass,
+        }
         plain = run(*shape, **options)
         stored = run(*shape, storage=HOST, **options)
         # For a short chunk, and for given ones before any is live, a cache without a store keeps more tokens.

@@ -13,15 +13,18 @@ from random_model import RandomModel, StraightSolver
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, cut_window
 from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
-from flowcache.kv import compressed
+from flowcache.kv import compression as compressed
 from flowcache.kv.cache import CacheFullError, CacheLayout, ChunkKVCache
-from flowcache.kv.compressed import CompressedKVCache
+from flowcache.kv.compression import CompressedKVCache
+from flowcache.kv.manager import CacheManager
+from flowcache.kv.original import OriginalCompression
 from flowcache.kv.scorers import Scorer
 from flowcache.kv.selection import TokenSelector
-from flowcache.kv.window_cache import WindowCache
+from flowcache.kv.within_step import WithinStepCache
 from flowcache.reuse.forecast import VelocityForecast
 from flowcache.reuse.policy import NoReuse
 
+ORIGINAL = {"full": None, "over": OriginalCompression(within_step=True)}
 LAYOUT = CacheLayout(num_layers=2, num_branches=2, num_heads=2, head_dim=4)
 
 
@@ -88,11 +91,11 @@ def observed(*asked: tuple[int, int | None, float], due: dict[int, list[int]] | 
     """
     scorer = OneQuery()
     layout = replace(LAYOUT, num_layers=1)
-    cache = CompressedKVCache(layout, 3 * TOKENS, TokenSelector(scorer, 2, TOKENS))
+    cache = WithinStepCache(layout, 3 * TOKENS, TokenSelector(scorer, 2, TOKENS))
     for chunk in range(3):
         cache.enter(chunk, TOKENS)
     if due is not None:
-        cache.merge_before(due, TOKENS)
+        cache.prepare({c: range(max(d) + 1) for c, d in due.items()}, TOKENS - 1)
     for chunk, branch, value in asked:
         shape = (TOKENS, 2, 4) if branch is not None else (2, TOKENS, 2, 4)
         cache.observe(0, chunk, torch.full(shape, value), branch)
@@ -193,7 +196,7 @@ def test_a_budget_that_never_fills_changes_nothing(clean_pass):
 def test_a_short_last_chunk_takes_no_room_from_others(when, storage, missing):
     plain, _ = run(8, missing=missing)
     for budget in (5, 7, 20):
-        compression = KVCompressionConfig(budget=budget, when=when)
+        compression = KVCompressionConfig(budget=budget, original=ORIGINAL[when])
         roomy, trace = run(8, missing=missing, storage=storage, compression=compression)
         compressed_any = any(record.compressions for record in trace.steps)
         assert compressed_any == (budget == 5)
@@ -201,7 +204,7 @@ def test_a_short_last_chunk_takes_no_room_from_others(when, storage, missing):
 
 
 def test_given_chunks_are_no_clean_ones_at_the_only_step():
-    compression = KVCompressionConfig(budget=4, when="over")
+    compression = KVCompressionConfig(budget=4, original=ORIGINAL["over"])
     latents, trace = run(12, 2, num_steps=1, compression=compression)
     assert latents.isfinite().all() and len(trace.steps) == 1
 
@@ -209,7 +212,10 @@ def test_given_chunks_are_no_clean_ones_at_the_only_step():
 @pytest.mark.parametrize(("when", "clean_pass"), [("full", False), ("full", True), ("over", False)])
 @pytest.mark.parametrize("given", [0, 1, 5])
 def test_the_loop_keeps_within_the_budget(when, clean_pass, given):
-    options = {"clean_pass": clean_pass, "compression": KVCompressionConfig(budget=1, when=when)}
+    options = {
+        "clean_pass": clean_pass,
+        "compression": KVCompressionConfig(budget=1, original=ORIGINAL[when]),
+    }
     latents, trace = run(16, given, **options)
     live = 2 + (when == "over")
     assert latents.isfinite().all()
@@ -251,7 +257,10 @@ def test_every_chunk_that_others_follow_is_quantised_once():
 @pytest.mark.parametrize("given", [0, 1, 5])
 @pytest.mark.parametrize("storage", [KVStorageConfig(offload=True), KVStorageConfig(bits=8)])
 def test_a_budget_of_stored_chunks(when, clean_pass, given, storage):
-    options = {"clean_pass": clean_pass, "compression": KVCompressionConfig(budget=1, when=when)}
+    options = {
+        "clean_pass": clean_pass,
+        "compression": KVCompressionConfig(budget=1, original=ORIGINAL[when]),
+    }
     plain, _ = run(16, given, **options)
     stored, trace = run(16, given, storage=storage, **options)
     # more given chunks than one: where nothing is live yet, a cache without a store keeps more of them
@@ -291,7 +300,7 @@ def test_what_nothing_sees_again_is_not_kept(monkeypatch, model, clean_range, gi
     rolled, trace = run(12, given, **options)
     assert run(40, given, **options)[1].windows[0].kv_bytes == trace.windows[0].kv_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(WindowCache, "_chunks_behind", lambda _: None)
+        patch.setattr(CacheManager, "_chunks_behind", lambda _: None)
         whole, unrolled = run(12, given, **options)
     assert torch.equal(rolled, whole)
     assert trace.windows[0].kv_bytes < unrolled.windows[0].kv_bytes
@@ -318,7 +327,7 @@ def test_settings_that_exclude_each_other():
     with pytest.raises(ValueError, match="need a KV cache"):
         FlowCacheConfig(whole_window=True, compression=compression)
     with pytest.raises(ValueError, match="clean_pass"):
-        FlowCacheConfig(clean_pass=True, compression=replace(compression, when="over"))
+        FlowCacheConfig(clean_pass=True, compression=replace(compression, original=ORIGINAL["over"]))
     with pytest.raises(ValueError, match="refresh_given"):
         FlowCacheConfig(refresh_given=True, compression=compression)
     with pytest.raises(ValueError, match="total must be at least 3 chunks, as 2 are live"):

@@ -8,7 +8,7 @@ from cached import TOKENS, fill
 
 from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
 from flowcache.kv.cache import CacheFullError, CacheLayout, ChunkKVCache
-from flowcache.kv.compressed import CompressedKVCache
+from flowcache.kv.compression import CompressedKVCache
 from flowcache.kv.quantized import Codes, dequantize, group_size, quantize
 
 LAYOUT = CacheLayout(num_layers=3, num_branches=2, num_heads=2, head_dim=8)

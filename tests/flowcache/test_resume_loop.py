@@ -12,11 +12,12 @@ from resumed import decided, loaded, saved
 
 from flowcache import Denoiser, FlowCacheConfig, LoopOptions, StaircaseSchedule, cut_window
 from flowcache.config import KVCompressionConfig, KVStorageConfig, PolicyName
+from flowcache.kv.original import OriginalCompression
 from flowcache.noise import BlockNoise
 from flowcache.reuse.forecast import FORECASTS
 
 STEPS = 6
-OVER = KVCompressionConfig(budget=1, when="over")
+OVER = KVCompressionConfig(budget=1, original=OriginalCompression(within_step=True))
 
 
 class Run:

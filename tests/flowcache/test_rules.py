@@ -72,6 +72,6 @@ def test_the_presets_of_the_paper_compress_as_the_original_does(preset):
     options = FlowCacheOptions(compress_kv_cache=True, total_cache_chunk_nums=9)
     configs = [skyreels("flowcache", preset, budget_block=2), magi("flowcache", options, preset=preset)]
     compressions = [config.compression for config in configs]
-    assert [c.when for c in compressions] == (["over", "full"] if paper else ["full", "full"])
+    assert [c.within_step for c in compressions] == [paper, False]
     assert {c.max_queries for c in compressions} == {None if paper else 256}
-    assert {c.in_time for c in compressions} == {not paper}
+    assert {bool(c.original and c.original.best_first) for c in compressions} == {paper}

@@ -90,7 +90,8 @@ def test_keys_of_a_file_that_the_method_does_not_read_are_left_alone(prepared):
 def test_keys_that_are_read_are_taken(prepared):
     keys = ["--score_weighting_method", "upper_convex_polynomial", "--power", 2, "--preset", "paper-fast"]
     kept = prepared("--method", "vanilla", *COMPRESS, *keys).request.cache.compression
-    assert (kept.weighting, kept.power, kept.in_time) == ("upper_convex_polynomial", 2, False)
+    original = kept.original
+    assert (original.weighting, original.power, original.best_first) == ("upper_convex_polynomial", 2, True)
 
 
 def test_a_files_threshold_is_passed_over_by_vanilla(prepared, tmp_path):

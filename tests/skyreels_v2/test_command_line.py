@@ -15,6 +15,7 @@ from PIL import Image
 from reference import ROOT
 
 from flowcache.config import KVCompressionConfig
+from flowcache.kv.original import OriginalCompression
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, read_video
 from skyreels_v2 import sampler
@@ -264,7 +265,9 @@ BAD = {
 
 
 CAUSAL = ["--method", "causal", "--use_compress"]
-PAPER = KVCompressionConfig(query_granularity="chunk", when="over", in_time=False, max_queries=None)
+PAPER = KVCompressionConfig(
+    query_granularity="chunk", max_queries=None, original=OriginalCompression(within_step=True)
+)
 #: Flags that are read, and what they come to.
 READ = {
     "paper-slow": (["--method", "teacache", "--preset", "paper-slow"], {"threshold": 0.1}),

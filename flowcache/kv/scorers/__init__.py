@@ -1,4 +1,4 @@
-"""Scores by which tokens are kept; a scorer is one file."""
+"""Scores by which tokens are kept: a scorer is a file here and a line in ``SCORERS``."""
 
 from .base import ScoreInput, Scorer
 from .importance import Importance
@@ -9,7 +9,6 @@ from .recency import Recency
 from .redundancy import Redundancy
 from .sink_window import SinkWindow
 
-#: Scorers by the name that settings know them by.
 SCORERS: dict[str, type[Scorer]] = {
     "paper": Paper,
     "importance": Importance,
@@ -20,15 +19,4 @@ SCORERS: dict[str, type[Scorer]] = {
     "random": Random,
 }
 
-__all__ = [
-    "SCORERS",
-    "Importance",
-    "KeyNorm",
-    "Paper",
-    "Random",
-    "Recency",
-    "Redundancy",
-    "ScoreInput",
-    "Scorer",
-    "SinkWindow",
-]
+__all__ = ["SCORERS", *(scorer.__name__ for scorer in SCORERS.values()), "ScoreInput", "Scorer"]

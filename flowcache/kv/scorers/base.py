@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...registry import check_options
+
 
 @dataclass(frozen=True)
 class ScoreInput:
-    """The tokens that may be dropped, and what looks at them.
-
-    All may have the same dimensions in front of those given here: that of layers and branches.
+    """Tokens that may be dropped, and the queries that read them; leading dimensions are alike in all.
 
     Attributes:
-        keys, values: ``[tokens, kv_heads, head_dim]``, positions applied.
-        queries: newest queries, ``[n, heads, head_dim]``.
-        ages: age of each kept token and head, ``[kv_heads, tokens]``, larger is older.
+        keys, values: ``[..., tokens, kv_heads, head_dim]``, positions applied.
+        queries: newest queries, ``[..., n, heads, head_dim]``.
+        ages: age of each token and head, ``[..., kv_heads, tokens]``, larger is older.
         tokens_per_chunk: tokens of a whole chunk.
     """
 
@@ -29,7 +29,10 @@ class ScoreInput:
 
 
 class Scorer(ABC):
-    """Says how much each token is worth keeping."""
+    """Scores how much each token is worth keeping; options are the fields of a frozen dataclass."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     @abstractmethod
     def score(self, tokens: ScoreInput) -> Tensor:

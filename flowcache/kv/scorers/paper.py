@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import ScoreInput, Scorer
+from ...registry import option
+from .base import ScoreInput
 from .importance import Importance
 from .redundancy import Redundancy
 
 
 @dataclass(frozen=True)
-class Paper(Scorer):
+class Paper(Importance):
     """``mix_lambda * importance - (1 - mix_lambda) * redundancy`` (FlowCache, section 3.3).
 
     Args:
         mix_lambda: weight of importance, 0 to 1.
-        importance, redundancy: its two halves.
     """
 
-    mix_lambda: float = 0.07
-    importance: Importance = field(default_factory=Importance)
-    redundancy: Redundancy = field(default_factory=Redundancy)
+    mix_lambda: float = option(0.07, 0, 1)
 
     def score(self, tokens: ScoreInput) -> Tensor:
-        wanted = self.mix_lambda * self.importance.score(tokens)
-        return wanted + (1 - self.mix_lambda) * self.redundancy.score(tokens)
+        importance = self.mix_lambda * super().score(tokens)
+        return importance + (1 - self.mix_lambda) * Redundancy().score(tokens)

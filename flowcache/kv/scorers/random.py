@@ -1,4 +1,4 @@
-"""Control: keep any."""
+"""Control: keep random tokens."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...registry import option
 from .base import ScoreInput, Scorer
 
 
 @dataclass(frozen=True)
 class Random(Scorer):
-    """Scores drawn anew each time from a seed, the same for the same number of tokens and in all branches.
+    """Scores drawn from a seed: the same in all branches, and for the same number of tokens.
 
     Args:
         seed: of the draw.
     """
 
-    seed: int = 0
+    seed: int = option(0, 0, 2**31)
 
     def score(self, tokens: ScoreInput) -> Tensor:
         ages = tokens.ages

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from .base import ScoreInput, Scorer
 
 
+@dataclass(frozen=True)
 class Recency(Scorer):
-    """The newer, the better."""
+    """Minus the age."""
 
     def score(self, tokens: ScoreInput) -> Tensor:
         return -tokens.ages.float()

@@ -1,4 +1,4 @@
-"""Drop what others say as well."""
+"""Drop what other tokens say as well."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .base import ScoreInput, Scorer
 class Redundancy(Scorer):
     """Minus the softmax of a key's mean cosine similarity to all others (FlowCache, section 3.3).
 
-    The sum over the others is the product with the sum of all unit keys, less the key's own 1; so time and
-    memory grow with the number of keys, not with its square.
+    The sum over the others is the product with the sum of all unit keys, less the key's own 1: time and
+    memory are linear in the number of keys.
     """
 
     def score(self, tokens: ScoreInput) -> Tensor:

@@ -6,18 +6,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...registry import option
 from .base import ScoreInput, Scorer
 
 
 @dataclass(frozen=True)
 class SinkWindow(Scorer):
-    """The very first tokens, then the newer the better (Xiao et al., StreamingLLM, 2023).
+    """The very first tokens, then the newest (Xiao et al., StreamingLLM, 2023).
 
     Args:
-        sink: share of a chunk that counts as first.
+        sink: first tokens, as a share of a chunk.
     """
 
-    sink: float = 0.25
+    sink: float = option(0.25, 0, 1000)
 
     def score(self, tokens: ScoreInput) -> Tensor:
         ages = tokens.ages.float()

@@ -1,0 +1,218 @@
+"""Where clean chunks' keys and values are stored, and in what form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from ..state import State
+from .layout import CacheLayout
+
+
+class PlainRows:
+    """Form of stored rows: tensors ``[layers, branches, entries, ...]``; here, an entry is a row as it is."""
+
+    #: Whether rows are read back changed.
+    lossy = False
+
+    def allocate(
+        self, layout: CacheLayout, rows: int, device: torch.device | str, pinned: bool = False
+    ) -> list[Tensor]:
+        """The tensors of that many rows, not initialised."""
+        options = {"dtype": layout.dtype, "device": device, "pin_memory": pinned}
+        return [torch.empty(layout.shape(rows), **options) for _ in range(2)]
+
+    def encode(self, keys: Tensor, values: Tensor) -> Sequence[Tensor]:
+        """Keys and values ``[branches, rows, heads, head_dim]`` as entries, ``[branches, entries, ...]``."""
+        return keys, values
+
+    def decode(self, parts: Sequence[Tensor], keys: Tensor, values: Tensor) -> None:
+        """Write what ``encode`` returned to ``keys`` and ``values``."""
+        keys.copy_(parts[0])
+        values.copy_(parts[1])
+
+
+class RowStore:
+    """Keys and values of clean rows, preallocated on the model's device.
+
+    Args:
+        layout: what is stored of a token.
+        capacity: rows per layer and branch.
+        form: of the rows.
+    """
+
+    def __init__(self, layout: CacheLayout, capacity: int, form: PlainRows) -> None:
+        self.layout, self.capacity, self.lossy = layout, capacity, form.lossy
+        self._form = form
+        self._parts = self._allocate()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated on the model's device."""
+        return count_bytes(self._parts)
+
+    @property
+    def host_nbytes(self) -> int:
+        """Bytes allocated in host memory, where that is not the model's device."""
+        return 0
+
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """Store rows from ``start`` on, ``[branches, rows, heads, head_dim]`` each."""
+        stop = start + keys.shape[1]
+        for part, entries in zip(self._parts, self._form.encode(keys, values), strict=True):
+            self._entries(part[layer], start, stop).copy_(entries)
+
+    def read(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """Fill ``keys`` and ``values``, shaped as in ``write``, with the rows from ``start`` on."""
+        self._form.decode(self._load(layer, start, start + keys.shape[1]), keys, values)
+
+    def move_up(self, layer: int, start: int, stop: int) -> None:
+        """Move rows to the beginning."""
+        for part in self._parts:
+            rows = self._entries(part[layer], start, stop).clone()
+            self._entries(part[layer], 0, stop - start).copy_(rows)
+
+    def state_dict(self, rows: int) -> State:
+        """The first rows of all layers, in their form."""
+        return {"parts": [self._entries(part.flatten(0, 1), 0, rows) for part in self._parts]}
+
+    def load_state_dict(self, state: State, rows: int) -> None:
+        """Fill the first rows of a store that was not read yet."""
+        for part, entries in zip(self._parts, state["parts"], strict=True):
+            self._entries(part.flatten(0, 1), 0, rows).copy_(entries)
+
+    def _allocate(self) -> list[Tensor]:
+        return self._form.allocate(self.layout, self.capacity, self.layout.device)
+
+    def _load(self, layer: int, start: int, stop: int) -> list[Tensor]:
+        """Entries of some rows, on the model's device."""
+        return [self._entries(part[layer], start, stop) for part in self._parts]
+
+    def _entries(self, part: Tensor, start: int, stop: int) -> Tensor:
+        """Entries of ``part``, ``[branches, entries, ...]``, that hold some rows."""
+        rows = self.capacity // part.shape[1]
+        return part[:, start // rows : stop // rows]
+
+
+class HostStore(RowStore):
+    """Clean rows in pinned host memory; while a layer computes, the next one's are copied to the CUDA device.
+
+    Layers alternate between two buffers on the device. They are copied on a stream of their own; writing
+    rows waits. Not yet run on a GPU.
+    """
+
+    def _allocate(self) -> list[Tensor]:
+        device, one = torch.device(self.layout.device), replace(self.layout, num_layers=1)
+        self._stream = torch.cuda.Stream(device)
+        self._buffers = [self._form.allocate(one, self.capacity, device) for _ in range(2)]
+        for part in chain(*self._buffers):
+            # Copies may still run when the store is dropped.
+            part.record_stream(self._stream)
+        self._current, self._ahead = 0, (-1, 0, 0)
+        return self._form.allocate(self.layout, self.capacity, "cpu", pinned=True)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(map(count_bytes, self._buffers))
+
+    @property
+    def host_nbytes(self) -> int:
+        return count_bytes(self._parts)
+
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
+        super().write(layer, start, keys, values)
+        if self._ahead[0] == layer:
+            self._ahead = (-1, 0, 0)
+
+    def move_up(self, layer: int, start: int, stop: int) -> None:
+        # The host is ahead of the device, which may still copy these rows.
+        self._stream.synchronize()
+        self._ahead = (-1, 0, 0)
+        super().move_up(layer, start, stop)
+
+    def _load(self, layer: int, start: int, stop: int) -> list[Tensor]:
+        if self._ahead != (layer, start, stop):
+            self._fetch(layer, start, stop)
+        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+        parts = [self._entries(part[0], start, stop) for part in self._buffers[self._current]]
+        self._fetch((layer + 1) % self.layout.num_layers, start, stop)
+        return parts
+
+    def _fetch(self, layer: int, start: int, stop: int) -> None:
+        """Start copying a layer's rows to the buffer that was not read last."""
+        self._current, self._ahead = 1 - self._current, (layer, start, stop)
+        # The computation may still read from that buffer.
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            for source, target in zip(self._parts, self._buffers[self._current], strict=True):
+                rows = self._entries(source[layer], start, stop)
+                # Branch by branch: only contiguous memory is copied in parallel with other work.
+                for there, here in zip(self._entries(target[0], start, stop), rows, strict=True):
+                    there.copy_(here, non_blocking=True)
+
+
+class LayerBuffer:
+    """One layer's clean rows, read from their store, and its live rows behind them, for attention to read.
+
+    Args:
+        store: of the clean rows.
+        live_rows: most live rows.
+    """
+
+    def __init__(self, store: RowStore, live_rows: int) -> None:
+        one, device = replace(store.layout, num_layers=1), store.layout.device
+        self._rows = PlainRows().allocate(one, store.capacity + live_rows, device)
+        self._keys, self._values = self._rows[0][0], self._rows[1][0]
+        self._store, self._layer, self._first = store, -1, 0
+
+    @property
+    def nbytes(self) -> int:
+        return count_bytes(self._rows)
+
+    def invalidate(self) -> None:
+        """Rows changed elsewhere."""
+        self._layer = -1
+
+    def read(
+        self, layer: int, start: int, stored: int, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Views of a layer's rows from ``start`` on, ``[branches, rows, heads, head_dim]`` each.
+
+        Rows of the same layer that the buffer holds already are not read again.
+
+        Args:
+            layer: of the rows.
+            start: the first row, a clean one.
+            stored: number of clean rows.
+            keys, values: the live rows.
+        """
+        stop = stored + keys.shape[1]
+        if layer != self._layer:
+            self._layer, self._first = layer, stored
+            self._keys[:, stored:stop], self._values[:, stored:stop] = keys, values
+        if start < self._first:
+            new = slice(start, self._first)
+            self._store.read(layer, start, self._keys[:, new], self._values[:, new])
+            self._first = start
+        return self._keys[:, start:stop], self._values[:, start:stop]
+
+    def measure_errors(self, layer: int, start: int, keys: Tensor, values: Tensor) -> Tensor:
+        """Root mean square of the error of keys and values just written, over theirs; ``[2]``."""
+        self.invalidate()
+        rows = slice(start, start + keys.shape[1])
+        stored = self._keys[:, rows], self._values[:, rows]
+        self._store.read(layer, start, *stored)
+        errors = [
+            (read.float() - written.float()).norm() / written.float().norm().clamp_min(1e-12)
+            for read, written in zip(stored, (keys, values), strict=True)
+        ]
+        return torch.stack(errors)
+
+
+def count_bytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes of all elements."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
