@@ -15,14 +15,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from flowcache.reuse.planning import PathRecorder, measure_amplification, plan_steps
+from flowcache.reuse.plans import Plans
 from interleaved import positive
 from small_models import FAMILIES, Family, TrialConfig, held_out
 from torch import Tensor
 from tqdm import tqdm
 
 from flowcache.command_line import Parser
-from flowcache.reuse.planning import PathRecorder, measure_amplification, plan_steps
-from flowcache.reuse.plans import Plans
 from flowcache.reuse.policy import Decision, ReusePolicy
 from flowcache.running import run_checked
 

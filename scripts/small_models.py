@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flowcache.reuse.plans import Plans, Sampling
+
 from flowcache import FlowCacheConfig
 from flowcache.config import KVCompressionConfig
 from flowcache.output import VideoOutput
 from flowcache.reuse.forecast import Forecast
-from flowcache.reuse.plans import Plans, Sampling
 from flowcache.reuse.policy import ReusePolicy
 from magi1 import model_source as magi_source
 from magi1.config import FlowCacheOptions

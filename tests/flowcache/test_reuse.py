@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from flowcache.reuse.error_controlled import ErrorControlled
+from flowcache.reuse.planned import Planned, computed_share, steps_in_staircase
 
 from flowcache import FlowCacheConfig
 from flowcache.chunk_model import ChunkInput
 from flowcache.config import PACES
 from flowcache.reuse.chunkwise import ChunkwiseReuse
-from flowcache.reuse.error_controlled import ErrorControlled
 from flowcache.reuse.forecast import VelocityForecast
-from flowcache.reuse.planned import Planned, computed_share, steps_in_staircase
 from flowcache.reuse.policy import NoReuse, polynomial, relative_l1
 from flowcache.reuse.teacache import TeaCache
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from flowcache.reuse.plans import Plans
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.command_line import Parser, add_target_flags, target_of
 from flowcache.output import VideoOutput
-from flowcache.reuse.plans import Plans
 from flowcache.tuning import Profile, Target, Tuning, ladder, profile_folder
 
 CACHE = FlowCacheConfig(forecast="linear_velocity", warmup_steps=2)

@@ -7,12 +7,12 @@ import os
 
 import pytest
 import torch
+from flowcache.reuse.plans import Plans
 
 from flowcache.benchmark.sample_folder import SampleFolder
 from flowcache.benchmark.turns import read_ways
 from flowcache.benchmark.vbench_prompts import read_full_info
 from flowcache.resume import ResumeFile
-from flowcache.reuse.plans import Plans
 from flowcache.trace import Trace
 from flowcache.tuning import Profile
 from flowcache.user_files import UnreadableFile, read_text

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from flowcache.reuse.error_controlled import ErrorControlled
 from torch.overrides import TorchFunctionMode
 
 from flowcache import Denoiser, LoopOptions, StaircaseSchedule, Trace, cut_window
 from flowcache.reuse.chunkwise import ChunkwiseReuse
-from flowcache.reuse.error_controlled import ErrorControlled
 from flowcache.reuse.forecast import FORECASTS
 from flowcache.reuse.policy import Decision, ReusePolicy
 from flowcache.reuse.teacache import TeaCache
