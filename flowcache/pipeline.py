@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,7 @@ from .video import VideoWriter
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
-#: A generator for all videos, or one for each.
 Generators = torch.Generator | list[torch.Generator]
-
-#: Index of the prompt, seed of the noise and trace to fill in; yields the parts of one video.
-Stream = Callable[[int, int, Trace], Iterable[VideoPart]]
 
 
 class VideoTrace(Trace):
@@ -40,14 +36,13 @@ class VideoTrace(Trace):
 
 @dataclass(frozen=True)
 class VideoOutput:
-    """Videos of one call, in the order of the prompts; the videos of a prompt follow each other.
+    """Videos of one call, in the order of the prompts; those of one prompt follow each other.
 
     Attributes:
-        frames: as ``output_type`` says, of all videos: ``np`` an array ``[videos, frames, height, width, 3]``
-            in [0, 1], ``pt`` a tensor ``[videos, frames, 3, height, width]`` in [0, 1], ``pil`` a list of
-            images for each video, ``latent`` the latents.
+        frames: by ``output_type``: ``np`` an array ``[videos, frames, height, width, 3]`` in [0, 1], ``pt`` a
+            tensor ``[videos, frames, 3, height, width]``, ``pil`` lists of images, ``latent`` the latents.
         latents: normalised, ``[videos, channels, frames', h, w]``, fp32.
-        traces: what happened, one for each video.
+        traces: records of the runs, one for each video.
         fps: frames per second.
     """
 
@@ -62,26 +57,15 @@ class VideoOutput:
         return self.traces[0]
 
     def save(self, path: str | Path, fps: float | None = None, index: int = 0) -> None:
-        """Write one video as mp4.
-
-        Args:
-            path: of the file.
-            fps: frames per second; None: those of the settings.
-            index: of the video.
-
-        Raises:
-            ValueError: the call returned latents.
-        """
+        """Write the video of an index as mp4; ``fps`` None: that of the settings."""
         frames: Any = self.frames[index]
         if self.frames is self.latents:
             raise ValueError("output_type: expected np, pt or pil to save a video, got latent.")
         if isinstance(frames, Tensor):
             frames = frames.permute(0, 2, 3, 1).cpu().numpy()
         frames = np.stack([np.asarray(frame) for frame in frames])
-        if frames.dtype != np.uint8:
-            frames = (255 * frames).round().astype(np.uint8)
         with VideoWriter(Path(path), fps or self.fps) as writer:
-            writer.write(frames)
+            writer.write(frames if frames.dtype == np.uint8 else _to_pixels(frames))
 
 
 class FlowCachePipeline:
@@ -148,61 +132,33 @@ def join(parts: Iterable[VideoPart]) -> Tensor:
     return torch.cat([part.frames for part in parts], dim=1)
 
 
-def split_prompts(
-    prompt: str | list[str] | None,
-    negative_prompt: str | list[str] | None = None,
-    prompt_embeds: Tensor | None = None,
-    negative_prompt_embeds: Tensor | None = None,
-) -> list[dict[str, Any]]:
-    """Arguments for one prompt each; a single negative prompt or embedding holds for all.
+def split_prompts(**texts: str | list[str] | Tensor | None) -> list[dict[str, Any]]:
+    """Split ``prompt``, ``negative_prompt`` and their ``_embeds`` into arguments for one prompt each.
+
+    A single negative prompt or embedding holds for all prompts.
 
     Raises:
-        ValueError: not exactly one of ``prompt`` and ``prompt_embeds`` is given, or counts differ.
+        TypeError, ValueError: not exactly one of ``prompt`` and ``prompt_embeds`` is given, or counts differ.
     """
-    if (prompt is None) == (prompt_embeds is None):
+    given = {name: value for name, value in texts.items() if value is not None}
+    if ("prompt" in given) == ("prompt_embeds" in given):
         raise ValueError("prompt: expected either prompt or prompt_embeds; give one of them.")
-    texts: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
-    for name, embeds in (
-        ("prompt_embeds", prompt_embeds),
-        ("negative_prompt_embeds", negative_prompt_embeds),
-    ):
-        if embeds is not None:
-            check_type(name, embeds, Tensor)
-            if embeds.ndim != 3 or not len(embeds):
-                raise ValueError(f"{name}: expected [prompts, tokens, width], got {list(embeds.shape)}.")
-            texts[name] = list(embeds) if len(embeds) > 1 or name == "prompt_embeds" else embeds[0]
-    first = texts["prompt_embeds"] if prompt is None else prompt
-    count = len(first) if isinstance(first, list) else 1
-    if not count:
-        raise ValueError("prompt: expected at least one prompt, got an empty list.")
-    for name, values in texts.items():
-        if isinstance(values, list) and len(values) != count:
+    for name, value in given.items():
+        if name.endswith("_embeds"):
+            check_type(name, value, Tensor)
+            if value.ndim != 3:
+                raise ValueError(f"{name}: expected [prompts, tokens, width], got {list(value.shape)}.")
+        elif not isinstance(value, list):
+            given[name] = [value]
+    count = max(1, len(given.get("prompt", given.get("prompt_embeds"))))
+    for name, values in given.items():
+        if len(values) not in (1, count):
             raise ValueError(f"{name}: expected one for each of {count} prompts, got {len(values)}.")
-    return [
-        {name: values[i] if isinstance(values, list) else values for name, values in texts.items()}
-        for i in range(count)
-    ]
-
-
-def draw_seeds(generator: Generators | None, count: int, seed: int) -> Iterator[int]:
-    """Seed of each video: the next draw of its generator, or ``seed``, ``seed + 1``, ... without one.
-
-    Raises:
-        ValueError: the number of generators is not the number of videos.
-    """
-    if isinstance(generator, list | tuple) and len(generator) != count:
-        raise ValueError(f"generator: expected one for each of {count} videos, got {len(generator)}.")
-    for index in range(count):
-        own = generator[index] if isinstance(generator, list | tuple) else generator
-        if own is None:
-            yield seed + index
-        else:
-            check_type("generator", own, torch.Generator)
-            yield int(torch.randint(2**62, (), generator=own, device=own.device))
+    return [{name: values[i % len(values)] for name, values in given.items()} for i in range(count)]
 
 
 def make_videos(
-    stream: Stream,
+    stream: Callable[[int, int, Trace], Iterable[VideoPart]],
     num_prompts: int,
     fps: float,
     *,
@@ -216,12 +172,13 @@ def make_videos(
     """Make the videos of one call, one after another.
 
     Args:
-        stream: makes one video.
-        num_prompts: prompts, whose indices ``stream`` gets.
+        stream: yields the parts of one video, of an index of the prompt, a seed and a trace to fill in.
+        num_prompts: number of prompts.
         fps: frames per second.
-        num_videos_per_prompt, generator, output_type: as in diffusers.
-        seed: of the first video without a generator.
-        trace: filled in with what happens; for a single video.
+        num_videos_per_prompt, output_type: as in diffusers.
+        generator: one for all videos or one for each; its next draw is the seed of a video.
+        seed: seed of the first video without a generator; the next ones count up from it.
+        trace: trace to fill in, for a single video.
         method: name for the traces.
 
     Raises:
@@ -234,21 +191,27 @@ def make_videos(
     count = num_prompts * num_videos_per_prompt
     if trace is not None and count > 1:
         raise ValueError(f"trace: expected a single video, got {count}; read the traces of the output.")
+    each = isinstance(generator, list | tuple)
+    if each and len(generator) != count:
+        raise ValueError(f"generator: expected one for each of {count} videos, got {len(generator)}.")
     frames, latents, traces = [], [], []
-    for index, own_seed in enumerate(list(draw_seeds(generator, count, seed))):
-        own = Trace(method=method) if trace is None else trace
-        video, clean = [], []
-        for part in stream(index // num_videos_per_prompt, own_seed, own):
-            # without part.state, which would keep the stream alive
-            video.append(part.frames)
-            clean.append(part.latents)
-        frames.append(torch.cat(video, dim=1))
-        latents.append(torch.cat(clean, dim=1))
+    for index in range(count):
+        own, own_seed = Trace(method=method) if trace is None else trace, seed + index
+        if generator is not None:
+            drawn = generator[index] if each else generator
+            check_type("generator", drawn, torch.Generator)
+            own_seed = int(torch.randint(2**62, (), generator=drawn, device=drawn.device))
+        # Without the parts' states, which would keep the stream alive.
+        parts = [
+            (part.frames, part.latents) for part in stream(index // num_videos_per_prompt, own_seed, own)
+        ]
+        video, clean = (torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True))
+        frames.append(video)
+        latents.append(clean)
         traces.append(VideoTrace(**vars(own)))
     stacked = torch.stack(latents)
-    if output_type == "latent":
-        return VideoOutput(stacked, stacked, traces, fps)
-    return VideoOutput(_convert(torch.stack(frames), output_type), stacked, traces, fps)
+    shown = stacked if output_type == "latent" else _convert(torch.stack(frames), output_type)
+    return VideoOutput(shown, stacked, traces, fps)
 
 
 def _convert(videos: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image.Image]]:
@@ -259,4 +222,8 @@ def _convert(videos: Tensor, output_type: str) -> np.ndarray | Tensor | list[lis
     array = shown.permute(0, 2, 3, 4, 1).cpu().numpy()
     if output_type == "np":
         return array
-    return [[Image.fromarray(frame) for frame in video] for video in (255 * array).round().astype(np.uint8)]
+    return [[Image.fromarray(frame) for frame in video] for video in _to_pixels(array)]
+
+
+def _to_pixels(frames: np.ndarray) -> np.ndarray:
+    return (255 * frames).round().astype(np.uint8)

@@ -79,18 +79,16 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         callback_on_step_end: StepCallback | None = None,
         **changes: Any,
     ) -> VideoOutput:
-        """Generate videos; arguments of diffusers mean the same here.
+        """Generate videos; diffusers' arguments have diffusers' meaning.
 
         Args:
-            prompt, negative_prompt: one or a list; a negative prompt is used with guidance. None: the
-                model's default.
-            settings: of the videos; None: the model's defaults.
+            prompt, negative_prompt: one or a list; None: the model's default negative prompt.
+            settings: settings of the videos; None: the model's defaults.
             cache: configuration of FlowCache; None: that of ``flowcache.enable``.
-            condition: given frames; or instead ``image``, ``last_image`` and ``video``.
+            condition: given frames, in place of ``image``, ``last_image`` and ``video``.
             trace: filled in with what happens in a single video.
             image, last_image: frames to start from and to arrive at.
             video: frames to continue: the last ``overlap_history`` of them, or all but at most three.
-            num_videos_per_prompt: videos of each prompt.
             generator: its next draw is the seed of a video; without one, seeds count up from ``seed``.
             prompt_embeds, negative_prompt_embeds: ``[prompts, tokens, width]`` in place of prompts.
             output_type: ``np``, ``pt``, ``pil`` or ``latent``; see ``VideoOutput``.
@@ -105,9 +103,14 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             condition = make_condition(settings, image, last_image, video)
         elif not (image is last_image is video is None):
             raise ValueError("condition: expected no image, last_image or video beside it; leave it out.")
-        texts = split_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        texts = split_prompts(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+        )
         for text in texts if prompt_embeds is None else ():
-            check_prompts(text["prompt"], text["negative_prompt"])
+            check_prompts(text["prompt"], text.get("negative_prompt"))
         options = {"cache": cache, "condition": condition, "on_step_end": callback_on_step_end}
         options["decode"] = output_type != "latent"
         return make_videos(
@@ -144,17 +147,14 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         """Generate one video and yield the new frames of each block as soon as it is clean.
 
         Args:
-            prompt, negative_prompt, settings, cache, condition, trace, changes: as in ``__call__``.
-            state: of a part of an earlier stream with the same arguments; this one continues behind it.
-                ``trace`` holds what happened until then.
+            state: state of a part of an earlier stream with the same arguments; this one continues behind it,
+                and ``trace`` holds what happened until then.
             prompt_embeds, negative_prompt_embeds: ``[tokens, width]`` in place of prompts.
             decode: False leaves the frames of the parts empty; videos of several windows need True.
-            on_step_end: called after each step.
+            on_step_end: as ``callback_on_step_end`` of ``__call__``, like the other arguments.
 
         Raises:
-            TypeError: an argument is of another type; it is named.
-            ValueError: the cleaning of captions leaves nothing of a prompt; or given frames have another
-                size than the video; or streaming excludes another argument.
+            TypeError, ValueError: as ``__call__``.
         """
         settings, cache = self.make_settings(settings, **changes), cache or self.flowcache_config
         condition = condition if condition is not None else Condition()
@@ -175,16 +175,17 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         plans = plan_windows(settings, 0 if history is None else history.shape[1])
         if len(plans) > 1 and not decode:
             raise ValueError("decode: expected True, as windows take over frames; use streaming.")
+        texts = {"prompt": (prompt, prompt_embeds)}
+        if settings.guidance_scale > 1:
+            texts["negative_prompt"] = (negative_prompt, negative_prompt_embeds)
         with trace.timer("text"), self._resident("text_encoder"):
-            texts = {"prompt": prompt, "negative_prompt": negative_prompt}
-            texts = texts if settings.guidance_scale > 1 else {"prompt": prompt}
-            embeds = self._embed_prompts(texts, prompt_embeds, negative_prompt_embeds, trace)
+            embeds = self._embed_prompts(texts, trace)
         # The condition's noise has its own generator, so that methods draw the same noise for a window.
         generator = torch.Generator().manual_seed(settings.seed)
         condition_generator = torch.Generator()
         with self._resident("transformer"):
             denoiser = self._denoiser(settings, cache, embeds, plans[0].frames, condition_generator, trace)
-        num_kept = 0 if settings.streaming else settings.overlap_history or 0
+        codec, num_kept = VideoCodec(self.vae), 0 if settings.streaming else settings.overlap_history or 0
         given: tuple[Tensor | None, Tensor | None] = (None, None)
         index = start = 0 if state is None else state["window"]
 
@@ -208,7 +209,8 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                     state = None  # it may be large
                 else:
                     with trace.timer("encode"), self._resident("vae"):
-                        given = self._encode_given(plan, history, last)
+                        newest = history[:, -pixel_frames(plan.prefix) :] if plan.prefix else None
+                        given = tuple(f if f is None else codec.encode(f) for f in (newest, last))
                 window = self._new_window(settings, plan, *given, generator)
                 denoiser.on_step = partial(
                     self._end_step, progress.update, on_step_end, window, solver, trace
@@ -230,7 +232,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                 history = decoder.newest
 
     def make_settings(self, settings: VideoSettings | None = None, **changes: Any) -> VideoSettings:
-        """Settings of a video: ``settings``, or the model's defaults, with changes as in ``__call__``."""
+        """Apply changes, as of ``__call__``, to ``settings`` or to the model's defaults."""
         if "num_inference_steps" in changes:
             changes["inference_steps"] = changes.pop("num_inference_steps")
         if settings is None:
@@ -275,7 +277,6 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
 
     @cached_property
     def prompt_warnings(self) -> PromptWarnings:
-        """Warnings of this pipeline."""
         return PromptWarnings()
 
     @property
@@ -292,15 +293,6 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
     def text_length(self) -> int:
         """Tokens to which prompts are padded: the tokenizer's limit, at most the model's 512."""
         return min(512, self.tokenizer.model_max_length)
-
-    @property
-    def latent_stride(self) -> int:
-        """Pixels per latent, along height and width.
-
-        Read from the VAE's configuration: diffusers' pipeline infers it from the number of levels, which is
-        wrong for a VAE that cuts patches.
-        """
-        return self.vae.config.scale_factor_spatial
 
     def _next_latents(self, pending: list[Tensor], chunks: Iterator[Any], trace: Trace) -> Tensor | None:
         """Latents of the next chunk: a given one, or the next that the loop makes clean; None at the end."""
@@ -326,14 +318,6 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             timestep = solver.timestep(live[-1].local_step)
             callback(self, len(trace.steps) - 1, timestep, {"latents": latents})
 
-    def _encode_given(
-        self, plan: WindowPlan, frames: Tensor | None, last: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Latents of the prefix of a window, the newest of ``frames``, and of the frame to arrive at."""
-        codec = VideoCodec(self.vae)
-        prefix = codec.encode(frames[:, -pixel_frames(plan.prefix) :]) if plan.prefix else None
-        return prefix, None if last is None else codec.encode(last)
-
     def _new_window(
         self,
         settings: VideoSettings,
@@ -343,15 +327,16 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         generator: torch.Generator,
     ) -> Window:
         """Noise with given latents in their places: ``prefix`` first, ``arrival`` at the end."""
-        num_frames, size = plan.frames + (arrival is not None), (settings.height, settings.width)
-        shape = (
-            self.transformer.config.in_channels,
-            num_frames,
-            *(side // self.latent_stride for side in size),
-        )
+        num_frames, channels = plan.frames + (arrival is not None), self.transformer.config.in_channels
         at_once = latent_frames(settings.base_num_frames) if settings.streaming else num_frames
+        shape = (channels, num_frames, *self._latent_size(settings))
         noise = BlockNoise(generator, shape, at_once, self.compute_device)
         return cut_window(noise, settings.causal_block_size, prefix, arrival)
+
+    def _latent_size(self, settings: VideoSettings) -> tuple[int, int]:
+        # Diffusers' pipeline infers the stride from the number of levels: wrong for a VAE that cuts patches.
+        stride = self.vae.config.scale_factor_spatial
+        return settings.height // stride, settings.width // stride
 
     @contextmanager
     def _resident(self, component: str) -> Iterator[None]:
@@ -366,38 +351,30 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         finally:
             module.to("cpu")
 
-    def _embed_prompts(
-        self, prompts: dict[str, str], given: Tensor | None, negative: Tensor | None, trace: Trace
-    ) -> Tensor:
-        """``[branches, tokens, text_dim]``: the prompt and, with guidance, the negative one.
+    def _embed_prompts(self, texts: dict[str, tuple[str | None, Tensor | None]], trace: Trace) -> Tensor:
+        """Embed texts that come without embeddings; ``[texts, tokens, text_dim]``.
 
-        Notes in the trace what the text encoder does not get of them. ``given`` and ``negative`` are
-        embeddings in place of them.
+        The trace notes words that the text encoder does not get.
         """
-        embeds = {"prompt": given, "negative_prompt": negative}
-        for name, text in prompts.items():
-            if embeds[name] is not None:
-                continue
-            losses = find_losses(text, prompt_clean(text), self.tokenizer, self.text_length)
+        unknown = {name: text for name, (text, given) in texts.items() if given is None}
+        embeds = {name: given for name, (_, given) in texts.items() if given is not None}
+        length = next((len(given) for given in embeds.values()), self.text_length)
+        for name, given in embeds.items():
+            if given.shape != (length, self.transformer.config.text_dim):
+                width = self.transformer.config.text_dim
+                raise ValueError(f"{name}_embeds: expected {[length, width]}, got {list(given.shape)}.")
+        for name, text in unknown.items():
+            losses = find_losses(text, prompt_clean(text), self.tokenizer, length)
             self.prompt_warnings.warn(name, losses, self.tokenizer)
             if losses:
                 trace.settings.setdefault("prompt_losses", {})[name] = losses
-        missing = [name for name in prompts if embeds[name] is None]
-        if missing:
-            encoded, _ = self.encode_prompt(
-                [prompts[name] for name in missing],
-                do_classifier_free_guidance=False,
-                max_sequence_length=self.text_length,
-                device=self.compute_device,
-                dtype=self.transformer.dtype,
+        to = {"device": self.compute_device, "dtype": self.transformer.dtype}
+        if unknown:
+            made, _ = self.encode_prompt(
+                list(unknown.values()), do_classifier_free_guidance=False, max_sequence_length=length, **to
             )
-            embeds |= dict(zip(missing, encoded, strict=True))
-        wanted = [embeds[name].to(self.compute_device, self.transformer.dtype) for name in prompts]
-        shape = (wanted[-1].shape[0], self.transformer.config.text_dim)
-        for name, tensor in zip(prompts, wanted, strict=True):
-            if tensor.shape != shape:
-                raise ValueError(f"{name}_embeds: expected {list(shape)}, got {list(tensor.shape)}.")
-        return check_finite("text embeddings", torch.stack(wanted))
+            embeds |= dict(zip(unknown, made, strict=True))
+        return check_finite("text embeddings", torch.stack([embeds[name].to(**to) for name in texts]))
 
     def _denoiser(
         self,
@@ -411,7 +388,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         model = SkyReelsV2ChunkModel(
             self.transformer,
             embeds,
-            grid=(settings.height // self.latent_stride, settings.width // self.latent_stride),
+            grid=self._latent_size(settings),
             num_frames=num_frames + 1,
             guidance_scale=settings.guidance_scale,
             fps=settings.fps,

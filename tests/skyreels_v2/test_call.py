@@ -168,11 +168,11 @@ def test_from_pipe_shares_components(checkpoint):
 
 REFUSED = {
     "prompt:": {"prompt": None},
-    "prompt: expected at least": {"prompt": []},
+    "prompt: expected one": {"prompt": []},
     "negative_prompt:": {"negative_prompt": ["a", "b"]},
     "negative_prompt: expected guidance": {"negative_prompt": "a", "guidance_scale": 1},
     "prompt_embeds:": {"prompt": None, "prompt_embeds": torch.zeros(3, 4)},
-    "prompt_embeds: expected \\[8": {"prompt": None, "prompt_embeds": torch.zeros(1, 4, 16)},
+    "prompt_embeds: expected \\[4, 16": {"prompt": None, "prompt_embeds": torch.zeros(1, 4, 9)},
     "generator:": {"generator": [generator(), generator()]},
     "generator: expected Generator": {"generator": 5},
     "num_videos_per_prompt:": {"num_videos_per_prompt": 0},
