@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 OFFICIAL_DEFAULT = "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers"
 OFFICIAL = tuple(f"Skywork/SkyReels-V2-DF-{name}" for name in ("1.3B-540P", "14B-540P", "14B-720P"))
 
-_SMALL_NAME = "the small checkpoint shipped in assets/, which knows only moving shapes"
-
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -67,13 +65,13 @@ class ModelSource:
         return default_settings(self.location)
 
     def video_settings(self, **given: Any) -> VideoSettings:
-        """Video settings: the given fields over this model's defaults; None leaves a field at its default.
+        """Apply fields of ``VideoSettings`` to this model's defaults; None, and other names, are ignored.
 
         Raises:
             ValueError: a setting is out of range; one sentence that names it.
         """
-        known = {name: given[name] for name in given.keys() & VideoSettings.__dataclass_fields__.keys()}
-        return make_settings(self.defaults, **known)
+        known = given.keys() & VideoSettings.__dataclass_fields__.keys()
+        return make_settings(self.defaults, **{name: given[name] for name in known})
 
     def method_config(
         self, method: str = "flowcache", preset: str = "fast", **changes: Any
@@ -94,26 +92,38 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
     Raises:
         ValueError: one sentence that names ``model_id`` and its choices, or what a folder lacks.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if model_id == "auto" and device.type == "cuda":
-        return _hub_source(model_id, OFFICIAL_DEFAULT, f"CUDA device: using the official {OFFICIAL_DEFAULT}")
+    repository, has_cuda = model_id, _choose_device(device).type == "cuda"
+    if model_id == "small" or (model_id == "auto" and not has_cuda):
+        if not SMALL.is_dir():
+            raise ValueError(
+                f"model_id {model_id} needs the small checkpoint, but there is no folder {SMALL}; "
+                "get the whole repository, or give a folder or a Hub id."
+            )
+        is_substitute = model_id == "auto"
+        reason = f"no CUDA device: using it in place of {OFFICIAL_DEFAULT}" if is_substitute else "asked for"
+        reason = f"the small checkpoint shipped in assets/, which knows only moving shapes ({reason})"
+        check_folder(SMALL, layout := find_layout(SMALL))
+        return ModelSource(model_id, SMALL, layout, "small", reason, is_substitute)
     if model_id == "auto":
-        return _small_source(model_id, f"no CUDA device: using {_SMALL_NAME}, not {OFFICIAL_DEFAULT}")
-    if model_id == "small":
-        return _small_source(model_id, f"asked for small: using {_SMALL_NAME}")
-    try:
-        folder = Path(model_id).expanduser()
-        is_folder = bool(model_id) and folder.is_dir()
-    except (OSError, RuntimeError):  # longer than a path may be, or of a user who does not exist
-        is_folder = False
-    if is_folder:
-        return _folder_source(model_id, folder)
-    if model_id.removesuffix("-Diffusers") in OFFICIAL:
-        return _hub_source(model_id, model_id, f"Hub id: using the official {model_id}")
-    raise ValueError(
-        f"model_id must be auto, small, an existing folder, or one of {', '.join(OFFICIAL)} "
-        f"(each also with -Diffusers), got {model_id!r}."
-    )
+        repository = OFFICIAL_DEFAULT
+    elif folder := _find_folder(model_id):
+        transformer = check_folder(folder, layout := find_layout(folder))
+        is_small = SMALL.is_dir() and folder.samefile(SMALL)
+        family = "small" if is_small else find_family(transformer)
+        source = ModelSource(model_id, folder, layout, family, f"{folder}, a folder in the {layout} layout")
+        with reading(folder / DEFAULTS_FILE, "settings"):
+            source.video_settings()
+        return source
+    name = repository.removesuffix("-Diffusers")
+    if name not in OFFICIAL:
+        raise ValueError(
+            f"model_id must be auto, small, an existing folder, or one of {', '.join(OFFICIAL)} "
+            f"(each also with -Diffusers), got {model_id!r}."
+        )
+    layout = "original" if name == repository else "diffusers"
+    family = next(family for family in FAMILIES.values() if f"-{family}-" in name)
+    reason = f"{repository}, official" + (" (auto on a CUDA device)" if model_id == "auto" else "")
+    return ModelSource(model_id, None, layout, family, reason)
 
 
 def load_components(source: ModelSource, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -151,7 +161,7 @@ def load_pipeline(
         ValueError, OSError: see ``resolve_model`` and ``load_components``.
         NotFiniteError: a weight holds NaN or infinity; it is named.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _choose_device(device)
     if isinstance(source, str):
         source = resolve_model(source, device)
     parts = load_components(source, torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -165,32 +175,13 @@ def load_pipeline(
     return pipeline
 
 
-def _hub_source(model_id: str, repository: str, reason: str) -> ModelSource:
-    layout = "diffusers" if repository.endswith("-Diffusers") else "original"
-    family = next(family for family in FAMILIES.values() if f"-{family}-" in repository)
-    return ModelSource(model_id, None, layout, family, reason)
+def _choose_device(device: torch.device | str | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _small_source(model_id: str, reason: str) -> ModelSource:
-    if not SMALL.is_dir():
-        raise ValueError(
-            f"model_id {model_id} needs the small checkpoint, but there is no folder {SMALL}; "
-            "get the whole repository, or give a folder or a Hub id."
-        )
-    layout = find_layout(SMALL)
-    check_folder(SMALL, layout)
-    return ModelSource(model_id, SMALL, layout, "small", reason, is_substitute=model_id == "auto")
-
-
-def _folder_source(model_id: str, folder: Path) -> ModelSource:
-    layout = find_layout(folder)
-    transformer = check_folder(folder, layout)
-    small = SMALL.is_dir() and folder.samefile(SMALL)
-    family = "small" if small else find_family(transformer)
-    source = ModelSource(
-        model_id, folder, layout, family, f"local folder: using {folder} in the {layout} layout"
-    )
-    if (folder / DEFAULTS_FILE).is_file():
-        with reading(folder / DEFAULTS_FILE, "settings"):
-            source.video_settings()
-    return source
+def _find_folder(model_id: str) -> Path | None:
+    try:
+        folder = Path(model_id).expanduser()
+        return folder if model_id and folder.is_dir() else None
+    except (OSError, RuntimeError):  # longer than a path may be, or of a user who does not exist
+        return None

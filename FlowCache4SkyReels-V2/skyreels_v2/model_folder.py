@@ -35,9 +35,6 @@ SMALL = Path(__file__).resolve().parents[2] / "assets" / "skyreels_v2_small"
 #: Official models by width and number of layers.
 FAMILIES = {(1536, 30): "1.3B", (5120, 40): "14B"}
 
-#: Scheduler of the original layout, which has no file for it; the shift is that of text-to-video.
-FLOW_SCHEDULER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 8.0}
-
 _TOKENIZERS = {"diffusers": "tokenizer", "original": "google/umt5-xxl"}
 # Class and name of the weight file of each part of diffusers' layout.
 _PARTS: dict[str, tuple[type[nn.Module], str]] = {
@@ -48,22 +45,18 @@ _PARTS: dict[str, tuple[type[nn.Module], str]] = {
 # Pipelines whose weights look the same, but were not trained for diffusion forcing.
 _OTHER_PIPELINES = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
 
+_PART_PATTERNS = [f"{part}/*.{suffix}" for part in _PARTS for suffix in ("json", "safetensors")]
+
 #: Files to download, by layout.
 PATTERNS = {
-    "diffusers": [
-        "model_index.json",
-        DEFAULTS_FILE,
-        "scheduler/*.json",
-        "tokenizer/*",
-        *(f"{part}/*.{suffix}" for part in _PARTS for suffix in ("json", "safetensors")),
-    ],
+    "diffusers": ["model_index.json", DEFAULTS_FILE, "scheduler/*.json", "tokenizer/*", *_PART_PATTERNS],
     "original": [
         "config.json",
         DEFAULTS_FILE,
         "*.safetensors",
         VAE_FILE,
         TEXT_ENCODER_FILE,
-        f"{_TOKENIZERS['original']}/*",
+        "google/umt5-xxl/*",
     ],
 }
 
@@ -110,8 +103,7 @@ def check_folder(folder: Path, layout: str) -> Any:
     Raises:
         ValueError: one sentence that names the file, and the key or the tensor.
     """
-    missing = list(_missing_diffusers(folder) if layout == "diffusers" else _missing_original(folder))
-    if missing:
+    if missing := _find_missing(folder, layout):
         raise ValueError(f"The model folder {folder} lacks {', '.join(missing)}.")
     read_defaults(folder)
     if layout == "diffusers":
@@ -200,34 +192,29 @@ def _weight_files(folder: Path, part: str) -> list[Path]:
     return indexed_files(index) if index.is_file() and not single.is_file() else [single]
 
 
-def _missing_diffusers(folder: Path) -> Iterator[str]:
-    configs = ("tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json")
-    paths = [folder / name for name in (*configs, *(f"{part}/config.json" for part in _PARTS))]
-    for path in (*paths, *(path for part in _PARTS for path in _weight_files(folder, part))):
-        if not path.is_file():
-            yield str(path.relative_to(folder))
-
-
-def _missing_original(folder: Path) -> Iterator[str]:
-    for name in (VAE_FILE, TEXT_ENCODER_FILE, f"{_TOKENIZERS['original']}/tokenizer_config.json"):
-        if not (folder / name).is_file():
-            yield name
-    names = {path.name for path in folder.glob("*.safetensors")}
-    if not names:
-        yield "*.safetensors"
-    for name in sorted(names):
-        shard = re.fullmatch(r"(.+)-00001-of-(\d{5})\.safetensors", name)
-        numbers = range(1, int(shard[2]) + 1) if shard else ()
-        yield from sorted({f"{shard[1]}-{n:05d}-of-{shard[2]}.safetensors" for n in numbers} - names)
+def _find_missing(folder: Path, layout: str) -> list[str]:
+    names = [f"{_TOKENIZERS[layout]}/tokenizer_config.json"]
+    if layout == "diffusers":
+        names += ["scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _PARTS)]
+        weights = [path for part in _PARTS for path in _weight_files(folder, part)]
+        names += [str(path.relative_to(folder)) for path in weights]
+    else:
+        names += [VAE_FILE, TEXT_ENCODER_FILE]
+        shards = sorted(path.name for path in folder.glob("*.safetensors"))
+        names += [] if shards else ["*.safetensors"]
+        for name in shards:
+            if shard := re.fullmatch(r"(.+)-00001-of-(\d{5})\.safetensors", name):
+                names += [f"{shard[1]}-{n + 1:05d}-of-{shard[2]}.safetensors" for n in range(int(shard[2]))]
+    return [name for name in dict.fromkeys(names) if not (folder / name).is_file()]
 
 
 def _check_kind(folder: Path) -> None:
     """Refuse models that were not trained for diffusion forcing."""
-    pipeline = read_config(folder / "model_index.json", {"_class_name": ""}).get("_class_name")
-    config = read_config(folder / "transformer" / "config.json", {})
     ours = SkyReelsV2Transformer3DModel.__name__
-    kind = config.get("_class_name", ours)
-    if pipeline in _OTHER_PIPELINES or config.get("image_dim") is not None or kind != ours:
+    pipeline = read_config(folder / "model_index.json", {"_class_name": ""}).get("_class_name")
+    config = {"_class_name": ours} | read_config(folder / "transformer" / "config.json", {})
+    kind, takes_images = config["_class_name"], config.get("image_dim") is not None
+    if pipeline in _OTHER_PIPELINES or takes_images or kind != ours:
         raise ValueError(
             f"model_id names {folder}, a {pipeline} with a {kind}; "
             "only SkyReels-V2 diffusion-forcing (DF) models are supported."
@@ -235,8 +222,10 @@ def _check_kind(folder: Path) -> None:
 
 
 def _load_scheduler(folder: Path, layout: str) -> UniPCMultistepScheduler:
-    if layout == "original":
-        return UniPCMultistepScheduler(**FLOW_SCHEDULER)
+    if layout == "original":  # which has no file for it; the shift is that of text-to-video
+        return UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
+        )
     path = folder / "scheduler" / "scheduler_config.json"
     read_config(path, default_arguments(UniPCMultistepScheduler))
     with reading(path, "a configuration"):
@@ -302,16 +291,12 @@ def _check_fit(configs: dict[str, Any], folder: Path) -> None:
     patch = 1 if vae.patch_size is None else vae.patch_size
     if not isinstance(patch, int) or patch < 1:
         raise ValueError(f"{folder}: vae, patch_size: expected a whole number of at least 1, got {patch!r}.")
-    colours = 3 * patch**2
     for name, found, wanted in (
         ("transformer, text_dim", transformer.text_dim, configs["text_encoder"].d_model),
-        ("transformer, in_channels", transformer.in_channels, vae.z_dim),
-        ("transformer, out_channels", transformer.out_channels, vae.z_dim),
+        *((f"transformer, {key}", transformer[key], vae.z_dim) for key in ("in_channels", "out_channels")),
         ("transformer, patch_size", tuple(transformer.patch_size), (1, 2, 2)),
-        ("vae, number of latents_mean", len(vae.latents_mean), vae.z_dim),
-        ("vae, number of latents_std", len(vae.latents_std), vae.z_dim),
-        ("vae, in_channels", vae.in_channels, colours),
-        ("vae, out_channels", vae.out_channels, colours),
+        *((f"vae, number of {key}", len(vae[key]), vae.z_dim) for key in ("latents_mean", "latents_std")),
+        *((f"vae, {key}", vae[key], 3 * patch**2) for key in ("in_channels", "out_channels")),
         ("vae, scale_factor_temporal", vae.scale_factor_temporal, 4),
         ("vae, scale_factor_spatial", vae.scale_factor_spatial, 8),
     ):

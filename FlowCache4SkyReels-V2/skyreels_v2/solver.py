@@ -11,14 +11,14 @@ from torch import Tensor
 
 from flowcache.state import State
 
-# The weights of the two sums: of the latents, of this clean prediction, of the one before it and, for the
-# corrector, of the prediction at the end of the step.
+# Weights of the latents, of the clean prediction, of the one before it and, in the corrector, of the
+# prediction at the end of the step.
 _Weights = tuple[float, float, float, float]
 
 
 @dataclass
 class _History:
-    """Where a chunk comes from: its last corrected latents and its last two predictions of clean latents."""
+    """Last corrected latents of a chunk, and its last two predictions of clean latents."""
 
     latents: Tensor
     clean: Tensor
@@ -29,19 +29,15 @@ class _History:
 class ChunkUniPC:
     """UniPC (order 2, with corrector) on the noise grid of SkyReels-V2, with a history per chunk.
 
-    A staircase would need a copy of diffusers' scheduler for every chunk, and each copy would work out the
-    same scalars anew at every step. Here they are a table, and a step is two weighted sums (Zhao et al.,
-    "UniPC", 2023, equations 3 and 5 with B(h) = exp(h) - 1, predicting the clean latents).
-
-    The noise grid is ``u = linspace(0.999, 0, steps + 1)[:-1]``, ``sigma = shift u / (1 + (shift - 1) u)``,
-    and the model's clock shows ``trunc(1000 sigma)``. Diffusers' own default grid ends elsewhere.
+    A staircase would need a copy of diffusers' scheduler for every chunk, each of which would compute the same
+    scalars. Here they are a table, and a step is two weighted sums (Zhao et al., "UniPC", 2023, equations 3
+    and 5 with B(h) = exp(h) - 1, predicting the clean latents).
 
     Args:
         num_steps: steps of every chunk.
         shift: flow shift; 8 for text-to-video, 5 for image-to-video in the original.
-        first_correction_as_original: correct the first step from its end instead of its start. The original
-            pipeline (and diffusers') overwrites the latents that its solver still refers to; this has the
-            same effect, and the same videos. False does as the paper on UniPC says.
+        first_correction_as_original: correct the first step from its end instead of its start: the original
+            (and diffusers) overwrites the latents that its solver still refers to. False follows the paper.
     """
 
     def __init__(self, num_steps: int, shift: float, first_correction_as_original: bool = True) -> None:
@@ -55,11 +51,10 @@ class ChunkUniPC:
         self._histories: dict[int, _History] = {}
 
     def timestep(self, local_step: int) -> float:
-        """Time of the model's clock at the start of a local step, 0 to 999."""
         return self._timesteps[local_step]
 
     def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:
-        """Correct the last step with what the model says now, then predict the next latents."""
+        """Correct the last step by the model's new output, then predict the next latents."""
         clean = latents - self.times[local_step] * velocity
         history = self._histories.get(chunk)
         if history is None:
@@ -78,23 +73,18 @@ class ChunkUniPC:
         return predicted
 
     def skip(self, chunk: int) -> None:
-        """The chunk moved without the solver; it starts again at first order, with no corrector."""
+        """Drop the history of a chunk; it starts again at first order, without the corrector."""
         self._histories.pop(chunk, None)
 
-    def forget(self, chunk: int) -> None:
-        """Drop the history of a finished chunk."""
-        self._histories.pop(chunk, None)
+    forget = skip
 
     def state_dict(self) -> State:
-        """Each chunk's history."""
         return {"histories": {chunk: dict(vars(history)) for chunk, history in self._histories.items()}}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on as another solver of the same steps."""
         self._histories = {chunk: _History(**history) for chunk, history in state["histories"].items()}
 
     def _correct(self, history: _History, local_step: int, clean: Tensor) -> Tensor:
-        """The latents at the end of the last step, with the model's prediction there taken into account."""
         weights = self._corrector[history.order][local_step - 1]
         corrected = weights[0] * history.latents + weights[1] * history.clean + weights[3] * clean
         if history.order == 2:
@@ -104,7 +94,7 @@ class ChunkUniPC:
     def _table(
         self, rule: Callable[..., _Weights], log_snr: list[float], order: int
     ) -> list[_Weights | None]:
-        """Weights for each step; None where second order is out of place, at the first and the last."""
+        """Weights for each step; None for second order at the first and the last."""
         last = len(self._timesteps) - 1
         return [
             rule(*_step_size(self.times, log_snr, i, order)) if order == 1 or 0 < i < last else None
@@ -113,7 +103,10 @@ class ChunkUniPC:
 
 
 def noise_grid(num_steps: int, shift: float) -> list[float]:
-    """Noise levels at the starts of the steps and, last, 0; rounded to fp32 as in the original."""
+    """Noise levels at the starts of the steps and, last, 0; rounded to fp32 as in the original.
+
+    The model's clock shows ``trunc(1000 level)``. Diffusers' own default grid ends elsewhere.
+    """
     unshifted = torch.linspace(0.999, 0.0, num_steps + 1, dtype=torch.float64)[:-1]
     shifted = shift * unshifted / (1 + (shift - 1) * unshifted)
     return [*shifted.float().tolist(), 0.0]
@@ -140,17 +133,11 @@ def _corrector(noise_ratio: float, signal: float, length: float, ratio: float | 
     growth = -signal * math.expm1(-length)
     if ratio is None:
         return noise_ratio, 0.5 * growth, 0.0, 0.5 * growth
-    past, now = _corrector_shares(length, ratio)
-    slope = growth * past / ratio
-    return noise_ratio, growth * (1 - now) - slope, slope, growth * now
-
-
-def _corrector_shares(length: float, ratio: float) -> tuple[float, float]:
-    """Shares of the past and the present difference in the second-order corrector (UniPC, appendix)."""
+    # Shares of the past and the present difference (UniPC, appendix): past + now = first and
+    # ratio * past + now = second.
     base = math.expm1(-length)
     phi_2 = base / -length - 1
-    phi_3 = phi_2 / -length - 0.5
-    first, second = phi_2 / base, 2 * phi_3 / base
-    # solves past + now = first, ratio * past + now = second
+    first, second = phi_2 / base, 2 * (phi_2 / -length - 0.5) / base
     past = (second - first) / (ratio - 1)
-    return past, first - past
+    now, slope = first - past, growth * past / ratio
+    return noise_ratio, growth * (1 - now) - slope, slope, growth * now
