@@ -15,8 +15,7 @@ from .attention import ChunkSelfAttention, PackedChunks, TextContext, TextCrossA
 from .flops import TransformerFlops
 from .rotary import FrameRotary
 
-#: Indicators of reuse policies by their place in an embedded time: the time embedding, or its projection to the
-#: modulation of the blocks. Neither depends on the latents.
+#: Indicators of reuse policies, by their place in the result of ``_time``. Neither depends on the latents.
 INDICATORS = {"timestep_embedding": 0, "timestep_projection": 1}
 
 

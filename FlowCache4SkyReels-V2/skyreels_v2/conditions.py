@@ -28,8 +28,7 @@ class Condition:
         """Convert the frames to tensors.
 
         Raises:
-            TypeError: frames are of an unknown type; the argument is named.
-            ValueError: they do not fit; the argument is named.
+            TypeError, ValueError: frames are of an unknown type or do not fit; the argument is named.
         """
         prefix, last = (
             None if frames is None else as_frames(f"condition.{name}", frames, height, width)
@@ -42,40 +41,33 @@ class Condition:
         return Condition(prefix, last)
 
 
-def make_condition(
-    settings: VideoSettings,
-    image: GivenFrames | None = None,
-    last_image: GivenFrames | None = None,
-    video: GivenFrames | None = None,
-) -> Condition:
-    """Condition of a first frame, a last frame, or frames to continue.
+def make_condition(settings: VideoSettings, **given: GivenFrames | None) -> Condition:
+    """Condition of ``image``, ``last_image`` and ``video``, the frames to continue.
 
     Raises:
         TypeError, ValueError: frames do not fit; the argument is named.
     """
-    if image is not None and video is not None:
-        raise ValueError("image: expected no video beside it; the video starts with one of them.")
-    size = (settings.height, settings.width)
-    first, last, prefix = (
-        None if frames is None else as_frames(name, frames, *size)
-        for name, frames in (("image", image), ("last_image", last_image), ("video", video))
-    )
-    if prefix is not None:
-        count = settings.overlap_history or pixel_frames(latent_frames(prefix.shape[1]))
-        if prefix.shape[1] < count:
-            raise ValueError(
-                f"video: expected at least overlap_history ({count}) frames, got {prefix.shape[1]}."
-            )
-        first = prefix[:, -count:]
-    return Condition(first, last)
+    frames = {
+        name: as_frames(name, value, settings.height, settings.width)
+        for name, value in given.items()
+        if value is not None
+    }
+    first, video = frames.get("image"), frames.get("video")
+    if video is not None:
+        if first is not None:
+            raise ValueError("image: expected no video beside it; the video starts with one of them.")
+        count = settings.overlap_history or pixel_frames(latent_frames(video.shape[1]))
+        if video.shape[1] < count:
+            raise ValueError(f"video: expected overlap_history ({count}) frames, got {video.shape[1]}.")
+        first = video[:, -count:]
+    return Condition(first, frames.get("last_image"))
 
 
 def check_prompts(prompt: str, negative_prompt: str | None) -> None:
     """Refuse prompts of which the cleaning of captions leaves nothing.
 
     Raises:
-        TypeError: a prompt is no text; it is named.
-        ValueError: one sentence that names the argument.
+        TypeError, ValueError: a prompt is no text or empty; it is named.
     """
     check_prompt("prompt", prompt, prompt_clean)
     if negative_prompt is not None:

@@ -40,7 +40,7 @@ from .settings import (
     pixel_frames,
 )
 from .solver import ChunkUniPC
-from .windows import WindowPlan, check_streaming, plan_windows
+from .windows import check_streaming, plan_windows
 
 #: Pipeline, step, timestep of the youngest live block, and ``{"latents": ...}`` of the live blocks.
 StepCallback = Callable[["FlowCacheSkyReelsV2Pipeline", int, float, dict[str, Tensor]], Any]
@@ -100,7 +100,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         """
         settings = self.make_settings(settings, **changes)
         if condition is None:
-            condition = make_condition(settings, image, last_image, video)
+            condition = make_condition(settings, image=image, last_image=last_image, video=video)
         elif not (image is last_image is video is None):
             raise ValueError("condition: expected no image, last_image or video beside it; leave it out.")
         texts = split_prompts(
@@ -211,7 +211,11 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                     with trace.timer("encode"), self._resident("vae"):
                         newest = history[:, -pixel_frames(plan.prefix) :] if plan.prefix else None
                         given = tuple(f if f is None else codec.encode(f) for f in (newest, last))
-                window = self._new_window(settings, plan, *given, generator)
+                num_frames = plan.frames + (last is not None)
+                at_once = latent_frames(settings.base_num_frames) if settings.streaming else num_frames
+                shape = (self.transformer.config.in_channels, num_frames, *self._latent_size(settings))
+                noise = BlockNoise(generator, shape, at_once, self.compute_device)
+                window = cut_window(noise, settings.causal_block_size, *given)
                 denoiser.on_step = partial(
                     self._end_step, progress.update, on_step_end, window, solver, trace
                 )
@@ -317,21 +321,6 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             latents = torch.cat([window.latents(event.chunk) for event in live], dim=1).unsqueeze(0)
             timestep = solver.timestep(live[-1].local_step)
             callback(self, len(trace.steps) - 1, timestep, {"latents": latents})
-
-    def _new_window(
-        self,
-        settings: VideoSettings,
-        plan: WindowPlan,
-        prefix: Tensor | None,
-        arrival: Tensor | None,
-        generator: torch.Generator,
-    ) -> Window:
-        """Noise with given latents in their places: ``prefix`` first, ``arrival`` at the end."""
-        num_frames, channels = plan.frames + (arrival is not None), self.transformer.config.in_channels
-        at_once = latent_frames(settings.base_num_frames) if settings.streaming else num_frames
-        shape = (channels, num_frames, *self._latent_size(settings))
-        noise = BlockNoise(generator, shape, at_once, self.compute_device)
-        return cut_window(noise, settings.causal_block_size, prefix, arrival)
 
     def _latent_size(self, settings: VideoSettings) -> tuple[int, int]:
         # Diffusers' pipeline infers the stride from the number of levels: wrong for a VAE that cuts patches.

@@ -109,19 +109,19 @@ class VideoSettings:
             raise ValueError("streaming needs ar_step of at least 1, or all blocks are live at once; try 5.")
         window = latent_frames(min(self.num_frames, self.base_num_frames))
         if self.causal_block_size > window:
-            raise ValueError(
-                f"causal_block_size must be at most the window's {window} latent frames, "
-                f"got {self.causal_block_size}."
-            )
+            got = self.causal_block_size
+            raise ValueError(f"causal_block_size must be at most the window's {window} latents, got {got}.")
         overlap, base, total = self.overlap_history, self.base_num_frames, self.num_frames
-        if overlap is None and total > base and not self.streaming:
+        if overlap is not None and overlap >= base:
+            raise ValueError(f"overlap_history must be smaller than base_num_frames, {base}, got {overlap}.")
+        if self.streaming or total <= base:
+            return
+        if overlap is None:
             raise ValueError(
                 f"overlap_history is needed because num_frames ({total}) exceeds base_num_frames ({base}); "
                 "17 and 37 are usual. Or use streaming."
             )
-        if overlap is not None and overlap >= base:
-            raise ValueError(f"overlap_history must be smaller than base_num_frames ({base}), got {overlap}.")
-        if overlap is not None and not self.streaming and total > MAX_WINDOWS * (base - overlap):
+        if total > MAX_WINDOWS * (base - overlap):
             raise ValueError(
                 f"num_frames ({total}) needs more than {MAX_WINDOWS} windows, as overlap_history leaves "
                 f"{base - overlap} new frames in each; use streaming."

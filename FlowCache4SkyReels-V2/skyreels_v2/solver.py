@@ -29,7 +29,7 @@ class _History:
 class ChunkUniPC:
     """UniPC (order 2, with corrector) on the noise grid of SkyReels-V2, with a history per chunk.
 
-    A staircase would need a copy of diffusers' scheduler for every chunk, each of which would compute the same
+    A staircase would need a copy of diffusers' scheduler for every chunk, and all would compute the same
     scalars. Here they are a table, and a step is two weighted sums (Zhao et al., "UniPC", 2023, equations 3
     and 5 with B(h) = exp(h) - 1, predicting the clean latents).
 

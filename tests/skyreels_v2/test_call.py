@@ -179,7 +179,7 @@ REFUSED = {
     "output_type:": {"output_type": "gif"},
     "image:": {"image": 5},
     "image: expected no video": {"image": Image.new("RGB", (8, 8)), "video": torch.zeros(3, 5, 32, 32)},
-    "video: expected at least": {"video": torch.zeros(3, 5, 32, 32), "overlap_history": 9},
+    "video: expected overlap_history": {"video": torch.zeros(3, 5, 32, 32), "overlap_history": 9},
     "trace:": {"num_videos_per_prompt": 2, "trace": flowcache.Trace()},
     ".*bogus": {"bogus": 5},
     "height": {"height": 33},

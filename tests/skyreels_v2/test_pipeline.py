@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowcache import FlowCacheConfig, Trace, Window
+from flowcache import FlowCacheConfig, Trace, Window, cut_window
 from flowcache.pipeline import join
 from flowcache.video import to_float
 from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, resolve_model
@@ -153,15 +153,15 @@ def test_offload_leaves_everything_on_the_host(checkpoint):
 
 
 def test_noise_of_a_window_does_not_depend_on_the_method(pipeline, monkeypatch):
-    noises, plain = {}, FlowCacheSkyReelsV2Pipeline._new_window
+    noises = {}
 
-    def watched(self, *args):
-        window = plain(self, *args)
+    def watched(*args):
+        window = cut_window(*args)
         noise = [window.latents(c) for c in range(window.num_given, len(window.chunks))]
         noises[method].append(torch.cat(noise, dim=1).clone())
         return window
 
-    monkeypatch.setattr(FlowCacheSkyReelsV2Pipeline, "_new_window", watched)
+    monkeypatch.setattr("skyreels_v2.pipeline.cut_window", watched)
     for method in ("vanilla", "causal"):
         noises[method] = []
         generate(pipeline, method_config(method), num_frames=37, overlap_history=5, addnoise_condition=20)
