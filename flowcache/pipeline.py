@@ -161,10 +161,10 @@ def make_videos(
     stream: Callable[[int, int, Trace], Iterable[VideoPart]],
     num_prompts: int,
     fps: float,
+    seed: int = 0,
     *,
     num_videos_per_prompt: int = 1,
     generator: Generators | None = None,
-    seed: int = 0,
     output_type: str = "np",
     trace: Trace | None = None,
     method: str = "",
@@ -175,9 +175,9 @@ def make_videos(
         stream: yields the parts of one video, of an index of the prompt, a seed and a trace to fill in.
         num_prompts: number of prompts.
         fps: frames per second.
+        seed: seed of the first video without a generator; the next ones count up from it.
         num_videos_per_prompt, output_type: as in diffusers.
         generator: one for all videos or one for each; its next draw is the seed of a video.
-        seed: seed of the first video without a generator; the next ones count up from it.
         trace: trace to fill in, for a single video.
         method: name for the traces.
 

@@ -119,9 +119,9 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             ),
             len(texts),
             settings.fps,
+            settings.seed,
             num_videos_per_prompt=num_videos_per_prompt,
             generator=generator,
-            seed=settings.seed,
             output_type=output_type,
             trace=trace,
             method=self.flowcache_method,
@@ -150,7 +150,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             state: state of a part of an earlier stream with the same arguments; this one continues behind it,
                 and ``trace`` holds what happened until then.
             prompt_embeds, negative_prompt_embeds: ``[tokens, width]`` in place of prompts.
-            decode: False leaves the frames of the parts empty; videos of several windows need True.
+            decode: False leaves the frames of the parts empty, if the video is a single window.
             on_step_end: as ``callback_on_step_end`` of ``__call__``, like the other arguments.
 
         Raises:
@@ -173,8 +173,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         trace.environment = describe_environment(self.compute_device)
         history = condition.prefix
         plans = plan_windows(settings, 0 if history is None else history.shape[1])
-        if len(plans) > 1 and not decode:
-            raise ValueError("decode: expected True, as windows take over frames; use streaming.")
+        decode = decode or len(plans) > 1  # as windows take over frames
         texts = {"prompt": (prompt, prompt_embeds)}
         if settings.guidance_scale > 1:
             texts["negative_prompt"] = (negative_prompt, negative_prompt_embeds)

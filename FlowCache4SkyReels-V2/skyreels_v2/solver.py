@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -41,14 +41,26 @@ class ChunkUniPC:
     """
 
     def __init__(self, num_steps: int, shift: float, first_correction_as_original: bool = True) -> None:
-        sigmas = noise_grid(num_steps, shift)
+        self.times = sigmas = noise_grid(num_steps, shift)
         self._timesteps = [int(1000 * sigma) for sigma in sigmas[:-1]]
-        self.times = sigmas
-        log_snr = [math.log(1 - s) - math.log(s) if s > 0 else math.inf for s in sigmas]
-        self._predictor = {order: self._table(_predictor, log_snr, order) for order in (1, 2)}
-        self._corrector = {order: self._table(_corrector, log_snr, order) for order in (1, 2)}
         self._first_correction_as_original = first_correction_as_original
         self._histories: dict[int, _History] = {}
+        # Weights by step, then by order; the first and the last step have the first order only.
+        self._predictor: list[list[_Weights]] = []
+        self._corrector: list[list[_Weights]] = []
+        log_snr = [math.log(1 - s) - math.log(s) if s > 0 else math.inf for s in sigmas]
+        for step, (before, after) in enumerate(pairwise(sigmas)):
+            length = log_snr[step + 1] - log_snr[step]
+            noise, growth = after / before, (after - 1) * math.expm1(-length)
+            self._predictor.append([(noise, growth, 0.0, 0.0)])
+            self._corrector.append([(noise, 0.5 * growth, 0.0, 0.5 * growth)])
+            if 0 < step < num_steps - 1:
+                ratio = (log_snr[step - 1] - log_snr[step]) / length
+                slope = 0.5 * growth / ratio
+                self._predictor[step].append((noise, growth - slope, slope, 0.0))
+                past, now = _corrector_shares(length, ratio)
+                slope = growth * past / ratio
+                self._corrector[step].append((noise, growth * (1 - now) - slope, slope, growth * now))
 
     def timestep(self, local_step: int) -> float:
         return self._timesteps[local_step]
@@ -57,13 +69,9 @@ class ChunkUniPC:
         """Correct the last step by the model's new output, then predict the next latents."""
         clean = latents - self.times[local_step] * velocity
         history = self._histories.get(chunk)
-        if history is None:
-            corrected, known = latents.clone(), 1
-        else:
-            corrected = self._correct(history, local_step, clean)
-            known = 2
-        order = min(known, len(self._timesteps) - local_step)
-        weights = self._predictor[order][local_step]
+        corrected = latents.clone() if history is None else self._correct(history, local_step, clean)
+        order = min(1 if history is None else 2, len(self._timesteps) - local_step)
+        weights = self._predictor[local_step][order - 1]
         predicted = weights[0] * corrected + weights[1] * clean
         if order == 2:
             predicted = predicted + weights[2] * history.clean
@@ -85,21 +93,11 @@ class ChunkUniPC:
         self._histories = {chunk: _History(**history) for chunk, history in state["histories"].items()}
 
     def _correct(self, history: _History, local_step: int, clean: Tensor) -> Tensor:
-        weights = self._corrector[history.order][local_step - 1]
+        weights = self._corrector[local_step - 1][history.order - 1]
         corrected = weights[0] * history.latents + weights[1] * history.clean + weights[3] * clean
         if history.order == 2:
             corrected = corrected + weights[2] * history.earlier_clean
         return corrected
-
-    def _table(
-        self, rule: Callable[..., _Weights], log_snr: list[float], order: int
-    ) -> list[_Weights | None]:
-        """Weights for each step; None for second order at the first and the last."""
-        last = len(self._timesteps) - 1
-        return [
-            rule(*_step_size(self.times, log_snr, i, order)) if order == 1 or 0 < i < last else None
-            for i in range(last + 1)
-        ]
 
 
 def noise_grid(num_steps: int, shift: float) -> list[float]:
@@ -112,32 +110,11 @@ def noise_grid(num_steps: int, shift: float) -> list[float]:
     return [*shifted.float().tolist(), 0.0]
 
 
-def _step_size(
-    sigmas: list[float], log_snr: list[float], step: int, order: int
-) -> tuple[float, float, float, float | None]:
-    """A step's noise ratio, signal at its end, length in log-SNR, and relative length of the one before."""
-    length = log_snr[step + 1] - log_snr[step]
-    ratio = (log_snr[step - 1] - log_snr[step]) / length if order == 2 else None
-    return sigmas[step + 1] / sigmas[step], 1 - sigmas[step + 1], length, ratio
-
-
-def _predictor(noise_ratio: float, signal: float, length: float, ratio: float | None) -> _Weights:
-    growth = -signal * math.expm1(-length)
-    if ratio is None:
-        return noise_ratio, growth, 0.0, 0.0
-    slope = 0.5 * growth / ratio
-    return noise_ratio, growth - slope, slope, 0.0
-
-
-def _corrector(noise_ratio: float, signal: float, length: float, ratio: float | None) -> _Weights:
-    growth = -signal * math.expm1(-length)
-    if ratio is None:
-        return noise_ratio, 0.5 * growth, 0.0, 0.5 * growth
-    # Shares of the past and the present difference (UniPC, appendix): past + now = first and
-    # ratio * past + now = second.
+def _corrector_shares(length: float, ratio: float) -> tuple[float, float]:
+    """Shares of the past and the present difference in the second-order corrector (UniPC, appendix)."""
     base = math.expm1(-length)
     phi_2 = base / -length - 1
     first, second = phi_2 / base, 2 * (phi_2 / -length - 0.5) / base
+    # Solves past + now = first, ratio * past + now = second.
     past = (second - first) / (ratio - 1)
-    now, slope = first - past, growth * past / ratio
-    return noise_ratio, growth * (1 - now) - slope, slope, growth * now
+    return past, first - past
