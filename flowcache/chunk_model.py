@@ -1,4 +1,4 @@
-"""What a model implements to be driven by the loop."""
+"""Interfaces that a model implements to be driven by the loop."""
 
 from __future__ import annotations
 
@@ -40,107 +40,85 @@ class ChunkInput:
 
 
 class ChunkModel(Protocol):
-    """A transformer that can run some chunks of a window while the others wait.
+    """A transformer that runs some chunks of a window while the others wait.
 
-    ``embed``, ``blocks`` and ``head`` in a row are one evaluation; they are apart because a forecast may
-    stand in for ``blocks`` alone. Lists hold one tensor per chunk; ``blocks`` packs them into one call.
+    ``embed``, ``blocks`` and ``head`` in a row are one evaluation; they are separate because a forecast may
+    replace ``blocks`` alone. Lists hold one tensor per chunk; ``blocks`` packs them into one call.
     """
 
-    #: guidance streams, each with keys and values of its own
+    #: guidance streams, each with its own keys and values
     num_branches: int
 
     #: True: a chunk sees all chunks that run. False: itself and what entered the cache before it.
     bidirectional: bool
 
-    #: Whether the original runs all chunks of a window at every step; else it runs the live ones.
+    #: Whether the original model runs all chunks of a window at every step; otherwise it runs the live ones.
     runs_whole_window: bool
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         """Per chunk, the tensor whose relative change decides reuse."""
-        ...
 
     def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         """Tokens that enter the block stack, ``[1 or branches, tokens, dim]`` per chunk."""
-        ...
 
     def blocks(
         self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache
     ) -> list[Tensor]:
-        """Run the block stack on all the chunks at once, ``[branches, tokens, dim]`` per chunk.
+        """Run the block stack on all chunks at once; ``[branches, tokens, dim]`` per chunk.
 
         Every layer first writes the chunks' keys and values into the cache and then lets each chunk attend
         to what it may see there.
         """
-        ...
 
     def head(self, inputs: Sequence[ChunkInput], outputs: Sequence[Tensor]) -> list[Tensor]:
         """Guided velocity of each chunk, ``[channels, frames, height, width]``, fp32."""
-        ...
 
     def num_tokens(self, num_frames: int) -> int:
         """Tokens of that many latent frames."""
-        ...
 
     def condition_timestep(self, level: float) -> float:
-        """Time of the model's clock that stands for given frames with that share of noise."""
-        ...
+        """Time of the model's clock for given frames with that share of noise."""
 
     def cache_layout(self) -> CacheLayout:
         """What the model stores of a token."""
-        ...
 
     def reach(self, local_step: int | None) -> int | None:
-        """Chunks that one sees at a local step (None: it is given), itself included; None: all before it."""
-        ...
+        """Chunks, itself included, that one sees at a local step (None: given); None: all before it."""
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
-        """FLOPs of ``blocks`` on a chunk of that many tokens, over all branches.
+        """FLOPs of ``blocks`` on a chunk, over all branches.
 
         Args:
             num_tokens: of the chunk.
-            num_keys: what it sees, itself included.
-            local_step: how far it has come, the number of its steps once it is clean; None: it is given or
-                waits.
+            num_keys: that it sees, its own included.
+            local_step: of the chunk, the number of its steps once it is clean; None: it is given or waits.
         """
-        ...
 
     def edge_flops(self, num_tokens: int, local_step: int | None = None) -> float:
-        """FLOPs of ``embed`` and ``head`` on a chunk of that many tokens, over all branches.
-
-        Args:
-            num_tokens: of the chunk.
-            local_step: as in ``block_flops``.
-        """
-        ...
+        """FLOPs of ``embed`` and ``head`` on a chunk, over all branches; arguments as in ``block_flops``."""
 
 
 class Solver(Protocol):
-    """Integrates the velocity of one chunk over one of its steps; keeps the history it needs per chunk."""
+    """Integrates the velocity of one chunk over one of its steps, with a history per chunk."""
 
-    #: places of the starts of the steps and, last, of the end on the path from noise to a clean chunk, whose
-    #: velocity the model gives: the variable that is integrated over
+    #: starts of the steps and, last, the end on the path from noise to a clean chunk: the variable that the
+    #: model's velocity is integrated over
     times: Sequence[float]
 
     def timestep(self, local_step: int) -> float:
         """Time of the model's clock at the start of a local step."""
-        ...
 
     def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:
         """Latents at the end of the step, ``[channels, frames, height, width]``."""
-        ...
 
     def skip(self, chunk: int) -> None:
-        """The chunk moved without the solver: what is known of its past no longer holds."""
-        ...
+        """Drop a chunk's history, as it moved without the solver."""
 
     def forget(self, chunk: int) -> None:
         """Drop the state of a chunk that has become clean."""
-        ...
 
     def state_dict(self) -> State:
         """The history of all chunks."""
-        ...
 
     def load_state_dict(self, state: State) -> None:
-        """Go on as another solver of the same steps."""
-        ...
+        """Continue from the state of another solver of the same steps."""

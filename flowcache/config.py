@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .kv.config import KVCompressionConfig, KVStorageConfig
-from .registry import check_options, option
-from .reuse import Interval, ReusePolicy, make_policy, policy_name
+from .registry import check_options, describe, option
+from .reuse import POLICIES, Interval, ReusePolicy, make_policy
 from .reuse.forecast import FORECASTS
 
 __all__ = ["FlowCacheConfig", "KVCompressionConfig", "KVStorageConfig"]
@@ -52,6 +52,8 @@ class FlowCacheConfig:
     def __post_init__(self) -> None:
         if isinstance(self.policy, str):
             object.__setattr__(self, "policy", make_policy(self.policy))
+        if not isinstance(self.policy, ReusePolicy):
+            raise ValueError(f"policy: expected a name or a ReusePolicy, got {self.policy!r}.")
         check_options(self)
         if self.forecast not in FORECASTS:
             raise ValueError(f"forecast: expected one of {', '.join(FORECASTS)}, got {self.forecast!r}.")
@@ -80,4 +82,5 @@ class FlowCacheConfig:
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         own["compression"] = self.compression and self.compression.as_dict()
         own["storage"] = self.storage and asdict(self.storage)
-        return {**own, "policy": policy_name(self.policy), **self.policy.describe(num_chunk_steps)}
+        name, _ = describe(POLICIES, self.policy)
+        return {**own, "policy": name, **self.policy.describe(num_chunk_steps)}

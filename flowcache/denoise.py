@@ -21,7 +21,7 @@ from .reuse.policy import Decision
 from .schedule import StaircaseSchedule
 from .state import State, on_device
 from .trace import ChunkEvent, Trace, WindowRecord
-from .window import Window, with_condition_noise
+from .window import Window
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Denoiser:
     condition_noise: float = 0.0
     draw_noise: Callable[[int, torch.Size], Tensor] | None = None
     on_step: Callable[[], None] | None = None
-    _run: _WindowRun | None = field(default=None, init=False, repr=False)
+    _run: WindowRun | None = field(default=None, init=False, repr=False)
     _loaded: State | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class Denoiser:
         Raises:
             NotFiniteError: latents became NaN or infinite; no chunk is yielded after that.
         """
-        self._run = _WindowRun(self, window, schedule, solver)
+        self._run = WindowRun(self, window, schedule, solver)
         if self._loaded is None:
             self._run.record_window()
         else:
@@ -102,7 +102,7 @@ class Denoiser:
         self._loaded = state
 
 
-class _WindowRun:
+class WindowRun:
     """One window on its way through the loop."""
 
     def __init__(
@@ -160,7 +160,9 @@ class _WindowRun:
         ran += self._make_room(inputs, wanted, live, step)
         wanted = [c for c in wanted if c not in ran]
         moves = self._evaluate([inputs[c] for c in wanted], step)
-        moves |= self._forecast([inputs[c] for c in reused])
+        if reused:
+            forecast = self.forecast.predict(self.model, [inputs[c] for c in reused])
+            moves |= dict(zip(reused, forecast, strict=True))
         for chunk, local_step in live.items():
             self._advance(chunk, local_step, moves[chunk], chunk in reused)
         ran += wanted
@@ -194,8 +196,7 @@ class _WindowRun:
         chunks = self._chunks_to_run(step, schedule.live(step), ())
         if step == 0 and not self.config.whole_window:
             chunks = sorted({*range(window.num_given), *chunks})
-        latents = self._shown_latents(chunks, step)
-        inputs = {}
+        noise, inputs = self._condition_noise(chunks, step), {}
         for chunk in chunks:
             span, held, noised = window.chunks[chunk], window.num_given_of(chunk), window.num_prefix_of(chunk)
             local_step = min(max(0, schedule.local_step(chunk, step)), schedule.num_steps)
@@ -204,19 +205,20 @@ class _WindowRun:
             times = [model.condition_timestep(level)] * noised
             times += [model.condition_timestep(0.0)] * (held - noised) + [own] * (span.frames - held)
             first = None if self.config.whole_window else self.cache.first_chunk(chunk, step)
-            inputs[chunk] = ChunkInput(chunk, span.start, latents[chunk], tuple(times), local_step, first)
+            latents = window.noised_latents(chunk, level, noise)
+            inputs[chunk] = ChunkInput(chunk, span.start, latents, tuple(times), local_step, first)
         return inputs
 
-    def _shown_latents(self, chunks: Sequence[int], step: int) -> dict[int, Tensor]:
-        """Latents of chunks, with condition noise on the prefix."""
-        window, level = self.window, self.denoiser.condition_noise
-        if level == 0 or not any(window.num_prefix_of(chunk) for chunk in chunks):
-            return {chunk: window.latents(chunk) for chunk in chunks}
+    def _condition_noise(self, chunks: Sequence[int], step: int) -> Tensor | None:
+        """Noise for the frames of the prefix; None if none is wanted or no chunk has any."""
+        window, draw = self.window, self.denoiser.draw_noise
+        if self.denoiser.condition_noise == 0 or not any(map(window.num_prefix_of, chunks)):
+            return None
         channels, *size = window.frame_shape
         shape = torch.Size((channels, window.num_prefix, *size))
-        draw, device = self.denoiser.draw_noise, window.latents(chunks[0]).device
-        noise = torch.randn(shape, device=device) if draw is None else draw(step, shape)
-        return with_condition_noise(window, chunks, level, noise)
+        if draw is not None:
+            return draw(step, shape)
+        return torch.randn(shape, device=window.latents(chunks[0]).device)
 
     def _chunks_to_run(self, step: int, live: Iterable[int], reused: Sequence[int]) -> list[int]:
         """Chunks that go through the model at a step, in order of entry."""
@@ -300,11 +302,6 @@ class _WindowRun:
             self.policy.observe(item.chunk, item.local_step, velocity)
         self.forecast.observe_evaluation(inputs, tokens, outputs, velocities)
         return dict(zip((item.chunk for item in inputs), velocities, strict=True))
-
-    def _forecast(self, inputs: list[ChunkInput]) -> dict[int, Tensor]:
-        if not inputs:
-            return {}
-        return dict(zip((i.chunk for i in inputs), self.forecast.predict(self.model, inputs), strict=True))
 
     def _advance(self, chunk: int, local_step: int, move: Tensor, reused: bool) -> None:
         """Advance a chunk by a step, by its velocity or a forecast displacement; given frames stay."""

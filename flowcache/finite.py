@@ -1,4 +1,4 @@
-"""Numbers that are not finite: found without waiting for the device at every step."""
+"""Detection of NaN and infinity without waiting for the device at every step."""
 
 from __future__ import annotations
 
@@ -21,24 +21,22 @@ class NotFiniteError(ArithmeticError):
 
 
 class FiniteWatch:
-    """Remembers on the device whether tensors were finite, until the host waits for the device anyway."""
+    """Records on the device whether tensors are finite, until the host waits for the device anyway."""
 
     def __init__(self) -> None:
         self._sums: list[tuple[str, Tensor]] = []
 
     def observe(self, name: str, values: Tensor) -> None:
-        """Note whether ``values`` are finite; the host does not wait."""
-        # A sum is finite only if all terms are. It is the cheapest of the reductions that say so.
+        """Record whether ``values`` are finite; the host does not wait."""
+        # A sum is finite only if all terms are; it is the cheapest reduction that shows it.
         self._sums.append((name, values.sum(dtype=torch.float32)))
 
     def check(self, causes: str = CAUSES) -> None:
-        """Bring what was observed since the last call to the host, in one transfer.
-
-        Args:
-            causes: end of the message.
+        """Transfer everything recorded since the last call to the host, at once.
 
         Raises:
-            NotFiniteError: a tensor was not finite; the first one is named.
+            NotFiniteError: a tensor is not finite; the first one is named, and the message ends in
+                ``causes``.
         """
         sums, self._sums = self._sums, []
         values = torch.stack([value for _, value in sums]).tolist() if sums else ()
@@ -60,19 +58,18 @@ def check_finite(name: str, values: Tensor) -> Tensor:
 
 
 def check_finite_weights(components: Mapping[str, Any]) -> None:
-    """Refuse weights that are not finite: attention and gates may hide them from all that follows.
+    """Refuse weights that are not finite: attention and gates may hide them from later checks.
 
     Args:
-        components: of a pipeline, by name; those that are no modules are skipped.
+        components: parts of a pipeline by name; those that are not modules are skipped.
 
     Raises:
         NotFiniteError: a weight or buffer holds NaN or infinity; it is named.
     """
     for part, module in components.items():
-        if not isinstance(module, nn.Module):
-            continue
-        watch = FiniteWatch()
-        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
-            if tensor.is_floating_point() and not tensor.is_meta:
-                watch.observe(f"{part}: {name}", tensor)
-        watch.check("the weight file is damaged, get it again")
+        if isinstance(module, nn.Module):
+            watch = FiniteWatch()
+            for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+                if tensor.is_floating_point() and not tensor.is_meta:
+                    watch.observe(f"{part}: {name}", tensor)
+            watch.check("the weight file is damaged, get it again")

@@ -28,9 +28,10 @@ RETENTION_STEPS = 5
 _GRANULARITIES = ("token", "frame", "chunk")
 
 
-def _choice(default: Any, help: str, **metadata: Any) -> Any:
+def _choice(help: str, default: Any = None, **metadata: Any) -> Any:
     """A field of ``MethodOptions``; ``limits`` or ``choices`` of its metadata are checked."""
-    return field(default=default, metadata={"help": help, **metadata})
+    made = {"default_factory": dict} if default is dict else {"default": default}
+    return field(**made, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,81 +45,53 @@ class MethodOptions:
         ValueError: a value of another type, or out of range; one sentence that names the field.
     """
 
-    method: str = _choice("flowcache", "method that makes the video", choices=METHODS)
-    preset: str | None = _choice(
-        None, f"trade of speed for quality (default: {DEFAULT_PRESET})", choices=PRESETS
-    )
-    policy: str | None = _choice(None, "reuse policy (default: the preset's)", choices=(*POLICIES, *ALIASES))
-    policy_options: Mapping = field(
-        default_factory=dict, metadata={"help": "option of the reuse policy, NAME=VALUE"}
-    )
+    method: str = _choice("method that makes the video", "flowcache", choices=METHODS)
+    preset: str | None = _choice(f"speed against quality (default: {DEFAULT_PRESET})", choices=PRESETS)
+    policy: str | None = _choice("reuse policy (default: the preset's)", choices=(*POLICIES, *ALIASES))
+    policy_options: Mapping = _choice("option of the reuse policy, NAME=VALUE", dict)
     threshold: float | None = _choice(
-        None,
-        "accumulated relative distance at which a chunk is computed (default: the preset's)",
-        limits=(0, 1000),
+        "accumulated distance at which a chunk is computed (default: the preset's)", limits=(0, 1000)
     )
-    interval: int | None = _choice(
-        None, "steps from one computed step to the next (default: the preset's)", limits=(1, 1000)
-    )
+    interval: int | None = _choice("computed step every N steps (default: the preset's)", limits=(1, 1000))
     warmup_steps: int | None = _choice(
-        None,
         f"first steps of a chunk that are always computed (default: {RETENTION_STEPS} with teacache and the "
         "paper presets, otherwise 1)",
         limits=(0, 1000),
     )
     retention: bool | None = _choice(
-        None,
         f"where distance decides, {RETENTION_STEPS} warm-up steps and the polynomial fitted with them "
-        "(default: with teacache and the paper presets)",
+        "(default: with teacache and the paper presets)"
     )
     forecast: str | None = _choice(
-        None, "output of a reused chunk (default: the preset's)", choices=tuple(FORECASTS)
+        "output of a reused chunk (default: the preset's)", choices=tuple(FORECASTS)
     )
-    causal_attention: bool = _choice(False, "block-causal attention for vanilla and teacache")
-    compress: bool = _choice(False, "compression of the KV cache: only the best tokens of clean chunks stay")
+    causal_attention: bool = _choice("block-causal attention for vanilla and teacache", False)
+    compress: bool = _choice("compressed KV cache, which keeps the best tokens of clean chunks", False)
     budget: int | None = _choice(
-        None, "chunks' worth of tokens kept of clean chunks (default with compression: 1)", limits=(1, 10**6)
+        "chunks' worth of tokens kept by compression (default: 1, or by total)", limits=(1, 10**6)
     )
-    total: int | None = _choice(
-        None,
-        "chunks that a compressed cache holds, live ones included, instead of a budget",
-        limits=(1, 10**6),
-    )
-    strategy: str | None = _choice(
-        None, "unit that compression keeps or evicts (default: token)", choices=_GRANULARITIES
-    )
+    total: int | None = _choice("chunks in a compressed cache, live ones included", limits=(1, 10**6))
+    strategy: str | None = _choice("unit of compression (default: token)", choices=_GRANULARITIES)
     query_granularity: str | None = _choice(
-        None, "newest queries that score tokens (default: the model's)", choices=_GRANULARITIES
+        "newest queries that score tokens (default: the model's)", choices=_GRANULARITIES
     )
-    scorer: str | None = _choice(
-        None, "score by which tokens are kept (default: paper)", choices=tuple(SCORERS)
-    )
-    scorer_options: Mapping = field(
-        default_factory=dict, metadata={"help": "option of the scorer, NAME=VALUE"}
-    )
+    scorer: str | None = _choice("score of tokens (default: paper)", choices=tuple(SCORERS))
+    scorer_options: Mapping = _choice("option of the scorer, NAME=VALUE", dict)
     mix_lambda: float | None = _choice(
-        None,
-        "weight of importance against redundancy in the paper score, 0 to 1 (default: 0.07)",
-        limits=(0, 1),
+        "weight of importance in the paper score, 0 to 1 (default: 0.07)", limits=(0, 1)
     )
     weighting: str | None = _choice(
-        None, "weight of scores by a token's place (default: no_weight)", choices=WEIGHTINGS
+        "weight of scores by a token's place (default: no_weight)", choices=WEIGHTINGS
     )
-    power: float | None = _choice(
-        None, "exponent of a polynomial weighting (default: 3)", limits=(0.001, 1000)
-    )
-    kv_range: int | None = _choice(
-        None, "newest clean chunks that a chunk sees (default: all)", limits=(0, 10**6)
-    )
-    kv_bits: int | None = _choice(
-        None, "bits of stored keys and values of clean chunks (default: as computed)", choices=(8, 4)
-    )
-    kv_offload: bool = _choice(False, "keys and values of clean chunks in host memory")
+    power: float | None = _choice("exponent of a polynomial weighting (default: 3)", limits=(0.001, 1000))
+    kv_range: int | None = _choice("newest clean chunks a chunk sees (default: all)", limits=(0, 10**6))
+    kv_bits: int | None = _choice("bits of clean chunks' keys and values (default: all)", choices=(8, 4))
+    kv_offload: bool = _choice("keys and values of clean chunks in host memory", False)
     refresh_given: bool = False
     coefficients: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if self.coefficients is not None:
+        if isinstance(self.coefficients, list):
             object.__setattr__(self, "coefficients", tuple(self.coefficients))
         check_options(self)
         for each in fields(self):
@@ -291,7 +264,7 @@ def _compression(options: MethodOptions, traits: ModelTraits) -> KVCompressionCo
     original = None
     if paper or weighting != "no_weight":
         within = paper and traits.paper_within_step
-        power = 3.0 if options.power is None else options.power
+        power = options.power or (1.0 if weighting == "no_weight" else 3.0)
         original = OriginalCompression(within_step=within, weighting=weighting, power=power, best_first=paper)
     total = traits.total if options.budget is None and options.total is None else options.total
     return KVCompressionConfig(

@@ -49,7 +49,7 @@ def make_by_name(
     Raises:
         ValueError: one sentence that names what is unknown, of another type or out of range.
     """
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise ValueError(f"{kind}: expected one of {', '.join(registry)}, got {name!r}.")
     made = registry[name]
     kinds = get_type_hints(made)
@@ -75,6 +75,8 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
     classes = [k for k in get_args(kind) or (kind,) if isinstance(k, type) and k not in _PLAIN]
     if isinstance(value, tuple(classes)):
         return
+    if isinstance(value, dict):  # which would be read as the fields of a dataclass
+        raise ValueError(f"{name} must be made by its class, got a dict.")
     try:
         as_type(list(value) if isinstance(value, tuple) else value, kind, name)
     except ValueError as error:

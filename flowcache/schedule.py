@@ -23,7 +23,7 @@ class StaircaseSchedule:
         num_chunks: chunks in the window, given ones included.
         num_steps: denoising steps of every chunk.
         stride: steps by which a chunk starts after the one before it.
-        first_chunk: the first chunk to denoise; the chunks before it are given (the prefix).
+        first_chunk: the first chunk to denoise; those before it are given (the prefix).
 
     Raises:
         ValueError: a count is out of range; the message names the argument.
@@ -37,38 +37,37 @@ class StaircaseSchedule:
     def __post_init__(self) -> None:
         check_limits(self, LIMITS)
         if not 0 <= self.stride <= self.num_steps:
-            raise ValueError(f"stride must lie in 0..num_steps ({self.num_steps}), got {self.stride}.")
+            raise ValueError(f"stride: expected 0 to num_steps ({self.num_steps}), got {self.stride}.")
         if not 0 <= self.first_chunk < self.num_chunks:
-            raise ValueError(f"first_chunk must lie in 0..{self.num_chunks - 1}, got {self.first_chunk}.")
+            raise ValueError(f"first_chunk: expected 0 to {self.num_chunks - 1}, got {self.first_chunk}.")
 
     def __len__(self) -> int:
         """Steps of the whole staircase."""
         return self.num_steps + (self.num_chunks - 1 - self.first_chunk) * self.stride
 
     def __iter__(self) -> Iterator[dict[int, int]]:
-        """Yield, step by step, the live chunks with their local steps, oldest chunk first."""
-        for step in range(len(self)):
-            yield self.live(step)
+        """Yield ``live`` of every step."""
+        return map(self.live, range(len(self)))
 
     def local_step(self, chunk: int, step: int) -> int:
         """Local step of ``chunk`` at ``step``: below 0 before its start, ``num_steps`` or more once clean."""
-        if chunk < self.first_chunk:
-            return self.num_steps
-        return step - self.stride * (chunk - self.first_chunk)
+        return (
+            step - self.stride * (chunk - self.first_chunk) if chunk >= self.first_chunk else self.num_steps
+        )
 
     def live(self, step: int) -> dict[int, int]:
-        """Live chunks at ``step`` mapped to their local steps, oldest chunk first."""
+        """Local steps of the chunks that are live at ``step``, oldest chunk first."""
         chunks = range(self.first_below(self.num_steps, step), self.first_below(0, step))
         return {chunk: self.local_step(chunk, step) for chunk in chunks}
 
     def finished(self, step: int) -> range:
-        """Chunks to denoise that took their last step right before ``step``."""
+        """Denoised chunks that took their last step right before ``step``."""
         return range(self.first_below(self.num_steps + 1, step), self.first_below(self.num_steps, step))
 
     def first_below(self, local_step: int, step: int) -> int:
-        """The oldest chunk to denoise that stands below a local step at ``step``.
+        """Oldest chunk to denoise whose local step is below a bound at ``step``, or ``num_chunks``.
 
-        ``num_chunks`` if there is none; no chunk is looked at, so it costs the same in a video of any length.
+        Computed without a search, so that it costs the same in a video of any length.
         """
         if self.stride == 0:
             return self.first_chunk if step < local_step else self.num_chunks
@@ -77,6 +76,6 @@ class StaircaseSchedule:
 
     @property
     def max_live(self) -> int:
-        """The most chunks that are live at one step."""
+        """Most chunks that are live at one step."""
         chunks = self.num_chunks - self.first_chunk
         return chunks if self.stride == 0 else min(chunks, -(-self.num_steps // self.stride))

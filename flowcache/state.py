@@ -1,4 +1,4 @@
-"""States of the parts of a run: plain containers of tensors and values, as ``state_dict`` gives them."""
+"""States of the parts of a run: plain containers of tensors and values, returned by ``state_dict``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Of numbers, text, None, tensors, and dicts, lists and tuples of these: what can be read back safely.
+#: Numbers, text, None, tensors, and dicts, lists and tuples of these: what ``torch.load`` reads safely.
 State = dict[str, Any]
 
 
@@ -18,10 +18,7 @@ def on_device(state: Any, device: torch.device | str) -> Any:
 
 
 def on_host(state: Any) -> Any:
-    """The same state with its tensors in host memory, each with no more memory than its numbers need.
-
-    A view is copied, lest all be saved that it is a view of.
-    """
+    """The same state with its tensors in host memory; views are cloned, so that they save alone."""
     return _map_tensors(state, _compact)
 
 

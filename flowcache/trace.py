@@ -1,4 +1,4 @@
-"""What happened in a run: decisions, distances, time, memory and FLOPs."""
+"""Record of a run: decisions, distances, time, memory and FLOPs."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class StepRecord:
     Attributes:
         window: index of the window in a long video.
         step: step within the window.
-        events: what became of each live chunk.
-        seconds: wall time of the step; on CUDA without a synchronisation of its own.
+        events: one for each live chunk.
+        seconds: wall time of the step; the device is not synchronised for it.
         kv_tokens: tokens in the cache per layer and branch.
         flops: computed in this step, over all branches.
         compressions: of the cache in this step.
-        quantizations: of keys and values in this step, with the error that they made.
+        quantizations: of keys and values in this step, with their error.
     """
 
     window: int
@@ -57,10 +57,7 @@ class StepRecord:
 
 @dataclass
 class WindowRecord:
-    """Geometry of one window: its chunks, the given ones first, and their latent frames.
-
-    ``kv_bytes`` is what its cache takes on the model's device, ``kv_host_bytes`` in host memory beside that.
-    """
+    """Geometry of one window, given chunks first; bytes of its cache on the device and in host memory."""
 
     num_steps: int
     stride: int
@@ -74,10 +71,8 @@ class WindowRecord:
 class Trace:
     """Record of a run; ``save`` writes it as JSON, ``load`` reads it back.
 
-    ``seconds`` holds wall time by stage: ``text``, ``encode``, ``denoise``, ``decode``, ``write``;
-    where the cache was compressed, ``compress`` is the part of ``denoise`` that this took.
-    ``flops`` holds totals by accounting: ``actual`` (what was computed) and, to split the gain,
-    ``vanilla``, ``live_only`` and ``causal`` (what the same run would cost that way).
+    ``seconds`` holds wall time by stage: ``text``, ``encode``, ``denoise``, ``decode``, ``write``, and, as a
+    part of ``denoise``, ``compress``. ``flops`` holds totals by accounting, see ``flops.GainSplit``.
     """
 
     method: str = ""
@@ -90,7 +85,7 @@ class Trace:
     peak_memory_bytes: int = 0
 
     def begin_window(self, window: WindowRecord) -> None:
-        """The next steps belong to this window."""
+        """Add a window, to which the next steps belong."""
         self.windows.append(window)
 
     def add_step(
@@ -103,7 +98,7 @@ class Trace:
         compressions: Sequence[CompressionEvent] = (),
         quantizations: Sequence[QuantizationEvent] = (),
     ) -> None:
-        """Append a step of the current window; ``flops`` is what it cost, by accounting."""
+        """Append a step of the current window; ``flops`` by accounting."""
         window, spent = len(self.windows) - 1, flops["actual"]
         changes = (list(compressions), list(quantizations))
         self.steps.append(StepRecord(window, step, events, seconds, kv_tokens, spent, *changes))
@@ -111,16 +106,16 @@ class Trace:
             self.flops[accounting] = self.flops.get(accounting, 0.0) + amount
 
     def state_dict(self) -> State:
-        """All but the steps, which ``step_lines`` gives."""
+        """Everything except the steps, which ``step_lines`` returns."""
         own = {name: value for name, value in vars(self).items() if name not in ("windows", "steps")}
         return own | {"windows": [asdict(window) for window in self.windows]}
 
     def step_lines(self, first: int = 0) -> str:
-        """Steps from ``first`` on, a line of JSON each."""
+        """Steps from ``first`` on, one line of JSON each."""
         return "".join(json.dumps(asdict(step)) + "\n" for step in self.steps[first:])
 
     def load_state_dict(self, state: State, step_lines: str) -> None:
-        """Go on from another trace; times by stage are added to those that are here."""
+        """Continue another trace; its times by stage are added to this one's."""
         for stage, seconds in state["seconds"].items():
             self.add_seconds(stage, seconds)
         for name in state.keys() - {"seconds", "windows"}:
@@ -129,11 +124,10 @@ class Trace:
         self.steps = [as_type(json.loads(line), StepRecord) for line in step_lines.splitlines()]
 
     def add_seconds(self, stage: str, seconds: float) -> None:
-        """Add wall time to a stage."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def timer(self, stage: str) -> StageTimer:
-        """Context manager that adds the time spent within to ``seconds[stage]``."""
+        """Context manager that adds the wall time spent within to a stage."""
         return StageTimer(self, stage)
 
     @property
@@ -157,7 +151,7 @@ class Trace:
         """Read a trace that ``save`` wrote.
 
         Raises:
-            ValueError: the file is no trace, or of another format version; it is named.
+            ValueError: the file is not a trace of this format version.
         """
         return parse_file(path, cls._parse, "a trace")
 
@@ -165,7 +159,7 @@ class Trace:
     def _parse(cls, text: str) -> Trace:
         content = as_type(json.loads(text), dict[str, Any])
         if content.pop("format", None) != FORMAT_VERSION:
-            raise ValueError(f"it is not of format {FORMAT_VERSION}; make it again with this version")
+            raise ValueError(f"its format is not {FORMAT_VERSION}; make it again with this version")
         content.pop("reuse_ratio", None)
         trace = as_type(content, cls)
         for names, kind in ((("prompt", "model"), str), (("video", "reuse", "tuning"), dict[str, Any])):
@@ -175,7 +169,7 @@ class Trace:
             window = trace.windows[step.window] if 0 <= step.window < len(trace.windows) else None
             count = 0 if window is None else len(window.chunk_frames)
             if step.step < 0 or not all(0 <= event.chunk < count for event in step.events):
-                raise ValueError(f"step {step.step} is of chunks that no window has")
+                raise ValueError(f"step {step.step} names chunks that its window lacks")
         return trace
 
 

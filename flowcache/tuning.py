@@ -80,14 +80,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Setting:
-    """An interval as the pilot measured it.
-
-    Attributes:
-        interval: steps from one computed step to the next.
-        speedup: FLOPs ratio to the original.
-        psnr: dB to the pilot's video without reuse.
-        seconds: of denoising.
-    """
+    """An interval as the pilot measured it: FLOPs ratio to the original, dB to no reuse, denoising time."""
 
     interval: int
     speedup: float
@@ -151,27 +144,18 @@ class Profile:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The configuration that a target led to.
-
-    Attributes:
-        cache: with the chosen interval.
-        target: of the search.
-        expected: the chosen setting, as the pilot measured it.
-        seconds: of the pilot's denoising without reuse, its first run.
-        hardware: of the pilot.
-    """
+    """A configuration with the interval that meets a target, and the profile it was chosen from."""
 
     cache: FlowCacheConfig
     target: Target
     expected: Setting
-    seconds: float
-    hardware: str
+    profile: Profile
 
     def __str__(self) -> str:
+        hardware = self.profile.environment.get("hardware", "unknown hardware")
         return (
-            f"target {self.target}: interval {self.expected.interval}, expected {self.expected} "
-            f"(the pilot took {self.expected.seconds:.1f} s instead of {self.seconds:.1f} s on "
-            f"{self.hardware})"
+            f"target {self.target}: interval {self.expected.interval}, expected {self.expected} (the pilot "
+            f"took {self.expected.seconds:.1f} s instead of {self.profile.seconds:.1f} s on {hardware})"
         )
 
     def note(self, trace: Trace) -> None:
@@ -256,9 +240,7 @@ class Tuning:
             profile = self._measure(pilot)
             profile.save(self.path)
         expected = profile.choose(self.target)
-        hardware = profile.environment.get("hardware", "unknown hardware")
-        cache = self._with_interval(expected.interval)
-        tuned = Tuned(cache, self.target, expected, profile.seconds, hardware)
+        tuned = Tuned(self._with_interval(expected.interval), self.target, expected, profile)
         logger.info("%s, by %s", tuned, self.path)
         return tuned
 

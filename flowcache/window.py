@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .noise import HeldNoise, Noise
+from .noise import Noise
 from .state import State
 
 
@@ -28,15 +27,15 @@ class ChunkSpan:
 class Window:
     """Chunks of a window in the order in which they enter the cache, and the latents of those in use.
 
-    Noise becomes latents when a chunk is first asked for, and the loop drops a chunk that nothing reads any
-    more; so the memory of a window is that of its live chunks, however long it is.
+    A chunk's noise becomes latents when it is first asked for, and the loop drops chunks that no later step
+    reads; so memory is that of the live chunks, for a window of any length.
 
     Args:
-        noise: what chunks start from.
+        noise: that chunks start from.
         chunks: given chunks first, then those to denoise in order of time.
-        given: the given latents at the start of each chunk that has any, ``[channels, n, height, width]``.
+        given: given latents at the start of each chunk that has any, ``[channels, n, height, width]``.
         num_given: chunks whose frames are all given.
-        num_prefix: frames that are given at the start of the window.
+        num_prefix: given frames at the start of the window.
     """
 
     def __init__(
@@ -74,59 +73,68 @@ class Window:
     def latents(self, chunk: int) -> Tensor:
         """Latents of a chunk, ``[channels, frames, height, width]``; the loop advances them in place."""
         if chunk not in self._latents:
-            self._latents[chunk] = self._start(chunk)
+            given, span = self._given.get(chunk), self.chunks[chunk]
+            if chunk < self.num_given:
+                latents = given.clone()
+            else:
+                latents = self._noise.frames(span.start, span.stop)
+                if given is not None:
+                    latents[:, : span.held] = given
+            self._latents[chunk] = latents
         return self._latents[chunk]
 
+    def noised_latents(self, chunk: int, level: float, noise: Tensor | None) -> Tensor:
+        """Latents of a chunk with noise mixed into the frames of the prefix, ``(1 - level) x + level n``.
+
+        A little noise keeps long videos from drifting (SkyReels-V2, ``addnoise_condition``). The frame to
+        arrive at stays clean, as in the original.
+
+        Args:
+            chunk: unchanged in the window.
+            level: share of noise, 0 to 1.
+            noise: ``[channels, num_prefix, height, width]``; None: no noise.
+        """
+        latents, count, start = self.latents(chunk), self.num_prefix_of(chunk), self.chunks[chunk].start
+        if noise is None or not count:
+            return latents
+        mixed = (1 - level) * latents[:, :count] + level * noise[:, start : start + count]
+        return torch.cat([mixed, latents[:, count:]], dim=1)
+
     def drop(self, chunk: int) -> None:
-        """Let go of a chunk's latents; it must not be asked for again."""
+        """Release a chunk's latents; it must not be asked for again."""
         self._latents.pop(chunk, None)
         self._given.pop(chunk, None)
 
     def state_dict(self) -> State:
-        """Latents in use, chunks whose given latents are still to come, and the noise's state."""
-        return {
-            "latents": dict(self._latents),
-            "given": list(self._given),
-            "noise": self._noise.state_dict(),
-        }
+        own = {"latents": dict(self._latents), "given": list(self._given)}
+        return own | {"noise": self._noise.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on as another window of the same chunks, given latents and noise."""
+        """Continue from the state of a window with the same chunks, given latents and noise."""
         self._latents = dict(state["latents"])
         self._given = {chunk: self._given[chunk] for chunk in state["given"]}
         self._noise.load_state_dict(state["noise"])
-
-    def _start(self, chunk: int) -> Tensor:
-        given, span = self._given.get(chunk), self.chunks[chunk]
-        if chunk < self.num_given:
-            return given.clone()
-        latents = self._noise.frames(span.start, span.stop)
-        if given is not None:
-            latents[:, : span.held] = given
-        return latents
 
 
 def cut_window(
     noise: Tensor | Noise, chunk_frames: int, prefix: Tensor | None = None, last: Tensor | None = None
 ) -> Window:
-    """Cut a window into chunks of ``chunk_frames`` latent frames; the last one takes what is left.
+    """Cut a window into chunks of ``chunk_frames`` latent frames; the last chunk may be shorter.
 
     Args:
-        noise: ``[channels, frames, height, width]``, or what draws it piece by piece.
+        noise: ``[channels, frames, height, width]``, or a source that draws it in pieces.
         chunk_frames: latent frames of a chunk.
         prefix: given latents that replace the first frames, ``[channels, n, height, width]``. Whole chunks
-            of it are given; a rest is held inside the first chunk that is denoised, so that no given frame
-            is thrown away.
+            of it are given; the rest is held inside the first chunk that is denoised.
         last: a given latent frame ``[channels, 1, height, width]`` that replaces the last frame. It becomes a
             chunk of its own that enters the cache first, so that every other chunk sees where to arrive.
 
     Raises:
         ValueError: nothing is left to denoise.
     """
-    noise = HeldNoise(noise) if isinstance(noise, Tensor) else noise
-    num_frames = noise.shape[1]
+    noise = Noise(noise) if isinstance(noise, Tensor) else noise
     num_prefix = 0 if prefix is None else prefix.shape[1]
-    end = num_frames if last is None else num_frames - 1
+    end = noise.shape[1] - (last is not None)
     if num_prefix >= end:
         raise ValueError(f"The prefix of {num_prefix} latent frames leaves nothing to denoise of {end}.")
     chunks, given = [], {}
@@ -141,30 +149,3 @@ def cut_window(
         chunks.append(ChunkSpan(start, frames, held if held < frames else 0))
     num_given = num_prefix // chunk_frames + (last is not None)
     return Window(noise, chunks, given, num_given, num_prefix)
-
-
-def with_condition_noise(
-    window: Window, chunks: Iterable[int], level: float, noise: Tensor
-) -> dict[int, Tensor]:
-    """Latents of chunks with noise mixed into the frames of the prefix, ``(1 - level) x + level n``.
-
-    A little noise on the prefix keeps long videos from drifting (SkyReels-V2, ``addnoise_condition``). The
-    frame to arrive at stays clean, as in the original.
-
-    Args:
-        chunks: those that are wanted.
-        level: between 0 and 1.
-        noise: ``[channels, num_prefix, height, width]``.
-
-    Returns:
-        ``[channels, frames, height, width]`` by chunk; the window itself is left as it is.
-    """
-    shown = {}
-    for chunk in chunks:
-        latents, count = window.latents(chunk), window.num_prefix_of(chunk)
-        if count:
-            start = window.chunks[chunk].start
-            mixed = (1 - level) * latents[:, :count] + level * noise[:, start : start + count]
-            latents = torch.cat([mixed, latents[:, count:]], dim=1)
-        shown[chunk] = latents
-    return shown

@@ -26,6 +26,7 @@ from flowcache.environment import describe_environment, peak_memory_bytes, resta
 from flowcache.files import write_atomically, write_json
 from flowcache.kv.cache import CacheLayout
 from flowcache.kv.compression import CompressedKVCache
+from flowcache.kv.selection import TokenSelector
 from flowcache.markdown import markdown_table
 
 
@@ -120,7 +121,7 @@ def filled_cache(shape: Shape, args: argparse.Namespace, most: int | None) -> Co
         shape.layers, shape.branches, shape.kv_heads, shape.head_dim, dtype, torch.device(args.device)
     )
     config = KVCompressionConfig(query_granularity=shape.granularity, max_queries=most)
-    selector = config.make_selector(shape.frame_tokens, shape.chunk_tokens)
+    selector = TokenSelector(config, shape.frame_tokens, shape.chunk_tokens)
     cache = CompressedKVCache(layout, args.chunks * shape.chunk_tokens, selector)
     for chunk in range(args.chunks):
         enter(cache, chunk, shape)

@@ -1,4 +1,4 @@
-"""What a loop makes of a window, whole."""
+"""A whole window through the loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flowcache.chunk_model import Solver
 
 
 def denoised(denoiser: Denoiser, window: Window, schedule: StaircaseSchedule, solver: Solver) -> Tensor:
-    """Latents of all frames in order of time, given ones included, ``[channels, frames, height, width]``."""
+    """Latents of all frames in order of time, given ones included."""
     parts = {window.chunks[c].start: window.latents(c).clone() for c in range(window.num_given)}
     for chunk in denoiser.run(window, schedule, solver):
         assert chunk.latents.isfinite().all()

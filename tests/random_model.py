@@ -1,13 +1,14 @@
-"""A model of random numbers and its solver, to drive the loop with."""
+"""A model of random weights and a solver, for tests of the loop."""
 
 from __future__ import annotations
 
 import torch
 
+from flowcache.chunk_model import ChunkModel, Solver
 from flowcache.kv.layout import CacheLayout
 
 
-class RandomModel:
+class RandomModel(ChunkModel):
     """One attention layer with random weights; every chunk has tokens of one frame each."""
 
     num_branches, bidirectional, runs_whole_window = 1, False, False
@@ -19,9 +20,6 @@ class RandomModel:
 
     def cache_layout(self):
         return CacheLayout(1, 1, 2, 4)
-
-    def reach(self, local_step):
-        return None
 
     def num_tokens(self, num_frames):
         return num_frames
@@ -42,8 +40,7 @@ class RandomModel:
         outputs = []
         for item, (q, _, _) in zip(inputs, states, strict=True):
             cache.observe(0, item.chunk, q)
-            k, v = cache.read(0, item.chunk, item.first_chunk)
-            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+            q, k, v = (t.transpose(1, 2) for t in (q, *cache.read(0, item.chunk, item.first_chunk)))
             attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
             outputs.append(attended.transpose(1, 2).flatten(2) @ self.out)
         return outputs
@@ -58,7 +55,7 @@ class RandomModel:
         return 0.0
 
 
-class StraightSolver:
+class StraightSolver(Solver):
     times = tuple(1.0 - 0.1 * i for i in range(11))
 
     def timestep(self, local_step):
@@ -66,12 +63,3 @@ class StraightSolver:
 
     def step(self, chunk, local_step, latents, velocity):
         return latents + 0.1 * velocity
-
-    def skip(self, chunk): ...
-
-    def forget(self, chunk): ...
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state): ...

@@ -64,6 +64,8 @@ def method_config(
     if isinstance(options, str):
         preset, options = options, None
     given = {} if options is None else read_options(options, method)
+    if named.get("scorer", "paper") != "paper":
+        given.pop("mix_lambda", None)  # which always has a value in a file
     return make_config(TRAITS.translate({**given, "method": method, "preset": preset, **named}), TRAITS)
 
 

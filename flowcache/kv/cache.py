@@ -41,13 +41,12 @@ class ChunkKVCache:
         self, layout: CacheLayout, capacity: int, keeps: bool = True, store: RowStore | None = None
     ) -> None:
         shape = layout.shape(capacity, None if keeps else 1)
-        self._keys, self._values = (
-            torch.empty(shape, dtype=layout.dtype, device=layout.device) for _ in range(2)
-        )
+        # Keys and values, outside the store.
+        self._rows = torch.empty((2, *shape), dtype=layout.dtype, device=layout.device)
         # A table per layer, as layers may be compressed one after another while the model runs.
-        self._ranges: list[dict[int, range]] = [{} for _ in self._keys]
+        self._ranges: list[dict[int, range]] = [{} for _ in range(shape[0])]
         self.layout, self.capacity = layout, capacity
-        self._store, self._stored = store, [0 for _ in self._keys]
+        self._store, self._stored = store, [0] * shape[0]
         self._buffer = LayerBuffer(store, capacity) if store else None
         self._errors: dict[tuple[int, ...], list[Tensor]] = {}
 
@@ -61,28 +60,26 @@ class ChunkKVCache:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the cache holds, per layer and branch."""
+        """Tokens that the cache holds, per layer and branch; ``num_kept`` of them of compressed chunks, and
+        ``num_taken`` outside the store."""
         return self._used(0)
 
     @property
     def num_kept(self) -> int:
-        """Tokens kept of compressed chunks."""
         return len(self._ranges[0].get(KEPT, ()))
 
     @property
     def num_taken(self) -> int:
-        """Tokens that the cache holds outside the store."""
         return self.num_tokens - self._stored[0]
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for all layers and branches, on the model's device."""
-        size = count_bytes([self._keys, self._values])
+        """Bytes allocated on the model's device; ``host_nbytes`` in host memory, if that is another."""
+        size = count_bytes([self._rows])
         return size + self._store.nbytes + self._buffer.nbytes if self._store else size
 
     @property
     def host_nbytes(self) -> int:
-        """Bytes allocated in host memory, if that is not the model's device."""
         return self._store.host_nbytes if self._store else 0
 
     def num_visible(self, last_chunk: int, first_chunk: int | None = None) -> int:
@@ -94,12 +91,8 @@ class ChunkKVCache:
 
         Raises:
             CacheFullError: the tokens do not fit.
-            ValueError: the chunk holds a range of another size.
         """
         if chunk in self:
-            held = len(self._ranges[0][chunk])
-            if held != num_tokens:
-                raise ValueError(f"chunk {chunk}: expected {held} tokens as before, got {num_tokens}.")
             return
         start, taken = self.num_tokens, self.num_taken
         if taken + num_tokens > self.capacity:
@@ -110,10 +103,11 @@ class ChunkKVCache:
             ranges[chunk] = range(start, start + num_tokens)
 
     def prepare(self, clean: Mapping[int, range], budget: int) -> dict[int, int]:
-        """Learn which chunks are about to run, and which earlier ones are clean for each of them.
+        """Tokens that compression will drop right before a chunk reads, by chunk.
 
-        Returns:
-            Tokens that will have been dropped when a chunk reads, by chunk.
+        Args:
+            clean: the chunks about to run, and the earlier ones that count as clean for each.
+            budget: most tokens of clean chunks.
         """
         return {}
 
@@ -131,8 +125,8 @@ class ChunkKVCache:
         place = self._place(layer)
         rows = self._live(place, self._ranges[place][chunk])
         branches = slice(None) if branch is None else branch
-        self._keys[place, branches, rows] = keys
-        self._values[place, branches, rows] = values
+        self._rows[0, place, branches, rows] = keys
+        self._rows[1, place, branches, rows] = values
         if self._buffer:
             self._buffer.invalidate()
 
@@ -148,13 +142,14 @@ class ChunkKVCache:
             Keys and values, ``[branches, tokens, heads, head_dim]`` each.
         """
         place = self._place(layer)
-        return self._rows(place, self._visible(place, last_chunk, first_chunk))
+        rows = self._visible(place, last_chunk, first_chunk)
+        keys, values = self._layer(place)
+        return keys[:, rows.start : rows.stop], values[:, rows.start : rows.stop]
 
     def copy_branch(self, chunk: int, source: int, target: int) -> None:
-        """Copy a live chunk's keys and values from one branch to another, in all layers."""
+        """Copy a live chunk from one branch to another, in all layers."""
         rows = self._live(0, self._ranges[0][chunk])
-        for stored in (self._keys, self._values):
-            stored[:, target, rows] = stored[:, source, rows]
+        self._rows[:, :, target, rows] = self._rows[:, :, source, rows]
 
     def settle(self, chunk: int) -> None:
         """Move a clean chunk, which is not written again, to the store.
@@ -164,26 +159,23 @@ class ChunkKVCache:
         rows = self._ranges[0][chunk]
         if self._store is None or rows.start != self._stored[0] or rows.stop > self._store.capacity:
             return
-        for layer in range(self.layout.num_layers):
-            live = self._live(layer, rows)
-            keys, values = self._keys[layer, :, live], self._values[layer, :, live]
-            self._write_clean(layer, [chunk], rows.start, keys, values)
-            self._move_live(range(layer, layer + 1), len(rows), 0)
-            self._stored[layer] = rows.stop
+        for layer, keys_values in enumerate(self._rows[:, :, :, self._live(0, rows)].unbind(1)):
+            self._write_clean(layer, [chunk], rows.start, *keys_values)
+        self._move_live(slice(0, self.layout.num_layers), len(rows), 0)
+        self._stored = [rows.stop] * self.layout.num_layers
 
     def drop(self, chunks: Sequence[int]) -> None:
         """Drop the oldest chunks, none of which is compressed; the others move up."""
-        for layer in range(len(self._ranges)):
-            end, stored = self.count_rows(chunks, layer), self._stored[layer]
-            gone = min(end, stored)
-            self._move_live(range(layer, layer + 1), end - gone, 0)
-            if gone:
-                self._store.move_up(layer, gone, stored)
-                self._buffer.invalidate()
-            self._stored[layer] = stored - gone
-            self._ranges[layer] = self._moved(layer, chunks, -end)
+        layers, end, stored = len(self._ranges), self.count_rows(chunks), self._stored[0]
+        gone = min(end, stored)
+        self._move_live(slice(0, layers), end - gone, 0)
+        if gone:
+            self._store.move_up(gone, stored)
+            self._buffer.invalidate()
+        self._stored = [stored - gone] * layers
+        self._ranges = [self._moved(layer, chunks, -end) for layer in range(layers)]
 
-    def merge(self, layers: range, chunks: Sequence[int], kept: Tensor) -> None:
+    def merge(self, layers: slice, chunks: Sequence[int], kept: Tensor) -> None:
         """Keep some rows of those kept before and of the oldest chunks; the others move up.
 
         Args:
@@ -191,18 +183,16 @@ class ChunkKVCache:
             chunks: the oldest chunks, which lose their ranges.
             kept: indices of rows, ``[layers, branches, heads, rows]``, in their new order.
         """
-        end, count = self.count_rows(chunks, layers[0]), kept.shape[-1]
-        best = [_take(rows, kept) for rows in self._oldest_rows(layers, end)]
-        if self._store is None:
-            self._move_live(layers, end, count)
-            for stored, rows in zip((self._keys, self._values), best, strict=True):
-                stored[_span(layers), :, :count] = rows
-        else:
-            (layer,), (keys, values) = layers, best
-            self._move_live(layers, end - self._stored[layer], 0)
+        layer, count = layers.start, kept.shape[-1]
+        end, stored = self.count_rows(chunks, layer), self._stored[layer]
+        keys, values = (_take(rows, kept) for rows in self._oldest(layers, end))
+        self._move_live(layers, end - stored, 0 if self._store else count)
+        if self._store:
             self._stored[layer] = count
             self._write_clean(layer, chunks, 0, keys[0], values[0])
-        for layer in layers:
+        else:
+            self._rows[0, layers, :, :count], self._rows[1, layers, :, :count] = keys, values
+        for layer in range(layers.start, layers.stop):
             self._ranges[layer] = {KEPT: range(count)} | self._moved(layer, chunks, count - end)
 
     def pop_events(self) -> list:
@@ -221,12 +211,10 @@ class ChunkKVCache:
 
     def state_dict(self) -> State:
         """Ranges, keys and values; valid between two steps of the loop."""
-        live = self._most_live()
         return {
             "ranges": [[(c, r.start, r.stop) for c, r in ranges.items()] for ranges in self._ranges],
             "stored": list(self._stored),
-            "keys": self._keys[:, :, :live],
-            "values": self._values[:, :, :live],
+            "rows": self._rows[:, :, :, : self._most_live()],
             "store": self._store.state_dict(max(self._stored)) if self._store else {},
         }
 
@@ -234,8 +222,7 @@ class ChunkKVCache:
         """Take the state of a cache of the same layout and capacity; no chunk has entered this one."""
         self._ranges = [{c: range(*bounds) for c, *bounds in ranges} for ranges in state["ranges"]]
         self._stored = list(state["stored"])
-        live = self._most_live()
-        self._keys[:, :, :live], self._values[:, :, :live] = state["keys"], state["values"]
+        self._rows[:, :, :, : self._most_live()] = state["rows"]
         if self._store:
             self._store.load_state_dict(state["store"], max(self._stored))
 
@@ -249,17 +236,11 @@ class ChunkKVCache:
         others = {c: r for c, r in self._ranges[layer].items() if c not in (KEPT, *gone)}
         return {c: range(r.start + shift, r.stop + shift) for c, r in others.items()}
 
-    def _rows(self, place: int, rows: range) -> tuple[Tensor, Tensor]:
-        """Keys and values of rows, ``[branches, rows, heads, head_dim]``; views of the buffer if some are
-        in the store."""
+    def _layer(self, place: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, ``[branches, rows, heads, head_dim]``: clean rows, then live ones."""
         stored = self._stored[place]
-        if self._buffer is None or rows.start >= stored:
-            live = self._live(place, rows)
-            return self._keys[place, :, live], self._values[place, :, live]
-        live = slice(0, self._used(place) - stored)
-        parts = self._keys[place, :, live], self._values[place, :, live]
-        keys, values = self._buffer.read(place, rows.start, stored, *parts)
-        return keys[:, : len(rows)], values[:, : len(rows)]
+        live = self._rows[:, place, :, : self._used(place) - stored]
+        return self._buffer.read(place, stored, live) if stored else tuple(live)
 
     def _live(self, place: int, rows: range) -> slice:
         """Where rows outside the store are."""
@@ -268,24 +249,22 @@ class ChunkKVCache:
             raise ValueError("chunk: expected a live one, got one in the store, which is not written again.")
         return slice(rows.start - stored, rows.stop - stored)
 
-    def _oldest_rows(self, layers: range, end: int) -> tuple[Tensor, Tensor]:
+    def _oldest(self, layers: slice, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the rows up to ``end``, ``[layers, branches, rows, heads, head_dim]``."""
         if self._store is None:
-            part = _span(layers)
-            return self._keys[part, :, :end], self._values[part, :, :end]
-        keys, values = self._rows(layers[0], range(end))
-        return keys.unsqueeze(0), values.unsqueeze(0)
+            return tuple(self._rows[:, layers, :, :end])
+        keys, values = self._layer(layers.start)
+        return keys[None, :, :end], values[None, :, :end]
 
-    def _move_live(self, layers: range, start: int, to: int) -> None:
+    def _move_live(self, layers: slice, start: int, to: int) -> None:
         """Move the rows outside the store from ``start`` on."""
-        layer, shift = layers[0], start - to
-        stop = self._used(layer) - self._stored[layer]
+        rows, shift = self._rows[:, layers], start - to
+        stop = self._used(layers.start) - self._stored[layers.start]
         # In pieces that do not overlap with their new place, so that none needs a copy; they are few, as the
         # shift is at least a frame and usually a chunk.
         for first in range(start, stop, shift) if shift else ():
             last = min(first + shift, stop)
-            for stored in (self._keys[_span(layers)], self._values[_span(layers)]):
-                stored[:, :, first - shift : last - shift] = stored[:, :, first:last]
+            rows[:, :, :, first - shift : last - shift] = rows[:, :, :, first:last]
 
     def _write_clean(
         self, layer: int, chunks: Sequence[int], start: int, keys: Tensor, values: Tensor
@@ -298,8 +277,8 @@ class ChunkKVCache:
             self._errors.setdefault(tuple(chunks), []).append(errors)
 
     def _most_live(self) -> int:
-        """Most rows of a layer outside the store; 0 where layers share rows, as each call writes them."""
-        if len(self._keys) < self.layout.num_layers:
+        """Most rows of a layer outside the store that outlive a call of the model."""
+        if len(self._ranges) < self.layout.num_layers:
             return 0
         return max(self._used(layer) - self._stored[layer] for layer in range(len(self._ranges)))
 
@@ -307,7 +286,7 @@ class ChunkKVCache:
         return sum(map(len, self._ranges[layer].values()))
 
     def _place(self, layer: int) -> int:
-        return layer % len(self._keys)
+        return layer % len(self._ranges)
 
     def _visible(self, place: int, last_chunk: int | None, first_chunk: int | None) -> range:
         ranges = self._ranges[place]
@@ -315,10 +294,6 @@ class ChunkKVCache:
         if first_chunk is None or KEPT in ranges:
             return range(end)
         return range(min(r.start for chunk, r in ranges.items() if chunk >= first_chunk), end)
-
-
-def _span(layers: range) -> slice:
-    return slice(layers.start, layers.stop)
 
 
 def _take(rows: Tensor, kept: Tensor) -> Tensor:

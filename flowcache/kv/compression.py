@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -58,7 +58,7 @@ class CompressedKVCache(ChunkKVCache):
     ) -> None:
         super().__init__(layout, capacity, store=store)
         self._selector = selector
-        self._queries: dict[int, Tensor] = {}
+        self._queries: list[Tensor | None] = [None] * layout.num_layers
         self._asking: Collection[int] = ()  # chunks whose queries are recorded
         self._starts: dict[int, int] = {}
         none = torch.empty(layout.num_branches, layout.num_heads, 0, dtype=torch.int32, device=layout.device)
@@ -92,7 +92,7 @@ class CompressedKVCache(ChunkKVCache):
         started = time.perf_counter()
         queries = self._selector.newest(queries)
         shape = (self.layout.num_branches, *queries.shape[-3:])
-        held = self._queries.get(layer)
+        held = self._queries[layer]
         if held is None or held.shape != shape:
             # Until a branch has asked on its own, another's queries stand for its. Clone, so that a few rows
             # do not keep all queries alive.
@@ -114,7 +114,7 @@ class CompressedKVCache(ChunkKVCache):
         missing = self.num_taken + num_tokens - self.capacity
         if missing <= 0:
             return
-        rows = self.count_rows(self._oldest(clean))
+        rows = self.count_rows(self._oldest_clean(clean))
         budget = rows - missing
         if self._store:
             budget = self._store.capacity if rows - self._stored[0] >= missing else 0
@@ -123,8 +123,11 @@ class CompressedKVCache(ChunkKVCache):
                 f"{num_tokens} tokens do not fit: {self.num_taken} of {self.capacity} are taken, the rest of "
                 "them by live chunks. Give the cache a budget of more chunks."
             )
-        for layers in self._layers_at_once():
-            self._compress(layers, clean, budget)
+        # Small layers together; one at a time with a store.
+        layers, numbers = self.layout.num_layers, self._rows[0, 0].numel()
+        count = 1 if self._store else max(1, NUMBERS_AT_ONCE // numbers)
+        for first in range(0, layers, count):
+            self._compress(slice(first, min(first + count, layers)), clean, budget)
 
     def state_dict(self) -> State:
         own = {"queries": self._queries, "starts": self._starts, "positions": self._positions}
@@ -135,44 +138,29 @@ class CompressedKVCache(ChunkKVCache):
         own = on_device([state[name] for name in ("queries", "starts", "positions")], self.layout.device)
         self._queries, self._starts, self._positions = own
 
-    def _oldest(self, clean: Collection[int], layer: int = 0) -> list[int]:
+    def _oldest_clean(self, clean: Collection[int], layer: int = 0) -> list[int]:
         """The clean chunks before the first one that is not, in order of entry: their rows are adjacent."""
         own = (chunk for chunk in self._ranges[layer] if chunk in self._starts)
         return list(takewhile(clean.__contains__, own))
 
-    def _layers_at_once(self) -> Iterator[range]:
-        """All layers, as many at once as are small enough together; one at a time with a store."""
-        layout = self.layout
-        numbers = self.capacity * layout.num_branches * layout.num_heads * layout.head_dim
-        count = 1 if self._store else max(1, NUMBERS_AT_ONCE // numbers)
-        for first in range(0, layout.num_layers, count):
-            yield range(first, min(first + count, layout.num_layers))
-
-    def _compress(self, layers: range, clean: Collection[int], budget: int) -> None:
+    def _compress(self, layers: slice, clean: Collection[int], budget: int) -> None:
         """Compress layers that have the same ranges."""
         started = time.perf_counter()
-        clean = self._oldest(clean, layers[0])
-        end = self.count_rows(clean, layers[0])
-        positions = self._positions_with(layers, clean, end)
-        queries = torch.stack([self._queries[layer] for layer in layers])
+        clean = self._oldest_clean(clean, layers.start)
+        end = self.count_rows(clean, layers.start)
+        positions, start = torch.stack(self._positions[layers]), self._starts[clean[0]] if clean else 0
+        new = torch.arange(start, start + end - positions.shape[-1], device=positions.device)
+        positions = torch.cat([positions, new.to(positions).expand(*positions.shape[:-1], -1)], dim=-1)
+        queries = torch.stack(self._queries[layers])
         # Scorers do not distinguish layers from branches.
-        seen = (part.flatten(0, 1) for part in (*self._oldest_rows(layers, end), queries))
+        seen = (part.flatten(0, 1) for part in (*self._oldest(layers, end), queries))
         ages, size = (positions.amax() - positions).flatten(0, 1), self._selector.tokens_per_chunk
         kept = self._selector.choose(ScoreInput(*seen, ages, size), budget).unflatten(0, positions.shape[:2])
         self.merge(layers, clean, kept)
-        for layer, left in zip(layers, positions.gather(-1, kept), strict=True):
-            self._positions[layer] = left
-        if layers[-1] == self.layout.num_layers - 1:
+        self._positions[layers] = positions.gather(-1, kept)
+        if layers.stop == self.layout.num_layers:
             self._events.append(CompressionEvent(clean, end, kept.shape[-1], self._origins()))
         self._seconds += time.perf_counter() - started
-
-    def _positions_with(self, layers: range, clean: Sequence[int], end: int) -> Tensor:
-        """Places in the video of rows kept before and of clean chunks, ``[layers, branches, heads, end]``."""
-        kept = torch.stack([self._positions[layer] for layer in layers])
-        start = self._starts[clean[0]] if clean else 0
-        stop = start + end - kept.shape[-1]
-        new = torch.arange(start, stop, dtype=kept.dtype, device=kept.device)
-        return torch.cat([kept, new.expand(*kept.shape[:-1], -1)], dim=-1)
 
     def _origins(self) -> dict[int, float]:
         """Share of the rows kept that comes from each chunk."""

@@ -8,14 +8,11 @@ from typing import Any, Literal
 import torch
 
 from ..registry import check_options, describe, make_by_name, option
-from .compression import CompressedKVCache
 from .layout import CacheLayout
 from .original import OriginalCompression
 from .quantized import QuantizedRows, group_size
-from .scorers import SCORERS, Scorer
-from .selection import TokenSelector
+from .scorers import SCORERS, Paper, Scorer
 from .storage import HostStore, PlainRows, RowStore
-from .within_step import WithinStepCache
 
 Granularity = Literal["token", "frame", "chunk"]
 
@@ -31,7 +28,7 @@ class KVCompressionConfig:
         strategy: keep single tokens, whole frames or whole chunks.
         query_granularity: newest queries that count: the last 50, a frame's or a chunk's.
         max_queries: most of those that are asked, spread over all of them; None: all.
-        mix_lambda: weight of importance in the ``paper`` scorer, 0 to 1; None: as the scorer has it.
+        mix_lambda: weight of importance in the scorer, where that is ``paper``; None: its own.
         original: habits of the original FlowCache; None: ours.
 
     Raises:
@@ -53,9 +50,7 @@ class KVCompressionConfig:
             scorer = make_by_name("scorer", SCORERS, scorer)
         object.__setattr__(self, "scorer", scorer)
         check_options(self)
-        if self.mix_lambda is not None:
-            if not hasattr(scorer, "mix_lambda"):
-                raise ValueError("mix_lambda: expected None with a scorer other than paper; leave it out.")
+        if self.mix_lambda is not None and isinstance(scorer, Paper):
             object.__setattr__(self, "scorer", replace(scorer, mix_lambda=self.mix_lambda))
 
     @property
@@ -63,29 +58,12 @@ class KVCompressionConfig:
         """Whether compression happens within a step, see ``OriginalCompression``."""
         return self.original is not None and self.original.within_step
 
-    @property
-    def cache_type(self) -> type[CompressedKVCache]:
-        """Cache that compresses when this configuration says so."""
-        return WithinStepCache if self.within_step else CompressedKVCache
-
     def as_dict(self) -> dict[str, Any]:
         """Fields for logs and traces; the scorer as its name, with its options beside it."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         values["original"] = self.original and asdict(self.original)
         values["scorer"], options = describe(SCORERS, self.scorer)
         return values | options
-
-    def make_selector(self, tokens_per_frame: int, tokens_per_chunk: int) -> TokenSelector:
-        """What chooses the tokens of a model with frames and chunks of that many tokens."""
-        return TokenSelector(
-            self.scorer,
-            tokens_per_frame,
-            tokens_per_chunk,
-            self.strategy,
-            self.query_granularity,
-            self.max_queries,
-            self.original or OriginalCompression(best_first=False),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +85,6 @@ class KVStorageConfig:
         check_options(self)
         if self.bits is None and not self.offload:
             raise ValueError("storage: expected bits or offload, got neither; set bits=8 or offload=True.")
-
-    @classmethod
-    def of(cls, bits: int | None, offload: bool) -> KVStorageConfig | None:
-        """The configuration, or None without bits and offload."""
-        return cls(bits=bits, offload=offload) if bits is not None or offload else None
 
     def make_store(self, layout: CacheLayout, rows: int, unit: int) -> RowStore:
         """Memory for that many rows of clean chunks, which come in multiples of ``unit``."""

@@ -11,9 +11,11 @@ from ..config import FlowCacheConfig
 from ..schedule import StaircaseSchedule
 from ..state import State
 from .cache import ChunkKVCache
-from .compression import CompressionEvent
+from .compression import CompressedKVCache, CompressionEvent
 from .quantized import QuantizationEvent
+from .selection import TokenSelector
 from .storage import RowStore
+from .within_step import WithinStepCache
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +39,10 @@ class CacheManager:
     ) -> None:
         self._model, self._schedule, self._lengths, self._config = model, schedule, lengths, config
         compression, self._clean_range = config.compression, config.clean_range
-        if compression and self._clean_range is None:
-            self._clean_range = compression.cache_type.clean_range
+        if compression:
+            self._cache_type = WithinStepCache if compression.within_step else CompressedKVCache
+            if self._clean_range is None:
+                self._clean_range = self._cache_type.clean_range
         self._budget = self._budget_chunks() * max(lengths)
         rolls = not (compression or config.whole_window or config.refresh_given)
         self._reach_back = self._chunks_behind() if rolls else None
@@ -143,10 +147,10 @@ class CacheManager:
         layout, lengths, max_live = self._model.cache_layout(), self._lengths, self._schedule.max_live
         compression, chunk = self._config.compression, max(lengths)
         if compression is not None:
-            live, clean, stored = compression.cache_type.sizes(lengths, max_live, self._budget)
+            live, clean, stored = self._cache_type.sizes(lengths, max_live, self._budget)
             store = self._new_store(stored)
-            selector = compression.make_selector(self._model.num_tokens(1), chunk)
-            return compression.cache_type(layout, live if store else live + clean, selector, store)
+            selector = TokenSelector(compression, self._model.num_tokens(1), chunk)
+            return self._cache_type(layout, live if store else live + clean, selector, store)
         # A chunk runs once more when it is clean, beside the live ones.
         live, given, behind = max_live + self._config.clean_pass, self._schedule.first_chunk, self._reach_back
         stored, held = sum(lengths[:-live]), sum(lengths)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .original import OriginalCompression, weight_by_place
-from .scorers import ScoreInput, Scorer
+from .config import KVCompressionConfig
+from .original import weight_by_place
+from .scorers import ScoreInput
 
 GRANULARITIES = ("token", "frame", "chunk")
 
@@ -26,9 +27,6 @@ def select(scores: Tensor, budget: int, group: int = 1) -> Tensor:
         scores: ``[..., tokens]``, higher is kept.
         budget: tokens to keep; with groups, as many whole groups as fit.
         group: consecutive tokens that are kept or dropped together, by their mean score.
-
-    Raises:
-        ValueError: no group fits into the budget.
     """
     if group == 1:
         return scores.topk(min(budget, scores.shape[-1]), dim=-1).indices
@@ -47,45 +45,38 @@ def group_means(scores: Tensor, group: int) -> Tensor:
 
 @dataclass(frozen=True)
 class TokenSelector:
-    """Chooses the tokens to keep.
+    """Chooses the tokens to keep, of a model with frames and chunks of that many tokens."""
 
-    Args:
-        scorer: scores each token.
-        tokens_per_frame, tokens_per_chunk: sizes of groups.
-        strategy, query_granularity, max_queries: see ``KVCompressionConfig``.
-        original: weighting by place (with strategy ``token`` alone) and order of kept tokens.
-    """
-
-    scorer: Scorer
+    config: KVCompressionConfig
     tokens_per_frame: int
     tokens_per_chunk: int
-    strategy: str = "token"
-    query_granularity: str = "token"
-    max_queries: int | None = None
-    original: OriginalCompression = field(default_factory=lambda: OriginalCompression(best_first=False))
 
     def newest(self, queries: Tensor) -> Tensor:
         """Those of the queries ``[..., tokens, heads, head_dim]`` that count."""
         counts = {"token": NEWEST_QUERIES, "frame": self.tokens_per_frame, "chunk": queries.shape[-3]}
-        newest = queries[..., -counts[self.query_granularity] :, :, :]
-        count = newest.shape[-3]
-        if self.max_queries is None or count <= self.max_queries:
+        newest = queries[..., -counts[self.config.query_granularity] :, :, :]
+        count, most = newest.shape[-3], self.config.max_queries
+        if most is None or count <= most:
             return newest
         # Steps of the golden section are spread evenly and never align with the rows of a frame.
         stride = round(count / _GOLDEN_RATIO)
         while math.gcd(stride, count) > 1:
             stride += 1
-        places = torch.arange(self.max_queries, device=newest.device) * stride % count
-        return newest.index_select(-3, places)
+        return newest.index_select(-3, torch.arange(most, device=newest.device) * stride % count)
+
+    def scores(self, tokens: ScoreInput) -> Tensor:
+        """Scores that decide, ``[..., kv_heads, tokens]``."""
+        scores, original = self.config.scorer.score(tokens), self.config.original
+        if original is None or self.config.strategy != "token":
+            return scores
+        scores = scores - scores.amin(dim=-1, keepdim=True)
+        return weight_by_place(scores, original.weighting, original.power, self.tokens_per_chunk)
 
     def choose(self, tokens: ScoreInput, budget: int) -> Tensor:
         """Indices of the tokens to keep, ``[..., kv_heads, kept]``; at most ``budget`` per head."""
-        scores = self.scorer.score(tokens)
-        if self.strategy == "token":
-            scores = scores - scores.amin(dim=-1, keepdim=True)
-            original = self.original
-            scores = weight_by_place(scores, original.weighting, original.power, self.tokens_per_chunk)
-        group = {"token": 1, "frame": self.tokens_per_frame, "chunk": self.tokens_per_chunk}[self.strategy]
-        chosen = select(scores, budget, group)
+        groups = {"token": 1, "frame": self.tokens_per_frame, "chunk": self.tokens_per_chunk}
+        chosen = select(self.scores(tokens), budget, groups[self.config.strategy])
+        if self.config.original and self.config.original.best_first:
+            return chosen
         # Rows are in order of time, so that kept neighbours are neighbours in the next round, too.
-        return chosen if self.original.best_first else chosen.sort(dim=-1).values
+        return chosen.sort(dim=-1).values

@@ -52,12 +52,11 @@ class RowStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated on the model's device."""
+        """Bytes allocated on the model's device; ``host_nbytes`` in host memory, if that is another."""
         return count_bytes(self._parts)
 
     @property
     def host_nbytes(self) -> int:
-        """Bytes allocated in host memory, where that is not the model's device."""
         return 0
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
@@ -70,11 +69,11 @@ class RowStore:
         """Fill ``keys`` and ``values``, shaped as in ``write``, with the rows from ``start`` on."""
         self._form.decode(self._load(layer, start, start + keys.shape[1]), keys, values)
 
-    def move_up(self, layer: int, start: int, stop: int) -> None:
-        """Move rows to the beginning."""
-        for part in self._parts:
-            rows = self._entries(part[layer], start, stop).clone()
-            self._entries(part[layer], 0, stop - start).copy_(rows)
+    def move_up(self, start: int, stop: int) -> None:
+        """Move rows to the beginning, in all layers."""
+        for layer in chain(*self._parts):
+            rows = self._entries(layer, start, stop).clone()
+            self._entries(layer, 0, stop - start).copy_(rows)
 
     def state_dict(self, rows: int) -> State:
         """The first rows of all layers, in their form."""
@@ -128,11 +127,11 @@ class HostStore(RowStore):
         if self._ahead[0] == layer:
             self._ahead = (-1, 0, 0)
 
-    def move_up(self, layer: int, start: int, stop: int) -> None:
+    def move_up(self, start: int, stop: int) -> None:
         # The host is ahead of the device, which may still copy these rows.
         self._stream.synchronize()
         self._ahead = (-1, 0, 0)
-        super().move_up(layer, start, stop)
+        super().move_up(start, stop)
 
     def _load(self, layer: int, start: int, stop: int) -> list[Tensor]:
         if self._ahead != (layer, start, stop):
@@ -164,53 +163,41 @@ class LayerBuffer:
     """
 
     def __init__(self, store: RowStore, live_rows: int) -> None:
-        one, device = replace(store.layout, num_layers=1), store.layout.device
-        self._rows = PlainRows().allocate(one, store.capacity + live_rows, device)
-        self._keys, self._values = self._rows[0][0], self._rows[1][0]
-        self._store, self._layer, self._first = store, -1, 0
+        layout = store.layout
+        shape = (2, *layout.shape(store.capacity + live_rows)[1:])
+        self._rows = torch.empty(shape, dtype=layout.dtype, device=layout.device)
+        self._store, self._layer = store, -1
 
     @property
     def nbytes(self) -> int:
-        return count_bytes(self._rows)
+        return count_bytes([self._rows])
 
     def invalidate(self) -> None:
         """Rows changed elsewhere."""
         self._layer = -1
 
-    def read(
-        self, layer: int, start: int, stored: int, keys: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Views of a layer's rows from ``start`` on, ``[branches, rows, heads, head_dim]`` each.
-
-        Rows of the same layer that the buffer holds already are not read again.
+    def read(self, layer: int, stored: int, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of a layer's keys and values, ``[branches, rows, heads, head_dim]`` each.
 
         Args:
             layer: of the rows.
-            start: the first row, a clean one.
             stored: number of clean rows.
-            keys, values: the live rows.
+            live: keys and values of the live rows, ``[2, branches, rows, heads, head_dim]``.
         """
-        stop = stored + keys.shape[1]
+        stop = stored + live.shape[2]
         if layer != self._layer:
-            self._layer, self._first = layer, stored
-            self._keys[:, stored:stop], self._values[:, stored:stop] = keys, values
-        if start < self._first:
-            new = slice(start, self._first)
-            self._store.read(layer, start, self._keys[:, new], self._values[:, new])
-            self._first = start
-        return self._keys[:, start:stop], self._values[:, start:stop]
+            self._layer = layer
+            self._store.read(layer, 0, *self._rows[:, :, :stored])
+            self._rows[:, :, stored:stop] = live
+        return tuple(self._rows[:, :, :stop])
 
     def measure_errors(self, layer: int, start: int, keys: Tensor, values: Tensor) -> Tensor:
         """Root mean square of the error of keys and values just written, over theirs; ``[2]``."""
         self.invalidate()
-        rows = slice(start, start + keys.shape[1])
-        stored = self._keys[:, rows], self._values[:, rows]
+        stored = self._rows[:, :, start : start + keys.shape[1]]
         self._store.read(layer, start, *stored)
-        errors = [
-            (read.float() - written.float()).norm() / written.float().norm().clamp_min(1e-12)
-            for read, written in zip(stored, (keys, values), strict=True)
-        ]
-        return torch.stack(errors)
+        pairs = zip(stored.float(), (keys.float(), values.float()), strict=True)
+        return torch.stack([(read - rows).norm() / rows.norm().clamp_min(1e-12) for read, rows in pairs])
 
 
 def count_bytes(tensors: Sequence[Tensor]) -> int:

@@ -29,7 +29,7 @@ class WithinStepCache(CompressedKVCache):
     def prepare(self, clean: Mapping[int, range], budget: int) -> dict[int, int]:
         due, dropped, held, compressed = {}, {}, self.num_kept, set()
         for chunk, before in clean.items():
-            new = [c for c in self._oldest(before) if c not in compressed]
+            new = [c for c in self._oldest_clean(before) if c not in compressed]
             rows = held + sum(len(self._ranges[0][c]) for c in new)
             if rows > budget:
                 due[chunk], dropped[chunk], held = new, rows - budget, budget
@@ -41,4 +41,4 @@ class WithinStepCache(CompressedKVCache):
     def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:
         super().observe(layer, chunk, queries, branch)
         if chunk in self._due:
-            self._compress(range(layer, layer + 1), self._due[chunk], self._budget)
+            self._compress(slice(layer, layer + 1), self._due[chunk], self._budget)

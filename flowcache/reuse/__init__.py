@@ -31,7 +31,6 @@ __all__ = [
     "ReusePolicy",
     "TeaCache",
     "make_policy",
-    "policy_name",
 ]
 
 
@@ -42,9 +41,3 @@ def make_policy(name: str, options: Mapping[str, Any] | None = None) -> ReusePol
         ValueError: unknown name or option, or a value out of range.
     """
     return make_by_name("policy", POLICIES, ALIASES.get(name, name), options or {})
-
-
-def policy_name(policy: ReusePolicy) -> str:
-    """Name in ``POLICIES``; for other classes, that of the class."""
-    kind = type(policy)
-    return next((name for name, known in POLICIES.items() if known is kind), kind.__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -16,7 +15,7 @@ from ..state import State
 REACH = 3.0
 
 
-class Forecast(ABC):
+class Forecast:
     """Forecasts a chunk from its last evaluations.
 
     Args:
@@ -78,9 +77,9 @@ class Forecast(ABC):
     def observe_step(self, chunk: int, local_step: int, before: Tensor, after: Tensor) -> None:
         """Note the solver's step of a computed chunk, ``[channels, frames, height, width]``."""
 
-    @abstractmethod
     def predict(self, model: ChunkModel, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         """Forecast chunks: velocities or displacements, ``[channels, frames, height, width]``."""
+        return [self.extrapolate(item.chunk, item.local_step) for item in inputs]
 
     def extrapolate(self, chunk: int, local_step: int) -> Tensor:
         """Value at a local step, by the chunk's last evaluations."""
@@ -93,8 +92,10 @@ class Forecast(ABC):
         return (1 + weight) * later - weight * earlier
 
     def _learn(self, chunk: int, local_step: int, value: Tensor) -> None:
-        known = self._known.setdefault(chunk, [])
-        known.append((self.times[local_step], value))
+        known, time = self._known.setdefault(chunk, []), self.times[local_step]
+        if known and known[-1][0] == time:  # a waiting chunk is evaluated at its start more than once
+            known.pop()
+        known.append((time, value))
         del known[: -self.order - 1]
 
 
@@ -111,12 +112,8 @@ class ResidualForecast(Forecast):
             self._learn(item.chunk, item.local_step, after - before)
 
     def predict(self, model, inputs):
-        tokens = model.embed(inputs)
-        outputs = [
-            item_tokens + self.extrapolate(item.chunk, item.local_step)
-            for item, item_tokens in zip(inputs, tokens, strict=True)
-        ]
-        return model.head(inputs, outputs)
+        residuals = super().predict(model, inputs)
+        return model.head(inputs, [x + r for x, r in zip(model.embed(inputs), residuals, strict=True)])
 
 
 class VelocityForecast(Forecast):
@@ -125,9 +122,6 @@ class VelocityForecast(Forecast):
     def observe_evaluation(self, inputs, tokens, outputs, velocities):
         for item, velocity in zip(inputs, velocities, strict=True):
             self._learn(item.chunk, item.local_step, velocity)
-
-    def predict(self, model, inputs):
-        return [self.extrapolate(item.chunk, item.local_step) for item in inputs]
 
 
 class DisplacementForecast(Forecast):
@@ -140,9 +134,6 @@ class DisplacementForecast(Forecast):
 
     def observe_step(self, chunk, local_step, before, after):
         self._learn(chunk, local_step, after - before)
-
-    def predict(self, model, inputs):
-        return [self.extrapolate(item.chunk, item.local_step) for item in inputs]
 
 
 FORECASTS: dict[str, Callable[[], Forecast]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -20,8 +21,8 @@ class Decision:
     """A policy's decision for one live chunk at one step.
 
     Attributes:
-        reuse: True skips the model and forecasts instead.
-        distance: relative change of the chunk's indicator since the previous step; None if not measured.
+        reuse: skip the model and forecast.
+        distance: change of the chunk's indicator since the previous step; None if not measured.
         accumulated: value compared with the threshold; None if nothing was compared.
     """
 
@@ -78,8 +79,7 @@ class ReusePolicy(ABC):
         """
 
     def observe(self, chunk: int, local_step: int, velocity: Tensor) -> None:
-        """Note the velocity of a computed chunk, ``[channels, frames, height, width]``; before the forecast
-        learns it."""
+        """Note a computed velocity, ``[channels, frames, height, width]``, before the forecast learns it."""
 
     def forget(self, chunk: int) -> None:
         """Drop the state of a chunk that has become clean."""
@@ -122,24 +122,12 @@ def relative_l1(current: Sequence[Tensor], previous: Sequence[Tensor]) -> list[f
 def accumulate(
     accumulated: float, distance: float, coefficients: Sequence[float] | None, threshold: float
 ) -> Decision:
-    """Add a distance to the accumulated ones, and reuse while they stay below the threshold.
-
-    Args:
-        accumulated: sum so far.
-        distance: of this step.
-        coefficients: polynomial, highest power first, that maps it to the expected change of the output; None
-            adds the distance itself.
-        threshold: 0 never reuses.
-    """
-    change = distance if coefficients is None else polynomial(coefficients, distance)
-    accumulated += change
+    """Add a distance, mapped by a polynomial if there is one; reuse while the sum is below the threshold."""
+    accumulated += distance if coefficients is None else polynomial(coefficients, distance)
     # A fitted polynomial may be negative, so threshold 0 is checked explicitly.
     return Decision(threshold > 0 and accumulated < threshold, distance, accumulated)
 
 
 def polynomial(coefficients: Sequence[float], value: float) -> float:
     """Evaluate a polynomial, highest power first (Horner's rule)."""
-    result = 0.0
-    for coefficient in coefficients:
-        result = result * value + coefficient
-    return result
+    return reduce(lambda result, coefficient: result * value + coefficient, coefficients, 0.0)

@@ -32,7 +32,7 @@ class FakeVideos:
 
     def cache(self, preset, budget=None, bits=None):
         compression = None if budget is None else KVCompressionConfig(budget=budget)
-        return FlowCacheConfig(compression=compression, storage=KVStorageConfig.of(bits, offload=False))
+        return FlowCacheConfig(compression=compression, storage=bits and KVStorageConfig(bits=bits))
 
     def stream(self, cache, trace):
         yield from range(self.chunks)

@@ -8,15 +8,14 @@ import pytest
 import torch
 from random_model import RandomModel, StraightSolver
 
-from flowcache import Denoiser, FlowCacheConfig, LoopOptions, StaircaseSchedule, cut_window
+from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, cut_window
 from flowcache.config import KVCompressionConfig
 from flowcache.finite import FiniteWatch, NotFiniteError, check_finite
-
-STEPS = 4
+from flowcache.reuse import ChunkwiseReuse, Interval
 
 
 class BreakingModel(RandomModel):
-    """Gives ``value`` for the last token of the first chunk in one of its calls."""
+    """Returns ``value`` for the last token of the first chunk in one of its calls."""
 
     def __init__(self, call: int, value: float) -> None:
         super().__init__()
@@ -32,35 +31,31 @@ class BreakingModel(RandomModel):
 
 
 def tensors_of(state):
-    """All tensors of a state."""
     if isinstance(state, torch.Tensor):
         return [state]
     values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
     return [tensor for value in values for tensor in tensors_of(value)]
 
 
+MEASURED = {"policy": ChunkwiseReuse(0.01, 1), "clean_pass": True, "compression": KVCompressionConfig()}
 CONFIGS = {
-    "plain": FlowCacheConfig(policy="none"),
-    "clean pass": FlowCacheConfig(policy="none", clean_pass=True),
-    "reused": FlowCacheConfig(policy="fixed_interval", interval=2, clean_pass=True, forecast="hold_residual"),
-    "displaced": FlowCacheConfig(policy="fixed_interval", interval=2, forecast="hold_displacement"),
-    "measured": FlowCacheConfig(
-        threshold=0.01, warmup_steps=1, clean_pass=True, compression=KVCompressionConfig(budget=1)
-    ),
-    "whole window": FlowCacheConfig(policy="none", whole_window=True),
+    "plain": {"policy": "none"},
+    "clean pass": {"policy": "none", "clean_pass": True},
+    "reused": {"policy": Interval(2), "clean_pass": True, "forecast": "hold_residual"},
+    "displaced": {"policy": Interval(2), "forecast": "hold_displacement"},
+    "measured": MEASURED,
+    "whole window": {"policy": "none", "whole_window": True},
 }
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_loop_stops_before_anything_broken_leaves_it(name, value):
-    config, stopped = CONFIGS[name], 0
+    stopped = 0
     for call in range(12):
         window = cut_window(torch.zeros(4, 12, 1, 1), 2, torch.zeros(4, 5, 1, 1))
-        schedule = StaircaseSchedule(6, STEPS, 2, window.num_given)
-        options = LoopOptions(config.whole_window, False, config.clean_pass, compression=config.compression)
-        model = BreakingModel(call, value)
-        loop = Denoiser(model, config.make_policy(STEPS), config.make_forecast(), options)
+        schedule, model = StaircaseSchedule(6, 4, 2, window.num_given), BreakingModel(call, value)
+        loop = Denoiser(model, FlowCacheConfig(**CONFIGS[name]))
         try:
             for _ in loop.run(window, schedule, StraightSolver()):
                 assert model.broken is None
@@ -77,23 +72,18 @@ def test_the_loop_stops_before_anything_broken_leaves_it(name, value):
 def test_an_indicator_that_breaks_is_named():
     model = RandomModel()
     model.indicators = lambda inputs: [item.latents * math.nan for item in inputs]
-    window, config = cut_window(torch.zeros(4, 12, 1, 1), 2), CONFIGS["measured"]
-    loop = Denoiser(model, config.make_policy(STEPS), config.make_forecast())
-    with pytest.raises(NotFiniteError, match=r"distance of chunk 0 at step 1: .*nan.*weight"):
-        list(loop.run(window, StaircaseSchedule(6, STEPS, 2), StraightSolver()))
+    loop = Denoiser(model, FlowCacheConfig(**MEASURED))
+    with pytest.raises(NotFiniteError, match=r"distance of chunk 0 at step 1: .*nan"):
+        list(loop.run(cut_window(torch.zeros(4, 12, 1, 1), 2), StaircaseSchedule(6, 4, 2), StraightSolver()))
 
 
 def test_the_first_bad_step_is_named():
     watch = FiniteWatch()
-    watch.check()
     for step, value in enumerate([1.0, math.inf, math.nan]):
         watch.observe(f"step {step}", torch.tensor([0.0, value], dtype=torch.float16))
-    with pytest.raises(NotFiniteError, match=r"step 1.*guidance_scale.*dtype.*weight"):
+    with pytest.raises(NotFiniteError, match=r"step 1.*guidance_scale"):
         watch.check()
     watch.check()
-
-
-def test_large_and_empty_tensors_are_finite():
     large = torch.full((1000,), 6e4, dtype=torch.float16)
     assert check_finite("large", large) is large
     check_finite("empty", torch.zeros(0, 3))

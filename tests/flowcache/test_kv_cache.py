@@ -1,64 +1,253 @@
-"""Keys and values that chunks leave for each other."""
+"""A cache within its capacity: clean chunks beside live ones, in fewer bits, in host memory, compressed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from cached import EIGHT_BITS, TOKENS, fill, run
 
-from flowcache.kv.cache import CacheFullError, CacheLayout, ChunkKVCache
+from flowcache import FlowCacheConfig
+from flowcache.kv import compression
+from flowcache.kv.cache import CacheFullError, ChunkKVCache
+from flowcache.kv.compression import CompressedKVCache
+from flowcache.kv.config import KVCompressionConfig, KVStorageConfig
+from flowcache.kv.layout import CacheLayout
+from flowcache.kv.original import OriginalCompression
+from flowcache.kv.quantized import dequantize, group_size, quantize
+from flowcache.kv.scorers import SCORERS, Paper, Scorer
+from flowcache.kv.selection import TokenSelector
+from flowcache.kv.within_step import WithinStepCache
+from flowcache.registry import make_by_name
 
-
-def make_cache(capacity=10):
-    return ChunkKVCache(CacheLayout(num_layers=2, num_branches=2, num_heads=3, head_dim=4), capacity)
-
-
-def test_a_chunk_sees_itself_and_what_came_before():
-    cache = make_cache()
-    stored = {}
-    for chunk, tokens in ((0, 3), (1, 2), (2, 4)):
-        cache.enter(chunk, tokens)
-        stored[chunk] = torch.randn(2, tokens, 3, 4), torch.randn(2, tokens, 3, 4)
-        cache.write(1, chunk, *stored[chunk])
-    keys, values = cache.read(1, last_chunk=1)
-    assert torch.equal(keys, torch.cat([stored[0][0], stored[1][0]], dim=1))
-    assert torch.equal(values, torch.cat([stored[0][1], stored[1][1]], dim=1))
-    assert cache.read(1)[0].shape[1] == cache.num_tokens == 9
-    assert cache.read(0, 1)[0].shape[1] == 5
+LAYOUT = CacheLayout(num_layers=3, num_branches=2, num_heads=2, head_dim=8)
 
 
-def test_writing_again_replaces():
-    cache = make_cache()
-    cache.enter(0, 2)
-    cache.enter(0, 2)
-    for _ in range(2):
-        new = torch.randn(2, 2, 3, 4)
-        cache.write(0, 0, new, new)
-    assert torch.equal(cache.read(0)[0], new)
-    assert cache.num_tokens == 2
+def make_store(chunks: int, bits: int | None, layout: CacheLayout = LAYOUT):
+    storage = KVStorageConfig(bits=bits, offload=bits is None)
+    return storage.make_store(layout, chunks * TOKENS, TOKENS)
 
 
-def test_capacity_is_a_promise():
-    cache = make_cache(capacity=5)
-    before = cache.nbytes
-    cache.enter(0, 4)
-    with pytest.raises(CacheFullError, match="Chunk 1 needs 2 tokens, but 4 of 5 are taken"):
-        cache.enter(1, 2)
-    with pytest.raises(ValueError, match="holds 4 tokens, not 3"):
-        cache.enter(0, 3)
-    assert cache.nbytes == before == 2 * 2 * 2 * 5 * 3 * 4 * 4
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [2, -1])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("scale", [0.0, 1e-7, 1.0, 1e6])
+def test_no_number_is_off_by_more_than_half_a_step(bits, dim, dtype, scale):
+    numbers = (torch.randn(2, 3, 16, 2, 8).clamp(-3, 3) * torch.logspace(-3, 2, 8) * scale + 1).to(dtype)
+    (codes, step, low), out = quantize(numbers, dim, bits), torch.empty_like(numbers)
+    dequantize(codes, step, low, bits, out)
+    numbers = numbers.float().clamp(-65504, 65504)
+    rounding = torch.finfo(dtype).eps + torch.finfo(torch.float16).eps
+    bound = step.float() / 2 * (1 + 1e-3) + numbers.abs().amax(dim=dim, keepdim=True) * rounding
+    assert ((out.float() - numbers).abs() <= bound).all()
 
 
-def test_dropping_the_oldest_leaves_the_others_as_they_are():
-    cache = make_cache()
-    stored = []
+def test_keys_share_bounds_by_channel_and_values_by_token():
+    store, rows = make_store(2, bits=8), torch.randn(2, 2 * TOKENS, 2, 8)
+    by_channel = rows * torch.logspace(-3, 3, 8)
+    by_token = rows * torch.logspace(-3, 3, 2 * TOKENS).view(-1, 1, 1)
+    store.write(0, 0, by_channel, by_token)
+    keys, values = torch.empty_like(rows), torch.empty_like(rows)
+    store.read(0, 0, keys, values)
+    assert ((keys - by_channel).norm(dim=1) / by_channel.norm(dim=1)).amax() < 0.01
+    assert ((values - by_token).norm(dim=-1) / by_token.norm(dim=-1)).amax() < 0.01
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_bytes_are_those_of_codes_bounds_and_the_buffer(bits):
+    sizes = {80: 80, 2025: 75, 2040: 68, 12: 12, 2027: 2027, 1: 1}
+    assert {unit: group_size(unit) for unit in sizes} == sizes
+    with pytest.raises(ValueError, match="bits=4"):
+        make_store(1, 4, replace(LAYOUT, head_dim=3))
+    rows, per_row = 5 * 80, 3 * 2 * 2  # layers, branches, heads
+    store = KVStorageConfig(bits=bits).make_store(LAYOUT, rows, 80)
+    bounds = 2 * 2 * (rows // 80) * per_row * 8 + 2 * 2 * rows * per_row
+    assert (store.nbytes, store.host_nbytes) == (2 * rows * per_row * 8 * bits // 8 + bounds, 0)
+    token = 2 * 2 * 2 * 8 * 4  # keys and values, branches, heads, channels, fp32
+    assert ChunkKVCache(LAYOUT, 160).nbytes == 3 * 160 * token
+    cache = ChunkKVCache(LAYOUT, 160, store=store)
+    assert cache.nbytes == 3 * 160 * token + store.nbytes + (rows + 160) * token
+
+
+@pytest.mark.parametrize(("stored", "bits", "most"), [(0, None, 0), (4, None, 0), (4, 8, 0.01), (4, 4, 0.15)])
+def test_a_chunk_sees_itself_and_earlier_ones(stored, bits, most):
+    cache, chunks = ChunkKVCache(LAYOUT, 5 * TOKENS, store=make_store(stored, bits) if stored else None), []
     for chunk in range(5):
-        if chunk > 2:
-            cache.drop([chunk - 3])
-        cache.enter(chunk, 3)
-        stored.append(torch.randn(2, 2, 3, 3, 4))
-        for layer in range(2):
-            cache.write(layer, chunk, stored[-1][layer], -stored[-1][layer])
+        fill(cache, chunk)
+        chunks.append(fill(cache, chunk))  # writing again replaces
+        if chunk:
+            cache.settle(chunk - 1)
+    keys, values = (torch.cat(parts, dim=2) for parts in zip(*chunks, strict=True))
+    for layer in (0, 2, 2, 1):
+        for first, last in ((3, 4), (4, 4), (2, 4), (None, 4), (1, 2), (0, 0)):
+            own = slice(TOKENS * (first or 0), TOKENS * (last + 1))
+            for found, rows in zip(cache.read(layer, last, first), (keys, values), strict=True):
+                assert (found - rows[layer, :, own]).norm() <= most * rows[layer, :, own].norm()
+                assert last < 4 or torch.equal(found[:, -TOKENS:], rows[layer, :, -TOKENS:]), "live rows"
+    assert (cache.num_tokens, cache.num_taken) == (5 * TOKENS, (5 - stored) * TOKENS)
+    events = cache.pop_quantizations()
+    assert [event.chunks for event in events] == ([[chunk] for chunk in range(4)] if bits else [])
+    for chunk, event in enumerate(events):
+        own = slice(TOKENS * chunk, TOKENS * (chunk + 1))
+        for part, error in enumerate((event.key_error, event.value_error)):
+            rows = chunks[chunk][part]
+            each = [(cache.read(k)[part][:, own] - rows[k]).norm() / rows[k].norm() for k in range(3)]
+            assert error == pytest.approx(float(torch.stack(each).mean()), rel=1e-5)
+
+
+def test_writes_between_two_reads_are_seen_and_stored_chunks_are_not_written():
+    cache = ChunkKVCache(LAYOUT, 3 * TOKENS, store=make_store(1, None))
+    for chunk in range(3):
+        fill(cache, chunk)
+    cache.settle(1)
+    assert cache.num_taken == 3 * TOKENS, "an older chunk is live"
+    before = cache.read(1)[0].clone()
+    cache.settle(0)
+    assert torch.equal(cache.read(1)[0], before)
+    cache.settle(1)
+    assert cache.num_taken == 2 * TOKENS, "the store has room for one"
+    new = torch.randn(2, TOKENS, 2, 8)
+    cache.write(1, 2, new, new)
+    assert torch.equal(cache.read(1)[0][:, 2 * TOKENS :], new)
+    with pytest.raises(ValueError, match="chunk"):
+        cache.write(1, 0, new, new)
+    fill(cache, 3)
+    with pytest.raises(CacheFullError, match="chunk 4"):
+        cache.enter(4, TOKENS)
+
+
+def make_cache(chunks: int, kind=CompressedKVCache, layout=LAYOUT, **options) -> CompressedKVCache:
+    selector = TokenSelector(KVCompressionConfig(**options), 2, TOKENS)
+    return kind(layout, chunks * TOKENS, selector)
+
+
+@pytest.mark.parametrize("missing", [1, 4, 5, 6])
+def test_keeps_whole_tokens_and_leaves_live_chunks_alone(missing):
+    cache = make_cache(4)
+    stored = [fill(cache, chunk) for chunk in range(4)]
+    cache.make_room([0, 1], missing)
+    cache.enter(4, missing)
     assert cache.chunks == [2, 3, 4]
-    for layer in range(2):
-        keys, values = cache.read(layer)
-        assert torch.equal(keys, torch.cat([part[layer] for part in stored[2:]], dim=1))
-        assert torch.equal(values, -keys)
-        assert torch.equal(cache.read(layer, 3, 3)[0], stored[3][layer])
+    assert cache.num_kept == 2 * TOKENS - missing
+    clean_keys, clean_values = (torch.cat(parts, dim=2) for parts in zip(*stored[:2], strict=True))
+    for layer in range(3):
+        keys, values = cache.read(layer, 3)
+        assert torch.equal(keys[:, cache.num_kept :], torch.cat([stored[2][0], stored[3][0]], dim=2)[layer])
+        for branch, head in torch.cartesian_prod(torch.arange(2), torch.arange(2)).tolist():
+            kept, clean = keys[branch, : cache.num_kept, head], clean_keys[layer, branch, :, head]
+            places = [int((clean == key).all(dim=-1).nonzero()) for key in kept]
+            assert places == sorted(set(places)), "each once, in the order of time"
+            own = clean_values[layer, branch, places, head]
+            assert torch.equal(values[branch, : cache.num_kept, head], own), "values stay with their keys"
+
+
+def test_events_name_the_origin_of_kept_tokens_and_live_chunks_may_fill_the_cache():
+    cache = make_cache(3, scorer="recency")
+    for chunk in range(3):
+        fill(cache, chunk)
+    cache.make_room([0, 1], TOKENS)
+    fill(cache, 3)
+    with pytest.raises(CacheFullError, match="budget"):
+        cache.make_room([], 2 * TOKENS)
+    with pytest.raises(CacheFullError, match="chunk 4"):
+        cache.enter(4, TOKENS)
+    cache.make_room([2], TOKENS)
+    first, second = cache.pop_events()
+    assert (first.chunks, first.rows_before, first.rows_after, first.kept_of) == ([0, 1], 12, 6, {1: 1.0})
+    assert (second.chunks, second.kept_of) == ([2], {2: 1.0})
+    assert cache.pop_events() == []
+
+
+@dataclass(frozen=True)
+class FirstQuery(Scorer):
+    """Records the queries that it is given."""
+
+    seen: list = field(default_factory=list)
+
+    def score(self, tokens):
+        self.seen.append(tokens.queries[:, 0, 0, 0].tolist())
+        return -tokens.ages.float()
+
+
+@pytest.mark.parametrize(
+    ("asked", "due", "expected"),
+    [
+        ([(0, None, 1.0), (2, None, 3.0)], None, [[3.0, 3.0]]),  # the newest chunk's queries, in any order
+        ([(2, None, 3.0), (0, None, 1.0)], None, [[3.0, 3.0]]),
+        ([(2, 0, 3.0), (2, 1, 4.0)], None, [[3.0, 4.0]]),  # each branch's own
+        ([(2, 1, 4.0)], None, [[4.0, 4.0]]),  # another branch's until then
+        ([(1, None, 2.0), (2, None, 3.0)], {1: range(1)}, [[2.0, 2.0]]),  # within a step: the reader's
+        ([(1, None, 2.0), (2, None, 3.0)], {}, []),
+    ],
+)
+def test_whose_queries_count(asked, due, expected):
+    scorer, kind = FirstQuery(), CompressedKVCache if due is None else WithinStepCache
+    cache = make_cache(3, kind, replace(LAYOUT, num_layers=1), scorer=scorer)
+    for chunk in range(3):
+        cache.enter(chunk, TOKENS)
+    cache.prepare(due or {}, TOKENS - 1)
+    for chunk, branch, value in asked:
+        shape = (TOKENS, 2, 8) if branch is not None else (2, TOKENS, 2, 8)
+        cache.observe(0, chunk, torch.full(shape, value), branch)
+    if due is None:
+        cache.make_room([0, 1], TOKENS)
+    assert scorer.seen == expected
+
+
+def test_the_first_token_survives_many_rounds_in_constant_memory():
+    cache = make_cache(3, scorer="sink_window")
+    keys, before = fill(cache, 0)[0], cache.nbytes
+    fill(cache, 1)
+    for chunk in range(2, 50):
+        fill(cache, chunk)
+        cache.make_room([chunk - 2, chunk - 1], TOKENS)
+    assert torch.equal(cache.read(0)[0][:, 0], keys[0][:, 0])
+    assert cache.nbytes == before and cache.num_tokens <= cache.capacity
+
+
+def test_layers_together_are_compressed_as_each_alone(monkeypatch):
+    results = []
+    for numbers in (2**22, 1):
+        monkeypatch.setattr(compression, "NUMBERS_AT_ONCE", numbers)
+        torch.manual_seed(1)
+        cache = make_cache(3)
+        for chunk in range(6):
+            cache.make_room(cache.chunks[:2], TOKENS)
+            fill(cache, chunk)
+        results.append((torch.stack([*cache.read(0), *cache.read(1)]), cache.pop_events()))
+    assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+
+
+def test_scorers_are_made_by_name_with_options_as_typed():
+    assert make_by_name("scorer", SCORERS, "paper", {"mix_lambda": "0.5", "pool": 3}) == Paper(3, 0.5)
+    own = KVCompressionConfig(scorer="random").as_dict()
+    assert (own["scorer"], own["seed"]) == ("random", 0)
+    assert KVCompressionConfig(mix_lambda=0.2).scorer == Paper(mix_lambda=0.2)
+    wrong = [("best", {}), ("paper", {"lambda": 1}), ("paper", {"mix_lambda": "2"}), ("paper", {"pool": "x"})]
+    for name, options in [*wrong, ("paper", {"pool": 4}), ("recency", {"seed": 1})]:
+        with pytest.raises(ValueError, match=next(iter(options), "scorer")):
+            make_by_name("scorer", SCORERS, name, options)
+
+
+WITHIN = {"compression": KVCompressionConfig(original=OriginalCompression(within_step=True))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "settings"),
+    [
+        (KVCompressionConfig, "budget", {"budget": 0}),
+        (KVCompressionConfig, "mix_lambda", {"mix_lambda": 2.0}),
+        (KVCompressionConfig, "scorer", {"scorer": "best"}),
+        (KVCompressionConfig, "strategy", {"strategy": "row"}),
+        (KVStorageConfig, "bits", {"bits": 2}),
+        (KVStorageConfig, "storage", {}),
+        (FlowCacheConfig, "clean_pass", {"clean_pass": True, **WITHIN}),
+        (FlowCacheConfig, "whole_window", {"whole_window": True, **WITHIN}),
+        (FlowCacheConfig, "refresh_given", {"refresh_given": True, "storage": EIGHT_BITS}),
+        (run, "total", {"compression": KVCompressionConfig(total=2)}),
+    ],
+)
+def test_settings_are_checked(kind, name, settings):
+    with pytest.raises(ValueError, match=name):
+        kind(**settings)

@@ -5,26 +5,8 @@ import pytest
 from flowcache import StaircaseSchedule
 
 
-def test_each_chunk_makes_every_step_once_and_in_order():
-    schedule = StaircaseSchedule(num_chunks=4, num_steps=6, stride=2, first_chunk=1)
-    made = {chunk: [] for chunk in range(4)}
-    for live in schedule:
-        for chunk, local_step in live.items():
-            made[chunk].append(local_step)
-    assert made == {0: [], 1: list(range(6)), 2: list(range(6)), 3: list(range(6))}
-
-
-def test_stride_bounds_what_is_live_together():
-    assert len(StaircaseSchedule(5, 50, 5)) == 70
-    assert StaircaseSchedule(5, 50, 0).live(0) == dict.fromkeys(range(5), 0)
-    assert all(len(live) == 1 for live in StaircaseSchedule(3, 4, 4))
-    for stride in range(7):
-        schedule = StaircaseSchedule(5, 6, stride)
-        assert schedule.max_live == max(len(live) for live in schedule)
-
-
 @pytest.mark.parametrize(
-    "wrong, name",
+    ("wrong", "name"),
     [
         ({"num_chunks": 0}, "num_chunks"),
         ({"num_steps": 0}, "num_steps"),
@@ -40,12 +22,17 @@ def test_bad_counts_are_named(wrong, name):
 
 @pytest.mark.parametrize("stride", [0, 1, 3, 7])
 @pytest.mark.parametrize("given", [0, 2])
-def test_chunks_are_found_without_looking_at_all(stride, given):
+def test_the_staircase(stride, given):
     schedule = StaircaseSchedule(9, 7, stride, given)
-    chunks = range(given, 9)
+    chunks, made = range(given, 9), {chunk: [] for chunk in range(9)}
     for step in range(len(schedule) + 2):
         steps = {c: schedule.local_step(c, step) for c in chunks}
         assert schedule.live(step) == {c: k for c, k in steps.items() if 0 <= k < 7}
         assert list(schedule.finished(step)) == [c for c, k in steps.items() if k == 7]
         for bound in range(9):
             assert schedule.first_below(bound, step) == next((c for c in chunks if steps[c] < bound), 9)
+    for live in schedule:
+        for chunk, local_step in live.items():
+            made[chunk].append(local_step)
+    assert made == {chunk: list(range(7)) if chunk >= given else [] for chunk in range(9)}
+    assert schedule.max_live == max(len(live) for live in schedule)

@@ -12,7 +12,7 @@ from reference import Case, reference_dir
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowcache.kv import attention_mass as streamed
+from flowcache.kv.config import KVCompressionConfig
 from flowcache.kv.original import WEIGHTINGS, weight_by_place
 from flowcache.kv.scorers import (
     Importance,
@@ -24,6 +24,7 @@ from flowcache.kv.scorers import (
     ScoreInput,
     SinkWindow,
 )
+from flowcache.kv.scorers import importance as streamed
 from flowcache.kv.selection import TokenSelector, group_means, select
 
 
@@ -130,7 +131,7 @@ def test_a_gpu_multiplies_low_precision_as_it_is():
 
 @pytest.mark.parametrize("count", [51, 60, 100, 1000, 4000, 12150])
 def test_few_of_many_queries_are_asked_all_over(count):
-    selector = TokenSelector(Importance(), 100, count, query_granularity="chunk", max_queries=50)
+    selector = TokenSelector(KVCompressionConfig(query_granularity="chunk", max_queries=50), 100, count)
     places = torch.arange(float(count)).reshape(1, -1, 1, 1).expand(2, -1, -1, -1)
     asked = selector.newest(places)
     assert asked.shape == (2, 50, 1, 1)

@@ -20,10 +20,8 @@ from flowcache.user_files import UnreadableFile, read_text
 #: Content that is not even JSON, or another value than an object or a list of them.
 BROKEN = [b"", b"{", b"7", b"null", b"[3]", b'"a"', b"\xff\xfe{}", b"[" * 100_000]
 
-SETTING = {"changes": {"interval": 2}, "speedup": 2.0, "psnr": 30.0, "seconds": 1.0}
-PROFILE = {"format": 1, "key": {}, "settings": [SETTING], "seconds": 1.0, "environment": {}}
-PLANS = {"format": 1, "sampling": {"steps": 2, "stride": 1}, "forecast": "linear_velocity", "steps": [[0]]}
-PLANS |= {"times": [1.0, 0.5, 0.0], "amplification": [1.0, 1.0], "made": "by hand"}
+SETTING = {"interval": 2, "speedup": 2.0, "psnr": 30.0, "seconds": 1.0}
+PROFILE = {"format": 2, "key": {}, "settings": [SETTING], "seconds": 1.0, "environment": {}}
 TRACE = {"format": 1, "windows": [{"num_steps": 4, "stride": 2, "first_chunk": 0, "chunk_frames": [2]}]}
 STEP = {"window": 0, "step": 0, "events": [{"chunk": 0, "local_step": 0, "reused": False}]}
 
@@ -46,11 +44,6 @@ READERS = {
         Profile.load,
         PROFILE,
         [{"settings": [SETTING | {"speedup": "2"}]}, {"settings": {}}, {"seconds": None}, {"format": "1"}],
-    ),
-    "plans.json": (
-        Plans.load,
-        PLANS,
-        [{"steps": 3}, {"steps": [["0"]]}, {"steps": []}, {"sampling": {}}, {"times": [1.0, "0.5", 0.0]}],
     ),
     "ways.json": (
         lambda path: read_ways(path.parent),

@@ -1,9 +1,8 @@
-"""Reference cases of MAGI-1 as the objects that our code works with."""
+"""Reference cases of MAGI-1 as the objects of our code, and tiny models."""
 
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 
 import torch
 from reference import Case, reference_dir
@@ -13,36 +12,38 @@ from torch import Tensor
 from flowcache import StaircaseSchedule
 from magi1.captions import Captions, make_captions
 from magi1.chunk_model import KVRange, MagiChunkModel, Sampling
-from magi1.conversion import transformer_key
+from magi1.conversion import official_key
 from magi1.guidance import DistilledGuidance, Guidance, ThreeWayGuidance
 from magi1.schedule import Timetable
 from magi1.transformer import MagiTransformer3DModel
+
+#: A transformer with random weights.
+SIZES = {"num_layers": 1, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 2}
+SIZES |= {"num_query_groups": 1, "kv_channels": 16, "in_channels": 4, "out_channels": 4}
+SIZES |= {"caption_channels": 16, "caption_max_length": 20}
 
 
 def magi_case(name: str) -> Case:
     return Case(reference_dir() / "magi1", name)
 
 
+def pick_known(kind: type, values: dict) -> dict:
+    """Those of the values that are arguments of a class."""
+    known = inspect.signature(kind.__init__).parameters
+    return {key: value for key, value in values.items() if key in known}
+
+
 def load_transformer(case: Case) -> MagiTransformer3DModel:
-    """The transformer that a case was made with."""
-    known = inspect.signature(MagiTransformer3DModel.__init__).parameters
-    config = {k: v for k, v in case.info["config"]["model_config"].items() if k in known}
+    config = pick_known(MagiTransformer3DModel, case.info["config"]["model_config"])
     transformer = MagiTransformer3DModel(**config).eval()
-    weights = load_file(Path(case.folder) / case.info["weights"])
-    transformer.load_state_dict({transformer_key(key): tensor for key, tensor in weights.items()})
+    weights = load_file(case.folder / case.info["weights"])
+    transformer.load_state_dict({name: weights[official_key(name)] for name in transformer.state_dict()})
     return transformer
 
 
 def captions_of(transformer: MagiTransformer3DModel, case: Case, num_chunks: int) -> Captions:
     text = case.tensors["caption_embs"][0, 0][case.tensors["emb_masks"][0].bool()]
     return make_captions(text, transformer.caption_embed.null_caption, num_chunks)
-
-
-def timetable_of(case: Case) -> Timetable:
-    runtime, engine = case.info["config"]["runtime_config"], case.info["config"]["engine_config"]
-    return Timetable(
-        runtime["num_steps"], engine["shortcut_mode"], engine["distill"], clean_time=runtime["clean_t"]
-    )
 
 
 def guidance_of(case: Case, nearly_clean: bool = True) -> Guidance:
@@ -55,14 +56,13 @@ def guidance_of(case: Case, nearly_clean: bool = True) -> Guidance:
 def chunk_model(
     case: Case, noise: Tensor, schedule: StaircaseSchedule, nearly_clean: bool = True
 ) -> MagiChunkModel:
-    runtime = case.info["config"]["runtime_config"]
+    runtime, engine = case.info["config"]["runtime_config"], case.info["config"]["engine_config"]
     transformer = load_transformer(case)
-    sampling = Sampling(
-        timetable_of(case),
-        guidance_of(case, nearly_clean),
-        schedule,
-        KVRange(tuple(runtime["noise2clean_kvrange"]), runtime["clean_chunk_kvrange"]),
+    table = Timetable(
+        runtime["num_steps"], engine["shortcut_mode"], engine["distill"], clean_time=runtime["clean_t"]
     )
+    kv_range = KVRange(tuple(runtime["noise2clean_kvrange"]), runtime["clean_chunk_kvrange"])
+    sampling = Sampling(table, guidance_of(case, nearly_clean), schedule, kv_range)
     captions = captions_of(transformer, case, schedule.num_chunks)
     return MagiChunkModel(transformer, captions, tuple(noise.shape[2:]), sampling)
 

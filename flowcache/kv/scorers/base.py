@@ -1,7 +1,5 @@
 """What a scorer is given, and what it answers."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
 from ...registry import option
-from ..attention_mass import attention_mass
 from .base import ScoreInput, Scorer
+
+#: Queries and keys of a block: their product is what is held at once, per head.
+QUERY_BLOCK, KEY_BLOCK = 256, 2048
 
 
 @dataclass(frozen=True)
@@ -30,3 +35,52 @@ class Importance(Scorer):
     def score(self, tokens: ScoreInput) -> Tensor:
         mass = attention_mass(tokens.queries, tokens.keys)
         return max_pool1d(mass, self.pool, stride=1, padding=self.pool // 2)
+
+
+def attention_mass(queries: Tensor, keys: Tensor) -> Tensor:
+    """Mean attention of each key over the queries, ``[..., kv_heads, tokens]``, fp32.
+
+    Query heads that share a key-value head are pooled by their largest logit, before the softmax over all
+    keys. Two passes over blocks of keys: the first computes each query's normaliser, the second the sum.
+    Memory does not grow with queries times keys. A single block needs one pass.
+
+    Args:
+        queries: ``[..., n, heads, head_dim]``; ``heads`` is a multiple of ``kv_heads``.
+        keys: ``[..., tokens, kv_heads, head_dim]``.
+    """
+    *branches, num_tokens, kv_heads, _ = keys.shape
+    mass = torch.zeros(*branches, kv_heads, num_tokens, device=keys.device)
+    for block in queries.split(QUERY_BLOCK, dim=-3):
+        if num_tokens <= KEY_BLOCK:
+            ((_, logits),) = _logit_blocks(block, keys)
+            mass += logits.softmax(dim=-1).sum(dim=-2)
+            continue
+        normaliser = torch.full((*branches, kv_heads, block.shape[-3]), -math.inf, device=keys.device)
+        for _, logits in _logit_blocks(block, keys):
+            normaliser = torch.logaddexp(normaliser, logits.logsumexp(dim=-1))
+        for place, logits in _logit_blocks(block, keys):
+            mass[..., place] += (logits - normaliser.unsqueeze(-1)).exp_().sum(dim=-2)
+    return mass / queries.shape[-3]
+
+
+def _logit_blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Place of a block of keys, and its logits ``[..., kv_heads, queries, keys]``."""
+    groups = queries.shape[-2] // keys.shape[-2]
+    # Heads of a group become queries of one head, so that keys are not copied for each.
+    grouped = queries.unflatten(-2, (-1, groups)).movedim(-4, -2).flatten(-3, -2)
+    for start in range(0, keys.shape[-3], KEY_BLOCK):
+        block = keys[..., start : start + KEY_BLOCK, :, :].movedim(-3, -1)
+        logits = _products(grouped, block, math.sqrt(queries.shape[-1])).unflatten(-2, (groups, -1))
+        # With a single head, amax would copy.
+        pooled = logits.amax(dim=-3) if groups > 1 else logits.squeeze(-3)
+        yield slice(start, start + block.shape[-1]), pooled
+
+
+def _products(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """``queries @ keys / scale`` in fp32, of ``[..., n, head_dim]`` and ``[..., head_dim, tokens]``."""
+    low = queries.dtype == keys.dtype and keys.dtype in (torch.float16, torch.bfloat16)
+    if low and queries.is_cuda and torch.version.hip is None:
+        # Tensor cores multiply these without loss and add up in fp32, many times as fast as fp32 itself.
+        flat = torch.bmm(queries.flatten(0, -3), keys.flatten(0, -3), out_dtype=torch.float32)
+        return flat.div_(scale).unflatten(0, queries.shape[:-2])
+    return (queries.float() / scale) @ keys.float()

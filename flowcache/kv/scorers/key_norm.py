@@ -1,6 +1,4 @@
-"""Control: keep keys of small norm."""
-
-from __future__ import annotations
+"""Control: keep keys of small norm, which draw attention (Devoto et al., 2024)."""
 
 from dataclasses import dataclass
 
@@ -11,7 +9,5 @@ from .base import ScoreInput, Scorer
 
 @dataclass(frozen=True)
 class KeyNorm(Scorer):
-    """Keys of small norm draw attention (Devoto et al., 2024)."""
-
     def score(self, tokens: ScoreInput) -> Tensor:
         return -tokens.keys.float().norm(dim=-1).mT

@@ -1,7 +1,5 @@
 """FlowCache's score: importance minus redundancy."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

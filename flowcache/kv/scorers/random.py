@@ -1,7 +1,5 @@
 """Control: keep random tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

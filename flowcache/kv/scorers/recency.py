@@ -1,7 +1,5 @@
 """Control: keep the newest."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,7 +9,5 @@ from .base import ScoreInput, Scorer
 
 @dataclass(frozen=True)
 class Recency(Scorer):
-    """Minus the age."""
-
     def score(self, tokens: ScoreInput) -> Tensor:
         return -tokens.ages.float()

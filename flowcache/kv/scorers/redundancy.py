@@ -1,7 +1,5 @@
 """Drop what other tokens say as well."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

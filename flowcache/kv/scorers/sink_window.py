@@ -1,7 +1,5 @@
 """Control: keep the first tokens and the newest."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,0 +1,115 @@
+"""Methods and presets of both models."""
+
+import pytest
+
+from flowcache import FlowCacheConfig
+from flowcache.reuse import ChunkwiseReuse, Interval, NoReuse, TeaCache
+from magi1.config import FlowCacheOptions
+from magi1.methods import check_cache
+from magi1.methods import method_config as magi
+from skyreels_v2 import method_config as skyreels
+from skyreels_v2.methods import COEFFICIENTS
+
+MODELS = {"skyreels": skyreels, "magi": magi}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("preset", "named", "policy", "forecast"),
+    [
+        ("quality", {}, Interval(scale=0.3), "linear_velocity"),
+        (None, {}, Interval(scale=0.75), "linear_velocity"),
+        ("fast", {"interval": 4}, Interval(4), "linear_velocity"),
+        ("paper-fast", {"interval": 4}, Interval(4), "linear_velocity"),
+        ("fast", {"threshold": 0.0}, ChunkwiseReuse(0.0, 1, together=True), "linear_velocity"),
+        ("fast", {"policy": "none"}, NoReuse(), "linear_velocity"),
+        ("fast", {"policy": "fixed_interval", "policy_options": {"interval": "7"}}, Interval(7), None),
+        ("paper-slow", {"threshold": 0.3}, ChunkwiseReuse(0.3), None),
+        ("fast", {"policy_options": {"scale": 2}, "forecast": "hold_residual"}, Interval(scale=2), None),
+    ],
+)
+def test_flowcache_chooses_its_policy(model, preset, named, policy, forecast):
+    config = MODELS[model]("flowcache", preset=preset, **named)
+    if model == "magi" and hasattr(policy, "final_steps"):
+        policy.final_steps = 0  # the clean pass leaves its keys and values
+    if model == "magi" and isinstance(policy, ChunkwiseReuse):
+        policy.final_window_steps = 1
+    assert config.policy == policy
+    assert forecast is None or config.forecast == forecast
+    paper = isinstance(policy, ChunkwiseReuse) and not policy.together
+    assert config.clean_pass is (model == "magi" and not paper)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_paper_presets_and_teacache(model):
+    make, slow, fast = MODELS[model], *((0.1, 0.15) if model == "skyreels" else (0.005, 0.01))
+    for preset, threshold in (("paper-slow", slow), ("paper-fast", fast)):
+        config = make("flowcache", preset=preset)
+        assert (config.policy.threshold, config.policy.warmup_steps) == (threshold, 5)
+        assert config.forecast == ("hold_residual" if model == "skyreels" else "hold_displacement")
+        config = make("teacache", preset=preset)
+        assert (config.policy, config.forecast) == (TeaCache(threshold), "hold_residual")
+        assert config.whole_window is config.bidirectional is (model == "skyreels")
+    assert make("teacache", preset="turbo").policy.threshold == fast
+    assert make("teacache", threshold=0.4).policy.threshold == 0.4
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "named", "error"),
+    [
+        ("magi", "vanilla", {"interval": 4}, "interval"),
+        ("skyreels", "causal", {"threshold": 0.1}, "threshold"),
+        ("skyreels", "teacache", {"policy": "none"}, "policy"),
+        ("skyreels", "flowcache", {"threshold": 0.1, "interval": 4}, "threshold and interval"),
+        ("magi", "flowcache", {"rel_l1_thresh": 0.1, "policy": "none"}, "threshold and policy"),
+        ("skyreels", "vanilla", {"kvrange": 0}, "kv_range"),
+        ("skyreels", "vanilla", {"budget_block": 1}, "budget"),
+        ("magi", "causal", {}, "method"),
+        ("magi", "flowcache", {"kv_range": 1}, "clean_range"),
+        ("magi", "flowcache", {"preset": "slow"}, "preset"),
+        ("skyreels", "flowcache", {"policy_options": {"period": 3}}, "period"),
+        ("skyreels", "flowcache", {"warmup_steps": -1}, "warmup_steps"),
+        ("skyreels", "flowcache", {"kv_bits": 3}, "kv_bits"),
+    ],
+)
+def test_options_that_a_method_lacks_are_named(model, method, named, error):
+    with pytest.raises(ValueError, match=error):
+        MODELS[model](method, **named)
+
+
+def test_retention_steps_and_fitted_polynomials():
+    fitted = COEFFICIENTS["1.3B"]
+    for retention, warmup, indicator in ((None, 5, None), (True, 5, None), (False, 1, "timestep_embedding")):
+        policy = skyreels("teacache", family="1.3B", use_ret_steps=retention).policy
+        expected = (warmup, fitted[retention is not False], indicator)
+        assert (policy.warmup_steps, policy.coefficients, policy.indicator) == expected
+    policy = skyreels("flowcache", threshold=0.1, family="14B", coefficients=[1, 2]).policy
+    assert (policy.warmup_steps, policy.coefficients) == (1, (1, 2))
+
+
+def test_options_of_a_yaml_file():
+    options = FlowCacheOptions(rel_l1_thresh=0.1, warmup_steps=0, compress_kv_cache=True)
+    config = magi("flowcache", options)
+    assert (config.policy.threshold, config.policy.warmup_steps) == (0.1, 1)
+    assert (config.compression.total, config.compression.query_granularity) == (8, "frame")
+    assert magi("vanilla", options).policy == NoReuse(), "the original's files name a threshold there, too"
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper-fast", "paper-slow"])
+def test_the_paper_presets_compress_as_the_original_does(preset):
+    paper = preset != "fast"
+    options = FlowCacheOptions(compress_kv_cache=True, total_cache_chunk_nums=9)
+    configs = [skyreels("flowcache", preset, budget_block=2), magi("flowcache", options, preset=preset)]
+    compressions = [config.compression for config in configs]
+    assert [bool(c.original and c.original.within_step) for c in compressions] == [paper, False]
+    assert {c.max_queries for c in compressions} == {None if paper else 256}
+    assert {bool(c.original and c.original.best_first) for c in compressions} == {paper}
+    weighted = magi("flowcache", preset=preset, compress=True, score_weighting_method="gaussian").compression
+    assert (weighted.original.weighting, weighted.original.best_first) == ("gaussian", paper)
+
+
+@pytest.mark.parametrize("name", ["whole_window", "refresh_given", "clean_range"])
+def test_magi_refuses_configurations_that_it_cannot_run(name):
+    check_cache(FlowCacheConfig(clean_pass=True))
+    with pytest.raises(ValueError, match=name):
+        check_cache(FlowCacheConfig(**{name: 2 if name == "clean_range" else True}))
