@@ -58,11 +58,13 @@ class FlowCacheConfig:
         if self.forecast not in FORECASTS:
             raise ValueError(f"forecast: expected one of {', '.join(FORECASTS)}, got {self.forecast!r}.")
         if self.bidirectional and not self.whole_window:
-            raise ValueError("bidirectional: a KV cache holds no future chunk; set whole_window to true.")
+            raise ValueError("bidirectional: expected whole_window, as a KV cache holds no future chunk.")
         if self.whole_window:
             for name in ("compression", "clean_range", "storage", "refresh_given", "clean_pass"):
                 if (value := getattr(self, name)) is not None and value is not False:
-                    raise ValueError(f"{name}: expected a KV cache, got whole_window; set that to false.")
+                    raise ValueError(
+                        f"{name}: expected a KV cache, got whole_window; set whole_window to false."
+                    )
         if self.refresh_given and (self.compression or self.storage):
             raise ValueError("refresh_given: expected plain keys and values; remove compression and storage.")
         original = self.compression and self.compression.original

@@ -147,8 +147,8 @@ class WindowRun:
     @property
     def _parts(self) -> dict[str, Any]:
         """All that remembers something from step to step."""
-        names = ("policy", "forecast", "solver", "window", "cache")
-        return {name: getattr(self, name) for name in names}
+        names = ("policy", "forecast", "solver", "window")
+        return {name: getattr(self, name) for name in names} | {"cache": self.cache.cache}
 
     def _take_step(self, step: int) -> None:
         started, live = time.perf_counter(), self.schedule.live(step)
@@ -337,9 +337,10 @@ class WindowRun:
             ChunkEvent(c, k, decisions[c].reuse, decisions[c].distance, decisions[c].accumulated)
             for c, k in live.items()
         ]
-        changes = (cache.pop_events(), cache.pop_quantizations())
+        held = cache.cache
+        changes = (held.pop_events(), held.pop_quantizations())
         if self.config.compression:
-            trace.add_seconds("compress", cache.pop_seconds())
-        trace.add_step(step, events, seconds, cache.cache.num_tokens, flops, *changes)
+            trace.add_seconds("compress", held.pop_seconds())
+        trace.add_step(step, events, seconds, held.num_tokens, flops, *changes)
         if self.denoiser.on_step:
             self.denoiser.on_step()

@@ -59,7 +59,7 @@ class BlockNoise(Noise):
             ValueError: later frames were asked for before, and the block is dropped.
         """
         if start < self._start:
-            raise ValueError(f"Noise of frames before {self._start} is dropped, got a request for {start}.")
+            raise ValueError(f"noise: expected frames from {self._start} on, got {start}, which is dropped.")
         channels, num_frames, *size = self.shape
         while self._stop < stop:
             count = min(self._block_frames, num_frames - self._stop)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import ast
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, field, fields, is_dataclass
@@ -90,12 +90,18 @@ def _from_text(value: Any, kind: Any) -> Any:
         return tuple(value)
     if not isinstance(value, str) or str in members:
         return value
-    text = value.strip().lower()
-    if text == "none" and NoneType in members:
+    text = value.strip()
+    if text.lower() == "none" and NoneType in members:
         return None
-    is_tuple = any(get_origin(k) is tuple for k in (kind, *members))
     try:
-        read = json.loads(f"[{text}]" if is_tuple and not text.startswith("[") else text)
-    except ValueError:
+        read = ast.literal_eval(text.capitalize() if text.lower() in ("true", "false") else text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return value
-    return tuple(read) if isinstance(read, list) else read
+    is_tuple = any(get_origin(k) is tuple for k in (kind, *members))
+    return (
+        tuple(read)
+        if isinstance(read, list)
+        else (read,)
+        if is_tuple and not isinstance(read, tuple)
+        else read
+    )

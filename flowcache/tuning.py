@@ -64,7 +64,7 @@ class Target:
         least = 1 if self.psnr is None else 0
         check_number(self.flag, self.value, least, 1000)
         if self.value == least:
-            raise ValueError(f"{self.flag} must be above {least}, got {self.value:g}.")
+            raise ValueError(f"{self.flag}: expected more than {least}, got {self.value:g}.")
 
     @property
     def flag(self) -> str:
@@ -117,9 +117,7 @@ class Profile:
         meet = [s for s in self.settings if getattr(s, wanted) >= target.value]
         if not meet:
             nearest = max(self.settings, key=lambda s: getattr(s, wanted))
-            raise ValueError(
-                f"{target.flag} {target.value:g} is out of reach: the nearest is {nearest}; ask for less."
-            )
+            raise ValueError(f"{target.flag}: {target.value:g} is out of reach; the nearest is {nearest}.")
         return max(meet, key=lambda s: (getattr(s, other), getattr(s, wanted)))
 
     def save(self, path: Path) -> None:
@@ -138,7 +136,7 @@ class Profile:
         content = read_json(path, dict[str, Any], "a profile", remedy)
         with reading(path, "a profile", remedy):
             if content.pop("format", None) != FORMAT_VERSION:
-                raise ValueError(f"it is not of format {FORMAT_VERSION}")
+                raise ValueError(f"its format is not {FORMAT_VERSION}")
             return as_type(content, cls)
 
 
@@ -192,7 +190,7 @@ class Tuning:
         self.target, self.cache = target, cache
         self.intervals = [i for i in INTERVALS if cache.policy.warmup_steps + i < num_steps]
         if not self.intervals:
-            raise ValueError(f"{target.flag} needs more steps to skip some of them, got {num_steps}.")
+            raise ValueError(f"{target.flag}: expected steps that can be skipped, got only {num_steps}.")
         fixed = {name: value for name, value in cache.as_dict().items() if name not in ("interval", "scale")}
         # As JSON returns it; the intervals last, as they differ whenever steps do.
         self.key = json.loads(json.dumps({**described, "cache": fixed, "intervals": self.intervals}))
@@ -214,11 +212,9 @@ class Tuning:
             return None
         profile = Profile.load(self.path)
         if differing := differences(profile.key, self.key):
-            raise ValueError(
-                f"profile {self.path} is of other settings: {differing[0]}; give another, or leave it out."
-            )
+            raise ValueError(f"profile: {self.path} is of other settings, {differing[0]}; give another file.")
         if [setting.interval for setting in profile.settings] != self.intervals:
-            raise ValueError(f"profile {self.path} is damaged; delete it to have it made again.")
+            raise ValueError(f"profile: {self.path} is damaged; delete it to have it made again.")
         return profile
 
     def check(self) -> None:

@@ -136,7 +136,7 @@ def cut_window(
     num_prefix = 0 if prefix is None else prefix.shape[1]
     end = noise.shape[1] - (last is not None)
     if num_prefix >= end:
-        raise ValueError(f"The prefix of {num_prefix} latent frames leaves nothing to denoise of {end}.")
+        raise ValueError(f"prefix: expected fewer than {end} latent frames, got {num_prefix}.")
     chunks, given = [], {}
     if last is not None:
         given[0] = last

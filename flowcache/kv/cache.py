@@ -10,7 +10,7 @@ from torch import Tensor
 from ..state import State
 from .layout import CacheLayout
 from .quantized import QuantizationEvent
-from .storage import LayerBuffer, RowStore, count_bytes
+from .storage import RowStore, count_bytes
 
 #: Key in the table of ranges for the rows kept of compressed chunks; all chunks see them.
 KEPT = -1
@@ -28,7 +28,7 @@ class ChunkKVCache:
     applied, so a token keeps its place in time wherever it is moved.
 
     With a store, there are two kinds of rows: clean ones, at the beginning, in the store; and live ones, in
-    ``capacity`` rows of every layer. What spans both is read through a buffer of one layer.
+    ``capacity`` rows of every layer. Both are read through the workspace of one layer of the store.
 
     Args:
         layout: what is stored of a token.
@@ -47,7 +47,6 @@ class ChunkKVCache:
         self._ranges: list[dict[int, range]] = [{} for _ in range(shape[0])]
         self.layout, self.capacity = layout, capacity
         self._store, self._stored = store, [0] * shape[0]
-        self._buffer = LayerBuffer(store, capacity) if store else None
         self._errors: dict[tuple[int, ...], list[Tensor]] = {}
 
     def __contains__(self, chunk: int) -> bool:
@@ -76,7 +75,7 @@ class ChunkKVCache:
     def nbytes(self) -> int:
         """Bytes allocated on the model's device; ``host_nbytes`` in host memory, if that is another."""
         size = count_bytes([self._rows])
-        return size + self._store.nbytes + self._buffer.nbytes if self._store else size
+        return size + self._store.nbytes if self._store else size
 
     @property
     def host_nbytes(self) -> int:
@@ -127,8 +126,8 @@ class ChunkKVCache:
         branches = slice(None) if branch is None else branch
         self._rows[0, place, branches, rows] = keys
         self._rows[1, place, branches, rows] = values
-        if self._buffer:
-            self._buffer.invalidate()
+        if self._store:
+            self._store.invalidate()
 
     def read(
         self, layer: int, last_chunk: int | None = None, first_chunk: int | None = None
@@ -159,8 +158,8 @@ class ChunkKVCache:
         rows = self._ranges[0][chunk]
         if self._store is None or rows.start != self._stored[0] or rows.stop > self._store.capacity:
             return
-        for layer, keys_values in enumerate(self._rows[:, :, :, self._live(0, rows)].unbind(1)):
-            self._write_clean(layer, [chunk], rows.start, *keys_values)
+        for layer, live in enumerate(self._rows[:, :, :, self._live(0, rows)].unbind(1)):
+            self._write_clean(layer, [chunk], rows.start, live)
         self._move_live(slice(0, self.layout.num_layers), len(rows), 0)
         self._stored = [rows.stop] * self.layout.num_layers
 
@@ -171,7 +170,6 @@ class ChunkKVCache:
         self._move_live(slice(0, layers), end - gone, 0)
         if gone:
             self._store.move_up(gone, stored)
-            self._buffer.invalidate()
         self._stored = [stored - gone] * layers
         self._ranges = [self._moved(layer, chunks, -end) for layer in range(layers)]
 
@@ -189,7 +187,7 @@ class ChunkKVCache:
         self._move_live(layers, end - stored, 0 if self._store else count)
         if self._store:
             self._stored[layer] = count
-            self._write_clean(layer, chunks, 0, keys[0], values[0])
+            self._write_clean(layer, chunks, 0, (keys[0], values[0]))
         else:
             self._rows[0, layers, :, :count], self._rows[1, layers, :, :count] = keys, values
         for layer in range(layers.start, layers.stop):
@@ -240,7 +238,7 @@ class ChunkKVCache:
         """Keys and values of a layer, ``[branches, rows, heads, head_dim]``: clean rows, then live ones."""
         stored = self._stored[place]
         live = self._rows[:, place, :, : self._used(place) - stored]
-        return self._buffer.read(place, stored, live) if stored else tuple(live)
+        return self._store.read(place, stored, live) if stored else tuple(live)
 
     def _live(self, place: int, rows: range) -> slice:
         """Where rows outside the store are."""
@@ -266,14 +264,10 @@ class ChunkKVCache:
             last = min(first + shift, stop)
             rows[:, :, :, first - shift : last - shift] = rows[:, :, :, first:last]
 
-    def _write_clean(
-        self, layer: int, chunks: Sequence[int], start: int, keys: Tensor, values: Tensor
-    ) -> None:
+    def _write_clean(self, layer: int, chunks: Sequence[int], start: int, rows: Sequence[Tensor]) -> None:
         """Write rows of ``chunks`` to the store, and record how much it changes them."""
-        self._buffer.invalidate()
-        self._store.write(layer, start, keys, values)
-        if self._store.lossy:
-            errors = self._buffer.measure_errors(layer, start, keys, values)
+        errors = self._store.write(layer, start, *rows)
+        if errors is not None:
             self._errors.setdefault(tuple(chunks), []).append(errors)
 
     def _most_live(self) -> int:

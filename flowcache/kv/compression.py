@@ -43,11 +43,7 @@ class CompressedKVCache(ChunkKVCache):
     Live chunks are never compressed. Compression happens between two steps, when the next chunk does not
     fit, by the newest queries that were seen.
 
-    Args:
-        layout: what is stored of a token.
-        capacity: most rows per layer and branch, without those in the store.
-        selector: chooses the tokens to keep.
-        store: of clean chunks and of the rows kept of compressed ones, as far as it has room.
+    The store, as far as it has room, holds clean chunks and what is kept of compressed ones.
     """
 
     #: Clean chunks that a chunk sees, where the configuration does not say; None: all, from the first step.
@@ -102,14 +98,10 @@ class CompressedKVCache(ChunkKVCache):
         self._seconds += time.perf_counter() - started
 
     def make_room(self, clean: Sequence[int], num_tokens: int) -> None:
-        """Compress clean chunks until ``num_tokens`` more fit.
-
-        Args:
-            clean: clean chunks, oldest first.
-            num_tokens: of the chunks that are about to enter.
+        """Compress clean chunks, oldest first, until ``num_tokens`` more fit.
 
         Raises:
-            CacheFullError: they do not fit without all of the clean chunks either.
+            CacheFullError: live chunks leave no room.
         """
         missing = self.num_taken + num_tokens - self.capacity
         if missing <= 0:

@@ -86,9 +86,9 @@ class KVStorageConfig:
         if self.bits is None and not self.offload:
             raise ValueError("storage: expected bits or offload, got neither; set bits=8 or offload=True.")
 
-    def make_store(self, layout: CacheLayout, rows: int, unit: int) -> RowStore:
+    def make_store(self, layout: CacheLayout, rows: int, unit: int, live_rows: int = 0) -> RowStore:
         """Memory for that many rows of clean chunks, which come in multiples of ``unit``."""
         form = PlainRows() if self.bits is None else QuantizedRows(self.bits, group_size(unit))
         # On the CPU, host memory is the device's own.
         offload = self.offload and torch.device(layout.device).type == "cuda"
-        return (HostStore if offload else RowStore)(layout, rows, form)
+        return (HostStore if offload else RowStore)(layout, rows, form, live_rows)

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from ..chunk_model import ChunkModel
 from ..config import FlowCacheConfig
 from ..schedule import StaircaseSchedule
-from ..state import State
 from .cache import ChunkKVCache
-from .compression import CompressedKVCache, CompressionEvent
-from .quantized import QuantizationEvent
+from .compression import CompressedKVCache
 from .selection import TokenSelector
 from .storage import RowStore
 from .within_step import WithinStepCache
@@ -24,18 +22,13 @@ class CacheManager:
     """Makes the cache of a window and keeps it within its budget.
 
     Args:
-        model: whose keys and values are stored.
-        schedule: of the window.
+        model, schedule: of the window.
         lengths: tokens of each chunk.
         config: ``compression``, ``clean_range``, ``storage``, and which chunks run when they are not live.
     """
 
     def __init__(
-        self,
-        model: ChunkModel,
-        schedule: StaircaseSchedule,
-        lengths: Sequence[int],
-        config: FlowCacheConfig,
+        self, model: ChunkModel, schedule: StaircaseSchedule, lengths: Sequence[int], config: FlowCacheConfig
     ) -> None:
         self._model, self._schedule, self._lengths, self._config = model, schedule, lengths, config
         compression, self._clean_range = config.compression, config.clean_range
@@ -102,21 +95,6 @@ class CacheManager:
         """Tokens that each chunk saw when it last ran; None: all that it could."""
         return None if self._config.compression is None and self._clean_range is None else self._seen
 
-    def pop_events(self) -> list[CompressionEvent]:
-        return self.cache.pop_events()
-
-    def pop_seconds(self) -> float:
-        return self.cache.pop_seconds()
-
-    def pop_quantizations(self) -> list[QuantizationEvent]:
-        return self.cache.pop_quantizations()
-
-    def state_dict(self) -> State:
-        return self.cache.state_dict()
-
-    def load_state_dict(self, state: State) -> None:
-        self.cache.load_state_dict(state)
-
     def _needed(self, chunks: Sequence[int]) -> int:
         return sum(self._lengths[c] for c in chunks if c not in self.cache)
 
@@ -148,23 +126,23 @@ class CacheManager:
         compression, chunk = self._config.compression, max(lengths)
         if compression is not None:
             live, clean, stored = self._cache_type.sizes(lengths, max_live, self._budget)
-            store = self._new_store(stored)
+            store = self._new_store(stored, live)
             selector = TokenSelector(compression, self._model.num_tokens(1), chunk)
             return self._cache_type(layout, live if store else live + clean, selector, store)
         # A chunk runs once more when it is clean, beside the live ones.
-        live, given, behind = max_live + self._config.clean_pass, self._schedule.first_chunk, self._reach_back
-        stored, held = sum(lengths[:-live]), sum(lengths)
-        if behind is not None:
+        beside, given = max_live + self._config.clean_pass, self._schedule.first_chunk
+        stored, held, live = sum(lengths[:-beside]), sum(lengths), min(sum(lengths), beside * chunk)
+        if (behind := self._reach_back) is not None:
             stored = min(stored, max(behind, given) * chunk)
-            held = min(held, max(behind + live, given + len(self._schedule.live(0))) * chunk)
-        store = self._new_store(stored)
-        rows = min(sum(lengths), live * chunk) if store else held
-        return ChunkKVCache(layout, rows, not self._config.whole_window, store)
+            held = min(held, max(behind + beside, given + len(self._schedule.live(0))) * chunk)
+        store = self._new_store(stored, live)
+        return ChunkKVCache(layout, live if store else held, not self._config.whole_window, store)
 
-    def _new_store(self, rows: int) -> RowStore | None:
-        if self._config.storage is None:
-            return None
-        if rows == 0:
+    def _new_store(self, rows: int, live_rows: int) -> RowStore | None:
+        storage = self._config.storage
+        if storage and rows == 0:
             logger.warning("kv_bits, kv_offload: ignored in this window: no clean chunk is read.")
-            return None
-        return self._config.storage.make_store(self._model.cache_layout(), rows, math.gcd(*self._lengths))
+        elif storage:
+            unit = math.gcd(*self._lengths)
+            return storage.make_store(self._model.cache_layout(), rows, unit, live_rows)
+        return None

@@ -12,8 +12,6 @@ from .config import KVCompressionConfig
 from .original import weight_by_place
 from .scorers import ScoreInput
 
-GRANULARITIES = ("token", "frame", "chunk")
-
 #: Queries that count with granularity ``token``.
 NEWEST_QUERIES = 50
 

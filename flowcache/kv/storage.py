@@ -37,40 +37,71 @@ class PlainRows:
 
 
 class RowStore:
-    """Keys and values of clean rows, preallocated on the model's device.
+    """Clean rows of all layers on the model's device, and a workspace of one layer for attention to read.
+
+    The workspace holds the clean rows of a layer and, behind them, its live ones.
 
     Args:
         layout: what is stored of a token.
-        capacity: rows per layer and branch.
-        form: of the rows.
+        capacity: clean rows per layer and branch.
+        form: of the clean rows.
+        live_rows: most live rows.
     """
 
-    def __init__(self, layout: CacheLayout, capacity: int, form: PlainRows) -> None:
-        self.layout, self.capacity, self.lossy = layout, capacity, form.lossy
-        self._form = form
+    def __init__(self, layout: CacheLayout, capacity: int, form: PlainRows, live_rows: int = 0) -> None:
+        self.capacity, self._layout, self._form = capacity, layout, form
+        shape = (2, *layout.shape(capacity + live_rows)[1:])
+        self._workspace, self._layer = torch.empty(shape, dtype=layout.dtype, device=layout.device), -1
         self._parts = self._allocate()
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated on the model's device; ``host_nbytes`` in host memory, if that is another."""
-        return count_bytes(self._parts)
+        return count_bytes([self._workspace, *self._parts])
 
     @property
     def host_nbytes(self) -> int:
         return 0
 
-    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
-        """Store rows from ``start`` on, ``[branches, rows, heads, head_dim]`` each."""
+    def invalidate(self) -> None:
+        """Forget the workspace, as rows have changed."""
+        self._layer = -1
+
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> Tensor | None:
+        """Store rows from ``start`` on, ``[branches, rows, heads, head_dim]`` each.
+
+        Returns:
+            Root mean square of the error of keys and of values, over theirs; None if the form is exact.
+        """
+        self.invalidate()
         stop = start + keys.shape[1]
         for part, entries in zip(self._parts, self._form.encode(keys, values), strict=True):
             self._entries(part[layer], start, stop).copy_(entries)
+        if not self._form.lossy:
+            return None
+        stored = self._workspace[:, :, start:stop]
+        self._form.decode(self._load(layer, start, stop), *stored)
+        pairs = zip(stored.float(), (keys.float(), values.float()), strict=True)
+        return torch.stack([(read - rows).norm() / rows.norm().clamp_min(1e-12) for read, rows in pairs])
 
-    def read(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
-        """Fill ``keys`` and ``values``, shaped as in ``write``, with the rows from ``start`` on."""
-        self._form.decode(self._load(layer, start, start + keys.shape[1]), keys, values)
+    def read(self, layer: int, count: int, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of a layer's keys and values, ``[branches, rows, heads, head_dim]`` each.
+
+        Args:
+            layer: of the rows.
+            count: number of its clean rows.
+            live: keys and values of its live rows, ``[2, branches, rows, heads, head_dim]``.
+        """
+        stop = count + live.shape[2]
+        if layer != self._layer:
+            self._layer = layer
+            self._form.decode(self._load(layer, 0, count), *self._workspace[:, :, :count])
+            self._workspace[:, :, count:stop] = live
+        return tuple(self._workspace[:, :, :stop])
 
     def move_up(self, start: int, stop: int) -> None:
         """Move rows to the beginning, in all layers."""
+        self.invalidate()
         for layer in chain(*self._parts):
             rows = self._entries(layer, start, stop).clone()
             self._entries(layer, 0, stop - start).copy_(rows)
@@ -85,7 +116,7 @@ class RowStore:
             self._entries(part.flatten(0, 1), 0, rows).copy_(entries)
 
     def _allocate(self) -> list[Tensor]:
-        return self._form.allocate(self.layout, self.capacity, self.layout.device)
+        return self._form.allocate(self._layout, self.capacity, self._layout.device)
 
     def _load(self, layer: int, start: int, stop: int) -> list[Tensor]:
         """Entries of some rows, on the model's device."""
@@ -105,27 +136,27 @@ class HostStore(RowStore):
     """
 
     def _allocate(self) -> list[Tensor]:
-        device, one = torch.device(self.layout.device), replace(self.layout, num_layers=1)
+        device, one = torch.device(self._layout.device), replace(self._layout, num_layers=1)
         self._stream = torch.cuda.Stream(device)
         self._buffers = [self._form.allocate(one, self.capacity, device) for _ in range(2)]
         for part in chain(*self._buffers):
             # Copies may still run when the store is dropped.
             part.record_stream(self._stream)
         self._current, self._ahead = 0, (-1, 0, 0)
-        return self._form.allocate(self.layout, self.capacity, "cpu", pinned=True)
+        return self._form.allocate(self._layout, self.capacity, "cpu", pinned=True)
 
     @property
     def nbytes(self) -> int:
-        return sum(map(count_bytes, self._buffers))
+        return count_bytes([self._workspace, *chain(*self._buffers)])
 
     @property
     def host_nbytes(self) -> int:
         return count_bytes(self._parts)
 
-    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
-        super().write(layer, start, keys, values)
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> Tensor | None:
         if self._ahead[0] == layer:
             self._ahead = (-1, 0, 0)
+        return super().write(layer, start, keys, values)
 
     def move_up(self, start: int, stop: int) -> None:
         # The host is ahead of the device, which may still copy these rows.
@@ -138,7 +169,7 @@ class HostStore(RowStore):
             self._fetch(layer, start, stop)
         torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
         parts = [self._entries(part[0], start, stop) for part in self._buffers[self._current]]
-        self._fetch((layer + 1) % self.layout.num_layers, start, stop)
+        self._fetch((layer + 1) % self._layout.num_layers, start, stop)
         return parts
 
     def _fetch(self, layer: int, start: int, stop: int) -> None:
@@ -152,52 +183,6 @@ class HostStore(RowStore):
                 # Branch by branch: only contiguous memory is copied in parallel with other work.
                 for there, here in zip(self._entries(target[0], start, stop), rows, strict=True):
                     there.copy_(here, non_blocking=True)
-
-
-class LayerBuffer:
-    """One layer's clean rows, read from their store, and its live rows behind them, for attention to read.
-
-    Args:
-        store: of the clean rows.
-        live_rows: most live rows.
-    """
-
-    def __init__(self, store: RowStore, live_rows: int) -> None:
-        layout = store.layout
-        shape = (2, *layout.shape(store.capacity + live_rows)[1:])
-        self._rows = torch.empty(shape, dtype=layout.dtype, device=layout.device)
-        self._store, self._layer = store, -1
-
-    @property
-    def nbytes(self) -> int:
-        return count_bytes([self._rows])
-
-    def invalidate(self) -> None:
-        """Rows changed elsewhere."""
-        self._layer = -1
-
-    def read(self, layer: int, stored: int, live: Tensor) -> tuple[Tensor, Tensor]:
-        """Views of a layer's keys and values, ``[branches, rows, heads, head_dim]`` each.
-
-        Args:
-            layer: of the rows.
-            stored: number of clean rows.
-            live: keys and values of the live rows, ``[2, branches, rows, heads, head_dim]``.
-        """
-        stop = stored + live.shape[2]
-        if layer != self._layer:
-            self._layer = layer
-            self._store.read(layer, 0, *self._rows[:, :, :stored])
-            self._rows[:, :, stored:stop] = live
-        return tuple(self._rows[:, :, :stop])
-
-    def measure_errors(self, layer: int, start: int, keys: Tensor, values: Tensor) -> Tensor:
-        """Root mean square of the error of keys and values just written, over theirs; ``[2]``."""
-        self.invalidate()
-        stored = self._rows[:, :, start : start + keys.shape[1]]
-        self._store.read(layer, start, *stored)
-        pairs = zip(stored.float(), (keys.float(), values.float()), strict=True)
-        return torch.stack([(read - rows).norm() / rows.norm().clamp_min(1e-12) for read, rows in pairs])
 
 
 def count_bytes(tensors: Sequence[Tensor]) -> int:

@@ -35,7 +35,8 @@ class WithinStepCache(CompressedKVCache):
                 due[chunk], dropped[chunk], held = new, rows - budget, budget
                 compressed.update(new)
         self._due, self._budget = due, budget
-        self._asking = due.keys() or self._asking
+        if any(clean.values()):  # else they are given chunks, which are compressed when they do not fit
+            self._asking = due.keys()
         return dropped
 
     def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:

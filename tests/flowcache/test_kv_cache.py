@@ -20,13 +20,14 @@ from flowcache.kv.scorers import SCORERS, Paper, Scorer
 from flowcache.kv.selection import TokenSelector
 from flowcache.kv.within_step import WithinStepCache
 from flowcache.registry import make_by_name
+from flowcache.reuse import POLICIES
 
 LAYOUT = CacheLayout(num_layers=3, num_branches=2, num_heads=2, head_dim=8)
 
 
 def make_store(chunks: int, bits: int | None, layout: CacheLayout = LAYOUT):
     storage = KVStorageConfig(bits=bits, offload=bits is None)
-    return storage.make_store(layout, chunks * TOKENS, TOKENS)
+    return storage.make_store(layout, chunks * TOKENS, TOKENS, 5 * TOKENS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -48,8 +49,7 @@ def test_keys_share_bounds_by_channel_and_values_by_token():
     by_channel = rows * torch.logspace(-3, 3, 8)
     by_token = rows * torch.logspace(-3, 3, 2 * TOKENS).view(-1, 1, 1)
     store.write(0, 0, by_channel, by_token)
-    keys, values = torch.empty_like(rows), torch.empty_like(rows)
-    store.read(0, 0, keys, values)
+    keys, values = store.read(0, 2 * TOKENS, torch.empty(2, 2, 0, 2, 8))
     assert ((keys - by_channel).norm(dim=1) / by_channel.norm(dim=1)).amax() < 0.01
     assert ((values - by_token).norm(dim=-1) / by_token.norm(dim=-1)).amax() < 0.01
 
@@ -61,13 +61,14 @@ def test_bytes_are_those_of_codes_bounds_and_the_buffer(bits):
     with pytest.raises(ValueError, match="bits=4"):
         make_store(1, 4, replace(LAYOUT, head_dim=3))
     rows, per_row = 5 * 80, 3 * 2 * 2  # layers, branches, heads
-    store = KVStorageConfig(bits=bits).make_store(LAYOUT, rows, 80)
+    store = KVStorageConfig(bits=bits).make_store(LAYOUT, rows, 80, 160)
     bounds = 2 * 2 * (rows // 80) * per_row * 8 + 2 * 2 * rows * per_row
-    assert (store.nbytes, store.host_nbytes) == (2 * rows * per_row * 8 * bits // 8 + bounds, 0)
     token = 2 * 2 * 2 * 8 * 4  # keys and values, branches, heads, channels, fp32
+    workspace = (rows + 160) * token
+    assert (store.nbytes, store.host_nbytes) == (2 * rows * per_row * bits + bounds + workspace, 0)
     assert ChunkKVCache(LAYOUT, 160).nbytes == 3 * 160 * token
     cache = ChunkKVCache(LAYOUT, 160, store=store)
-    assert cache.nbytes == 3 * 160 * token + store.nbytes + (rows + 160) * token
+    assert cache.nbytes == 3 * 160 * token + store.nbytes
 
 
 @pytest.mark.parametrize(("stored", "bits", "most"), [(0, None, 0), (4, None, 0), (4, 8, 0.01), (4, 4, 0.15)])
@@ -219,8 +220,11 @@ def test_layers_together_are_compressed_as_each_alone(monkeypatch):
     assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
 
 
-def test_scorers_are_made_by_name_with_options_as_typed():
+def test_scorers_and_policies_are_made_by_name_with_options_as_typed():
     assert make_by_name("scorer", SCORERS, "paper", {"mix_lambda": "0.5", "pool": 3}) == Paper(3, 0.5)
+    typed = {"coefficients": "1,.5", "together": "true", "indicator": "1"}
+    policy = make_by_name("policy", POLICIES, "chunkwise", typed)
+    assert (policy.coefficients, policy.together, policy.indicator) == ((1, 0.5), True, "1")
     own = KVCompressionConfig(scorer="random").as_dict()
     assert (own["scorer"], own["seed"]) == ("random", 0)
     assert KVCompressionConfig(mix_lambda=0.2).scorer == Paper(mix_lambda=0.2)

@@ -37,7 +37,7 @@ def test_chunks_of_a_window(prefix, last, num_given, spans):
 
 
 def test_a_prefix_must_leave_something():
-    with pytest.raises(ValueError, match="prefix of 13"):
+    with pytest.raises(ValueError, match=r"prefix.*13"):
         cut_window(NOISE, 5, prefix=NOISE)
 
 
@@ -80,7 +80,7 @@ def test_noise_is_the_same_however_it_is_asked_for(step):
 def test_dropped_noise_is_refused():
     noise = BlockNoise(torch.Generator(), (2, 40, 2, 2), block_frames=4)
     noise.frames(20, 22)
-    with pytest.raises(ValueError, match=r"before 20.*3"):
+    with pytest.raises(ValueError, match=r"20.*3"):
         noise.frames(3, 5)
 
 
