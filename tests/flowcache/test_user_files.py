@@ -7,7 +7,6 @@ import os
 
 import pytest
 import torch
-from flowcache.reuse.plans import Plans
 
 from flowcache.benchmark.sample_folder import SampleFolder
 from flowcache.benchmark.turns import read_ways
