@@ -69,16 +69,14 @@ class VideoOutput:
 
 
 class FlowCachePipeline:
-    """Mixin of diffusers pipelines that run with FlowCache."""
+    """Mixin of diffusers pipelines; ``enable`` sets the configuration of calls that pass none."""
 
-    #: Configuration of calls that pass none; ``enable`` sets it.
     flowcache_config: FlowCacheConfig = FlowCacheConfig()
-    #: Name of the method, for traces.
     flowcache_method: str = "flowcache"
 
     @property
     def flowcache_traits(self) -> ModelTraits:
-        """How the methods differ on this model; each model implements it."""
+        """Traits of the model."""
         raise NotImplementedError
 
 
@@ -99,15 +97,13 @@ def enable(
         kv_budget: chunks' worth of tokens that clean chunks keep in the KV cache; None: all.
         method: ``vanilla``, ``causal``, ``teacache`` or ``flowcache``.
         config: a configuration of your own in place of all other options.
-        **options: further fields of ``flowcache.methods.MethodOptions``: ``policy``, ``forecast``,
-            ``kv_bits``, ``kv_offload``, ...
+        **options: further fields of ``flowcache.methods.MethodOptions``: ``policy``, ``kv_bits``, ...
 
     Returns:
-        The configuration, which ``pipe.flowcache_config`` holds from now on.
+        The configuration, which is ``pipe.flowcache_config`` from now on.
 
     Raises:
-        TypeError: ``pipe`` is no FlowCache pipeline, or an option is unknown.
-        ValueError: an option is out of range or the method does not have it; it is named.
+        TypeError, ValueError: an option is unknown, out of range or not the method's; it is named.
     """
     hint = "; make one with from_pipe of FlowCacheSkyReelsV2Pipeline or MagiPipeline"
     check_type("pipe", pipe, FlowCachePipeline, hint)
@@ -128,7 +124,7 @@ def disable(pipe: FlowCachePipeline) -> FlowCacheConfig:
 
 
 def join(parts: Iterable[VideoPart]) -> Tensor:
-    """Frames of all parts, ``[3, frames, height, width]`` in [-1, 1]."""
+    """Join the frames of all parts: ``[3, frames, height, width]`` in [-1, 1]."""
     return torch.cat([part.frames for part in parts], dim=1)
 
 
@@ -172,9 +168,7 @@ def make_videos(
     """Make the videos of one call, one after another.
 
     Args:
-        stream: yields the parts of one video, of an index of the prompt, a seed and a trace to fill in.
-        num_prompts: number of prompts.
-        fps: frames per second.
+        stream: yields the parts of one video from the index of its prompt, its seed and its trace.
         seed: seed of the first video without a generator; the next ones count up from it.
         num_videos_per_prompt, output_type: as in diffusers.
         generator: one for all videos or one for each; its next draw is the seed of a video.
@@ -182,7 +176,7 @@ def make_videos(
         method: name for the traces.
 
     Raises:
-        ValueError: an argument is out of range; it is named.
+        TypeError, ValueError: an argument is of another type or out of range; it is named.
     """
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type: expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")

@@ -127,14 +127,7 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
 
 
 def load_components(source: ModelSource, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Read the weights strictly; downloads them first for a Hub id.
-
-    Args:
-        source: result of ``resolve_model``.
-        dtype: of text encoder and transformer, see ``load_folder``.
-
-    Returns:
-        Arguments of the pipeline, on the CPU, in evaluation mode.
+    """Read the components of a pipeline, as ``load_folder`` does; downloads them first for a Hub id.
 
     Raises:
         ValueError: a file is missing or corrupt, or a tensor is unknown, missing or misshapen; it is named.
@@ -158,7 +151,7 @@ def load_pipeline(
         offload: keep every component in host memory while it is idle.
 
     Raises:
-        ValueError, OSError: see ``resolve_model`` and ``load_components``.
+        ValueError, OSError: as ``resolve_model`` and ``load_components``.
         NotFiniteError: a weight holds NaN or infinity; it is named.
     """
     device = _choose_device(device)

@@ -1,8 +1,7 @@
 """Names and sizes of the original SkyReels-V2 checkpoints, translated to diffusers and transformers.
 
-Tensors are renamed, never reshaped. The transformer's names are tested against the published ones of the 1.3B
-and the 14B model; those of the text encoder and the VAE only against what ``UMT5EncoderModel`` and
-``AutoencoderKLWan`` expect, not against the real files.
+Tensors are renamed, never reshaped. The transformer's names are tested against the published ones; those of
+the text encoder and the VAE only against ``UMT5EncoderModel`` and ``AutoencoderKLWan``, not the real files.
 """
 
 from __future__ import annotations

@@ -78,11 +78,7 @@ def find_family(transformer: Any) -> str | None:
 
 
 def find_layout(folder: Path) -> str:
-    """Return ``diffusers`` or ``original``.
-
-    Raises:
-        ValueError: the folder has neither layout.
-    """
+    """Return ``diffusers`` or ``original``; a ValueError names a folder that has neither layout."""
     for name, layout in (("model_index.json", "diffusers"), ("config.json", "original")):
         if (folder / name).is_file():
             return layout
@@ -121,14 +117,13 @@ def check_folder(folder: Path, layout: str) -> Any:
 
 
 def load_folder(folder: Path, layout: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Read the weights of a folder that ``check_folder`` accepts: components of a pipeline, by name.
+    """Read the components of a pipeline, in evaluation mode, from a folder that ``check_folder`` accepts.
 
-    The transformer and the text encoder get ``dtype``; the VAE, and what diffusers keeps in fp32 (time
-    embedding, modulation, norms), get fp32.
+    Transformer and text encoder get ``dtype``; the VAE, and what diffusers keeps in fp32 (time embedding,
+    modulation, norms), fp32.
 
     Raises:
-        ValueError: a PyTorch file of the older format is damaged, or a tensor in it unknown, missing or
-            misshapen.
+        ValueError: a PyTorch file of the older format, or a tensor in it, is damaged or does not fit.
     """
     models: dict[str, nn.Module] = {}
     for name, part in _find_parts(folder, layout).items():
