@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""Hardware and versions, and the peak memory of a device."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ import torch
 
 
 def describe_environment(device: torch.device | str) -> dict[str, str]:
-    """Versions and hardware that figures of this run hold for."""
+    """List versions and hardware for reports."""
     device = torch.device(device)
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    hardware = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
+        hardware = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -30,7 +34,7 @@ def describe_environment(device: torch.device | str) -> dict[str, str]:
 
 @cache
 def repository_commit() -> str:
-    """The commit of this code, ``-dirty`` where files differ from it; ``unknown`` outside of a checkout."""
+    """Return this code's commit, with ``-dirty`` if files differ; ``unknown`` outside of a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
@@ -40,20 +44,20 @@ def repository_commit() -> str:
 
 
 def make_current(device: torch.device | str) -> None:
-    """Make a CUDA device the current one, on which some kernels run whatever their inputs lie on."""
+    """Make a CUDA device the current one, on which some kernels run whatever their inputs' device."""
     device = torch.device(device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Wait until a CUDA device has done what it was given, so that a clock read next tells the truth."""
+    """Wait for a CUDA device, so that a clock read next is right."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_memory_bytes(device: torch.device | str) -> int:
-    """The most memory taken so far: allocated on a CUDA device, else resident in this process."""
+    """Return the peak memory: allocated on a CUDA device, else resident in this process."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -63,22 +67,10 @@ def peak_memory_bytes(device: torch.device | str) -> int:
 
 
 def restart_peak_memory(device: torch.device | str) -> None:
-    """Let ``peak_memory_bytes`` count from now on; where the system cannot do that, it goes on as it was."""
+    """Restart ``peak_memory_bytes``, where the system can."""
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):  # Linux has it, if it is allowed
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _processor() -> str:
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as lines:
-            name = next(
-                (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name
-            )
-    except OSError:
-        pass
-    return name

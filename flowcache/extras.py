@@ -7,19 +7,13 @@ from types import ModuleType
 
 
 class Unavailable(RuntimeError):
-    """Something needs a package or a download that is not there; says what in one sentence."""
+    """A package or a download is missing; the message is one sentence."""
 
 
 def require(module: str, purpose: str, extra: str) -> ModuleType:
     """Import an optional module.
 
-    Args:
-        module: its name.
-        purpose: what needs it, as the subject of the message.
-        extra: of this project's optional dependencies, the one that installs it.
-
-    Raises:
-        Unavailable: it is not installed, or does not fit what is.
+    Raises Unavailable for ``purpose``, the subject of its message, which names the project's ``extra``.
     """
     try:
         return import_module(module)

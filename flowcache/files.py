@@ -19,11 +19,7 @@ from .state import State
 
 @contextmanager
 def replaced_when_done(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes the name of ``path`` only if the block succeeds.
-
-    An earlier file of that name stays until then, and stays for good if the block fails. The temporary
-    name keeps the suffix, by which writers choose their format.
-    """
+    """Yield a temporary path of the same suffix beside ``path``; it replaces ``path`` on success."""
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
     os.close(handle)
@@ -44,23 +40,17 @@ def replaced_when_done(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: str | Path) -> None:
-    """Remove what processes left that were killed while they wrote ``path`` as above."""
+    """Remove the temporary files of processes that were killed while they wrote ``path``."""
     path = Path(path)
     for temporary in path.parent.glob(f".{escape(path.stem)}.{'?' * 8}{escape(path.suffix)}"):
         temporary.unlink(missing_ok=True)
 
 
 class GrowingFile:
-    """A file that only grows, by pieces that are there whole or not at all.
+    """A file that grows by pieces, each written whole or not at all.
 
-    Args:
-        path: of the file. An earlier one loses its name, but stays for a process that has it open.
-        state: what ``state_dict`` gave of a file at that path; it goes on from there, without what was
-            appended later.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: what lies there is not what ``state`` goes on from.
+    An earlier file of that name stays for a process that has it open. With the ``state_dict`` of a file at
+    that path, it continues there without later pieces; ValueError where the file is another.
     """
 
     def __init__(self, path: Path, state: State | None = None) -> None:
@@ -76,7 +66,7 @@ class GrowingFile:
         self.file.seek(self._length)
 
     def append(self, content: bytes) -> None:
-        """Write a piece whole, or leave the file as it was."""
+        """Write a piece whole, or leave the file unchanged."""
         try:
             written = 0
             while written < len(content):
@@ -91,27 +81,23 @@ class GrowingFile:
         self._checksum = zlib.crc32(content, self._checksum)
 
     def state_dict(self) -> State:
-        """How long it is and what it holds; so much is on the disk by then."""
+        """Flush to the disk; return length and checksum."""
         os.fsync(self.file.fileno())
         return {"length": self._length, "checksum": self._checksum}
 
     def close(self) -> None:
-        """Let go of it; it stays where it is."""
+        """Close the file and keep it."""
         self.file.close()
 
     def remove(self) -> None:
-        """Remove it, unless the name is another file's by now."""
+        """Remove the file, unless another file has its name by now."""
         with suppress(FileNotFoundError):
             if os.path.samestat(self.path.stat(), os.fstat(self.file.fileno())):
                 self.path.unlink()
 
 
 def check_grown(path: Path, state: State) -> None:
-    """Refuse a file that does not begin with what a ``GrowingFile`` held when it gave ``state``.
-
-    Raises:
-        ValueError: it is shorter or another, or missing.
-    """
+    """Raise ValueError unless a file begins with the content of the ``GrowingFile`` that gave ``state``."""
     left, checksum = state["length"], 0
     try:
         with path.open("rb") as file:
@@ -131,16 +117,12 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write ``content`` as JSON, whole or not at all.
-
-    Raises:
-        ValueError: it holds a number that is not finite, for which JSON has no word.
-    """
+    """Write ``content`` as JSON; raise ValueError for a number that is not finite."""
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV below a line with the names of the columns, whole or not at all; gaps stay empty."""
+    """Write rows as CSV below a line with the names of the columns; missing values stay empty."""
     table = io.StringIO()
     writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()

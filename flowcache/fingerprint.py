@@ -1,4 +1,4 @@
-"""What tells one run from another: its settings, and digests of what is too large to be kept."""
+"""Fingerprint of a run: digests of its inputs and models, and differences of its settings."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-#: How files of a model's folder end that decide what it makes.
+#: Endings of the files of a model's folder that determine its output.
 _ENDS = (".safetensors", ".pth", ".pt", ".bin", ".model", "config.json", "tokenizer.json")
-#: Bytes that are read of a file, in pieces spread over it: enough to tell weights that were trained apart.
+#: Pieces read of a file, spread over it: enough to distinguish trained weights.
 _PIECES, _PIECE_BYTES = 16, 2**16
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
-    """What differs between two nested mappings: ``steps was 8 and is 16 now``, in the order of ``before``."""
+    """List the differences of two nested mappings as ``steps was 8 and is 16 now``."""
     found = []
     for name in dict.fromkeys([*before, *now]):
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{above}{name}.")
         elif old != new:
-            found.append(f"{above}{name} was {_short(old)} and is {_short(new)} now")
+            found.append(f"{above}{name} was {_SHORT.repr(old)} and is {_SHORT.repr(new)} now")
     return found
 
 
 def array_digest(array: ArrayLike | None) -> str | None:
-    """Of an image or a video, all of it; None of none."""
+    """Digest a whole image or video; None for None."""
     if array is None:
         return None
     array = np.ascontiguousarray(array)
@@ -40,13 +42,13 @@ def array_digest(array: ArrayLike | None) -> str | None:
 
 
 def file_digest(path: Path) -> str:
-    """Of a file, all of it."""
+    """Digest a whole file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def folder_digest(folder: Path) -> str:
-    """Of a model's files: their names, their sizes and pieces of each; the folder itself may be moved."""
+    """Digest names, sizes and pieces of a model's files; independent of where the folder is."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.name.endswith(_ENDS) and path.is_file()):
         size = path.stat().st_size
@@ -57,9 +59,3 @@ def folder_digest(folder: Path) -> str:
                 file.seek(start)
                 digest.update(file.read(_PIECE_BYTES))
     return digest.hexdigest()[:16]
-
-
-def _short(value: Any) -> str:
-    short = Repr()
-    short.maxstring = short.maxother = 60
-    return short.repr(value)

@@ -15,19 +15,15 @@ logger = logging.getLogger(__name__)
 def fetch_snapshot(
     name: str, repository: str, patterns: Sequence[str], check: Callable[[Path], None]
 ) -> Path:
-    """Return the folder that stands for a repository in the Hub's cache (``HF_HOME``).
-
-    Without a connection where the cache has all that is needed.
+    """Return a repository's folder in the Hub's cache (``HF_HOME``); connects only if files are missing.
 
     Args:
-        name: of the argument that names the repository, for messages.
-        repository: ``owner/name``.
+        name: of the argument that names the repository, ``owner/name``.
         patterns: of the files that are needed.
-        check: refuses a folder that lacks a file or holds a damaged one, by a ValueError.
+        check: raises ValueError for a folder with a missing or damaged file.
 
     Raises:
         OSError: the Hub cannot be reached, or has no such repository.
-        ValueError: see ``check``.
     """
     cached = ""
     try:

@@ -15,24 +15,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from .typed import as_type
 from .user_files import read_json, reading
 
-#: Largest number in a model's configuration, by a part of its key; larger ones would only fill memory.
+#: Sanity limits of a configuration's numbers, by a part of the key.
 _LARGEST = {"layers": 1000, "depth": 1000, "blocks": 1000, "heads": 1000, "vocab_size": 2**20}
 _LARGEST_OTHER = 2**16
-#: Numbers that are at least 1, by the start of their key, and those that are between 0 and 1.
+#: Starts of keys of numbers that are at least 1; keys of numbers between 0 and 1.
 _COUNTS = ("num_", "d_", "depth", "relative_attention_")
 _BELOW_ONE = ("eps", "layer_norm_epsilon")
 
 
 def read_config(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration whose values have the types of ``like`` and no absurd sizes.
-
-    Args:
-        path: of a JSON file.
-        like: a value of the right type by key; None, or no such key: any type.
-
-    Raises:
-        UnreadableFile: the file cannot be read or has a wrong value; file and key are named.
-    """
+    """Read a JSON configuration, whose values must have the types of ``like`` and sane sizes."""
     content = read_json(path, dict[str, Any], "a configuration")
     with reading(path, "a configuration"):
         for key, value in content.items():
@@ -41,20 +33,13 @@ def read_config(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_arguments(kind: type) -> dict[str, Any]:
-    """Return the default arguments of a class: the ``like`` of its configuration."""
+    """Return the default arguments of a class, the ``like`` of its configuration."""
     parameters = signature(kind.__init__).parameters.items()
     return {name: value.default for name, value in parameters if value.default is not Parameter.empty}
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the tensors in a weight file, of which only the header is read.
-
-    Args:
-        path: of a safetensors file, or of one that ``torch.save`` wrote as a zip archive.
-
-    Raises:
-        UnreadableFile: the file is damaged or cut short, or holds integers.
-    """
+    """Read names and shapes of the tensors in a file of safetensors or ``torch.save``."""
     kind = "a safetensors file" if path.suffix == ".safetensors" else "a file of PyTorch"
     with reading(path, kind):
         if path.suffix == ".safetensors":
@@ -71,11 +56,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def indexed_files(index: Path) -> list[Path]:
-    """Return the weight files that an index file names.
-
-    Raises:
-        UnreadableFile: the file is no index.
-    """
+    """Return the weight files that an index file names; raise UnreadableFile if it is no index."""
     kind = "an index of weight files"
     content = read_json(index, dict[str, Any], kind)
     with reading(index, kind):
@@ -84,11 +65,7 @@ def indexed_files(index: Path) -> list[Path]:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a folder; runs no code from there.
-
-    Raises:
-        UnreadableFile: a file of the tokenizer is damaged; it is named.
-    """
+    """Load the tokenizer of a folder; runs no code from there."""
     for path in sorted(folder.glob("*.json")):
         read_json(path, dict[str, Any], "JSON")
     files = [folder / name for name in ("tokenizer.json", "spiece.model") if (folder / name).is_file()]
@@ -103,16 +80,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, folder: Path) -> None:
-    """Refuse a tokenizer with tokens that the text encoder lacks.
-
-    Args:
-        tokenizer: of the folder.
-        size: of the encoder's vocabulary.
-        folder: for the message.
-
-    Raises:
-        ValueError: one sentence that names the folder.
-    """
+    """Raise ValueError for a tokenizer with more tokens than the text encoder's vocabulary."""
     if len(tokenizer) > size:
         raise ValueError(
             f"{folder}: expected a tokenizer of at most the text encoder's {size} tokens (vocab_size), got "
@@ -121,7 +89,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, folder: Path
 
 
 def _check_value(key: str, value: Any, like: Any) -> None:
-    """Refuse a value of another type than ``like``, a number that is not finite, or an absurd size."""
+    """Raise ValueError for a value of another type than ``like``, or a number outside the limits."""
     if isinstance(value, dict):
         for name, item in value.items():
             _check_value(name, item, None)
@@ -137,13 +105,11 @@ def _check_value(key: str, value: Any, like: Any) -> None:
             raise ValueError(f"{key}: expected at least 1, got {value}")
         if key in _BELOW_ONE and not 0 < value < 1:
             raise ValueError(f"{key}: expected a number between 0 and 1, got {value}")
-    if like is not None and not _has_type(value, like):
-        raise ValueError(f"{key}: expected a value such as {json.dumps(like)}, got {json.dumps(value)}")
-
-
-def _has_type(value: Any, like: Any) -> bool:
     if isinstance(value, bool) or isinstance(like, bool):
-        return isinstance(value, bool) and isinstance(like, bool)
-    if isinstance(like, list | tuple):
-        return isinstance(value, list)
-    return isinstance(value, int | float if isinstance(like, float) else type(like))
+        fits = isinstance(value, bool) and isinstance(like, bool)
+    elif isinstance(like, list | tuple):
+        fits = isinstance(value, list)
+    else:
+        fits = isinstance(value, int | float if isinstance(like, float) else type(like))
+    if like is not None and not fits:
+        raise ValueError(f"{key}: expected a value such as {json.dumps(like)}, got {json.dumps(value)}")

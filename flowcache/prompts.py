@@ -1,4 +1,4 @@
-"""Prompts that a text encoder does not read as they were written."""
+"""Words of prompts that do not reach the text encoder."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import logging
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import ftfy
 from transformers import PreTrainedTokenizerBase
 
+from .user_files import is_utf8
+
 logger = logging.getLogger(__name__)
 
+_LOSSES = {
+    "removed": "the cleaning of captions removes these words",
+    "cut": "too long for the text encoder; these words are cut",
+    "unknown": "the text encoder does not know these words",
+}
 #: Largest vocabulary that a warning lists.
 _MAX_LISTED = 100
 #: Longest text that a warning shows; the trace has all of it.
@@ -23,25 +30,12 @@ _MAX_SHOWN = 300
 
 
 def check_prompt(name: str, prompt: str, clean: Callable[[str], str]) -> None:
-    """Refuse what is not one prompt, is no Unicode, or of which the cleaning leaves no letter and no digit.
-
-    Args:
-        name: of the argument.
-        prompt: as the user gave it.
-        clean: returns what is tokenized.
-
-    Raises:
-        TypeError: it is no text.
-        ValueError: one sentence that names the argument and what is left.
-    """
+    """Raise TypeError or ValueError unless a prompt is text of which ``clean`` leaves a letter or digit."""
     if not isinstance(prompt, str):
         hint = "; make one video for each prompt" if isinstance(prompt, list) else ""
         raise TypeError(f"{name}: expected str, got {type(prompt).__name__}{hint}.")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        shown = prompt[:_MAX_SHOWN]
-        raise ValueError(f"{name}: expected UTF-8, got {shown!r}; write it in UTF-8.") from None
+    if not is_utf8(prompt):
+        raise ValueError(f"{name}: expected UTF-8, got {prompt[:_MAX_SHOWN]!r}; write it in UTF-8.")
     cleaned = clean(prompt)
     # characters of no width are what is left of some web pages
     if (prompt and not any(map(str.isprintable, cleaned))) or (_words(prompt) and not _words(cleaned)):
@@ -54,17 +48,17 @@ def check_prompt(name: str, prompt: str, clean: Callable[[str], str]) -> None:
 def find_losses(
     prompt: str, cleaned: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> dict[str, Any]:
-    """Find what of a prompt does not reach the text encoder.
+    """Find words that do not reach the text encoder.
 
     Args:
         prompt: as the user gave it.
-        cleaned: what is tokenized.
+        cleaned: the text that is tokenized.
         tokenizer: with offsets.
         max_tokens: that the encoder reads, special ones included.
 
     Returns:
-        Of these what is not empty: ``removed``, words that are not in ``cleaned``; ``cut``, the text beyond
-        ``max_tokens``; ``unknown``, words for which the tokenizer has no token.
+        Of these the entries that are not empty: ``removed``, words missing in ``cleaned``; ``cut``, the text
+        beyond ``max_tokens``; ``unknown``, words without a token.
     """
     readable = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     removed = Counter(_words(readable)) - Counter(_words(cleaned))
@@ -86,50 +80,25 @@ def find_losses(
 
 @dataclass
 class PromptWarnings:
-    """Warnings of words that do not reach the text encoder.
+    """Warnings of lost words, each given once."""
 
-    Attributes:
-        once_a_kind: warn of the first prompt that loses words in some manner, and leave later ones to their
-            traces; otherwise only an equal warning is not repeated.
-    """
-
-    once_a_kind: bool = False
+    once_a_kind: bool = False  # warn only of the first prompt with each kind of loss
     _given: set[str] = field(default_factory=set, repr=False)
 
     def warn(self, name: str, losses: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Log what a prompt loses.
-
-        Args:
-            name: of the argument.
-            losses: what ``find_losses`` returned.
-            tokenizer: whose vocabulary is listed if it is small.
-        """
-        for kind, text in _sentences(name, losses, tokenizer):
+        """Log ``losses``, found by ``find_losses``, of the argument ``name``."""
+        for kind, lost in losses.items():
+            lost = lost if isinstance(lost, str) else ", ".join(lost)
+            lost = lost if len(lost) <= _MAX_SHOWN else f"{lost[:_MAX_SHOWN]}..."
+            text = f"{name}: {_LOSSES[kind]}: {lost}."
+            if kind == "unknown" and len(tokenizer) <= _MAX_LISTED:
+                known = sorted(word for word in tokenizer.get_vocab() if word.isalnum())
+                text += f" It knows: {', '.join(known)}."
             key = kind if self.once_a_kind else text
             if key not in self._given:
                 self._given.add(key)
                 more = " The traces list the losses of other prompts." if self.once_a_kind else ""
                 logger.warning("%s%s", text, more)
-
-
-def _sentences(
-    name: str, losses: dict[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[str, str]]:
-    if "removed" in losses:
-        words = _shown(", ".join(losses["removed"]))
-        yield "removed", f"{name}: the cleaning of captions removes these words: {words}."
-    if "cut" in losses:
-        yield "cut", f"{name}: too long for the text encoder; these words are cut: {_shown(losses['cut'])}."
-    if "unknown" in losses:
-        text = f"{name}: the text encoder does not know these words: {_shown(', '.join(losses['unknown']))}."
-        if len(tokenizer) <= _MAX_LISTED:
-            known = sorted(word for word in tokenizer.get_vocab() if word.isalnum())
-            text += f" It knows: {', '.join(known)}."
-        yield "unknown", text
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _words(text: str) -> list[str]:

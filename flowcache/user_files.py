@@ -1,4 +1,4 @@
-"""Files that a user gives: whatever is wrong with one becomes one sentence that names it."""
+"""Files that a user gives: every error in one becomes one sentence that names it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,10 @@ class UnreadableFile(ValueError):
 
 
 def check_is_file(path: str | Path) -> None:
-    """Refuse what is no file before a reader of foreign formats opens it: it may wait for a pipe for ever.
-
-    Raises:
-        UnreadableFile: it is missing, a folder, a pipe, or longer than a path may be.
-    """
+    """Raise UnreadableFile unless ``path`` is a file; a reader would wait for a pipe for ever."""
     try:
         exists = Path(path).is_file()
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # longer than a path may be
         exists = False
     if not exists:
         raise UnreadableFile(f"{path} does not exist or is not a file.")
@@ -40,18 +36,11 @@ def check_is_file(path: str | Path) -> None:
 
 @contextmanager
 def reading(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
-    """Turn every exception of the block into a sentence that names the file.
+    """Turn every exception of the block into ``PATH cannot be read as KIND: REASON; REMEDY.``
 
-    The block holds the reading and parsing of that file and nothing else: parsers of foreign formats raise
-    whatever they like, and a traceback of theirs helps no user. The original is logged at debug level.
-
-    Args:
-        path: of the file, as the user gave it.
-        kind: what the file should be, with its article: ``"a video"``, ``"YAML"``.
-        remedy: what to do about it.
-
-    Raises:
-        UnreadableFile: ``PATH cannot be read as KIND: REASON; REMEDY.``; that of a nested block passes.
+    The block holds the reading and parsing of that file alone: parsers of foreign formats raise exceptions of
+    any type. The original is logged at debug level; ``UnreadableFile`` of a nested block passes.
+    ``kind`` has its article: ``"a video"``, ``"YAML"``.
     """
     try:
         yield
@@ -68,16 +57,7 @@ def reading(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
 
 
 def read_text(path: str | Path, kind: str, most: int = MAX_BYTES) -> str:
-    """A user's text file in UTF-8, with or without a byte order mark.
-
-    Args:
-        path: of the file.
-        kind: as for ``reading``.
-        most: bytes that such a file may have.
-
-    Raises:
-        UnreadableFile: it is missing, too large, in another encoding, or no text.
-    """
+    """Read a text file in UTF-8 of at most ``most`` bytes, with or without a byte order mark."""
     with reading(path, kind):
         if Path(path).is_fifo():  # reading waits until somebody writes
             raise ValueError("it is a pipe; save it to a file first")
@@ -95,45 +75,20 @@ def read_text(path: str | Path, kind: str, most: int = MAX_BYTES) -> str:
 
 
 def parse_file(
-    path: str | Path,
-    parse: Callable[[str], Content],
-    kind: str,
-    remedy: str = "",
-    most: int = MAX_BYTES,
+    path: str | Path, parse: Callable[[str], Content], kind: str, remedy: str = "", most: int = MAX_BYTES
 ) -> Content:
-    """What a parser makes of a text file.
-
-    Args:
-        path, kind, remedy: as for ``reading``.
-        parse: takes the text; whatever it raises becomes a sentence.
-        most: as for ``read_text``.
-
-    Raises:
-        UnreadableFile: the file cannot be read or parsed.
-    """
+    """Parse a text file; whatever ``parse`` raises becomes UnreadableFile."""
     with reading(path, kind, remedy):
         return parse(read_text(path, kind, most))
 
 
 def read_json(path: str | Path, shape: type[Content] | Any, kind: str, remedy: str = "") -> Content:
-    """The content of a JSON file as a type; see ``as_type``.
-
-    Raises:
-        UnreadableFile: the file cannot be read, or holds something else.
-    """
+    """Read a JSON file as a type; see ``as_type``."""
     return parse_file(path, lambda text: as_type(json.loads(text), shape), kind, remedy)
 
 
 def expand_path(text: str, name: str = "") -> Path:
-    """A path as a user gave it, with ``~`` expanded.
-
-    Args:
-        text: what was given.
-        name: of the argument; empty: the caller names it.
-
-    Raises:
-        ValueError: no file can have that name, or ``~user`` names no user.
-    """
+    """Expand ``~`` in a path; raise ValueError, naming the argument, for a name that no file can have."""
     wrong = f"{name}: expected a path, got".removeprefix(": ")
     if not is_utf8(text) or "\0" in text:
         raise ValueError(f"{wrong} {text!r}, which is not UTF-8; rename the file.")
@@ -149,9 +104,5 @@ def expand_path(text: str, name: str = "") -> Path:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether text can be written as UTF-8; words of the command line and paths can be other bytes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Whether text can be encoded; words of the command line and paths can hold other bytes."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

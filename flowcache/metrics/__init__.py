@@ -1,7 +1,5 @@
-"""How close one video is to another, and how it moves."""
+"""Similarity of two videos, and Physics-IQ."""
 
-from .lpips import load_lpips
-from .psnr import psnr
-from .ssim import ssim
+from .similarity import load_lpips, psnr, ssim
 
 __all__ = ["load_lpips", "psnr", "ssim"]

@@ -2,8 +2,8 @@
 
     python -m flowcache.metrics --original_video A --generated_video B
 
-A and B are two files, or two folders whose videos are matched by file name. Writes every frame and the means
-as CSV and JSON.
+A and B are two files, or two folders whose videos are matched by file name. The values of every frame and the
+means are written as CSV and JSON.
 """
 
 from __future__ import annotations
@@ -17,28 +17,23 @@ import torch
 
 from ..command_line import Parser, check_device, output_file
 from ..running import run_checked
-from .compare import METRICS, Comparison, Metric, Pairing, check_alike, compare_files, pair_up
-from .report import measure
+from .compare import METRICS, Comparison, Metric, Pairing, check_alike, compare_files, measure, pair_up
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Build the parser."""
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--original_video", type=Path, required=True, help="what to be close to: a file or a folder")
-    add("--generated_video", type=Path, required=True, help="what to measure: a file or a folder")
-    add("--output", type=Path, help="of CSV and JSON, without suffix (default: beside what was measured)")
-    add("--metrics", nargs="+", choices=METRICS, default=METRICS, help="(default: all)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add, device = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
+    add("--original_video", type=Path, required=True, help="file or folder to compare with")
+    add("--generated_video", type=Path, required=True, help="file or folder to measure")
+    add("--output", type=Path, help="CSV and JSON, without suffix (default: beside --generated_video)")
+    add("--metrics", nargs="+", choices=METRICS, default=METRICS, help="metrics (default: all)")
+    add("--device", default=device, help=f"cpu or cuda (default: {device})")
     return parser
 
 
 def prepare(args: argparse.Namespace) -> Pairing:
-    """Check all that was asked for, and fill in where the output goes.
-
-    Raises:
-        ValueError: one sentence that names the argument.
-    """
+    """Pair the files and set the default output; raise ValueError that names the argument."""
     check_device(args.device)
     pairing = pair_up(args.original_video, args.generated_video)
     reasons = []
@@ -49,17 +44,17 @@ def prepare(args: argparse.Namespace) -> Pairing:
             reasons.append(str(error))
     if len(reasons) == len(pairing.pairs):
         raise ValueError(reasons[0])
-    args.output = args.output or _default_output(args.generated_video)
+    generated = args.generated_video
+    default = generated / "metrics" if generated.is_dir() else generated.with_suffix(".metrics")
+    args.output = args.output or default
+    if args.output.name in ("", ".."):
+        raise ValueError(f"output: expected a file name without suffix, got {args.output}; name a file.")
     output_file("output", Path(f"{args.output}.json"))
     return pairing
 
 
-def _default_output(generated: Path) -> Path:
-    return generated / "metrics" if generated.is_dir() else generated.with_suffix(".metrics")
-
-
 def run(args: argparse.Namespace, pairing: Pairing) -> str:
-    """Measure, write, and return what to say.
+    """Measure and write; return the text to print.
 
     Raises:
         ValueError: a file breaks off, or is longer than its header says; of folders, the others are measured.
@@ -83,7 +78,7 @@ def run(args: argparse.Namespace, pairing: Pairing) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, check, measure; 2 for bad input, 1 for a failure."""
+    """Run the program; return 0, 2 for bad input or 1 for a failure."""
     args = build_parser().parse_args(arguments)
     return run_checked(lambda: prepare(args), lambda pairing: run(args, pairing))
 

@@ -1,25 +1,24 @@
-"""Two files, or two folders of files, by every metric that can be had."""
+"""Two video files, or two folders of them, compared by every metric that is available."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from ..environment import describe_environment
 from ..extras import Unavailable
+from ..files import write_csv, write_json
 from ..video import probe_video, read_video
-from .frames import Video
-from .lpips import load_lpips
-from .psnr import psnr
-from .ssim import ssim
+from .similarity import Video, load_lpips, psnr, ssim
 
-#: A function of a generated and a reference video: its value, and that of each frame.
+#: A function of a generated and a reference video that returns the mean and the values of the frames.
 Metric = Callable[[Video, Video], tuple[float, Tensor]]
-
 Content = TypeVar("Content")
 
 METRICS = ("psnr", "ssim", "lpips")
@@ -37,100 +36,139 @@ class Pairing:
 
 @dataclass
 class Comparison:
-    """What was measured of one pair.
-
-    Attributes:
-        frames: values of each frame by metric.
-        missing: why there are none, by metric.
-    """
+    """By metric, the values of each frame of one pair, or why there are none."""
 
     frames: dict[str, list[float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     def mean(self, metric: str) -> float | None:
-        """Mean over the frames; None where nothing was measured."""
-        values = self.frames.get(metric)
-        return sum(values) / len(values) if values else None
+        """Average a metric over the frames."""
+        return _mean(self.frames.get(metric, []))
+
+
+@dataclass
+class Report:
+    """Results by file name; ``missing`` says by metric why it was measured nowhere."""
+
+    original: Path
+    generated: Path
+    metrics: tuple[str, ...]
+    pairing: Pairing
+    missing: Mapping[str, str]
+    environment: Mapping[str, str]
+    videos: dict[str, Comparison] = field(default_factory=dict)
+
+    def mean(self, metric: str) -> float | None:
+        """Average a metric over the videos that have it."""
+        return _mean([mean for video in self.videos.values() if (mean := video.mean(metric)) is not None])
+
+    def save(self, stem: Path) -> list[Path]:
+        """Write ``stem.csv`` and ``stem.json``; return both paths."""
+        paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
+        write_csv(paths[0], ["video", "frame", *self.metrics], list(self._rows()))
+        content = {
+            "original_video": str(self.original),
+            "generated_video": str(self.generated),
+            "mean": self._means(self),
+            "missing": dict(self.missing),
+            "videos": {
+                name: {"mean": self._means(video), "missing": video.missing, "frames": video.frames}
+                for name, video in self.videos.items()
+            },
+            "only_in_original_video": list(self.pairing.only_original),
+            "only_in_generated_video": list(self.pairing.only_generated),
+            "environment": dict(self.environment),
+        }
+        write_json(paths[1], content)
+        return paths
+
+    def text(self) -> str:
+        """Describe the means, a line for each metric, then what they leave out and why."""
+        lines = []
+        for metric, mean in self._means(self).items():
+            count = sum(metric in video.frames for video in self.videos.values())
+            over = f", mean of {count} videos" if count > 1 else ""
+            reason = f"none: {self.missing.get(metric, 'no video has it.')}"
+            unit = " dB" if metric == "psnr" else ""
+            lines.append(f"{metric}: " + (reason if mean is None else f"{mean:.4f}{unit}{over}"))
+        for name, video in self.videos.items():
+            lines += [f"{name}: no {metric}: {why}" for metric, why in video.missing.items()]
+        lines += [f"{name}: only in original_video" for name in self.pairing.only_original]
+        lines += [f"{name}: only in generated_video" for name in self.pairing.only_generated]
+        return "\n".join(lines)
+
+    def _means(self, measured: Comparison | Report) -> dict[str, float | None]:
+        return {metric: measured.mean(metric) for metric in self.metrics}
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """Yield a row for each frame, for the mean of each video, and for the mean of all."""
+        for name, video in self.videos.items():
+            for index in range(max(map(len, video.frames.values()), default=0)):
+                values = {metric: frames[index] for metric, frames in video.frames.items()}
+                yield {"video": name, "frame": index, **values}
+            yield {"video": name, "frame": "mean", **self._means(video)}
+        yield {"video": "all", "frame": "mean", **self._means(self)}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def measure(
+    original: Path,
+    generated: Path,
+    names: Sequence[str],
+    device: str,
+    pairing: Pairing | None = None,
+    compare: Callable[..., Comparison] | None = None,
+) -> Report:
+    """Compare two videos, or two folders of them, by all metrics that are available.
+
+    ``names`` are among ``METRICS``; ``pairing`` defaults to ``pair_up`` of both, ``compare`` to
+    ``compare_files``. Raises ValueError where they cannot be paired or a file breaks off.
+    """
+    pairing, metrics, missing = pairing or pair_up(original, generated), {}, {}
+    for name in names:
+        try:
+            metrics[name] = load_lpips(device) if name == "lpips" else {"psnr": psnr, "ssim": ssim}[name]
+        except Unavailable as error:
+            missing[name] = str(error)
+    report = Report(original, generated, tuple(names), pairing, missing, describe_environment(device))
+    for name, pair in tqdm(pairing.pairs.items(), unit="video", disable=len(pairing.pairs) == 1):
+        report.videos[name] = (compare or compare_files)(*pair, metrics, device)
+    return report
 
 
 def pair_up(original: Path, generated: Path) -> Pairing:
-    """Pair one file with another, whatever their names, or the videos of two folders by their file names.
-
-    Args:
-        original: file or folder; of a folder, only files with a suffix of ``SUFFIXES`` count.
-        generated: the same kind.
-
-    Raises:
-        ValueError: one is missing or of the other kind, or the folders have no name in common.
-    """
+    """Pair two files, whatever their names, or the videos of two folders by file name."""
     for name, path in (("original_video", original), ("generated_video", generated)):
         if not path.exists():
             raise ValueError(f"{name}: {path} does not exist.")
     if original.is_dir() != generated.is_dir():
         raise ValueError(
-            "original_video and generated_video must be two files or two folders, got one of each."
+            "original_video, generated_video: expected two files or two folders, got one of each."
         )
     if not original.is_dir():
         return Pairing({generated.name: (original, generated)})
-    ours, theirs = _videos(generated), _videos(original)
-    common = sorted(ours.keys() & theirs.keys())
-    if not common:
+    theirs, ours = (
+        {path.name: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+        for folder in (original, generated)
+    )
+    pairs = {name: (theirs[name], ours[name]) for name in sorted(theirs.keys() & ours.keys())}
+    if not pairs:
         raise ValueError(
             f"original_video {original} and generated_video {generated} hold no videos of the same file name."
         )
-    return Pairing(
-        {name: (theirs[name], ours[name]) for name in common},
-        only_original=sorted(theirs.keys() - ours.keys()),
-        only_generated=sorted(ours.keys() - theirs.keys()),
-    )
-
-
-def _videos(folder: Path) -> dict[str, Path]:
-    return {path.name: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
-
-
-def load_metrics(
-    names: Sequence[str], device: torch.device | str
-) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Metrics by name, and, for those that cannot be had, why.
-
-    Args:
-        names: among ``METRICS``.
-        device: where to measure.
-    """
-    loaders: dict[str, Callable[[], Metric]] = {
-        "psnr": lambda: psnr,
-        "ssim": lambda: ssim,
-        "lpips": lambda: load_lpips(device),
-    }
-    metrics, missing = {}, {}
-    for name in names:
-        try:
-            metrics[name] = loaders[name]()
-        except Unavailable as error:
-            missing[name] = str(error)
-    return metrics, missing
+    return Pairing(pairs, sorted(theirs.keys() - ours.keys()), sorted(ours.keys() - theirs.keys()))
 
 
 def compare_files(
     original: Path, generated: Path, metrics: Mapping[str, Metric], device: torch.device | str
 ) -> Comparison:
-    """Measure a pair of files, frame by frame.
-
-    A metric that does not suit the videos, such as SSIM for frames smaller than its window, says so in the
-    result.
-
-    Args:
-        original, generated: videos of one size and length.
-        metrics: from ``load_metrics``.
-        device: where to measure.
-
-    Raises:
-        ValueError: a file cannot be read, or sizes or lengths differ.
-    """
-    theirs, ours = _read("original_video", original, device), _read("generated_video", generated, device)
-    _check_sizes(original, theirs.shape[:3], generated, ours.shape[:3])
-    comparison = Comparison()
+    """Measure a pair of files; a metric that does not suit the videos, such as their size, is ``missing``."""
+    theirs, ours = (torch.from_numpy(video[0]) for video in _read_both(read_video, original, generated))
+    _check_sizes(original, theirs.shape, generated, ours.shape)
+    theirs, ours, comparison = theirs.to(device), ours.to(device), Comparison()
     for name, metric in metrics.items():
         try:
             comparison.frames[name] = metric(ours, theirs)[1].tolist()
@@ -140,37 +178,27 @@ def compare_files(
 
 
 def check_alike(original: Path, generated: Path) -> None:
-    """Compare what two videos state of themselves; decodes their first frames only.
-
-    Raises:
-        ValueError: one cannot be read, or sizes or lengths differ; the argument is named.
-    """
-    theirs, ours = (
-        _named(name, probe_video, path)
-        for name, path in (("original_video", original), ("generated_video", generated))
-    )
-    lengths = (theirs.num_frames, ours.num_frames) if theirs.num_frames and ours.num_frames else (0, 0)
-    _check_sizes(
-        original, (lengths[0], theirs.height, theirs.width), generated, (lengths[1], ours.height, ours.width)
-    )
+    """Raise ValueError where the headers of two videos differ in size or length; the argument is named."""
+    infos = _read_both(probe_video, original, generated)
+    known = all(info.num_frames for info in infos)
+    theirs, ours = ((info.num_frames if known else 0, info.height, info.width) for info in infos)
+    _check_sizes(original, theirs, generated, ours)
 
 
 def _check_sizes(original: Path, theirs: Sequence[int], generated: Path, ours: Sequence[int]) -> None:
-    """Raise if frames, height or width differ."""
-    for what, their, our in zip(("frames", "rows", "columns"), theirs, ours, strict=True):
+    for what, their, our in zip(("frames", "rows", "columns"), theirs, ours, strict=False):
         if their != our:
             raise ValueError(
                 f"generated_video {generated} has {our} {what}, but original_video {original} has {their}."
             )
 
 
-def _read(name: str, path: Path, device: torch.device | str) -> Tensor:
-    return torch.from_numpy(_named(name, read_video, path)[0]).to(device)
-
-
-def _named(name: str, read: Callable[[Path], Content], path: Path) -> Content:
-    """Read a file; an error names the argument that it came from."""
-    try:
-        return read(path)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+def _read_both(read: Callable[[Path], Content], original: Path, generated: Path) -> list[Content]:
+    """Read both files; an error names the argument."""
+    found = []
+    for name, path in (("original_video", original), ("generated_video", generated)):
+        try:
+            found.append(read(path))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return found

@@ -1,81 +1,89 @@
-"""Physics-IQ: whether a generated video moves where, when, as much and in the way that the real one does.
+"""Physics-IQ (Motamed et al. 2025, arXiv 2501.09038): does a generated video move like the real one?
 
-Motamed et al. 2025, arXiv 2501.09038. Every scene was filmed twice. How far the two takes lie apart is what
-chance makes of the same physics, and a video that comes as close to the first take scores 100.
+Every scene was filmed twice. The two takes differ by chance alone, and a generated video that is as close to
+the first take as the second scores 100.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..extras import require
 from ..video import Frames
-from .motion import Mask, motion_masks
+
+Mask = NDArray[np.bool_]
+
+#: Of the newest frame in the running average that stands for what rests.
+RATE = 0.3
+#: Grey levels, of 255, by which a moving pixel differs from that average.
+THRESHOLD = 10
+#: Pixels: side of the blur against noise, and of the specks removed and the holes filled.
+SIDE = 5
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A video, uint8 ``[frames, height, width, 3]``, and what moves in it, ``[frames, height, width]``."""
+    """A video, uint8 ``[frames, height, width, 3]``, and its moving pixels, ``[frames, height, width]``."""
 
     frames: Frames
     masks: Mask
 
     def last(self, count: int) -> Clip:
-        """The last ``count`` frames, or all if there are fewer."""
+        """Return the last ``count`` frames, or all if there are fewer."""
         return Clip(self.frames[-count:], self.masks[-count:])
 
 
 @dataclass(frozen=True)
 class Measures:
-    """How two clips agree; intersections over unions lie in 0..1, 1 is best.
+    """Agreement of two clips: intersections over unions, 1 is best, and the error of colours in 0..1."""
 
-    Attributes:
-        spatial_iou: of the places where anything moves at any time: where.
-        spatiotemporal_iou: of what moves, frame by frame, mean over frames: where and when.
-        weighted_spatial_iou: of how often each place moves, the lesser over the greater: where and how much.
-        mse: mean squared difference of colours in 0..1; 0 is best: how.
-    """
-
-    spatial_iou: float
-    spatiotemporal_iou: float
-    weighted_spatial_iou: float
-    mse: float
+    spatial_iou: float  # of the places where anything moves at any time: where
+    spatiotemporal_iou: float  # of moving pixels, mean over frames: where and when
+    weighted_spatial_iou: float  # of how often each place moves: where and how much
+    mse: float  # how
 
     @classmethod
     def mean(cls, measures: Sequence[Measures]) -> Measures:
-        """Mean of each, every clip counting alike."""
+        """Average each measure over clips."""
         return cls(**{f.name: float(np.mean([getattr(m, f.name) for m in measures])) for f in fields(cls)})
 
 
 @dataclass(frozen=True)
 class PhysicsIQ:
-    """The score in percent, 0..100, and the means that it is made of.
-
-    Attributes:
-        score: see ``physics_iq``.
-        generated: generated videos against first takes.
-        physical: second takes against first takes.
-    """
+    """The score in percent, and the means of generated videos and of second takes against first takes."""
 
     score: float
     generated: Measures
     physical: Measures
 
 
+def motion_masks(frames: Iterable[Frames]) -> Iterator[NDArray[np.uint8]]:
+    """Yield masks ``[height, width]`` of moving pixels, 255 there and 0 elsewhere, one for each frame.
+
+    As Physics-IQ defines them (algorithm 2): the blurred grey frame against the running average of the frames
+    so far, itself included; then opened and closed. In the first frame nothing moves.
+    """
+    cv2 = require("cv2", "Physics-IQ", "metrics")
+    square = np.ones((SIDE, SIDE), np.uint8)
+    resting = None
+    for frame in frames:
+        grey = cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (SIDE, SIDE), 0)
+        resting = grey.astype(np.float64) if resting is None else cv2.accumulateWeighted(grey, resting, RATE)
+        # whole grey levels, as an image of the average would hold
+        moving = (np.abs(grey - np.rint(resting)) > THRESHOLD).astype(np.uint8) * 255
+        for change in (cv2.MORPH_OPEN, cv2.MORPH_CLOSE):
+            moving = cv2.morphologyEx(moving, change, square)
+        yield moving
+
+
 def make_clip(frames: Iterable[Frames], size: tuple[int, int]) -> Clip:
-    """Find what moves in a video, and scale both to one size.
+    """Find moving pixels at the video's own size, where the thresholds hold, and scale both to ``size``.
 
-    Motion is sought at the video's own size, where the benchmark's thresholds hold.
-
-    Args:
-        frames: uint8 ``[height, width, 3]``, taken one by one, so that a video need not fit into memory.
-        size: height and width of the clip; proportions are not kept.
-
-    Raises:
-        Unavailable: OpenCV is not installed.
+    ``frames``, uint8 ``[height, width, 3]``, are read one by one, so that a video need not fit into memory.
     """
     cv2 = require("cv2", "Physics-IQ", "metrics")
     small: list[Frames] = []
@@ -91,39 +99,32 @@ def make_clip(frames: Iterable[Frames], size: tuple[int, int]) -> Clip:
 
 
 def compare_clips(clip: Clip, other: Clip) -> Measures:
-    """The four measures of two clips of one size and length; either may be the reference.
-
-    Where nothing moves in either, they agree: an intersection over union of 1.
-
-    Raises:
-        ValueError: sizes or lengths differ.
-    """
+    """Compute the four measures of two clips, in either order; where nothing moves in both, the IoU is 1."""
     if clip.frames.shape != other.frames.shape:
         raise ValueError(
             f"Clips must have one shape, got {list(clip.frames.shape)} and {list(other.frames.shape)}."
         )
-    frames = [_overlap(a, b) for a, b in zip(clip.masks, other.masks, strict=True)]
+    # frame by frame: a whole clip in floating point would take much memory
+    errors = [
+        np.square((ours.astype(np.float32) - theirs) / 255).mean()
+        for ours, theirs in zip(clip.frames, other.frames, strict=True)
+    ]
     return Measures(
         spatial_iou=_overlap(clip.masks.any(axis=0), other.masks.any(axis=0)),
-        spatiotemporal_iou=float(np.mean(frames)),
+        spatiotemporal_iou=float(
+            np.mean([_overlap(a, b) for a, b in zip(clip.masks, other.masks, strict=True)])
+        ),
         weighted_spatial_iou=_overlap(clip.masks.mean(axis=0), other.masks.mean(axis=0)),
-        # frame by frame: a whole clip in floating point would take much memory
-        mse=float(np.mean([_error(a, b) for a, b in zip(clip.frames, other.frames, strict=True)])),
+        mse=float(np.mean(errors)),
     )
 
 
 def physics_iq(generated: Sequence[Measures], physical: Sequence[Measures]) -> PhysicsIQ:
-    """The benchmark's score: each mean overlap as a share of what two takes have, less the excess of error.
+    """Compute the score of the original Physics-IQ (Physics-IQ Verified has another).
 
-    ``100 * (mean of the three ratios - (mse of generated - mse of takes))``, cut off at 0 and 100. This is
-    the score of the original Physics-IQ, of means over all videos; Physics-IQ Verified has another.
-
-    Args:
-        generated: each generated video against its first take.
-        physical: each second take against its first.
-
-    Raises:
-        ValueError: there is none, or the takes never overlap in one of the measures.
+    ``100 * (mean of the three overlaps as shares of the takes' - (mse of generated - mse of takes))``, from
+    means over all videos, clamped to 0..100.
+    Generated videos and second takes are both measured against first takes.
     """
     if not generated or not physical:
         raise ValueError("Physics-IQ needs at least one video.")
@@ -141,8 +142,3 @@ def _overlap(one: np.ndarray, other: np.ndarray) -> float:
     """Intersection over union of two maps, binary or in 0..1; 1 if both are empty."""
     union = np.maximum(one, other).sum()
     return float(np.minimum(one, other).sum() / union) if union else 1.0
-
-
-def _error(frame: Frames, other: Frames) -> float:
-    """Mean squared difference of two frames, with colours in 0..1."""
-    return float(np.square((frame.astype(np.float32) - other) / 255).mean())

@@ -1,10 +1,8 @@
-"""Pictures of traces: of one run, and of several beside each other."""
+"""Pictures of one run's trace and of several runs beside each other."""
 
-from .distances import distance_curves, step_distances
-from .maps import reuse_map
-from .over_time import cache_over_time
-from .style import COMPUTED, GIVEN, REUSED
-from .tradeoff import Point, tradeoff
+from .comparisons import Point, cache_over_time, tradeoff
+from .runs import distance_curves, reuse_map, step_distances
+from .style import COMPUTED, GIVEN, REUSED, format_flops, format_saving
 
 __all__ = [
     "COMPUTED",
@@ -13,6 +11,8 @@ __all__ = [
     "Point",
     "cache_over_time",
     "distance_curves",
+    "format_flops",
+    "format_saving",
     "reuse_map",
     "step_distances",
     "tradeoff",

@@ -1,55 +1,46 @@
-"""Plays videos side by side while a clock runs: what each method had to show, and when."""
+"""Methods side by side on one clock: what each has to show at each moment of denoising time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..files import replaced_when_done
 from ..trace import Trace
-from ..video import Frames, VideoWriter
-from .over_time import step_times
+from ..video import Frames, VideoWriter, scale_frames
+from .comparisons import step_times
 
 BACKGROUND, FACE, EMPTY = "#14161a", "#f2f2f2", "#23262d"
 WORKING, DONE, MUTED = "#4f8fd0", "#f0953a", "#9aa0aa"
 
-_FPS = 24
+_FPS, _FPS_PICTURE = 24, 10
 _PART = 48  # frames that are encoded together
-_SECONDS = (6.0, 12.0)  # the race itself, at least and at most
+_LARGEST_PICTURE = 1_500_000  # bytes that a README should load
+_SECONDS = (6.0, 12.0)  # shortest and longest duration of the race itself
 _HEADER, _LABEL, _GAP, _BAR = 64, 46, 14, 6
 
 
 @dataclass(frozen=True)
 class Runner:
-    """A method in the race.
-
-    Attributes:
-        label: its name.
-        frames: its video, ``[frames, height, width, 3]``.
-        finished: denoising time in seconds at which a part of the video was there, and which share of the
-            whole was there then; in order, the last one being 1.
-    """
+    """A method in the race."""
 
     label: str
-    frames: Frames
-    finished: Sequence[tuple[float, float]]
+    frames: Frames  # [frames, height, width, 3]
+    finished: Sequence[tuple[float, float]]  # seconds of denoising, and share of the video clean by then
 
     @property
     def seconds(self) -> float:
-        """When it was done."""
+        """Denoising time of the whole video."""
         return self.finished[-1][0]
 
     def position(self, now: float) -> float | None:
-        """Where in its video (0 to 1) a viewer is who plays each part while the next one is made.
-
-        None: there is nothing to show yet.
-        """
+        """Place in the video, 0 to 1, playing each part while the next is computed; None: no part."""
         shown = 0.0
         for (start, share), (end, _) in zip(self.finished, self.finished[1:], strict=False):
             if start <= now < end:
@@ -58,16 +49,12 @@ class Runner:
         return 1.0 if now >= self.seconds else None
 
     def share(self, now: float) -> float:
-        """Part of the computing that is done, 0 to 1."""
+        """Share of the denoising time that has passed."""
         return min(1.0, now / self.seconds)
 
 
 def finished_parts(trace: Trace) -> list[tuple[float, float]]:
-    """``Runner.finished`` of a run: when its chunks were clean.
-
-    Raises:
-        ValueError: the trace holds no chunk that was finished.
-    """
+    """Return ``Runner.finished`` of a run; raise ValueError if no chunk became clean."""
     parts, done = [], 0
     for record, end in zip(trace.steps, step_times(trace), strict=True):
         window = trace.windows[record.window]
@@ -80,154 +67,118 @@ def finished_parts(trace: Trace) -> list[tuple[float, float]]:
     return [(end, amount / done) for end, amount in parts]
 
 
-def _batched(pictures: Iterator[Frames], count: int) -> Iterator[list[Frames]]:
-    """So many pictures at a time."""
-    while part := list(islice(pictures, count)):
-        yield part
-
-
 def write_race(runners: Sequence[Runner], title: str, path: str | Path, columns: int | None = None) -> None:
-    """Write an mp4 that shows all methods at once, on one clock of denoising time.
+    """Write an mp4, or an animated picture for a README, that shows all methods on one clock.
 
-    A panel stays empty until a first part of its video is there, plays each part while the next one is
-    computed, and begins anew when all is done. When the slowest is done, all play once more together.
-
-    Args:
-        runners: the first is what the others' speed-up is measured by.
-        title: above all.
-        path: of the mp4.
-        columns: panels in a row; default: up to four, in rows as even as can be.
-
-    Raises:
-        ValueError: there are no runners, or one has no frame.
-        OSError: the file cannot be written.
+    A panel stays empty until the first part of its video is clean, plays each part while the next one is
+    computed, and repeats the video once it is whole. After the slowest, all play once together.
+    Speed-ups are relative to the first. A path of ``.gif``, ``.png`` (APNG) or ``.webp`` gives a looping
+    picture of 10 frames per second and at most 128 colours, any other an mp4 of 24. ``columns`` panels stand
+    in a row, by default up to four.
     """
     if not runners or any(len(runner.frames) == 0 for runner in runners):
         raise ValueError("A race needs at least one video, and at least one frame of each.")
     rows = -(-len(runners) // (columns or 4))
     stage = _Stage(runners, title, columns or -(-len(runners) // rows))
-    longest = max(runner.seconds for runner in runners)
-    length = float(np.clip(longest, *_SECONDS))
+    if Path(path).suffix.lower() in (".gif", ".png", ".webp"):
+        _write_picture(list(stage.play(_FPS_PICTURE)), path)
+        return
+    pictures = stage.play(_FPS)
     with VideoWriter(path, _FPS) as writer:
-        for part in _batched(_pictures(stage, longest, round(length * _FPS)), _PART):
+        while part := list(islice(pictures, _PART)):
             writer.write(np.stack(part))
 
 
-class _Moment(NamedTuple):
-    """A picture's time.
-
-    Attributes:
-        now: denoising time in seconds.
-        pace: how many times faster than it was that is shown.
-        together: the frame that all show, after the race.
-    """
-
-    now: float
-    pace: float
-    together: int | None = None
-
-
-def _pictures(stage: _Stage, longest: float, count: int) -> Iterator[Frames]:
-    """The race in ``count`` pictures, then all videos together, and a moment of rest."""
-    pace = longest / count * _FPS
-    for index in range(count + 1):
-        yield stage.draw(_Moment(longest * index / count, pace))
-    frames = max(len(runner.frames) for runner in stage.runners)
-    for index in (*range(frames), *[frames - 1] * _FPS):
-        yield stage.draw(_Moment(longest, pace, index))
+def _write_picture(pictures: Sequence[Frames], path: str | Path) -> None:
+    """Write an animation with one palette, as unchanged pixels then take no room; fewer colours if large."""
+    sample = Image.fromarray(np.concatenate(pictures[:: max(1, len(pictures) // 12)]))
+    options = {"save_all": True, "duration": 1000 // _FPS_PICTURE, "loop": 0, "optimize": True}
+    with replaced_when_done(path) as temporary:
+        for colours in (128, 48, 24):
+            palette = sample.quantize(colours, dither=Image.Dither.NONE)
+            frames = [
+                Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures
+            ]
+            frames[0].save(temporary, append_images=frames[1:], **options)
+            if temporary.stat().st_size < _LARGEST_PICTURE:
+                return
 
 
-@dataclass
 class _Stage:
-    """Where everything stands; frames are scaled once."""
+    """Layout of the panels, and their frames in the size shown."""
 
-    runners: Sequence[Runner]
-    title: str
-    columns: int
-    _scaled: Mapping[str, list[Image.Image]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        widest = max(runner.frames.shape[2] for runner in self.runners)
+    def __init__(self, runners: Sequence[Runner], title: str, columns: int) -> None:
+        self._runners, self._title, self._columns = runners, title, columns
+        widest = max(runner.frames.shape[2] for runner in runners)
         scale = max(1, round(216 / widest)) if widest <= 216 else 320 / widest
-        self._scaled = {runner.label: _scale(runner.frames, scale) for runner in self.runners}
-        frames = [video[0] for video in self._scaled.values()]
-        self._width = max(180, *(frame.width for frame in frames))
-        self._height = max(frame.height for frame in frames)
-        rows = -(-len(self.runners) // self.columns)
-        width = self.columns * (self._width + _GAP) + _GAP
-        self._size = (
-            max(width, 480) // 2 * 2,
-            (_HEADER + rows * (_LABEL + self._height + _BAR + _GAP) + _GAP) // 2 * 2,
-        )
+        self._videos = [scale_frames(runner.frames, scale) for runner in runners]
+        self._width = max(180, *(video[0].width for video in self._videos))
+        self._height = max(video[0].height for video in self._videos)
+        self._row = _LABEL + self._height + _BAR + _GAP
+        width = max(columns * (self._width + _GAP) + _GAP, 480)
+        height = _HEADER + -(-len(runners) // columns) * self._row + _GAP
+        self._size = (width // 2 * 2, height // 2 * 2)
 
-    def draw(self, moment: _Moment) -> Frames:
-        """The picture of a moment."""
+    def play(self, fps: int) -> Iterator[Frames]:
+        """Yield the race, then all videos together, then one second of rest."""
+        longest = max(runner.seconds for runner in self._runners)
+        count = round(float(np.clip(longest, *_SECONDS)) * fps)
+        pace = longest / count * fps
+        for index in range(count + 1):
+            yield self._draw(longest * index / count, pace)
+        frames = max(len(video) for video in self._videos)
+        for index in (*range(0, frames, max(1, round(_FPS / fps))), *[frames - 1] * fps):
+            yield self._draw(longest, pace, index)
+
+    def _draw(self, now: float, pace: float, together: int | None = None) -> Frames:
+        """Draw time ``now``, ``pace`` times faster than real, or frame ``together`` of all videos."""
         picture = Image.new("RGB", self._size, BACKGROUND)
-        self._draw_header(ImageDraw.Draw(picture), moment)
-        for index, runner in enumerate(self.runners):
-            row, column = divmod(index, self.columns)
-            left = _GAP + column * (self._width + _GAP)
-            top = _HEADER + row * (_LABEL + self._height + _BAR + _GAP)
-            self._draw_words(ImageDraw.Draw(picture), runner, (left, top), moment)
-            self._draw_video(picture, runner, (left, top + _LABEL), moment)
-        return np.asarray(picture)
-
-    def _draw_header(self, pen: ImageDraw.ImageDraw, moment: _Moment) -> None:
-        right, pace = self._size[0] - _GAP, moment.pace
-        clock, note = f"{moment.now:.1f} s", "denoising time"
-        if moment.together is None and abs(pace - 1) >= 0.05:
+        pen = ImageDraw.Draw(picture)
+        right = self._size[0] - _GAP
+        clock, note = f"{now:.1f} s", "denoising time"
+        if together is None and abs(pace - 1) >= 0.05:
             note += f", {pace:.1f} x faster" if pace > 1 else f", {1 / pace:.1f} x slower"
         pen.text((right, 36), clock, fill=FACE, font=_font(30), anchor="rs")
         pen.text((right, 54), note, fill=MUTED, font=_font(13), anchor="rs")
-        title = _fit(self.title, 18, right - _GAP - 24 - _font(30).getlength(clock))
+        title = _fit(self._title, 18, right - _GAP - 24 - _font(30).getlength(clock))
         pen.text((_GAP, 34), title, fill=FACE, font=_font(18), anchor="ls")
+        for index, (runner, video) in enumerate(zip(self._runners, self._videos, strict=True)):
+            row, column = divmod(index, self._columns)
+            corner = _GAP + column * (self._width + _GAP), _HEADER + row * self._row
+            position = runner.position(now)
+            shown = None if position is None else int(position * len(video))
+            if together is not None:
+                shown = together
+            elif now >= runner.seconds:
+                shown = int((now - runner.seconds) / pace * _FPS) % len(video)
+            frame = None if shown is None else video[min(shown, len(video) - 1)]
+            self._draw_panel(picture, corner, runner, frame, now)
+        return np.asarray(picture)
 
-    def _draw_words(
-        self, pen: ImageDraw.ImageDraw, runner: Runner, corner: tuple[int, int], moment: _Moment
+    def _draw_panel(
+        self,
+        picture: Image.Image,
+        corner: tuple[int, int],
+        runner: Runner,
+        frame: Image.Image | None,
+        now: float,
     ) -> None:
-        """Name and state of a method."""
-        left, top = corner
-        words, colour = "computing", MUTED
-        if moment.now >= runner.seconds:
-            words, colour = f"done in {runner.seconds:.1f} s", DONE
-            if runner is not self.runners[0]:
-                words += f", {self.runners[0].seconds / runner.seconds:.1f}x"
+        pen, (left, top) = ImageDraw.Draw(picture), corner
+        done = now >= runner.seconds
+        state = f"done in {runner.seconds:.1f} s" if done else "computing"
+        if done and runner is not self._runners[0]:
+            state += f", {self._runners[0].seconds / runner.seconds:.1f}x"
         name = _fit(runner.label, 15, self._width)
         pen.text((left, top + 18), name, fill=FACE, font=_font(15), anchor="ls")
-        pen.text((left, top + 37), words, fill=colour, font=_font(14), anchor="ls")
-
-    def _draw_video(
-        self, picture: Image.Image, runner: Runner, corner: tuple[int, int], moment: _Moment
-    ) -> None:
-        """What there is of a video, and below it a bar of what is computed."""
-        pen, (left, top) = ImageDraw.Draw(picture), corner
-        right, bottom = left + self._width - 1, top + self._height - 1
-        pen.rectangle((left, top, right, bottom + _BAR), fill=EMPTY)
-        video = self._scaled[runner.label]
-        shown = _frame_of(runner, len(video), moment)
-        if shown is not None:
-            picture.paste(video[shown], (left + (self._width - video[shown].width) // 2, top))
-        length = round(runner.share(moment.now) * self._width)
-        if length:
-            colour = DONE if moment.now >= runner.seconds else WORKING
-            pen.rectangle((left, bottom + 1, left + length - 1, bottom + _BAR), fill=colour)
-
-
-def _frame_of(runner: Runner, count: int, moment: _Moment) -> int | None:
-    """Index of the frame that a panel shows; None: none."""
-    if moment.together is not None:
-        return min(moment.together, count - 1)
-    if moment.now >= runner.seconds:
-        return int((moment.now - runner.seconds) / moment.pace * _FPS) % count
-    position = runner.position(moment.now)
-    return None if position is None else min(count - 1, int(position * count))
-
-
-def _scale(frames: Frames, scale: float) -> list[Image.Image]:
-    size = (max(1, round(scale * frames.shape[2])), max(1, round(scale * frames.shape[1])))
-    # Whole pixels when enlarged, so that the picture shows what is there and nothing in between.
-    filtering = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-    return [Image.fromarray(frame).resize(size, filtering) for frame in frames]
+        pen.text((left, top + 37), state, fill=DONE if done else MUTED, font=_font(14), anchor="ls")
+        top += _LABEL
+        bottom = top + self._height - 1
+        pen.rectangle((left, top, left + self._width - 1, bottom + _BAR), fill=EMPTY)
+        if frame is not None:
+            picture.paste(frame, (left + (self._width - frame.width) // 2, top))
+        if length := round(runner.share(now) * self._width):
+            bar = (left, bottom + 1, left + length - 1, bottom + _BAR)
+            pen.rectangle(bar, fill=DONE if done else WORKING)
 
 
 @cache
@@ -236,8 +187,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _fit(text: str, size: int, room: float) -> str:
-    """The text, or as much of its start as there is room for."""
-    font = _font(size)
-    while text and font.getlength(text) > room:
+    """Cut text to ``room`` pixels."""
+    while text and _font(size).getlength(text) > room:
         text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
     return text

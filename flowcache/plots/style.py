@@ -1,4 +1,4 @@
-"""What all pictures of traces share: colours, frames, titles, and how they are saved."""
+"""Colours, frames, titles and units that all pictures share."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ from matplotlib.ticker import MaxNLocator
 from ..files import replaced_when_done
 from ..trace import Trace
 
-#: Dark and warm: told apart by colour-blind eyes and on a grey print.
+#: A dark and a warm colour: distinct for colour-blind readers and in grey print.
 COMPUTED, REUSED = "#15416e", "#e0801f"
-GIVEN, GIVEN_HATCH = "#ececec", "#9a9a9a"
+GIVEN = "#ececec"
+GIVEN_STYLE = {"facecolor": GIVEN, "edgecolor": "#9a9a9a", "hatch": "////", "linewidth": 0}
 TEXT, RULE = "#222222", "#b0b0b0"
 
 
 def check_windows(trace: Trace) -> None:
-    """Refuse a trace without a window.
-
-    Raises:
-        ValueError: it holds none.
-    """
+    """Raise ValueError for a trace without a window."""
     if not trace.windows:
         raise ValueError("The trace holds no window; there is nothing to draw.")
 
 
 def finish(figure: Figure, title: str, handles: Sequence[Artist], path: str | Path) -> None:
-    """Add title and legend, which take room of their own, and save."""
-    figure.suptitle(title, fontsize=10.5, color=TEXT)
+    """Add title and legend, and save."""
+    decorate(figure, title, handles)
+    save_figure(figure, path)
+
+
+def decorate(figure: Figure, title: str, handles: Sequence[Artist]) -> None:
+    """Add title and legend outside the axes."""
+    figure.suptitle(title, fontsize=10, color=TEXT)
     if handles:
         inches = 0.7 + 0.085 * max(len(str(handle.get_label())) for handle in handles)
         columns = min(len(handles), max(1, int(figure.get_figwidth() / inches)))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    save_figure(figure, path)
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -50,30 +52,27 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def plain_frame(axis: Axes) -> None:
-    """A thin line on the left, which also divides windows, and below; nothing around."""
+    """Keep only a thin left and lower border."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set(color=RULE, linewidth=0.8)
     axis.tick_params(color=RULE, labelcolor=TEXT, labelsize=8.5)
 
 
 def faint_grid(axis: Axes) -> None:
-    """Lines across, behind what is drawn."""
+    """Draw horizontal lines behind the data."""
     axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
     axis.set_axisbelow(True)
 
 
 def chunk_colours(num_chunks: int) -> ListedColormap:
-    """A colour for each chunk, dark to light in their order and none too light for white."""
+    """One colour a chunk, from dark to light."""
     return ListedColormap(colormaps["plasma"](np.linspace(0, 0.8, num_chunks)))
 
 
-def run_colours(count: int) -> list[tuple[float, ...]]:
-    """A colour for each of several runs."""
-    return [colormaps["tab10"](index % 10) for index in range(count)]
-
-
 def chunk_scale(figure: Figure, axes: np.ndarray, colours: ListedColormap) -> None:
-    """A colour bar with one field for each chunk."""
+    """Add a colour bar with one field for each chunk; nothing for a single chunk."""
+    if colours.N == 1:
+        return
     norm = BoundaryNorm(np.arange(colours.N + 1) - 0.5, colours.N)
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, label="chunk", aspect=30, pad=0.015)
     bar.ax.yaxis.set_major_locator(MaxNLocator(min(10, colours.N), integer=True, min_n_ticks=1))
@@ -83,31 +82,45 @@ def chunk_scale(figure: Figure, axes: np.ndarray, colours: ListedColormap) -> No
     bar.outline.set_visible(False)
 
 
-def title_of(trace: Trace) -> str:
-    """One line: method, reuse, time and FLOPs, as far as the trace knows them."""
-    parts = [trace.method or "run", f"reuse ratio {trace.reuse_ratio:.2f}"]
+def run_title(trace: Trace) -> str:
+    """Two lines: method with preset and reuse options; reuse ratio, time and FLOPs as far as known."""
+    reuse = trace.settings.get("reuse") or {}
+    named, policy = [trace.settings.get("preset")], reuse.get("policy") or ""
+    for option in ("interval",) if "interval" in policy else (policy, "threshold"):
+        named.append(f"{option} {reuse[option]:g}" if reuse.get(option) is not None else policy)
+    named.append(reuse.get("forecast"))
+    first = ", ".join(
+        [trace.method or "run", *(str(name).replace("_", " ") for name in dict.fromkeys(named) if name)]
+    )
+    parts = [f"reuse ratio {trace.reuse_ratio:.2f}"]
     if "denoise" in trace.seconds:
-        parts.append(f"{readable_time(trace.seconds['denoise'])} denoising")
-    actual, vanilla = trace.flops.get("actual", 0), trace.flops.get("vanilla", 0)
-    if actual:
-        saving = f" ({vanilla / actual:.2f}× fewer than vanilla)" if vanilla else ""
-        parts.append(readable_flops(actual) + saving)
-    return "  ·  ".join(parts)
+        parts.append(f"{format_time(trace.seconds['denoise'])} denoising")
+    if actual := trace.flops.get("actual", 0):
+        saving = format_saving(actual, trace.flops.get("vanilla", 0))
+        parts.append(format_flops(actual) + (f" ({saving})" if saving else ""))
+    return f"{first}\n{'  ·  '.join(parts)}"
 
 
-def readable_time(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """``8.4 s``, ``3 min 20 s`` or ``2 h 5 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def readable_flops(flops: float) -> str:
-    """Three digits in the largest of GFLOPs, TFLOPs and PFLOPs that leaves one before the point."""
+def format_flops(flops: float) -> str:
+    """Three digits with the unit, GFLOPs to PFLOPs, that leaves one digit before the point."""
     scale, unit = next((s, u) for s, u in ((1e15, "P"), (1e12, "T"), (1e9, "G")) if flops >= s or u == "G")
-    amount = flops / scale
-    digits = max(0, 2 - int(np.floor(np.log10(amount))))
-    return f"{amount:.{digits}f} {unit}FLOPs"
+    digits = max(0, 2 - int(np.floor(np.log10(flops / scale)))) if flops else 0
+    return f"{flops / scale:.{digits}f} {unit}FLOPs"
+
+
+def format_saving(actual: float, vanilla: float) -> str:
+    """``3.10x fewer than vanilla``, or ``same FLOPs as vanilla``; empty where one is unknown."""
+    if not actual or not vanilla:
+        return ""
+    if abs(vanilla / actual - 1) < 0.005:
+        return "same FLOPs as vanilla"
+    more = actual > vanilla
+    return f"{max(actual, vanilla) / min(actual, vanilla):.2f}x {'more' if more else 'fewer'} than vanilla"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -33,8 +34,8 @@ _LONGEST_GAP = 1 / float(SLOWEST)
 class VideoInfo(NamedTuple):
     """A video as it is shown: upright, with square pixels.
 
-    ``num_frames`` and ``fps`` are None where the header does not state them; ``fps`` of a video whose rate
-    varies is that of its shortest frames. ``lost`` says what of it is not kept.
+    ``num_frames`` and ``fps`` are None where the header does not state them; a variable ``fps`` is that of
+    the shortest frames. ``lost`` lists properties that are not kept, such as sound.
     """
 
     num_frames: int | None
@@ -45,14 +46,8 @@ class VideoInfo(NamedTuple):
 
 
 def probe_video(path: str | Path) -> VideoInfo:
-    """Length, rate and shown size of a video; decodes its first frame only.
-
-    Raises:
-        ValueError: the file is missing, unreadable or holds no frame.
-    """
-    check_is_file(path)
-    with reading(path, "a video"), _open(path) as container:
-        stream = _video_stream(container)
+    """Read length, rate and shown size of a video; decodes its first frame only."""
+    with _open(path) as (container, stream):
         frame = next(_decode(container, stream), None)
         if frame is None:
             raise ValueError("it holds no frame")
@@ -61,42 +56,35 @@ def probe_video(path: str | Path) -> VideoInfo:
             width, height = height, width
         lost = {
             "sound, which is not carried over": container.streams.audio,
-            "an alpha channel, which is composed over black": _has_alpha(frame),
+            "an alpha channel, which is composed over black": any(
+                c.is_alpha for c in frame.format.components
+            ),
             "HDR colours, which look flat as they are; convert it to SDR": frame.color_trc in _HDR,
         }
         rate = _stated_rate(stream)
-        return VideoInfo(
-            _stated_frames(stream, rate), rate, height, width, tuple(what for what in lost if lost[what])
-        )
+        num_frames = stream.frames or None
+        if num_frames and stream.duration and rate:
+            shown = stream.duration * stream.time_base * rate
+            # an edit list may show only a part
+            num_frames = num_frames if abs(num_frames - shown) <= 1 else None
+        return VideoInfo(num_frames, rate, height, width, tuple(what for what in lost if lost[what]))
 
 
 def read_video(path: str | Path) -> tuple[Frames, Fraction | None]:
-    """All frames ``[frames, height, width, 3]`` as they are shown, and frames per second.
-
-    Raises:
-        ValueError: the file is missing, unreadable or holds no frame.
-    """
+    """Read all frames ``[frames, height, width, 3]`` as ``stream_video`` does, and the frames per second."""
     return np.stack(list(stream_video(path))), probe_video(path).fps
 
 
 def stream_video(
     path: str | Path, fps: float | Fraction | None = None, size: tuple[int, int] | None = None
 ) -> Iterator[Frames]:
-    """Frames ``[height, width, 3]`` one by one as they are shown, all of one size.
+    """Yield frames ``[height, width, 3]`` as they are shown, all of one size.
 
-    Args:
-        path: the file.
-        fps: give the frame that is shown at each of that many times a second, by the frames' time stamps, so
-            that some are left out or repeated; None: each once.
-        size: height and width to scale and crop each frame to; None: those of the first frame.
-
-    Raises:
-        ValueError: the file is missing, unreadable, holds no frame, or has damaged time stamps.
+    ``fps`` samples them by their time stamps (None: each frame once); ``size``, height and width, scales and
+    crops them (None: as the first). Raises ValueError for a file without frames or with damaged time stamps.
     """
-    check_is_file(path)
     shown = picture = None
-    with reading(path, "a video"), _open(path) as container:
-        stream = _video_stream(container)
+    with _open(path) as (container, stream):
         frames = _decode(container, stream)
         if fps is not None:
             frames = _at_rate(frames, exact_rate(fps), _stated_rate(stream) or exact_rate(fps))
@@ -115,19 +103,9 @@ def stream_video(
 def last_frames(
     path: str | Path, most: int, fps: float | Fraction, size: tuple[int, int]
 ) -> tuple[Frames, int]:
-    """The end of a video that is continued, at the rate and in the size of the new one.
+    """Read the last ``most`` frames of a video at the rate and in the size of its continuation.
 
-    Args:
-        path: the file.
-        most: number of frames to return, if it has as many.
-        fps: frames per second of the new video.
-        size: its height and width.
-
-    Returns:
-        ``[frames, height, width, 3]``, and the number of frames of the whole video at that rate.
-
-    Raises:
-        ValueError: the file is missing, unreadable, holds no frame, or has damaged time stamps.
+    Returns them, ``[frames, height, width, 3]``, and the number of frames of the whole video at that rate.
     """
     for what in probe_video(path).lost:
         logger.warning("%s has %s.", path, what)
@@ -138,16 +116,15 @@ def last_frames(
     return np.stack([resize_and_crop(frame[None], *size)[0] for frame in last]), count
 
 
-def _open(path: str | Path) -> av.container.InputContainer:
+@contextmanager
+def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    check_is_file(path)
     # with its protocol, as FFmpeg takes what precedes a colon in a name for one
-    return av.open(f"file:{path}")
-
-
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    # FFmpeg renders any text as pictures
-    if not container.streams.video or container.format.name == "tty":
-        raise ValueError("it holds no video")
-    return container.streams.video[0]
+    with reading(path, "a video"), av.open(f"file:{path}") as container:
+        # FFmpeg renders any text as pictures
+        if not container.streams.video or container.format.name == "tty":
+            raise ValueError("it holds no video")
+        yield container, container.streams.video[0]
 
 
 def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
@@ -158,27 +135,16 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> I
     return (frame for packet in container.demux(stream) for frame in decoder.decode(packet))
 
 
-def _stated_frames(stream: av.VideoStream, rate: Fraction | None) -> int | None:
-    """The number of frames; None where an edit list shows a part of them, or it is not stated."""
-    if not (stream.frames and stream.duration and rate):
-        return stream.frames or None
-    shown = stream.duration * stream.time_base * rate
-    return stream.frames if abs(stream.frames - shown) <= 1 else None
-
-
 def _stated_rate(stream: av.VideoStream) -> Fraction | None:
-    if not stream.guessed_rate:
-        return None
     try:
-        return exact_rate(stream.guessed_rate)
+        return exact_rate(stream.guessed_rate) if stream.guessed_rate else None
     except ValueError:
-        raise ValueError(
-            f"its time stamps are damaged, they come to {float(stream.guessed_rate):g} frames per second"
-        ) from None
+        rate = float(stream.guessed_rate)
+        raise ValueError(f"its time stamps are damaged, they come to {rate:g} frames per second") from None
 
 
 def _at_rate(frames: Iterable[av.VideoFrame], fps: Fraction, stored: Fraction) -> Iterator[av.VideoFrame]:
-    """The frame that is shown at each of ``fps`` times a second; ``stored`` is the rate of the frames."""
+    """Yield the frame shown at each 1/fps seconds; ``stored`` is the rate of frames without time stamps."""
     rate = float(fps)
     slack = min(1e-3, 0.1 / rate)  # time stamps are rounded, by some formats to milliseconds
     start = shown = None
@@ -200,7 +166,7 @@ def _at_rate(frames: Iterable[av.VideoFrame], fps: Fraction, stored: Fraction) -
 
 
 def _square_size(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
-    """Width and height at which pixels are square, before the frame is turned upright."""
+    """Return width and height with square pixels, before the frame is turned upright."""
     width = round(frame.width * (stream.sample_aspect_ratio or 1))
     if not 1 <= width <= _LONGEST:
         raise ValueError(f"its pixels have an aspect ratio of {stream.sample_aspect_ratio}")
@@ -208,10 +174,7 @@ def _square_size(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int
 
 
 def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """Whether rows and columns swap, and whether rows and columns are then reversed, to show it upright.
-
-    As the matrix of its track says: ISO/IEC 14496-12, section 6.2.2.
-    """
+    """Whether rows and columns swap, and whether each is then reversed (ISO/IEC 14496-12, section 6.2.2)."""
     matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
     if matrix is None:
         return False, False, False
@@ -219,13 +182,9 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     return (True, b < 0, c < 0) if abs(b) > abs(a) else (False, d < 0, a < 0)
 
 
-def _has_alpha(frame: av.VideoFrame) -> bool:
-    return any(component.is_alpha for component in frame.format.components)
-
-
 def _upright(frame: av.VideoFrame, size: tuple[int, int], reformatter: VideoReformatter) -> Frames:
-    """Pixels ``[height, width, 3]`` as they are shown."""
-    has_alpha = _has_alpha(frame)
+    """Convert to pixels ``[height, width, 3]`` as they are shown."""
+    has_alpha = any(component.is_alpha for component in frame.format.components)
     # planes, as exact conversion to packed pixels takes seven times as long
     converted = reformatter.reformat(frame, *size, "rgba" if has_alpha else "gbrp", interpolation=EXACT)
     pixels = converted.to_ndarray()

@@ -10,28 +10,42 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..files import replaced_when_done
-from .frames import Frames
+from .frames import Frames, scale_frames
+
+_MARGIN, _GAP, _TITLE = 8, 3, 24
+#: Mean absolute difference, of 255 levels, below which two rows look the same to a reader.
+_ALIKE = 12
+#: Factors by which a difference map may be scaled.
+_FACTORS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def contact_sheet(
-    videos: Mapping[str, Frames], path: str | Path, columns: int = 8, scale: float | None = None
+    videos: Mapping[str, Frames],
+    path: str | Path,
+    columns: int = 8,
+    scale: float | None = None,
+    differences: bool = False,
 ) -> None:
     """Save a PNG with a row for each video: its label above evenly spaced frames, first and last included.
 
     Args:
-        videos: label to frames ``[frames, height, width, 3]``; sizes and lengths may differ.
-        path: of the picture; an earlier one stays if this fails.
+        videos: frames ``[frames, height, width, 3]`` by label; sizes and lengths may differ.
+        path: of the picture.
         columns: the most frames in a row; a shorter video shows each frame once.
-        scale: enlargement of a frame; default: the widest comes to about 240 pixels.
-
-    Raises:
-        ValueError: there is no video, or one without a frame.
+        scale: enlargement of a frame; default: the widest becomes about 240 pixels.
+        differences: add below each row that looks like the first their difference, scaled as its label says.
     """
     if not videos or any(len(frames) == 0 for frames in videos.values()):
         raise ValueError("A contact sheet needs at least one video, and at least one frame of each.")
     if scale is None:
         scale = 240 / max(frames.shape[2] for frames in videos.values())
-    rows = [_sheet_row(label, frames, columns, scale) for label, frames in videos.items()]
+    rows, first = [], next(iter(videos.values()))
+    for label, frames in videos.items():
+        rows.append(_draw_row(label, frames, columns, scale))
+        if differences and frames is not first and frames.shape == first.shape:
+            difference = np.abs(frames.astype(np.int16) - first)
+            if difference.mean() < _ALIKE:
+                rows.append(_draw_difference(label, next(iter(videos)), difference, columns, scale))
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
@@ -41,18 +55,22 @@ def contact_sheet(
         sheet.save(temporary, format="PNG")
 
 
-def _sheet_row(label: str, frames: Frames, columns: int, scale: float) -> Image.Image:
-    """One video of a contact sheet."""
-    height, width = (max(1, round(scale * side)) for side in frames.shape[1:3])
-    margin, gap, title = 8, 3, 24
+def _draw_difference(label: str, first: str, difference: Frames, columns: int, scale: float) -> Image.Image:
+    """Draw a row of differences, scaled so that few pixels saturate."""
+    high = max(1.0, float(np.percentile(difference, 99.5)))
+    factor = max(factor for factor in _FACTORS if factor == 1 or factor * high <= 255)
+    label = f"|{label} - {first}|" + (f" x {factor}" if difference.any() else ": identical")
+    return _draw_row(label, np.clip(difference * factor, 0, 255).astype(np.uint8), columns, scale)
+
+
+def _draw_row(label: str, frames: Frames, columns: int, scale: float) -> Image.Image:
     shown = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
+    pictures = scale_frames(frames[shown], scale)
+    width, height = pictures[0].size
     font = ImageFont.load_default(size=15)
-    total_width = max(len(shown) * (width + gap) - gap, math.ceil(font.getlength(label))) + 2 * margin
-    row = Image.new("RGB", (total_width, title + height + margin), "white")
-    ImageDraw.Draw(row).text((margin, title - 6), label, fill="black", font=font, anchor="ls")
-    # Whole pixels when enlarged, so that the picture shows what is there and nothing in between.
-    filtering = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-    for column, index in enumerate(shown):
-        picture = Image.fromarray(frames[index]).resize((width, height), filtering)
-        row.paste(picture, (margin + column * (width + gap), title))
+    total = max(len(shown) * (width + _GAP) - _GAP, math.ceil(font.getlength(label))) + 2 * _MARGIN
+    row = Image.new("RGB", (total, _TITLE + height + _MARGIN), "white")
+    ImageDraw.Draw(row).text((_MARGIN, _TITLE - 6), label, fill="black", font=font, anchor="ls")
+    for column, picture in enumerate(pictures):
+        row.paste(picture, (_MARGIN + column * (width + _GAP), _TITLE))
     return row

@@ -1,51 +1,164 @@
-"""Videos out: H.264 mp4 files that grow part by part."""
+"""Videos out: H.264 mp4 files that grow part by part, playable after each (fragmented mp4)."""
 
 from __future__ import annotations
 
+import io
 import logging
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from fractions import Fraction
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from ..files import GrowingFile, replaced_when_done
 from ..rates import exact_rate
 from ..state import State
 from ..user_files import reading
-from .fragments import ENCODERS, FragmentEncoder, copy_packets
-from .frames import Frames
-from .reading import stream_video
+from .frames import EXACT, Frames
+from .reading import orientation, stream_video
 
 logger = logging.getLogger(__name__)
 
+#: Encoders, best first, with settings at which their losses are hard to see. Without frames that refer to
+#: later ones, so that times rise from 0 and a fragment needs nothing of its neighbours. With AVX-512,
+#: what x264's macroblock tree decides depends on earlier content of the heap; ``cpu-independent`` avoids it.
+ENCODERS = {
+    # imageio's quality 8
+    "libx264": {"crf": "10", "preset": "medium", "bf": "0", "x264-params": "cpu-independent=1"},
+    "mpeg4": {"qmin": "2", "qmax": "3", "bf": "0"},
+}
+#: Numbers of H.273. The matrix of BT.601 loses least of the colours, at half their resolution, and is that
+#: of imageio's files; primaries and transfer are those of sRGB's relative BT.709.
+BT601, BT709 = 6, 1
+
+#: One fragment per file, its time counted from the start of the video, and nothing behind it.
+_FRAGMENT = {
+    "movflags": "empty_moov+default_base_moof+frag_custom+frag_discont+skip_trailer",
+    "avoid_negative_ts": "make_non_negative",
+}
 #: Frames of a given video that are encoded at once.
 _PART = 48
 
 
-class VideoWriter:
-    """Writes an H.264 mp4 part by part; the file takes its name only when all has gone well.
+class FragmentEncoder:
+    """Encoder of independent parts, each with its own encoder and muxer; the first has the file's header.
 
-    A context manager. What is written grows as ``NAME.part.mp4`` beside it: whenever ``write`` returns, that
-    file holds all frames so far and can be played, also if the process is killed right then. At the end its
-    packets are copied, not encoded again, into a plain mp4 with its index in front, and the part is removed.
-    After a failure an earlier file of that name stays, and so does the part with what it holds, if anything.
-    The same parts give the same file, byte for byte. Where PyAV comes without libx264, the video is MPEG-4
-    part 2.
+    The only state between parts is their number and that of the frames. ``height`` and ``width`` are even.
+    """
+
+    def __init__(self, encoder: str, fps: Fraction, height: int, width: int) -> None:
+        self._name, self._fps = encoder, fps
+        self.height, self.width = height, width
+        self.num_parts = self.num_frames = 0
+
+    def encode(self, frames: Frames) -> bytes:
+        """Encode frames ``[frames, height, width, 3]``, at least one, and return the bytes to append."""
+        with self._new_part() as (file, container):
+            stream = container.add_stream(self._name, rate=self._fps)
+            stream.height, stream.width, stream.pix_fmt = self.height, self.width, "yuv420p"
+            stream.options = dict(ENCODERS[self._name])
+            stream.thread_count = 1  # the same file on every machine
+            context = stream.codec_context
+            context.colorspace, context.color_primaries, context.color_trc = BT601, BT709, BT709
+            context.color_range = ColorRange.MPEG
+            for place, frame in enumerate(frames, self.num_frames):
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                picture = picture.reformat(
+                    format="yuv420p",
+                    dst_colorspace=Colorspace.ITU601,
+                    dst_color_range=ColorRange.MPEG,
+                    interpolation=EXACT,
+                )
+                picture.pts, picture.time_base = place, 1 / self._fps
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode())
+        return self._count_part(file, len(frames))
+
+    def copy(self, path: Path) -> bytes | None:
+        """Return the bytes that append a video's packets; None where their encoding differs."""
+        with av.open(f"file:{path}") as source:
+            stream = source.streams.video[0]
+            if stream.codec_context.extradata != self._configuration:
+                return None
+            # which the container states, not the packets
+            if (stream.sample_aspect_ratio or 1) != 1 or any(orientation(next(source.decode(stream)))):
+                return None
+            source.seek(0)
+            packets = [packet for packet in source.demux(stream) if packet.dts is not None]
+            regular = all(
+                packet.pts == packet.dts
+                and packet.pts * packet.time_base == place / self._fps
+                and not (packet.is_corrupt or packet.is_discard)
+                for place, packet in enumerate(packets)
+            )
+            if not (packets and packets[0].is_keyframe and regular):
+                return None
+            with self._new_part() as (file, container):
+                copied = container.add_stream_from_template(stream)
+                copied.time_base = 1 / self._fps
+                for place, packet in enumerate(packets, self.num_frames):
+                    packet.stream, packet.time_base = copied, 1 / self._fps
+                    packet.pts = packet.dts = place
+                    packet.duration = 1
+                    container.mux(packet)
+            return self._count_part(file, len(packets))
+
+    @cached_property
+    def _configuration(self) -> bytes:
+        """The decoder configuration of these settings, as a file's header holds it."""
+        encoder = FragmentEncoder(self._name, self._fps, self.height, self.width)
+        part = encoder.encode(np.zeros((1, self.height, self.width, 3), np.uint8))
+        with av.open(io.BytesIO(part)) as container:
+            return container.streams.video[0].codec_context.extradata
+
+    @contextmanager
+    def _new_part(self) -> Iterator[tuple[io.BytesIO, av.container.OutputContainer]]:
+        file = io.BytesIO()
+        options = _FRAGMENT | {"fragment_index": str(self.num_parts + 1)}
+        with av.open(file, mode="w", format="mp4", options=options) as container:
+            yield file, container
+
+    def _count_part(self, file: io.BytesIO, num_frames: int) -> bytes:
+        """Return the bytes of a complete part, without the header unless it is the first."""
+        dropped = (b"ftyp", b"moov") if self.num_parts else ()
+        self.num_parts += 1
+        self.num_frames += num_frames
+        return b"".join(box for name, box in _split_boxes(file.getvalue()) if name not in dropped)
+
+
+def _split_boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield name and bytes of each top-level box of an mp4 (ISO/IEC 14496-12, section 4.2)."""
+    start = 0
+    while start < len(content):
+        size = int.from_bytes(content[start : start + 4], "big")
+        if size == 1:  # a 64-bit size follows the name
+            size = int.from_bytes(content[start + 8 : start + 16], "big")
+        yield content[start + 4 : start + 8], content[start : start + size]
+        start += size
+
+
+class VideoWriter:
+    """Context manager that writes an H.264 mp4 part by part; the file gets its name when it is complete.
+
+    The frames grow as ``NAME.part.mp4`` beside it: whenever ``write`` returns, that file holds all frames so
+    far and can be played, also if the process is killed then. At the end its packets are copied into a plain
+    mp4 with its index in front, and the part is removed. After a failure an earlier file of that name stays,
+    and so does the part. The same parts give the same file, byte for byte. Where PyAV comes without libx264,
+    the video is MPEG-4 part 2.
 
     Args:
-        path: the file.
-        fps: frames per second.
-        height, width: size that all frames must have, in pixels; default: that of the first frame.
-        state: what ``state_dict`` gave of a writer that was killed; this one goes on from there, and the
-            video will be the same.
+        path, fps: the file, and its frames per second.
+        height, width: of all frames in pixels; default: those of the first frame.
+        state: ``state_dict`` of a writer that was killed, to continue its file.
 
     Raises:
-        ValueError: ``fps`` is out of range; the part is not what ``state`` goes on from; at the
-            end: no frame was written.
+        ValueError: ``fps`` is out of range; the part is not the file of ``state``; at the end: no frame.
         OSError: the file cannot be written, at any time from entering to leaving (a full disk: ENOSPC).
     """
 
@@ -59,23 +172,20 @@ class VideoWriter:
         state: State | None = None,
     ) -> None:
         self._path, self._fps = Path(path), exact_rate(fps)
+        self.part_path = part_of(self._path)
         self._size = (height, width)
         self._encoder: FragmentEncoder | None = None
-        self._num_frames = 0
+        self._num_frames = 0  # in the file
         self._state = state
-
-    @property
-    def part_path(self) -> Path:
-        """Where the video grows."""
-        return part_of(self._path)
 
     def __enter__(self) -> VideoWriter:
         # Another run of that name keeps its own file, which has no name any more.
         self._part = GrowingFile(self.part_path, self._state["part"] if self._state else None)
         if self._state:
-            self._size, self._num_frames = self._state["size"], self._state["num_frames"]
-            self._encoder = self._new_encoder(*self._size)
-            self._encoder.num_parts, self._encoder.num_frames = self._state["num_parts"], self._num_frames
+            self._size = self._state["size"]
+            self._encoder = self._new_encoder()
+            self._encoder.num_parts = self._state["num_parts"]
+            self._encoder.num_frames = self._num_frames = self._state["num_frames"]
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
@@ -83,20 +193,18 @@ class VideoWriter:
         with closing(self._part):
             try:
                 if failure is None:
+                    if not self._num_frames:
+                        raise ValueError(f"{self._path}: expected at least one frame, got none.")
                     self._finish()
                     finished = True
             finally:
                 if finished or not self._num_frames:
                     self._part.remove()
                 else:
-                    logger.warning("What was finished of the video is in %s.", self.part_path)
+                    logger.warning("The finished part of the video is in %s.", self.part_path)
 
     def write(self, frames: Frames | Tensor) -> None:
-        """Append frames, uint8 ``[frames, height, width, 3]``; odd sizes lose their last row or column.
-
-        Raises:
-            ValueError: the frames are of another type or shape, or of another size than those before.
-        """
+        """Append frames, uint8 ``[frames, height, width, 3]``; odd sizes lose their last row or column."""
         if isinstance(frames, Tensor):
             frames = frames.cpu().numpy()
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
@@ -108,27 +216,21 @@ class VideoWriter:
             raise ValueError(f"frames must all have height and width {self._size}, got {size}.")
         if self._encoder is None:
             self._size = size
-            self._encoder = self._new_encoder(*size)
+            self._encoder = self._new_encoder()
         if len(frames):
-            self._part.append(self._encoder.encode(frames[:, : self._encoder.height, : self._encoder.width]))
-            self._num_frames += len(frames)
+            self._append(self._encoder.encode(frames[:, : self._encoder.height, : self._encoder.width]))
 
     def write_video(self, path: Path) -> None:
         """Append a whole video, at its own speed and in this one's height and width, which must be given.
 
-        Packets with this writer's encoding, such as those of its own files, are copied; other videos are
-        encoded again.
-
-        Raises:
-            ValueError: it cannot be read.
+        Packets in this writer's encoding are copied; other videos are encoded again.
         """
         if self._encoder is None:
-            self._encoder = self._new_encoder(*self._size)
+            self._encoder = self._new_encoder()
         with reading(path, "a video"):
             copied = self._encoder.copy(path)
         if copied is not None:
-            self._part.append(copied)
-            self._num_frames = self._encoder.num_frames
+            self._append(copied)
             return
         logger.info("%s is encoded again, as its size, rate or encoding differs.", path)
         frames = stream_video(path, self._fps, self._size)
@@ -136,34 +238,38 @@ class VideoWriter:
             self.write(np.stack(part))
 
     def state_dict(self) -> State:
-        """What is needed to go on behind the last frames; they are on the disk by then.
-
-        Raises:
-            RuntimeError: there is no frame so far.
-        """
+        """Flush the frames so far to the disk; return the state to continue from."""
         if self._encoder is None:
-            raise RuntimeError("state_dict has nothing to tell before the first frame")
-        return {
-            "part": self._part.state_dict(),
-            "size": tuple(self._size),
-            "num_frames": self._num_frames,
-            "num_parts": self._encoder.num_parts,
-        }
+            raise RuntimeError("state_dict needs at least one frame.")
+        counts = {"num_frames": self._num_frames, "num_parts": self._encoder.num_parts}
+        return {"part": self._part.state_dict(), "size": tuple(self._size), **counts}
 
-    def _new_encoder(self, height: int, width: int) -> FragmentEncoder:
+    def _append(self, content: bytes) -> None:
+        self._part.append(content)
+        self._num_frames = self._encoder.num_frames
+
+    def _new_encoder(self) -> FragmentEncoder:
         encoder = next(name for name in ENCODERS if name in av.codecs_available)
         if encoder != "libx264":
             logger.warning("PyAV comes without libx264; %s is encoded with %s.", self._path, encoder)
+        height, width = self._size
         return FragmentEncoder(encoder, self._fps, height - height % 2, width - width % 2)
 
     def _finish(self) -> None:
-        if not self._num_frames:
-            raise ValueError(f"{self._path} was to be written without a single frame.")
+        """Copy the packets into a plain mp4 with its index in front."""
         self._part.file.seek(0)
-        with replaced_when_done(self._path) as temporary:
-            copy_packets(self._part.file, temporary)
+        with (
+            replaced_when_done(self._path) as temporary,
+            av.open(self._part.file, mode="r") as fragments,
+            av.open(str(temporary), mode="w", format="mp4", options={"movflags": "faststart"}) as container,
+        ):
+            stream = container.add_stream_from_template(fragments.streams.video[0])
+            for packet in fragments.demux(video=0):
+                if packet.dts is not None:  # the last one only says that there are no more
+                    packet.stream = stream
+                    container.mux(packet)
 
 
 def part_of(path: Path) -> Path:
-    """Where a video of that path grows while it is written."""
+    """Return the path at which a video of that path grows while it is written."""
     return path.with_name(f"{path.stem}.part.mp4")

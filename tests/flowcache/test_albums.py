@@ -8,8 +8,8 @@ from synthetic_run import PROMPTS, SAMPLES, make_run, make_trace
 from flowcache.benchmark import __main__ as program
 from flowcache.benchmark.runs import compare_methods, find_model_runs
 from flowcache.plots import Point, cache_over_time, race, tradeoff
+from flowcache.plots.comparisons import pareto_front
 from flowcache.plots.race import Runner, finished_parts, write_race
-from flowcache.plots.tradeoff import pareto_front
 from flowcache.trace import Trace
 from flowcache.video import read_video
 

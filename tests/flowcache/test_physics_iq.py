@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from flowcache.metrics.motion import motion_masks
-from flowcache.metrics.physics_iq import Clip, Measures, compare_clips, make_clip, physics_iq
+from flowcache.metrics.physics_iq import Clip, Measures, compare_clips, make_clip, motion_masks, physics_iq
 
 pytest.importorskip("cv2", reason="OpenCV, of the extra metrics, is not installed")
 

@@ -1,14 +1,19 @@
-"""Pictures of synthetic traces."""
+"""Pictures of synthetic traces and videos."""
+
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from PIL import Image
 
 from flowcache import plots
-from flowcache.plots import style
+from flowcache.plots import comparisons, race, style
+from flowcache.plots.race import Runner
 from flowcache.schedule import StaircaseSchedule
 from flowcache.trace import ChunkEvent, Trace, WindowRecord
+from flowcache.video import contact_sheet, read_image
 
 THRESHOLD = 0.15
 
@@ -52,106 +57,121 @@ def share(path, colour):
         {"num_steps": 10, "stride": 5, "windows": 12, "given": 2},
     ],
 )
-@pytest.mark.parametrize("draw", [plots.reuse_map, plots.distance_curves])
-def test_draws_runs_of_any_shape(tmp_path, draw, shape):
-    draw(make_trace(**shape), tmp_path / "a.png")
-    width, height = Image.open(tmp_path / "a.png").size
-    assert 1000 <= width <= 2400
-    assert 200 <= height <= 1600
+def test_draws_runs_of_any_shape(tmp_path, shape):
+    trace = make_trace(**shape)
+    for draw in (plots.reuse_map, plots.distance_curves, plots.step_distances):
+        draw(trace, tmp_path / "a.png")
+        width, height = Image.open(tmp_path / "a.png").size
+        assert 1000 <= width <= 2400
+        assert 200 <= height <= 1600
+    trace.settings = {"reuse": None}
+    plots.distance_curves(trace, tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_distances_by_step_are_drawn_window_by_window(tmp_path):
-    plots.step_distances(make_trace(windows=2), tmp_path / "two.png")
-    plots.step_distances(make_trace(), tmp_path / "one.png")
-    assert Image.open(tmp_path / "two.png").size[0] > Image.open(tmp_path / "one.png").size[0]
-
-
-def test_map_shows_computed_and_reused_in_their_proportion(tmp_path):
+def test_map_shows_computed_reused_and_given(tmp_path):
     trace = make_trace(chunks=40, num_steps=64, stride=6)
-    plots.reuse_map(trace, tmp_path / "a.png")
-    reused, computed = share(tmp_path / "a.png", plots.REUSED), share(tmp_path / "a.png", plots.COMPUTED)
-    assert reused / (reused + computed) == pytest.approx(trace.reuse_ratio, abs=0.03)
-
-
-def test_map_of_a_plain_run_shows_no_reuse(tmp_path):
-    plots.reuse_map(make_trace(adaptive=False), tmp_path / "a.png")
-    assert share(tmp_path / "a.png", plots.COMPUTED) > 0.2
-    assert share(tmp_path / "a.png", plots.REUSED) < 0.005  # the legend
-
-
-def test_map_marks_given_chunks_only_where_there_are_any(tmp_path):
-    plots.reuse_map(make_trace(windows=1), tmp_path / "none.png")
-    plots.reuse_map(make_trace(windows=2), tmp_path / "some.png")
-    assert share(tmp_path / "none.png", plots.GIVEN) < 0.001
-    assert share(tmp_path / "some.png", plots.GIVEN) > 0.01
-
-
-def test_map_keeps_the_place_of_steps_that_were_not_run(tmp_path):
-    whole, stopped = make_trace(adaptive=False), make_trace(adaptive=False)
+    for name in ("long", "again"):
+        plots.reuse_map(trace, tmp_path / name)
+    assert (tmp_path / "long").read_bytes() == (tmp_path / "again").read_bytes()
+    plots.reuse_map(make_trace(windows=2), tmp_path / "given")
+    plain, stopped = make_trace(adaptive=False), make_trace(adaptive=False)
     del stopped.steps[20:]
-    plots.reuse_map(whole, tmp_path / "whole.png")
-    plots.reuse_map(stopped, tmp_path / "stopped.png")
-    assert Image.open(tmp_path / "whole.png").size == Image.open(tmp_path / "stopped.png").size
-    assert share(tmp_path / "stopped.png", plots.COMPUTED) < 0.4 * share(
-        tmp_path / "whole.png", plots.COMPUTED
-    )
-
-
-def test_same_trace_same_picture(tmp_path):
-    for name in ("a.png", "b.png"):
-        plots.reuse_map(make_trace(windows=2), tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
-def test_curves_do_without_a_threshold(tmp_path):
-    for settings in ({}, {"reuse": None}, {"reuse": {}}):
-        trace = make_trace()
-        trace.settings = settings
-        plots.distance_curves(trace, tmp_path / "a.png")
-    assert (tmp_path / "a.png").exists()
+    plots.reuse_map(plain, tmp_path / "plain")
+    plots.reuse_map(stopped, tmp_path / "stopped")
+    reused, computed = (share(tmp_path / "long", colour) for colour in (plots.REUSED, plots.COMPUTED))
+    assert reused / (reused + computed) == pytest.approx(trace.reuse_ratio, abs=0.03)
+    assert share(tmp_path / "long", plots.GIVEN) < 0.001 and share(tmp_path / "given", plots.GIVEN) > 0.01
+    assert share(tmp_path / "plain", plots.REUSED) < 0.005, "the legend's"
+    assert Image.open(tmp_path / "plain").size == Image.open(tmp_path / "stopped").size
+    assert share(tmp_path / "stopped", plots.COMPUTED) < 0.4 * share(tmp_path / "plain", plots.COMPUTED)
 
 
 def test_nothing_to_draw_is_refused(tmp_path):
     for draw in (plots.reuse_map, plots.distance_curves, plots.step_distances):
-        with pytest.raises(ValueError, match="no window"):
+        with pytest.raises(ValueError, match="window"):
             draw(Trace(), tmp_path / "a.png")
-    with pytest.raises(ValueError, match="no distance"):
+    with pytest.raises(ValueError, match="distance"):
         plots.distance_curves(make_trace(adaptive=False), tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_title_tells_what_is_known():
+def test_title_names_preset_and_figures():
     trace = make_trace(chunks=1, num_steps=10, stride=0, adaptive=False)
-    assert style.title_of(trace) == (
-        "flowcache  ·  reuse ratio 0.00  ·  12.3 s denoising  ·  300 TFLOPs (2.00× fewer than vanilla)"
+    trace.settings = {"preset": "fast", "reuse": {"policy": "interval", "interval": 5}}
+    assert style.run_title(trace) == (
+        "flowcache, fast, interval 5\n"
+        "reuse ratio 0.00  ·  12.3 s denoising  ·  300 TFLOPs (2.00x fewer than vanilla)"
     )
-    assert style.title_of(Trace()) == "run  ·  reuse ratio 0.00"
-    assert style.title_of(Trace(flops={"actual": 2e12})) == "run  ·  reuse ratio 0.00  ·  2.00 TFLOPs"
+    assert style.run_title(Trace(flops={"actual": 2e12})) == "run\nreuse ratio 0.00  ·  2.00 TFLOPs"
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (59.2, "59.2 s"), (60, "1 min 0 s"), (200.4, "3 min 20 s"), (7530, "2 h 5 min")],
+    ("convert", "value", "text"),
+    [
+        *((style.format_time, s, t) for s, t in ((0.04, "0.0 s"), (60, "1 min 0 s"), (7530, "2 h 5 min"))),
+        (plots.format_flops, 0, "0 GFLOPs"),
+        (plots.format_flops, 5e7, "0.0500 GFLOPs"),
+        (plots.format_flops, 2.78e10, "27.8 GFLOPs"),
+        (plots.format_flops, 1.234e17, "123 PFLOPs"),
+        (lambda ratio: plots.format_saving(1e12, ratio * 1e12), 0, ""),
+        (lambda ratio: plots.format_saving(1e12, ratio * 1e12), 1.004, "same FLOPs as vanilla"),
+        (lambda ratio: plots.format_saving(1e12, ratio * 1e12), 0.8, "1.25x more than vanilla"),
+    ],
 )
-def test_readable_time(seconds, text):
-    assert style.readable_time(seconds) == text
+def test_units(convert, value, text):
+    assert convert(value) == text
 
 
-@pytest.mark.parametrize(
-    ("flops", "text"),
-    [(5e7, "0.0500 GFLOPs"), (2.78e10, "27.8 GFLOPs"), (4.567e12, "4.57 TFLOPs"), (1.234e17, "123 PFLOPs")],
-)
-def test_readable_flops(flops, text):
-    assert style.readable_flops(flops) == text
+def test_labels_of_a_tradeoff_touch_neither_points_nor_front_nor_each_other(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(comparisons, "save_figure", lambda figure, path: figures.append(figure))
+    names = ["vanilla", "TeaCache slow", "causal", "FlowCache quality", "FlowCache fast", "FlowCache turbo"]
+    at = [(1, 40), (1.6, 34), (1.8, 33), (2.6, 33), (4, 28.5), (4.9, 25)]
+    points = [plots.Point(name, *place) for name, place in zip(names, at, strict=True)]
+    plots.tradeoff({"PSNR": points}, "title", tmp_path / "a.png")
+    (axis,) = figures[0].axes
+    boxes = [Text.get_window_extent(text) for text in axis.texts]
+    front = [axis.transData.transform(point[1:]) for point in comparisons.pareto_front(points)]
+    line = np.concatenate([np.linspace(a, b, 99) for a, b in pairwise(front)])
+    assert [text.get_text() for text in axis.texts] == names
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert not any(box.count_contains(np.concatenate([line, front])) for box in boxes)
+    assert all(axis.get_window_extent().count_contains(box.corners()) == 4 for box in boxes)
 
 
-def _luminance(colour):
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-    return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+def test_race_for_a_readme_is_an_animation(tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "_SECONDS", (0.5, 0.5))
+    frames = np.zeros((6, 32, 48, 3), np.uint8)
+    frames[:, :, :16, 0] = 40 * np.arange(6)[:, None, None]
+    runners = [Runner("slow", frames, [(10.0, 1.0)]), Runner("fast", frames, [(2.0, 0.5), (4.0, 1.0)])]
+    race.write_race(runners, "a race", tmp_path / "race.gif")
+    picture = Image.open(tmp_path / "race.gif")
+    assert picture.n_frames > 6 and picture.info["loop"] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["race.gif"]
 
 
-def test_colours_differ_in_lightness_and_stand_out_on_white():
-    computed, reused = _luminance(plots.COMPUTED), _luminance(plots.REUSED)
-    assert (reused + 0.05) / (computed + 0.05) > 3
-    assert 1.05 / (reused + 0.05) > 2.7
+def test_contact_sheet_shows_evenly_spaced_frames(tmp_path):
+    ramp = np.arange(9, dtype=np.uint8)[:, None, None, None] * 20
+    frames = np.broadcast_to(ramp, (9, 16, 24, 3))
+    contact_sheet({"a": frames, "b": frames[:2]}, tmp_path / "sheet.png", columns=3, scale=1)
+    sheet = read_image(tmp_path / "sheet.png")
+    rows = [[sheet[top, 8 + column * 27 + 12, 0] for column in range(3)] for top in (32, 80)]
+    assert rows == [[0, 80, 160], [0, 20, 255]]
+    assert sheet.shape == (96, 2 * 8 + 3 * 27 - 3, 3)
+
+
+def test_rows_that_look_the_same_get_a_difference_map(tmp_path):
+    frames = np.full((2, 16, 24, 3), 100, np.uint8)
+    near, far = frames + np.uint8(3), frames + np.uint8(90)
+    videos = {"a": frames, "near": near, "same": frames.copy(), "far": far}
+    contact_sheet(videos, tmp_path / "sheet.png", scale=1, differences=True)
+    sheet = read_image(tmp_path / "sheet.png")
+    assert [int(pixel) for pixel in sheet[32::48, 20, 0]] == [100, 103, 3 * 64, 100, 0, 190]
+
+
+@pytest.mark.parametrize("videos", [{}, {"a": np.zeros((0, 8, 8, 3), np.uint8)}])
+def test_contact_sheet_of_nothing_is_refused(tmp_path, videos):
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet(videos, tmp_path / "sheet.png")
+    assert list(tmp_path.iterdir()) == []

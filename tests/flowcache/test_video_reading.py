@@ -12,8 +12,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from reference import FAULTS
 
 from flowcache.metrics.compare import check_alike
-from flowcache.video import VideoWriter, last_frames, probe_video, read_video, stream_video
-from flowcache.video.frames import EXACT
+from flowcache.user_files import UnreadableFile
+from flowcache.video import VideoWriter, last_frames, probe_video, read_image, read_video, stream_video
 
 RED = (220, 30, 30)
 
@@ -44,16 +44,6 @@ def levels(count, height=16, width=16):
     ).copy()
 
 
-def test_a_turned_video_says_the_size_that_it_shows(tmp_path):
-    info = probe_video(FAULTS / "rot90.mp4")
-    assert (info.height, info.width) == (96, 64)
-    frames, _ = read_video(FAULTS / "rot90.mp4")
-    assert frames.shape[1:3] == (96, 64)
-    with VideoWriter(tmp_path / "same_shape.mp4", 24) as writer:
-        writer.write(frames)
-    check_alike(FAULTS / "rot90.mp4", tmp_path / "same_shape.mp4")
-
-
 @pytest.mark.parametrize(("aspect", "shown"), [((2, 1), (32, 64)), ((1, 2), (32, 16)), ((1, 1), (32, 32))])
 def test_pixels_are_shown_square(tmp_path, aspect, shown):
     frames = np.zeros((3, 32, 32, 3), np.uint8)
@@ -76,22 +66,14 @@ def test_a_rate_that_varies_is_resampled_by_time_stamps():
     assert np.array_equal(frames[0], stored[0])
 
 
-@pytest.mark.parametrize("rate", [Fraction(1, 2), Fraction(24000, 1001), Fraction(30000, 1001), 24, 12.5])
-def test_any_rate_survives(tmp_path, rate):
-    with VideoWriter(tmp_path / "a.mp4", float(rate)) as writer:
-        writer.write(levels(8))
-    assert probe_video(tmp_path / "a.mp4").fps == rate
-    assert len(list(stream_video(tmp_path / "a.mp4", rate))) == 8, "at its own rate each frame once"
-
-
-def test_a_rate_below_one_is_read():
-    assert probe_video(FAULTS / "slow.mp4").fps == Fraction(1, 2)
-    assert last_frames(FAULTS / "slow.mp4", 5, 24, (64, 96))[1] == 20 * 48
-
-
-def test_sound_is_noticed(caplog):
+def test_sound_hdr_and_slow_rates_are_noticed(tmp_path, caplog):
     last_frames(FAULTS / "audio.mp4", 5, 24, (64, 96))
     assert "sound" in caplog.text
+    hdr = write(tmp_path / "a.mkv", levels(5), codec="libx264", pix_fmt="yuv420p10le", color_trc=16)
+    last_frames(hdr, 5, 24, (16, 16))
+    assert "HDR" in caplog.text
+    assert probe_video(FAULTS / "slow.mp4").fps == Fraction(1, 2)
+    assert last_frames(FAULTS / "slow.mp4", 5, 24, (64, 96))[1] == 20 * 48
 
 
 @pytest.mark.parametrize(
@@ -132,24 +114,15 @@ def test_hidden_frames_of_an_edit_list_do_not_count(tmp_path):
     check_alike(tmp_path / "a.mp4", tmp_path / "b.mp4")
 
 
-def test_colours_of_hdr_are_noticed(tmp_path, caplog):
-    path = write(tmp_path / "a.mkv", levels(5), codec="libx264", pix_fmt="yuv420p10le", color_trc=16)
-    last_frames(path, 5, 24, (16, 16))
-    assert "HDR" in caplog.text
-
-
 @pytest.mark.parametrize("read", [probe_video, read_video, lambda path: list(stream_video(path, 24))])
-def test_damaged_time_stamps_are_refused_at_once(read):
+def test_damaged_time_stamps_are_refused_at_once(tmp_path, read):
     started = time.perf_counter()
     with pytest.raises(ValueError, match=r"timestamps\.avi .*time stamps"):
         read(FAULTS / "timestamps.avi")
-    assert time.perf_counter() - started < 5
-
-
-def test_a_gap_between_time_stamps_is_refused(tmp_path):
-    path = write(tmp_path / "a.mp4", levels(4), stamps=(0, 1, 2, 24 * 86400))
+    gap = write(tmp_path / "a.mp4", levels(4), stamps=(0, 1, 2, 24 * 86400))
     with pytest.raises(ValueError, match="time stamps"):
-        list(stream_video(path, 24))
+        list(stream_video(gap, 24))
+    assert time.perf_counter() - started < 5
 
 
 @pytest.mark.parametrize("colorspace", [Colorspace.ITU709, Colorspace.ITU601, None])
@@ -184,25 +157,11 @@ def test_colours_are_those_of_the_exact_inverse(tmp_path, colorspace, color_rang
         container.mux([*stream.encode(frame), *stream.encode()])
     frames, _ = read_video(path)
     assert np.abs(frames - expected).max() <= 1
-    first = frames.astype(int)
     for _ in range(10):
         with VideoWriter(path, 24) as writer:
             writer.write(frames)
         frames, _ = read_video(path)
-    assert np.abs(frames - first).max() <= 1
-
-
-def test_reading_and_writing_do_not_darken():
-    """Each colour comes back to its nearest neighbours in YUV, ten times in a row."""
-    colours = np.random.default_rng(0).integers(0, 256, (64, 3), dtype=np.uint8)
-    pixels = np.repeat(np.repeat(colours.reshape(8, 8, 3), 32, 0), 32, 1)
-    for _ in range(10):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, interpolation=EXACT)
-        pixels = frame.to_ndarray(format="rgb24", interpolation=EXACT)
-    drift = pixels[16::32, 16::32].reshape(-1, 3).astype(int) - colours
-    assert np.abs(drift).max() <= 3
-    assert np.abs(drift.mean(axis=0)).max() < 0.3
+    assert np.abs(frames - expected).max() <= 2, "ten generations"
 
 
 @pytest.mark.parametrize(
@@ -217,12 +176,6 @@ def test_what_a_video_hides_stays_hidden(tmp_path, caplog, name, codec, pix_fmt)
     assert np.abs(frames[0, 0, 0] - np.array([200, 100, 50])).max() <= 4
     assert frames[0, 31, 0].tolist() == [0, 0, 0]
     assert "alpha" in caplog.text
-
-
-def test_a_name_with_a_colon_is_a_name(tmp_path):
-    path = tmp_path / "http:a.mp4"
-    write(path, levels(3))
-    assert len(read_video(path)[0]) == 3
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".webm"])
@@ -250,35 +203,29 @@ def test_damaged_videos_are_named(tmp_path, suffix):
 
 def test_frames_of_another_size_are_scaled_to_the_first(tmp_path):
     """A stream may change its size; every frame is shown in that of the first."""
-    parts = [
-        write(tmp_path / f"{side}.ts", levels(3, side, side), codec="mpeg2video", pix_fmt="yuv420p")
-        for side in (32, 64)
-    ]
-    (tmp_path / "a.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
-    assert read_video(tmp_path / "a.ts")[0].shape[1:3] == (32, 32)
+    kind = {"codec": "mpeg2video", "pix_fmt": "yuv420p"}
+    parts = [write(tmp_path / f"{side}.ts", levels(3, side, side), **kind) for side in (32, 64)]
+    path = tmp_path / "http:a.ts"  # a colon in a name is no protocol
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert read_video(path)[0].shape[1:3] == (32, 32)
 
 
-def test_loses_no_more_than_the_writer_of_the_originals(tmp_path):
-    """imageio at quality 8 comes to 30.93 dB of these frames."""
-    rows, columns = np.mgrid[:64, :96]
-    shapes = [
-        np.stack([columns * 2.5, rows * 3.9, 128 + 100 * np.sin((columns + 2 * t) / 9)], -1)
-        for t in range(12)
-    ]
-    for t, frame in enumerate(shapes):
-        frame[(rows - 30) ** 2 + (columns - 20 - 3 * t) ** 2 < 200] = RED
-    frames = np.stack(shapes).clip(0, 255).astype(np.uint8)
-    with VideoWriter(tmp_path / "a.mp4", 24) as writer:
-        writer.write(frames)
-    error = np.square(read_video(tmp_path / "a.mp4")[0].astype(float) - frames).mean()
-    assert 10 * np.log10(255**2 / error) >= 30.93
+@pytest.mark.parametrize(("stored", "asked", "count"), [(8, 24, 36), (24, 8, 4), (30, 24, 10)])
+def test_frames_at_another_rate_are_those_shown_then(tmp_path, stored, asked, count):
+    path = write(tmp_path / "a.mp4", levels(12), stored)
+    frames = np.stack(list(stream_video(path, asked)))
+    expected = levels(12)[np.floor(np.arange(count) / asked * stored + 1e-6).astype(int)]
+    assert np.array_equal(frames, expected)
 
 
-def test_text_and_sound_are_no_video(tmp_path):
-    (tmp_path / "a.txt").write_text("a cat walks\n" * 50)
-    with wave.open(str(tmp_path / "a.wav"), "wb") as sound:
+def test_other_files_are_named(tmp_path):
+    (tmp_path / "text").write_text("a cat walks\n" * 50)
+    (tmp_path / "empty").touch()
+    (tmp_path / "cut").write_bytes(write(tmp_path / "a.mp4", levels(4)).read_bytes()[:400])
+    with wave.open(str(tmp_path / "sound"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(bytes(16000))
-    for name in ("a.txt", "a.wav"):
-        with pytest.raises(ValueError, match=f"{name} cannot be read as a video: it holds no video"):
-            probe_video(tmp_path / name)
+    for name in ("text", "empty", "cut", "sound", "missing"):
+        for read in (read_video, probe_video, read_image):
+            with pytest.raises(UnreadableFile, match=f"{name} (cannot be read as|does not exist)"):
+                read(tmp_path / name)

@@ -1,270 +1,216 @@
-"""The programs, run in this process up to a chosen depth, and what came of it."""
+"""The programs, run in this process until the model would denoise, and the judgement of how they end."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import io
+import json
 import logging
+import math
 import os
+import re
+import runpy
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from random import Random
+from typing import NamedTuple
 from unittest import mock
 
+import yaml
 from reference import ROOT
 
-from .options import Option, options_of_fields, options_of_parser
+from flowcache.denoise import Denoiser
+
+from .values import NUMBERS, PATHS, TEXTS
 
 MAGI, SKYREELS = ROOT / "FlowCache4MAGI-1", ROOT / "FlowCache4SkyReels-V2"
-
-#: Pixels times frames times steps that a run to the end may make.
-MOST_WORK = 64 * 64 * 64 * 16
+CODES = (0, 1, 2, 130, 143)
+#: Numbers that may be larger than a million.
+UNBOUNDED = {"seed", "end", "distributed_timeout_minutes"}
+#: Variables that the programs read.
+VARIABLES = {"PAD_HQ": "yes", "PAD_DURATION": "1", "SPECIAL_TOKEN_PATH": "missing.npz", "DEVICES": "0,1"}
+VARIABLES |= {"prev_chunks_scale": "0.7", "RANK": "1", "WORLD_SIZE": "2", "PYTHONIOENCODING": "ascii"}
 
 
 class Stopped(BaseException):
-    """The run has come as deep as it was to come."""
+    """The program has come to the denoising loop."""
 
 
-@dataclass(frozen=True)
-class Program:
-    """A program: where it lies, and the model package that its weights are read by.
+class Fault(NamedTuple):
+    """A fault of one input; faults of one cause share kind and key."""
 
-    Attributes:
-        name: short.
-        place: path of the file, or name of the module.
-        package: of the model.
-        usual: flags that make a quick run of a tiny model; ``@`` stands for the good files.
-        command: of the program, whose own flags it takes.
-    """
-
-    name: str
-    place: Path | str
-    package: str | None = None
-    usual: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    command: str | None = None
-
-    @cached_property
-    def module(self) -> ModuleType:
-        if isinstance(self.place, str):
-            return importlib.import_module(self.place)
-        name = f"fuzzed_{self.name}"
-        spec = importlib.util.spec_from_file_location(name, self.place)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-        return module
-
-    @cached_property
-    def options(self) -> dict[str, Option]:
-        """All that its command line takes, by name."""
-        parser = self.module.build_parser()
-        if self.command:
-            (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-            parser = commands.choices[self.command]
-        found = options_of_parser(parser)
-        if self.package == "magi1":
-            from magi1.config import EngineSection, FlowCacheOptions, ModelSection, RuntimeSection
-
-            found = options_of_fields(ModelSection, RuntimeSection, EngineSection, FlowCacheOptions) | found
-        return found
-
-
-_MAGI_TINY = {"config_file": ["@/magi1/config.json"], "model": ["official"]}
-_SKYREELS_TINY = {"model_id": ["@/skyreels"], "height": ["32"], "width": ["32"], "inference_steps": ["4"]}
-_SKYREELS_TINY |= {"num_frames": ["9"], "ar_step": ["1"], "causal_block_size": ["2"]}
-_SAMPLES = {"gpus": ["cpu"], "vbench_prompt_dir": ["@/prompts"], "samples": ["1"], "base_save_path": ["out"]}
-_BENCHMARK = "flowcache.benchmark.__main__"
-
-PROGRAMS = {
-    program.name: program
-    for program in (
-        Program("magi1", MAGI / "generate_video.py", "magi1", {**_MAGI_TINY, "prompt": ["a"]}),
-        Program("magi1_samples", MAGI / "sample_video.py", "magi1", {**_MAGI_TINY, **_SAMPLES}),
-        Program(
-            "skyreels", SKYREELS / "generate_video_df.py", "skyreels_v2", {**_SKYREELS_TINY, "prompt": ["a"]}
-        ),
-        Program(
-            "skyreels_samples", SKYREELS / "sample_video.py", "skyreels_v2", {**_SKYREELS_TINY, **_SAMPLES}
-        ),
-        Program(
-            "metrics",
-            "flowcache.metrics.__main__",
-            usual={
-                **{"original_video": ["@/original"], "generated_video": ["@/generated"]},
-                **{"output": ["scores"], "metrics": ["psnr"], "device": ["cpu"]},
-            },
-        ),
-        Program(
-            "physics_iq",
-            _BENCHMARK,
-            usual={
-                "generated_videos": ["@/continued"],
-                "reference_videos": ["@/physics/split-videos/testing/8FPS"],
-                "output": ["scores"],
-            },
-            command="physics_iq",
-        ),
-        Program(
-            "vbench",
-            _BENCHMARK,
-            usual={"generated_videos": ["@/vbench_videos"], "environment": ["new_environment"]},
-            command="vbench",
-        ),
-        Program(
-            "tables",
-            _BENCHMARK,
-            usual={"run_dir": ["@/run"], "device": ["cpu"], "output": ["tables"]},
-            command="tables",
-        ),
-        Program("plot", _BENCHMARK, usual={"run_dir": ["@/run"], "output": ["pictures"]}, command="plot"),
-    )
-}
+    kind: str
+    key: str
+    detail: str
 
 
 @dataclass
 class Outcome:
-    """What came of a run.
-
-    Attributes:
-        code: its exit code; None where it was stopped or broke.
-        job: what its checks returned; None where they refused.
-        accepted: whether the checks returned.
-        errors: what it printed to standard error.
-        logged: warnings and worse.
-        broke: a traceback, and the innermost place of ours in it.
-    """
+    """Exit code (None: stopped at denoising), standard error, and a traceback with its innermost place."""
 
     code: int | None = None
-    job: Any = None
-    accepted: bool = False
     errors: str = ""
-    logged: list[str] = field(default_factory=list)
     broke: str = ""
     place: str = ""
 
 
-def run_program(
-    program: Program, words: Sequence[str], depth: str, environment: Mapping[str, str] | None = None
-) -> Outcome:
-    """Run a program with some words, as a shell would.
+@dataclass(frozen=True)
+class Program:
+    """A program: its file or module, and a usual command line; ``GOOD`` is the folder of good files."""
 
-    Args:
-        program: which.
-        words: its arguments.
-        depth: ``check`` stops where weights would be read, ``load`` behind that, ``run`` at the end.
-        environment: variables that are set meanwhile.
-    """
+    place: Path | str
+    usual: str
+    command: str | None = None
+    keys: Sequence[Path] = ()  # files whose keys are options, too
+
+    @cached_property
+    def options(self) -> dict[str, argparse.Action]:
+        """Every option by name, from the parser itself and from the keys of configurations."""
+        parsers: list[argparse.ArgumentParser] = []
+        with mock.patch.object(argparse.ArgumentParser, "print_help", lambda self, *_: parsers.append(self)):
+            run_program(self, {"help": []})
+        found = {
+            (action.option_strings or [action.dest])[0].lstrip("-"): action
+            for action in parsers[0]._actions
+            if action.dest not in ("help", "command")
+        }
+        for path in self.keys:
+            content = yaml.safe_load(path.read_text())
+            for section in [content, *(value for value in content.values() if isinstance(value, dict))]:
+                for name, value in section.items():
+                    if not isinstance(value, dict) and name not in found:
+                        kind = type(value) if isinstance(value, int | float) else str
+                        found[name] = argparse.Action([f"--{name}"], name, type=kind)
+        return found
+
+    def words(self, typed: Mapping[str, Sequence[str]]) -> list[str]:
+        """The words of a command line, positional ones first."""
+        found: list[str] = [self.command] if self.command else []
+        options = {} if "help" in typed else self.options
+        for name, words in sorted(typed.items(), key=lambda item: bool(_flag(options, item[0]))):
+            found += [*_flag(options, name), *words]
+        return found
+
+
+def _flag(options: Mapping[str, argparse.Action], name: str) -> list[str]:
+    return [f"--{name}"] if name not in options or options[name].option_strings else []
+
+
+_SKYREELS = "--model_id small --height 64 --width 64 --num_frames 17 --inference_steps 4 --ar_step 2"
+_MAGI = "--num_steps 8 --num_frames 24"
+_SAMPLES = " --gpus cpu --vbench_prompt_dir GOOD/prompts --samples 1 --base_save_path out"
+_METRICS = "--original_video GOOD/original --generated_video GOOD/generated --metrics psnr --output s"
+_PHYSICS = "--generated_videos GOOD/generated --reference_videos GOOD/original --output scores"
+_KEYS = (MAGI / "config/single_run/4.5B_distill.json", MAGI / "yaml_config/single_run/config.yaml")
+_BENCHMARK = "flowcache.benchmark"
+
+PROGRAMS = {
+    "skyreels": Program(SKYREELS / "generate_video_df.py", "--prompt a " + _SKYREELS),
+    "magi": Program(MAGI / "generate_video.py", "--prompt a " + _MAGI, keys=_KEYS),
+    "skyreels_samples": Program(SKYREELS / "sample_video.py", _SKYREELS + _SAMPLES),
+    "magi_samples": Program(MAGI / "sample_video.py", _MAGI + _SAMPLES, keys=_KEYS),
+    "metrics": Program("flowcache.metrics", _METRICS),
+    "tables": Program(_BENCHMARK, "--run_dir GOOD/run --output tables --device cpu", "tables"),
+    "plot": Program(_BENCHMARK, "--run_dir GOOD/run --output pictures", "plot"),
+    "physics_iq": Program(_BENCHMARK, _PHYSICS, "physics_iq"),
+}
+
+
+def split_options(line: str) -> dict[str, list[str]]:
+    """Words of each option of a command line by name."""
+    return {words[0]: words[1:] for part in line.split("--") if (words := part.split())}
+
+
+def draw_words(rng: Random, action: argparse.Action, hostile: bool) -> list[str]:
+    """Draw words for an option: by its type and choices, or hostile ones."""
+    if action.nargs == 0:
+        return []
+    count = rng.choice((0, 1, 3)) if hostile and action.nargs in ("+", "*") else 1
+    kind = action.type if isinstance(action.type, type) else None
+    if not hostile:
+        default = () if action.default in (None, argparse.SUPPRESS) else (str(action.default),)
+        usual = {int: ("1", "2", "3", "8"), float: ("0.1", "0.5", "1.0")}.get(kind, default or ("a",))
+        return [str(rng.choice(list(action.choices or usual))) for _ in range(count)]
+    likely = {int: NUMBERS, float: NUMBERS, Path: PATHS}.get(kind, TEXTS + PATHS)
+    return [rng.choice(rng.choice((likely, likely, NUMBERS, TEXTS, PATHS))) for _ in range(count)]
+
+
+def run_program(program: Program, typed: Mapping[str, Sequence[str]], **variables: str) -> Outcome:
+    """Run a program as a shell would, up to the denoising loop, and without other processes."""
     outcome = Outcome()
-    encoding = "ascii" if (environment or {}).get("PYTHONIOENCODING") == "ascii" else "utf-8"
+    encoding = variables.get("PYTHONIOENCODING", "utf-8")
     output = io.TextIOWrapper(io.BytesIO(), encoding, "strict", write_through=True)
     errors = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
-    first = [program.command] if program.command else []
-    argv = [f"{program.name}.py", *first, *words]
+
+    handlers, level = logging.root.handlers[:], logging.root.level
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(output))
         stack.enter_context(redirect_stderr(errors))
-        stack.enter_context(mock.patch.object(sys, "argv", argv))
-        stack.enter_context(mock.patch.dict(os.environ, environment or {}))
-        stack.enter_context(_logged(outcome.logged))
-        stack.enter_context(_limited(program, outcome, depth))
+        stack.enter_context(mock.patch.object(sys, "argv", [str(program.place), *program.words(typed)]))
+        stack.enter_context(mock.patch.dict(os.environ, variables))
+        stack.enter_context(mock.patch.object(Denoiser, "run", side_effect=Stopped))
+        stack.enter_context(mock.patch.object(subprocess, "Popen", side_effect=FileNotFoundError))
         try:
-            outcome.code = program.module.main()
-        except SystemExit as stop:
-            outcome.code = stop.code
+            if isinstance(program.place, Path):
+                runpy.run_path(str(program.place), run_name="__main__")
+            else:
+                runpy.run_module(program.place, run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            outcome.code = ended.code or 0
         except Stopped:
             pass
         except Exception as error:
-            outcome.broke = "".join(traceback.format_exception(error))
-            outcome.place = f"{type(error).__name__} at {innermost(error)}"
+            outcome.broke, outcome.place = "".join(traceback.format_exception(error)), innermost(error)
+    logging.root.handlers[:], logging.root.level = handlers, level
     outcome.errors = errors.buffer.getvalue().decode()
     return outcome
 
 
-@contextmanager
-def _logged(lines: list[str]) -> Iterator[None]:
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    handler, root = Lines(logging.WARNING), logging.getLogger()
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-
-
-@contextmanager
-def _limited(program: Program, outcome: Outcome, depth: str) -> Iterator[None]:
-    """Within, the program's checks leave their job in the outcome, and it stops at its depth."""
-
-    def recorded(plain: Callable) -> Callable:
-        def prepare(*arguments: Any, **named: Any) -> Any:
-            outcome.job = plain(*arguments, **named)
-            outcome.accepted = True
-            if program.package is None and depth != "run":
-                raise Stopped
-            if depth == "run" and work_of(outcome.job) > MOST_WORK:
-                raise Stopped
-            return outcome.job
-
-        return prepare
-
-    def load(plain: Callable) -> Callable:
-        def load_pipeline(*arguments: Any, **named: Any) -> Any:
-            pipeline = None if depth == "check" else plain(*arguments, **named)
-            if depth != "run":
-                raise Stopped
-            return pipeline
-
-        return load_pipeline
-
-    def stop(*_: Any, **__: Any) -> None:
-        raise Stopped
-
-    module = program.module
-    with ExitStack() as stack:
-        replace = lambda place, name, new: stack.enter_context(mock.patch.object(place, name, new))  # noqa: E731
-        for name in [name for name in vars(module) if name == "prepare" or name.startswith("prepare_")]:
-            replace(module, name, stop if name == "prepare_environment" else recorded(getattr(module, name)))
-        if program.package:
-            sampler = importlib.import_module(f"{program.package}.sampler")
-            replace(sampler, "load_pipeline", load(sampler.load_pipeline))
-        elif program.command == "tables":
-            replace(module, "score_vbench", stop)
-        yield
-
-
-def work_of(job: Any) -> float:
-    """Pixels times frames times steps that a job makes, all of its videos together; 0 of other jobs."""
-    if isinstance(job, tuple) and len(job) == 2:
-        job = job[1]
-    jobs = list(getattr(job, "jobs", {"": job}).values())
-    total = 0.0
-    for one in jobs:
-        sampler = getattr(one, "sampler", None)
-        count = len(getattr(one, "samples", [0]))
-        if hasattr(sampler, "video"):
-            video = sampler.video
-            total += count * video.height * video.width * video.num_frames * video.inference_steps
-        elif hasattr(sampler, "runtime"):
-            run = sampler.runtime
-            total += count * run.video_size_h * run.video_size_w * run.num_frames * run.num_steps
-    return total
-
-
 def innermost(error: BaseException) -> str:
-    """The innermost place of an exception's traceback that lies in the project, and where it was raised."""
+    """Type of an exception and the innermost place in this project that it passed."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if f.filename.startswith(str(ROOT)) and "/tests/" not in f.filename]
-    ours = [f for f in ours if "site-packages" not in f.filename]
-    place = ours[-1] if ours else frames[-1]
-    return f"{Path(place.filename).name}:{place.name}"
+    ours = re.compile(rf"{ROOT}/(?!tests|\.venv)")
+    place = ([frame for frame in frames if ours.match(frame.filename)] or frames)[-1]
+    return f"{type(error).__name__} at {Path(place.filename).name}:{place.name}"
+
+
+def judge_outcome(
+    program: Program, outcome: Outcome, typed: Mapping[str, Sequence[str]], named: Sequence[str]
+) -> list[Fault]:
+    """Faults of an exit: a traceback, another code, no or several sentences, no name, nonsense accepted."""
+    if outcome.broke or "Traceback (most" in outcome.errors:
+        return [Fault("traceback", outcome.place, (outcome.broke or outcome.errors)[-1500:])]
+    if outcome.code not in (None, *CODES):
+        return [Fault("code", repr(outcome.code), outcome.errors[-500:])]
+    lines = [line for line in re.split(r"[\r\n]", outcome.errors) if line.strip()]
+    sentences = [line for line in lines if line.startswith("error: ")]
+    if outcome.code in (1, 2) and len(sentences) != 1:
+        return [Fault("message", f"{len(sentences)} sentences", outcome.errors[-500:])]
+    if outcome.code == 2:
+        words = [word for name, words in typed.items() for word in (name, *words)]
+        words = [os.path.basename(word).lower() or word for word in [*words, *named, *program.options]]
+        if not any(word and word in sentences[0].lower() for word in ["arguments", *words]):
+            key = re.sub(r"'[^']*'|\S*/\S*|[-\d.]+", "…", sentences[0])[:80]
+            return [Fault("message", f"names no argument: {key}", sentences[0][:500])]
+    if outcome.code in (1, 2):
+        return []
+    return [
+        Fault("nonsense", f"{name}: {word}", f"--{name} {word} was accepted")
+        for name, words in typed.items()
+        for word in words
+        if name in program.options and program.options[name].type in (int, float) and _is_nonsense(name, word)
+    ]
+
+
+def _is_nonsense(name: str, word: str) -> bool:
+    try:
+        value = float(json.loads(word))
+    except (ValueError, TypeError, OverflowError):
+        return word.strip(" .-+").lower() in ("nan", "inf")
+    return not math.isfinite(value) or (abs(value) > 10**6 and name not in UNBOUNDED)

@@ -1,60 +1,119 @@
-"""Values that a user may type: usual ones, ones at a bound, and ones far beyond."""
+"""Hostile values, and damage to files."""
 
 from __future__ import annotations
 
+import copy
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
 from random import Random
+from typing import Any
 
-#: As a command line holds them. YAML and ``int()`` read some of them in their own way.
+import numpy as np
+import torch
+
 NUMBERS = (
-    *("0", "1", "2", "3", "4", "5", "7", "8", "9", "16", "17", "24", "32", "33", "64", "97", "128", "1000"),
-    *("-1", "-4", "-0.0", "0.5", "1.0", "1.5", "1e-5", "1e3", "2.0", "999.5", "+5", "1_000", "0x10"),
-    *("65536", "1000000", "1000000000", "1000000001", "2147483647", "2147483648", "4611686018427387904"),
-    *("9223372036854775807", "9223372036854775808", "1" + "0" * 400, "1e-300", "1e38", "1e308", "1e309"),
-    *("nan", ".nan", "inf", "-inf", ".inf", "", " ", "１２", "1,5", "true", "null", "[]", "{}", "[1", "x"),
+    *("0", "1", "2", "3", "5", "8", "16", "17", "33", "97", "-1", "-0.0", "0.5", "1.5", "1e-5", "1e3", "2.0"),
+    *("+5", "1_000", "0x10", "65536", "1000000", "1000000001", "2147483648", "9223372036854775808"),
+    *("1" + "0" * 400, "1e-300", "1e38", "1e309", "nan", ".nan", "inf", "-inf", "", " ", "１２", "1,5"),
+    *("true", "null", "[]", "{}", "[1", "x"),
 )
-
 TEXTS = (
     *("a", "a red circle", "", " ", "\t", "中文提示", "émile", "\N{GRINNING FACE}", "a" * 300, "a" * 5000),
-    *("é" * 130, "a\nb", "\udcff", "a\udcffb", "-", "a/b", "../x", ".hidden", "%s %d", "{x}", "\x1b[31m"),
-    *("null", "nan", "\ufeffa", "a\u202eb", "~", "word " * 400, "<pad>", "\\", '"', "'"),
+    *("a\nb", "\udcff", "-", "a/b", "../x", ".hidden", "%s %d", "{x}", "\x1b[31m", "null", "\ufeffa"),
+    *("a\u202eb", "~", "word " * 400, "<pad>", "\\", '"', "'"),
 )
-
-#: Relative to the case's folder; no input file lies there.
-MISSING_PATHS = (
-    *(
-        "missing",
-        "missing.mp4",
-        "missing/deep/er.mp4",
-        "",
-        " ",
-        ".",
-        "~",
-        "~/new/a.mp4",
-        "~nosuch_user/a.mp4",
-    ),
-    *("x" * 240 + ".mp4", "x" * 255, "x" * 300, "é" * 120 + ".mp4", "y/" * 1000 + "a.mp4", "a\nb.mp4"),
-    *("\udcff.mp4", "/proc/nowhere/a.mp4", "/dev/null/a", "a.avi", "a.MP4", ".mp4", "a.mp4/", "中.mp4", "-a"),
-    *("a\udcff/b.mp4", "a.part.mp4", "con", "file:///a.mp4", "http://127.0.0.1:9/a.mp4", "%03d.png", "*.mp4"),
+#: Paths without a file; BAD holds places that cannot be read or written.
+PATHS = (
+    *("missing", "missing.mp4", "missing/deep/er.mp4", "", " ", ".", "~", "~nosuch_user/a.mp4", "x" * 255),
+    *("é" * 130 + ".mp4", "y/" * 1000 + "a.mp4", "a\nb.mp4", "\udcff.mp4", "/proc/nowhere/a.mp4", "a.avi"),
+    *("/dev/null/a", ".mp4", "a.mp4/", "-a", "a.part.mp4", "http://127.0.0.1:9/a.mp4", "%03d.png", "*.mp4"),
+    *("BAD/fifo", "BAD/loop", "BAD/dangling", "BAD/folder.mp4", "GOOD/notes.txt", "GOOD/notes.txt/a.mp4"),
+    *("GOOD/empty", "GOOD/image.png", "GOOD/in.mp4", "GOOD/options.yaml", "GOOD/prompts", "GOOD/skyreels"),
 )
-
-#: What a document may hold in a place that asks for something else.
 PLAIN_VALUES = (
     *(None, True, False, 0, 1, -1, 2, 3, 2**31, 2**62, 2**63, 10**9, 10**400, 0.5, -0.5, 1e-300, 1e38),
-    *(float("nan"), float("inf"), float("-inf"), "", " ", "x", "../x", "nan", "1", "中", "a" * 300, "\ud800"),
+    *(math.nan, math.inf, -math.inf, "", " ", "x", "../x", "nan", "1", "中", "a" * 300, "\ud800"),
     *([], [[]], [1, 2], ["a"], [None], {}, {"a": 1}, {"": {}}),
+)
+OBJECTS = (
+    *(object(), 1 + 2j, b"a", Fraction(1, 3), Path("a"), np.float32("nan"), torch.tensor(2), int, ...),
+)
+#: YAML that its reader turns into an exception of another kind, or into an unexpected value.
+TAGS = (
+    *("!!int ''", "!!bool x", "!!timestamp x", "!!python/object:os.system {}", "&a [*a]", "2026-01-01"),
+    *("0o17", "1:30", "yes", "~", "!!binary x", "!!set {a}", "? a", "- - a", "*b", ".inf"),
 )
 
 
-def number(rng: Random) -> str:
-    """A number as text, or text in the place of one."""
-    return rng.choice(NUMBERS)
+def damage_file(rng: Random, path: Path) -> str:
+    """Damage a file as its suffix suggests; return a description."""
+    content = path.read_bytes()
+    suffix = path.suffix
+    if suffix == ".json" and rng.random() < 0.7:
+        content, what = _damage_tree(rng, json.loads(content))
+    elif suffix == ".yaml" and rng.random() < 0.7:
+        lines = content.decode().splitlines()
+        index = rng.choice([i for i, line in enumerate(lines) if ":" in line and not line.startswith("#")])
+        new = rng.choice((*TAGS, *NUMBERS, *(json.dumps(value) for value in PLAIN_VALUES)))
+        lines[index] = f"{lines[index].split(':')[0]}: {new}"
+        content, what = "\n".join(lines).encode("utf-8", "surrogatepass"), lines[index][:80]
+    elif suffix in (".json", ".jsonl", ".yaml", ".txt", ".csv") and rng.random() < 0.6:
+        content, what = _damage_text(rng, content)
+    else:
+        content, what = _damage_bytes(rng, content)
+    path.write_bytes(content)
+    return what
 
 
-def text(rng: Random) -> str:
-    """A text that few would type."""
-    return rng.choice(TEXTS)
+def _damage_tree(rng: Random, document: Any) -> tuple[bytes, str]:
+    places = list(_places(document))
+    if not places:
+        return b"[3]", "[3]"
+    *above, last = place = rng.choice(places)
+    changed = holder = copy.deepcopy(document)
+    for key in above:
+        holder = holder[key]
+    old, kind = holder[last], rng.choice(("value", "value", "number", "delete", "nest"))
+    if kind == "delete":
+        del holder[last]
+        return json.dumps(changed).encode(), f"{place} deleted"
+    near = (0, 1, 10**4, 10**7, 2**40, 1e-9, 1e12, math.nan, math.inf, -1)
+    holder[last] = (
+        {"nested": old} if kind == "nest" else rng.choice(PLAIN_VALUES if kind == "value" else near)
+    )
+    return json.dumps(changed).encode(), f"{place} = {str(holder[last])[:60]}"
 
 
-def plain_value(rng: Random) -> object:
-    """A value that JSON or YAML can hold."""
-    return rng.choice(PLAIN_VALUES)
+def _places(document: Any, above: tuple = ()) -> list[tuple]:
+    """Paths of keys to every value but the document itself."""
+    items = {dict: lambda: document.items(), list: lambda: enumerate(document[:20])}.get(type(document), dict)
+    return [path for key, value in list(items()) for path in ((*above, key), *_places(value, (*above, key)))]
+
+
+def _damage_text(rng: Random, content: bytes) -> tuple[bytes, str]:
+    whole = (b"", b"3", b"word", b"\0" * 64, b"[" * 100_000, b'{"a":' * 100_000, content * 2)
+    utf_16 = content.decode(errors="replace").encode("utf-16")
+    other = (b"\xef\xbb\xbf" + content, content + b"\xff\xfe", content.replace(b"\n", b"\r\n"), utf_16)
+    changed = rng.choice((*whole, *other))
+    return changed, f"{changed[:20]}... of {len(changed)} bytes"
+
+
+def _damage_bytes(rng: Random, content: bytes) -> tuple[bytes, str]:
+    """Cut, overwrite, double or leave out bytes."""
+    first = rng.randrange(max(1, len(content)))
+    last = first + rng.choice((1, 4, 64, 1024))
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 3, 20)) if content else 0):
+        changed[rng.randrange(min(len(content), rng.choice((200, 10**9))))] = rng.randrange(256)
+    return rng.choice(
+        [
+            (content[:first], f"cut at {first}"),
+            (bytes(changed), "bytes overwritten"),
+            (bytes(changed), "bytes overwritten"),
+            (content[:last] + content[first:], f"bytes {first} to {last} doubled"),
+            (content[:first] + content[last:], f"bytes {first} to {last} left out"),
+            (rng.randbytes(min(len(content), 4096)), "random bytes"),
+        ]
+    )

@@ -1,0 +1,109 @@
+"""PSNR, SSIM and LPIPS of videos, frame by frame.
+
+Each takes two videos ``[frames, height, width, 3]`` of one shape, uint8 or floating point in [0, 1], and
+returns the mean over the frames and the value of each frame, ``[frames]``. It raises ValueError for other
+videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from ..extras import Unavailable, require
+
+Video = Tensor | NDArray[np.generic]
+
+#: Frames measured at once: enough to keep a device busy, few enough for the memory of a laptop.
+BATCH_FRAMES = 8
+#: dB of identical frames, and the most that any frame counts, so that means stay finite.
+CEILING = 100.0
+#: Sides in pixels of SSIM's window, and of the smallest frame that AlexNet can pool.
+WINDOW, SMALLEST = 11, 31
+
+
+def psnr(generated: Video, reference: Video) -> tuple[float, Tensor]:
+    """PSNR in dB, at most 100; higher is closer.
+
+    torchmetrics' PSNR of each frame with a data range of 1, then their mean; its class takes the PSNR
+    of the mean error over all frames instead.
+    """
+
+    def measure(ours: Tensor, theirs: Tensor) -> Tensor:
+        values = peak_signal_noise_ratio(ours, theirs, data_range=1.0, reduction="none", dim=(1, 2, 3))
+        return torch.nan_to_num(values, posinf=CEILING).clamp_max(CEILING)
+
+    return _measure_frames(measure, generated, reference)
+
+
+def ssim(generated: Video, reference: Video) -> tuple[float, Tensor]:
+    """SSIM, at most 1; higher is closer. Frames must be at least 11 pixels high and wide.
+
+    torchmetrics' SSIM with its defaults and a data range of 1: Gaussian window of 11 x 11 with sigma 1.5,
+    borders reflected. In single precision, flat regions err by up to 3e-4.
+    """
+
+    def measure(ours: Tensor, theirs: Tensor) -> Tensor:
+        # TF32 is too coarse for variances, which are small differences of large numbers.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            options = {"sigma": 1.5, "kernel_size": WINDOW, "data_range": 1.0, "reduction": "none"}
+            return structural_similarity_index_measure(ours, theirs, **options).reshape(-1)
+
+    return _measure_frames(measure, generated, reference, least=WINDOW)
+
+
+def load_lpips(device: torch.device | str = "cpu") -> Callable[[Video, Video], tuple[float, Tensor]]:
+    """Load LPIPS (Zhang et al. 2018, arXiv 1801.03924): a function like ``psnr``; lower is closer.
+
+    The first use downloads AlexNet's weights to the folder of ``torch.hub``; Unavailable where that fails.
+    """
+    require("torchvision", "LPIPS", "metrics")
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    try:
+        network = LearnedPerceptualImagePatchSimilarity(net_type="alex", reduction="none", normalize=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise Unavailable(f"LPIPS needs AlexNet's weights, which cannot be downloaded: {reason}") from error
+    network.to(device)
+
+    def measure(ours: Tensor, theirs: Tensor) -> Tensor:
+        return network(ours.to(network.device), theirs.to(network.device)).reshape(-1)
+
+    return lambda generated, reference: _measure_frames(measure, generated, reference, least=SMALLEST)
+
+
+def _measure_frames(
+    measure: Callable[[Tensor, Tensor], Tensor], generated: Video, reference: Video, least: int = 1
+) -> tuple[float, Tensor]:
+    """Apply ``measure`` to batches ``[frames, 3, height, width]`` in [0, 1], of sides of ``least`` pixels."""
+    generated, reference = torch.as_tensor(generated), torch.as_tensor(reference)
+    if generated.shape != reference.shape:
+        raise ValueError(
+            f"Videos must have one shape, got generated {list(generated.shape)} "
+            f"and reference {list(reference.shape)}."
+        )
+    if generated.ndim != 4 or generated.shape[3] != 3 or generated.numel() == 0:
+        raise ValueError(f"Videos must be [frames, height, width, 3], got {list(generated.shape)}.")
+    if min(generated.shape[1:3]) < least:
+        size = list(generated.shape[1:3])
+        raise ValueError(f"The metric needs frames of at least {least} x {least}, got {size}.")
+    batches = zip(generated.split(BATCH_FRAMES), reference.split(BATCH_FRAMES), strict=True)
+    values = torch.cat([measure(_unit_range(ours), _unit_range(theirs)).cpu() for ours, theirs in batches])
+    return values.mean().item(), values
+
+
+def _unit_range(frames: Tensor) -> Tensor:
+    if frames.dtype == torch.uint8:
+        frames = frames.float() / 255
+    elif not frames.is_floating_point():
+        raise ValueError(f"Videos must be uint8 or floating point, got {frames.dtype}.")
+    low, high = frames.min().item(), frames.max().item()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"Floating-point videos must lie in [0, 1], got values from {low:g} to {high:g}.")
+    return frames.float().permute(0, 3, 1, 2).contiguous()

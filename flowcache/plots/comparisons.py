@@ -1,0 +1,166 @@
+"""Pictures of several runs: quality against speed-up, and the cache over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
+
+from ..trace import Trace
+from .style import (
+    COMPUTED,
+    REUSED,
+    RULE,
+    TEXT,
+    check_windows,
+    decorate,
+    faint_grid,
+    finish,
+    plain_frame,
+    save_figure,
+)
+
+_HEIGHTS = (9, -9, 16, -16, 24, -24, 34, -34, 46, -46)
+#: Offsets of a label from its point, in typographic points, best first.
+_PLACES = (
+    (8, 0, "left"),
+    (-8, 0, "right"),
+    *((x, y, side) for y in _HEIGHTS for x, side in ((4, "left"), (-4, "right"), (0, "center"))),
+)
+
+
+class Point(NamedTuple):
+    """A method's label, speed-up and quality."""
+
+    label: str
+    speedup: float
+    quality: float
+
+
+def tradeoff(panels: Mapping[str, Sequence[Point]], title: str, path: str | Path) -> None:
+    """Save a PNG of quality against speed-up, a panel for each measure; the Pareto front is joined by a line.
+
+    Lower is better for measures whose name begins with LPIPS.
+    """
+    if not panels or not all(panels.values()):
+        raise ValueError("A trade-off needs at least one measure, and a method that has it.")
+    figure = Figure(figsize=(1.2 + 5 * len(panels), 4.8), dpi=150, layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    dot = {"marker": "o", "linestyle": "", "markersize": 7}
+    front = dot | {"linestyle": "-", "color": RULE, "markerfacecolor": REUSED, "markeredgecolor": REUSED}
+    handles = [
+        Line2D([], [], **front, label="Pareto front"),
+        Line2D([], [], **dot, color=COMPUTED, label="another method is both faster and better"),
+    ]
+    fronts = []
+    for axis, (measure, points) in zip(axes, panels.items(), strict=True):
+        less_is_better = measure.startswith("LPIPS")
+        fronts.append(pareto_front(points, less_is_better))
+        axis.plot(*zip(*[p[1:] for p in fronts[-1]], strict=True), color=RULE, linewidth=1.2, zorder=1)
+        for point in points:
+            axis.plot(*point[1:], **dot, color=REUSED if point in fronts[-1] else COMPUTED, zorder=2)
+        plain_frame(axis)
+        faint_grid(axis)
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.xaxis.set_major_formatter("{x:g}x")
+        axis.margins(x=0.16, y=0.16)
+        if less_is_better:
+            axis.invert_yaxis()
+        axis.set_ylabel(f"{measure} (axis inverted)" if less_is_better else measure)
+        axis.set_xlabel("speed-up")
+    decorate(figure, title, handles)
+    figure.draw_without_rendering()  # fixes the layout that the labels are fitted into
+    figure.set_layout_engine("none")
+    for axis, points, front in zip(axes, panels.values(), fronts, strict=True):
+        _label(axis, points, front)
+    save_figure(figure, path)
+
+
+def pareto_front(points: Sequence[Point], less_is_better: bool = False) -> list[Point]:
+    """Points that no other beats in speed and quality, the slowest first."""
+    sign, best, front = -1 if less_is_better else 1, None, []
+    for point in sorted(points, key=lambda point: (-point.speedup, -sign * point.quality)):
+        if best is None or sign * point.quality > best:
+            front.append(point)
+            best = sign * point.quality
+    return front[::-1]
+
+
+def _label(axis: Axes, points: Sequence[Point], front: Sequence[Point]) -> None:
+    """Write names where they touch no name, no point and not the front's line, and stay inside the axis."""
+    inside, place = axis.get_window_extent(), axis.transData.transform
+    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in (place(p[1:]) for p in points)]
+    ends = [place(point[1:]) for point in front]
+    line = np.concatenate([ends[:1], *(np.linspace(a, b, 300) for a, b in pairwise(ends))])
+    style = {"fontsize": 8, "color": TEXT, "path_effects": [withStroke(linewidth=2.5, foreground="white")]}
+    style |= {"textcoords": "offset points", "va": "center"}
+    for point in points:
+        for right, up, side in (*_PLACES, _PLACES[0]):
+            # a thin line to the point where the name is far from it
+            arrow = {"arrowstyle": "-", "color": RULE, "linewidth": 0.8} if abs(up) > 20 else None
+            text = axis.annotate(point.label, point[1:], (right, up), ha=side, arrowprops=arrow, **style)
+            text.get_window_extent()  # places it; with its arrow, so that only the text's own extent serves
+            box = Text.get_window_extent(text)
+            within = (
+                inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+            )
+            if within and not box.count_contains(line) and not any(box.overlaps(other) for other in taken):
+                break
+            text.remove()
+        else:
+            axis.add_artist(text)  # none fits: as at first
+        taken.append(box)
+
+
+def cache_over_time(traces: Mapping[str, Trace], path: str | Path) -> None:
+    """Save a PNG of the cache's tokens per layer and branch, and of its MiB, over each run's denoising time.
+
+    Memory is that of the window's cache on the device and in host memory. A dot marks the end of a run.
+    """
+    if not traces:
+        raise ValueError("There is no trace to draw.")
+    for trace in traces.values():
+        check_windows(trace)
+    figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
+    handles = []
+    for index, (label, trace) in enumerate(traces.items()):
+        colour = colormaps["tab10"](index % 10)
+        steps = [*trace.steps[:1], *trace.steps]  # the first step's values hold from time 0
+        times = np.append(0, step_times(trace))
+        held = [(w.kv_bytes + w.kv_host_bytes) / 2**20 for w in trace.windows]
+        rows = [record.kv_tokens for record in steps], [held[record.window] for record in steps]
+        for axis, values in zip(axes, rows, strict=True):
+            axis.step(times, values, where="pre", color=colour, linewidth=1.4)
+            axis.plot(times[-1:], values[-1:], "o", color=colour, markersize=4)
+        handles.append(Line2D([], [], color=colour, linewidth=2, label=f"{label}, {times[-1]:.3g} s"))
+    axes[0].set_ylabel("tokens in the cache")
+    axes[1].set_ylabel("cache, MiB")
+    axes[1].set_xlabel("denoising time, s")
+    for axis in axes:
+        plain_frame(axis)
+        faint_grid(axis)
+        axis.set_ylim(bottom=0)
+        axis.set_xlim(left=0)
+    finish(figure, "Key-value cache over time", handles, path)
+
+
+def step_times(trace: Trace) -> np.ndarray:
+    """Denoising time in seconds at the end of each step, ``[steps]``.
+
+    Scaled to the measured total, as the steps' own times leave out what happens between them.
+    """
+    ends = np.cumsum([record.seconds for record in trace.steps])
+    total = trace.seconds.get("denoise")
+    return ends * (total / ends[-1]) if total and len(ends) and ends[-1] else ends
