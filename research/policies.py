@@ -1,0 +1,239 @@
+"""Compare reuse policies and forecasts at the same compute.
+
+    python -m research.policies --model skyreels
+
+A curve is a policy with a forecast at several values of its option; a point is the median over captions of
+the PSNR to the run without reuse, against the share of chunk steps computed. Runs are appended to
+``OUTDIR/runs.jsonl``; an interrupted measurement continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from flowcache import FlowCacheConfig, Trace
+from flowcache.files import write_atomically, write_csv
+from flowcache.markdown import markdown_table
+from flowcache.plots.style import save_figure
+from flowcache.reuse import TeaCache
+from flowcache.video import Frames
+
+from .compare import Run, compare, main, new_parser, positive, style_axis
+from .runs import Model, add_model_flags, find_model
+from .train_small.moving_shapes import read_held_out
+
+INTERVALS = (2, 3, 4, 5, 7, 10)
+THRESHOLDS = {"skyreels": (0.03, 0.06, 0.1, 0.15, 0.25, 0.4), "magi": (0.01, 0.02, 0.04, 0.08, 0.15)}
+#: Combined with every policy; the first at every value of the option, others at every second.
+FORECASTS = {
+    "line": "linear_velocity",
+    "held velocity": "hold_velocity",
+    "line of the residual": "linear_residual",
+}
+#: The run without reuse, and the curve that others are compared with.
+PLAIN, PAPER = "no reuse", "the paper's rule"
+#: Computed shares between which curves are averaged: about 4 to 2 times fewer chunk steps.
+SPAN = (0.25, 0.5)
+
+Curves = dict[str, dict[float, FlowCacheConfig]]
+
+
+def make_curves(model: Model, thresholds: Sequence[float]) -> Curves:
+    """Configurations of each curve by the option's value: the originals, every policy with every forecast."""
+    ours = model.configure("flowcache", "fast")
+    paper = {x: model.configure("flowcache", "paper-fast", threshold=x) for x in thresholds}
+    together = {x: model.configure("flowcache", "fast", threshold=x) for x in thresholds[1:]}
+    tea = {
+        x: replace(paper[x], policy=_as_teacache(paper[x]), clean_pass=ours.clean_pass)
+        for x in thresholds[::2]
+    }
+    curves = {PAPER: paper, "TeaCache": {x: replace(c, forecast="hold_residual") for x, c in tea.items()}}
+    policies = {
+        "TeaCache": tea,
+        "chunkwise": {x: replace(c, clean_pass=ours.clean_pass) for x, c in paper.items()},
+        "chunkwise together": together,
+        "interval": {x: replace(ours, policy=replace(ours.policy, interval=x)) for x in INTERVALS},
+    }
+    for policy, configs in policies.items():
+        for index, (name, forecast) in enumerate(FORECASTS.items()):
+            values = list(configs)[:: 2 if index and len(configs) > 3 else 1]
+            curves[f"{policy}, {name}"] = {x: replace(configs[x], forecast=forecast) for x in values}
+    return curves
+
+
+def _as_teacache(config: FlowCacheConfig) -> TeaCache:
+    chunkwise = config.policy
+    return TeaCache(
+        chunkwise.threshold, chunkwise.warmup_steps, 1, chunkwise.coefficients, chunkwise.indicator
+    )
+
+
+def bench(args: argparse.Namespace) -> str:
+    """Run, draw, and return the tables."""
+    # more frames than a window are made as one stream
+    model, captions = find_model(args, streaming=(args.num_frames or 0) > 97), read_held_out()
+    limits = {"budget": args.budget} if args.budget else {}
+    plain = model.configure(model.no_reuse, **limits)
+    curves = make_curves(model, THRESHOLDS[args.model])
+    configs = {f"{name} | {x:g}": c for name in args.curves or curves for x, c in curves[name].items()}
+    configs = {PLAIN: plain} | {
+        name: replace(config, compression=plain.compression) for name, config in configs.items()
+    }
+
+    def make(name: str, seed: int) -> tuple[Frames, Trace]:
+        trace = Trace(method=name)
+        return model.video(captions[seed], seed, configs[name], trace), trace
+
+    video = {"steps": args.steps, "frames": args.num_frames}
+    settings = {name: {**video, "cache": config.as_dict(args.steps)} for name, config in configs.items()}
+    seeds = range(len(captions))[args.skip :][: args.captions]
+    runs = compare(make, list(configs), seeds, [PLAIN], args.outdir, settings)
+    return report([run for run in runs if run.method != PLAIN], args.outdir, args.model)
+
+
+class Curve:
+    """Medians over captions of the runs ``NAME | VALUE``, by rising compute.
+
+    Attributes:
+        points: the option's value, computed share, FLOPs saved, dB and SSIM of each point.
+        computed, psnr: columns of these.
+    """
+
+    def __init__(self, name: str, runs: Sequence[Run]) -> None:
+        self.name = name
+        by_value: dict[float, list[tuple[float, ...]]] = {}
+        for run in runs:
+            curve, _, value = run.method.partition(" | ")
+            if curve == name:
+                saved = run.flops["causal"] / run.flops["actual"]
+                point = (1 - run.reuse_ratio, saved, run.psnr[PLAIN], run.ssim[PLAIN])
+                by_value.setdefault(float(value), []).append(point)
+        rows = [(value, *np.median(points, axis=0).tolist()) for value, points in by_value.items()]
+        self.points = sorted(rows, key=lambda row: (row[1], row[3]))
+        _, self.computed, _, self.psnr, _ = zip(*self.points, strict=True)
+
+    def psnr_at(self, computed: float) -> float | None:
+        """PSNR at a share of compute, between the points measured; None beyond them."""
+        if not self.computed[0] <= computed <= self.computed[-1]:
+            return None
+        return float(np.interp(computed, self.computed, self.psnr))
+
+    def computed_for(self, psnr: float) -> float | None:
+        """Least share of compute that reaches a PSNR; None if none measured does."""
+        best = np.maximum.accumulate(self.psnr)
+        if psnr > best[-1]:
+            return None
+        index = int(np.searchsorted(best, psnr))
+        if index == 0:
+            return self.computed[0]
+        (x0, x1), (y0, y1) = self.computed[index - 1 : index + 1], best[index - 1 : index + 1]
+        return float(x0 + (x1 - x0) * (psnr - y0) / (y1 - y0))
+
+    @property
+    def area(self) -> float | None:
+        """Mean PSNR over ``SPAN``; None if the curve does not cover it."""
+        heights = [self.psnr_at(float(share)) for share in np.linspace(*SPAN, 101)]
+        return None if None in heights else float(np.mean(heights))
+
+
+def report(runs: Sequence[Run], outdir: Path, model: str) -> str:
+    """Write every point and the picture; return the tables."""
+    names = dict.fromkeys(run.method.partition(" | ")[0] for run in runs)
+    curves = [Curve(name, runs) for name in names]
+    columns = ("curve", "value", "computed", "saved", "psnr", "ssim")
+    rows = [dict(zip(columns, (c.name, *point), strict=True)) for c in curves for point in c.points]
+    write_csv(outdir / "curves.csv", columns, rows)
+    draw(curves, outdir / "curves.png", model)
+    paper = [_compare_with(curve, curves) for curve in curves if curve.name == PAPER]
+    captions = len({run.seed for run in runs})
+    table = "\n\n".join(
+        [f"Medians over {captions} captions.", summarise(curves), *paper, list_points(curves)]
+    )
+    write_atomically(outdir / "curves.md", f"{table}\n".encode())
+    return table
+
+
+def summarise(curves: Sequence[Curve]) -> str:
+    """Area of each curve, and PSNR at three shares."""
+    titles = ["policy and forecast", f"mean dB, {SPAN[0]:.2f} to {SPAN[1]:.2f} computed"]
+    rows = []
+    for curve in sorted(curves, key=lambda c: -(c.area or 0.0)):
+        cells: list[Any] = [curve.area, *(curve.psnr_at(share) for share in (0.25, 1 / 3, 0.5))]
+        rows.append([curve.name, *("" if cell is None else f"{cell:.1f}" for cell in cells)])
+    return markdown_table([*titles, "dB at .25", "dB at .33", "dB at .5"], rows)
+
+
+def _compare_with(paper: Curve, curves: Sequence[Curve]) -> str:
+    """Gain over the paper's rule at each of its points: dB at its compute, compute at its dB."""
+    titles = ("the paper's rule at", "computed", "dB", "best at this compute", "least compute for these dB")
+    rows, others = [], [c for c in curves if c is not paper]
+    for value, share, _, height, _ in paper.points:
+        heights = [(h, c.name) for c in others if (h := c.psnr_at(share)) is not None]
+        shares = [(s, c.name, c) for c in others if (s := c.computed_for(height)) is not None]
+        cells = [f"{value:g}", f"{share:.2f}", f"{height:.1f}", "", ""]
+        if heights:
+            cells[3] = "{:.1f} dB ({})".format(*max(heights))
+        if shares:
+            least, name, curve = min(shares)
+            # a curve that starts at a higher PSNR would need even less
+            less, more = ("less than ", "more than ") if curve.psnr[0] >= height else ("", "")
+            cells[4] = f"{less}{least:.2f}, {more}{share / least:.1f}x fewer ({name})"
+        rows.append(cells)
+    return markdown_table(titles, rows)
+
+
+def list_points(curves: Sequence[Curve]) -> str:
+    """Every point: value of the option, share computed, FLOPs saved, dB, SSIM."""
+    rows = [
+        [c.name, "; ".join(f"{v:g}: {x:.2f}, {s:.2f}x, {y:.1f}, {z:.3f}" for v, x, s, y, z in c.points)]
+        for c in curves
+    ]
+    return markdown_table(("policy and forecast", "option: computed, FLOPs saved, dB, SSIM"), rows)
+
+
+def draw(curves: Sequence[Curve], path: Path, model: str) -> None:
+    """Save a PNG of PSNR against compute; of more than 10 curves, those with the first forecast."""
+    figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    markers = {"the": "X", "TeaCache": "P", "chunkwise": "o", "interval": "s"}
+    first = f", {next(iter(FORECASTS))}"
+    drawn = (
+        [c for c in curves if c.name.endswith(first) or ", " not in c.name] if len(curves) > 10 else curves
+    )
+    for index, curve in enumerate(drawn):
+        marker = markers.get(curve.name.split()[0].rstrip(","), "v")
+        axis.plot(
+            curve.computed, curve.psnr, marker=marker, ms=5, lw=1.3, color=f"C{index}", label=curve.name
+        )
+    axis.set_title(f"PSNR at equal compute, small {model} checkpoint", loc="left", fontsize=10)
+    style_axis(axis, xlabel="share of chunk steps computed", ylabel="PSNR to the run without reuse, dB")
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    save_figure(figure, path)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = new_parser(__doc__, "policies_MODEL")
+    add_model_flags(parser, "97; magi: 96")
+    add = parser.add_argument
+    add("--captions", type=positive, default=12, help="number of held-out captions (default: 12)")
+    add("--skip", type=int, default=0, help="held-out captions to skip (default: 0)")
+    add("--budget", type=positive, help="chunks' worth of KV tokens kept of clean chunks (default: all)")
+    add("--curves", nargs="+", help="names of the curves to measure (default: all)")
+    args = parser.parse_args()
+    args.outdir = Path(str(args.outdir).replace("MODEL", args.model))
+    curves = make_curves(find_model(args), THRESHOLDS[args.model])
+    for name in args.curves or ():
+        if name not in curves:
+            raise ValueError(f"curves: expected names among {'; '.join(curves)}, got {name!r}.")
+    return args
+
+
+if __name__ == "__main__":
+    main(parse_arguments, bench)

@@ -1,0 +1,1 @@
+"""Training of the small checkpoints on procedural videos."""

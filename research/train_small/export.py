@@ -1,0 +1,110 @@
+"""Assemble the trained parts of a small checkpoint in the official layout, and record their training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
+from matplotlib.figure import Figure
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from flowcache.files import write_json
+from flowcache.plots.style import COMPUTED, save_figure
+from magi1.conversion import official_key
+from magi1.text_encoder import T5_FOLDER
+from magi1.vae import AutoencoderKLMagi
+from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
+
+from ..compare import style_axis
+from . import magi, skyreels
+from .moving_shapes import ASSETS
+
+#: Keys of configurations that say where a part was read from.
+ORIGINS = {"_name_or_path", "is_local", "local_files_only"}
+
+State = dict[str, dict[str, Tensor]]
+
+
+def export_skyreels(vae_folder: Path, state: State, out: Path, dtype: torch.dtype) -> None:
+    """Write the parts in diffusers' layout."""
+    vae, small = AutoencoderKLWan.from_pretrained(vae_folder), ASSETS / "skyreels_v2_small"
+    model, encoder = skyreels.new_transformer(), skyreels.new_encoder()
+    model.load_state_dict(state["transformer"])
+    encoder.load_state_dict(state["text_encoder"])
+    scheduler = UniPCMultistepScheduler.from_pretrained(small / "scheduler")
+    tokenizer = AutoTokenizer.from_pretrained(small / "tokenizer")
+    parts = tokenizer, encoder.to(dtype), model.to(dtype), vae.to(dtype), scheduler
+    FlowCacheSkyReelsV2Pipeline(*parts).save_pretrained(out)
+    write_json(out / "defaults.json", json.loads((small / "defaults.json").read_text()))
+
+
+def export_magi(vae_folder: Path, state: State, out: Path, dtype: torch.dtype) -> None:
+    """Write the parts in the official layout of MAGI-1."""
+    weights, text_folder = out / "inference_weight.distill", out / "t5" / T5_FOLDER
+    weights.mkdir(parents=True, exist_ok=True)
+    tensors = {official_key(name): tensor.to(dtype) for name, tensor in state["transformer"].items()}
+    save_file(tensors, weights / "model.safetensors")
+    encoder = magi.new_encoder()
+    encoder.load_state_dict(state["text_encoder"])
+    encoder.to(dtype).save_pretrained(text_folder)
+    AutoTokenizer.from_pretrained(magi.TEXT_FOLDER).save_pretrained(text_folder)
+    vae = AutoencoderKLMagi.from_pretrained(vae_folder)
+    vae.to(dtype).save_pretrained(out / "vae")
+    config = json.loads((ASSETS / "magi1_small/config.json").read_text())
+    config["model_config"]["params_dtype"] = str(dtype)
+    config["runtime_config"]["scale_factor"] = vae.config.scaling_factor
+    write_json(out / "config.json", config)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the checkpoint and the record of its training; parts of an earlier one are replaced."""
+    state = torch.load(args.run / "weights.pt", weights_only=True, map_location="cpu")
+    EXPORTERS[args.model](args.vae, state, args.out, getattr(torch, args.dtype))
+    for path in args.out.rglob("*.json"):
+        content = json.loads(path.read_text())
+        if isinstance(content, dict) and ORIGINS & content.keys():
+            write_json(path, {key: value for key, value in content.items() if key not in ORIGINS})
+    runs = {"vae": args.vae, "transformer": args.run}
+    write_json(args.out / "training.json", {name: _read_arguments(run) for name, run in runs.items()})
+    draw_losses(json.loads((args.run / "losses.json").read_text()), args.out / "loss_curve.png")
+
+
+def _read_arguments(run: Path) -> dict[str, Any]:
+    arguments = json.loads((run / "arguments.json").read_text())
+    return {name: value for name, value in arguments.items() if name not in ("vae", "out")}
+
+
+def draw_losses(losses: list[float], path: Path, window: int = 50) -> None:
+    """Save a PNG of the running mean of the loss."""
+    window = min(window, len(losses))
+    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+    figure = Figure(figsize=(7, 3.2), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    axis.plot(np.arange(len(smooth)) + window, smooth, color=COMPUTED, linewidth=1)
+    style_axis(axis, xlabel="step", ylabel=f"velocity error, mean of {window} steps", yscale="log")
+    save_figure(figure, path)
+
+
+EXPORTERS = {"skyreels": export_skyreels, "magi": export_magi}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--model", choices=EXPORTERS, default="skyreels", help="default: skyreels")
+    add("--vae", type=Path, required=True, help="output folder of research.train_small.vae")
+    add("--run", type=Path, required=True, help="output folder of the transformer's training")
+    add("--out", type=Path, required=True, help="folder of the checkpoint")
+    add("--dtype", choices=["bfloat16", "float16", "float32"], default="float16", help="default: float16")
+    export(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Train the small MAGI-1 transformer and its text encoder on moving shapes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoTokenizer, T5Config, T5EncoderModel
+
+from magi1.captions import NULL_TOKENS
+from magi1.schedule import CLEAN_TIME, Timetable
+from magi1.transformer import MagiTransformer3DModel, ProjectText
+from magi1.vae import AutoencoderKLMagi, Tiling
+
+from .moving_shapes import ASSETS
+from .trainer import LatentPool, Task, train_transformer
+
+CHUNK = 6  # latent frames
+CHUNKS = 4  # of the longest clip, which is also the window
+STEPS = (8, 16, 32, 64)
+TEXT_FOLDER = ASSETS / "magi1_small/t5/t5-v1_1-xxl"
+
+
+@dataclass(frozen=True)
+class ClipAttend:
+    """Implements ``Attend`` for clips of one length: dense attention with masks.
+
+    Attributes:
+        samples: number of clips.
+        mask: ``[samples, 1, tokens, tokens]``, true where a query sees a key.
+        captions: embedded, padded, ``[samples * chunks, text, cross_dim]``.
+        shown: ``[samples * chunks, 1, 1, text]``, false on padding.
+    """
+
+    samples: int
+    mask: Tensor
+    captions: Tensor
+    shown: Tensor
+
+    def attend_video(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return _attend(self.samples, query, key, value, self.mask)
+
+    def attend_text(self, layer: int, query: Tensor, project: ProjectText) -> Tensor:
+        return _attend(len(self.captions), query, *project(self.captions.flatten(0, 1)), self.shown)
+
+
+def _attend(rows: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    parts = (x.unflatten(0, (rows, -1)).transpose(1, 2) for x in (query, key, value))
+    return scaled_dot_product_attention(*parts, attn_mask=mask, enable_gqa=True).transpose(1, 2).flatten(0, 1)
+
+
+def make_clip_mask(chunks: int, tokens: int, alone: Tensor) -> Tensor:
+    """Mask of clips with ``tokens`` per chunk; ``alone [samples]``: chunks see only themselves."""
+    chunk = torch.arange(chunks, device=alone.device).repeat_interleave(tokens)
+    causal = chunk.unsqueeze(0) <= chunk.unsqueeze(1)
+    same = chunk.unsqueeze(0) == chunk.unsqueeze(1)
+    return torch.where(alone[:, None, None], same, causal).unsqueeze(1)
+
+
+def run_clips(
+    model: MagiTransformer3DModel, latents: Tensor, condition: Tensor, attend: ClipAttend
+) -> Tensor:
+    """Velocity of ``latents [samples, channels, frames, h, w]``; ``condition [samples * chunks, dim]``."""
+    samples, _, frames, height, width = latents.shape
+    tokens = model.embed(
+        latents.transpose(0, 1).flatten(1, 2)
+    )  # clips one after another, as if they were one
+    rotary = model.rotary(frames, height, width).flatten(0, 1).repeat(samples, 1)
+    hidden = model(tokens, condition, [len(tokens) // len(condition)] * len(condition), rotary, attend)
+    velocity = model.head(hidden, samples * frames, height, width)
+    return velocity.unflatten(1, (samples, frames)).transpose(0, 1)
+
+
+def new_encoder() -> T5EncoderModel:
+    """Make a small text encoder."""
+    return T5EncoderModel(T5Config.from_pretrained(TEXT_FOLDER))
+
+
+class MagiTask(Task):
+    """Velocity of latents with a time for every chunk, as in the staircase."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        vae = AutoencoderKLMagi.from_pretrained(args.vae).eval().to(args.device)
+        vae.enable_tiling(Tiling(None, vae.config.video_length))
+        self._pool = LatentPool(
+            lambda video: vae.encode(video.to(args.device)).latent_dist.mean * vae.config.scaling_factor,
+            vae.config.patch_length * CHUNK * CHUNKS,
+            args.clips,
+            args.seed + 1,
+        )
+        self._tokenizer = AutoTokenizer.from_pretrained(TEXT_FOLDER)
+        config = json.loads((ASSETS / "magi1_small/config.json").read_text())["model_config"]
+        self._model = MagiTransformer3DModel.from_config(config).to(args.device)
+        nn.init.zeros_(self._model.proj_out.weight)
+        nn.init.normal_(self._model.caption_embed.null_caption)
+        self._encoder = new_encoder().to(args.device)
+        self.modules = {"transformer": self._model, "text_encoder": self._encoder}
+        self.blocks = self._model.blocks
+        self.grow = self._pool.grow
+
+    def loss(self, rng: np.random.Generator, done: float) -> Tensor:
+        # first what things look like, then how they move
+        chunks = CHUNKS if rng.random() < 0.3 + 0.4 * done else int(rng.integers(1, CHUNKS))
+        samples, device = round(self._args.batch * CHUNKS / chunks), self._args.device
+        latents, captions = self._pool.draw(rng, samples, chunks * CHUNK)
+        times, clean, counted, steps = map(
+            torch.stack, zip(*(draw_times(rng, chunks) for _ in range(samples)), strict=True)
+        )
+        with_text = torch.from_numpy(rng.random(samples) > 0.1)
+        alone = torch.from_numpy(rng.random(samples) < 0.15)
+        held = draw_held(rng, samples, chunks, clean)
+        noise = torch.randn_like(latents)
+        times, clean, counted, steps, with_text, alone, held = (
+            x.to(device) for x in (times, clean, counted, steps, with_text, alone, held)
+        )
+        t = times.repeat_interleave(CHUNK, dim=1)[:, None, :, None, None]
+        noisy = torch.where(held[:, None, :, None, None], latents, t * latents + (1 - t) * noise)
+        attend = self._make_attend(captions, with_text, clean, alone, latents)
+        condition = self._condition(times, steps, with_text)
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            velocity = run_clips(self._model, noisy, condition, attend)
+        errors = (velocity - (latents - noise)).square().mean(dim=(1, 3, 4))
+        weight = counted.repeat_interleave(CHUNK, dim=1) * ~held
+        return (errors * weight).sum() / weight.sum().clamp_min(1)
+
+    def _condition(self, times: Tensor, steps: Tensor, with_text: Tensor) -> Tensor:
+        """``MagiTransformer3DModel.condition``, with step sizes for some of the clips."""
+        model, chunks = self._model, times.shape[1]
+        steps = steps.repeat_interleave(chunks)
+        condition = model.condition(times.flatten(), with_text.repeat_interleave(chunks).tolist())
+        return condition + torch.where((steps > 0).unsqueeze(1), model.time_embed(2 * steps / 4), 0)
+
+    def _make_attend(
+        self, captions: list[str], with_text: Tensor, clean: Tensor, alone: Tensor, latents: Tensor
+    ) -> ClipAttend:
+        samples, chunks = clean.shape
+        tokens = self._tokenizer(captions, padding=True, return_tensors="pt").to(latents.device)
+        text = self._encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        null = self._model.caption_embed.null_caption[:NULL_TOKENS]
+        shown = nn.functional.pad(tokens.attention_mask.bool(), (0, NULL_TOKENS - text.shape[1]))
+        text = nn.functional.pad(text, (0, 0, 0, NULL_TOKENS - text.shape[1]))
+        # clean chunks are seen without text, whatever the branch
+        hides = (clean | ~with_text[:, None]).flatten()
+        text = torch.where(hides[:, None, None], null, text.repeat_interleave(chunks, dim=0))
+        shown = shown.repeat_interleave(chunks, dim=0) | hides[:, None]
+        per_chunk = CHUNK * latents.shape[3] * latents.shape[4] // self._model.config.patch_size**2
+        mask = make_clip_mask(chunks, per_chunk, alone)
+        return ClipAttend(samples, mask, self._model.caption_embed(text), shown[:, None, None])
+
+
+def draw_times(rng: np.random.Generator, chunks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw a time for every chunk of a clip.
+
+    Most clips are rows of a staircase as in sampling: clean chunks first, those not started last. The others
+    have any time in each chunk.
+
+    Returns:
+        Times ``[chunks]``; which are shown as clean; which count; and the number of steps that a distilled
+        model is conditioned on, 0 for no such condition.
+    """
+    distilled = bool(rng.random() < 0.5)
+    steps = int(rng.choice(STEPS))
+    table = Timetable(steps)
+    if rng.random() < 0.7:
+        row = int(rng.integers(steps + (chunks - 1) * (steps // CHUNKS)))
+        places = [row - chunk * (steps // CHUNKS) for chunk in range(chunks)]
+        # without a clean pass, a clean chunk shows its last step, and its text
+        last = CLEAN_TIME if rng.random() < 0.75 else table.time(steps - 1)
+        times = [0.0 if p < 0 else table.time(p) if p < steps else last for p in places]
+        counted = [0 <= p < steps for p in places]
+        clean = [p >= steps and last == CLEAN_TIME for p in places]
+    else:
+        squared = rng.random(chunks) ** 2
+        times = (squared / 3 / (1 - 2 / 3 * squared)).tolist()
+        counted, clean = [True] * chunks, [False] * chunks
+    flags = (torch.tensor(clean), torch.tensor(counted), torch.tensor(float(steps if distilled else 0)))
+    return torch.tensor(times, dtype=torch.float32), *flags
+
+
+def draw_held(rng: np.random.Generator, samples: int, chunks: int, clean: Tensor) -> Tensor:
+    """Draw frames that are given inside the first chunk that is not clean, ``[samples, frames]``."""
+    held = torch.zeros(samples, chunks * CHUNK, dtype=torch.bool)
+    for sample in np.flatnonzero(rng.random(samples) < 0.25):
+        first = int(clean[sample].sum())
+        if first < chunks:
+            count = 1 if rng.random() < 0.5 else int(rng.integers(1, CHUNK))
+            held[sample, first * CHUNK : first * CHUNK + count] = True
+    return held
+
+
+if __name__ == "__main__":
+    train_transformer(MagiTask, __doc__)

@@ -1,0 +1,137 @@
+"""Train the small SkyReels-V2 transformer and its text encoder on moving shapes."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
+from torch import Tensor, nn
+from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+
+from skyreels_v2.solver import noise_grid
+
+from .moving_shapes import ASSETS
+from .trainer import LatentPool, Task, train_transformer
+
+BLOCK = 5  # latent frames
+WINDOW = 25  # latent frames of the longest clip
+SHORT = 5  # latent frames of the cheap clips, of which there are more, and which teach what things look like
+
+
+def new_transformer() -> SkyReelsV2Transformer3DModel:
+    """Make a small transformer whose velocity is 0 at first."""
+    config = SkyReelsV2Transformer3DModel.load_config(ASSETS / "skyreels_v2_small/transformer")
+    model = SkyReelsV2Transformer3DModel.from_config(config)
+    nn.init.zeros_(model.proj_out.weight)
+    nn.init.zeros_(model.proj_out.bias)
+    return model
+
+
+def new_encoder() -> UMT5EncoderModel:
+    """Make a small text encoder."""
+    return UMT5EncoderModel(UMT5Config.from_pretrained(ASSETS / "skyreels_v2_small/text_encoder"))
+
+
+class SkyReelsTask(Task):
+    """Velocity of latents with a noise level for every frame; half with full, half with causal attention."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        vae = AutoencoderKLWan.from_pretrained(args.vae).eval().to(args.device)
+        shape = (1, vae.config.z_dim, 1, 1, 1)
+        mean, std = (
+            torch.tensor(values).view(shape).to(args.device)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        self._long, self._short = (
+            LatentPool(
+                lambda video: (vae.encode(video.to(args.device)).latent_dist.mean - mean) / std,
+                4 * frames - 3,
+                limit,
+                args.seed + frames,
+            )
+            for frames, limit in ((WINDOW, args.clips), (SHORT, 4 * args.clips))
+        )
+        self._tokenizer = AutoTokenizer.from_pretrained(ASSETS / "skyreels_v2_small/tokenizer")
+        self._model = new_transformer().to(args.device)
+        self._encoder = new_encoder().to(args.device)
+        self.modules = {"transformer": self._model, "text_encoder": self._encoder}
+        self.blocks = self._model.blocks
+
+    def grow(self) -> None:
+        self._long.grow()
+        for _ in range(4):
+            self._short.grow()
+
+    def loss(self, rng: np.random.Generator, done: float) -> Tensor:
+        device = self._args.device
+        causal = bool(rng.random() < 0.5)
+        # first what things look like, then how they move
+        short = bool(rng.random() < 0.8 - 0.5 * done)
+        longest = SHORT if short else WINDOW
+        frames = longest if rng.random() < 0.7 else int(rng.integers(1, longest))
+        if causal:  # diffusers masks whole blocks
+            frames = -(-frames // BLOCK) * BLOCK
+        clips = round(self._args.batch * WINDOW / longest)
+        latents, captions = (self._short if short else self._long).draw(rng, clips, frames)
+        captions = [caption if rng.random() > 0.1 else "" for caption in captions]
+        levels = torch.stack([draw_levels(rng, frames, causal) for _ in captions]).to(device)
+        text = self._embed(captions)
+        noise, sigma = torch.randn_like(latents), levels[:, None, :, None, None]
+        self._model._set_ar_attention(BLOCK if causal else 1)
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            noisy = (1 - sigma) * latents + sigma * noise
+            velocity = self._model(noisy, 1000 * levels, text, enable_diffusion_forcing=True).sample
+        errors = (velocity.float() - (noise - latents)).square().mean(dim=(1, 3, 4))
+        # nothing to learn where noise is too weak to see, nor before the first step
+        counted = ((levels > 0.02) & (levels < 1)).float()
+        return (errors * counted).sum() / counted.sum().clamp_min(1)
+
+    def _embed(self, captions: list[str]) -> Tensor:
+        """Embed captions as the pipeline does, ``[captions, tokens, width]``: zero behind the end of each."""
+        tokens = self._tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        tokens = tokens.to(self._encoder.device)
+        hidden = self._encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        return torch.where(tokens.attention_mask.bool().unsqueeze(-1), hidden, 0.0)
+
+
+def draw_levels(rng: np.random.Generator, num_frames: int, causal: bool) -> Tensor:
+    """Draw a noise level for every latent frame, ``[frames]``, 0 (clean) to 1 (not started).
+
+    Half are rows of a staircase as in sampling, the rest are one level for each block or one for all. Some
+    samples then get given frames: a clean or slightly noisy first block, a clean first frame, or clean first
+    and last frames.
+    """
+    num_blocks = -(-num_frames // BLOCK)
+    kind = rng.random()
+    if kind < 0.5:
+        levels = _draw_staircase(rng, num_blocks)
+    else:
+        uniform = rng.random(num_blocks) if kind < 0.8 else np.repeat(rng.random(1), num_blocks)
+        shift = np.exp(rng.uniform(0, np.log(8)))
+        levels = np.clip(shift * uniform / (1 + (shift - 1) * uniform), 0.002, 0.999)
+    frames = np.repeat(levels, BLOCK)[:num_frames]
+    kind = rng.random()
+    if kind < 0.25 and num_frames > BLOCK:
+        frames[:BLOCK] = rng.choice([0.0, 0.02])
+    elif kind < 0.40:
+        frames[0] = 0.0
+    elif kind < 0.45 and not causal and num_frames > 1:
+        frames[0] = frames[-1] = 0.0
+    return torch.from_numpy(frames).float()
+
+
+def _draw_staircase(rng: np.random.Generator, num_blocks: int) -> np.ndarray:
+    steps, lag = int(rng.choice([30, 50])), int(rng.choice([3, 5, 5, 10]))
+    grid = noise_grid(steps, float(rng.choice([3, 5, 8, 8])))
+    row = int(rng.integers(steps + (num_blocks - 1) * lag))
+    # a clean block shows no noise, or that of its last step, as its cached keys do
+    clean = 0.0 if rng.random() < 0.5 else grid[-2]
+    places = [row - lag * block for block in range(num_blocks)]
+    return np.array([1.0 if p < 0 else grid[p] if p < steps else clean for p in places])
+
+
+if __name__ == "__main__":
+    train_transformer(SkyReelsTask, __doc__)

@@ -1,0 +1,101 @@
+"""Rules of the code base that no single module can keep: layers, sizes, words, documents."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"flowcache": ".", "magi1": "FlowCache4MAGI-1", "skyreels_v2": "FlowCache4SkyReels-V2"}
+WORDS = re.compile(r"\b(lest|anew|knobs?|lonely)\b", re.IGNORECASE)
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Files of the repository, tracked or about to be; all files outside of a checkout."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [path for name in done.stdout.splitlines() if (path := ROOT / name).is_file()]
+
+
+def modules() -> dict[str, Path]:
+    """Modules of the packages, by their dotted names."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in (ROOT / folder / package).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """Modules of the packages that a module imports, also within functions or for annotations alone."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {n if n in known else base for n in names}
+    return {n for n in found if n in known} - {name}
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    known = modules()
+    graph = {name: imported(name, path, known) for name, path in known.items()}
+    while leaves := [name for name, needs in graph.items() if not needs & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    # Packages that re-export their parts are no circle, as long as the parts do not import the package.
+    assert not graph, f"import circle among {sorted(graph)}"
+
+
+def test_packages_know_their_place():
+    known = modules()
+    for name, path in known.items():
+        others = {n.partition(".")[0] for n in imported(name, path, known)} - {name.partition(".")[0]}
+        assert others <= {"flowcache"}, f"{name} imports {others}"
+
+
+def test_no_file_is_longer_than_400_lines():
+    assert [str(p) for p in tracked("*.py") if len(p.read_text().splitlines()) > 400] == []
+
+
+def test_models_readmes_are_short():
+    assert [
+        str(p) for p in ROOT.glob("FlowCache4*/README.md") if len(p.read_text().splitlines()) >= 120
+    ] == []
+
+
+def test_words_of_the_field():
+    files = tracked("*.py", "*.md", "*.sh", "*.yaml", "*.toml", "*.txt")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in files
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if WORDS.search(line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "readme", ["README.md", "FlowCache4MAGI-1/README.md", "FlowCache4SkyReels-V2/README.md"]
+)
+def test_snippets_of_readmes_run(readme, tmp_path, monkeypatch):
+    text = (ROOT / readme).read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        for long, short in (("num_frames=9[67]", "num_frames=17"), ("steps=50", "steps=4")):
+            block = re.sub(long, short, block)
+        exec(compile(block.replace('"assets/', f'"{ROOT}/assets/'), readme, "exec"), {})
