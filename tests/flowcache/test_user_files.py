@@ -8,9 +8,9 @@ import os
 import pytest
 import torch
 
+from flowcache.benchmark.prompts import read_full_info
 from flowcache.benchmark.sample_folder import SampleFolder
-from flowcache.benchmark.turns import read_ways
-from flowcache.benchmark.vbench_prompts import read_full_info
+from flowcache.benchmark.sampling import read_methods
 from flowcache.extras import Unavailable, require
 from flowcache.files import replaced_when_done, write_csv, write_json
 from flowcache.resume import ResumeFile
@@ -47,7 +47,7 @@ READERS = {
         [{"settings": [SETTING | {"speedup": "2"}]}, {"settings": {}}, {"seconds": None}, {"format": "1"}],
     ),
     "ways.json": (
-        lambda path: read_ways(path.parent),
+        lambda path: read_methods(path.parent),
         {"model": "a", "settings": "b", "ways": ["vanilla"]},
         [{"ways": "vanilla"}, {"ways": [1]}, {"model": None}],
     ),
