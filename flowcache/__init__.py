@@ -13,8 +13,11 @@ _MODULES = {
     "ReusePolicy": "reuse",
     "StaircaseSchedule": "schedule",
     "Trace": "trace",
+    "VideoOutput": "pipeline",
     "Window": "window",
     "cut_window": "window",
+    "disable": "pipeline",
+    "enable": "pipeline",
 }
 __all__ = list(_MODULES)
 

@@ -146,7 +146,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     given.refuse_unread(chosen.unread(given))
     with given.naming():
         config = chosen.configure(options)
-    prompt = given.values.get("prompt", chosen.default_prompt).strip()
+    prompt = given.get("prompt", chosen.default_prompt).strip()
     if not prompt:
         raise ValueError("prompt must not be empty.")
     chosen.check_prompt(prompt)

@@ -1,8 +1,11 @@
 """SkyReels-V2 with FlowCache."""
 
+from flowcache.pipeline import VideoOutput
+
 from .checkpoint import ModelSource, load_pipeline, resolve_model
+from .conditions import Condition
 from .methods import METHODS, method_config
-from .pipeline import Condition, FlowCacheSkyReelsV2Pipeline, VideoOutput
+from .pipeline import FlowCacheSkyReelsV2Pipeline
 from .settings import VideoSettings
 
 __all__ = [

@@ -12,8 +12,8 @@ from flowcache.options import Refuse
 from flowcache.video import last_frames, probe_video, to_float
 
 from .checkpoint import ModelSource, load_pipeline, resolve_model
+from .conditions import Condition, check_prompts
 from .methods import TRAITS, traits_for
-from .pipeline import Condition, check_prompts
 from .settings import RESOLUTIONS, VideoSettings, latent_frames
 from .windows import check_streaming, plan_windows
 

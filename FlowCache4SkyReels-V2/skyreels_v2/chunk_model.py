@@ -15,25 +15,24 @@ from .attention import ChunkSelfAttention, PackedChunks, TextContext, TextCrossA
 from .flops import TransformerFlops
 from .rotary import FrameRotary
 
-#: What a reuse policy can watch, with its place in an embedded time: the time embedding, or its projection
-#: to the modulation of the blocks. Neither sees the latents.
+#: Indicators of reuse policies, by their place in the result of ``_time``. Neither depends on the latents.
 INDICATORS = {"timestep_embedding": 0, "timestep_projection": 1}
 
 
 class SkyReelsV2ChunkModel:
-    """Implements ``flowcache.chunk_model.ChunkModel`` on diffusers' transformer, whose blocks run unchanged.
+    """``flowcache.chunk_model.ChunkModel`` on diffusers' transformer, whose blocks run unchanged.
 
     Args:
-        transformer: a diffusion-forcing transformer; its attention processors are replaced by ours, which
-            fall back to the library's for its own ``forward``.
-        prompt_embeds: ``[branches, tokens, text_dim]``: the caption, then, with guidance, the negative one.
+        transformer: a diffusion-forcing transformer; gets our attention processors, which fall back to
+            diffusers' in its own ``forward``.
+        prompt_embeds: ``[branches, tokens, text_dim]``: the prompt, then, with guidance, the negative one.
         grid: height and width of the latent frames.
         num_frames: latent frames of the longest window.
         guidance_scale: weight of classifier-free guidance; used with two branches.
         fps: frames per second; the model knows 16 and "other", if it was trained to know them at all.
-        bidirectional: attend to the whole window, as the original model does, or only to the past.
+        bidirectional: attend to the whole window, as the original does, and not only to the past.
         indicator: a key of ``INDICATORS``; None is ``timestep_projection``.
-        runs_whole_window: see ``ChunkModel``; False for streaming, which the original does not have.
+        runs_whole_window: see ``ChunkModel``; False for streaming, which the original lacks.
 
     Raises:
         ValueError: the transformer takes image tokens or patches that span frames; unknown indicator.
@@ -58,8 +57,7 @@ class SkyReelsV2ChunkModel:
             raise ValueError("model_id names a model with image tokens; use a diffusion-forcing (DF) model.")
         indicator = indicator or "timestep_projection"
         if indicator not in INDICATORS:
-            known = ", ".join(INDICATORS)
-            raise ValueError(f"indicator must be one of {known}, got {indicator!r}.")
+            raise ValueError(f"indicator: expected one of {', '.join(INDICATORS)}, got {indicator!r}.")
         self.transformer = transformer
         self.num_branches = prompt_embeds.shape[0]
         self.bidirectional, self.runs_whole_window = bidirectional, runs_whole_window
@@ -69,17 +67,16 @@ class SkyReelsV2ChunkModel:
         self._fps_index = 0 if fps == 16 else 1
         self._times: dict[float, tuple[Tensor, Tensor]] = {}
         self._flops = TransformerFlops.of(config, prompt_embeds.shape[1])
-        set_chunk_processors(transformer)
+        for layer, block in enumerate(transformer.blocks):
+            block.attn1.set_processor(ChunkSelfAttention(layer))
+            block.attn2.set_processor(TextCrossAttention(layer))
         self._rotary = FrameRotary(transformer.rope, self._grid, num_frames)
         self._text = TextContext(transformer.condition_embedder.text_embedder(prompt_embeds))
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
-        indicators = []
-        for item in inputs:
-            # frames of one time count as one
-            times = item.timesteps if len(set(item.timesteps)) > 1 else item.timesteps[:1]
-            indicators.append(torch.stack([self._time(t)[self._indicator] for t in times]))
-        return indicators
+        # Frames of one time count as one.
+        times = [t if len(set(t)) > 1 else t[:1] for t in (item.timesteps for item in inputs)]
+        return [torch.stack([self._time(t)[self._indicator] for t in each]) for each in times]
 
     def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         latents = torch.cat([item.latents for item in inputs], dim=1)
@@ -98,7 +95,6 @@ class SkyReelsV2ChunkModel:
             rotary=torch.cat([self._rotary.frames(item.start_frame, item.stop_frame) for item in inputs]),
             cache=cache,
             bidirectional=self.bidirectional,
-            num_branches=self.num_branches,
         )
         modulation = self._per_frame(inputs, part=1)
         hidden = self._by_frame(torch.cat(list(tokens), dim=1))
@@ -109,12 +105,19 @@ class SkyReelsV2ChunkModel:
     def head(self, inputs: Sequence[ChunkInput], outputs: Sequence[Tensor]) -> list[Tensor]:
         model = self.transformer
         hidden = self._by_frame(torch.cat(list(outputs), dim=1))
-        shift, scale = (model.scale_shift_table + self._per_frame(inputs, part=0).unsqueeze(1)).chunk(
-            2, dim=1
-        )
+        modulation = model.scale_shift_table + self._per_frame(inputs, part=0).unsqueeze(1)
+        shift, scale = modulation.chunk(2, dim=1)
         hidden = (model.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
-        velocity = self._guide(self._unpatchify(model.proj_out(hidden)))
-        return list(velocity.split([len(item.timesteps) for item in inputs], dim=1))
+        # [branches * frames, tokens per frame, features] to [branches, channels, frames, height, width]
+        config = model.config
+        patches = model.proj_out(hidden).reshape(
+            self.num_branches, -1, *self._grid, *config.patch_size[1:], config.out_channels
+        )
+        velocity = patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4).float()
+        if self.num_branches == 2:
+            conditional, unconditional = velocity
+            velocity = (unconditional + self.guidance_scale * (conditional - unconditional)).unsqueeze(0)
+        return list(velocity[0].split([len(item.timesteps) for item in inputs], dim=1))
 
     def num_tokens(self, num_frames: int) -> int:
         return num_frames * self._grid[0] * self._grid[1]
@@ -153,40 +156,13 @@ class SkyReelsV2ChunkModel:
     def _time(self, timestep: float) -> tuple[Tensor, Tensor]:
         """Embedding ``[dim]`` of a timestep and its projection ``[6, dim]``; each is made once."""
         if timestep not in self._times:
-            self._times[timestep] = self._embed_time(timestep)
+            model, embedder = self.transformer, self.transformer.condition_embedder
+            weight = embedder.time_embedder.linear_1.weight
+            time = embedder.timesteps_proj(torch.tensor([timestep], device=weight.device))
+            embedding = embedder.time_embedder(time.to(weight.dtype)).type_as(self._text.embeds)
+            projection = embedder.time_proj(embedder.act_fn(embedding))
+            if model.config.inject_sample_info:
+                fps = model.fps_embedding(torch.tensor([self._fps_index], device=weight.device))
+                projection = projection + model.fps_projection(fps)
+            self._times[timestep] = embedding[0], projection.unflatten(-1, (6, -1))[0]
         return self._times[timestep]
-
-    def _embed_time(self, timestep: float) -> tuple[Tensor, Tensor]:
-        embedder = self.transformer.condition_embedder
-        weight = embedder.time_embedder.linear_1.weight
-        time = torch.tensor([timestep], device=weight.device)
-        embedding = embedder.time_embedder(embedder.timesteps_proj(time).to(weight.dtype))
-        embedding = embedding.type_as(self._text.embeds)
-        projection = embedder.time_proj(embedder.act_fn(embedding))
-        if self.transformer.config.inject_sample_info:
-            fps = self.transformer.fps_embedding(torch.tensor([self._fps_index], device=weight.device))
-            projection = projection + self.transformer.fps_projection(fps)
-        return embedding[0], projection.unflatten(-1, (6, -1))[0]
-
-    def _unpatchify(self, hidden: Tensor) -> Tensor:
-        """``[branches * frames, tokens per frame, features]`` to ``[branches, channels, frames, h, w]``."""
-        _, patch_h, patch_w = self.transformer.config.patch_size
-        rows, columns = self._grid
-        hidden = hidden.reshape(
-            self.num_branches, -1, rows, columns, patch_h, patch_w, hidden.shape[-1] // (patch_h * patch_w)
-        )
-        return hidden.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
-
-    def _guide(self, predictions: Tensor) -> Tensor:
-        """Classifier-free guidance over the branches, in fp32; ``[channels, frames, height, width]``."""
-        if self.num_branches == 1:
-            return predictions[0].float()
-        conditional, unconditional = predictions.float()
-        return unconditional + self.guidance_scale * (conditional - unconditional)
-
-
-def set_chunk_processors(transformer: SkyReelsV2Transformer3DModel) -> None:
-    """Give every attention of the transformer the processor that runs chunks."""
-    for layer, block in enumerate(transformer.blocks):
-        block.attn1.set_processor(ChunkSelfAttention(layer))
-        block.attn2.set_processor(TextCrossAttention(layer))

@@ -10,86 +10,97 @@ from torch import Tensor
 from flowcache.finite import check_finite
 from flowcache.state import State
 
+from .settings import pixel_frames
+
 
 class VideoCodec:
-    """Encodes and decodes one video with ``AutoencoderKLWan``; latents are normalised per channel.
-
-    Args:
-        vae: the autoencoder; its configuration holds the latents' mean and deviation.
-    """
+    """Encodes and decodes videos with ``AutoencoderKLWan``; latents are normalised per channel."""
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae
-        shape = (1, vae.config.z_dim, 1, 1, 1)
-        self._mean = torch.tensor(vae.config.latents_mean).view(shape)
-        self._std = torch.tensor(vae.config.latents_std).view(shape)
 
     def encode(self, video: Tensor) -> Tensor:
-        """Normalised latents of a video.
-
-        Args:
-            video: ``[3, frames, height, width]`` in [-1, 1].
+        """Encode ``[3, frames, height, width]`` in [-1, 1].
 
         Returns:
             ``[channels, (frames - 1) / 4 + 1, height / 8, width / 8]``, fp32.
         """
-        device, dtype = self.vae.device, self.vae.dtype
-        latents = self.vae.encode(video.unsqueeze(0).to(device, dtype)).latent_dist.mode().float()
-        latents = ((latents - self._mean.to(device)) / self._std.to(device))[0]
-        return check_finite("latents of the given frames", latents)
+        given = video.unsqueeze(0).to(self.vae.device, self.vae.dtype)
+        mean, std = self._statistics()
+        latents = (self.vae.encode(given).latent_dist.mode().float() - mean) / std
+        return check_finite("latents of the given frames", latents[0])
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Video ``[3, frames, height, width]`` in [-1, 1] of normalised latents."""
-        return VideoDecoder(self).decode(latents)
+        """Decode a whole video to ``[3, frames, height, width]`` in [-1, 1]."""
+        return VideoDecoder(self.vae).decode(latents)
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        """Latents ``[1, channels, frames, height, width]`` as the VAE knows them, of normalised ones."""
-        device = self.vae.device
-        latents = latents.unsqueeze(0).to(device) * self._std.to(device) + self._mean.to(device)
-        return latents.to(self.vae.dtype)
+        """Undo the normalisation: ``[1, channels, frames, height, width]`` in the VAE's type."""
+        mean, std = self._statistics()
+        return (latents.unsqueeze(0).to(self.vae.device) * std + mean).to(self.vae.dtype)
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        config, device = self.vae.config, self.vae.device
+        mean, std = (torch.tensor(x, device=device) for x in (config.latents_mean, config.latents_std))
+        return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 
 
 class VideoDecoder:
-    """Decodes one video piece by piece, in order of time; the pieces are those of the whole, without a seam.
+    """Decodes one window piece by piece, in order of time; the pieces are those of the whole, without a seam.
 
-    The VAE is causal in time: a frame needs the last features of those before it, at every convolution. They
-    are kept here, and are all that is kept.
+    The VAE is causal in time: a frame needs the last features of those before it, at every convolution. Only
+    these are kept, and the newest frames.
 
     Args:
-        codec: whose VAE decodes.
+        vae: the autoencoder.
+        repeated: latent frames at the start that the window before has shown; ``decode_new`` omits them.
+        num_kept: newest frames to keep in ``newest`` for the next window.
 
     Raises:
-        ValueError: the VAE is to cut frames into tiles, whose features it keeps to itself.
+        ValueError: the VAE is set to tile frames, whose features it keeps to itself.
     """
 
-    def __init__(self, codec: VideoCodec) -> None:
-        vae = codec.vae
+    def __init__(self, vae: AutoencoderKLWan, repeated: int = 0, num_kept: int = 0) -> None:
         if vae.use_tiling:
             raise ValueError("vae cannot decode tiles chunk by chunk; call disable_tiling on it.")
-        self._codec = codec
+        self._codec, self._repeated, self._num_kept = VideoCodec(vae), repeated, num_kept
         count = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
         self._features: list[Tensor | None] = [None] * count
-        self._begun = False
+        self._start = 0  # latent frames decoded so far
+        #: ``[3, frames, height, width]``; None before the first piece, and without ``num_kept``
+        self.newest: Tensor | None = None
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The next frames, ``[3, frames, height, width]`` in [-1, 1], of normalised latents.
+        """Decode the next latents to ``[3, frames, height, width]`` in [-1, 1].
 
         The first latent frame of a video gives one frame, each further one four.
         """
         vae, frames = self._codec.vae, []
         for latent in vae.post_quant_conv(self._codec.denormalise(latents)).split(1, dim=2):
-            first = not self._begun
-            frames.append(vae.decoder(latent, self._features, [0], first_chunk=first))
-            self._begun = True
+            frames.append(vae.decoder(latent, self._features, [0], first_chunk=self._start == 0))
+            self._start += 1
         video = torch.cat(frames, dim=2)
         if vae.config.patch_size is not None:
             video = unpatchify(video, patch_size=vae.config.patch_size)
-        return check_finite("frames from the VAE", video[0].float()).clamp(-1, 1)
+        video = check_finite("frames from the VAE", video[0].float()).clamp(-1, 1)
+        if self._num_kept:
+            known = video if self.newest is None else torch.cat([self.newest, video], dim=1)
+            self.newest = known[:, -self._num_kept :].clone()
+        return video
+
+    def decode_new(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Decode the next latents; frames and latents of those not repeated, None if all are."""
+        start = self._start
+        frames, shown = self.decode(latents), max(start, self._repeated)
+        if shown >= self._start:
+            return None
+        return frames[:, pixel_frames(shown) - pixel_frames(start) :], latents[:, shown - start :].clone()
 
     def state_dict(self) -> State:
-        """The last features, and whether there are any."""
-        return {"features": list(self._features), "begun": self._begun}
+        """Count of decoded latents, newest frames, and the last features of the VAE."""
+        return {"start": self._start, "newest": self.newest, "features": list(self._features)}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on as another decoder with the same VAE."""
-        self._features, self._begun = list(state["features"]), state["begun"]
+        """Continue where another decoder of the same window stood."""
+        self._start, self.newest = state["start"], state["newest"]
+        self._features = list(state["features"])

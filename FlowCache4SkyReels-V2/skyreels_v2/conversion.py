@@ -1,27 +1,15 @@
-"""The original layout of a SkyReels-V2 checkpoint, read into modules of diffusers and transformers.
+"""Names and sizes of the original SkyReels-V2 checkpoints, translated to diffusers and transformers.
 
-Names change and nothing else: no tensor is reshaped, and every one must have its place. The names of the
-transformer are held to the published ones of the 1.3B and the 14B model. Those of the text encoder and of
-the VAE are held to what ``UMT5EncoderModel`` and ``AutoencoderKLWan`` expect, not to the real files.
+Tensors are renamed, never reshaped. The transformer's names are tested against the published ones; those of
+the text encoder and the VAE only against ``UMT5EncoderModel`` and ``AutoencoderKLWan``, not the real files.
 """
 
 from __future__ import annotations
 
 import re
-import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-from safetensors import safe_open
-from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel
-
-from flowcache.model_files import read_config, read_header
-from flowcache.user_files import reading
 
 VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
@@ -38,11 +26,11 @@ UMT5_XXL: dict[str, Any] = {
     "feed_forward_proj": "gated-gelu",
 }
 
-#: Where the VAE differs from diffusers' defaults, which are the sizes of Wan 2.1.
+#: Arguments of the VAE beside diffusers' defaults, which are the sizes of Wan 2.1.
 WAN_VAE: dict[str, Any] = {}
 
-# The original configuration: the sizes of the 1.3B model.
-_ORIGINAL_CONFIG: dict[str, Any] = {
+#: The original configuration, with the sizes of the 1.3B model.
+ORIGINAL_CONFIG: dict[str, Any] = {
     "model_type": "t2v",
     "patch_size": [1, 2, 2],
     "dim": 1536,
@@ -75,23 +63,20 @@ _TRANSFORMER_STEMS = {
     "fps_embedding": "fps_embedding",
 }
 
-# Names within a block. What the original calls norm3 stands before the cross attention.
+# Names within a block. The original's norm3 stands before the cross attention.
 _BLOCK_STEMS = {
     "modulation": "scale_shift_table",
     "norm3": "norm2",
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
     **{
-        f"{theirs}.{part}": f"{ours}.{name}"
-        for theirs, ours in (("self_attn", "attn1"), ("cross_attn", "attn2"))
-        for part, name in {
-            "q": "to_q",
-            "k": "to_k",
-            "v": "to_v",
-            "o": "to_out.0",
-            "norm_q": "norm_q",
-            "norm_k": "norm_k",
-        }.items()
+        f"{old}.{part}": f"{new}.{name}"
+        for old, new in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+        for part, name in zip(
+            ("q", "k", "v", "o", "norm_q", "norm_k"),
+            ("to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k"),
+            strict=True,
+        )
     },
 }
 
@@ -99,10 +84,7 @@ _T5_STEMS = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
 
 _T5_BLOCK_STEMS = {
     "norm1": "layer.0.layer_norm",
-    "attn.q": "layer.0.SelfAttention.q",
-    "attn.k": "layer.0.SelfAttention.k",
-    "attn.v": "layer.0.SelfAttention.v",
-    "attn.o": "layer.0.SelfAttention.o",
+    **{f"attn.{p}": f"layer.0.SelfAttention.{p}" for p in "qkvo"},
     "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
     "norm2": "layer.1.layer_norm",
     "ffn.gate.0": "layer.1.DenseReluDense.wi_0",
@@ -112,17 +94,17 @@ _T5_BLOCK_STEMS = {
 
 
 def transformer_key(original: str) -> str | None:
-    """Diffusers' name of a transformer tensor, or None if the original has no such tensor."""
+    """Translate the name of a transformer tensor to diffusers'; None if it is unknown."""
     return _rename(original, _TRANSFORMER_STEMS, _BLOCK_STEMS, "blocks")
 
 
 def text_encoder_key(original: str) -> str | None:
-    """Transformers' name of a tensor of the umT5 encoder as Wan stores it, or None if there is none."""
+    """Translate Wan's name of a umT5 tensor to transformers'; None if it is unknown."""
     return _rename(original, _T5_STEMS, _T5_BLOCK_STEMS, "encoder.block")
 
 
 def vae_key(original: str) -> str:
-    """Diffusers' name of a tensor of the Wan VAE, by diffusers' own converter; unknown names stay."""
+    """Translate the name of a Wan VAE tensor by diffusers' own converter; unknown names stay."""
     return next(iter(convert_wan_vae_to_diffusers({original: None})))
 
 
@@ -132,201 +114,34 @@ def transformer_config(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the configuration is of another kind of model, or lacks a size.
     """
-    original = {**_ORIGINAL_CONFIG, **given}
-    kind = original["model_type"]
-    if kind != "t2v":
+    original = {**ORIGINAL_CONFIG, **given}
+    if (kind := original["model_type"]) != "t2v":
         raise ValueError(f"model_id names a {kind} model; only diffusion-forcing (DF) models are supported.")
     missing = [key for key in ("dim", "ffn_dim", "num_heads", "num_layers") if key not in given]
     if missing:
-        raise ValueError(f"config.json lacks {', '.join(missing)}, which a SkyReels-V2 model has.")
-    if not original["qk_norm"]:
-        raise ValueError("config.json has qk_norm off, which diffusers' SkyReels-V2 does not know.")
-    if list(original["window_size"]) != [-1, -1]:
-        raise ValueError(f"config.json has window_size {original['window_size']}, but only [-1, -1] works.")
+        raise ValueError(f"config.json lacks {', '.join(missing)}.")
+    for key, supported in (("qk_norm", True), ("window_size", [-1, -1])):
+        if original[key] != supported:
+            raise ValueError(f"config.json: {key}: expected {supported}, got {original[key]}.")
     if original["num_heads"] < 1:
         raise ValueError(f"config.json: num_heads: expected at least 1, got {original['num_heads']}.")
+    same = ("text_dim", "freq_dim", "ffn_dim", "num_layers", "cross_attn_norm", "eps", "inject_sample_info")
     return {
         "patch_size": tuple(original["patch_size"]),
         "num_attention_heads": original["num_heads"],
         "attention_head_dim": original["dim"] // original["num_heads"],
         "in_channels": original["in_dim"],
         "out_channels": original["out_dim"],
-        "text_dim": original["text_dim"],
-        "freq_dim": original["freq_dim"],
-        "ffn_dim": original["ffn_dim"],
-        "num_layers": original["num_layers"],
-        "cross_attn_norm": original["cross_attn_norm"],
-        "eps": original["eps"],
-        "inject_sample_info": original["inject_sample_info"],
+        **{key: original[key] for key in same},
     }
 
 
-class TensorCheck:
-    """Holds the tensors of a checkpoint to the names and the shapes that a model has."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-        # Transformers lists tied weights by name; older versions without the name of the other one.
-        tied = getattr(model, "_tied_weights_keys", None) or {}
-        self._optional = set(tied) | set(tied.values() if isinstance(tied, dict) else ())
-        self._found: dict[str, Path] = {}
-
-    def accept(self, key: str | None, shape: tuple[int, ...], stored_as: str, path: Path) -> None:
-        """Note one tensor.
-
-        Raises:
-            ValueError: the model has no ``key``, or of another shape, or it was there before; the sentence
-                names the tensor as it is stored, and the file.
-        """
-        if key not in self._shapes:
-            raise ValueError(f"{path} holds {stored_as}, which the model does not have.")
-        if key in self._found:
-            raise ValueError(f"{path} holds {stored_as}, which {self._found[key].name} holds, too.")
-        if shape != self._shapes[key]:
-            raise ValueError(f"{path} holds {stored_as} with shape {shape}, not {self._shapes[key]}.")
-        self._found[key] = path
-
-    def finish(self, path: Path) -> None:
-        """Look for what did not come.
-
-        Raises:
-            ValueError: a tensor of the model is not in ``path``; the sentence names the first such.
-        """
-        missing = sorted(self._shapes.keys() - self._found.keys())
-        if self._optional & self._found.keys():
-            missing = [key for key in missing if key not in self._optional]
-        if missing:
-            others = f" and {len(missing) - 1} more" if missing[1:] else ""
-            raise ValueError(f"{path} lacks {missing[0]}{others} (as the converted model names it).")
-
-
-def new_original_models(folder: Path) -> dict[str, nn.Module]:
-    """The models of a folder in the original layout, by the names of diffusers' parts, on the meta device.
-
-    Raises:
-        ValueError: a configuration is wrong; its file is named.
-    """
-    path = folder / "config.json"
-    config = transformer_config(read_config(path, _ORIGINAL_CONFIG))
-    with reading(path, "a configuration"), torch.device("meta"):
-        transformer = SkyReelsV2Transformer3DModel(**config)
-    with torch.device("meta"):
-        return {
-            "transformer": transformer,
-            "vae": AutoencoderKLWan(**WAN_VAE),
-            "text_encoder": UMT5EncoderModel(UMT5Config(**UMT5_XXL)),
-        }
-
-
-def check_original_weights(folder: Path, models: dict[str, nn.Module]) -> None:
-    """Compare names and shapes with those of the models; reads no weights.
-
-    Files of PyTorch's older format have no header; they are checked when they are loaded.
-
-    Raises:
-        ValueError: a file is damaged, or a tensor is unknown, missing or misshapen; both are named.
-    """
-    check = TensorCheck(models["transformer"])
-    for path in sorted(folder.glob("*.safetensors")):
-        for key, shape in read_header(path).items():
-            check.accept(transformer_key(key), shape, key, path)
-    check.finish(folder)
-    for part, name, rename in (
-        ("text_encoder", TEXT_ENCODER_FILE, text_encoder_key),
-        ("vae", VAE_FILE, vae_key),
-    ):
-        if zipfile.is_zipfile(folder / name):
-            check = TensorCheck(models[part])
-            for key, tensor in _read_pth(folder / name):
-                check.accept(rename(key), tuple(tensor.shape), key, folder / name)
-            check.finish(folder / name)
-
-
-def load_original_models(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """Models of a folder in the original layout, by the names of diffusers' parts.
-
-    Tensors become ``dtype``, or fp32 where diffusers keeps them so (time embedding, modulation, norms) and in
-    the VAE.
-
-    Raises:
-        ValueError: a file is damaged, or a tensor is unknown, missing or misshapen; both are named.
-    """
-    models = new_original_models(folder)
-    transformer, encoder = models["transformer"], models["text_encoder"]
-    keep = set(transformer._keep_in_fp32_modules)
-
-    def dtype_of(key: str) -> torch.dtype:
-        return torch.float32 if keep.intersection(key.split(".")) else dtype
-
-    shards = sorted(folder.glob("*.safetensors"))
-    stored = ((key, tensor, path) for path in shards for key, tensor in _read_safetensors(path))
-    _fill(transformer, stored, transformer_key, dtype_of, folder)
-    # The rotary tables are part of no checkpoint, so they are still without content.
-    rope = transformer.rope
-    transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
-    path = folder / TEXT_ENCODER_FILE
-    stored = ((key, tensor, path) for key, tensor in _read_pth(path))
-    _fill(encoder, stored, text_encoder_key, lambda key: dtype, path)
-    encoder.tie_weights()
-    path = folder / VAE_FILE
-    stored = ((key, tensor, path) for key, tensor in _read_pth(path))
-    _fill(models["vae"], stored, vae_key, lambda key: torch.float32, path)
-    return {part: model.eval() for part, model in models.items()}
-
-
-def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    with reading(path, "a safetensors file"), safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - it is no mapping
-            yield key, file.get_tensor(key)
-
-
-def _read_pth(path: Path) -> Iterator[tuple[str, Tensor]]:
-    try:
-        # Files of the older format cannot be mapped into memory.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:
-        raise ValueError(
-            f"{path} is corrupt, cut short or no PyTorch checkpoint ({type(error).__name__})."
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} must hold tensors by name.")
-    yield from content.items()
-
-
-def _fill(
-    model: nn.Module,
-    stored: Iterator[tuple[str, Tensor, Path]],
-    rename: Callable[[str], str | None],
-    dtype_of: Callable[[str], torch.dtype],
-    where: Path,
-) -> None:
-    """Put stored tensors, renamed and in their type, in the place of those of a model on the meta device."""
-    check, weights = TensorCheck(model), {}
-    for original, tensor, path in stored:
-        if not tensor.is_floating_point():
-            raise ValueError(f"{path}: {original}: expected floating-point numbers, got {tensor.dtype}.")
-        key = rename(original)
-        check.accept(key, tuple(tensor.shape), original, path)
-        weights[key] = tensor.to(dtype_of(key))
-    check.finish(where)
-    # The check was strict; what may still be absent is one of two tied names.
-    model.load_state_dict(weights, strict=False, assign=True)
-
-
 def _rename(original: str, stems: dict[str, str], block_stems: dict[str, str], blocks: str) -> str | None:
-    """New name of a key, whose stem is in ``block_stems`` behind ``blocks.N.`` and in ``stems`` elsewhere."""
+    """Replace the part of a name before ``.weight`` or ``.bias``; ``blocks.N.`` uses ``block_stems``."""
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)", original)
-    if block is None:
-        return _replace_stem(original, stems)
-    inner = _replace_stem(block[2], block_stems)
-    return inner and f"{blocks}.{block[1]}.{inner}"
-
-
-def _replace_stem(key: str, stems: dict[str, str]) -> str | None:
-    """Replace the part of a key before ``.weight`` or ``.bias`` (or all of it) by its counterpart."""
-    stem, dot, leaf = key.rpartition(".")
-    if key in stems:
-        return stems[key]
-    if leaf in ("weight", "bias") and stem in stems:
-        return stems[stem] + dot + leaf
-    return None
+    prefix, inner = (f"{blocks}.{block[1]}.", block[2]) if block else ("", original)
+    stems = block_stems if block else stems
+    if inner in stems:
+        return prefix + stems[inner]
+    stem, _, leaf = inner.rpartition(".")
+    return f"{prefix}{stems[stem]}.{leaf}" if leaf in ("weight", "bias") and stem in stems else None

@@ -1,4 +1,4 @@
-"""What SkyReels-V2's transformer costs; a multiply-add counts as two, matrix products only."""
+"""FLOPs of SkyReels-V2's transformer: matrix products only, a multiply-add counts as two."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from flowcache.flops import PatchFlops
 
 @dataclass(frozen=True)
 class TransformerFlops(PatchFlops):
-    """FLOPs of one branch of the transformer, from its sizes.
-
-    ``blocks`` leaves out what is done once per video: the keys and values of the text, and everything that
-    only depends on the time.
-    """
+    """FLOPs of one branch, without the work done once per video: text projections and time embeddings."""
 
     ffn_dim: int
     num_layers: int
@@ -24,10 +20,9 @@ class TransformerFlops(PatchFlops):
     @classmethod
     def of(cls, config: Any, text_tokens: int) -> TransformerFlops:
         """Sizes from a diffusers transformer configuration and the length of the padded prompt."""
-        dim = config.num_attention_heads * config.attention_head_dim
         patch = math.prod(config.patch_size)
         return cls(
-            dim=dim,
+            dim=config.num_attention_heads * config.attention_head_dim,
             ffn_dim=config.ffn_dim,
             num_layers=config.num_layers,
             text_tokens=text_tokens,
@@ -36,7 +31,7 @@ class TransformerFlops(PatchFlops):
         )
 
     def blocks(self, num_tokens: int, num_keys: int) -> float:
-        """The block stack on ``num_tokens`` queries that see ``num_keys`` keys."""
+        """FLOPs of the block stack on ``num_tokens`` queries that see ``num_keys`` keys."""
         # q, k, v and output of self attention, q and output of cross attention
         projections = 6 * 2 * num_tokens * self.dim**2
         attention = 4 * num_tokens * self.dim * (num_keys + self.text_tokens)
@@ -44,5 +39,5 @@ class TransformerFlops(PatchFlops):
         return float(self.num_layers * (projections + attention + feed_forward))
 
     def text_projections(self) -> float:
-        """Keys and values of the text in all layers, for those who project them in every call."""
+        """FLOPs of the text's keys and values in all layers, for models that project them in every call."""
         return 4.0 * self.num_layers * self.text_tokens * self.dim**2

@@ -1,17 +1,19 @@
-"""Folders of SkyReels-V2 models, in diffusers' layout and in the original one: checked, then loaded."""
+"""Model folders of SkyReels-V2, in diffusers' and in the original layout: checked first, then loaded."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
-from torch import nn
-from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import UMT5Config, UMT5EncoderModel
 
 from flowcache.model_files import (
     check_vocabulary,
@@ -21,81 +23,63 @@ from flowcache.model_files import (
     read_config,
     read_header,
 )
+from flowcache.shipped import shipped
 from flowcache.user_files import reading
 
-from .conversion import (
-    TEXT_ENCODER_FILE,
-    VAE_FILE,
-    TensorCheck,
-    check_original_weights,
-    load_original_models,
-    new_original_models,
-)
-from .settings import DEFAULTS_FILE, OFFICIAL_DEFAULTS, VideoSettings
+from . import conversion
+from .conversion import TEXT_ENCODER_FILE, VAE_FILE
+from .settings import DEFAULTS_FILE, read_defaults
 
-#: Scheduler of the original layout, which holds none; the shift is that of text-to-video.
-FLOW_SCHEDULER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 8.0}
+#: The small checkpoint of this repository.
+SMALL = shipped("assets/skyreels_v2_small")
 
-# Parts of diffusers' layout that hold weights: their class, and how their weight files are called.
-_MODELS: dict[str, type[nn.Module]] = {
-    "transformer": SkyReelsV2Transformer3DModel,
-    "vae": AutoencoderKLWan,
-    "text_encoder": UMT5EncoderModel,
+#: Official models by width and number of layers.
+FAMILIES = {(1536, 30): "1.3B", (5120, 40): "14B"}
+
+_TOKENIZERS = {"diffusers": "tokenizer", "original": "google/umt5-xxl"}
+# Class and name of the weight file of each part of diffusers' layout.
+_PARTS: dict[str, tuple[type[nn.Module], str]] = {
+    "transformer": (SkyReelsV2Transformer3DModel, "diffusion_pytorch_model"),
+    "vae": (AutoencoderKLWan, "diffusion_pytorch_model"),
+    "text_encoder": (UMT5EncoderModel, "model"),
 }
-_WEIGHTS = {
-    "transformer": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-_TOKENIZER = "google/umt5-xxl"
-# Pipelines whose weights are of the same form, but were not trained for diffusion forcing.
+# Pipelines whose weights look the same, but were not trained for diffusion forcing.
 _OTHER_PIPELINES = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
 
-#: Files that are needed, by layout.
+_PART_PATTERNS = [f"{part}/*.{suffix}" for part in _PARTS for suffix in ("json", "safetensors")]
+
+#: Files to download, by layout.
 PATTERNS = {
-    "diffusers": [
-        "model_index.json",
-        DEFAULTS_FILE,
-        "scheduler/*.json",
-        "tokenizer/*",
-        *(f"{part}/*.{suffix}" for part in _WEIGHTS for suffix in ("json", "safetensors")),
-    ],
+    "diffusers": ["model_index.json", DEFAULTS_FILE, "scheduler/*.json", "tokenizer/*", *_PART_PATTERNS],
     "original": [
         "config.json",
         DEFAULTS_FILE,
         "*.safetensors",
         VAE_FILE,
         TEXT_ENCODER_FILE,
-        f"{_TOKENIZER}/*",
+        "google/umt5-xxl/*",
     ],
 }
 
 
 @dataclass(frozen=True)
-class Components:
-    """What a pipeline is made of; all on the CPU, in evaluation mode.
+class _Part:
+    """A model on the meta device and its files; ``rename`` translates stored names to the model's."""
 
-    Attributes:
-        tokenizer: turns prompts to token ids.
-        text_encoder: umT5 encoder.
-        transformer: denoises; in the type asked for, with the parts that diffusers keeps in fp32.
-        vae: between pixels and latents; in fp32.
-        scheduler: configured for flow matching.
-    """
+    model: nn.Module
+    files: list[Path]
+    rename: Callable[[str], str | None]
+    where: Path  # named where a tensor is missing
 
-    tokenizer: PreTrainedTokenizerBase
-    text_encoder: UMT5EncoderModel
-    transformer: SkyReelsV2Transformer3DModel
-    vae: AutoencoderKLWan
-    scheduler: UniPCMultistepScheduler
+
+def find_family(transformer: Any) -> str | None:
+    """Find the official model that a transformer's configuration is of; None: none."""
+    width = transformer.num_attention_heads * transformer.attention_head_dim
+    return FAMILIES.get((width, transformer.num_layers))
 
 
 def find_layout(folder: Path) -> str:
-    """Return ``diffusers`` or ``original``.
-
-    Raises:
-        ValueError: the folder has neither layout.
-    """
+    """Return ``diffusers`` or ``original``; a ValueError names a folder that has neither layout."""
     for name, layout in (("model_index.json", "diffusers"), ("config.json", "original")):
         if (folder / name).is_file():
             return layout
@@ -108,130 +92,86 @@ def find_layout(folder: Path) -> str:
 def check_folder(folder: Path, layout: str) -> Any:
     """Refuse a folder that lacks a file or holds a damaged one; reads no weights.
 
+    PyTorch files of the older format have no header; their tensors are checked when they are loaded.
+
     Returns:
         The transformer's configuration.
 
     Raises:
         ValueError: one sentence that names the file, and the key or the tensor.
     """
-    _check_complete(folder, layout)
+    if missing := _find_missing(folder, layout):
+        raise ValueError(f"The model folder {folder} lacks {', '.join(missing)}.")
     read_defaults(folder)
     if layout == "diffusers":
         _check_kind(folder)
-        models = {part: _new_model(folder, part) for part in _MODELS}
-        for part, model in models.items():
-            _check_tensors(folder, part, model)
-        _load_scheduler(folder)
-    else:
-        models = new_original_models(folder)
-        check_original_weights(folder, models)
-    tokenizer = load_tokenizer(folder / ("tokenizer" if layout == "diffusers" else _TOKENIZER))
-    configs = {part: model.config for part, model in models.items()}
+    parts = _find_parts(folder, layout)
+    for part in parts.values():
+        if all(_has_header(path) for path in part.files):
+            _check_tensors(part, {path: read_header(path) for path in part.files})
+    _load_scheduler(folder, layout)
+    tokenizer = load_tokenizer(folder / _TOKENIZERS[layout])
+    configs = {name: part.model.config for name, part in parts.items()}
     check_vocabulary(tokenizer, configs["text_encoder"].vocab_size, folder)
     _check_fit(configs, folder)
     return configs["transformer"]
 
 
-def _check_kind(folder: Path) -> None:
-    """Refuse models of another kind."""
-    pipeline = read_config(folder / "model_index.json", {"_class_name": ""}).get("_class_name")
-    config = read_config(folder / "transformer" / "config.json", {})
-    kind = config.get("_class_name", SkyReelsV2Transformer3DModel.__name__)
-    if (
-        pipeline in _OTHER_PIPELINES
-        or config.get("image_dim") is not None
-        or kind != SkyReelsV2Transformer3DModel.__name__
-    ):
-        raise ValueError(
-            f"model_id names {folder}, a {pipeline} with a {kind}; "
-            "only SkyReels-V2 diffusion-forcing (DF) models are supported."
-        )
+def load_folder(folder: Path, layout: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Read the components of a pipeline, in evaluation mode, from a folder that ``check_folder`` accepts.
 
-
-def _check_complete(folder: Path, layout: str) -> None:
-    missing = list(_missing_diffusers(folder) if layout == "diffusers" else _missing_original(folder))
-    if missing:
-        raise ValueError(f"The model folder {folder} lacks {', '.join(missing)}.")
-
-
-def _missing_diffusers(folder: Path) -> Iterator[str]:
-    configs = ("tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json")
-    for name in (*configs, *(f"{part}/config.json" for part in _WEIGHTS)):
-        if not (folder / name).is_file():
-            yield name
-    for part in _WEIGHTS:
-        for path in _weight_files(folder, part):
-            if not path.is_file():
-                yield str(path.relative_to(folder))
-
-
-def _missing_original(folder: Path) -> Iterator[str]:
-    for name in (VAE_FILE, TEXT_ENCODER_FILE, f"{_TOKENIZER}/tokenizer_config.json"):
-        if not (folder / name).is_file():
-            yield name
-    names = {path.name for path in folder.glob("*.safetensors")}
-    if not names:
-        yield "*.safetensors"
-    for name in sorted(names):
-        shard = re.fullmatch(r"(.+)-00001-of-(\d{5})\.safetensors", name)
-        numbers = range(1, int(shard[2]) + 1) if shard else ()
-        yield from sorted({f"{shard[1]}-{n:05d}-of-{shard[2]}.safetensors" for n in numbers} - names)
-
-
-def _weight_files(folder: Path, part: str) -> list[Path]:
-    """Weight files of one part of diffusers' layout: those its index names, or the only one."""
-    single = folder / part / f"{_WEIGHTS[part]}.safetensors"
-    index = single.with_name(f"{single.name}.index.json")
-    if single.is_file() or not index.is_file():
-        return [single]
-    return indexed_files(index)
-
-
-def read_defaults(folder: Path) -> dict[str, Any]:
-    """Return the settings that a folder says suit its model."""
-    path = folder / DEFAULTS_FILE
-    like = {**VideoSettings().as_dict(), **OFFICIAL_DEFAULTS, "reuse_coefficients": [0.0]}
-    return read_config(path, like) if path.is_file() else {}
-
-
-def load_folder(folder: Path, layout: str, dtype: torch.dtype) -> Components:
-    """Read the weights of a folder that ``check_folder`` accepts.
+    Transformer and text encoder get ``dtype``; the VAE, and what diffusers keeps in fp32 (time embedding,
+    modulation, norms), fp32.
 
     Raises:
-        ValueError: a file of PyTorch's older format is damaged, or a tensor in it unknown, missing or
-            misshapen.
+        ValueError: a PyTorch file of the older format, or a tensor in it, is damaged or does not fit.
     """
-    return _load_diffusers(folder, dtype) if layout == "diffusers" else _load_original(folder, dtype)
+    models: dict[str, nn.Module] = {}
+    for name, part in _find_parts(folder, layout).items():
+        keep = set(part.model._keep_in_fp32_modules if name == "transformer" else ())
+        weights = {}
+        for stored, tensor in _read_tensors(part):
+            key = part.rename(stored)
+            is_fp32 = name == "vae" or keep.intersection(key.split("."))
+            weights[key] = tensor.to(torch.float32 if is_fp32 else dtype)
+        tied = _tied_names(part.model)
+        for key in tied - weights.keys():
+            weights[key] = next(weights[other] for other in tied if other in weights)
+        part.model.load_state_dict(weights, strict=True, assign=True)
+        models[name] = part.model.eval()
+    # The rotary tables are part of no checkpoint, so they are still on the meta device.
+    rope = models["transformer"].rope
+    models["transformer"].rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
+    models["text_encoder"].tie_weights()
+    tokenizer = load_tokenizer(folder / _TOKENIZERS[layout])
+    return {**models, "tokenizer": tokenizer, "scheduler": _load_scheduler(folder, layout)}
 
 
-def _load_diffusers(folder: Path, dtype: torch.dtype) -> Components:
-    return Components(
-        tokenizer=load_tokenizer(folder / "tokenizer"),
-        text_encoder=UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype),
-        transformer=SkyReelsV2Transformer3DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
-        vae=AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32),
-        scheduler=_load_scheduler(folder),
-    )
-
-
-def _load_original(folder: Path, dtype: torch.dtype) -> Components:
-    return Components(
-        tokenizer=load_tokenizer(folder / _TOKENIZER),
-        scheduler=UniPCMultistepScheduler(**FLOW_SCHEDULER),
-        **load_original_models(folder, dtype),
-    )
-
-
-def _load_scheduler(folder: Path) -> UniPCMultistepScheduler:
-    path = folder / "scheduler" / "scheduler_config.json"
-    read_config(path, default_arguments(UniPCMultistepScheduler))
-    with reading(path, "a configuration"):
-        return UniPCMultistepScheduler.from_pretrained(path.parent)
+def _find_parts(folder: Path, layout: str) -> dict[str, _Part]:
+    if layout == "diffusers":
+        return {
+            name: _Part(_new_model(folder, name), _weight_files(folder, name), str, folder / name)
+            for name in _PARTS
+        }
+    path = folder / "config.json"
+    config = conversion.transformer_config(read_config(path, conversion.ORIGINAL_CONFIG))
+    with reading(path, "a configuration"), torch.device("meta"):
+        transformer = SkyReelsV2Transformer3DModel(**config)
+    with torch.device("meta"):
+        vae = AutoencoderKLWan(**conversion.WAN_VAE)
+        encoder = UMT5EncoderModel(UMT5Config(**conversion.UMT5_XXL))
+    shards = sorted(folder.glob("*.safetensors"))
+    vae_file, encoder_file = folder / VAE_FILE, folder / TEXT_ENCODER_FILE
+    return {
+        "transformer": _Part(transformer, shards, conversion.transformer_key, folder),
+        "vae": _Part(vae, [vae_file], conversion.vae_key, vae_file),
+        "text_encoder": _Part(encoder, [encoder_file], conversion.text_encoder_key, encoder_file),
+    }
 
 
 def _new_model(folder: Path, part: str) -> nn.Module:
-    """A part of diffusers' layout on the meta device."""
-    kind, path = _MODELS[part], folder / part / "config.json"
+    """Make a part of diffusers' layout on the meta device."""
+    kind, path = _PARTS[part][0], folder / part / "config.json"
     is_diffusers = hasattr(kind, "load_config")
     # transformers checks most types by itself
     content = read_config(path, default_arguments(kind) if is_diffusers else {"model_type": ""})
@@ -241,31 +181,118 @@ def _new_model(folder: Path, part: str) -> nn.Module:
         return kind(kind.config_class.from_pretrained(path.parent, local_files_only=True))
 
 
-def _check_tensors(folder: Path, part: str, model: nn.Module) -> None:
-    """Compare names and shapes before loading; ``from_pretrained`` lets some misfits pass."""
-    check = TensorCheck(model)
-    for path in _weight_files(folder, part):
-        for key, shape in read_header(path).items():
-            check.accept(key, shape, key, path)
-    check.finish(folder / part)
+def _weight_files(folder: Path, part: str) -> list[Path]:
+    """List the weight files of a part of diffusers' layout: the single file, or those its index names."""
+    single = folder / part / f"{_PARTS[part][1]}.safetensors"
+    index = single.with_name(f"{single.name}.index.json")
+    return indexed_files(index) if index.is_file() and not single.is_file() else [single]
+
+
+def _find_missing(folder: Path, layout: str) -> list[str]:
+    names = [f"{_TOKENIZERS[layout]}/tokenizer_config.json"]
+    if layout == "diffusers":
+        names += ["scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _PARTS)]
+        weights = [path for part in _PARTS for path in _weight_files(folder, part)]
+        names += [str(path.relative_to(folder)) for path in weights]
+    else:
+        names += [VAE_FILE, TEXT_ENCODER_FILE]
+        shards = sorted(path.name for path in folder.glob("*.safetensors"))
+        names += [] if shards else ["*.safetensors"]
+        for name in shards:
+            if shard := re.fullmatch(r"(.+)-00001-of-(\d{5})\.safetensors", name):
+                names += [f"{shard[1]}-{n + 1:05d}-of-{shard[2]}.safetensors" for n in range(int(shard[2]))]
+    return [name for name in dict.fromkeys(names) if not (folder / name).is_file()]
+
+
+def _check_kind(folder: Path) -> None:
+    """Refuse models that were not trained for diffusion forcing."""
+    ours = SkyReelsV2Transformer3DModel.__name__
+    pipeline = read_config(folder / "model_index.json", {"_class_name": ""}).get("_class_name")
+    config = {"_class_name": ours} | read_config(folder / "transformer" / "config.json", {})
+    kind, takes_images = config["_class_name"], config.get("image_dim") is not None
+    if pipeline in _OTHER_PIPELINES or takes_images or kind != ours:
+        raise ValueError(
+            f"model_id names {folder}, a {pipeline} with a {kind}; "
+            "only SkyReels-V2 diffusion-forcing (DF) models are supported."
+        )
+
+
+def _load_scheduler(folder: Path, layout: str) -> UniPCMultistepScheduler:
+    if layout == "original":  # which has no file for it; the shift is that of text-to-video
+        return UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
+        )
+    path = folder / "scheduler" / "scheduler_config.json"
+    read_config(path, default_arguments(UniPCMultistepScheduler))
+    with reading(path, "a configuration"):
+        return UniPCMultistepScheduler.from_pretrained(path.parent)
+
+
+def _check_tensors(part: _Part, headers: Mapping[Path, Mapping[str, tuple[int, ...]]]) -> None:
+    """Compare stored names and shapes with the model's.
+
+    Raises:
+        ValueError: a tensor is unknown, missing, misshapen or stored twice; it and the file are named.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in part.model.state_dict().items()}
+    found: dict[str | None, Path] = {}
+    for path, header in headers.items():
+        for stored, shape in header.items():
+            key = part.rename(stored)
+            if key not in shapes:
+                raise ValueError(f"{path} holds {stored}, which the model does not have.")
+            if key in found:
+                raise ValueError(f"{path} holds {stored}, which {found[key].name} holds, too.")
+            if shape != shapes[key]:
+                raise ValueError(f"{path} holds {stored} with shape {shape}, not {shapes[key]}.")
+            found[key] = path
+    tied = _tied_names(part.model)
+    missing = sorted(shapes.keys() - found.keys() - (tied if tied & found.keys() else set()))
+    if missing:
+        others = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise ValueError(f"{part.where} lacks {missing[0]}{others} (as the converted model names it).")
+
+
+def _tied_names(model: nn.Module) -> set[str]:
+    """Names of tensors of which one is enough. Older versions of transformers list only some of them."""
+    tied = getattr(model, "_tied_weights_keys", None) or {}
+    return {*tied, *(tied.values() if isinstance(tied, dict) else ())}
+
+
+def _has_header(path: Path) -> bool:
+    return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
+
+
+def _read_tensors(part: _Part) -> Iterator[tuple[str, Tensor]]:
+    """Yield stored tensors one by one; checks a file that ``_check_tensors`` has not seen."""
+    for path in part.files:
+        if path.suffix == ".safetensors":
+            with reading(path, "a safetensors file"), safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - it is no mapping
+                    yield key, file.get_tensor(key)
+            continue
+        with reading(path, "a PyTorch file"):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_has_header(path))
+            for key, tensor in content.items():
+                if not tensor.is_floating_point():
+                    raise ValueError(f"{key}: expected floating-point numbers, got {tensor.dtype}")
+        if not _has_header(path):
+            _check_tensors(part, {path: {key: tuple(tensor.shape) for key, tensor in content.items()}})
+        yield from content.items()
 
 
 def _check_fit(configs: dict[str, Any], folder: Path) -> None:
-    """Refuse parts that do not fit together or are of other sizes than all SkyReels-V2 models."""
+    """Refuse parts that do not fit together or have sizes that no SkyReels-V2 model has."""
     transformer, vae = configs["transformer"], configs["vae"]
     patch = 1 if vae.patch_size is None else vae.patch_size
     if not isinstance(patch, int) or patch < 1:
         raise ValueError(f"{folder}: vae, patch_size: expected a whole number of at least 1, got {patch!r}.")
-    colours = 3 * patch**2
     for name, found, wanted in (
         ("transformer, text_dim", transformer.text_dim, configs["text_encoder"].d_model),
-        ("transformer, in_channels", transformer.in_channels, vae.z_dim),
-        ("transformer, out_channels", transformer.out_channels, vae.z_dim),
+        *((f"transformer, {key}", transformer[key], vae.z_dim) for key in ("in_channels", "out_channels")),
         ("transformer, patch_size", tuple(transformer.patch_size), (1, 2, 2)),
-        ("vae, number of latents_mean", len(vae.latents_mean), vae.z_dim),
-        ("vae, number of latents_std", len(vae.latents_std), vae.z_dim),
-        ("vae, in_channels", vae.in_channels, colours),
-        ("vae, out_channels", vae.out_channels, colours),
+        *((f"vae, number of {key}", len(vae[key]), vae.z_dim) for key in ("latents_mean", "latents_std")),
+        *((f"vae, {key}", vae[key], 3 * patch**2) for key in ("in_channels", "out_channels")),
         ("vae, scale_factor_temporal", vae.scale_factor_temporal, 4),
         ("vae, scale_factor_spatial", vae.scale_factor_spatial, 8),
     ):

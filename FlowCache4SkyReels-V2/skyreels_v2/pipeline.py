@@ -3,142 +3,165 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import chain
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import SkyReelsV2DiffusionForcingPipeline
+from diffusers import DiffusionPipeline, SkyReelsV2DiffusionForcingPipeline
 from diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing import prompt_clean
 from torch import Tensor, nn
 
-from flowcache import (
-    Denoiser,
-    FlowCacheConfig,
-    StaircaseSchedule,
-    Trace,
-    Window,
-    cut_window,
-)
-from flowcache.arguments import GivenFrames, as_frames, check_type
+from flowcache import Denoiser, FlowCacheConfig, Trace, Window, cut_window
+from flowcache.arguments import GivenFrames, check_type
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
 from flowcache.finite import check_finite
+from flowcache.methods import ModelTraits
 from flowcache.noise import BlockNoise
-from flowcache.output import VideoOutput, VideoPart
-from flowcache.prompts import PromptWarnings, check_prompt, find_losses
-from flowcache.state import State
+from flowcache.output import VideoPart
+from flowcache.pipeline import FlowCachePipeline, Generators, VideoOutput, make_videos, split_prompts
+from flowcache.prompts import PromptWarnings, find_losses
+from flowcache.state import State, on_device
 
 from .chunk_model import SkyReelsV2ChunkModel
-from .codec import VideoCodec
-from .model_folder import read_defaults
-from .settings import DEFAULTS_FILE, TEMPORAL_STRIDE, VideoSettings, latent_frames, pixel_frames
+from .codec import VideoCodec, VideoDecoder
+from .conditions import Condition, check_prompts, make_condition
+from .methods import traits_for
+from .model_folder import SMALL, find_family
+from .settings import (
+    DEFAULTS_FILE,
+    VideoSettings,
+    default_settings,
+    latent_frames,
+    make_settings,
+    pixel_frames,
+)
 from .solver import ChunkUniPC
-from .stream import StreamPosition, WindowDecoder
-from .windows import WindowPlan, check_streaming, plan_windows
+from .windows import check_streaming, plan_windows
+
+#: Pipeline, step, timestep of the youngest live block, and ``{"latents": ...}`` of the live blocks.
+StepCallback = Callable[["FlowCacheSkyReelsV2Pipeline", int, float, dict[str, Tensor]], Any]
 
 
-@dataclass(frozen=True)
-class Condition:
-    """What a video starts from or arrives at; pixels in [-1, 1], or images or uint8 arrays (``as_frames``).
-
-    Attributes:
-        prefix: first frames, ``[3, frames, height, width]``: one for image-to-video, ``4 k + 1`` to extend.
-        last: frame to arrive at, ``[3, 1, height, width]``.
-    """
-
-    prefix: GivenFrames | None = None
-    last: GivenFrames | None = None
-
-    def converted(self, height: int, width: int) -> Condition:
-        """The same as tensors.
-
-        Raises:
-            TypeError: frames are of an unknown type; the argument is named.
-            ValueError: they do not fit; the argument is named.
-        """
-        prefix, last = (
-            None if frames is None else as_frames(f"condition.{name}", frames, height, width)
-            for name, frames in vars(self).items()
-        )
-        if prefix is not None and prefix.shape[1] % TEMPORAL_STRIDE != 1:
-            raise ValueError(f"condition.prefix must have 4 k + 1 frames, got {prefix.shape[1]}.")
-        if last is not None and last.shape[1] != 1:
-            raise ValueError(f"condition.last must be one frame, got {last.shape[1]}.")
-        return Condition(prefix, last)
-
-
-class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
+class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingPipeline):
     """SkyReels-V2 diffusion forcing with chunkwise caching; components as in diffusers' pipeline.
 
     Text-to-video, image-to-video (first frame, or first and last) and video extension differ only in the
-    condition. Latents and solver run in fp32, the transformer in its own type.
+    given frames. Latents and solver run in fp32, the transformer in its own type.
     """
 
-    #: What to avoid where the caller does not say; set by ``load_pipeline`` to what suits the model.
-    default_negative_prompt: str = ""
-
-    #: Settings that suit the model, for ``defaults.json``; set by ``load_pipeline``.
-    model_defaults: dict[str, Any] | None = None
+    #: Default settings of the model: ``defaults.json`` and the negative prompt.
+    model_defaults: dict[str, Any] = default_settings("")
 
     _stage_device: torch.device | None = None
 
-    @cached_property
-    def prompt_warnings(self) -> PromptWarnings:
-        """Warnings of this pipeline."""
-        return PromptWarnings()
-
-    @property
-    def latent_stride(self) -> int:
-        """Pixels to a latent, along height and width, as the VAE's configuration says.
-
-        Diffusers' pipeline infers it from the number of levels, and is wrong for a VAE that cuts patches.
-        """
-        return self.vae.config.scale_factor_spatial
-
     @torch.no_grad()
-    def __call__(self, *inputs: Any, trace: Trace | None = None, **named: Any) -> VideoOutput:
-        """Generate a video; takes what ``stream`` takes."""
-        trace = trace if trace is not None else Trace()
-        return VideoOutput.join(self.stream(*inputs, trace=trace, **named), trace)
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        settings: VideoSettings | None = None,
+        cache: FlowCacheConfig | None = None,
+        condition: Condition | None = None,
+        trace: Trace | None = None,
+        *,
+        image: GivenFrames | None = None,
+        last_image: GivenFrames | None = None,
+        video: GivenFrames | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: Generators | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        output_type: str = "np",
+        callback_on_step_end: StepCallback | None = None,
+        **changes: Any,
+    ) -> VideoOutput:
+        """Generate videos; diffusers' arguments have diffusers' meaning.
+
+        Args:
+            prompt, negative_prompt: one or a list; None: the model's default negative prompt.
+            settings: settings of the videos; None: the model's defaults.
+            cache: configuration of FlowCache; None: that of ``flowcache.enable``.
+            condition: given frames, in place of ``image``, ``last_image`` and ``video``.
+            trace: filled in with what happens in a single video.
+            image, last_image: frames to start from and to arrive at.
+            video: frames to continue: the last ``overlap_history`` of them, or all but at most three.
+            generator: its next draw is the seed of a video; without one, seeds count up from ``seed``.
+            prompt_embeds, negative_prompt_embeds: ``[prompts, tokens, width]`` in place of prompts.
+            output_type: ``np``, ``pt``, ``pil`` or ``latent``; see ``VideoOutput``.
+            callback_on_step_end: called after each step; its result is ignored.
+            **changes: fields of ``VideoSettings`` over ``settings``, and ``num_inference_steps``.
+
+        Raises:
+            TypeError, ValueError: an argument is of another type or out of range; it is named.
+        """
+        settings = self.make_settings(settings, **changes)
+        if condition is None:
+            condition = make_condition(settings, image=image, last_image=last_image, video=video)
+        elif not (image is last_image is video is None):
+            raise ValueError("condition: expected no image, last_image or video beside it; leave it out.")
+        texts = split_prompts(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+        )
+        for text in texts if prompt_embeds is None else ():
+            check_prompts(text["prompt"], text.get("negative_prompt"))
+        options = {"cache": cache, "condition": condition, "on_step_end": callback_on_step_end}
+        options["decode"] = output_type != "latent"
+        return make_videos(
+            lambda index, seed, trace: self.stream(
+                **texts[index], settings=replace(settings, seed=seed), trace=trace, **options
+            ),
+            len(texts),
+            settings.fps,
+            settings.seed,
+            num_videos_per_prompt=num_videos_per_prompt,
+            generator=generator,
+            output_type=output_type,
+            trace=trace,
+            method=self.flowcache_method,
+        )
 
     @torch.no_grad()
     def stream(
         self,
-        prompt: str,
+        prompt: str | None = None,
         negative_prompt: str | None = None,
         settings: VideoSettings | None = None,
         cache: FlowCacheConfig | None = None,
         condition: Condition | None = None,
         trace: Trace | None = None,
         state: State | None = None,
+        *,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        decode: bool = True,
+        on_step_end: StepCallback | None = None,
+        **changes: Any,
     ) -> Iterator[VideoPart]:
-        """Generate a video and yield the new frames of each block as soon as it is clean.
+        """Generate one video and yield the new frames of each block as soon as it is clean.
 
         Args:
-            prompt: what to show.
-            negative_prompt: what to avoid; used with guidance. None: what suits the model.
-            settings: the video; see ``VideoSettings`` for the defaults.
-            cache: the method; see ``FlowCacheConfig`` for the default.
-            condition: first frames, last frame.
-            trace: filled in with what happens.
-            state: of a part that an earlier stream of the same arguments gave; this one goes on behind it.
-                ``trace`` holds what happened until then.
+            state: state of a part of an earlier stream with the same arguments; this one continues behind it,
+                and ``trace`` holds what happened until then.
+            prompt_embeds, negative_prompt_embeds: ``[tokens, width]`` in place of prompts.
+            decode: False leaves the frames of the parts empty, if the video is a single window.
+            on_step_end: as ``callback_on_step_end`` of ``__call__``, like the other arguments.
 
         Raises:
-            TypeError: an argument is of another type; it is named.
-            ValueError: the cleaning leaves nothing of a prompt; or a condition is of another size than the
-                video, or its frames do not fit; or streaming does not go with the rest.
+            TypeError, ValueError: as ``__call__``.
         """
-        check_prompts(prompt, negative_prompt)
-        settings, cache = settings or VideoSettings(), cache or FlowCacheConfig()
+        settings, cache = self.make_settings(settings, **changes), cache or self.flowcache_config
         condition = condition if condition is not None else Condition()
-        check_type("settings", settings, VideoSettings)
         check_type("cache", cache, FlowCacheConfig)
         check_type("condition", condition, Condition, "; use Condition(prefix=...)")
+        if prompt_embeds is None:
+            check_prompts(prompt, negative_prompt)
         condition = condition.converted(settings.height, settings.width)
         check_streaming(settings, cache, condition.last is not None)
         settings.check_negative_prompt(negative_prompt)
@@ -148,114 +171,106 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         reuse = cache.as_dict(settings.inference_steps)
         trace.settings |= {"prompt": prompt, "video": settings.as_dict(), "reuse": reuse}
         trace.environment = describe_environment(self.compute_device)
-        with trace.timer("text"), self._resident("text_encoder"):
-            embeds = self._embed_prompts(prompt, negative_prompt, settings.guidance_scale, trace)
-        # Apart, so that the noise of a window is the same whatever the method draws for its condition.
-        generator = torch.Generator().manual_seed(settings.seed)
-        condition_generator = torch.Generator()
         history = condition.prefix
         plans = plan_windows(settings, 0 if history is None else history.shape[1])
+        decode = decode or len(plans) > 1  # as windows take over frames
+        texts = {"prompt": (prompt, prompt_embeds)}
+        if settings.guidance_scale > 1:
+            texts["negative_prompt"] = (negative_prompt, negative_prompt_embeds)
+        with trace.timer("text"), self._resident("text_encoder"):
+            embeds = self._embed_prompts(texts, trace)
+        # The condition's noise has its own generator, so that methods draw the same noise for a window.
+        generator = torch.Generator().manual_seed(settings.seed)
+        condition_generator = torch.Generator()
         with self._resident("transformer"):
             denoiser = self._denoiser(settings, cache, embeds, plans[0].frames, condition_generator, trace)
-        position = StreamPosition(denoiser, condition_generator)
-        overlap = None if settings.streaming else settings.overlap_history
+        codec, num_kept = VideoCodec(self.vae), 0 if settings.streaming else settings.overlap_history or 0
+        given: tuple[Tensor | None, Tensor | None] = (None, None)
+        index = start = 0 if state is None else state["window"]
+
+        def stream_state() -> State:
+            parts = {"decoder": decoder.state_dict(), "denoiser": denoiser.state_dict()}
+            noise = condition_generator.get_state()
+            return {"window": index, "given": given, "condition_generator": noise, **parts}
+
         with self.progress_bar(total=sum(len(plan.schedule(settings)) for plan in plans)) as progress:
-            denoiser.on_step = progress.update
             progress.update(0 if state is None else len(trace.steps))
-            for index in range(0 if state is None else state["window"], len(plans)):
+            for index in range(start, len(plans)):
                 plan, last = plans[index], condition.last if index == len(plans) - 1 else None
-                schedule = plan.schedule(settings, last is not None)
+                solver = ChunkUniPC(settings.inference_steps, settings.shift)
+                decoder = VideoDecoder(self.vae, plan.repeated, num_kept)
                 condition_generator.manual_seed(settings.seed + index + 1)
-                position.window = index
-                position.decoder = WindowDecoder(VideoCodec(self.vae), plan.repeated, overlap)
-                resumed = state is not None
-                if resumed:
-                    position.load_state_dict(state, self.compute_device)
+                if resumed := state is not None:
+                    given = on_device(state["given"], self.compute_device)
+                    decoder.load_state_dict(on_device(state["decoder"], self.compute_device))
+                    denoiser.load_state_dict(state["denoiser"])
+                    condition_generator.set_state(state["condition_generator"])
                     state = None  # it may be large
                 else:
                     with trace.timer("encode"), self._resident("vae"):
-                        position.given = self._encode_given(plan, history, last)
-                window = self._new_window(settings, plan, *position.given, generator)
-                clean = self._clean_latents(
-                    denoiser, window, schedule, ChunkUniPC(settings.inference_steps, settings.shift)
+                        newest = history[:, -pixel_frames(plan.prefix) :] if plan.prefix else None
+                        given = tuple(f if f is None else codec.encode(f) for f in (newest, last))
+                num_frames = plan.frames + (last is not None)
+                at_once = latent_frames(settings.base_num_frames) if settings.streaming else num_frames
+                shape = (self.transformer.config.in_channels, num_frames, *self._latent_size(settings))
+                noise = BlockNoise(generator, shape, at_once, self.compute_device)
+                window = cut_window(noise, settings.causal_block_size, *given)
+                denoiser.on_step = partial(
+                    self._end_step, progress.update, on_step_end, window, solver, trace
                 )
-                given = () if resumed else self._given_latents(window, plan)
-                yield from self._decoded(position, chain(given, clean), trace)
-                history = position.decoder.newest
+                chunks = denoiser.run(window, plan.schedule(settings, last is not None), solver)
+                # Given chunks are shown, too, except the one to arrive at.
+                shown = [c for c in range(window.num_given) if window.chunks[c].start < plan.frames]
+                pending = [] if resumed else [window.latents(c) for c in shown]
+                while (latents := self._next_latents(pending, chunks, trace)) is not None:
+                    with trace.timer("decode"), self._resident("vae"):
+                        if decode:
+                            new = decoder.decode_new(latents)
+                        else:
+                            new = latents.new_empty(3, 0, 0, 0), latents.clone()
+                    peak = peak_memory_bytes(self.compute_device)
+                    trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak)
+                    if new is not None:
+                        yield VideoPart(*new, stream_state if denoiser.in_window else None)
+                history = decoder.newest
 
-    def _decoded(
-        self, position: StreamPosition, clean: Iterable[Tensor], trace: Trace
-    ) -> Iterator[VideoPart]:
-        """What is new of a window, chunk by chunk, from their latents."""
-        for latents in clean:
-            with trace.timer("decode"), self._resident("vae"):
-                part = position.decoder.decode(latents)
-            trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(self.compute_device))
-            if part is not None:
-                yield replace(part, state=position.state_dict) if position.denoiser.in_window else part
+    def make_settings(self, settings: VideoSettings | None = None, **changes: Any) -> VideoSettings:
+        """Apply changes, as of ``__call__``, to ``settings`` or to the model's defaults."""
+        if "num_inference_steps" in changes:
+            changes["inference_steps"] = changes.pop("num_inference_steps")
+        if settings is None:
+            return make_settings(self.model_defaults, **changes)
+        check_type("settings", settings, VideoSettings)
+        return replace(settings, **changes)
 
-    @staticmethod
-    def _given_latents(window: Window, plan: WindowPlan) -> Iterator[Tensor]:
-        """Latents of each given chunk, without the one to arrive at."""
-        return map(
-            window.latents, [c for c in range(window.num_given) if window.chunks[c].start < plan.frames]
-        )
-
-    def _clean_latents(
-        self, denoiser: Denoiser, window: Window, schedule: StaircaseSchedule, solver: ChunkUniPC
-    ) -> Iterator[Tensor]:
-        """Run the loop; latents of each chunk in order of time as it is clean."""
-        chunks = denoiser.run(window, schedule, solver)
-        while True:
-            with denoiser.trace.timer("denoise"), self._resident("transformer"), torch.inference_mode():
-                chunk = next(chunks, None)
-                synchronize(self.compute_device)
-            if chunk is None:
-                return
-            yield chunk.latents
-
-    def _encode_given(
-        self, plan: WindowPlan, frames: Tensor | None, last: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Latents of what a window begins with, the newest of ``frames``, and of what it arrives at."""
-        codec = VideoCodec(self.vae)
-        prefix = codec.encode(frames[:, -pixel_frames(plan.prefix) :]) if plan.prefix else None
-        return prefix, None if last is None else codec.encode(last)
-
-    def _new_window(
-        self,
-        settings: VideoSettings,
-        plan: WindowPlan,
-        prefix: Tensor | None,
-        arrival: Tensor | None,
-        generator: torch.Generator,
-    ) -> Window:
-        """Noise with what is given in its place: ``prefix`` first, ``arrival`` at the end."""
-        stride = self.latent_stride
-        num_frames = plan.frames + (arrival is not None)
-        shape = (
-            self.transformer.config.in_channels,
-            num_frames,
-            settings.height // stride,
-            settings.width // stride,
-        )
-        at_once = latent_frames(settings.base_num_frames) if settings.streaming else num_frames
-        noise = BlockNoise(generator, shape, at_once, self.compute_device)
-        return cut_window(noise, settings.causal_block_size, prefix, arrival)
+    @property
+    def flowcache_traits(self) -> ModelTraits:
+        """Traits of this model, with the polynomial that was fitted for it."""
+        traits, own = traits_for(find_family(self.transformer.config)), self.model_defaults
+        fitted = own.get("reuse_coefficients")
+        return traits if fitted is None else replace(traits, coefficients={True: fitted, False: fitted})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **named: Any) -> FlowCacheSkyReelsV2Pipeline:
-        """Load as diffusers does, with the settings that suit the model as its folder says."""
-        pipeline, own = super().from_pretrained(folder, **named), read_defaults(Path(folder))
-        if own:
-            pipeline.model_defaults = own
-            pipeline.default_negative_prompt = own.get("negative_prompt", "")
+        """Load as diffusers does, with the model's default settings; ``small`` is the small checkpoint."""
+        folder = SMALL if folder == "small" else folder
+        pipeline = super().from_pretrained(folder, **named)
+        pipeline.model_defaults = default_settings(folder)
         return pipeline
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **named: Any) -> FlowCacheSkyReelsV2Pipeline:
+        """Share the components of another pipeline, in their types; diffusers would cast them to fp32."""
+        names, _ = cls._get_signature_keys(cls)
+        made = cls(**{name: part for name, part in pipeline.components.items() if name in names} | named)
+        defaults = default_settings(pipeline.config.get("_name_or_path") or "")
+        made.model_defaults = getattr(pipeline, "model_defaults", defaults)
+        return made
+
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Save as diffusers does, with the settings that suit the model, which ``load_pipeline`` reads."""
+        """Save as diffusers does, with the model's default settings."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        if self.model_defaults is not None:
+        if "model_defaults" in vars(self):
             content = json.dumps(self.model_defaults, indent=2, ensure_ascii=False)
             (Path(save_directory) / DEFAULTS_FILE).write_text(f"{content}\n", encoding="utf-8")
 
@@ -263,9 +278,18 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         """Keep the components on the CPU and move each to ``device`` only for its stage."""
         self._stage_device = torch.device(device)
 
+    @cached_property
+    def prompt_warnings(self) -> PromptWarnings:
+        return PromptWarnings()
+
+    @property
+    def default_negative_prompt(self) -> str:
+        """Negative prompt of calls that pass none."""
+        return self.model_defaults.get("negative_prompt", "")
+
     @property
     def compute_device(self) -> torch.device:
-        """Where the work is done."""
+        """Device on which components run."""
         return self._stage_device or self.device
 
     @property
@@ -273,8 +297,38 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         """Tokens to which prompts are padded: the tokenizer's limit, at most the model's 512."""
         return min(512, self.tokenizer.model_max_length)
 
+    def _next_latents(self, pending: list[Tensor], chunks: Iterator[Any], trace: Trace) -> Tensor | None:
+        """Latents of the next chunk: a given one, or the next that the loop makes clean; None at the end."""
+        if pending:
+            return pending.pop(0)
+        with trace.timer("denoise"), self._resident("transformer"), torch.inference_mode():
+            chunk = next(chunks, None)
+            synchronize(self.compute_device)
+        return None if chunk is None else chunk.latents
+
+    def _end_step(
+        self,
+        update: Callable[[], Any],
+        callback: StepCallback | None,
+        window: Window,
+        solver: ChunkUniPC,
+        trace: Trace,
+    ) -> None:
+        update()
+        if callback is not None:
+            live = trace.steps[-1].events
+            latents = torch.cat([window.latents(event.chunk) for event in live], dim=1).unsqueeze(0)
+            timestep = solver.timestep(live[-1].local_step)
+            callback(self, len(trace.steps) - 1, timestep, {"latents": latents})
+
+    def _latent_size(self, settings: VideoSettings) -> tuple[int, int]:
+        # Diffusers' pipeline infers the stride from the number of levels: wrong for a VAE that cuts patches.
+        stride = self.vae.config.scale_factor_spatial
+        return settings.height // stride, settings.width // stride
+
     @contextmanager
     def _resident(self, component: str) -> Iterator[None]:
+        """Keep a component on the compute device within the context."""
         module: nn.Module = getattr(self, component)
         if self._stage_device is None:
             yield
@@ -285,29 +339,30 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         finally:
             module.to("cpu")
 
-    def _embed_prompts(
-        self, prompt: str, negative_prompt: str, guidance_scale: float, trace: Trace
-    ) -> Tensor:
-        """``[branches, tokens, text_dim]``: the caption and, with guidance, what to avoid.
+    def _embed_prompts(self, texts: dict[str, tuple[str | None, Tensor | None]], trace: Trace) -> Tensor:
+        """Embed texts that come without embeddings; ``[texts, tokens, text_dim]``.
 
-        Notes in the trace what the text encoder does not get of them.
+        The trace notes words that the text encoder does not get.
         """
-        prompts = {"prompt": prompt}
-        if guidance_scale > 1:
-            prompts["negative_prompt"] = negative_prompt
-        for name, text in prompts.items():
-            losses = find_losses(text, prompt_clean(text), self.tokenizer, self.text_length)
+        unknown = {name: text for name, (text, given) in texts.items() if given is None}
+        embeds = {name: given for name, (_, given) in texts.items() if given is not None}
+        length = next((len(given) for given in embeds.values()), self.text_length)
+        for name, given in embeds.items():
+            if given.shape != (length, self.transformer.config.text_dim):
+                width = self.transformer.config.text_dim
+                raise ValueError(f"{name}_embeds: expected {[length, width]}, got {list(given.shape)}.")
+        for name, text in unknown.items():
+            losses = find_losses(text, prompt_clean(text), self.tokenizer, length)
             self.prompt_warnings.warn(name, losses, self.tokenizer)
             if losses:
                 trace.settings.setdefault("prompt_losses", {})[name] = losses
-        embeds, _ = self.encode_prompt(
-            list(prompts.values()),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.text_length,
-            device=self.compute_device,
-            dtype=self.transformer.dtype,
-        )
-        return check_finite("text embeddings", embeds)
+        to = {"device": self.compute_device, "dtype": self.transformer.dtype}
+        if unknown:
+            made, _ = self.encode_prompt(
+                list(unknown.values()), do_classifier_free_guidance=False, max_sequence_length=length, **to
+            )
+            embeds |= dict(zip(unknown, made, strict=True))
+        return check_finite("text embeddings", torch.stack([embeds[name].to(**to) for name in texts]))
 
     def _denoiser(
         self,
@@ -321,7 +376,7 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
         model = SkyReelsV2ChunkModel(
             self.transformer,
             embeds,
-            grid=(settings.height // self.latent_stride, settings.width // self.latent_stride),
+            grid=self._latent_size(settings),
             num_frames=num_frames + 1,
             guidance_scale=settings.guidance_scale,
             fps=settings.fps,
@@ -336,15 +391,3 @@ class FlowCacheSkyReelsV2Pipeline(SkyReelsV2DiffusionForcingPipeline):
             condition_noise=settings.addnoise_condition / 1000,
             draw_noise=lambda step, shape: torch.randn(shape, generator=generator).to(self.compute_device),
         )
-
-
-def check_prompts(prompt: str, negative_prompt: str | None) -> None:
-    """Refuse prompts of which the cleaning leaves nothing.
-
-    Raises:
-        TypeError: one is no text; it is named.
-        ValueError: one sentence that names the argument.
-    """
-    check_prompt("prompt", prompt, prompt_clean)
-    if negative_prompt is not None:
-        check_prompt("negative_prompt", negative_prompt, prompt_clean)

@@ -1,11 +1,13 @@
-"""What to generate: every setting of a video, checked before any weight is read."""
+"""Settings of a SkyReels-V2 video, checked before any weight is read."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from flowcache.limits import check_limits, check_pixels
+from flowcache.model_files import read_config
 from flowcache.rates import plain_rate
 
 TEMPORAL_STRIDE = 4  # pixel frames per latent frame of the Wan VAE, after the first
@@ -14,7 +16,7 @@ SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
 #: Height and width of the named resolutions.
 RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}
 
-#: Least and most of each number. The first noise level must stay below 1 in fp32, which limits the shift.
+#: Sanity limits against typos. In fp32, a larger shift would round the first noise level to 1.
 LIMITS = {
     "height": (0, 2**14),
     "width": (0, 2**14),
@@ -30,13 +32,13 @@ LIMITS = {
     "seed": (0, 2**63 - 1),
 }
 
-#: Of a video; planning more takes seconds.
+#: Windows of a video; planning more takes seconds.
 MAX_WINDOWS = 10**4
 
-#: File beside the weights with the settings that suit a model.
+#: File beside the weights that holds the default settings of that model.
 DEFAULTS_FILE = "defaults.json"
 
-#: What the original runs with, unless told otherwise; a model's own ``defaults.json`` may say otherwise, too.
+#: Defaults of the original program.
 OFFICIAL_DEFAULTS = {
     "prompt": "A serene lake surrounded by towering mountains, with a few swans gracefully gliding across "
     "the water and sunlight dancing on the surface.",
@@ -53,16 +55,16 @@ OFFICIAL_DEFAULTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSettings:
-    """One video, as SkyReels-V2 counts it. Frames are pixel frames unless said otherwise.
+    """One video. Frames are pixel frames unless stated otherwise.
 
     Args:
         height, width: pixels, multiples of 16.
         num_frames: frames of the whole video, ``4 k + 1``.
-        base_num_frames: frames of one window, ``4 k + 1``; longer videos are made of several.
+        base_num_frames: frames of one window, ``4 k + 1``; longer videos are made of several windows.
         overlap_history: frames that a window takes over from the one before it, ``4 k + 1``; needed for
             videos longer than a window and to extend a video.
-        streaming: make a video of any length as one staircase of blocks instead, without windows that
-            overlap; needs ``ar_step``, and a method whose cache does not grow (``check_streaming``).
+        streaming: make a video of any length as one staircase of blocks instead of overlapping windows;
+            needs ``ar_step``, and a method whose cache is bounded (``check_streaming``).
         ar_step: steps by which a block lags behind the one before it; 0 denoises all together.
         causal_block_size: latent frames of a block.
         inference_steps: denoising steps of a block.
@@ -70,10 +72,10 @@ class VideoSettings:
         shift: flow shift of the noise grid; 8 for text, 5 for image-to-video in the original.
         fps: frames per second of the file, a number or a fraction as text.
         addnoise_condition: noise mixed into frames that are taken over, in thousandths.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Raises:
-        ValueError: one sentence that names the argument and the fix.
+        ValueError: a setting is out of range; one sentence that names it and the fix.
     """
 
     height: int = 544
@@ -95,59 +97,38 @@ class VideoSettings:
         object.__setattr__(self, "fps", plain_rate(self.fps))
         check_limits(self, LIMITS)
         for name in ("height", "width"):
-            _check(
-                getattr(self, name) > 0 and getattr(self, name) % SPATIAL_STRIDE == 0,
-                name,
-                self,
-                "a positive multiple of 16",
-            )
-        for name in ("num_frames", "base_num_frames"):
-            _check_frames(name, getattr(self, name), least=1)
+            if (value := getattr(self, name)) <= 0 or value % SPATIAL_STRIDE:
+                raise ValueError(f"{name} must be a positive multiple of 16, got {value}.")
+        for name in ("num_frames", "base_num_frames", "overlap_history"):
+            value = getattr(self, name)
+            if value is not None and value % TEMPORAL_STRIDE != 1:
+                nearest = max(1, round((value - 1) / TEMPORAL_STRIDE) * TEMPORAL_STRIDE + 1)
+                raise ValueError(f"{name} must be 4 k + 1 (1, 5, 9, ...), got {value}; try {nearest}.")
         check_pixels(self.num_frames, self.height, self.width)
         if self.streaming and self.ar_step == 0:
-            raise ValueError(
-                "streaming needs ar_step of at least 1, else all blocks are live at once; try 5."
-            )
-        self._check_window()
-
-    def _check_window(self) -> None:
+            raise ValueError("streaming needs ar_step of at least 1, or all blocks are live at once; try 5.")
         window = latent_frames(min(self.num_frames, self.base_num_frames))
         if self.causal_block_size > window:
+            got = self.causal_block_size
+            raise ValueError(f"causal_block_size must be at most the window's {window} latents, got {got}.")
+        overlap, base, total = self.overlap_history, self.base_num_frames, self.num_frames
+        if overlap is not None and overlap >= base:
+            raise ValueError(f"overlap_history must be smaller than base_num_frames, {base}, got {overlap}.")
+        if self.streaming or total <= base:
+            return
+        if overlap is None:
             raise ValueError(
-                f"causal_block_size must be at most the window's {window} latent frames, "
-                f"got {self.causal_block_size}."
+                f"overlap_history is needed because num_frames ({total}) exceeds base_num_frames ({base}); "
+                "17 and 37 are usual. Or use streaming."
             )
-        if self.overlap_history is not None:
-            _check_frames("overlap_history", self.overlap_history, least=1)
-            if self.overlap_history >= self.base_num_frames:
-                raise ValueError(
-                    f"overlap_history must be smaller than base_num_frames ({self.base_num_frames}), "
-                    f"got {self.overlap_history}."
-                )
-            new = self.base_num_frames - self.overlap_history
-            if self.num_frames > MAX_WINDOWS * new and not self.streaming:
-                raise ValueError(
-                    f"num_frames ({self.num_frames}) needs more than {MAX_WINDOWS} windows, as "
-                    f"overlap_history leaves {new} new frames in each; use streaming."
-                )
-        elif self.num_frames > self.base_num_frames and not self.streaming:
+        if total > MAX_WINDOWS * (base - overlap):
             raise ValueError(
-                f"overlap_history is needed because num_frames ({self.num_frames}) exceeds base_num_frames "
-                f"({self.base_num_frames}); 17 and 37 are usual. Or use streaming."
+                f"num_frames ({total}) needs more than {MAX_WINDOWS} windows, as overlap_history leaves "
+                f"{base - overlap} new frames in each; use streaming."
             )
-
-    @property
-    def sampling(self) -> dict[str, int | float]:
-        """What bends the path of a block from noise to clean; plans are found by it."""
-        return {
-            "steps": self.inference_steps,
-            "stride": self.ar_step,
-            "shift": self.shift,
-            "guidance": self.guidance_scale,
-        }
 
     def check_negative_prompt(self, prompt: str | None) -> None:
-        """Refuse a negative prompt that nothing reads.
+        """Refuse a negative prompt without guidance, which nothing reads.
 
         Raises:
             ValueError: guidance is off.
@@ -161,21 +142,49 @@ class VideoSettings:
 
 
 def latent_frames(num_frames: int) -> int:
-    """Latent frames of that many pixel frames: the first stands alone, then four share one."""
+    """Count the latent frames of pixel frames: the first stands alone, then four share one."""
     return (num_frames - 1) // TEMPORAL_STRIDE + 1
 
 
 def pixel_frames(num_latent_frames: int) -> int:
-    """Pixel frames of that many latent frames from the start of a video."""
+    """Count the pixel frames of latent frames from the start of a video."""
     return max(0, (num_latent_frames - 1) * TEMPORAL_STRIDE + 1)
 
 
-def _check(holds: bool, name: str, settings: VideoSettings, must_be: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {must_be}, got {getattr(settings, name)}.")
+def read_defaults(folder: Path) -> dict[str, Any]:
+    """Read the default settings in a model folder; empty without ``defaults.json``.
+
+    Raises:
+        UnreadableFile: the file is damaged or has a wrong value; file and key are named.
+    """
+    path = folder / DEFAULTS_FILE
+    like = {**VideoSettings().as_dict(), **OFFICIAL_DEFAULTS, "reuse_coefficients": [0.0]}
+    return read_config(path, like) if path.is_file() else {}
 
 
-def _check_frames(name: str, value: int, least: int) -> None:
-    if value < least or value % TEMPORAL_STRIDE != 1:
-        nearest = max(least, round((value - 1) / TEMPORAL_STRIDE) * TEMPORAL_STRIDE + 1)
-        raise ValueError(f"{name} must be 4 k + 1 (1, 5, 9, ...), got {value}; try {nearest}.")
+def default_settings(location: str | Path) -> dict[str, Any]:
+    """Default settings of a model: ``defaults.json`` of a local folder, then those of the original.
+
+    Args:
+        location: folder or Hub id.
+    """
+    height, width = RESOLUTIONS["720P" if "720P" in str(location) else "540P"]
+    return {**OFFICIAL_DEFAULTS, "height": height, "width": width, **read_defaults(Path(location))}
+
+
+def make_settings(defaults: dict[str, Any], **given: Any) -> VideoSettings:
+    """Video settings from a model's defaults and the given fields; None leaves a field at its default.
+
+    A default ``causal_block_size`` is never larger than the window.
+
+    Raises:
+        TypeError: ``VideoSettings`` has no such field.
+        ValueError: a setting is out of range; one sentence that names it.
+    """
+    known = {field.name: defaults.get(field.name, field.default) for field in fields(VideoSettings)}
+    chosen = known | {name: value for name, value in given.items() if value is not None}
+    if given.get("causal_block_size") is None:
+        frames = (chosen["num_frames"], chosen["base_num_frames"])
+        if all(isinstance(count, int) and count > 0 for count in frames):
+            chosen["causal_block_size"] = min(chosen["causal_block_size"], latent_frames(min(frames)))
+    return VideoSettings(**chosen)

@@ -1,4 +1,4 @@
-"""How a long video is made: of windows that overlap, or as one that goes on."""
+"""Windows of a long video, which overlap; or a single one with streaming."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class WindowPlan:
 
     Attributes:
         frames: length of the window.
-        prefix: frames at its start that are given.
-        repeated: frames at its start that the window before has already shown.
+        prefix: given frames at its start.
+        repeated: frames at its start that the window before has shown.
     """
 
     frames: int
@@ -24,27 +24,21 @@ class WindowPlan:
     repeated: int
 
     def schedule(self, settings: VideoSettings, arrives: bool = False) -> StaircaseSchedule:
-        """The staircase of this window; ``arrives`` adds the given chunk of a last frame."""
-        chunks = -(-self.frames // settings.causal_block_size)
-        given = self.prefix // settings.causal_block_size
-        extra = int(arrives)
-        # a block starts at the latest when the one before it is finished
+        """Staircase of this window; ``arrives`` adds the given chunk of a last frame."""
+        given = self.prefix // settings.causal_block_size + arrives
+        chunks = -(-self.frames // settings.causal_block_size) + arrives
+        # A block starts at the latest when the one before it is clean.
         stride = min(settings.ar_step, settings.inference_steps)
-        return StaircaseSchedule(chunks + extra, settings.inference_steps, stride, given + extra)
+        return StaircaseSchedule(chunks, settings.inference_steps, stride, given)
 
 
 def plan_windows(settings: VideoSettings, prefix_frames: int = 0) -> list[WindowPlan]:
-    """Windows that cover the video; the last one is as short as it can be. One alone for streaming.
-
-    Args:
-        settings: the video.
-        prefix_frames: pixel frames that the video is to start with.
+    """Plan windows that cover the video behind a prefix of pixel frames; the last window is the shortest.
 
     Raises:
         ValueError: the prefix leaves nothing to generate.
     """
-    total = latent_frames(settings.num_frames)
-    base = latent_frames(settings.base_num_frames)
+    total, base = latent_frames(settings.num_frames), latent_frames(settings.base_num_frames)
     prefix = latent_frames(prefix_frames) if prefix_frames else 0
     if prefix >= min(total, base):
         raise ValueError(
@@ -62,12 +56,7 @@ def plan_windows(settings: VideoSettings, prefix_frames: int = 0) -> list[Window
 
 
 def check_streaming(settings: VideoSettings, cache: FlowCacheConfig, arrives: bool) -> None:
-    """Refuse what streaming cannot do; nothing is refused without it.
-
-    Args:
-        settings: the video.
-        cache: the method.
-        arrives: whether the video is to arrive at a last frame.
+    """Refuse streaming with a method or a last frame (``arrives``) that excludes it.
 
     Raises:
         ValueError: one sentence that names the argument and the fix.
@@ -77,8 +66,6 @@ def check_streaming(settings: VideoSettings, cache: FlowCacheConfig, arrives: bo
     if cache.whole_window:
         raise ValueError("streaming needs a KV cache: use method causal or flowcache.")
     if cache.compression is None and cache.clean_range is None:
-        raise ValueError(
-            "streaming needs use_compress or use_kvrange, or the cache would grow with the video."
-        )
+        raise ValueError("streaming needs use_compress or use_kvrange, or the cache grows with the video.")
     if arrives:
         raise ValueError("streaming has no window that could arrive at end_image: leave one of them out.")

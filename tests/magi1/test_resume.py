@@ -1,4 +1,4 @@
-"""Videos that were killed and go on are the videos of runs that were not."""
+"""A resumed video is that of a run that was not killed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pipeline(weights):
 @pytest.mark.parametrize(
     ("name", "frames"), [*((name, 0) for name in CASES), ("reuse", 1), ("compressed", 12)]
 )
-def test_a_stream_goes_on_from_any_part(pipeline, weights, name, frames):
+def test_a_stream_resumes_from_any_part(pipeline, weights, name, frames):
     method, options, changes = CASES[name]
     prefix = torch.rand(3, frames, 32, 32, generator=torch.Generator().manual_seed(0)) if frames else None
     request = VideoRequest(
@@ -95,7 +95,7 @@ STOPS = [((KeyboardInterrupt,), 130), ((KeyboardInterrupt, 15), 143), ((OSError,
 
 
 @pytest.mark.parametrize(("failure", "code"), STOPS)
-def test_a_run_that_stops_names_what_it_can_go_on_from(front, tmp_path, capsys, failure, code):
+def test_a_run_that_stops_names_its_state(front, tmp_path, capsys, failure, code):
     for moment in (5, 58, 30):
         assert stop_at(moment, failure, lambda: front("--resume")) == code
         line = capsys.readouterr().err.splitlines()[-1]

@@ -33,6 +33,13 @@ def checkpoint(tmp_path_factory) -> Path:
     return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
+@pytest.fixture(scope="module")
+def pipeline(checkpoint):
+    pipeline = load_pipeline(str(checkpoint), "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 @pytest.fixture
 def front(monkeypatch, tmp_path):
     """The program for one video in this process, run in an empty folder."""
@@ -45,14 +52,8 @@ def folders(reference, tmp_path_factory) -> Iterator[dict[str, Path]]:
     """The same tiny model in both layouts; the sizes of encoder and VAE fit the reference transformer."""
     weights = Case(reference, "weights")
     config = weights.info["config"]
-    text = {
-        "vocab_size": 8,
-        "d_model": config["text_dim"],
-        "d_kv": 4,
-        "d_ff": 16,
-        "num_layers": 2,
-        "num_heads": 2,
-    }
+    text = {"vocab_size": 8, "d_model": config["text_dim"], "d_kv": 4, "d_ff": 16}
+    text |= {"num_layers": 2, "num_heads": 2}
     root = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversion, "UMT5_XXL", {**conversion.UMT5_XXL, **text})

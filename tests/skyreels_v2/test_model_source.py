@@ -1,4 +1,4 @@
-"""Finding and downloading checkpoints, and what is said when something is wrong."""
+"""Finding and downloading checkpoints, and errors that name what is wrong."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from layouts import DIFFUSERS_WEIGHTS, SHARD, change, drop_first
 from names import on_meta
-from reference import Case, case_names
+from reference import ROOT, Case, case_names
 from safetensors.torch import load_file, save_file
 
 import flowcache.hub
 from skyreels_v2 import checkpoint, conversion
 from skyreels_v2.checkpoint import load_components, resolve_model
+from skyreels_v2.model_folder import find_family
 
 
 def resolve_error(model_id: str | Path) -> str:
@@ -30,55 +31,38 @@ def resolve_error(model_id: str | Path) -> str:
 def test_auto_on_cuda():
     source = resolve_model("auto", "cuda")
     assert (source.model_id, source.path, source.layout, source.family) == ("auto", None, "diffusers", "1.3B")
-    assert source.location == "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers"
-    assert "CUDA" in source.reason and source.location in source.reason
+    assert source.location == checkpoint.OFFICIAL_DEFAULT and source.location in source.reason
 
 
 @pytest.mark.parametrize("name", ["auto", "small"])
-def test_small_on_cpu(folders, monkeypatch, name):
+def test_small_on_cpu(folders, monkeypatch, tmp_path, name):
+    assert ROOT / "assets" / "skyreels_v2_small" == checkpoint.SMALL
     monkeypatch.setattr(checkpoint, "SMALL", folders["diffusers"])
     source = resolve_model(name, "cpu")
-    assert (source.model_id, source.path) == (name, folders["diffusers"])
-    assert (source.layout, source.family) == ("diffusers", "small")
-    assert "small checkpoint shipped in assets/" in source.reason
+    assert (source.path, source.layout, source.family) == (folders["diffusers"], "diffusers", "small")
+    assert source.is_substitute == (name == "auto")
     assert resolve_model(str(folders["diffusers"])).family == "small"
-
-
-@pytest.mark.parametrize("name", ["auto", "small"])
-def test_small_absent(tmp_path, monkeypatch, name):
     monkeypatch.setattr(checkpoint, "SMALL", tmp_path / "none")
-    assert f"model_id {name} needs the small checkpoint" in resolve_error(name)
-
-
-def test_small_lies_beside_the_packages():
-    root = Path(__file__).resolve().parents[2]
-    assert root / "assets" / "skyreels_v2_small" == checkpoint.SMALL
+    assert f"model_id {name}" in resolve_error(name)
 
 
 @pytest.mark.parametrize("model_id", checkpoint.OFFICIAL)
 @pytest.mark.parametrize(("suffix", "layout"), [("", "original"), ("-Diffusers", "diffusers")])
 def test_official_ids(model_id, suffix, layout):
     source = resolve_model(model_id + suffix)
-    assert (source.path, source.layout) == (None, layout)
-    assert source.family in model_id and source.location == model_id + suffix
+    assert (source.path, source.layout, source.location) == (None, layout, model_id + suffix)
+    assert source.family in model_id
+    assert source.defaults["height"] == (720 if "720P" in model_id else 544)
 
 
 @pytest.mark.parametrize(
     "model_id",
-    [
-        "",
-        "bogus",
-        "/no/such/folder",
-        "Skywork/SkyReels-V2-T2V-14B-540P",
-        "Skywork/SkyReels-V2-T2V-14B-540P-Diffusers",
-        "Skywork/SkyReels-V2-I2V-1.3B-540P",
-        "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers-Diffusers",
-    ],
+    ["", "bogus", "/no/such/folder", f"{checkpoint.OFFICIAL_DEFAULT}-Diffusers"]
+    + [f"Skywork/SkyReels-V2-{name}" for name in ("T2V-14B-540P", "I2V-1.3B-540P-Diffusers")],
 )
 def test_unknown_ids(model_id):
     message = resolve_error(model_id)
-    assert message.startswith("model_id must be auto, small, an existing folder, or one of ")
-    assert message.endswith(f"got {model_id!r}.")
+    assert message.startswith("model_id") and message.endswith(f"got {model_id!r}.")
     assert all(name in message for name in checkpoint.OFFICIAL)
 
 
@@ -91,12 +75,10 @@ def test_folder_without_layout(tmp_path):
     ("layout", "name"),
     [
         ("original", conversion.VAE_FILE),
-        ("original", conversion.TEXT_ENCODER_FILE),
         ("original", "google/umt5-xxl/tokenizer_config.json"),
         ("original", SHARD.format(2)),
         ("diffusers", DIFFUSERS_WEIGHTS),
         ("diffusers", "text_encoder/config.json"),
-        ("diffusers", "tokenizer/tokenizer_config.json"),
         ("diffusers", "scheduler/scheduler_config.json"),
     ],
 )
@@ -125,46 +107,29 @@ def test_family_of_a_configuration(reference, name):
     config = Case(reference, name).info["original_config"]
     model = on_meta(SkyReelsV2Transformer3DModel, **conversion.transformer_config(config))
     official = {(1536, 30): "1.3B", (5120, 40): "14B"}
-    assert checkpoint.find_family(model.config) == official.get((config["dim"], config["num_layers"]))
-
-
-def edit_json(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    assert find_family(model.config) == official.get((config["dim"], config["num_layers"]))
 
 
 @pytest.mark.parametrize(
-    ("fields", "word"),
+    ("layout", "file", "key", "value"),
     [
-        ({"model_type": "i2v"}, "i2v"),
-        ({"qk_norm": False}, "qk_norm"),
-        ({"window_size": [8, 8]}, "window_size"),
+        ("original", "config.json", "model_type", "i2v"),
+        ("original", "config.json", "qk_norm", False),
+        ("original", "config.json", "window_size", [8, 8]),
+        ("diffusers", "model_index.json", "_class_name", "SkyReelsV2ImageToVideoPipeline"),
+        ("diffusers", "transformer/config.json", "_class_name", "WanTransformer3DModel"),
     ],
 )
-def test_original_models_of_another_kind(copy, fields, word):
-    folder = copy("original")
-    edit_json(folder / "config.json", **fields)
-    assert word in resolve_error(folder)
-
-
-def test_diffusers_models_of_another_kind(copy):
-    folder = copy("diffusers")
-    edit_json(folder / "model_index.json", _class_name="SkyReelsV2ImageToVideoPipeline")
-    assert "SkyReelsV2ImageToVideoPipeline" in resolve_error(folder)
-    edit_json(folder / "model_index.json", _class_name="WanPipeline")
-    edit_json(folder / "transformer" / "config.json", _class_name="WanTransformer3DModel")
-    assert "WanTransformer3DModel" in resolve_error(folder)
-
-
-@pytest.mark.parametrize("content", ["{", "[]"])
-def test_broken_json_is_named(copy, content):
-    folder = copy("original")
-    (folder / "config.json").write_text(content)
-    assert str(folder / "config.json") in resolve_error(folder)
+def test_models_of_another_kind(copy, layout, file, key, value):
+    path = copy(layout) / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    message = resolve_error(path.parents[file.count("/")])
+    assert str(value) in message or key in message
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """What the Hub answers: a folder, or an error that it raises; its cache is empty."""
+    """Answers of the Hub: a folder, or an error that it raises; its cache is empty."""
     answers: dict[str, Any] = {"patterns": []}
 
     def download(repository: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
@@ -187,21 +152,15 @@ def test_download_asks_for_all_that_is_needed(folders, hub, layout):
     load_components(resolve_model(model_id))
     files = [str(path.relative_to(folders[layout])) for path in folders[layout].rglob("*") if path.is_file()]
     useless = ["README.md", "assets/logo.gif", "transformer/diffusion_pytorch_model.bin", "other.pth"]
-    kept = set(filter_repo_objects([*files, *useless], allow_patterns=hub["patterns"]))
-    assert kept == set(files)
+    assert set(filter_repo_objects([*files, *useless], allow_patterns=hub["patterns"])) == set(files)
 
 
-def test_failed_download(hub):
+def test_failed_and_incomplete_downloads(copy, hub):
     hub[checkpoint.OFFICIAL_DEFAULT] = ConnectionError("first line\nsecond line")
-    with pytest.raises(OSError, match="could not be downloaded") as error:
+    with pytest.raises(OSError, match=checkpoint.OFFICIAL_DEFAULT) as error:
         load_components(resolve_model("auto", "cuda"))
-    assert checkpoint.OFFICIAL_DEFAULT in str(error.value) and "\n" not in str(error.value)
-    assert isinstance(error.value.__cause__, ConnectionError)
-
-
-def test_download_that_is_not_complete(copy, hub):
-    folder = copy("diffusers")
-    (folder / DIFFUSERS_WEIGHTS).unlink()
-    hub[checkpoint.OFFICIAL_DEFAULT] = folder
+    assert "\n" not in str(error.value) and isinstance(error.value.__cause__, ConnectionError)
+    hub[checkpoint.OFFICIAL_DEFAULT] = copy("diffusers")
+    (hub[checkpoint.OFFICIAL_DEFAULT] / DIFFUSERS_WEIGHTS).unlink()
     with pytest.raises(ValueError, match=DIFFUSERS_WEIGHTS):
         load_components(resolve_model("auto", "cuda"))

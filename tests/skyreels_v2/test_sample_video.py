@@ -24,7 +24,7 @@ PHYSICS += ["--num_frames", 25, "--method", "causal", "--base_save_path", "out"]
 
 @pytest.fixture
 def front(monkeypatch, tmp_path, checkpoint):
-    """The program, run on the tiny checkpoint beside a list of VBench and two scenes of Physics-IQ."""
+    """The program in a folder with a list of VBench and two scenes of Physics-IQ."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "scene.txt").write_text("a red circle\n")

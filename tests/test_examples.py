@@ -1,0 +1,28 @@
+"""The examples run, and stay as short as they claim."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from reference import ROOT
+
+EXAMPLES = {"own_model.py": "chunk 7", "from_pipe.py": "reused"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_runs(name, tmp_path):
+    paths = [ROOT, ROOT / "FlowCache4SkyReels-V2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    command = [sys.executable, str(ROOT / "examples" / name)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert EXAMPLES[name] in done.stdout
+    if name == "from_pipe.py":
+        assert {path.name for path in tmp_path.iterdir()} == {"circle.mp4", "circle.png"}
+
+
+def test_own_model_is_under_60_lines():
+    assert len((ROOT / "examples" / "own_model.py").read_text().splitlines()) < 60
