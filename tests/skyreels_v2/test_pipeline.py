@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from flowcache import FlowCacheConfig, Trace, Window, cut_window
 from flowcache.pipeline import join
-from flowcache.video import to_float
 from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, resolve_model
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 from skyreels_v2.codec import VideoCodec, VideoDecoder
@@ -74,12 +72,8 @@ def test_reused_chunks_cost_no_layer(pipeline, forecast):
     computing = [step for step in trace.steps if any(not event.reused for event in step.events)]
     assert len(calls) == len(computing) < len(trace.steps), "one packed call a step, none where all reuse"
     assert trace.reuse_ratio == pytest.approx(4 / 6)
-    assert trace.flops["actual"] < trace.flops["causal"]
-
-
-def test_flops_split_is_ordered(pipeline):
-    flops = generate(pipeline, method_config("vanilla")).trace.flops
-    assert flops["vanilla"] == flops["actual"] > flops["live_only"] > flops["causal"] > 0
+    flops = trace.flops
+    assert flops["vanilla"] > flops["live_only"] > flops["causal"] > flops["actual"] > 0
 
 
 def test_given_frames_stay_as_they_were(pipeline):
@@ -202,20 +196,14 @@ def test_the_small_model_hardly_notices_eight_bits():
     source = resolve_model("small", "cpu")
     pipeline = load_pipeline(source, "cpu")
     pipeline.set_progress_bar_config(disable=True)
-    changes = {"num_frames": 17, "base_num_frames": 17, "ar_step": 6, "causal_block_size": 1}
-    changes |= {"height": 64, "width": 64, "guidance_scale": 3.0}
-    videos = {}
-    for bits, budget in ((None, None), (8, None), (4, None), (None, 1), (8, 1)):
-        cache = source.method_config("causal", kv_bits=bits, budget_block=budget)
-        videos[bits, budget] = generate(pipeline, cache, **changes)
+    changes = {"ar_step": 6, "causal_block_size": 1, "height": 64, "width": 64, "guidance_scale": 3.0}
     for budget, least in ((None, 45), (1, 30)):
-        plain, stored = videos[None, budget], videos[8, budget]
+        caches = [source.method_config("causal", kv_bits=bits, budget_block=budget) for bits in (None, 8)]
+        plain, stored = (generate(pipeline, cache, **changes) for cache in caches)
         error = (plain.latents - stored.latents).square().mean()
         span = plain.latents.amax() - plain.latents.amin()
         assert 10 * torch.log10(span**2 / error) > least
-    sizes = {key: video.trace.windows[0].kv_bytes for key, video in videos.items()}
-    assert sizes[4, None] < sizes[8, None] < sizes[None, None]
-    assert sizes[8, 1] < sizes[None, 1]
+        assert stored.trace.windows[0].kv_bytes < plain.trace.windows[0].kv_bytes
 
 
 @pytest.mark.parametrize("limits", [{"budget_block": 9}, {"kvrange": 9}])
@@ -271,15 +259,6 @@ def test_tiles_are_refused(checkpoint):
     pipeline.vae.enable_tiling()
     with pytest.raises(ValueError, match="disable_tiling"):
         generate(pipeline)
-
-
-@pytest.mark.parametrize("name", ["prefix", "last"])
-def test_a_condition_may_be_an_image(pipeline, name):
-    image = Image.new("RGB", (32, 32), "red")
-    tensor = to_float(np.array(image)[None])
-    given, same = ({"prefix": tensor, name: frames} for frames in ([image], tensor))
-    videos = [generate(pipeline, condition=Condition(**condition)) for condition in (given, same)]
-    assert torch.equal(videos[0].frames, videos[1].frames)
 
 
 REFUSED = {
