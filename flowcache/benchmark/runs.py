@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..metrics.compare import METRICS, Comparison, Metric, compare_files
-from ..metrics.report import measure
+from ..metrics.compare import METRICS, Comparison, Metric, compare_files, measure
 from ..trace import Trace
 from ..typed import as_type
 from ..user_files import read_json, read_text, reading
