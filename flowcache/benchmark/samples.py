@@ -7,7 +7,6 @@ import hashlib
 import io
 import logging
 import re
-from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -186,48 +185,12 @@ class BenchmarkOptions:
         return items[self.start : self.end]
 
 
-def add_benchmark_flags(parser: ArgumentParser) -> None:
-    """Add a flag for each option, and ``--methods``; what is not given is None."""
-    add = parser.add_argument_group("benchmark").add_argument
-    for f in fields(BenchmarkOptions):
-        flag, shown = f"--{f.name}", {"help": f.metadata["help"], "default": None}
-        if isinstance(f.default, bool):
-            add(flag, action="store_true", **shown)
-        else:
-            choices = list(BENCHMARKS) if f.name == "benchmark" else None
-            add(flag, type=str if isinstance(f.default, str) else int, choices=choices, **shown)
-    add(
-        *("--methods", "--ways"),
-        nargs="+",
-        metavar="METHOD[:PRESET]",
-        help="methods to compare in turn, each in its own folder (default: --method alone)",
-    )
-
-
-def with_method(args: Namespace, text: str) -> Namespace:
-    """A program's flags with the method and the preset of ``METHOD[:PRESET]``.
-
-    Raises:
-        ValueError: it is not of that form, or ``--method`` is typed beside it.
-    """
-    if "method" in args.typed:
-        raise ValueError("methods and method exclude each other; leave one of them out.")
-    method, preset = split_method(text)
-    return Namespace(**{**vars(args), "method": method, "preset": preset or args.preset})
-
-
 def split_method(text: str) -> tuple[str, str | None]:
     """Method and preset of ``METHOD`` or ``METHOD:PRESET``."""
     method, colon, preset = text.partition(":")
     if not method or (colon and not preset) or ":" in preset or "/" in text:
         raise ValueError(f"methods: expected METHOD or METHOD:PRESET, such as flowcache:fast, got {text!r}.")
     return method, preset or None
-
-
-def given_flags(args: Namespace) -> dict[str, Any]:
-    """Options that the command line gives."""
-    values = {f.name: getattr(args, f.name) for f in fields(BenchmarkOptions)}
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def find_scenes(folder: Path, table: Path | None, fps: float, seed: int) -> list[Sample]:

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from flowcache.benchmark.samples import BenchmarkOptions, add_benchmark_flags, given_flags, with_method
-from flowcache.command_line import Parser
+from flowcache.benchmark.samples import BenchmarkOptions
 
 
 @pytest.fixture
@@ -240,17 +239,3 @@ def test_what_is_missing_is_named(vbench, physics, tmp_path, monkeypatch, option
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=message):
         samples_of(**options)
-
-
-def test_flags_give_the_options_and_the_methods():
-    parser = Parser("a program")
-    parser.add_argument("--method", default="flowcache")
-    parser.add_argument("--preset")
-    add_benchmark_flags(parser)
-    args = parser.parse_args(["--end", "3", "--keep_going", "--ways", "vanilla", "flowcache:fast"])
-    assert given_flags(args) == {"end": 3, "keep_going": True}
-    chosen = [with_method(args, method) for method in args.methods]
-    assert [(a.method, a.preset) for a in chosen] == [("vanilla", None), ("flowcache", "fast")]
-    args = parser.parse_args(["--method", "causal", "--methods", "vanilla"])
-    with pytest.raises(ValueError, match="methods and method"):
-        with_method(args, "vanilla")
