@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -99,3 +100,10 @@ def test_snippets_of_readmes_run(readme, tmp_path, monkeypatch):
         for long, short in (("num_frames=9[67]", "num_frames=17"), ("steps=50", "steps=4")):
             block = re.sub(long, short, block)
         exec(compile(block.replace('"assets/', f'"{ROOT}/assets/'), readme, "exec"), {})
+
+
+def test_reference_is_that_of_the_parsers():
+    written = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["make_reference"]()
+    assert written == (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), (
+        "run docs/make_reference.py"
+    )
