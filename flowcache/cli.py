@@ -85,6 +85,7 @@ class Job:
     prompt: str
     start: Start
     output: Path
+    preset: str | None
     resume: ResumeFile | None
     tuning: Tuning | None
 
@@ -97,6 +98,7 @@ class Job:
             if self.tuning is not None:
                 with trace.timer("tune"):
                     sampler.tune(self.tuning, trace)
+            trace.settings["preset"] = self.preset
             sampler.write(self.prompt, self.start, self.output, trace, resume=resume)
         return trace, self.output
 
@@ -171,7 +173,9 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
         given, model, video_name(prompt, [task, *named, *chosen.words, seed, steps], identity)
     )
     resume = ResumeFile(output, identity, device) if given.get("resume") else None
-    return Job(sampler, prompt, start, output, resume, tuning)
+    by_preset = options.method == "flowcache" and not options.selecting and target is None
+    preset = options.preset or (DEFAULT_PRESET if by_preset else None)
+    return Job(sampler, prompt, start, output, preset, resume, tuning)
 
 
 def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[str], Sampling]:

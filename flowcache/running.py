@@ -20,7 +20,7 @@ from .benchmark.ranks import Rank
 from .command_line import one_line
 from .extras import Unavailable
 from .finite import NotFiniteError
-from .plots import reuse_map
+from .plots import format_flops, format_saving, reuse_map
 from .trace import Trace
 
 Job = TypeVar("Job")
@@ -154,16 +154,8 @@ def summary(trace: Trace, seconds: float) -> str:
     share = "" if compress is None else f", {compress / denoise:.2%} of that compressing the cache"
     tuning = trace.settings.get("tuning")
     expected = f"{tuning['expected']}; achieved {vanilla / actual:.2f}x\n" if tuning else ""
-    ratio = vanilla / actual
-    fewer = "same as vanilla" if round(ratio, 2) == 1 else f"{ratio:.2f}x fewer than vanilla"
     return expected + (
         f"{seconds:.1f} s in all, {denoise:.1f} s denoising{share}; "
-        f"reuse ratio {trace.reuse_ratio:.2f}; {format_flops(actual)} ({fewer}); "
+        f"reuse ratio {trace.reuse_ratio:.2f}; {format_flops(actual)} ({format_saving(actual, vanilla)}); "
         f"peak memory {trace.peak_memory_bytes / 2**30:.2f} GiB"
     )
-
-
-def format_flops(flops: float) -> str:
-    """FLOPs in the unit that suits their number: ``34.1 GFLOPs``."""
-    unit, name = next(((u, n) for u, n in ((1e15, "P"), (1e12, "T")) if flops >= u), (1e9, "G"))
-    return f"{flops / unit:.3g} {name}FLOPs"
