@@ -16,7 +16,7 @@ import pytest
 from reference import ROOT
 
 from flowcache.command_line import Parser, output_file, writable_folder
-from flowcache.running import format_flops, run_checked
+from flowcache.running import run_checked
 
 
 def test_processes_that_check_one_folder_at_once_find_it_writable(tmp_path):
@@ -129,10 +129,3 @@ def test_a_report_needs_no_reader_and_no_characters(monkeypatch, capsys):
     with open("/dev/full", "w") as full:
         assert report(full) == 1
     assert "No space left on device" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("flops", "text"), [(5e15, "5 PFLOPs"), (3.41e10, "34.1 GFLOPs"), (1e12, "1 TFLOPs")]
-)
-def test_flops_have_a_unit_that_suits_them(flops, text):
-    assert format_flops(flops) == text

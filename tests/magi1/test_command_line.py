@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,11 +121,6 @@ def test_the_text_encoder_has_a_device_of_its_own(weights, device, expected, cap
     assert "clean_chunk_kvrange 1" in caplog.text, "ignored without ranges of noisy chunks"
 
 
-def test_a_video_gets_its_suffix(prepared):
-    for given, path in (("new/a", "new/a.mp4"), ("new/a.MP4", "new/a.MP4")):
-        assert prepared("--output_path", given).output == Path(path)
-
-
 def test_a_target_is_searched_for_once(front, weights, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "kept"))
     asked = ["--config_file", weights, "--model", "official", "--prompt", "a", "--output_path", "a.mp4"]
@@ -175,19 +169,6 @@ def test_other_settings_have_other_names(prepared):
         assert str(path).startswith(f"outputs/magi1/a_{start}")
         names.add(path.name)
     assert len(names) == len(cases(NAMES))
-
-
-def test_a_name_is_that_of_the_content_and_not_of_paths(prepared, weights):
-    def name(image, **folders):
-        flags = [word for key, path in folders.items() for word in (f"--{key}", path)]
-        return prepared("--mode", "i2v", "--image_path", image, *flags).output.name
-
-    for path in ("first.png", "other.png"):
-        Image.new("RGB", (32, 32), "red").save(path)
-    moved = {"load": "moved", "vae_pretrained": "vae"}
-    for key, path in moved.items():
-        shutil.copytree(weights.parent / {"load": "magi"}.get(key, path), path)
-    assert name("first.png") == name("other.png") == name("first.png", **moved)
 
 
 def levels(job):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import errno
-import random
 
 import pytest
 import torch
 from programs import Program
 from reference import ROOT
-from resumed import decided, kill_at, loaded, saved, stop_at
+from resumed import check_killed_often, check_stream, kill_at, stop_at
 
-from flowcache import Trace
 from magi1 import adapter
 from magi1.config import FlowCacheOptions, MagiConfig
 from magi1.methods import method_config
@@ -48,19 +46,7 @@ def test_a_stream_resumes_from_any_part(pipeline, weights, name, frames):
         cache=method_config(method, FlowCacheOptions(**options)),
         prefix=prefix,
     )
-    trace, parts, states = Trace(), [], []
-    for part in pipeline.stream(request, trace):
-        parts.append(part)
-        states.append(saved(part.state(), trace) if part.state else None)
-    offered = [place for place, state in enumerate(states) if state is not None]
-    place = random.Random(f"{name}{frames}").choice(offered[:-1])
-    state, other = loaded(states[place])
-    rest = list(pipeline.stream(request, other, state))
-    assert len(rest) == len(parts) - place - 1
-    for theirs, ours in zip(rest, parts[place + 1 :], strict=True):
-        assert torch.equal(theirs.frames, ours.frames)
-        assert torch.equal(theirs.latents, ours.latents)
-    assert decided(other) == decided(trace)
+    check_stream(lambda trace, state: pipeline.stream(request, trace, state), f"{name}{frames}")
 
 
 FLAGS = ["--model", "official", "--output_path", "a.mp4", "--num_frames", 44, "--compress_kv_cache", "true"]
@@ -77,18 +63,7 @@ def front(monkeypatch, tmp_path, weights, pipeline):
 
 
 def test_killed_ten_times(front, tmp_path):
-    assert front() == 0
-    names = {path.name for path in tmp_path.iterdir()}
-    content, trace = (tmp_path / "a.mp4").read_bytes(), Trace.load(tmp_path / "a.trace.json")
-    for path in tmp_path.iterdir():
-        path.unlink()
-    chosen = random.Random(0)
-    for _ in range(10):
-        kill_at(chosen.randrange(60), lambda: front("--resume"))
-    assert front("--resume") == 0
-    assert {path.name for path in tmp_path.iterdir()} == names
-    assert (tmp_path / "a.mp4").read_bytes() == content
-    assert decided(Trace.load(tmp_path / "a.trace.json")) == decided(trace)
+    check_killed_often(front, tmp_path)
 
 
 STOPS = [((KeyboardInterrupt,), 130), ((KeyboardInterrupt, 15), 143), ((OSError, errno.ENOSPC, "full"), 1)]

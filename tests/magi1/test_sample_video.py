@@ -68,14 +68,6 @@ def policies(work):
     return {name: sampler.config.as_dict()["policy"] for name, sampler in work.samplers.items()}
 
 
-def test_an_option_is_for_those_of_several_methods_that_have_it(front, vbench):
-    methods = ["vanilla", "teacache", "flowcache:paper-fast"]
-    _, work = front.prepare(*vbench, "--interval", 2, "--ways", *methods)
-    assert policies(work) == dict(zip(methods, ["none", "teacache", "interval"], strict=True))
-    with pytest.raises(ValueError, match="vanilla computes every step, teacache"):
-        front.prepare(*vbench, "--interval", 2, "--methods", "vanilla", "teacache")
-
-
 def test_a_threshold_beside_vanilla_is_ignored_in_a_file_only(front, vbench, tmp_path):
     (tmp_path / "mine.yaml").write_text("rel_l1_thresh: 0.1\n")
     for flags in (["--method", "vanilla"], ["--ways", "vanilla"]):

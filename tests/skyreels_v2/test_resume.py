@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
-from resumed import decided, kill_at, loaded, saved
+from resumed import check_killed_often, check_stream
 
-from flowcache import Trace
 from skyreels_v2 import Condition, VideoSettings, adapter, load_pipeline, method_config
 
 SMALL = {"height": 32, "width": 32, "inference_steps": 4, "ar_step": 2, "causal_block_size": 2}
@@ -43,23 +40,8 @@ def test_a_stream_resumes_from_any_part(pipeline, name):
     pixels = torch.rand(3, 2, 32, 32, generator=generator) * 2 - 1
     last = None if settings.streaming else pixels[:, 1:]
 
-    def stream(trace, state=None):
-        arguments = {"settings": settings, "cache": cache, "condition": Condition(pixels[:, :1], last)}
-        return pipeline.stream("a red circle", **arguments, trace=trace, state=state)
-
-    trace, parts, states = Trace(), [], []
-    for part in stream(trace):
-        parts.append(part)
-        states.append(saved(part.state(), trace) if part.state else None)
-    offered = [place for place, state in enumerate(states) if state is not None]
-    place = random.Random(name).choice(offered[:-1])
-    state, other = loaded(states[place])
-    rest = list(stream(other, state))
-    assert len(rest) == len(parts) - place - 1
-    for theirs, ours in zip(rest, parts[place + 1 :], strict=True):
-        assert torch.equal(theirs.frames, ours.frames)
-        assert torch.equal(theirs.latents, ours.latents)
-    assert decided(other) == decided(trace)
+    arguments = {"settings": settings, "cache": cache, "condition": Condition(pixels[:, :1], last)}
+    check_stream(lambda trace, state: pipeline.stream("a", **arguments, trace=trace, state=state), name)
 
 
 QUICK = ["--height", 32, "--width", 32, "--inference_steps", 4, "--ar_step", 2, "--causal_block_size", 2]
@@ -67,21 +49,7 @@ FLAGS = [*QUICK, "--prompt", "a red circle", "--outdir", "out", "--teacache_thre
 FLAGS += ["--num_frames", 25, "--base_num_frames", 17, "--overlap_history", 9, "--addnoise_condition", 20]
 
 
-def test_killed_ten_times(front, checkpoint, tmp_path, monkeypatch):
-    flags = ["--model_id", checkpoint, *FLAGS]
-    assert front(*flags) == 0
+def test_killed_ten_times(front, checkpoint, pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pipeline)
     folder = tmp_path / "out" / "skyreels_v2"
-    (video,) = folder.glob("*.mp4")
-    names, content = {path.name for path in folder.iterdir()}, video.read_bytes()
-    trace = Trace.load(video.with_suffix(".trace.json"))
-    for path in folder.iterdir():
-        path.unlink()
-    loaded_once = load_pipeline(str(checkpoint), "cpu")
-    monkeypatch.setattr(adapter, "load_pipeline", lambda *_: loaded_once)
-    chosen = random.Random(0)
-    for _ in range(10):
-        kill_at(chosen.randrange(60), lambda: front(*flags, "--resume"))
-    assert front(*flags, "--resume") == 0
-    assert {path.name for path in folder.iterdir()} == names
-    assert video.read_bytes() == content
-    assert decided(Trace.load(video.with_suffix(".trace.json"))) == decided(trace)
+    check_killed_often(lambda *more: front("--model_id", checkpoint, *FLAGS, *more), folder)

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from manifests import FINISHED, fail_first, read_manifest
+from manifests import FINISHED, read_manifest
 from programs import Program, assert_refused
 from reference import FAULTS, ROOT
 
@@ -82,19 +82,6 @@ def test_physics_iq_is_continued_and_short_clips_are_named(front, tmp_path, monk
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FINISHED
     frames, fps = read_video(tmp_path / "out" / "videos" / "0001_perspective-left_roll.mp4")
     assert (len(frames), fps) == (20, 4), "five seconds, without the overlap"
-
-
-def test_a_video_after_one_that_failed_is_the_same(front, tmp_path, monkeypatch, capsys):
-    arguments = [*VBENCH, "--samples", 2, "--use_compress", "--num_frames", 25]
-    assert front(*arguments, "--base_save_path", "whole") == 0, capsys.readouterr().err
-    with monkeypatch.context() as patch:
-        fail_first(patch)
-        assert front(*arguments) == 1
-    assert [record["seed"] for record in read_manifest(tmp_path / "out")] == [1]
-    assert front(*arguments) == 0
-    for index in (0, 1):
-        name = f"videos/a red circle-{index}.mp4"
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_methods_are_compared_in_a_table(front, tmp_path, capsys):
