@@ -1,7 +1,5 @@
 """Interfaces that a model implements to be driven by the loop."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol

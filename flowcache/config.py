@@ -1,7 +1,5 @@
 """Settings of the method, checked when they are made."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any

@@ -3,8 +3,6 @@
 A multiply-add counts as two; matrix products only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate

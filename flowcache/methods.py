@@ -1,7 +1,5 @@
 """Methods and presets of every model: one table, and what it makes of a user's choices."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any

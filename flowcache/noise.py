@@ -1,7 +1,5 @@
 """Noise of a window: held whole, or drawn block by block."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Options of policies and scorers: fields of dataclasses, checked where they are made, set by name."""
 
-from __future__ import annotations
-
 import ast
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Which chunks move at each step of the loop, and how far each has come."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

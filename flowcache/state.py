@@ -1,7 +1,5 @@
 """States of the parts of a run: plain containers of tensors and values, returned by ``state_dict``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The latents of one window, cut along time into chunks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

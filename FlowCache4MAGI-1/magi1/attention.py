@@ -1,7 +1,5 @@
 """Attention of packed segments against a KV cache."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -3,8 +3,6 @@
 What a function here refuses is a ValueError that names the file and the tensor or key.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """MAGI-1's transformer, driven chunk by chunk."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Names and shapes of the tensors of official MAGI-1 checkpoints, and the meaning of quantised ones."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """The method on MAGI-1: thresholds, and the model's names of options."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from functools import partial
 from typing import Any

@@ -3,8 +3,6 @@
 Official weights are in local folders or on the Hub; they are downloaded when they are loaded.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Times of MAGI-1's steps, and its solver."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Loads the T5 text encoder and its tokenizer, strictly; errors as in ``checkpoint``."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Collection
 from pathlib import Path

@@ -1,7 +1,5 @@
 """MAGI-1's autoencoder: vision transformers between video and latents (arXiv 2505.13211, section 2.1)."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass

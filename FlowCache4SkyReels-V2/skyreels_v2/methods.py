@@ -1,7 +1,5 @@
 """The method on SkyReels-V2: thresholds, fitted polynomials, and the model's names of options."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

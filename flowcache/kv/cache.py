@@ -1,7 +1,5 @@
 """Keys and values that chunks leave for each other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

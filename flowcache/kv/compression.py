@@ -1,7 +1,5 @@
 """A cache that compresses clean chunks, and so never needs more than its capacity."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

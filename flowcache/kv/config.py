@@ -1,7 +1,5 @@
 """Configuration of the KV cache: which tokens of clean chunks are kept, and in what form."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 

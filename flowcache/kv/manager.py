@@ -1,7 +1,5 @@
 """Manager of a window's cache: what each chunk sees, and when chunks are compressed, stored and dropped."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence

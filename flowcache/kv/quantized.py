@@ -1,7 +1,5 @@
 """Keys and values in 8 or 4 bits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Where clean chunks' keys and values are stored, and in what form."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain

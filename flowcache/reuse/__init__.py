@@ -1,7 +1,5 @@
 """When a chunk skips the model: a policy a file, registered here; and what is forecast instead."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What replaces the model's output when a chunk is reused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

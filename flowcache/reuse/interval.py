@@ -1,7 +1,5 @@
 """Run the model every N steps, on all live chunks in the same call."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The interface of a reuse policy, and the distance that the adaptive policies measure."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass

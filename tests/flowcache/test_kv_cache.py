@@ -1,7 +1,5 @@
 """A cache within its capacity: clean chunks beside live ones, in fewer bits, in host memory, compressed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Scores and selection: against the originals, against their plain formulas, and in bounded memory."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -1,7 +1,5 @@
 """The search for an interval that meets a target, with a pilot whose outcome is known."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

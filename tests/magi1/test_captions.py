@@ -1,7 +1,5 @@
 """Captions with special tokens against the original's, and their tables."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The loader of official checkpoints: names, shapes, types, fp8, and errors for wrong files."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

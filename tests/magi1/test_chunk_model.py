@@ -1,7 +1,5 @@
 """The chunks of a window: branches, context, attention, FLOPs, and how often the loop waits."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """The official configuration files: values, refusals and keys without effect."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

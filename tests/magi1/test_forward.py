@@ -1,7 +1,5 @@
 """The transformer, its cache, guidance and schedule against forwards and tables of the original code."""
 
-from __future__ import annotations
-
 import ast
 import re
 

@@ -1,7 +1,5 @@
 """The autoencoder against tensors of the original code."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from cases import magi_case, pick_known, relative_error
