@@ -19,11 +19,10 @@ class PatchFlops:
     patch_features_out: int
 
     def embed(self, num_tokens: int) -> float:
-        """The patch embedding; the same for all branches."""
+        """Patch embedding; the same for all branches."""
         return 2.0 * num_tokens * self.patch_features_in * self.dim
 
     def head(self, num_tokens: int) -> float:
-        """The output projection."""
         return 2.0 * num_tokens * self.patch_features_out * self.dim
 
 

@@ -95,11 +95,6 @@ def _from_text(value: Any, kind: Any) -> Any:
         read = ast.literal_eval(text.capitalize() if text.lower() in ("true", "false") else text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return value
-    is_tuple = any(get_origin(k) is tuple for k in (kind, *members))
-    return (
-        tuple(read)
-        if isinstance(read, list)
-        else (read,)
-        if is_tuple and not isinstance(read, tuple)
-        else read
-    )
+    if not any(get_origin(k) is tuple for k in (kind, *members)):
+        return read
+    return tuple(read) if isinstance(read, list | tuple) else (read,)

@@ -102,9 +102,7 @@ class ChunkKVCache:
     def prepare(self, clean: Mapping[int, range], budget: int) -> dict[int, int]:
         """Tokens that compression will drop right before a chunk reads, by chunk.
 
-        Args:
-            clean: the chunks about to run, and the earlier ones that count as clean for each.
-            budget: most tokens of clean chunks.
+        ``clean``: chunks about to run, with the earlier ones that count as clean for each.
         """
         return {}
 

@@ -9,8 +9,6 @@ from torch import Tensor
 from .layout import CacheLayout
 from .storage import PlainRows
 
-BITS = (8, 4)
-
 #: Least tokens that share the scales of their keys, where chunks have that many.
 LEAST_GROUP = 64
 

@@ -49,13 +49,6 @@ def test_equal_captions_are_one():
         make_captions(caption, null, 3, switches=CaptionSwitches(high_quality=True))
 
 
-@pytest.mark.parametrize(("word", "on"), [("yes", True), ("ON", True), ("0", False), ("off", False)])
-def test_words_of_the_variables(word, on):
-    assert CaptionSwitches.from_environment({"PAD_HQ": word}, usual=not on).high_quality is on
-    with pytest.raises(ValueError, match="PAD_HQ"):
-        CaptionSwitches.from_environment({"PAD_HQ": "maybe"})
-
-
 def save_tokens(path, rows=100, **changes):
     tables = {"other_tokens": np.ones((rows, 16)), "caption_token": np.ones((1, 16))}
     np.savez(path, **(tables | {"logo_token": np.ones((1, 16))} | changes))
