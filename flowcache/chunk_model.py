@@ -97,7 +97,7 @@ class ChunkModel(Protocol):
 
 
 class Solver(Protocol):
-    """Integrates the velocity of one chunk over one of its steps, with a history per chunk."""
+    """Integrates the velocity of one chunk over one of its steps; here, without a history."""
 
     #: starts of the steps and, last, the end on the path from noise to a clean chunk: the variable that the
     #: model's velocity is integrated over
@@ -117,6 +117,7 @@ class Solver(Protocol):
 
     def state_dict(self) -> State:
         """The history of all chunks."""
+        return {}
 
     def load_state_dict(self, state: State) -> None:
         """Continue from the state of another solver of the same steps."""

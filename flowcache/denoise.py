@@ -164,7 +164,9 @@ class WindowRun:
         ran += wanted
         # First, so that the store needs no room for chunks that no later step reads.
         self.cache.release(step + 1)
-        self.cache.settle(self._final(step))
+        if step + 1 < len(self.schedule):
+            # Keys and values are final with a chunk's last run.
+            self.cache.settle(self.schedule.finished(step if self.config.clean_pass else step + 1))
         self._record_step(step, live, decisions, started, ran)
         self.steps = step + 1
         self.clean = [c for c, k in live.items() if k == self.schedule.num_steps - 1]
@@ -227,12 +229,6 @@ class WindowRun:
     def _finished(self, step: int) -> Sequence[int]:
         """Chunks that run once more at a step, as the one before made them clean."""
         return self.schedule.finished(step) if self.config.clean_pass else ()
-
-    def _final(self, step: int) -> Sequence[int]:
-        """Chunks whose keys and values are final after this step; none after the last one."""
-        if step + 1 == len(self.schedule):
-            return ()
-        return self.schedule.finished(step if self.config.clean_pass else step + 1)
 
     def _decide(self, step: int, live: dict[int, int], inputs: dict[int, ChunkInput]) -> dict[int, Decision]:
         indicators: dict[int, Tensor] = {}

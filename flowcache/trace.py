@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,14 +126,9 @@ class Trace:
     def add_seconds(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
-    @contextmanager
-    def timer(self, stage: str) -> Iterator[None]:
-        """Add the wall time spent within to a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add_seconds(stage, time.perf_counter() - started)
+    def timer(self, stage: str) -> StageTimer:
+        """Context manager that adds the wall time spent within to a stage."""
+        return StageTimer(self, stage)
 
     @property
     def has_distances(self) -> bool:
@@ -177,3 +171,16 @@ class Trace:
             if step.step < 0 or not all(0 <= event.chunk < count for event in step.events):
                 raise ValueError(f"step {step.step} names chunks that its window lacks")
         return trace
+
+
+class StageTimer:
+    """Adds the wall time between enter and exit to one stage of a trace."""
+
+    def __init__(self, trace: Trace, stage: str) -> None:
+        self._trace, self._stage = trace, stage
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._trace.add_seconds(self._stage, time.perf_counter() - self._start)

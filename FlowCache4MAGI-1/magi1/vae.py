@@ -218,16 +218,11 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
         if tiling.size is None or max(x.shape[3:]) <= tiling.size // side * unit_in:
             return torch.cat([run(piece) for piece in pieces], dim=2)
         size = tiling.size // side
-        stride = int(size * (1 - tiling.overlap))
+        stride, span = int(size * (1 - tiling.overlap)), size * unit_in
+        tops, lefts = (range(0, length, stride * unit_in) for length in x.shape[3:])
 
         def run_tiles(piece: Tensor) -> list[list[Tensor]]:
-            return [
-                [
-                    run(piece[..., top : top + size * unit_in, left : left + size * unit_in])
-                    for left in range(0, x.shape[4], stride * unit_in)
-                ]
-                for top in range(0, x.shape[3], stride * unit_in)
-            ]
+            return [[run(piece[..., t : t + span, u : u + span]) for u in lefts] for t in tops]
 
         # The original blends encoded tiles with neighbours that are blended already, decoded ones with raw.
         keep, blend = stride * unit_out, (size - stride) * unit_out

@@ -63,14 +63,7 @@ class Forecast:
         outputs: Sequence[Tensor],
         velocities: Sequence[Tensor],
     ) -> None:
-        """Note an evaluation of the model.
-
-        Args:
-            inputs: computed chunks.
-            tokens: per chunk, what entered the block stack, ``[branches or 1, tokens, dim]``.
-            outputs: per chunk, what left it, ``[branches, tokens, dim]``.
-            velocities: per chunk, the guided velocity, ``[channels, frames, height, width]``.
-        """
+        """Note an evaluation: computed chunks, and what ``ChunkModel`` returned for each."""
 
     def observe_step(self, chunk: int, local_step: int, before: Tensor, after: Tensor) -> None:
         """Note the solver's step of a computed chunk, ``[channels, frames, height, width]``."""
