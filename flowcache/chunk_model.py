@@ -33,7 +33,6 @@ class ChunkInput:
 
     @property
     def stop_frame(self) -> int:
-        """Frame behind the last one."""
         return self.start_frame + len(self.timesteps)
 
 

@@ -70,7 +70,6 @@ class FlowCacheConfig:
             raise ValueError("clean_pass: expected false with compression within a step, got true.")
 
     def make_policy(self) -> ReusePolicy:
-        """A copy of the policy, without state."""
         return copy.deepcopy(self.policy)
 
     def as_dict(self, num_chunk_steps: int | None = None) -> dict[str, Any]:

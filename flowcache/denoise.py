@@ -105,8 +105,6 @@ class Denoiser:
 
 
 class WindowRun:
-    """One window on its way through the loop."""
-
     def __init__(
         self, denoiser: Denoiser, window: Window, schedule: StaircaseSchedule, solver: Solver
     ) -> None:
@@ -123,7 +121,6 @@ class WindowRun:
         self.steps, self.clean = 0, list[int]()
 
     def clean_chunks(self) -> Iterator[CleanChunk]:
-        """Take the remaining steps."""
         yield from self._hand_over()
         for step in range(self.steps, len(self.schedule)):
             self._take_step(step)
@@ -219,7 +216,6 @@ class WindowRun:
         return torch.randn(shape, device=window.latents(chunks[0]).device)
 
     def _chunks_to_run(self, step: int, live: Iterable[int], reused: Sequence[int]) -> list[int]:
-        """Chunks that go through the model at a step, in order of entry."""
         computed = [c for c in live if c not in reused]
         if self.config.whole_window:
             return list(range(len(self.window.chunks))) if computed else []

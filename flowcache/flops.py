@@ -94,7 +94,6 @@ class GainSplit:
         return counts
 
     def _causal_keys(self, chunk: int, local_step: int | None) -> int:
-        """Tokens that a chunk sees with a causal cache."""
         reach = self._model.reach(local_step)
         first = 0 if reach is None else max(0, chunk + 1 - reach)
         return self._ends[chunk] - self._ends[first] + self._lengths[first]

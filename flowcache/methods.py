@@ -100,7 +100,6 @@ class MethodOptions:
 
     @property
     def is_paper(self) -> bool:
-        """Whether a preset of the paper is chosen."""
         return (self.preset or DEFAULT_PRESET).startswith("paper")
 
     @property
@@ -147,7 +146,6 @@ class ModelTraits:
     lacking: Mapping[str, str] = field(default_factory=dict)
 
     def translate(self, named: Mapping[str, Any]) -> MethodOptions:
-        """Options under their own names or the model's."""
         ours = {theirs: name for name, theirs in self.names.items()}
         return MethodOptions(**{ours.get(name, name): value for name, value in named.items()})
 
@@ -219,7 +217,6 @@ def _check_method(options: MethodOptions, traits: ModelTraits) -> None:
 
 
 def _choose_policy(options: MethodOptions) -> str:
-    """Name of the reuse policy."""
     if options.method in ("vanilla", "causal"):
         return "none"
     if options.method == "teacache":

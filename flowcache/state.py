@@ -11,7 +11,6 @@ State = dict[str, Any]
 
 
 def on_device(state: Any, device: torch.device | str) -> Any:
-    """The same state with its tensors on a device."""
     return _map_tensors(state, lambda tensor: tensor.to(device))
 
 

@@ -148,7 +148,6 @@ class Tuned:
         )
 
     def note(self, trace: Trace) -> None:
-        """Add target and expectation to a trace's settings."""
         trace.settings["tuning"] = {"target": str(self.target), "expected": str(self)}
 
 

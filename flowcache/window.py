@@ -55,11 +55,9 @@ class Window:
 
     @property
     def held_chunks(self) -> list[int]:
-        """Chunks whose latents are in memory."""
         return sorted(self._latents)
 
     def num_given_of(self, chunk: int) -> int:
-        """Given frames at the start of a chunk."""
         span = self.chunks[chunk]
         return span.frames if chunk < self.num_given else span.held
 

@@ -51,7 +51,6 @@ def weight_folder_name(engine: EngineSection) -> str:
 
 
 def weight_folder(load: str | Path, engine: EngineSection) -> Path:
-    """The existing folder with the weights of a configuration."""
     if not str(load):
         raise ValueError(
             f"load must name a folder of weights, here or on the Hub ({REPOSITORY}/{_FOLDER}/{_OFFICIAL[0]})."

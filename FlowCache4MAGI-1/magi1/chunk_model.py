@@ -43,7 +43,6 @@ class KVRange:
 
     @property
     def given_reach(self) -> int:
-        """Context of a given chunk."""
         if self.clean == -1:
             return self.noisy[-1] if self.noisy else GIVEN_REACH
         return self.clean
@@ -51,8 +50,6 @@ class KVRange:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of the sampling of one window."""
-
     timetable: Timetable
     guidance: Guidance
     schedule: StaircaseSchedule

@@ -43,7 +43,6 @@ _LAYER = {
 
 
 def official_key(name: str) -> str:
-    """The official name of one of our tensors."""
     if name in _OUTER:
         return _OUTER[name]
     stem, _, last = name.rpartition(".")

@@ -50,7 +50,6 @@ class Timetable:
         self.times = squared / np.float32(SHIFT) / (1 - np.float32(1 - 1 / SHIFT) * squared)
 
     def time(self, local_step: int) -> float:
-        """Time at the start of a local step."""
         return float(self.times[local_step])
 
     def step_size(self, local_step: int) -> float | None:

@@ -168,11 +168,9 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
         self.tiling: Tiling | None = None
 
     def enable_tiling(self, tiling: Tiling | None = None) -> None:
-        """Run large clips tile by tile, which bounds memory."""
         self.tiling = tiling or Tiling()
 
     def disable_tiling(self) -> None:
-        """Run every clip at once."""
         self.tiling = None
 
     @apply_forward_hook

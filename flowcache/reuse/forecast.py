@@ -38,7 +38,6 @@ class Forecast:
         self._known: dict[int, list[tuple[float, Tensor]]] = {}
 
     def knows(self, chunk: int) -> bool:
-        """Whether the chunk has an evaluation to be forecast from."""
         return chunk in self._known
 
     def evaluated_at(self, chunk: int) -> list[float]:
@@ -46,7 +45,6 @@ class Forecast:
         return [time for time, _ in self._known.get(chunk, ())]
 
     def forget(self, chunk: int) -> None:
-        """Drop the evaluations of a chunk that has become clean."""
         self._known.pop(chunk, None)
 
     def state_dict(self) -> State:
@@ -73,7 +71,6 @@ class Forecast:
         return [self.extrapolate(item.chunk, item.local_step) for item in inputs]
 
     def extrapolate(self, chunk: int, local_step: int) -> Tensor:
-        """Value at a local step, by the chunk's last evaluations."""
         known = self._known[chunk]
         if len(known) == 1:
             return known[0][1]

@@ -42,7 +42,6 @@ class Interval(ReusePolicy):
         }
 
     def interval_for(self, num_chunk_steps: int) -> int:
-        """Interval for chunks of that many steps."""
         return self.interval or max(2, round(self.scale * math.sqrt(num_chunk_steps)))
 
     def describe(self, num_chunk_steps=None):

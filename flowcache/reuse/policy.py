@@ -127,5 +127,4 @@ def accumulate(
 
 
 def polynomial(coefficients: Sequence[float], value: float) -> float:
-    """Evaluate a polynomial, highest power first (Horner's rule)."""
     return reduce(lambda result, coefficient: result * value + coefficient, coefficients, 0.0)
