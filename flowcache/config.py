@@ -32,9 +32,6 @@ class FlowCacheConfig:
         clean_range: newest clean chunks that a live chunk sees; None: all.
         storage: keep clean chunks in fewer bits or in host memory; None: as live ones. Unused where all
             chunks move together, as none is clean before the end.
-
-    Raises:
-        ValueError: one sentence that names the argument and its accepted values.
     """
 
     policy: ReusePolicy | str = field(default_factory=Interval)

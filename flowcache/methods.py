@@ -38,9 +38,6 @@ class MethodOptions:
 
     None and False leave a choice to the preset and the model. Flags and keys are made of the fields and their
     metadata: ``help``, ``limits``, ``choices``.
-
-    Raises:
-        ValueError: a value of another type, or out of range; one sentence that names the field.
     """
 
     method: str = _choice("method that makes the video", "flowcache", choices=METHODS)
@@ -187,11 +184,7 @@ def make_config(options: MethodOptions, traits: ModelTraits) -> FlowCacheConfig:
 
 
 def check_config(config: FlowCacheConfig, traits: ModelTraits) -> None:
-    """Refuse settings that a model lacks.
-
-    Raises:
-        ValueError: one sentence that names the field.
-    """
+    """Refuse settings that a model lacks."""
     default = FlowCacheConfig()
     for name, reason in traits.lacking.items():
         expected, value = getattr(default, name), getattr(config, name)

@@ -28,9 +28,6 @@ class KVCompressionConfig:
         max_queries: most of those that are asked, spread over all of them; None: all.
         mix_lambda: weight of importance in the scorer, where that is ``paper``; None: its own.
         original: habits of the original FlowCache; None: ours.
-
-    Raises:
-        ValueError: one sentence that names the argument.
     """
 
     budget: int = option(1, 1, 10**6)
@@ -71,9 +68,6 @@ class KVStorageConfig:
     Args:
         bits: bits per number, 8 or 4; None: the model's own type.
         offload: keep them in host memory; while a layer computes, the next one's are copied.
-
-    Raises:
-        ValueError: one sentence that names the argument.
     """
 
     bits: Literal[8, 4] | None = None
