@@ -1,7 +1,5 @@
 """Interfaces that a model implements to be driven by the loop."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,7 +33,6 @@ class ChunkInput:
 
     @property
     def stop_frame(self) -> int:
-        """Frame behind the last one."""
         return self.start_frame + len(self.timesteps)
 
 
@@ -99,7 +96,7 @@ class ChunkModel(Protocol):
 
 
 class Solver(Protocol):
-    """Integrates the velocity of one chunk over one of its steps, with a history per chunk."""
+    """Integrates the velocity of one chunk over one of its steps; here, without a history."""
 
     #: starts of the steps and, last, the end on the path from noise to a clean chunk: the variable that the
     #: model's velocity is integrated over
@@ -119,6 +116,7 @@ class Solver(Protocol):
 
     def state_dict(self) -> State:
         """The history of all chunks."""
+        return {}
 
     def load_state_dict(self, state: State) -> None:
         """Continue from the state of another solver of the same steps."""

@@ -1,7 +1,5 @@
 """Settings of the method, checked when they are made."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -34,9 +32,6 @@ class FlowCacheConfig:
         clean_range: newest clean chunks that a live chunk sees; None: all.
         storage: keep clean chunks in fewer bits or in host memory; None: as live ones. Unused where all
             chunks move together, as none is clean before the end.
-
-    Raises:
-        ValueError: one sentence that names the argument and its accepted values.
     """
 
     policy: ReusePolicy | str = field(default_factory=Interval)
@@ -72,7 +67,6 @@ class FlowCacheConfig:
             raise ValueError("clean_pass: expected false with compression within a step, got true.")
 
     def make_policy(self) -> ReusePolicy:
-        """A copy of the policy, without state."""
         return copy.deepcopy(self.policy)
 
     def as_dict(self, num_chunk_steps: int | None = None) -> dict[str, Any]:

@@ -69,7 +69,9 @@ class Denoiser:
         """
         self._run = WindowRun(self, window, schedule, solver)
         if self._loaded is None:
-            self._run.record_window()
+            frames, cache = [span.frames for span in window.chunks], self._run.cache.cache
+            shape = (schedule.num_steps, schedule.stride, window.num_given, frames)
+            self.trace.begin_window(WindowRecord(*shape, cache.nbytes, cache.host_nbytes))
         else:
             self._run.load_state_dict(self._loaded)
             self._loaded = None
@@ -103,8 +105,6 @@ class Denoiser:
 
 
 class WindowRun:
-    """One window on its way through the loop."""
-
     def __init__(
         self, denoiser: Denoiser, window: Window, schedule: StaircaseSchedule, solver: Solver
     ) -> None:
@@ -121,7 +121,6 @@ class WindowRun:
         self.steps, self.clean = 0, list[int]()
 
     def clean_chunks(self) -> Iterator[CleanChunk]:
-        """Take the remaining steps."""
         yield from self._hand_over()
         for step in range(self.steps, len(self.schedule)):
             self._take_step(step)
@@ -137,12 +136,6 @@ class WindowRun:
         for name, part in self._parts.items():
             # The cache, by far the largest, has memory of its own that it copies to.
             part.load_state_dict(state[name] if name == "cache" else on_device(state[name], device))
-
-    def record_window(self) -> None:
-        """Add the window to the trace."""
-        frames, cache = [span.frames for span in self.window.chunks], self.cache.cache
-        shape = (self.schedule.num_steps, self.schedule.stride, self.window.num_given, frames)
-        self.denoiser.trace.begin_window(WindowRecord(*shape, cache.nbytes, cache.host_nbytes))
 
     @property
     def _parts(self) -> dict[str, Any]:
@@ -168,8 +161,10 @@ class WindowRun:
         ran += wanted
         # First, so that the store needs no room for chunks that no later step reads.
         self.cache.release(step + 1)
-        self.cache.settle(self._final(step))
-        self._record_step(step, live, decisions, started, ran, reused)
+        if step + 1 < len(self.schedule):
+            # Keys and values are final with a chunk's last run.
+            self.cache.settle(self.schedule.finished(step if self.config.clean_pass else step + 1))
+        self._record_step(step, live, decisions, started, ran)
         self.steps = step + 1
         self.clean = [c for c, k in live.items() if k == self.schedule.num_steps - 1]
         for part in (self.policy, self.forecast, self.solver):
@@ -196,7 +191,7 @@ class WindowRun:
         chunks = self._chunks_to_run(step, schedule.live(step), ())
         if step == 0 and not self.config.whole_window:
             chunks = sorted({*range(window.num_given), *chunks})
-        noise, inputs = self._condition_noise(chunks, step), {}
+        noise, inputs = self._draw_condition_noise(chunks, step), {}
         for chunk in chunks:
             span, held, noised = window.chunks[chunk], window.num_given_of(chunk), window.num_prefix_of(chunk)
             local_step = min(max(0, schedule.local_step(chunk, step)), schedule.num_steps)
@@ -209,7 +204,7 @@ class WindowRun:
             inputs[chunk] = ChunkInput(chunk, span.start, latents, tuple(times), local_step, first)
         return inputs
 
-    def _condition_noise(self, chunks: Sequence[int], step: int) -> Tensor | None:
+    def _draw_condition_noise(self, chunks: Sequence[int], step: int) -> Tensor | None:
         """Noise for the frames of the prefix; None if none is wanted or no chunk has any."""
         window, draw = self.window, self.denoiser.draw_noise
         if self.denoiser.condition_noise == 0 or not any(map(window.num_prefix_of, chunks)):
@@ -221,7 +216,6 @@ class WindowRun:
         return torch.randn(shape, device=window.latents(chunks[0]).device)
 
     def _chunks_to_run(self, step: int, live: Iterable[int], reused: Sequence[int]) -> list[int]:
-        """Chunks that go through the model at a step, in order of entry."""
         computed = [c for c in live if c not in reused]
         if self.config.whole_window:
             return list(range(len(self.window.chunks))) if computed else []
@@ -231,12 +225,6 @@ class WindowRun:
     def _finished(self, step: int) -> Sequence[int]:
         """Chunks that run once more at a step, as the one before made them clean."""
         return self.schedule.finished(step) if self.config.clean_pass else ()
-
-    def _final(self, step: int) -> Sequence[int]:
-        """Chunks whose keys and values are final after this step; none after the last one."""
-        if step + 1 == len(self.schedule):
-            return ()
-        return self.schedule.finished(step if self.config.clean_pass else step + 1)
 
     def _decide(self, step: int, live: dict[int, int], inputs: dict[int, ChunkInput]) -> dict[int, Decision]:
         indicators: dict[int, Tensor] = {}
@@ -320,16 +308,11 @@ class WindowRun:
         before.copy_(after)
 
     def _record_step(
-        self,
-        step: int,
-        live: dict[int, int],
-        decisions: dict[int, Decision],
-        started: float,
-        ran: list[int],
-        reused: list[int],
+        self, step: int, live: dict[int, int], decisions: dict[int, Decision], started: float, ran: list[int]
     ) -> None:
         """Add the step to the trace; time first, as the rest is not part of it."""
         seconds, cache, trace = time.perf_counter() - started, self.cache, self.denoiser.trace
+        reused = [c for c, decision in decisions.items() if decision.reuse]
         edges = ran + reused if self.forecast.runs_edges else ran
         cleaned = [c for c in ran if c in self._finished(step)]
         flops = self.split.step(ran, edges, live, first=step == 0, cleaned=cleaned, seen=cache.seen)

@@ -1,7 +1,5 @@
 """Detection of NaN and infinity without waiting for the device at every step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from itertools import chain

@@ -3,8 +3,6 @@
 A multiply-add counts as two; matrix products only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,11 +19,10 @@ class PatchFlops:
     patch_features_out: int
 
     def embed(self, num_tokens: int) -> float:
-        """The patch embedding; the same for all branches."""
+        """Patch embedding; the same for all branches."""
         return 2.0 * num_tokens * self.patch_features_in * self.dim
 
     def head(self, num_tokens: int) -> float:
-        """The output projection."""
         return 2.0 * num_tokens * self.patch_features_out * self.dim
 
 
@@ -97,7 +94,6 @@ class GainSplit:
         return counts
 
     def _causal_keys(self, chunk: int, local_step: int | None) -> int:
-        """Tokens that a chunk sees with a causal cache."""
         reach = self._model.reach(local_step)
         first = 0 if reach is None else max(0, chunk + 1 - reach)
         return self._ends[chunk] - self._ends[first] + self._lengths[first]

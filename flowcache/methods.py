@@ -1,7 +1,5 @@
 """Methods and presets of every model: one table, and what it makes of a user's choices."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -40,9 +38,6 @@ class MethodOptions:
 
     None and False leave a choice to the preset and the model. Flags and keys are made of the fields and their
     metadata: ``help``, ``limits``, ``choices``.
-
-    Raises:
-        ValueError: a value of another type, or out of range; one sentence that names the field.
     """
 
     method: str = _choice("method that makes the video", "flowcache", choices=METHODS)
@@ -102,7 +97,6 @@ class MethodOptions:
 
     @property
     def is_paper(self) -> bool:
-        """Whether a preset of the paper is chosen."""
         return (self.preset or DEFAULT_PRESET).startswith("paper")
 
     @property
@@ -149,7 +143,6 @@ class ModelTraits:
     lacking: Mapping[str, str] = field(default_factory=dict)
 
     def translate(self, named: Mapping[str, Any]) -> MethodOptions:
-        """Options under their own names or the model's."""
         ours = {theirs: name for name, theirs in self.names.items()}
         return MethodOptions(**{ours.get(name, name): value for name, value in named.items()})
 
@@ -191,11 +184,7 @@ def make_config(options: MethodOptions, traits: ModelTraits) -> FlowCacheConfig:
 
 
 def check_config(config: FlowCacheConfig, traits: ModelTraits) -> None:
-    """Refuse settings that a model lacks.
-
-    Raises:
-        ValueError: one sentence that names the field.
-    """
+    """Refuse settings that a model lacks."""
     default = FlowCacheConfig()
     for name, reason in traits.lacking.items():
         expected, value = getattr(default, name), getattr(config, name)
@@ -221,7 +210,6 @@ def _check_method(options: MethodOptions, traits: ModelTraits) -> None:
 
 
 def _choose_policy(options: MethodOptions) -> str:
-    """Name of the reuse policy."""
     if options.method in ("vanilla", "causal"):
         return "none"
     if options.method == "teacache":

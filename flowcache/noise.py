@@ -1,7 +1,5 @@
 """Noise of a window: held whole, or drawn block by block."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,6 @@ class Noise:
         return self._noise[:, start:stop].clone()
 
     def state_dict(self) -> State:
-        """State that the constructor does not restore."""
         return {}
 
     def load_state_dict(self, state: State) -> None:
@@ -71,7 +68,6 @@ class BlockNoise(Noise):
         return own.to(self._device, copy=True)
 
     def state_dict(self) -> State:
-        """Blocks in use, and the generator's state."""
         own = {"start": self._start, "stop": self._stop, "blocks": list(self._blocks)}
         return own | {"generator": self._generator.get_state()}
 

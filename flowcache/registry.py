@@ -1,7 +1,5 @@
 """Options of policies and scorers: fields of dataclasses, checked where they are made, set by name."""
 
-from __future__ import annotations
-
 import ast
 import math
 from collections.abc import Mapping
@@ -23,11 +21,7 @@ def option(default: Any, least: float = -math.inf, most: float = math.inf) -> An
 
 
 def check_options(made: Any) -> None:
-    """Refuse a dataclass with a field of another type than annotated, or outside the limits of ``option``.
-
-    Raises:
-        ValueError: one sentence that names the field.
-    """
+    """Refuse a dataclass with a field of another type than annotated, or outside the limits of ``option``."""
     kinds = get_type_hints(type(made))
     for each in fields(made):
         value = getattr(made, each.name)
@@ -45,9 +39,6 @@ def make_by_name(
     Args:
         kind: of the registry, for errors: ``policy``, ``scorer``.
         options: values, or their text as typed on a command line (``none`` for None, ``1,2`` for a tuple).
-
-    Raises:
-        ValueError: one sentence that names what is unknown, of another type or out of range.
     """
     if not isinstance(name, str) or name not in registry:
         raise ValueError(f"{kind}: expected one of {', '.join(registry)}, got {name!r}.")
@@ -97,11 +88,6 @@ def _from_text(value: Any, kind: Any) -> Any:
         read = ast.literal_eval(text.capitalize() if text.lower() in ("true", "false") else text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return value
-    is_tuple = any(get_origin(k) is tuple for k in (kind, *members))
-    return (
-        tuple(read)
-        if isinstance(read, list)
-        else (read,)
-        if is_tuple and not isinstance(read, tuple)
-        else read
-    )
+    if not any(get_origin(k) is tuple for k in (kind, *members)):
+        return read
+    return tuple(read) if isinstance(read, list | tuple) else (read,)

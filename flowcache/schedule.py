@@ -1,7 +1,5 @@
 """Which chunks move at each step of the loop, and how far each has come."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -42,7 +40,6 @@ class StaircaseSchedule:
             raise ValueError(f"first_chunk: expected 0 to {self.num_chunks - 1}, got {self.first_chunk}.")
 
     def __len__(self) -> int:
-        """Steps of the whole staircase."""
         return self.num_steps + (self.num_chunks - 1 - self.first_chunk) * self.stride
 
     def __iter__(self) -> Iterator[dict[int, int]]:
@@ -76,6 +73,5 @@ class StaircaseSchedule:
 
     @property
     def max_live(self) -> int:
-        """Most chunks that are live at one step."""
         chunks = self.num_chunks - self.first_chunk
         return chunks if self.stride == 0 else min(chunks, -(-self.num_steps // self.stride))

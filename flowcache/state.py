@@ -1,7 +1,5 @@
 """States of the parts of a run: plain containers of tensors and values, returned by ``state_dict``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +11,6 @@ State = dict[str, Any]
 
 
 def on_device(state: Any, device: torch.device | str) -> Any:
-    """The same state with its tensors on a device."""
     return _map_tensors(state, lambda tensor: tensor.to(device))
 
 

@@ -85,7 +85,6 @@ class Trace:
     peak_memory_bytes: int = 0
 
     def begin_window(self, window: WindowRecord) -> None:
-        """Add a window, to which the next steps belong."""
         self.windows.append(window)
 
     def add_step(
@@ -127,7 +126,6 @@ class Trace:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def timer(self, stage: str) -> StageTimer:
-        """Context manager that adds the wall time spent within to a stage."""
         return StageTimer(self, stage)
 
     @property
@@ -137,12 +135,10 @@ class Trace:
 
     @property
     def reuse_ratio(self) -> float:
-        """Reused share of all chunk steps."""
         events = [event for record in self.steps for event in record.events]
         return sum(event.reused for event in events) / len(events) if events else 0.0
 
     def save(self, path: str | Path) -> None:
-        """Write the trace as JSON, whole or not at all."""
         content = {"format": FORMAT_VERSION, "reuse_ratio": self.reuse_ratio, **asdict(self)}
         write_atomically(path, json.dumps(content).encode())
 
@@ -174,8 +170,6 @@ class Trace:
 
 
 class StageTimer:
-    """Adds the wall time between enter and exit to one stage of a trace."""
-
     def __init__(self, trace: Trace, stage: str) -> None:
         self._trace, self._stage = trace, stage
 

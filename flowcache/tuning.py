@@ -120,18 +120,9 @@ class Profile:
             raise ValueError(f"{target.flag}: {target.value:g} is out of reach; the nearest is {nearest}.")
         return max(meet, key=lambda s: (getattr(s, other), getattr(s, wanted)))
 
-    def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"format": FORMAT_VERSION, **asdict(self)})
-
     @classmethod
     def load(cls, path: Path) -> Profile:
-        """Read a file that ``save`` wrote.
-
-        Raises:
-            ValueError: the file cannot be read as a profile.
-        """
+        """Read a profile; a file that holds none is a ValueError."""
         remedy = "delete it to have it made again"
         content = read_json(path, dict[str, Any], "a profile", remedy)
         with reading(path, "a profile", remedy):
@@ -157,7 +148,6 @@ class Tuned:
         )
 
     def note(self, trace: Trace) -> None:
-        """Add target and expectation to a trace's settings."""
         trace.settings["tuning"] = {"target": str(self.target), "expected": str(self)}
 
 
@@ -218,23 +208,16 @@ class Tuning:
         return profile
 
     def check(self) -> None:
-        """Refuse a target that a saved profile cannot serve.
-
-        Raises:
-            ValueError: one sentence that names the argument and the fix.
-        """
+        """Refuse a target that a saved profile cannot serve (ValueError)."""
         if (profile := self.saved()) is not None:
             profile.choose(self.target)
 
     def run(self, pilot: Pilot) -> Tuned:
-        """Choose the setting; without a profile, measure and save one first.
-
-        Raises:
-            ValueError: as ``check``.
-        """
+        """Choose the setting, or raise as ``check``; without a profile, measure and save one first."""
         if (profile := self.saved()) is None:
             profile = self._measure(pilot)
-            profile.save(self.path)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, {"format": FORMAT_VERSION, **asdict(profile)})
         expected = profile.choose(self.target)
         tuned = Tuned(self._with_interval(expected.interval), self.target, expected, profile)
         logger.info("%s, by %s", tuned, self.path)

@@ -1,7 +1,5 @@
 """The latents of one window, cut along time into chunks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -57,11 +55,9 @@ class Window:
 
     @property
     def held_chunks(self) -> list[int]:
-        """Chunks whose latents are in memory."""
         return sorted(self._latents)
 
     def num_given_of(self, chunk: int) -> int:
-        """Given frames at the start of a chunk."""
         span = self.chunks[chunk]
         return span.frames if chunk < self.num_given else span.held
 
@@ -87,12 +83,7 @@ class Window:
         """Latents of a chunk with noise mixed into the frames of the prefix, ``(1 - level) x + level n``.
 
         A little noise keeps long videos from drifting (SkyReels-V2, ``addnoise_condition``). The frame to
-        arrive at stays clean, as in the original.
-
-        Args:
-            chunk: unchanged in the window.
-            level: share of noise, 0 to 1.
-            noise: ``[channels, num_prefix, height, width]``; None: no noise.
+        arrive at stays clean, as in the original. ``noise``: ``[channels, num_prefix, height, width]``.
         """
         latents, count, start = self.latents(chunk), self.num_prefix_of(chunk), self.chunks[chunk].start
         if noise is None or not count:

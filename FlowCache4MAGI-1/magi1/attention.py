@@ -1,7 +1,5 @@
 """Attention of packed segments against a KV cache."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -105,7 +103,6 @@ def choose_attention(device: torch.device, dtype: torch.dtype) -> PackedAttentio
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate; a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -143,7 +140,6 @@ class TextBank:
         return self.keys_values[place]
 
     def forget_before(self, caption: int) -> None:
-        """Drop the keys and values of captions before one."""
         for place in [place for place in self.keys_values if place[1] < caption]:
             del self.keys_values[place]
 

@@ -3,8 +3,6 @@
 What a function here refuses is a ValueError that names the file and the tensor or key.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import asdict
@@ -53,7 +51,6 @@ def weight_folder_name(engine: EngineSection) -> str:
 
 
 def weight_folder(load: str | Path, engine: EngineSection) -> Path:
-    """The existing folder with the weights of a configuration."""
     if not str(load):
         raise ValueError(
             f"load must name a folder of weights, here or on the Hub ({REPOSITORY}/{_FOLDER}/{_OFFICIAL[0]})."

@@ -1,7 +1,5 @@
 """MAGI-1's transformer, driven chunk by chunk."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -45,7 +43,6 @@ class KVRange:
 
     @property
     def given_reach(self) -> int:
-        """Context of a given chunk."""
         if self.clean == -1:
             return self.noisy[-1] if self.noisy else GIVEN_REACH
         return self.clean
@@ -53,8 +50,6 @@ class KVRange:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of the sampling of one window."""
-
     timetable: Timetable
     guidance: Guidance
     schedule: StaircaseSchedule
@@ -125,8 +120,8 @@ class MagiChunkModel:
             PackedSegments(segments, cache, self._text, self._attention),
         )
         # From now on, all branches see the keys and values that the last one has of clean chunks.
-        for item in filter(self._is_clean, inputs):
-            for slot in range(self.num_branches - 1):
+        for item in inputs:
+            for slot in range(0 if self._is_live(item.local_step) else self.num_branches - 1):
                 cache.copy_branch(item.chunk, source=self.num_branches - 1, target=slot)
         parts = out.split([len(part) for part in hidden])
         return [part.unflatten(0, (len(own), -1)) for part, own in zip(parts, branches, strict=True)]
@@ -176,9 +171,6 @@ class MagiChunkModel:
     def _is_live(self, local_step: int | None) -> bool:
         return local_step is not None and local_step < self.timetable.num_steps
 
-    def _is_clean(self, item: ChunkInput) -> bool:
-        return not self._is_live(item.local_step)
-
     def _time(self, local_step: int | None) -> float:
         return self.timetable.time(local_step) if self._is_live(local_step) else self.timetable.clean_time
 
@@ -201,7 +193,7 @@ class MagiChunkModel:
         return cached[-1:] if local_step is None else cached
 
     def _segment(self, item: ChunkInput, branch: Branch) -> Segment:
-        has_text = branch.text and not self._is_clean(item)
+        has_text = branch.text and self._is_live(item.local_step)
         text = self._captions.of_chunk[item.chunk] if has_text else len(self._captions.texts)
         return Segment(item.chunk, self.num_tokens(len(item.timesteps)), text, branch.slot, item.first_chunk)
 

@@ -152,7 +152,6 @@ class RuntimeSection(Section):
 
     @property
     def stride(self) -> int:
-        """Steps between the starts of two chunks."""
         return self.num_steps // self.window_size
 
 
@@ -186,15 +185,12 @@ class EngineSection(Section):
 
     @property
     def unused(self) -> list[str]:
-        """Keys with a value that is ignored."""
         defaults = EngineSection()
         return [name for name in UNUSED if getattr(self, name) != getattr(defaults, name)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MagiConfig:
-    """A whole configuration file."""
-
     model_config: ModelSection = field(default_factory=ModelSection)
     runtime_config: RuntimeSection = field(default_factory=RuntimeSection)
     engine_config: EngineSection = field(default_factory=EngineSection)

@@ -1,7 +1,5 @@
 """Names and shapes of the tensors of official MAGI-1 checkpoints, and the meaning of quantised ones."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 
@@ -45,7 +43,6 @@ _LAYER = {
 
 
 def official_key(name: str) -> str:
-    """The official name of one of our tensors."""
     if name in _OUTER:
         return _OUTER[name]
     stem, _, last = name.rpartition(".")

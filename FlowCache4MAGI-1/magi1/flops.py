@@ -16,7 +16,6 @@ class TransformerFlops(PatchFlops):
 
     @classmethod
     def of(cls, config: Any) -> TransformerFlops:
-        """Read the sizes from a transformer's configuration."""
         patch = config.t_patch_size * config.patch_size**2
         return cls(config.hidden_size, config.in_channels * patch, config.out_channels * patch, config)
 

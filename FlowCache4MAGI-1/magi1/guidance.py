@@ -1,7 +1,5 @@
 """Guidance: branches of a chunk and the mix of their velocities (arXiv 2505.13211, 3.2)."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Small layers of MAGI-1's transformer, and its rotary positions."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The method on MAGI-1: thresholds, and the model's names of options."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -57,9 +55,6 @@ def method_config(
         preset: one of ``flowcache.methods.PRESETS``; None: the default.
         named: fields of ``flowcache.methods.MethodOptions``, also under MAGI-1's names: ``rel_l1_thresh``,
             ``compress_kv_cache``, ``total_cache_chunk_nums``, ...
-
-    Raises:
-        ValueError: as ``make_config``.
     """
     if isinstance(options, str):
         preset, options = options, None

@@ -3,8 +3,6 @@
 Official weights are in local folders or on the Hub; they are downloaded when they are loaded.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping
@@ -37,11 +35,7 @@ logger = logging.getLogger(__name__)
 SMALL = shipped("assets/magi1_small")
 
 #: Keys of the configuration that name folders of weights, and the checks of their files.
-FOLDERS = {
-    "load": check_transformer,
-    "vae_pretrained": check_vae,
-    "t5_pretrained": check_text_encoder,
-}
+FOLDERS = {"load": check_transformer, "vae_pretrained": check_vae, "t5_pretrained": check_text_encoder}
 
 #: A folder on the Hub: ``owner/repository/folder``.
 _HUB_FOLDER = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([^/].*?)/*")

@@ -1,7 +1,5 @@
 """The paper's table of MAGI-1, counted at the settings that fit its first row; it does not state them."""
 
-from __future__ import annotations
-
 from flowcache.benchmark.paper_flops import PaperFlops, PaperRow
 
 from .config import ModelSection

@@ -1,7 +1,5 @@
 """Linear layers with weights in fp8, as the official quantised checkpoints have them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,13 +1,11 @@
 """Times of MAGI-1's steps, and its solver."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
 
-from flowcache.state import State
+from flowcache.chunk_model import Solver
 
 #: Time at which the official models see clean chunks.
 CLEAN_TIME = 0.9999
@@ -52,7 +50,6 @@ class Timetable:
         self.times = squared / np.float32(SHIFT) / (1 - np.float32(1 - 1 / SHIFT) * squared)
 
     def time(self, local_step: int) -> float:
-        """Time at the start of a local step."""
         return float(self.times[local_step])
 
     def step_size(self, local_step: int) -> float | None:
@@ -64,8 +61,8 @@ class Timetable:
         return 2 * 4 / self._intervals[local_step % 3]
 
 
-class Euler:
-    """Implements ``flowcache.chunk_model.Solver``: velocity times the step's time; keeps no history."""
+class Euler(Solver):
+    """Velocity times the step's time; keeps no history."""
 
     def __init__(self, timetable: Timetable) -> None:
         self._timetable = timetable
@@ -77,12 +74,3 @@ class Euler:
     def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:
         times = self._timetable.times
         return latents + velocity * float(times[local_step + 1] - times[local_step])
-
-    def skip(self, chunk: int) -> None: ...
-
-    def forget(self, chunk: int) -> None: ...
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None: ...

@@ -1,7 +1,5 @@
 """Loads the T5 text encoder and its tokenizer, strictly; errors as in ``checkpoint``."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -47,7 +45,6 @@ def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
 
 
 def load_text_encoder(t5_pretrained: Path) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
-    """Load tokenizer and encoder, in fp32."""
     folder = t5_pretrained / T5_FOLDER
     tokenizer = load_tokenizer(folder)
     with reading(folder, "a text encoder"):

@@ -38,11 +38,9 @@ class Attend(Protocol):
 
     def attend_video(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Self attention, ``[tokens, heads, head_dim]``; keys and values may have fewer heads."""
-        ...
 
     def attend_text(self, layer: int, query: Tensor, project: ProjectText) -> Tensor:
         """Cross attention to each segment's caption."""
-        ...
 
 
 class MagiAttention(nn.Module):

@@ -1,7 +1,5 @@
 """MAGI-1's autoencoder: vision transformers between video and latents (arXiv 2505.13211, section 2.1)."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,11 +168,9 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
         self.tiling: Tiling | None = None
 
     def enable_tiling(self, tiling: Tiling | None = None) -> None:
-        """Run large clips tile by tile, which bounds memory."""
         self.tiling = tiling or Tiling()
 
     def disable_tiling(self) -> None:
-        """Run every clip at once."""
         self.tiling = None
 
     @apply_forward_hook
@@ -220,16 +216,11 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
         if tiling.size is None or max(x.shape[3:]) <= tiling.size // side * unit_in:
             return torch.cat([run(piece) for piece in pieces], dim=2)
         size = tiling.size // side
-        stride = int(size * (1 - tiling.overlap))
+        stride, span = int(size * (1 - tiling.overlap)), size * unit_in
+        tops, lefts = (range(0, length, stride * unit_in) for length in x.shape[3:])
 
         def run_tiles(piece: Tensor) -> list[list[Tensor]]:
-            return [
-                [
-                    run(piece[..., top : top + size * unit_in, left : left + size * unit_in])
-                    for left in range(0, x.shape[4], stride * unit_in)
-                ]
-                for top in range(0, x.shape[3], stride * unit_in)
-            ]
+            return [[run(piece[..., t : t + span, u : u + span]) for u in lefts] for t in tops]
 
         # The original blends encoded tiles with neighbours that are blended already, decoded ones with raw.
         keep, blend = stride * unit_out, (size - stride) * unit_out

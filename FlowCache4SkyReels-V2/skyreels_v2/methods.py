@@ -1,7 +1,5 @@
 """The method on SkyReels-V2: thresholds, fitted polynomials, and the model's names of options."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -58,9 +56,6 @@ def method_config(
         family: ``1.3B`` or ``14B``, for the fitted polynomial.
         named: fields of ``flowcache.methods.MethodOptions``, also under SkyReels-V2's names:
             ``use_ret_steps``, ``budget_block``, ``kvrange``, ...
-
-    Raises:
-        ValueError: as ``make_config``.
     """
     options = TRAITS.translate({"method": method, "preset": preset, **named})
     return make_config(options, traits_for(family))

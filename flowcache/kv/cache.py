@@ -1,7 +1,5 @@
 """Keys and values that chunks leave for each other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -104,9 +102,7 @@ class ChunkKVCache:
     def prepare(self, clean: Mapping[int, range], budget: int) -> dict[int, int]:
         """Tokens that compression will drop right before a chunk reads, by chunk.
 
-        Args:
-            clean: the chunks about to run, and the earlier ones that count as clean for each.
-            budget: most tokens of clean chunks.
+        ``clean``: chunks about to run, with the earlier ones that count as clean for each.
         """
         return {}
 
@@ -146,7 +142,6 @@ class ChunkKVCache:
         return keys[:, rows.start : rows.stop], values[:, rows.start : rows.stop]
 
     def copy_branch(self, chunk: int, source: int, target: int) -> None:
-        """Copy a live chunk from one branch to another, in all layers."""
         rows = self._live(0, self._ranges[0][chunk])
         self._rows[:, :, target, rows] = self._rows[:, :, source, rows]
 
@@ -202,7 +197,6 @@ class ChunkKVCache:
         return 0.0
 
     def pop_quantizations(self) -> list[QuantizationEvent]:
-        """Quantisations since the last call."""
         errors, self._errors = self._errors, {}
         means = [torch.stack(layers).mean(dim=0).tolist() for layers in errors.values()]
         return [QuantizationEvent(list(chunks), *mean) for chunks, mean in zip(errors, means, strict=True)]
@@ -225,12 +219,10 @@ class ChunkKVCache:
             self._store.load_state_dict(state["store"], max(self._stored))
 
     def count_rows(self, chunks: Sequence[int], layer: int = 0) -> int:
-        """Rows of these chunks and of those compressed before."""
         ranges = self._ranges[layer]
         return sum(len(ranges[chunk]) for chunk in (KEPT, *chunks) if chunk in ranges)
 
     def _moved(self, layer: int, gone: Sequence[int], shift: int) -> dict[int, range]:
-        """Ranges of the chunks that stay, shifted by some rows."""
         others = {c: r for c, r in self._ranges[layer].items() if c not in (KEPT, *gone)}
         return {c: range(r.start + shift, r.stop + shift) for c, r in others.items()}
 
@@ -241,7 +233,6 @@ class ChunkKVCache:
         return self._store.read(place, stored, live) if stored else tuple(live)
 
     def _live(self, place: int, rows: range) -> slice:
-        """Where rows outside the store are."""
         stored = self._stored[place]
         if rows.start < stored:
             raise ValueError("chunk: expected a live one, got one in the store, which is not written again.")

@@ -1,7 +1,5 @@
 """A cache that compresses clean chunks, and so never needs more than its capacity."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -136,7 +134,6 @@ class CompressedKVCache(ChunkKVCache):
         return list(takewhile(clean.__contains__, own))
 
     def _compress(self, layers: slice, clean: Collection[int], budget: int) -> None:
-        """Compress layers that have the same ranges."""
         started = time.perf_counter()
         clean = self._oldest_clean(clean, layers.start)
         end = self.count_rows(clean, layers.start)
@@ -155,7 +152,6 @@ class CompressedKVCache(ChunkKVCache):
         self._seconds += time.perf_counter() - started
 
     def _origins(self) -> dict[int, float]:
-        """Share of the rows kept that comes from each chunk."""
         positions, chunks = torch.stack(self._positions), list(self._starts)
         bounds = torch.tensor(list(self._starts.values()), dtype=torch.int32, device=positions.device)
         counts = torch.bincount(torch.bucketize(positions.flatten(), bounds, right=True) - 1).tolist()

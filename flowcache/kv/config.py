@@ -1,7 +1,5 @@
 """Configuration of the KV cache: which tokens of clean chunks are kept, and in what form."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -30,9 +28,6 @@ class KVCompressionConfig:
         max_queries: most of those that are asked, spread over all of them; None: all.
         mix_lambda: weight of importance in the scorer, where that is ``paper``; None: its own.
         original: habits of the original FlowCache; None: ours.
-
-    Raises:
-        ValueError: one sentence that names the argument.
     """
 
     budget: int = option(1, 1, 10**6)
@@ -73,9 +68,6 @@ class KVStorageConfig:
     Args:
         bits: bits per number, 8 or 4; None: the model's own type.
         offload: keep them in host memory; while a layer computes, the next one's are copied.
-
-    Raises:
-        ValueError: one sentence that names the argument.
     """
 
     bits: Literal[8, 4] | None = None

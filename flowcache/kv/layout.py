@@ -1,7 +1,5 @@
 """What a model stores of a token."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Manager of a window's cache: what each chunk sees, and when chunks are compressed, stored and dropped."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence
@@ -55,7 +53,6 @@ class CacheManager:
         return max(clean.start, clean.stop - self._clean_range)
 
     def release(self, step: int) -> None:
-        """Drop chunks that nothing sees from this step on."""
         if self._reach_back is None:
             return
         # With a clean pass, the chunk that has just become clean reads once more.
@@ -65,7 +62,6 @@ class CacheManager:
             self.cache.drop(dropped)
 
     def fits(self, chunks: Sequence[int]) -> bool:
-        """Whether chunks fit without compression."""
         return self.cache.num_taken + self._needed(chunks) <= self.cache.capacity
 
     def make_room(self, chunks: Sequence[int], step: int) -> None:

@@ -1,7 +1,5 @@
 """What only the original FlowCache does when it compresses: for the paper's presets and reference cases."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, get_args
 

@@ -1,7 +1,5 @@
 """Keys and values in 8 or 4 bits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +8,6 @@ from torch import Tensor
 
 from .layout import CacheLayout
 from .storage import PlainRows
-
-BITS = (8, 4)
 
 #: Least tokens that share the scales of their keys, where chunks have that many.
 LEAST_GROUP = 64

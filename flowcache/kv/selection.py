@@ -1,7 +1,5 @@
 """From scores to the tokens that are kept."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Where clean chunks' keys and values are stored, and in what form."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -22,7 +20,6 @@ class PlainRows:
     def allocate(
         self, layout: CacheLayout, rows: int, device: torch.device | str, pinned: bool = False
     ) -> list[Tensor]:
-        """The tensors of that many rows, not initialised."""
         options = {"dtype": layout.dtype, "device": device, "pin_memory": pinned}
         return [torch.empty(layout.shape(rows), **options) for _ in range(2)]
 
@@ -64,7 +61,6 @@ class RowStore:
         return 0
 
     def invalidate(self) -> None:
-        """Forget the workspace, as rows have changed."""
         self._layer = -1
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> Tensor | None:
@@ -100,14 +96,12 @@ class RowStore:
         return tuple(self._workspace[:, :, :stop])
 
     def move_up(self, start: int, stop: int) -> None:
-        """Move rows to the beginning, in all layers."""
         self.invalidate()
         for layer in chain(*self._parts):
             rows = self._entries(layer, start, stop).clone()
             self._entries(layer, 0, stop - start).copy_(rows)
 
     def state_dict(self, rows: int) -> State:
-        """The first rows of all layers, in their form."""
         return {"parts": [self._entries(part.flatten(0, 1), 0, rows) for part in self._parts]}
 
     def load_state_dict(self, state: State, rows: int) -> None:
@@ -119,7 +113,6 @@ class RowStore:
         return self._form.allocate(self._layout, self.capacity, self._layout.device)
 
     def _load(self, layer: int, start: int, stop: int) -> list[Tensor]:
-        """Entries of some rows, on the model's device."""
         return [self._entries(part[layer], start, stop) for part in self._parts]
 
     def _entries(self, part: Tensor, start: int, stop: int) -> Tensor:
@@ -186,5 +179,4 @@ class HostStore(RowStore):
 
 
 def count_bytes(tensors: Sequence[Tensor]) -> int:
-    """Bytes of all elements."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,7 +1,5 @@
 """Compression within a step, as the original FlowCache does it on SkyReels-V2."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """When a chunk skips the model: a policy a file, registered here; and what is forecast instead."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,9 +33,5 @@ __all__ = [
 
 
 def make_policy(name: str, options: Mapping[str, Any] | None = None) -> ReusePolicy:
-    """Make a policy of ``POLICIES`` with options; text is converted to an option's type.
-
-    Raises:
-        ValueError: unknown name or option, or a value out of range.
-    """
+    """Make a policy of ``POLICIES`` with options; text is converted to an option's type."""
     return make_by_name("policy", POLICIES, ALIASES.get(name, name), options or {})

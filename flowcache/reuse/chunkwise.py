@@ -1,7 +1,5 @@
 """FlowCache's chunkwise caching: every chunk decides for itself."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from torch import Tensor

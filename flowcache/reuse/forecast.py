@@ -1,7 +1,5 @@
 """What replaces the model's output when a chunk is reused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -40,7 +38,6 @@ class Forecast:
         self._known: dict[int, list[tuple[float, Tensor]]] = {}
 
     def knows(self, chunk: int) -> bool:
-        """Whether the chunk has an evaluation to be forecast from."""
         return chunk in self._known
 
     def evaluated_at(self, chunk: int) -> list[float]:
@@ -48,7 +45,6 @@ class Forecast:
         return [time for time, _ in self._known.get(chunk, ())]
 
     def forget(self, chunk: int) -> None:
-        """Drop the evaluations of a chunk that has become clean."""
         self._known.pop(chunk, None)
 
     def state_dict(self) -> State:
@@ -65,14 +61,7 @@ class Forecast:
         outputs: Sequence[Tensor],
         velocities: Sequence[Tensor],
     ) -> None:
-        """Note an evaluation of the model.
-
-        Args:
-            inputs: computed chunks.
-            tokens: per chunk, what entered the block stack, ``[branches or 1, tokens, dim]``.
-            outputs: per chunk, what left it, ``[branches, tokens, dim]``.
-            velocities: per chunk, the guided velocity, ``[channels, frames, height, width]``.
-        """
+        """Note an evaluation: computed chunks, and what ``ChunkModel`` returned for each."""
 
     def observe_step(self, chunk: int, local_step: int, before: Tensor, after: Tensor) -> None:
         """Note the solver's step of a computed chunk, ``[channels, frames, height, width]``."""
@@ -82,7 +71,6 @@ class Forecast:
         return [self.extrapolate(item.chunk, item.local_step) for item in inputs]
 
     def extrapolate(self, chunk: int, local_step: int) -> Tensor:
-        """Value at a local step, by the chunk's last evaluations."""
         known = self._known[chunk]
         if len(known) == 1:
             return known[0][1]

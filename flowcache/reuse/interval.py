@@ -1,7 +1,5 @@
 """Run the model every N steps, on all live chunks in the same call."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -44,7 +42,6 @@ class Interval(ReusePolicy):
         }
 
     def interval_for(self, num_chunk_steps: int) -> int:
-        """Interval for chunks of that many steps."""
         return self.interval or max(2, round(self.scale * math.sqrt(num_chunk_steps)))
 
     def describe(self, num_chunk_steps=None):

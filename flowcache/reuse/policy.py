@@ -1,7 +1,5 @@
 """The interface of a reuse policy, and the distance that the adaptive policies measure."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -129,5 +127,4 @@ def accumulate(
 
 
 def polynomial(coefficients: Sequence[float], value: float) -> float:
-    """Evaluate a polynomial, highest power first (Horner's rule)."""
     return reduce(lambda result, coefficient: result * value + coefficient, coefficients, 0.0)

@@ -1,7 +1,5 @@
 """The TeaCache baseline: one decision for the whole window."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """The cache of a window: large enough for every schedule, bounded, and the same wherever clean chunks are."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import pytest

@@ -1,7 +1,5 @@
 """The loop stops at numbers that are not finite, and no state holds any."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """A loop that continues from a state is the loop that never stopped."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -75,25 +75,3 @@ def test_noise_is_the_same_however_it_is_asked_for(step):
     assert torch.equal(draw(step), draw(40))
     whole = torch.randn(2, 40, 2, 2, generator=torch.Generator().manual_seed(5))
     assert torch.equal(draw(step, block_frames=40), whole), "one block is one draw"
-
-
-def test_dropped_noise_is_refused():
-    noise = BlockNoise(torch.Generator(), (2, 40, 2, 2), block_frames=4)
-    noise.frames(20, 22)
-    with pytest.raises(ValueError, match=r"20.*3"):
-        noise.frames(3, 5)
-
-
-def test_a_window_continues_from_a_state():
-    def cut():
-        noise = BlockNoise(torch.Generator().manual_seed(5), (4, 40, 2, 2), block_frames=9)
-        return cut_window(noise, 4, prefix=torch.ones(4, 6, 2, 2))
-
-    stopped, other = cut(), cut()
-    stopped.latents(0)
-    stopped.latents(1).add_(1)
-    stopped.drop(0)
-    other.load_state_dict(stopped.state_dict())
-    assert other.held_chunks == [1]
-    for chunk in range(1, 10):
-        assert torch.equal(other.latents(chunk), stopped.latents(chunk))

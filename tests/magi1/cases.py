@@ -1,7 +1,5 @@
 """Reference cases of MAGI-1 as the objects of our code, and tiny models."""
 
-from __future__ import annotations
-
 import inspect
 
 import torch

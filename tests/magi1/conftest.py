@@ -1,7 +1,5 @@
 """Fixtures of the MAGI-1 tests."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from programs import Program

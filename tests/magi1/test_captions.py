@@ -1,7 +1,5 @@
 """Captions with special tokens against the original's, and their tables."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -49,13 +47,6 @@ def test_equal_captions_are_one():
     assert CaptionSwitches(high_quality=True, duration=True, negative=True).num_tokens == 2
     with pytest.raises(ValueError, match="special_tokens"):
         make_captions(caption, null, 3, switches=CaptionSwitches(high_quality=True))
-
-
-@pytest.mark.parametrize(("word", "on"), [("yes", True), ("ON", True), ("0", False), ("off", False)])
-def test_words_of_the_variables(word, on):
-    assert CaptionSwitches.from_environment({"PAD_HQ": word}, usual=not on).high_quality is on
-    with pytest.raises(ValueError, match="PAD_HQ"):
-        CaptionSwitches.from_environment({"PAD_HQ": "maybe"})
 
 
 def save_tokens(path, rows=100, **changes):

@@ -1,7 +1,5 @@
 """The loader of official checkpoints: names, shapes, types, fp8, and errors for wrong files."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil
@@ -107,10 +105,7 @@ def test_wrong_tensors_are_named(official, change, message):
 
 def test_wrong_files_are_named(official):
     folder, _ = official
-    shard, index = folder / "b.safetensors", folder / f"{SINGLE}.index.json"
-    shard.write_bytes(shard.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"b\.safetensors cannot be read"):
-        load_transformer(folder.parent, CONFIG)
+    shard = folder / "b.safetensors"
     shard.unlink()
     with pytest.raises(ValueError, match=r"lacks b\.safetensors\."):
         load_transformer(folder.parent, CONFIG)
@@ -119,10 +114,6 @@ def test_wrong_files_are_named(official):
         load_transformer(folder.parent, CONFIG)
     with pytest.raises(ValueError, match=r"inference_weight\.fp8\.distill"):
         load_transformer(folder.parent, FP8_CONFIG)
-    for content in ([1], {"weight_map": [1]}, "text"):
-        index.write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=r"index\.json cannot be read"):
-            load_transformer(folder.parent, CONFIG)
 
 
 def test_weights_stay_in_fp8(quantised, tmp_path, caplog):
@@ -219,8 +210,6 @@ def edit(path, change):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.unlink(), "cannot be read as a text encoder"),
-        (lambda path: path.write_bytes(b"short"), "t5-v1_1-xxl cannot be read"),
         (lambda path: edit(path, lambda t: t.pop("encoder.final_layer_norm.weight")), "lacks encoder.fi"),
         (
             lambda path: edit(path, lambda t: t.update({LAYER: t[LAYER.replace("1", "0", 1)].clone()})),

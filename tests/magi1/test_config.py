@@ -1,7 +1,5 @@
 """The official configuration files: values, refusals and keys without effect."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -77,8 +75,3 @@ def test_keys_without_effect(read):
     engine = {"enable_cuda_graph": True, "ulysses_overlap_degree": 2, "cp_size": 2, "cp_strategy": "x"}
     unused = read({"runtime_config": BASE, "engine_config": engine}).engine_config.unused
     assert unused == ["cp_size", "ulysses_overlap_degree", "enable_cuda_graph"]
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"nothing\.json"):
-        MagiConfig.from_file(tmp_path / "nothing.json")

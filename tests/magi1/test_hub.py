@@ -1,7 +1,5 @@
 """Local folders, folders on the Hub, and the small checkpoint; nothing here opens a connection."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

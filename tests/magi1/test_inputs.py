@@ -1,7 +1,5 @@
 """Inputs of the programs: damaged folders, weights that are not finite, prompts, the original's variables."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

@@ -1,7 +1,5 @@
 """No reference case is overlooked: each is run somewhere, or named here with the reason why not."""
 
-from __future__ import annotations
-
 import pytest
 from reference import ROOT, reference_dir
 

@@ -1,7 +1,5 @@
 """The autoencoder against tensors of the original code."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from cases import magi_case, pick_known, relative_error
@@ -63,9 +61,3 @@ def test_official_names_and_shapes():
         vae = AutoencoderKLMagi(**pick_known(AutoencoderKLMagi, config.get("ddconfig", config)))
     shapes = {key: list(tensor.shape) for key, tensor in vae.state_dict().items()}
     assert shapes == {key: tensor["shape"] for key, tensor in listed["tensors"].items()}
-
-
-def test_sizes_that_cannot_be_cut_are_refused():
-    vae = AutoencoderKLMagi(video_size=32, patch_size=8, z_chans=2, embed_dim=256, depth=1, num_heads=2)
-    with pytest.raises(ValueError, match="multiple of 4 frames"):
-        vae.encode(torch.zeros(1, 3, 6, 32, 32))

@@ -1,7 +1,5 @@
 """Keep what the newest queries attend to."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
