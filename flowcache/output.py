@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from .resume import ResumeFile
@@ -29,25 +28,6 @@ class VideoPart:
     frames: Tensor
     latents: Tensor
     state: Callable[[], State] | None = None
-
-
-@dataclass(frozen=True)
-class VideoOutput:
-    """A generated video: frames ``[3, frames, height, width]`` in [-1, 1], normalised latents, trace."""
-
-    frames: Tensor
-    latents: Tensor
-    trace: Trace
-
-    @classmethod
-    def join(cls, parts: Iterable[VideoPart], trace: Trace) -> VideoOutput:
-        """All parts in a row."""
-        # a state refers to the whole stream
-        parts = [replace(part, state=None) for part in parts]
-        frames, latents = (
-            torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("frames", "latents")
-        )
-        return cls(frames, latents, trace)
 
 
 def write_parts(

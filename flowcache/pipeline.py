@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,21 @@ from PIL import Image
 from torch import Tensor
 
 from .arguments import check_type
+from .chunk_model import Solver
 from .config import FlowCacheConfig
 from .methods import ModelTraits, make_config
 from .output import VideoPart
+from .prompts import PromptWarnings, find_losses
 from .trace import Trace
 from .video import VideoWriter
+from .window import Window
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
 Generators = torch.Generator | list[torch.Generator]
+
+#: Pipeline, step, timestep of the youngest live chunk, and ``{"latents": ...}`` of the live chunks.
+StepCallback = Callable[["FlowCachePipeline", int, float, dict[str, Tensor]], Any]
 
 
 class VideoTrace(Trace):
@@ -73,11 +80,41 @@ class FlowCachePipeline:
 
     flowcache_config: FlowCacheConfig = FlowCacheConfig()
     flowcache_method: str = "flowcache"
+    flowcache_traits: ModelTraits
 
-    @property
-    def flowcache_traits(self) -> ModelTraits:
-        """Traits of the model."""
-        raise NotImplementedError
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any
+    ) -> FlowCachePipeline:
+        """Load as diffusers does, which calls ``torch_dtype`` ``dtype`` now."""
+        return super().from_pretrained(folder, **{"dtype": torch_dtype, **named})
+
+    @cached_property
+    def prompt_warnings(self) -> PromptWarnings:
+        return PromptWarnings()
+
+    def _note_losses(self, name: str, prompt: str, cleaned: str, max_tokens: int, trace: Trace) -> None:
+        """Warn of words that the text encoder does not get, and note them in the trace."""
+        losses = find_losses(prompt, cleaned, self.tokenizer, max_tokens)
+        self.prompt_warnings.warn(name, losses, self.tokenizer)
+        if losses:
+            trace.settings.setdefault("prompt_losses", {})[name] = losses
+
+    def _end_step(
+        self,
+        update: Callable[[], Any],
+        callback: StepCallback | None,
+        window: Window,
+        solver: Solver,
+        trace: Trace,
+    ) -> None:
+        """Move the progress bar and call a ``callback_on_step_end``."""
+        update()
+        if callback is not None:
+            live = trace.steps[-1].events
+            latents = torch.cat([window.latents(event.chunk) for event in live], dim=1).unsqueeze(0)
+            timestep = solver.timestep(live[-1].local_step)
+            callback(self, len(trace.steps) - 1, timestep, {"latents": latents})
 
 
 def enable(

@@ -12,11 +12,9 @@ from reference import ROOT
 from resumed import decided, kill_at, loaded, saved, stop_at
 
 from flowcache import Trace
-from magi1 import adapter
+from magi1 import adapter, load_pipeline, resolve_model
 from magi1.config import FlowCacheOptions, MagiConfig
 from magi1.methods import method_config
-from magi1.model_source import load_pipeline, resolve_model
-from magi1.request import VideoRequest
 
 COMPRESSED = {"compress_kv_cache": True, "total_cache_chunk_nums": 5}
 CASES = {
@@ -42,20 +40,17 @@ def pipeline(weights):
 def test_a_stream_resumes_from_any_part(pipeline, weights, name, frames):
     method, options, changes = CASES[name]
     prefix = torch.rand(3, frames, 32, 32, generator=torch.Generator().manual_seed(0)) if frames else None
-    request = VideoRequest(
-        prompt="a red circle",
-        config=MagiConfig.from_file(weights, {"num_frames": 44, **changes}),
-        cache=method_config(method, FlowCacheOptions(**options)),
-        prefix=prefix,
-    )
+    config = MagiConfig.from_file(weights, {"num_frames": 44, **changes})
+    cache = method_config(method, FlowCacheOptions(**options))
+    request = ("a red circle", config, cache, prefix)
     trace, parts, states = Trace(), [], []
-    for part in pipeline.stream(request, trace):
+    for part in pipeline.stream(*request, trace):
         parts.append(part)
         states.append(saved(part.state(), trace) if part.state else None)
     offered = [place for place, state in enumerate(states) if state is not None]
     place = random.Random(f"{name}{frames}").choice(offered[:-1])
     state, other = loaded(states[place])
-    rest = list(pipeline.stream(request, other, state))
+    rest = list(pipeline.stream(*request, other, state))
     assert len(rest) == len(parts) - place - 1
     for theirs, ours in zip(rest, parts[place + 1 :], strict=True):
         assert torch.equal(theirs.frames, ours.frames)
