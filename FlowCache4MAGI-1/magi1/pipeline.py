@@ -327,6 +327,13 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items() if v is not None}
         return replace(config, runtime_config=replace(runtime, **given))
 
+    def encode_prompt(self, prompt: str) -> Tensor:
+        """Embed a prompt for ``prompt_embeds``, without padding: ``[1, tokens, channels]``, fp32."""
+        limit = {"max_length": self.transformer.config.caption_max_length, "truncation": True}
+        tokens = self.tokenizer(clean_prompt(prompt), **limit, return_tensors="pt")
+        embeds = self.text_encoder(tokens.input_ids.to(self.text_encoder.device)).last_hidden_state
+        return check_finite("text embeddings", embeds.float().to(self._execution_device))
+
     def _embed_prompt(
         self, prompt: str | None, embeds: Tensor | None, switches: CaptionSwitches, trace: Trace
     ) -> Tensor:
@@ -344,11 +351,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         # Special tokens displace the last tokens of the caption, of which the very last only ends the text.
         room = sizes.caption_max_length - max(switches.num_tokens - 1, 0)
         self._note_losses("prompt", prompt, text, room, trace)
-        limit = {"max_length": sizes.caption_max_length, "truncation": True}
-        tokens = self.tokenizer(text, **limit, return_tensors="pt")
-        encoder = self.text_encoder
-        embeds = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state[0]
-        return check_finite("text embeddings", embeds.float().to(device))
+        return self.encode_prompt(prompt)[0]
 
     def _encode(self, video: Tensor) -> Tensor:
         """Scaled latents ``[channels, frames / 4, height / 8, width / 8]``; one frame gives one."""
