@@ -18,7 +18,7 @@ from .chunk_model import Solver
 from .config import FlowCacheConfig
 from .methods import ModelTraits, make_config
 from .output import VideoPart
-from .prompts import PromptWarnings, find_losses
+from .prompts import PromptWarnings, check_prompt, find_losses
 from .trace import Trace
 from .video import VideoWriter
 from .window import Window
@@ -76,7 +76,11 @@ class VideoOutput:
 
 
 class FlowCachePipeline:
-    """Mixin of diffusers pipelines; ``enable`` sets the configuration of calls that pass none."""
+    """Mixin of diffusers pipelines; ``enable`` sets the configuration of calls that pass none.
+
+    A model has ``stream``; ``prepare``, which makes its arguments, frames per second and a seed of a call's
+    options; and ``clean_prompt``, which gives the part of a prompt that is tokenized.
+    """
 
     flowcache_config: FlowCacheConfig = FlowCacheConfig()
     flowcache_method: str = "flowcache"
@@ -88,6 +92,60 @@ class FlowCachePipeline:
     ) -> FlowCachePipeline:
         """Load as diffusers does, which calls ``torch_dtype`` ``dtype`` now."""
         return super().from_pretrained(folder, **{"dtype": torch_dtype, **named})
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        *,
+        cache: FlowCacheConfig | None = None,
+        trace: Trace | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: Generators | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        output_type: str = "np",
+        callback_on_step_end: StepCallback | None = None,
+        **options: Any,
+    ) -> VideoOutput:
+        """Generate videos; diffusers' arguments have diffusers' meaning.
+
+        Args:
+            prompt, negative_prompt: one or a list; None: the model's default negative prompt.
+            cache: configuration of FlowCache; None: that of ``enable``.
+            trace: filled in with what happens in a single video.
+            generator: its next draw is the seed of a video; without one, seeds count up from ``seed``.
+            prompt_embeds, negative_prompt_embeds: ``[prompts, tokens, width]`` in place of prompts.
+            output_type: ``np``, ``pt``, ``pil`` or ``latent``; see ``VideoOutput``.
+            callback_on_step_end: called after each step; its result is ignored.
+            **options: given frames and settings of the videos, as of the model's ``prepare``.
+
+        Raises:
+            TypeError, ValueError: an argument is of another type or out of range; it is named.
+        """
+        given, fps, seed = self.prepare(**options)
+        given |= {"cache": cache, "on_step_end": callback_on_step_end, "decode": output_type != "latent"}
+        texts = split_prompts(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+        )
+        for text in texts:
+            for name in text.keys() & {"prompt", "negative_prompt"}:
+                check_prompt(name, text[name], self.clean_prompt)
+        return make_videos(
+            lambda index, seed, trace: self.stream(**texts[index], **given, seed=seed, trace=trace),
+            len(texts),
+            fps,
+            seed,
+            num_videos_per_prompt=num_videos_per_prompt,
+            generator=generator,
+            output_type=output_type,
+            trace=trace,
+            method=self.flowcache_method,
+        )
 
     @cached_property
     def prompt_warnings(self) -> PromptWarnings:

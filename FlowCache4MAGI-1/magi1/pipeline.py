@@ -21,14 +21,7 @@ from flowcache.environment import describe_environment, peak_memory_bytes, synch
 from flowcache.finite import check_finite
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoPart
-from flowcache.pipeline import (
-    FlowCachePipeline,
-    Generators,
-    StepCallback,
-    VideoOutput,
-    make_videos,
-    split_prompts,
-)
+from flowcache.pipeline import FlowCachePipeline, StepCallback
 from flowcache.prompts import check_prompt
 from flowcache.shipped import shipped
 from flowcache.state import State
@@ -69,6 +62,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
     model_defaults = MagiConfig(engine_config=EngineSection(distill=True))
 
     flowcache_config, flowcache_traits = method_config(), TRAITS
+    clean_prompt = staticmethod(clean_prompt)
 
     def __init__(
         self,
@@ -131,69 +125,35 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         content["runtime_config"] |= dict.fromkeys(FOLDERS, "")
         (Path(save_directory) / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
-    @torch.no_grad()
-    def __call__(
+    def prepare(
         self,
-        prompt: str | list[str] | None = None,
         config: MagiConfig | None = None,
-        cache: FlowCacheConfig | None = None,
-        trace: Trace | None = None,
-        *,
         image: GivenFrames | None = None,
         video: GivenFrames | None = None,
-        num_videos_per_prompt: int = 1,
-        generator: Generators | None = None,
-        prompt_embeds: Tensor | None = None,
-        output_type: str = "np",
-        callback_on_step_end: StepCallback | None = None,
-        **changes: Any,
-    ) -> VideoOutput:
-        """Generate videos; diffusers' arguments have diffusers' meaning.
+        **options: Any,
+    ) -> tuple[dict[str, Any], float, int]:
+        """Make arguments of ``stream`` of a call's; also returns frames per second and seed.
 
         Args:
-            prompt: one or a list; empty: the null caption.
             config: settings of the videos; None: the model's own.
-            cache: configuration of FlowCache; None: that of ``flowcache.enable``.
-            trace: filled in with what happens in a single video.
             image: first frame of the video.
             video: frames to continue, which are not repeated: all but at most the first three.
-            generator: its next draw is the seed of a video; without one, seeds count up from ``seed``.
-            prompt_embeds: ``[prompts, tokens, width]`` in place of prompts.
-            output_type: ``np``, ``pt``, ``pil`` or ``latent``; see ``VideoOutput``.
-            callback_on_step_end: called after each step; its result is ignored.
-            **changes: as of ``make_config``, and special tokens and guidance as of ``stream``.
-
-        Raises:
-            TypeError, ValueError: an argument is of another type or out of range; it is named.
+            **options: special tokens and guidance, as of ``stream``, or as of ``make_config``.
         """
-        options = {name: changes.pop(name) for name in _HANDED_ON if name in changes}
-        config = self.make_config(config, **changes)
-        runtime = config.runtime_config
+        given = {name: options.pop(name) for name in _HANDED_ON if name in options}
+        given["config"] = self.make_config(config, **options)
+        runtime = given["config"].runtime_config
         size = (runtime.video_size_h, runtime.video_size_w)
         if image is not None and video is not None:
             raise ValueError("image: expected no video beside it; the video starts with one of them.")
-        prefix = None if image is None else as_frames("image", image, *size)
-        if video is not None:
-            prefix = as_frames("video", video, *size)
-            if (count := prefix.shape[1]) < FRAMES:
+        if image is not None:
+            given["prefix"] = as_frames("image", image, *size)
+        elif video is not None:
+            frames = as_frames("video", video, *size)
+            if (count := frames.shape[1]) < FRAMES:
                 raise ValueError(f"video: expected at least {FRAMES} frames, got {count}; or give an image.")
-            prefix = prefix[:, count % FRAMES :]
-        texts = split_prompts(prompt=prompt, prompt_embeds=prompt_embeds)
-        for text in texts if prompt_embeds is None else ():
-            check_prompt("prompt", text["prompt"], clean_prompt)
-        options |= {"config": config, "cache": cache, "prefix": prefix, "on_step_end": callback_on_step_end}
-        options["decode"] = output_type != "latent"
-        return make_videos(
-            lambda index, seed, trace: self.stream(**texts[index], seed=seed, trace=trace, **options),
-            len(texts),
-            runtime.fps,
-            runtime.seed,
-            num_videos_per_prompt=num_videos_per_prompt,
-            generator=generator,
-            output_type=output_type,
-            trace=trace,
-            method=self.flowcache_method,
-        )
+            given["prefix"] = frames[:, count % FRAMES :]
+        return given, runtime.fps, runtime.seed
 
     @torch.no_grad()
     def stream(
@@ -226,7 +186,8 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             previous_weight: share of the velocity that sees the chunks before, beside that pass.
             prompt_embeds: ``[tokens, width]`` in place of a prompt.
             decode: False leaves the frames of the parts empty.
-            on_step_end: as ``callback_on_step_end`` of ``__call__``, like the other arguments.
+            on_step_end: ``callback_on_step_end`` of ``__call__``.
+            **changes: as of ``make_config``.
 
         Raises:
             TypeError, ValueError: as ``__call__``.
@@ -236,9 +197,8 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         check_cache(cache)
         runtime, engine = config.runtime_config, config.engine_config
         if engine.kv_offload:
-            cache = replace(
-                cache, storage=replace(cache.storage or KVStorageConfig(offload=True), offload=True)
-            )
+            bits = cache.storage and cache.storage.bits
+            cache = replace(cache, storage=KVStorageConfig(bits=bits, offload=True))
         if prefix is not None:
             prefix = as_frames("prefix", prefix, runtime.video_size_h, runtime.video_size_w)
             if (count := prefix.shape[1]) != 1 and count % FRAMES:
@@ -246,16 +206,18 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         # An image is the first frame of the video.
         shows_prefix = prefix is not None and prefix.shape[1] == 1
         trace, device = trace if trace is not None else Trace(), self._execution_device
-        switches = switches or CaptionSwitches()
-        trace.settings |= {
-            "prompt": prompt,
-            "video": asdict(runtime),
-            "reuse": cache.as_dict(runtime.num_steps),
-            "special_tokens": str(switches),
-        }
+        switches, reuse = switches or CaptionSwitches(), cache.as_dict(runtime.num_steps)
+        trace.settings |= {"prompt": prompt, "video": asdict(runtime), "reuse": reuse}
+        trace.settings["special_tokens"] = str(switches)
         trace.environment = describe_environment(device)
         with trace.timer("text"):
-            caption = self._embed_prompt(prompt, prompt_embeds, switches, trace)
+            if prompt_embeds is None:
+                (prompt_embeds,) = self.encode_prompt(prompt, switches.num_tokens, trace)
+            width = self.transformer.config.caption_channels
+            if prompt_embeds.shape[1:] != (width,):
+                got = list(prompt_embeds.shape)
+                raise ValueError(f"prompt_embeds: expected [tokens, {width}], got {got}.")
+            caption = check_finite("text embeddings", prompt_embeds.float().to(device))
         with trace.timer("encode"):
             given = None if prefix is None else self._encode(prefix)
             window = self._new_window(config, given, shows_prefix)
@@ -327,31 +289,19 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items() if v is not None}
         return replace(config, runtime_config=replace(runtime, **given))
 
-    def encode_prompt(self, prompt: str) -> Tensor:
-        """Embed a prompt for ``prompt_embeds``, without padding: ``[1, tokens, channels]``, fp32."""
-        limit = {"max_length": self.transformer.config.caption_max_length, "truncation": True}
-        tokens = self.tokenizer(clean_prompt(prompt), **limit, return_tensors="pt")
-        embeds = self.text_encoder(tokens.input_ids.to(self.text_encoder.device)).last_hidden_state
-        return check_finite("text embeddings", embeds.float().to(self._execution_device))
-
-    def _embed_prompt(
-        self, prompt: str | None, embeds: Tensor | None, switches: CaptionSwitches, trace: Trace
-    ) -> Tensor:
-        """Caption tokens without padding, ``[tokens, channels]``, fp32; notes lost words in the trace."""
-        device, sizes = self._execution_device, self.transformer.config
-        if embeds is not None:
-            if embeds.ndim != 2 or embeds.shape[1] != sizes.caption_channels:
-                wanted = f"[tokens, {sizes.caption_channels}]"
-                raise ValueError(f"prompt_embeds: expected {wanted}, got {list(embeds.shape)}.")
-            return check_finite("text embeddings", embeds.float().to(device))
+    def encode_prompt(self, prompt: str, num_special: int = 0, trace: Trace | None = None) -> Tensor:
+        """Embed a prompt without padding: ``[1, tokens, channels]``, fp32; notes lost words in the trace."""
         check_prompt("prompt", prompt, clean_prompt)
-        text = clean_prompt(prompt)
+        text, sizes, device = clean_prompt(prompt), self.transformer.config, self._execution_device
         if not text:
-            return torch.zeros(0, sizes.caption_channels, device=device)
+            return torch.zeros(1, 0, sizes.caption_channels, device=device)
         # Special tokens displace the last tokens of the caption, of which the very last only ends the text.
-        room = sizes.caption_max_length - max(switches.num_tokens - 1, 0)
-        self._note_losses("prompt", prompt, text, room, trace)
-        return self.encode_prompt(prompt)[0]
+        room = sizes.caption_max_length - max(num_special - 1, 0)
+        self._note_losses("prompt", prompt, text, room, trace or Trace())
+        limit = {"max_length": sizes.caption_max_length, "truncation": True}
+        tokens = self.tokenizer(text, **limit, return_tensors="pt").input_ids
+        embeds = self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state
+        return embeds.float().to(device)
 
     def _encode(self, video: Tensor) -> Tensor:
         """Scaled latents ``[channels, frames / 4, height / 8, width / 8]``; one frame gives one."""

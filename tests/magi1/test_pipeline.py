@@ -42,7 +42,7 @@ def make(pipe, method="vanilla", options=(), base=False, **changes) -> VideoOutp
     if base:
         runtime, engine = replace(config.runtime_config, cfg_number=3), replace(config.engine_config)
         config = MagiConfig(runtime_config=runtime, engine_config=replace(engine, distill=False))
-    return pipe("a red circle", config, method_config(method, **dict(options)), **given)
+    return pipe("a red circle", config=config, cache=method_config(method, **dict(options)), **given)
 
 
 def pixels(frames: int) -> torch.Tensor | None:
