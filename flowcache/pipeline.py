@@ -14,14 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from .arguments import check_type
-from .chunk_model import Solver
 from .config import FlowCacheConfig
 from .methods import ModelTraits, make_config
 from .output import VideoPart
 from .prompts import PromptWarnings, check_prompt, find_losses
 from .trace import Trace
 from .video import VideoWriter
-from .window import Window
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
@@ -157,22 +155,6 @@ class FlowCachePipeline:
         self.prompt_warnings.warn(name, losses, self.tokenizer)
         if losses:
             trace.settings.setdefault("prompt_losses", {})[name] = losses
-
-    def _end_step(
-        self,
-        update: Callable[[], Any],
-        callback: StepCallback | None,
-        window: Window,
-        solver: Solver,
-        trace: Trace,
-    ) -> None:
-        """Move the progress bar and call a ``callback_on_step_end``."""
-        update()
-        if callback is not None:
-            live = trace.steps[-1].events
-            latents = torch.cat([window.latents(event.chunk) for event in live], dim=1).unsqueeze(0)
-            timestep = solver.timestep(live[-1].local_step)
-            callback(self, len(trace.steps) - 1, timestep, {"latents": latents})
 
 
 def enable(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -250,8 +249,16 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         def save_state() -> State:
             return {"wanted": wanted, "denoiser": denoiser.state_dict()}
 
+        def end_step() -> None:
+            progress.update()
+            if on_step_end is not None:
+                live = trace.steps[-1].events
+                latents = torch.cat([window.latents(event.chunk) for event in live], dim=1).unsqueeze(0)
+                timestep = solver.timestep(live[-1].local_step)
+                on_step_end(self, len(trace.steps) - 1, timestep, {"latents": latents})
+
+        denoiser.on_step = end_step
         with self.progress_bar(total=len(schedule)) as progress:
-            denoiser.on_step = partial(self._end_step, progress.update, on_step_end, window, solver, trace)
             progress.update(len(trace.steps))
             chunks = denoiser.run(window, schedule, solver)
             clean = chain(shown, (chunk.latents for chunk in chunks))

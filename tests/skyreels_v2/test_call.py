@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -32,20 +30,37 @@ def pipe(checkpoint):
     return pipe
 
 
-def test_a_pipeline_of_the_small_checkpoint(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)
-        pipe = FlowCacheSkyReelsV2Pipeline.from_pretrained("small", torch_dtype=torch.bfloat16)
+def test_snippet_of_the_readme(tmp_path):
+    pipe = FlowCacheSkyReelsV2Pipeline.from_pretrained("small", torch_dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
     config = flowcache.enable(pipe, preset="fast", kv_budget=1)
     assert isinstance(config.policy, Interval) and config.compression.budget == 1
-    video = pipe("a red circle", **{**CALL, "num_frames": 17, "num_inference_steps": 6}, ar_step=2)
+    video = pipe(
+        "a red circle moves right",
+        num_frames=17,
+        height=64,
+        width=64,
+        num_inference_steps=6,
+        guidance_scale=6.0,
+        ar_step=2,
+        causal_block_size=1,
+        generator=torch.Generator().manual_seed(0),
+    )
     video.save(tmp_path / "circle.mp4")
     video.trace.reuse_map(tmp_path / "circle.png")
     info = probe_video(tmp_path / "circle.mp4")
-    assert (info.num_frames, info.height, info.width, info.fps) == (17, 32, 32, 24)
+    assert (info.num_frames, info.height, info.width, info.fps) == (17, 64, 64, 24)
     assert Image.open(tmp_path / "circle.png").width > 100
     assert video.trace.method == "flowcache" and video.trace.reuse_ratio > 0
     assert video.trace.settings["reuse"]["compression"]["budget"] == 1
+
+
+def test_frames_fit_export_to_video(pipe, tmp_path):
+    video = pipe("a circle", **CALL)
+    assert video.frames.shape == (1, 9, 32, 32, 3)
+    assert 0 <= video.frames.min() <= video.frames.max() <= 1
+    export_to_video(video.frames[0], str(tmp_path / "theirs.mp4"), fps=24)
+    assert probe_video(tmp_path / "theirs.mp4").num_frames == 9
 
 
 def test_output_types_agree(pipe, tmp_path):
@@ -60,8 +75,6 @@ def test_output_types_agree(pipe, tmp_path):
     for kind in ("np", "pt", "pil"):
         videos[kind].save(tmp_path / f"{kind}.mp4", fps=8)
     assert len({path.read_bytes() for path in tmp_path.glob("*.mp4")}) == 1
-    export_to_video(videos["np"].frames[0], str(tmp_path / "theirs.mp4"), fps=24)
-    assert probe_video(tmp_path / "theirs.mp4").num_frames == 9
     with pytest.raises(ValueError, match="output_type"):
         videos["latent"].save(tmp_path / "a.mp4")
 
@@ -83,6 +96,11 @@ def test_lists_of_prompts(pipe):
     assert counted == [0, 1]
 
 
+def test_same_generator_same_video(pipe):
+    first, second, third = (pipe("a circle", **CALL, generator=generator(s)).latents for s in (3, 3, 4))
+    assert torch.equal(first, second) and not torch.equal(first, third)
+
+
 def test_embeddings_in_place_of_prompts(pipe):
     expected = pipe("a red circle", "a", **CALL)
     embeds, negative = pipe.encode_prompt("a red circle", "a", max_sequence_length=pipe.text_length)
@@ -94,8 +112,13 @@ def test_embeddings_in_place_of_prompts(pipe):
 
 def test_callback_sees_every_step(pipe):
     seen = []
-    blocks = {"ar_step": 1, "causal_block_size": 1}
-    pipe("a circle", **CALL, **blocks, callback_on_step_end=lambda *args: seen.append(args))
+    pipe(
+        "a circle",
+        **CALL,
+        ar_step=1,
+        causal_block_size=1,
+        callback_on_step_end=lambda *args: seen.append(args),
+    )
     assert [step for _, step, _, _ in seen] == list(range(6))
     assert all(made is pipe and 0 < timestep < 1000 for made, _, timestep, _ in seen)
     assert [kwargs["latents"].shape[2] for *_, kwargs in seen] == [1, 2, 3, 3, 2, 1]
@@ -138,7 +161,9 @@ def test_from_pipe_shares_components(checkpoint):
     again = FlowCacheSkyReelsV2Pipeline.from_pipe(ours)
     assert again.model_defaults == ours.model_defaults
     theirs.set_progress_bar_config(disable=True)
-    assert theirs("a circle", **CALL).frames.shape[1] == 9, "diffusers' own call still works"
+    assert theirs("a circle", **{**CALL, "num_frames": 9}).frames.shape[1] == 9, (
+        "diffusers' own call still works"
+    )
 
 
 REFUSED = {
