@@ -46,7 +46,6 @@ def write_parts(
 
     Args:
         parts: of the video; with ``state``, those behind it.
-        path, fps: of the mp4.
         trace: gets the time of writing.
         before: video to write first; needs ``size``.
         size: height and width of the video; None: those of its first part.

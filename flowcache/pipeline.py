@@ -169,15 +169,14 @@ def enable(
     """Choose how a pipeline runs; holds for all later calls.
 
     Args:
-        pipe: a FlowCache pipeline; ``from_pipe`` makes one of a pipeline of diffusers.
-        preset: ``quality``, ``balanced``, ``fast``, ``turbo``, ``paper-slow`` or ``paper-fast``; None: fast.
+        preset: one of ``flowcache.methods.PRESETS``; None: fast.
         kv_budget: chunks' worth of tokens that clean chunks keep in the KV cache; None: all.
-        method: ``vanilla``, ``causal``, ``teacache`` or ``flowcache``.
+        method: one of ``flowcache.methods.METHODS``.
         config: a configuration of your own in place of all other options.
         **options: further fields of ``flowcache.methods.MethodOptions``: ``policy``, ``kv_bits``, ...
 
     Returns:
-        The configuration, which is ``pipe.flowcache_config`` from now on.
+        The configuration, now ``pipe.flowcache_config``.
 
     Raises:
         TypeError, ValueError: an option is unknown, out of range or not the method's; it is named.
@@ -247,9 +246,8 @@ def make_videos(
     Args:
         stream: yields the parts of one video from the index of its prompt, its seed and its trace.
         seed: seed of the first video without a generator; the next ones count up from it.
-        num_videos_per_prompt, output_type: as in diffusers.
         generator: one for all videos or one for each; its next draw is the seed of a video.
-        trace: trace to fill in, for a single video.
+        trace: to fill in, for a single video.
         method: name for the traces.
 
     Raises:
