@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from flowcache import FlowCacheConfig, ReusePolicy
-from flowcache.plots import reuse_map
+from flowcache import FlowCacheConfig, ReusePolicy, enable
 from flowcache.registry import option
 from flowcache.reuse.policy import COMPUTE, Decision
-from skyreels_v2 import VideoSettings, load_pipeline, resolve_model
+from skyreels_v2 import FlowCacheSkyReelsV2Pipeline
 
 
 @dataclass
@@ -74,13 +73,11 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=30, help="denoising steps (default: 30)")
     parser.add_argument("--output", default="own_policy.png", help="reuse map (default: own_policy.png)")
     args = parser.parse_args(words)
-    pipeline = load_pipeline(resolve_model("small"), "cpu")
-    video = VideoSettings(
-        num_frames=33, height=64, width=64, inference_steps=args.steps, ar_step=5, causal_block_size=5
-    )
-    cache = FlowCacheConfig(policy=ErrorControl(args.tolerance))
-    trace = pipeline("a red circle moves right", settings=video, cache=cache).trace
-    reuse_map(trace, args.output)
+    pipe = FlowCacheSkyReelsV2Pipeline.from_pretrained("small")
+    enable(pipe, config=FlowCacheConfig(policy=ErrorControl(args.tolerance)))
+    video = {"num_frames": 33, "height": 64, "width": 64, "num_inference_steps": args.steps, "ar_step": 5}
+    trace = pipe("a red circle moves right", **video, causal_block_size=5).trace
+    trace.reuse_map(args.output)
     print(f"reused {trace.reuse_ratio:.0%} of chunk steps; reuse map: {args.output}")
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from .resume import ResumeFile
@@ -31,25 +30,6 @@ class VideoPart:
     state: Callable[[], State] | None = None
 
 
-@dataclass(frozen=True)
-class VideoOutput:
-    """A generated video: frames ``[3, frames, height, width]`` in [-1, 1], normalised latents, trace."""
-
-    frames: Tensor
-    latents: Tensor
-    trace: Trace
-
-    @classmethod
-    def join(cls, parts: Iterable[VideoPart], trace: Trace) -> VideoOutput:
-        """All parts in a row."""
-        # a state refers to the whole stream
-        parts = [replace(part, state=None) for part in parts]
-        frames, latents = (
-            torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("frames", "latents")
-        )
-        return cls(frames, latents, trace)
-
-
 def write_parts(
     parts: Iterable[VideoPart],
     path: Path,
@@ -66,7 +46,6 @@ def write_parts(
 
     Args:
         parts: of the video; with ``state``, those behind it.
-        path, fps: of the mp4.
         trace: gets the time of writing.
         before: video to write first; needs ``size``.
         size: height and width of the video; None: those of its first part.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from .arguments import check_type
 from .config import FlowCacheConfig
 from .methods import ModelTraits, make_config
 from .output import VideoPart
+from .prompts import PromptWarnings, check_prompt, find_losses
 from .trace import Trace
 from .video import VideoWriter
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
 Generators = torch.Generator | list[torch.Generator]
+
+#: Pipeline, step, timestep of the youngest live chunk, and ``{"latents": ...}`` of the live chunks.
+StepCallback = Callable[["FlowCachePipeline", int, float, dict[str, Tensor]], Any]
 
 
 class VideoTrace(Trace):
@@ -69,15 +74,87 @@ class VideoOutput:
 
 
 class FlowCachePipeline:
-    """Mixin of diffusers pipelines; ``enable`` sets the configuration of calls that pass none."""
+    """Mixin of diffusers pipelines; ``enable`` sets the configuration of calls that pass none.
+
+    A model has ``stream``; ``prepare``, which makes its arguments, frames per second and a seed of a call's
+    options; and ``clean_prompt``, which gives the part of a prompt that is tokenized.
+    """
 
     flowcache_config: FlowCacheConfig = FlowCacheConfig()
     flowcache_method: str = "flowcache"
+    flowcache_traits: ModelTraits
 
-    @property
-    def flowcache_traits(self) -> ModelTraits:
-        """Traits of the model."""
-        raise NotImplementedError
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any
+    ) -> FlowCachePipeline:
+        """Load as diffusers does, which calls ``torch_dtype`` ``dtype`` now."""
+        return super().from_pretrained(folder, **{"dtype": torch_dtype, **named})
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        *,
+        cache: FlowCacheConfig | None = None,
+        trace: Trace | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: Generators | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        output_type: str = "np",
+        callback_on_step_end: StepCallback | None = None,
+        **options: Any,
+    ) -> VideoOutput:
+        """Generate videos; diffusers' arguments have diffusers' meaning.
+
+        Args:
+            prompt, negative_prompt: one or a list; None: the model's default negative prompt.
+            cache: configuration of FlowCache; None: that of ``enable``.
+            trace: filled in with what happens in a single video.
+            generator: its next draw is the seed of a video; without one, seeds count up from ``seed``.
+            prompt_embeds, negative_prompt_embeds: ``[prompts, tokens, width]`` in place of prompts.
+            output_type: ``np``, ``pt``, ``pil`` or ``latent``; see ``VideoOutput``.
+            callback_on_step_end: called after each step; its result is ignored.
+            **options: given frames and settings of the videos, as of the model's ``prepare``.
+
+        Raises:
+            TypeError, ValueError: an argument is of another type or out of range; it is named.
+        """
+        given, fps, seed = self.prepare(**options)
+        given |= {"cache": cache, "on_step_end": callback_on_step_end, "decode": output_type != "latent"}
+        texts = split_prompts(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+        )
+        for text in texts:
+            for name in text.keys() & {"prompt", "negative_prompt"}:
+                check_prompt(name, text[name], self.clean_prompt)
+        return make_videos(
+            lambda index, seed, trace: self.stream(**texts[index], **given, seed=seed, trace=trace),
+            len(texts),
+            fps,
+            seed,
+            num_videos_per_prompt=num_videos_per_prompt,
+            generator=generator,
+            output_type=output_type,
+            trace=trace,
+            method=self.flowcache_method,
+        )
+
+    @cached_property
+    def prompt_warnings(self) -> PromptWarnings:
+        return PromptWarnings()
+
+    def _note_losses(self, name: str, prompt: str, cleaned: str, max_tokens: int, trace: Trace) -> None:
+        """Warn of words that the text encoder does not get, and note them in the trace."""
+        losses = find_losses(prompt, cleaned, self.tokenizer, max_tokens)
+        self.prompt_warnings.warn(name, losses, self.tokenizer)
+        if losses:
+            trace.settings.setdefault("prompt_losses", {})[name] = losses
 
 
 def enable(
@@ -92,15 +169,14 @@ def enable(
     """Choose how a pipeline runs; holds for all later calls.
 
     Args:
-        pipe: a FlowCache pipeline; ``from_pipe`` makes one of a pipeline of diffusers.
-        preset: ``quality``, ``balanced``, ``fast``, ``turbo``, ``paper-slow`` or ``paper-fast``; None: fast.
+        preset: one of ``flowcache.methods.PRESETS``; None: fast.
         kv_budget: chunks' worth of tokens that clean chunks keep in the KV cache; None: all.
-        method: ``vanilla``, ``causal``, ``teacache`` or ``flowcache``.
+        method: one of ``flowcache.methods.METHODS``.
         config: a configuration of your own in place of all other options.
         **options: further fields of ``flowcache.methods.MethodOptions``: ``policy``, ``kv_bits``, ...
 
     Returns:
-        The configuration, which is ``pipe.flowcache_config`` from now on.
+        The configuration, now ``pipe.flowcache_config``.
 
     Raises:
         TypeError, ValueError: an option is unknown, out of range or not the method's; it is named.
@@ -170,9 +246,8 @@ def make_videos(
     Args:
         stream: yields the parts of one video from the index of its prompt, its seed and its trace.
         seed: seed of the first video without a generator; the next ones count up from it.
-        num_videos_per_prompt, output_type: as in diffusers.
         generator: one for all videos or one for each; its next draw is the seed of a video.
-        trace: trace to fill in, for a single video.
+        trace: to fill in, for a single video.
         method: name for the traces.
 
     Raises:

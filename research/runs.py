@@ -14,15 +14,14 @@ from typing import Any
 
 import torch
 
+import magi1
 from flowcache import FlowCacheConfig, Trace
 from flowcache.command_line import check_device
 from flowcache.output import VideoPart
 from flowcache.video import Frames, to_uint8
-from magi1 import model_source as magi_source
 from magi1.config import FRAMES
 from magi1.methods import METHODS as MAGI_METHODS
 from magi1.methods import method_config as magi_method_config
-from magi1.request import VideoRequest
 from skyreels_v2 import METHODS, load_pipeline, resolve_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,12 +80,12 @@ class Magi(SkyReels):
 
     def __init__(self, args: Namespace, **video: Any) -> None:
         keys = {name: value for name, value in video.items() if value is not None}
-        self.source = magi_source.resolve_model(args.config_file, keys, args.checkpoint, args.device)
+        self.source = magi1.resolve_model(args.config_file, keys, args.checkpoint, args.device)
         self._device = args.device
 
     @cached_property
     def pipeline(self) -> Any:
-        pipeline = magi_source.load_pipeline(self.source, self._device)
+        pipeline = magi1.load_pipeline(self.source, self._device)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -95,9 +94,7 @@ class Magi(SkyReels):
         return magi_method_config(method, preset=preset, **options)
 
     def stream(self, prompt: str, seed: int, config: FlowCacheConfig, trace: Trace) -> Iterator[VideoPart]:
-        magi = self.source.config
-        magi = replace(magi, runtime_config=replace(magi.runtime_config, seed=seed))
-        return self.pipeline.stream(VideoRequest(prompt=prompt, config=magi, cache=config), trace)
+        return self.pipeline.stream(prompt, self.source.config, config, trace=trace, seed=seed)
 
 
 Model = SkyReels

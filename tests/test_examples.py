@@ -1,13 +1,18 @@
-"""The examples run, and stay as short as they claim."""
+"""The examples run, and stay as short as they claim; pipelines are loaded as diffusers' are."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
+import torch
 from reference import ROOT
+
+from magi1 import MagiPipeline
+from skyreels_v2 import FlowCacheSkyReelsV2Pipeline
 
 EXAMPLES = {"own_model.py": "chunk 7", "from_pipe.py": "reused"}
 
@@ -26,3 +31,11 @@ def test_example_runs(name, tmp_path):
 
 def test_own_model_is_under_60_lines():
     assert len((ROOT / "examples" / "own_model.py").read_text().splitlines()) < 60
+
+
+@pytest.mark.parametrize("kind", [FlowCacheSkyReelsV2Pipeline, MagiPipeline])
+def test_torch_dtype_is_taken_without_a_warning(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        pipe = kind.from_pretrained("small", torch_dtype=torch.bfloat16)
+    assert pipe.text_encoder.dtype == pipe.vae.dtype == torch.bfloat16

@@ -23,8 +23,8 @@ from .captions import CaptionSwitches, SpecialTokens, clean_prompt
 from .config import FRAMES, EngineSection, MagiConfig, ModelSection, RuntimeSection
 from .guidance import PREVIOUS_WEIGHT
 from .methods import TRAITS
-from .model_source import SMALL, ModelSource, load_pipeline, resolve_model
-from .request import VideoRequest
+from .model_source import SMALL, ModelSource, resolve_model
+from .pipeline import load_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Magi1(Adapter):
 
     Attributes:
         source: weights and configuration.
-        extras: arguments of ``VideoRequest`` beside prompt, configuration, method and prefix.
+        extras: arguments of ``MagiPipeline.stream`` about special tokens and guidance.
     """
 
     title = "MAGI-1"
@@ -190,10 +190,7 @@ class Magi1(Adapter):
         return load_pipeline(self.source, device)
 
     def stream(self, pipeline, prompt, start, config, trace, state):
-        request = VideoRequest(
-            prompt=prompt, config=self.source.config, cache=config, prefix=start.prefix, **self.extras
-        )
-        return pipeline.stream(request, trace, state)
+        return pipeline.stream(prompt, self.source.config, config, start.prefix, trace, state, **self.extras)
 
     def with_video(self, **changes):
         config = self.source.config

@@ -26,7 +26,6 @@ from .checkpoint import (
     weight_folder_name,
 )
 from .config import MagiConfig
-from .pipeline import MagiPipeline
 from .quantised import multiplies_fp8
 from .text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder
 
@@ -111,7 +110,7 @@ def resolve_model(
     return ModelSource(config, f"{why}: using the official weights in {load}")
 
 
-def load_pipeline(source: ModelSource, device: torch.device | str | None = None) -> MagiPipeline:
+def load_components(source: ModelSource, device: torch.device | str | None = None) -> dict[str, Any]:
     """Load text encoder, transformer and VAE: in the configuration's types on CUDA, in fp32 elsewhere.
 
     The text encoder is always in fp32. ``device`` None: CUDA if there is any.
@@ -142,9 +141,9 @@ def load_pipeline(source: ModelSource, device: torch.device | str | None = None)
     if runtime.t5_device != "cpu":
         encoder.to(device)
     tile_frames = max(round(runtime.fps) // 2, vae.config.patch_length)
-    pipeline = MagiPipeline(tokenizer, encoder, transformer, vae, tile_frames)
-    check_finite_weights(pipeline.components)
-    return pipeline
+    parts = {"tokenizer": tokenizer, "text_encoder": encoder, "transformer": transformer, "vae": vae}
+    check_finite_weights(parts)
+    return {**parts, "tile_frames": tile_frames}
 
 
 def _choose_device(device: torch.device | str | None) -> torch.device:

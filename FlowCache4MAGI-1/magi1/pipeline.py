@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from flowcache import Denoiser, StaircaseSchedule, Trace, Window, cut_window
-from flowcache.arguments import check_type
+from flowcache import Denoiser, FlowCacheConfig, KVStorageConfig, StaircaseSchedule, Trace, Window, cut_window
+from flowcache.arguments import GivenFrames, as_frames, check_type
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
 from flowcache.finite import check_finite
 from flowcache.noise import BlockNoise
-from flowcache.output import VideoOutput, VideoPart
-from flowcache.prompts import PromptWarnings, find_losses
+from flowcache.output import VideoPart
+from flowcache.pipeline import FlowCachePipeline, StepCallback
+from flowcache.prompts import check_prompt
+from flowcache.shipped import shipped
 from flowcache.state import State
 
-from .captions import clean_prompt, make_captions
+from .captions import CaptionSwitches, SpecialTokens, clean_prompt, make_captions
 from .chunk_model import KVRange, MagiChunkModel, Sampling
-from .request import VideoRequest
-from .schedule import Euler
+from .config import FRAMES, EngineSection, MagiConfig
+from .guidance import PREVIOUS_WEIGHT, DistilledGuidance, ThreeWayGuidance
+from .methods import TRAITS, check_cache, method_config
+from .model_source import FOLDERS, SMALL, ModelSource, load_components, resolve_model
+from .schedule import Euler, Timetable
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi, Tiling
 
 #: Latent frames whose noise is drawn at once: 384 frames of video.
 NOISE_FRAMES = 96
 
+#: Configuration that ``save_pretrained`` writes beside the weights.
+CONFIG_FILE = "config.json"
 
-class MagiPipeline(DiffusionPipeline):
+#: Keys of the configuration by diffusers' names of arguments.
+_KEYS = {"height": "video_size_h", "width": "video_size_w", "num_inference_steps": "num_steps"}
+
+#: Arguments of ``stream`` that ``__call__`` hands on.
+_HANDED_ON = ("switches", "special_tokens", "discard_nearly_clean", "previous_weight")
+
+
+class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
     """MAGI-1 with chunkwise caching: text-, image- and video-to-video, chunk by chunk.
 
     Latents and solver run in fp32, the transformer in its own types. The VAE runs ``tile_frames`` at once, a
@@ -39,6 +56,12 @@ class MagiPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
+
+    #: Configuration of the model, with the default settings of its videos.
+    model_defaults = MagiConfig(engine_config=EngineSection(distill=True))
+
+    flowcache_config, flowcache_traits = method_config(), TRAITS
+    clean_prompt = staticmethod(clean_prompt)
 
     def __init__(
         self,
@@ -55,56 +78,189 @@ class MagiPipeline(DiffusionPipeline):
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae
         )
-        self.prompt_warnings = PromptWarnings()
 
-    @torch.no_grad()
-    def __call__(self, request: VideoRequest, trace: Trace | None = None) -> VideoOutput:
-        """Generate a video; arguments as in ``stream``."""
-        trace = trace if trace is not None else Trace()
-        return VideoOutput.join(self.stream(request, trace), trace)
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any
+    ) -> MagiPipeline:
+        """Load the small checkpoint (``small``), a folder laid out as it, or one of ``save_pretrained``.
+
+        Weights are on the CPU, in fp32 without ``torch_dtype``. ``named`` are arguments of diffusers or, for
+        the small checkpoint's layout, keys of its configuration.
+        """
+        folder = SMALL if folder == "small" else Path(folder)
+        config_file = folder / CONFIG_FILE
+        if config_file.is_file() and not (folder / cls.config_name).is_file():
+            places = zip(FOLDERS, (folder, folder / "vae", folder / "t5"), strict=True)
+            named |= {name: str(place) for name, place in places}
+            pipeline = cls.from_config_file(config_file, "cpu", **named)
+            for part in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
+                nn.Module.to(part, torch_dtype)  # diffusers warns of parts that ours keeps in fp32
+            return pipeline
+        pipeline = super().from_pretrained(folder, torch_dtype=torch_dtype, **named)
+        if config_file.is_file():
+            pipeline.model_defaults = MagiConfig.from_file(config_file)
+        return pipeline
+
+    @classmethod
+    def from_config_file(
+        cls, config_file: str | Path, device: torch.device | str | None = None, **keys: Any
+    ) -> MagiPipeline:
+        """Load the official weights that a configuration names, as ``load_pipeline`` does.
+
+        Args:
+            config_file: JSON in three sections, or one of ``FlowCache4MAGI-1/config``.
+            device: where to run; None: CUDA if there is any.
+            **keys: of any section, in place of the file's: ``load="sand-ai/MAGI-1/ckpt/magi/4.5B_distill"``.
+        """
+        path = Path(config_file)
+        path = path if path.is_file() else shipped("FlowCache4MAGI-1") / path
+        return load_pipeline(resolve_model(path, keys, "official", device), device)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save as diffusers does, with the model's configuration."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        content = asdict(self.model_defaults)
+        content["runtime_config"] |= dict.fromkeys(FOLDERS, "")
+        (Path(save_directory) / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+    def prepare(
+        self,
+        config: MagiConfig | None = None,
+        image: GivenFrames | None = None,
+        video: GivenFrames | None = None,
+        **options: Any,
+    ) -> tuple[dict[str, Any], float, int]:
+        """Make arguments of ``stream`` of a call's; also returns frames per second and seed.
+
+        Args:
+            config: settings of the videos; None: the model's own.
+            image: first frame of the video.
+            video: frames to continue, which are not repeated: all but at most the first three.
+            **options: special tokens and guidance, as of ``stream``, or as of ``make_config``.
+        """
+        given = {name: options.pop(name) for name in _HANDED_ON if name in options}
+        given["config"] = self.make_config(config, **options)
+        runtime = given["config"].runtime_config
+        size = (runtime.video_size_h, runtime.video_size_w)
+        if image is not None and video is not None:
+            raise ValueError("image: expected no video beside it; the video starts with one of them.")
+        if image is not None:
+            given["prefix"] = as_frames("image", image, *size)
+        elif video is not None:
+            frames = as_frames("video", video, *size)
+            if (count := frames.shape[1]) < FRAMES:
+                raise ValueError(f"video: expected at least {FRAMES} frames, got {count}; or give an image.")
+            given["prefix"] = frames[:, count % FRAMES :]
+        return given, runtime.fps, runtime.seed
 
     @torch.no_grad()
     def stream(
-        self, request: VideoRequest, trace: Trace | None = None, state: State | None = None
+        self,
+        prompt: str | None = None,
+        config: MagiConfig | None = None,
+        cache: FlowCacheConfig | None = None,
+        prefix: GivenFrames | None = None,
+        trace: Trace | None = None,
+        state: State | None = None,
+        *,
+        switches: CaptionSwitches | None = None,
+        special_tokens: SpecialTokens | None = None,
+        discard_nearly_clean: bool = False,
+        previous_weight: float = PREVIOUS_WEIGHT,
+        prompt_embeds: Tensor | None = None,
+        decode: bool = True,
+        on_step_end: StepCallback | None = None,
+        **changes: Any,
     ) -> Iterator[VideoPart]:
         """Generate a video and yield each chunk's new frames as soon as they are clean.
 
-        A given image is the first frame of the video; frames of a given video are not repeated. ``state`` of
-        a part of an earlier stream of the same request continues behind it, with its ``trace``.
+        Args:
+            prefix: ``[3, frames, height, width]`` in [-1, 1], or images or uint8 arrays (``as_frames``): one
+                frame, which is the first of the video, or a multiple of four, which are not repeated.
+            state: state of a part of an earlier stream with the same arguments; this one continues behind it,
+                and ``trace`` holds what happened until then.
+            switches, special_tokens: special tokens before the caption, and their table.
+            discard_nearly_clean: no extra forward pass without context of a nearly clean chunk.
+            previous_weight: share of the velocity that sees the chunks before, beside that pass.
+            prompt_embeds: ``[tokens, width]`` in place of a prompt.
+            decode: False leaves the frames of the parts empty.
+            on_step_end: ``callback_on_step_end`` of ``__call__``.
+            **changes: as of ``make_config``.
+
+        Raises:
+            TypeError, ValueError: as ``__call__``.
         """
-        check_type("request", request, VideoRequest)
+        config, cache = self.make_config(config, **changes), cache or self.flowcache_config
+        check_type("cache", cache, FlowCacheConfig)
+        check_cache(cache)
+        runtime, engine = config.runtime_config, config.engine_config
+        if engine.kv_offload:
+            bits = cache.storage and cache.storage.bits
+            cache = replace(cache, storage=KVStorageConfig(bits=bits, offload=True))
+        if prefix is not None:
+            prefix = as_frames("prefix", prefix, runtime.video_size_h, runtime.video_size_w)
+            if (count := prefix.shape[1]) != 1 and count % FRAMES:
+                raise ValueError(f"prefix must be one frame or a multiple of {FRAMES}, got {count}.")
+        # An image is the first frame of the video.
+        shows_prefix = prefix is not None and prefix.shape[1] == 1
         trace, device = trace if trace is not None else Trace(), self._execution_device
-        runtime = request.config.runtime_config
-        trace.settings |= {
-            "prompt": request.prompt,
-            "video": asdict(runtime),
-            "reuse": request.cache.as_dict(runtime.num_steps),
-            "special_tokens": str(request.switches),
-        }
+        switches, reuse = switches or CaptionSwitches(), cache.as_dict(runtime.num_steps)
+        trace.settings |= {"prompt": prompt, "video": asdict(runtime), "reuse": reuse}
+        trace.settings["special_tokens"] = str(switches)
         trace.environment = describe_environment(device)
         with trace.timer("text"):
-            caption = self._encode_prompt(request, trace)
+            if prompt_embeds is None:
+                (prompt_embeds,) = self.encode_prompt(prompt, switches.num_tokens, trace)
+            width = self.transformer.config.caption_channels
+            if prompt_embeds.shape[1:] != (width,):
+                got = list(prompt_embeds.shape)
+                raise ValueError(f"prompt_embeds: expected [tokens, {width}], got {got}.")
+            caption = check_finite("text embeddings", prompt_embeds.float().to(device))
         with trace.timer("encode"):
-            given = None if request.prefix is None else self._encode(request.prefix)
-            window = self._new_window(request, given)
-        schedule = StaircaseSchedule(len(window.chunks), runtime.num_steps, runtime.stride, window.num_given)
-        denoiser = self._new_denoiser(request, caption, window, schedule)
-        denoiser.trace = trace
-        shown, hidden, wanted = (), window.chunks[window.num_given].held, runtime.num_frames
+            given = None if prefix is None else self._encode(prefix)
+            window = self._new_window(config, given, shows_prefix)
+        num_chunks, num_given = len(window.chunks), window.num_given
+        schedule = StaircaseSchedule(num_chunks, runtime.num_steps, runtime.stride, num_given)
+        timetable = Timetable(runtime.num_steps, engine.shortcut_mode, engine.distill, runtime.clean_t)
+        if runtime.cfg_number == 3:
+            guidance = ThreeWayGuidance(runtime.cfg_t_range, runtime.prev_chunk_scales, runtime.text_scales)
+        else:
+            threshold = None if discard_nearly_clean else engine.distill_nearly_clean_chunk_threshold
+            guidance = DistilledGuidance(threshold, previous_weight)
+        kv_range = KVRange(runtime.noise2clean_kvrange, runtime.clean_chunk_kvrange)
+        null_caption = self.transformer.caption_embed.null_caption.to(device)
+        model = MagiChunkModel(
+            self.transformer,
+            make_captions(caption, null_caption, num_chunks, num_given, switches, special_tokens),
+            tuple(window.frame_shape[1:]),
+            Sampling(timetable, guidance, schedule, kv_range),
+            cache.policy.indicator,
+        )
+        denoiser, solver = Denoiser(model, cache, trace), Euler(timetable)
+        shown, hidden, wanted = (), window.chunks[num_given].held, runtime.num_frames
         if state is not None:
             denoiser.load_state_dict(state["denoiser"])
             wanted, hidden, state = state["wanted"], 0, None  # it may be large
-        elif request.shows_prefix:
+        elif shows_prefix:
             # A chunk that is given whole is not denoised, and so does not come from the loop.
-            shown, hidden = map(window.latents, range(window.num_given)), 0
+            shown, hidden = map(window.latents, range(num_given)), 0
 
         def save_state() -> State:
             return {"wanted": wanted, "denoiser": denoiser.state_dict()}
 
+        def end_step() -> None:
+            progress.update()
+            if on_step_end is not None:
+                live = trace.steps[-1].events
+                latents = torch.cat([window.latents(event.chunk) for event in live], dim=1).unsqueeze(0)
+                timestep = solver.timestep(live[-1].local_step)
+                on_step_end(self, len(trace.steps) - 1, timestep, {"latents": latents})
+
+        denoiser.on_step = end_step
         with self.progress_bar(total=len(schedule)) as progress:
-            denoiser.on_step = progress.update
             progress.update(len(trace.steps))
-            chunks = denoiser.run(window, schedule, Euler(request.timetable))
+            chunks = denoiser.run(window, schedule, solver)
             clean = chain(shown, (chunk.latents for chunk in chunks))
             while True:
                 with trace.timer("denoise"):
@@ -114,43 +270,45 @@ class MagiPipeline(DiffusionPipeline):
                     return
                 # Clone, so that a slice does not keep the full tensor alive.
                 latents, hidden = latents[:, hidden:].clone(), 0
+                count = min(wanted, FRAMES * latents.shape[1])
                 with trace.timer("decode"):
-                    frames = self._decode(latents)[:, :wanted]
+                    frames = self._decode(latents)[:, :count] if decode else latents.new_empty(3, 0, 0, 0)
                 trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(device))
-                wanted -= frames.shape[1]
-                if frames.shape[1]:
+                wanted -= count
+                if count:
                     yield VideoPart(frames, latents, save_state if denoiser.in_window else None)
 
-    def _new_denoiser(
-        self, request: VideoRequest, caption: Tensor, window: Window, schedule: StaircaseSchedule
-    ) -> Denoiser:
-        runtime, cache = request.config.runtime_config, request.cache
-        null_caption = self.transformer.caption_embed.null_caption.to(caption.device)
-        specials = (request.switches, request.special_tokens)
-        captions = make_captions(caption, null_caption, len(window.chunks), window.num_given, *specials)
-        kv_range = KVRange(runtime.noise2clean_kvrange, runtime.clean_chunk_kvrange)
-        sampling = Sampling(request.timetable, request.guidance, schedule, kv_range)
-        size = tuple(window.frame_shape[1:])
-        model = MagiChunkModel(self.transformer, captions, size, sampling, cache.policy.indicator)
-        return Denoiser(model, cache)
+    def make_config(self, config: MagiConfig | None = None, **changes: Any) -> MagiConfig:
+        """Apply changes to a configuration, or to the model's own.
 
-    def _encode_prompt(self, request: VideoRequest, trace: Trace) -> Tensor:
-        """Caption tokens without padding, ``[tokens, channels]``, fp32; notes lost words in the trace."""
-        device, sizes = self._execution_device, self.transformer.config
-        text = clean_prompt(request.prompt)
+        Args:
+            **changes: ``height``, ``width``, ``num_inference_steps``; ``guidance_scale`` of base models; and
+                keys of ``runtime_config``: ``num_frames``, ``fps``, ``window_size``, ``seed``, ...
+        """
+        config = self.model_defaults if config is None else config
+        check_type("config", config, MagiConfig)
+        runtime, changes = config.runtime_config, {_KEYS.get(k, k): v for k, v in changes.items()}
+        if (scale := changes.pop("guidance_scale", None)) is not None:
+            if runtime.cfg_number == 1:
+                raise ValueError("guidance_scale: expected a base model, got a distilled one; leave it out.")
+            # The official scales are 0 at times near clean.
+            changes["text_scales"] = tuple(scale if own else own for own in runtime.text_scales)
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items() if v is not None}
+        return replace(config, runtime_config=replace(runtime, **given))
+
+    def encode_prompt(self, prompt: str, num_special: int = 0, trace: Trace | None = None) -> Tensor:
+        """Embed a prompt without padding: ``[1, tokens, channels]``, fp32; notes lost words in the trace."""
+        check_prompt("prompt", prompt, clean_prompt)
+        text, sizes, device = clean_prompt(prompt), self.transformer.config, self._execution_device
         if not text:
-            return torch.zeros(0, sizes.caption_channels, device=device)
+            return torch.zeros(1, 0, sizes.caption_channels, device=device)
         # Special tokens displace the last tokens of the caption, of which the very last only ends the text.
-        room = sizes.caption_max_length - max(request.switches.num_tokens - 1, 0)
-        losses = find_losses(request.prompt, text, self.tokenizer, room)
-        self.prompt_warnings.warn("prompt", losses, self.tokenizer)
-        if losses:
-            trace.settings["prompt_losses"] = {"prompt": losses}
+        room = sizes.caption_max_length - max(num_special - 1, 0)
+        self._note_losses("prompt", prompt, text, room, trace or Trace())
         limit = {"max_length": sizes.caption_max_length, "truncation": True}
-        tokens = self.tokenizer(text, **limit, return_tensors="pt")
-        encoder = self.text_encoder
-        embeds = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state[0]
-        return check_finite("text embeddings", embeds.float().to(device))
+        tokens = self.tokenizer(text, **limit, return_tensors="pt").input_ids
+        embeds = self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state
+        return embeds.float().to(device)
 
     def _encode(self, video: Tensor) -> Tensor:
         """Scaled latents ``[channels, frames / 4, height / 8, width / 8]``; one frame gives one."""
@@ -166,15 +324,22 @@ class MagiPipeline(DiffusionPipeline):
         video = self.vae.decode(latents, still=False)
         return check_finite("frames from the VAE", video[0].float()).clamp(-1, 1)
 
-    def _new_window(self, request: VideoRequest, given: Tensor | None) -> Window:
+    def _new_window(self, config: MagiConfig, given: Tensor | None, shows_prefix: bool) -> Window:
         """Noise for all frames, in whole chunks, behind the given ones."""
-        runtime, vae = request.config.runtime_config, self.vae.config
+        runtime, vae = config.runtime_config, self.vae.config
         num_given = 0 if given is None else given.shape[1]
         frames = -(-runtime.num_frames // vae.patch_length)
-        # An image is the first frame of the video; at least one follows.
-        frames = max(frames, num_given + 1) if request.shows_prefix else frames + num_given
+        # At least one frame follows an image.
+        frames = max(frames, num_given + 1) if shows_prefix else frames + num_given
         frames = -(-frames // runtime.chunk_width) * runtime.chunk_width
         size = (runtime.video_size_h // vae.patch_size, runtime.video_size_w // vae.patch_size)
         generator = torch.Generator().manual_seed(runtime.seed)
         noise = BlockNoise(generator, (vae.z_chans, frames, *size), NOISE_FRAMES, self._execution_device)
         return cut_window(noise, runtime.chunk_width, given)
+
+
+def load_pipeline(source: ModelSource, device: torch.device | str | None = None) -> MagiPipeline:
+    """Load a model as a pipeline; arguments and errors as of ``load_components``."""
+    pipeline = MagiPipeline(**load_components(source, device))
+    pipeline.model_defaults = source.config
+    return pipeline

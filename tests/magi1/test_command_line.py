@@ -17,9 +17,8 @@ from reference import FAULTS, ROOT
 from flowcache.rates import exact_rate
 from flowcache.trace import Trace
 from flowcache.video import VideoWriter, probe_video, read_video
-from magi1 import adapter, model_source
+from magi1 import adapter, load_pipeline, model_source, resolve_model
 from magi1.config import MagiConfig
-from magi1.model_source import load_pipeline, resolve_model
 
 FOLDER = ROOT / "FlowCache4MAGI-1"
 COMPRESS = ["--compress_kv_cache", "true"]

@@ -11,7 +11,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError
 
 import flowcache.hub
-from magi1.model_source import load_pipeline, parse_hub_folder, resolve_model
+from magi1 import load_pipeline
+from magi1.model_source import parse_hub_folder, resolve_model
 
 REPOSITORY = "sand-ai/MAGI-1"
 LOAD = f"{REPOSITORY}/ckpt/magi/4.5B_distill"

@@ -1,66 +1,47 @@
-"""From a prompt to a video, on a tiny model with random weights."""
+"""From a prompt to a video, on a tiny model with random weights, as users of diffusers call it."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from cases import SIZES
 from PIL import Image
-from tiny import TEXT_SIZES, tiny_tokenizer
 from torch._dynamo.testing import CompileCounter
-from transformers import T5Config, T5EncoderModel
 
-from flowcache.video import to_float
+import flowcache
+from flowcache import FlowCacheConfig, VideoOutput
+from flowcache.video import probe_video, to_float
+from magi1 import METHODS, MagiConfig, MagiPipeline, method_config
 from magi1.attention import TextBank
 from magi1.captions import CaptionSwitches, SpecialTokens
-from magi1.config import EngineSection, MagiConfig, RuntimeSection
-from magi1.methods import METHODS, method_config
-from magi1.pipeline import MagiPipeline
-from magi1.request import VideoRequest
-from magi1.transformer import MagiTransformer3DModel
-from magi1.vae import AutoencoderKLMagi
+
+#: Options of the method that compute some steps only.
+DISTANCE = {"threshold": 0.2, "warmup_steps": 1}
 
 
 @pytest.fixture(scope="module")
-def shared():
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    text = T5Config(vocab_size=len(tokenizer), **TEXT_SIZES)
-    transformer = MagiTransformer3DModel(**{**SIZES, "num_layers": 2})
-    for parameter in transformer.parameters():
-        if parameter.ndim == 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    torch.nn.init.normal_(transformer.caption_embed.null_caption)
-    vae = AutoencoderKLMagi(video_size=32, z_chans=4, embed_dim=256, depth=1, num_heads=2, mlp_ratio=1)
-    pipeline = MagiPipeline(tokenizer, T5EncoderModel(text).eval(), transformer, vae)
+def shared(weights):
+    pipeline = MagiPipeline.from_config_file(weights, "cpu", num_steps=4)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 @pytest.fixture
 def pipeline(shared):
-    """A copy, which a test may change."""
     return copy.deepcopy(shared)
 
 
-def ask(method="vanilla", method_options=(), distill=True, video=(), **more) -> VideoRequest:
-    wanted = {"video_size_h": 32, "video_size_w": 32, "num_frames": 32, "num_steps": 8, "chunk_width": 2}
-    wanted |= {"cfg_number": 1 if distill else 3, "clean_t": 0.9999, **dict(video)}
-    config = MagiConfig(runtime_config=RuntimeSection(**wanted), engine_config=EngineSection(distill=distill))
-    given = {
-        "prompt": "a red circle",
-        "config": config,
-        "cache": method_config(method, **dict(method_options)),
-    }
-    return VideoRequest(**{**given, **more})
-
-
-def distance(threshold, **more) -> dict:
-    return {"threshold": threshold, "warmup_steps": 1, **more}
+def make(pipe, method="vanilla", options=(), base=False, **changes) -> VideoOutput:
+    """A video of a method with options; ``base``: with the guidance of base models."""
+    config, given = pipe.model_defaults, {"output_type": "latent", **changes}
+    if base:
+        runtime, engine = replace(config.runtime_config, cfg_number=3), replace(config.engine_config)
+        config = MagiConfig(runtime_config=runtime, engine_config=replace(engine, distill=False))
+    return pipe("a red circle", config=config, cache=method_config(method, **dict(options)), **given)
 
 
 def pixels(frames: int) -> torch.Tensor | None:
@@ -70,35 +51,34 @@ def pixels(frames: int) -> torch.Tensor | None:
 @pytest.mark.parametrize("num_frames", [4, 30])
 @pytest.mark.parametrize("method", METHODS)
 def test_chunks_of_every_length_come_one_by_one(shared, num_frames, method):
-    parts = list(shared.stream(ask(method, video={"num_frames": num_frames})))
+    parts = list(shared.stream("a circle", cache=method_config(method), num_frames=num_frames))
     assert [part.frames.shape[1] for part in parts] == {4: [4], 30: [8, 8, 8, 6]}[num_frames]
     assert all(part.frames.isfinite().all() for part in parts)
 
 
-@pytest.mark.parametrize("distill", [True, False])
+@pytest.mark.parametrize("base", [False, True])
 @pytest.mark.parametrize(
     ("width", "given", "num_frames"),
-    [(2, 4, 32), (2, 8, 32), (2, 12, 36), (6, 20, 28), (1, 8, 32), (1, 0, 32)],
+    [(2, 4, 32), (2, 8, 32), (2, 15, 36), (6, 20, 28), (1, 8, 32), (1, 0, 32)],
 )
-def test_a_given_video_is_not_repeated(shared, distill, width, given, num_frames):
+def test_a_given_video_is_not_repeated(shared, base, width, given, num_frames):
     """Also where a single latent frame is all that it leaves of a chunk."""
-    video = {"chunk_width": width, "num_frames": num_frames}
-    request = ask("flowcache", distance(0.2), distill, video, prefix=pixels(given))
-    assert shared(request).frames.shape[1] == num_frames
+    size = {"chunk_width": width, "num_frames": num_frames, "output_type": "np"}
+    video = make(shared, "flowcache", DISTANCE, base, video=pixels(given), **size)
+    assert video.frames.shape == (1, num_frames, 32, 32, 3)
 
 
 @pytest.mark.parametrize("chunk_width", [1, 2, 6])
 @pytest.mark.parametrize("num_frames", [1, 4, 32])
 def test_a_video_begins_with_a_given_image(shared, chunk_width, num_frames):
     image, size = Image.new("RGB", (32, 32), "red"), {"chunk_width": chunk_width, "num_frames": num_frames}
-    video = shared(ask("flowcache", video=size, prefix=image))
+    video = make(shared, "flowcache", image=image, output_type="np", **size)
     assert video.frames.shape[1] == num_frames
-    assert torch.equal(video.latents[:, :1], shared._encode(to_float(np.array(image)[None])))
+    assert torch.equal(video.latents[0, :, :1], shared._encode(to_float(np.array(image)[None])))
 
 
 def test_projections_of_a_caption_are_kept_no_longer_than_needed(shared, monkeypatch):
-    held = []
-    forget = TextBank.forget_before
+    held, forget = [], TextBank.forget_before
 
     def watched(bank, caption):
         forget(bank, caption)
@@ -106,116 +86,104 @@ def test_projections_of_a_caption_are_kept_no_longer_than_needed(shared, monkeyp
 
     monkeypatch.setattr(TextBank, "forget_before", watched)
     tokens = SpecialTokens(torch.randn(100, 16), torch.randn(1, 16), torch.randn(1, 16))
-    switches = CaptionSwitches(duration=True)
-    shared(ask(video={"num_frames": 96}, switches=switches, special_tokens=tokens))
+    make(shared, num_frames=96, switches=CaptionSwitches(duration=True), special_tokens=tokens)
     assert max(held) <= 4 + 1, "those of a window's chunks, and the null caption"
-    with pytest.raises(ValueError, match="special"):
-        ask(switches=switches)
 
 
-def test_a_saved_pipeline_gives_the_same_frames(pipeline, tmp_path):
-    parts = ("tokenizer", "text_encoder", "transformer", "vae")
-    tiled = MagiPipeline(*(getattr(pipeline, part) for part in parts), tile_frames=4)
-    tiled.save_pretrained(tmp_path)
-    saved = MagiPipeline.from_pretrained(tmp_path)
-    assert torch.equal(tiled(ask()).frames, saved(ask()).frames)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
-def test_weights_may_be_cast(pipeline, dtype):
-    plain, transformer = pipeline(ask()).latents, pipeline.transformer
+@pytest.mark.parametrize("change", ["save", "bf16", "fp8", "offload", "compile"])
+def test_what_diffusers_does_with_models(pipeline, change, tmp_path, monkeypatch):
+    plain, transformer, most = make(pipeline).latents, pipeline.transformer, 0.3
     bands = transformer.rotary_bands.clone()
-    if dtype is torch.bfloat16:
-        pipeline.to(dtype)
+    if change == "save":
+        pipeline.save_pretrained(tmp_path)
+        pipeline, most = MagiPipeline.from_pretrained(tmp_path), 0
+        assert pipeline.model_defaults.runtime_config.num_steps == 4
+    elif change == "bf16":
+        pipeline.to(torch.bfloat16)
+    elif change == "fp8":
+        transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    elif change == "offload":
+        monkeypatch.setattr("diffusers.pipelines.pipeline_utils.empty_device_cache", lambda *_: None)
+        pipeline.enable_model_cpu_offload(device="cpu")
+        most = 0
     else:
-        transformer.enable_layerwise_casting(dtype, torch.float32)
-    assert transformer.blocks[0].gates.weight.dtype == dtype
-    assert torch.equal(transformer.rotary_bands, bands), "what must stay in fp32 is not rounded"
-    assert 0 < (pipeline(ask()).latents - plain).norm() / plain.norm() < 0.3
+        torch._dynamo.reset()
+        transformer.compile_repeated_blocks(backend=(counter := CompileCounter()))
+        make(pipeline)
+        few, most = counter.frame_count, 1e-5
+        make(pipeline, num_frames=64)
+        assert counter.frame_count == few, "not again for more chunks, steps and layers"
+    error = (make(pipeline).latents - plain).norm() / plain.norm()
+    assert (change in ("bf16", "fp8")) <= (error > 0) and error <= most
+    assert torch.equal(pipeline.transformer.rotary_bands, bands), "what must stay in fp32 is not rounded"
 
 
-def test_offload_moves_models_and_changes_nothing(pipeline, monkeypatch):
-    plain = pipeline(ask())
-    outside = {"transformer": ("embed", "head", "condition", "rotary", "embed_caption")}
-    outside |= {"vae": ("encode", "decode")}
-    for component, methods in outside.items():
-        moved = copy.deepcopy(getattr(pipeline, component))
-        moved._hf_hook = Mock(pre_forward=Mock(side_effect=InterruptedError))
-        for method in methods:
-            with pytest.raises(InterruptedError):
-                getattr(moved, method)()
-    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.empty_device_cache", lambda *_: None)
-    pipeline.enable_model_cpu_offload(device="cpu")
-    assert torch.equal(plain.latents, pipeline(ask()).latents)
+OUTSIDE = "transformer.embed transformer.head transformer.condition transformer.rotary"
+OUTSIDE += " transformer.embed_caption vae.encode vae.decode"
 
 
-def test_a_compiled_block_is_compiled_once(pipeline):
-    plain = pipeline(ask())
-    torch._dynamo.reset()
-    counter = CompileCounter()
-    pipeline.transformer.compile_repeated_blocks(backend=counter)
-    assert torch.allclose(pipeline(ask()).latents, plain.latents, atol=1e-5)
-    few = counter.frame_count
-    pipeline(ask(video={"num_frames": 64}))
-    assert counter.frame_count == few, "not again for more chunks, steps and layers"
-    torch._dynamo.reset()
+@pytest.mark.parametrize("name", OUTSIDE.split())
+def test_offload_moves_models_for_every_call(pipeline, name):
+    part, method = name.split(".")
+    getattr(pipeline, part)._hf_hook = Mock(pre_forward=Mock(side_effect=InterruptedError))
+    with pytest.raises(InterruptedError):
+        getattr(getattr(pipeline, part), method)()
 
 
-@pytest.mark.parametrize("distill", [True, False])
-def test_threshold_zero_is_vanilla(shared, distill):
-    vanilla, zero = shared(ask(distill=distill)), shared(ask("flowcache", distance(0), distill))
+@pytest.mark.parametrize("base", [False, True])
+def test_threshold_zero_is_vanilla(shared, base):
+    vanilla, zero = make(shared, base=base), make(shared, "flowcache", {**DISTANCE, "threshold": 0}, base)
     assert torch.equal(vanilla.latents, zero.latents)
     assert zero.trace.reuse_ratio == 0
     assert vanilla.trace.flops["actual"] == pytest.approx(vanilla.trace.flops["vanilla"])
 
 
-def test_teacache_takes_one_decision(shared):
-    trace = shared(ask("teacache", distance(0.5), video={"num_steps": 16})).trace
-    assert trace.reuse_ratio > 0 and trace.flops["actual"] < trace.flops["vanilla"]
-    assert all(len({event.reused for event in step.events}) == 1 for step in trace.steps)
+def test_arguments_of_diffusers(pipeline, tmp_path):
+    """Each video of a list is the one that a call of its own makes."""
+    flowcache.enable(pipeline, preset="turbo", kv_budget=1)
+    seen, prompts = [], ["a circle", "a red circle"]
+    call = {"num_inference_steps": 8, "height": 32, "width": 48, "num_frames": 17, "fps": 8}
+    call |= {"callback_on_step_end": lambda *args: seen.append(args)}
+    both = pipeline(prompts, **call, generator=torch.Generator().manual_seed(0))
+    assert both.frames.shape == (2, 17, 32, 48, 3) and len(seen) == 2 * len(both.trace.steps)
+    assert all(made is pipeline and kwargs["latents"].shape[1] == 4 for made, *_, kwargs in seen)
+    assert [trace.settings["prompt"] for trace in both.traces] == prompts
+    assert both.trace.settings["reuse"]["compression"]["budget"] == 1 and both.trace.reuse_ratio > 0
+    seed = both.traces[1].settings["video"]["seed"]
+    again = pipeline(prompts[1], **call, seed=seed, output_type="latent")
+    assert torch.equal(again.frames, again.latents) and torch.equal(again.latents[0], both.latents[1])
+    embeds = pipeline.encode_prompt(prompts[1])
+    assert torch.equal(pipeline(prompt_embeds=embeds, **call, seed=seed).latents, again.latents)
+    both.save(tmp_path / "a.mp4")
+    assert probe_video(tmp_path / "a.mp4").fps == 8
+    weak, strong = (make(pipeline, base=True, guidance_scale=scale).latents for scale in (1, 5))
+    assert not torch.equal(weak, strong)
 
 
-@pytest.mark.parametrize("distill", [True, False])
-@pytest.mark.parametrize("preset", ["fast", "paper-fast"])
-@pytest.mark.parametrize("prefix_frames", [0, 16])
-def test_clean_chunks_in_host_memory_change_nothing(shared, distill, preset, prefix_frames):
-    video = {"num_frames": 64, "window_size": 2, "noise2clean_kvrange": (4, 3)}
-    prefix = pixels(prefix_frames)
-    plain, offloaded = (
-        shared(ask("flowcache", distance(0.2, preset=preset, kv_offload=on), distill, video, prefix=prefix))
-        for on in (False, True)
-    )
-    assert torch.equal(plain.latents, offloaded.latents)
+def test_weights_are_loaded_as_the_caller_says(weights):
+    offloading = MagiPipeline.from_config_file(weights, "cpu", kv_offload=True, num_frames=8)
+    trace = offloading("a circle", cache=method_config(kv_bits=8)).trace
+    assert trace.settings["reuse"]["storage"] == {"bits": 8, "offload": True}
+    with pytest.raises(ValueError, match="bogus"):
+        MagiPipeline.from_config_file("config/single_run/4.5B_distill.json", bogus=1)
 
 
-@pytest.mark.parametrize("compress", [False, True])
-def test_clean_chunks_in_fewer_bits(shared, compress):
-    options = {"compress": compress, "total": 6 if compress else None}
-    videos = {
-        bits: shared(ask("vanilla", {**options, "kv_bits": bits}, video={"num_frames": 96, "window_size": 2}))
-        for bits in (None, 8, 4)
-    }
-    plain = videos[None].latents
-    errors = {bits: (videos[bits].latents - plain).norm() / plain.norm() for bits in (8, 4)}
-    assert 0 < errors[8] < 0.01
-    assert errors[8] < errors[4] < 0.2
-    events = [event for step in videos[8].trace.steps for event in step.quantizations]
-    assert events and all(event.key_error < 0.01 and event.value_error < 0.01 for event in events)
+REFUSED = {
+    "image: expected no video": {"image": Image.new("RGB", (8, 8)), "video": pixels(8)},
+    "video: expected at least 4": {"video": pixels(3)},
+    "prompt_embeds:": {"prompt": None, "prompt_embeds": torch.zeros(1, 4, 9)},
+    "cache:": {"cache": "fast"},
+    "cache.bidirectional|cache.whole_window": {"cache": FlowCacheConfig(whole_window=True)},
+    "guidance_scale:": {"guidance_scale": 3.0},
+    "special_tokens:": {"switches": CaptionSwitches(static=True)},
+    "video_size_h": {"height": 33},
+    ".*bogus": {"bogus": 5},
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "error"),
-    [
-        ("prefix", torch.zeros(3, 6, 32, 32), ValueError),
-        ("prefix", torch.zeros(3, 8, 16, 32), ValueError),
-        ("prefix", torch.zeros(3, 1, 32, 32, dtype=torch.uint8), TypeError),
-        ("prompt", ["a", "red circle"], TypeError),
-        ("config", None, TypeError),
-        ("cache", "fast", TypeError),
-    ],
-)
-def test_wrong_arguments_are_named(shared, name, value, error):
-    with pytest.raises(error, match=f"^{name}"):
-        ask(**{name: value})
-    with pytest.raises(TypeError, match=r"^request: expected VideoRequest, got str"):
-        shared("a red circle")
+@pytest.mark.parametrize("name", REFUSED)
+def test_wrong_arguments_are_named(shared, name):
+    with pytest.raises((TypeError, ValueError), match=f"^({name})"):
+        shared(**{"prompt": "a", **REFUSED[name]})
+    with pytest.raises(ValueError, match="prefix"):
+        next(shared.stream("a", prefix=pixels(6)))

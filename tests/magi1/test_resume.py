@@ -10,11 +10,9 @@ from programs import Program
 from reference import ROOT
 from resumed import check_killed_often, check_stream, kill_at, stop_at
 
-from magi1 import adapter
+from magi1 import adapter, load_pipeline, resolve_model
 from magi1.config import FlowCacheOptions, MagiConfig
 from magi1.methods import method_config
-from magi1.model_source import load_pipeline, resolve_model
-from magi1.request import VideoRequest
 
 COMPRESSED = {"compress_kv_cache": True, "total_cache_chunk_nums": 5}
 CASES = {
@@ -40,13 +38,9 @@ def pipeline(weights):
 def test_a_stream_resumes_from_any_part(pipeline, weights, name, frames):
     method, options, changes = CASES[name]
     prefix = torch.rand(3, frames, 32, 32, generator=torch.Generator().manual_seed(0)) if frames else None
-    request = VideoRequest(
-        prompt="a red circle",
-        config=MagiConfig.from_file(weights, {"num_frames": 44, **changes}),
-        cache=method_config(method, FlowCacheOptions(**options)),
-        prefix=prefix,
-    )
-    check_stream(lambda trace, state: pipeline.stream(request, trace, state), f"{name}{frames}")
+    config = MagiConfig.from_file(weights, {"num_frames": 44, **changes})
+    given = ("a red circle", config, method_config(method, FlowCacheOptions(**options)), prefix)
+    check_stream(lambda trace, state: pipeline.stream(*given, trace, state), f"{name}{frames}")
 
 
 FLAGS = ["--model", "official", "--output_path", "a.mp4", "--num_frames", 44, "--compress_kv_cache", "true"]
