@@ -54,16 +54,16 @@ class GrowingFile:
     """
 
     def __init__(self, path: Path, state: State | None = None) -> None:
-        self.path, self._length, self._checksum = path, 0, 0
+        self.path, self.length, self._checksum = path, 0, 0
         if state is None:
             path.unlink(missing_ok=True)
             self.file = path.open("x+b", buffering=0)
             return
         check_grown(path, state)
-        self._length, self._checksum = state["length"], state["checksum"]
+        self.length, self._checksum = state["length"], state["checksum"]
         self.file = path.open("r+b", buffering=0)
-        self.file.truncate(self._length)
-        self.file.seek(self._length)
+        self.file.truncate(self.length)
+        self.file.seek(self.length)
 
     def append(self, content: bytes) -> None:
         """Write a piece whole, or leave the file unchanged."""
@@ -72,18 +72,18 @@ class GrowingFile:
             while written < len(content):
                 written += self.file.write(content[written:])
         except BaseException as error:
-            self.file.truncate(self._length)
-            self.file.seek(self._length)
+            self.file.truncate(self.length)
+            self.file.seek(self.length)
             if isinstance(error, OSError):
                 error.filename = str(self.path)  # writing names no file
             raise
-        self._length += len(content)
+        self.length += len(content)
         self._checksum = zlib.crc32(content, self._checksum)
 
     def state_dict(self) -> State:
         """Flush to the disk; return length and checksum."""
         os.fsync(self.file.fileno())
-        return {"length": self._length, "checksum": self._checksum}
+        return {"length": self.length, "checksum": self._checksum}
 
     def close(self) -> None:
         """Close the file and keep it."""

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -67,25 +66,24 @@ class FragmentEncoder:
             context = stream.codec_context
             context.colorspace, context.color_primaries, context.color_trc = BT601, BT709, BT709
             context.color_range = ColorRange.MPEG
+            colours = {"dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.MPEG}
             for place, frame in enumerate(frames, self.num_frames):
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                picture = picture.reformat(
-                    format="yuv420p",
-                    dst_colorspace=Colorspace.ITU601,
-                    dst_color_range=ColorRange.MPEG,
-                    interpolation=EXACT,
-                )
+                picture = picture.reformat(format="yuv420p", interpolation=EXACT, **colours)
                 picture.pts, picture.time_base = place, 1 / self._fps
                 container.mux(stream.encode(picture))
             container.mux(stream.encode())
-        return self._count_part(file, len(frames))
+        return self._finish_part(file, len(frames))
 
     def copy(self, path: Path) -> bytes | None:
         """Return the bytes that append a video's packets; None where their encoding differs."""
         with av.open(f"file:{path}") as source:
             stream = source.streams.video[0]
-            if stream.codec_context.extradata != self._configuration:
-                return None
+            sample = FragmentEncoder(self._name, self._fps, self.height, self.width)
+            black = sample.encode(np.zeros((1, self.height, self.width, 3), np.uint8))
+            with av.open(io.BytesIO(black)) as ours:
+                if stream.codec_context.extradata != ours.streams.video[0].codec_context.extradata:
+                    return None
             # which the container states, not the packets
             if (stream.sample_aspect_ratio or 1) != 1 or any(orientation(next(source.decode(stream)))):
                 return None
@@ -107,15 +105,7 @@ class FragmentEncoder:
                     packet.pts = packet.dts = place
                     packet.duration = 1
                     container.mux(packet)
-            return self._count_part(file, len(packets))
-
-    @cached_property
-    def _configuration(self) -> bytes:
-        """The decoder configuration of these settings, as a file's header holds it."""
-        encoder = FragmentEncoder(self._name, self._fps, self.height, self.width)
-        part = encoder.encode(np.zeros((1, self.height, self.width, 3), np.uint8))
-        with av.open(io.BytesIO(part)) as container:
-            return container.streams.video[0].codec_context.extradata
+            return self._finish_part(file, len(packets))
 
     @contextmanager
     def _new_part(self) -> Iterator[tuple[io.BytesIO, av.container.OutputContainer]]:
@@ -124,8 +114,8 @@ class FragmentEncoder:
         with av.open(file, mode="w", format="mp4", options=options) as container:
             yield file, container
 
-    def _count_part(self, file: io.BytesIO, num_frames: int) -> bytes:
-        """Return the bytes of a complete part, without the header unless it is the first."""
+    def _finish_part(self, file: io.BytesIO, num_frames: int) -> bytes:
+        """Count a part; return its bytes, without the header unless it is the first."""
         dropped = (b"ftyp", b"moov") if self.num_parts else ()
         self.num_parts += 1
         self.num_frames += num_frames
@@ -171,37 +161,33 @@ class VideoWriter:
         *,
         state: State | None = None,
     ) -> None:
-        self._path, self._fps = Path(path), exact_rate(fps)
+        self._path, self._fps, self._size, self._state = Path(path), exact_rate(fps), (height, width), state
         self.part_path = part_of(self._path)
-        self._size = (height, width)
         self._encoder: FragmentEncoder | None = None
-        self._num_frames = 0  # in the file
-        self._state = state
 
     def __enter__(self) -> VideoWriter:
         # Another run of that name keeps its own file, which has no name any more.
         self._part = GrowingFile(self.part_path, self._state["part"] if self._state else None)
         if self._state:
-            self._size = self._state["size"]
-            self._encoder = self._new_encoder()
+            self._start_encoder(self._state["size"])
             self._encoder.num_parts = self._state["num_parts"]
-            self._encoder.num_frames = self._num_frames = self._state["num_frames"]
+            self._encoder.num_frames = self._state["num_frames"]
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        finished = False
+        keep = self._part.length > 0
         with closing(self._part):
             try:
+                if failure is None and not keep:
+                    raise ValueError(f"{self._path}: expected at least one frame, got none.")
                 if failure is None:
-                    if not self._num_frames:
-                        raise ValueError(f"{self._path}: expected at least one frame, got none.")
                     self._finish()
-                    finished = True
+                    keep = False
             finally:
-                if finished or not self._num_frames:
-                    self._part.remove()
-                else:
+                if keep:
                     logger.warning("The finished part of the video is in %s.", self.part_path)
+                else:
+                    self._part.remove()
 
     def write(self, frames: Frames | Tensor) -> None:
         """Append frames, uint8 ``[frames, height, width, 3]``; odd sizes lose their last row or column."""
@@ -214,23 +200,22 @@ class VideoWriter:
         size = frames.shape[1:3]
         if any(wanted not in (None, got) for wanted, got in zip(self._size, size, strict=True)):
             raise ValueError(f"frames must all have height and width {self._size}, got {size}.")
-        if self._encoder is None:
-            self._size = size
-            self._encoder = self._new_encoder()
+        self._start_encoder(size)
         if len(frames):
-            self._append(self._encoder.encode(frames[:, : self._encoder.height, : self._encoder.width]))
+            self._part.append(
+                self._encoder.encode(frames[:, : self._encoder.height, : self._encoder.width])
+            )
 
     def write_video(self, path: Path) -> None:
         """Append a whole video, at its own speed and in this one's height and width, which must be given.
 
         Packets in this writer's encoding are copied; other videos are encoded again.
         """
-        if self._encoder is None:
-            self._encoder = self._new_encoder()
+        self._start_encoder(self._size)
         with reading(path, "a video"):
             copied = self._encoder.copy(path)
         if copied is not None:
-            self._append(copied)
+            self._part.append(copied)
             return
         logger.info("%s is encoded again, as its size, rate or encoding differs.", path)
         frames = stream_video(path, self._fps, self._size)
@@ -241,19 +226,18 @@ class VideoWriter:
         """Flush the frames so far to the disk; return the state to continue from."""
         if self._encoder is None:
             raise RuntimeError("state_dict needs at least one frame.")
-        counts = {"num_frames": self._num_frames, "num_parts": self._encoder.num_parts}
+        counts = {"num_frames": self._encoder.num_frames, "num_parts": self._encoder.num_parts}
         return {"part": self._part.state_dict(), "size": tuple(self._size), **counts}
 
-    def _append(self, content: bytes) -> None:
-        self._part.append(content)
-        self._num_frames = self._encoder.num_frames
-
-    def _new_encoder(self) -> FragmentEncoder:
-        encoder = next(name for name in ENCODERS if name in av.codecs_available)
-        if encoder != "libx264":
-            logger.warning("PyAV comes without libx264; %s is encoded with %s.", self._path, encoder)
-        height, width = self._size
-        return FragmentEncoder(encoder, self._fps, height - height % 2, width - width % 2)
+    def _start_encoder(self, size: tuple[int, int]) -> None:
+        """Make the encoder for frames of a size, the first time."""
+        if self._encoder is not None:
+            return
+        name = next(name for name in ENCODERS if name in av.codecs_available)
+        if name != "libx264":
+            logger.warning("PyAV comes without libx264; %s is encoded with %s.", self._path, name)
+        self._size, (height, width) = size, size
+        self._encoder = FragmentEncoder(name, self._fps, height - height % 2, width - width % 2)
 
     def _finish(self) -> None:
         """Copy the packets into a plain mp4 with its index in front."""
