@@ -1,7 +1,5 @@
 """Pictures of several runs: quality against speed-up, and the cache over time."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Methods side by side on one clock: what each has to show at each moment of denoising time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -68,13 +66,11 @@ def finished_parts(trace: Trace) -> list[tuple[float, float]]:
 
 
 def write_race(runners: Sequence[Runner], title: str, path: str | Path, columns: int | None = None) -> None:
-    """Write an mp4, or an animated picture for a README, that shows all methods on one clock.
+    """Write an mp4, or an animated gif, png or webp for a README, that shows all methods on one clock.
 
     A panel stays empty until the first part of its video is clean, plays each part while the next one is
-    computed, and repeats the video once it is whole. After the slowest, all play once together.
-    Speed-ups are relative to the first. A path of ``.gif``, ``.png`` (APNG) or ``.webp`` gives a looping
-    picture of 10 frames per second and at most 128 colours, any other an mp4 of 24. ``columns`` panels stand
-    in a row, by default up to four.
+    computed, and repeats the video once it is whole; after the slowest, all play once together. Speed-ups
+    are relative to the first. ``columns`` panels stand in a row, by default up to four.
     """
     if not runners or any(len(runner.frames) == 0 for runner in runners):
         raise ValueError("A race needs at least one video, and at least one frame of each.")

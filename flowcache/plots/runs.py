@@ -1,7 +1,5 @@
 """Pictures of a single run: where chunks were reused, and what the policy measured."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Colours, frames, titles and units that all pictures share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import floor, log10
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Videos out: H.264 mp4 files that grow part by part, playable after each (fragmented mp4)."""
 
-from __future__ import annotations
-
 import io
 import logging
 from collections.abc import Iterator
@@ -9,6 +7,7 @@ from contextlib import closing, contextmanager
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import av
 import numpy as np
@@ -24,11 +23,10 @@ from .reading import orientation, stream_video
 
 logger = logging.getLogger(__name__)
 
-#: Encoders, best first, with settings at which their losses are hard to see. Without frames that refer to
-#: later ones, so that times rise from 0 and a fragment needs nothing of its neighbours. With AVX-512,
-#: what x264's macroblock tree decides depends on earlier content of the heap; ``cpu-independent`` avoids it.
+#: Encoders, best first, with settings at which their losses are hard to see (crf 10: imageio's quality 8).
+#: Without frames that refer to later ones, so that times rise from 0 and a fragment needs no neighbour. With
+#: AVX-512, x264's macroblock tree depends on earlier content of the heap; ``cpu-independent`` avoids it.
 ENCODERS = {
-    # imageio's quality 8
     "libx264": {"crf": "10", "preset": "medium", "bf": "0", "x264-params": "cpu-independent=1"},
     "mpeg4": {"qmin": "2", "qmax": "3", "bf": "0"},
 }
@@ -41,8 +39,7 @@ _FRAGMENT = {
     "movflags": "empty_moov+default_base_moof+frag_custom+frag_discont+skip_trailer",
     "avoid_negative_ts": "make_non_negative",
 }
-#: Frames of a given video that are encoded at once.
-_PART = 48
+_PART = 48  # frames of a given video that are encoded at once
 
 
 class FragmentEncoder:
@@ -139,17 +136,11 @@ class VideoWriter:
     The frames grow as ``NAME.part.mp4`` beside it: whenever ``write`` returns, that file holds all frames so
     far and can be played, also if the process is killed then. At the end its packets are copied into a plain
     mp4 with its index in front, and the part is removed. After a failure an earlier file of that name stays,
-    and so does the part. The same parts give the same file, byte for byte. Where PyAV comes without libx264,
-    the video is MPEG-4 part 2.
+    and so does the part. The same parts give the same file, byte for byte.
 
-    Args:
-        path, fps: the file, and its frames per second.
-        height, width: of all frames in pixels; default: those of the first frame.
-        state: ``state_dict`` of a writer that was killed, to continue its file.
-
-    Raises:
-        ValueError: ``fps`` is out of range; the part is not the file of ``state``; at the end: no frame.
-        OSError: the file cannot be written, at any time from entering to leaving (a full disk: ENOSPC).
+    ``height`` and ``width`` are those of all frames, by default of the first; ``state`` is the ``state_dict``
+    of a writer that was killed, to continue its file. Raises ValueError for a rate out of range, a part that
+    is not the file of ``state`` and, at the end, no frame; OSError whenever the file cannot be written.
     """
 
     def __init__(
@@ -165,7 +156,7 @@ class VideoWriter:
         self.part_path = part_of(self._path)
         self._encoder: FragmentEncoder | None = None
 
-    def __enter__(self) -> VideoWriter:
+    def __enter__(self) -> Self:
         # Another run of that name keeps its own file, which has no name any more.
         self._part = GrowingFile(self.part_path, self._state["part"] if self._state else None)
         if self._state:
@@ -202,9 +193,7 @@ class VideoWriter:
             raise ValueError(f"frames must all have height and width {self._size}, got {size}.")
         self._start_encoder(size)
         if len(frames):
-            self._part.append(
-                self._encoder.encode(frames[:, : self._encoder.height, : self._encoder.width])
-            )
+            self._part.append(self._encoder.encode(frames[:, : self._encoder.height, : self._encoder.width]))
 
     def write_video(self, path: Path) -> None:
         """Append a whole video, at its own speed and in this one's height and width, which must be given.

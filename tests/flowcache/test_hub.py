@@ -1,7 +1,5 @@
 """The Hub's cache and a Hub that does not answer; nothing leaves this machine."""
 
-from __future__ import annotations
-
 import logging
 import socket
 import threading

@@ -1,7 +1,5 @@
 """What of a prompt does not reach the text encoder, and what is said of it."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

@@ -1,7 +1,5 @@
 """Files of users and of earlier runs, files written whole or not at all, optional packages."""
 
-from __future__ import annotations
-
 import json
 import os
 

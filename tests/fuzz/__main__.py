@@ -6,8 +6,6 @@
 Exit code 0: no fault; 1: some. An input depends on the seed, its number and the code.
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import os

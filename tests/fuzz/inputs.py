@@ -1,7 +1,5 @@
 """Draws inputs by number: command lines, damaged files and calls from Python."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The programs, run in this process until the model would denoise, and the judgement of how they end."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

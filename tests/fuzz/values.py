@@ -1,7 +1,5 @@
 """Hostile values, and damage to files."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math
