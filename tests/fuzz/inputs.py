@@ -1,11 +1,14 @@
 """Draws inputs by number: command lines, damaged files and calls from Python."""
 
+import contextlib
 import inspect
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,7 +28,7 @@ from .programs import split_options as split
 from .values import NUMBERS, OBJECTS, PLAIN_VALUES, damage_file
 
 #: Python entry points with arguments that have no default.
-CALLS: Mapping[Callable, Mapping[str, Any]] = {
+CALLS: dict[Callable, dict[str, Any]] = {
     VideoSettings: {},
     FlowCacheConfig: {},
     KVCompressionConfig: {},
@@ -74,20 +77,13 @@ class Sandbox:
         shutil.copy(MAGI / "yaml_config/single_run/config.yaml", self.good / "options.yaml")
         shutil.copy(MAGI / "yaml_config/sample/flowcache_vbench.yaml", self.good / "samples.yaml")
         shutil.copy(MAGI / "config/single_run/4.5B_distill.json", self.good / "magi.json")
-        shutil.copytree(ROOT / "assets" / "skyreels_v2_small", self.good / "skyreels")
-        shutil.copytree(ROOT / "assets" / "magi1_small", self.good / "magi")
+        for name, small in (("skyreels", "skyreels_v2_small"), ("magi", "magi1_small")):
+            shutil.copytree(ROOT / "assets" / small, self.good / name)
         make_run(self.good / "run")
         os.mkfifo(self.bad / "fifo")
         (self.bad / "loop").symlink_to(self.bad / "loop")
         (self.bad / "dangling").symlink_to(self.bad / "nowhere" / "a.mp4")
         (self.bad / "folder.mp4").mkdir()
-        self.case = root / "case"
-
-    def enter(self) -> None:
-        """Empty the working folder and change to it."""
-        shutil.rmtree(self.case, ignore_errors=True)
-        self.case.mkdir()
-        os.chdir(self.case)
 
     def stamp(self) -> dict[str, tuple[int, int]]:
         """Sizes and times of the good files, except for the run that ``tables`` adds scores to."""
@@ -99,9 +95,8 @@ class Sandbox:
 def try_input(sandbox: Sandbox, seed: int, number: int) -> tuple[str, list[Fault]]:
     """Draw the input of a number and run it; return its description and the faults."""
     rng = Random(f"{seed} {number}")
-    kind = rng.choices((_try_command_line, _try_file, _try_call), (5, 3, 2))[0]
-    sandbox.enter()
-    return kind(rng, sandbox)
+    with TemporaryDirectory(dir=sandbox.root) as folder, contextlib.chdir(folder):
+        return rng.choices((_try_command_line, _try_file, _try_call), (5, 3, 2))[0](rng, sandbox)
 
 
 def _try_command_line(rng: Random, sandbox: Sandbox) -> tuple[str, list[Fault]]:
@@ -138,8 +133,11 @@ def _run_line(
     sandbox: Sandbox, name: str, typed: dict[str, list[str]], variables: dict[str, str], named: list[str]
 ) -> tuple[str, list[Fault]]:
     program, before, good = PROGRAMS[name], _list_files(), sandbox.stamp()
-    places = {"GOOD": str(sandbox.good), "BAD": str(sandbox.bad)}
-    expanded = {option: [_expand(word, places) for word in words] for option, words in typed.items()}
+    root = f"{sandbox.root}/"
+    expanded = {
+        option: [re.sub("^(GOOD|BAD)(?=/|$)", lambda place: root + place[0].lower(), word) for word in words]
+        for option, words in typed.items()
+    }
     outcome = run_program(program, expanded, **variables)
     faults = judge_outcome(program, outcome, expanded, [*named, *variables])
     new = sorted(_list_files() - before)
@@ -148,17 +146,11 @@ def _run_line(
     if outcome.code == 2 and new:
         faults.append(Fault("files", f"{name}: left behind by a refusal", ", ".join(new[:5])))
     typed_names = {Path(word).name for words in typed.values() for word in words}
-    names = [Path(path).name for path in new]
-    half = [name for name in names if name.startswith(".") or name.endswith(".part.mp4")]
+    half = [Path(path).name for path in new if re.search(r"/\.[^/]*$|\.part\.mp4$", path)]
     half = [name for name in half if not any(word and word in name for word in typed_names)]
     if outcome.code == 0 and half:
         faults.append(Fault("files", f"{name}: half-written", ", ".join(half[:5])))
     return f"{variables or ''} {name} {' '.join(word[:80] for word in program.words(typed))}", faults
-
-
-def _expand(word: str, places: Mapping[str, str]) -> str:
-    first, _, rest = word.partition("/")
-    return f"{places[first]}/{rest}" if first in places else word
 
 
 def _list_files() -> set[str]:
@@ -169,10 +161,8 @@ def _try_call(rng: Random, _: Sandbox) -> tuple[str, list[Fault]]:
     call = rng.choice(list(CALLS))
     names = [p.name for p in inspect.signature(call).parameters.values() if p.kind is not p.VAR_KEYWORD]
     values = (*PLAIN_VALUES, *PLAIN_VALUES, *OBJECTS)
-    arguments = {
-        **CALLS[call],
-        **{name: rng.choice(values) for name in rng.sample(names, rng.choice((1, 2)))},
-    }
+    drawn = {name: rng.choice(values) for name in rng.sample(names, rng.choice((1, 2)))}
+    arguments = CALLS[call] | drawn
     shown = f"{call.__module__}.{call.__name__}({', '.join(f'{k}={v!s:.60}' for k, v in arguments.items())})"
     try:
         call(**arguments)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,6 @@ from random import Random
 from typing import NamedTuple
 from unittest import mock
 
-import yaml
 from reference import ROOT
 
 from flowcache.denoise import Denoiser
@@ -65,39 +64,27 @@ class Program:
     place: Path | str
     usual: str
     command: str | None = None
-    keys: Sequence[Path] = ()  # files whose keys are options, too
 
     @cached_property
     def options(self) -> dict[str, argparse.Action]:
-        """Every option by name, from the parser itself and from the keys of configurations."""
+        """Every option by name, from the parser itself."""
         parsers: list[argparse.ArgumentParser] = []
         with mock.patch.object(argparse.ArgumentParser, "print_help", lambda self, *_: parsers.append(self)):
             run_program(self, {"help": []})
-        found = {
+        return {
             (action.option_strings or [action.dest])[0].lstrip("-"): action
             for action in parsers[0]._actions
             if action.dest not in ("help", "command")
         }
-        for path in self.keys:
-            content = yaml.safe_load(path.read_text())
-            for section in [content, *(value for value in content.values() if isinstance(value, dict))]:
-                for name, value in section.items():
-                    if not isinstance(value, dict) and name not in found:
-                        kind = type(value) if isinstance(value, int | float) else str
-                        found[name] = argparse.Action([f"--{name}"], name, type=kind)
-        return found
 
     def words(self, typed: Mapping[str, Sequence[str]]) -> list[str]:
         """The words of a command line, positional ones first."""
-        found: list[str] = [self.command] if self.command else []
         options = {} if "help" in typed else self.options
-        for name, words in sorted(typed.items(), key=lambda item: bool(_flag(options, item[0]))):
-            found += [*_flag(options, name), *words]
-        return found
-
-
-def _flag(options: Mapping[str, argparse.Action], name: str) -> list[str]:
-    return [f"--{name}"] if name not in options or options[name].option_strings else []
+        positional = [name for name in typed if name in options and not options[name].option_strings]
+        found = [self.command or "", *(word for name in positional for word in typed[name])]
+        for name in (name for name in typed if name not in positional):
+            found += [f"--{name}", *typed[name]]
+        return found if self.command else found[1:]
 
 
 _SKYREELS = "--model_id small --height 64 --width 64 --num_frames 17 --inference_steps 4 --ar_step 2"
@@ -105,14 +92,13 @@ _MAGI = "--num_steps 8 --num_frames 24"
 _SAMPLES = " --gpus cpu --vbench_prompt_dir GOOD/prompts --samples 1 --base_save_path out"
 _METRICS = "--original_video GOOD/original --generated_video GOOD/generated --metrics psnr --output s"
 _PHYSICS = "--generated_videos GOOD/generated --reference_videos GOOD/original --output scores"
-_KEYS = (MAGI / "config/single_run/4.5B_distill.json", MAGI / "yaml_config/single_run/config.yaml")
 _BENCHMARK = "flowcache.benchmark"
 
 PROGRAMS = {
     "skyreels": Program(SKYREELS / "generate_video_df.py", "--prompt a " + _SKYREELS),
-    "magi": Program(MAGI / "generate_video.py", "--prompt a " + _MAGI, keys=_KEYS),
+    "magi": Program(MAGI / "generate_video.py", "--prompt a " + _MAGI),
     "skyreels_samples": Program(SKYREELS / "sample_video.py", _SKYREELS + _SAMPLES),
-    "magi_samples": Program(MAGI / "sample_video.py", _MAGI + _SAMPLES, keys=_KEYS),
+    "magi_samples": Program(MAGI / "sample_video.py", _MAGI + _SAMPLES),
     "metrics": Program("flowcache.metrics", _METRICS),
     "tables": Program(_BENCHMARK, "--run_dir GOOD/run --output tables --device cpu", "tables"),
     "plot": Program(_BENCHMARK, "--run_dir GOOD/run --output pictures", "plot"),
@@ -145,15 +131,15 @@ def run_program(program: Program, typed: Mapping[str, Sequence[str]], **variable
     encoding = variables.get("PYTHONIOENCODING", "utf-8")
     output = io.TextIOWrapper(io.BytesIO(), encoding, "strict", write_through=True)
     errors = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
-
     handlers, level = logging.root.handlers[:], logging.root.level
-    with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(output))
-        stack.enter_context(redirect_stderr(errors))
-        stack.enter_context(mock.patch.object(sys, "argv", [str(program.place), *program.words(typed)]))
-        stack.enter_context(mock.patch.dict(os.environ, variables))
-        stack.enter_context(mock.patch.object(Denoiser, "run", side_effect=Stopped))
-        stack.enter_context(mock.patch.object(subprocess, "Popen", side_effect=FileNotFoundError))
+    with (
+        redirect_stdout(output),
+        redirect_stderr(errors),
+        mock.patch.object(sys, "argv", [str(program.place), *program.words(typed)]),
+        mock.patch.dict(os.environ, variables),
+        mock.patch.object(Denoiser, "run", side_effect=Stopped),
+        mock.patch.object(subprocess, "Popen", side_effect=FileNotFoundError),
+    ):
         try:
             if isinstance(program.place, Path):
                 runpy.run_path(str(program.place), run_name="__main__")
