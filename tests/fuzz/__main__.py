@@ -13,6 +13,7 @@ import resource
 import sys
 import tempfile
 import time
+import traceback
 from collections import defaultdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,19 +28,22 @@ SECONDS, MEMORY = 60, 3 * 2**30
 
 def _work(connection: Connection, *drawn: Any) -> None:
     """Send the result of an input, in a process that may hang, run out of memory or die."""
-    from .inputs import try_input
+    from .inputs import Fault, innermost, try_input
 
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
-    connection.send(try_input(*drawn))
+    try:
+        connection.send(try_input(*drawn))
+    except Exception as error:
+        connection.send(("", Fault("exception", innermost(error), traceback.format_exc()[-1500:])))
 
 
 def run_input(sandbox: Any, seed: int, number: int) -> tuple:
-    """Description and faults of an input, which a process of its own tries."""
-    from .programs import Fault
+    """Description and fault of an input, which a process of its own tries."""
+    from .inputs import Fault
 
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
@@ -47,10 +51,10 @@ def run_input(sandbox: Any, seed: int, number: int) -> tuple:
     child.start()
     theirs.close()
     try:
-        return ours.recv() if ours.poll(SECONDS) else ("", [Fault("hang", f"more than {SECONDS} s", "")])
+        return ours.recv() if ours.poll(SECONDS) else ("", Fault("hang", f"more than {SECONDS} s", ""))
     except EOFError:
         child.join()
-        return "", [Fault("crash", f"ended with {child.exitcode}", "")]
+        return "", Fault("crash", f"ended with {child.exitcode}", "")
     finally:
         child.kill()
         child.join()
@@ -75,10 +79,11 @@ def main() -> int:
         for program in PROGRAMS.values():
             assert program.options  # imports here what each input needs
         for number in numbers:
-            shown, faults = run_input(sandbox, args.seed, number)
+            shown, fault = run_input(sandbox, args.seed, number)
             shown = shown.replace(str(root), "SANDBOX").encode("ascii", "backslashreplace").decode()
-            for fault in faults:
-                causes[fault.kind, fault.key].append((shown, number, fault.detail))
+            if fault:
+                kind, key, detail = fault.args
+                causes[kind, key].append((shown, number, detail))
     for (kind, key), found in sorted(causes.items(), key=lambda item: -len(item[1])):
         shown, number, detail = min(found)
         print(f"{kind}: {key}, {len(found)} times, such as {number}\n  {shown}\n  {detail[-1500:]}")
