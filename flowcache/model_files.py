@@ -22,8 +22,8 @@ _BELOW_ONE = ("eps", "layer_norm_epsilon")
 
 def read_config(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     """Read a JSON configuration, whose values must have the types of ``like`` and sane sizes."""
-    content = read_json(path, dict[str, Any], "a configuration")
     with reading(path, "a configuration"):
+        content = read_json(path, dict[str, Any], "a configuration")
         for key, value in content.items():
             _check_value(key, value, like.get(key))
     return content
@@ -53,9 +53,8 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 def indexed_files(index: Path) -> list[Path]:
     """Return the weight files that an index file names; raise UnreadableFile if it is no index."""
-    kind = "an index of weight files"
-    content = read_json(index, dict[str, Any], kind)
-    with reading(index, kind):
+    with reading(index, "an index of weight files"):
+        content = read_json(index, dict[str, Any], "an index of weight files")
         names = as_type(content.get("weight_map"), dict[str, str], "weight_map").values()
         return sorted({index.with_name(name) for name in names})
 

@@ -32,9 +32,8 @@ def check_is_file(path: str | Path) -> None:
 def reading(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
     """Turn every exception of the block into ``PATH cannot be read as KIND: REASON; REMEDY.``
 
-    The block holds the reading and parsing of that file alone: parsers of foreign formats raise exceptions of
-    any type. The original is logged at debug level; ``UnreadableFile`` of a nested block passes.
-    ``kind`` has its article: ``"a video"``, ``"YAML"``.
+    The block reads and parses that file alone: parsers of foreign formats raise exceptions of any type.
+    ``UnreadableFile`` of a nested block passes. ``kind`` has its article: ``"a video"``, ``"YAML"``.
     """
     try:
         yield

@@ -28,24 +28,19 @@ _LONGEST_GAP = 1 / float(SLOWEST)  # seconds between two frames; beyond, time st
 
 
 class VideoInfo(NamedTuple):
-    """A video as it is shown: upright, with square pixels.
+    """A video as it is shown: upright, with square pixels."""
 
-    ``num_frames`` and ``fps`` are None where the header does not state them; a variable ``fps`` is that of
-    the shortest frames. ``lost`` lists properties that are not kept, such as sound.
-    """
-
-    num_frames: int | None
-    fps: Fraction | None
+    num_frames: int | None  # None: not stated
+    fps: Fraction | None  # of the shortest frames; None: not stated
     height: int
     width: int
-    lost: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()  # properties that are not kept, such as sound
 
 
 def probe_video(path: str | Path) -> VideoInfo:
     """Read length, rate and shown size of a video; decodes its first frame only."""
     with _open(path) as (container, stream):
-        frame = next(_decode(container, stream), None)
-        if frame is None:
+        if (frame := next(_decode(container, stream), None)) is None:
             raise ValueError("it holds no frame")
         size = _square_size(frame, stream)
         lost = {
@@ -55,8 +50,7 @@ def probe_video(path: str | Path) -> VideoInfo:
         }
         rate, num_frames = _stated_rate(stream), stream.frames or None
         if num_frames and stream.duration and rate:
-            shown = stream.duration * stream.time_base * rate
-            # an edit list may show only a part
+            shown = stream.duration * stream.time_base * rate  # an edit list may show only a part
             num_frames = num_frames if abs(num_frames - shown) <= 1 else None
         height, width = size if orientation(frame)[0] else size[::-1]
         return VideoInfo(num_frames, rate, height, width, tuple(what for what in lost if lost[what]))
@@ -73,7 +67,7 @@ def stream_video(
     """Yield frames ``[height, width, 3]`` as they are shown, all of one size.
 
     ``fps`` samples them by their time stamps (None: each frame once); ``size``, height and width, scales and
-    crops them (None: as the first). Raises ValueError for a file without frames or with damaged time stamps.
+    crops them (None: as the first).
     """
     shown = picture = None
     with _open(path) as (container, stream):

@@ -30,8 +30,8 @@ ENCODERS = {
     "libx264": {"crf": "10", "preset": "medium", "bf": "0", "x264-params": "cpu-independent=1"},
     "mpeg4": {"qmin": "2", "qmax": "3", "bf": "0"},
 }
-#: Numbers of H.273. The matrix of BT.601 loses least of the colours, at half their resolution, and is that
-#: of imageio's files; primaries and transfer are those of sRGB's relative BT.709.
+#: Numbers of H.273. The matrix of BT.601 is that of imageio's files and loses least of the colours, at half
+#: their resolution; primaries and transfer are those of BT.709, as of sRGB.
 BT601, BT709 = 6, 1
 
 #: One fragment per file, its time counted from the start of the video, and nothing behind it.
@@ -43,9 +43,9 @@ _PART = 48  # frames of a given video that are encoded at once
 
 
 class FragmentEncoder:
-    """Encoder of independent parts, each with its own encoder and muxer; the first has the file's header.
+    """Encoder of parts that share only the numbers of parts and frames; the first has the file's header.
 
-    The only state between parts is their number and that of the frames. ``height`` and ``width`` are even.
+    ``height`` and ``width`` are even.
     """
 
     def __init__(self, encoder: str, fps: Fraction, height: int, width: int) -> None:
@@ -86,14 +86,12 @@ class FragmentEncoder:
                 return None
             source.seek(0)
             packets = [packet for packet in source.demux(stream) if packet.dts is not None]
-            regular = all(
-                packet.pts == packet.dts
-                and packet.pts * packet.time_base == place / self._fps
-                and not (packet.is_corrupt or packet.is_discard)
-                for place, packet in enumerate(packets)
-            )
-            if not (packets and packets[0].is_keyframe and regular):
+            if not packets or not packets[0].is_keyframe:
                 return None
+            for place, packet in enumerate(packets):
+                regular = packet.pts == packet.dts and packet.pts * packet.time_base == place / self._fps
+                if not regular or packet.is_corrupt or packet.is_discard:
+                    return None
             with self._new_part() as (file, container):
                 copied = container.add_stream_from_template(stream)
                 copied.time_base = 1 / self._fps
@@ -182,18 +180,16 @@ class VideoWriter:
 
     def write(self, frames: Frames | Tensor) -> None:
         """Append frames, uint8 ``[frames, height, width, 3]``; odd sizes lose their last row or column."""
-        if isinstance(frames, Tensor):
-            frames = frames.cpu().numpy()
+        frames = frames.cpu().numpy() if isinstance(frames, Tensor) else frames
+        form, size = "uint8 [frames, height, width, 3]", frames.shape[1:3]
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            raise ValueError(
-                f"frames must be uint8 [frames, height, width, 3], got {frames.dtype} {list(frames.shape)}."
-            )
-        size = frames.shape[1:3]
+            raise ValueError(f"frames: expected {form}, got {frames.dtype} {list(frames.shape)}.")
         if any(wanted not in (None, got) for wanted, got in zip(self._size, size, strict=True)):
-            raise ValueError(f"frames must all have height and width {self._size}, got {size}.")
+            raise ValueError(f"frames: expected height and width {self._size}, got {size}.")
         self._start_encoder(size)
+        height, width = self._encoder.height, self._encoder.width
         if len(frames):
-            self._part.append(self._encoder.encode(frames[:, : self._encoder.height, : self._encoder.width]))
+            self._part.append(self._encoder.encode(frames[:, :height, :width]))
 
     def write_video(self, path: Path) -> None:
         """Append a whole video, at its own speed and in this one's height and width, which must be given.
@@ -204,8 +200,7 @@ class VideoWriter:
         with reading(path, "a video"):
             copied = self._encoder.copy(path)
         if copied is not None:
-            self._part.append(copied)
-            return
+            return self._part.append(copied)
         logger.info("%s is encoded again, as its size, rate or encoding differs.", path)
         frames = stream_video(path, self._fps, self._size)
         while part := list(islice(frames, _PART)):
