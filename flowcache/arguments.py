@@ -30,7 +30,15 @@ def as_frames(name: str, given: GivenFrames, height: int, width: int) -> Tensor:
     TypeError or ValueError for others.
     """
     if isinstance(given, Tensor):
-        _check_tensor(name, given, height, width)
+        if not given.is_floating_point():
+            remedy = "divide pixels by 127.5 and subtract 1"
+            raise TypeError(f"{name}: expected a float tensor in [-1, 1], got {given.dtype}; {remedy}.")
+        if given.ndim != 4 or given.shape[0] != 3 or given.shape[2:] != (height, width) or not given.shape[1]:
+            raise ValueError(f"{name} must be [3, frames, {height}, {width}], got {list(given.shape)}.")
+        low, high = torch.stack(given.aminmax()).tolist()
+        if not (low >= -1 - TOLERANCE and high <= 1 + TOLERANCE):  # true of NaN as well
+            span = f"got {low:g} to {high:g}; scale or clamp them"
+            raise ValueError(f"{name}: expected values in [-1, 1], {span}.")
         return given
     items = given if isinstance(given, list | tuple) else [given]
     frames = [frame for item in items for frame in _read_pixels(name, item)]
@@ -53,14 +61,3 @@ def _read_pixels(name: str, item: Any) -> Sequence[Frames]:
         form = "arrays of uint8, [frames, height, width, 3]"
         raise ValueError(f"{name}: expected {form}, got {item.dtype} {list(item.shape)}.")
     return item.reshape(-1, *item.shape[-3:])
-
-
-def _check_tensor(name: str, frames: Tensor, height: int, width: int) -> None:
-    if not frames.is_floating_point():
-        remedy = "divide pixels by 127.5 and subtract 1"
-        raise TypeError(f"{name}: expected a float tensor in [-1, 1], got {frames.dtype}; {remedy}.")
-    if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[2:] != (height, width) or not len(frames[0]):
-        raise ValueError(f"{name} must be [3, frames, {height}, {width}], got {list(frames.shape)}.")
-    low, high = torch.stack(frames.aminmax()).tolist()
-    if not (low >= -1 - TOLERANCE and high <= 1 + TOLERANCE):  # true of NaN as well
-        raise ValueError(f"{name}: expected values in [-1, 1], got {low:g} to {high:g}; scale or clamp them.")
