@@ -1,5 +1,6 @@
 """Methods side by side on one clock: what each has to show at each moment of denoising time."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -65,20 +66,18 @@ def finished_parts(trace: Trace) -> list[tuple[float, float]]:
     return [(end, amount / done) for end, amount in parts]
 
 
-def write_race(runners: Sequence[Runner], title: str, path: str | Path, columns: int | None = None) -> None:
+def write_race(runners: Sequence[Runner], title: str, path: str | Path) -> None:
     """Write an mp4, or an animated gif, png or webp for a README, that shows all methods on one clock.
 
     A panel stays empty until the first part of its video is clean, plays each part while the next one is
     computed, and repeats the video once it is whole; after the slowest, all play once together. Speed-ups
-    are relative to the first. ``columns`` panels stand in a row, by default up to four.
+    are relative to the first. Up to four panels stand in a row.
     """
     if not runners or any(len(runner.frames) == 0 for runner in runners):
         raise ValueError("A race needs at least one video, and at least one frame of each.")
-    rows = -(-len(runners) // (columns or 4))
-    stage = _Stage(runners, title, columns or -(-len(runners) // rows))
+    stage = _Stage(runners, title)
     if Path(path).suffix.lower() in (".gif", ".png", ".webp"):
-        _write_picture(list(stage.play(_FPS_PICTURE)), path)
-        return
+        return _write_picture(list(stage.play(_FPS_PICTURE)), path)
     pictures = stage.play(_FPS)
     with VideoWriter(path, _FPS) as writer:
         while part := list(islice(pictures, _PART)):
@@ -102,16 +101,18 @@ def _write_picture(pictures: Sequence[Frames], path: str | Path) -> None:
 class _Stage:
     """Layout of the panels, and their frames in the size shown."""
 
-    def __init__(self, runners: Sequence[Runner], title: str, columns: int) -> None:
-        self._runners, self._title, self._columns = runners, title, columns
+    def __init__(self, runners: Sequence[Runner], title: str) -> None:
+        self._runners, self._title = runners, title
+        rows = math.ceil(len(runners) / 4)
+        self._columns = math.ceil(len(runners) / rows)
         widest = max(runner.frames.shape[2] for runner in runners)
         scale = max(1, round(216 / widest)) if widest <= 216 else 320 / widest
         self._videos = [scale_frames(runner.frames, scale) for runner in runners]
         self._width = max(180, *(video[0].width for video in self._videos))
         self._height = max(video[0].height for video in self._videos)
         self._row = _LABEL + self._height + _BAR + _GAP
-        width = max(columns * (self._width + _GAP) + _GAP, 480)
-        height = _HEADER + -(-len(runners) // columns) * self._row + _GAP
+        width = max(self._columns * (self._width + _GAP) + _GAP, 480)
+        height = _HEADER + rows * self._row + _GAP
         self._size = (width // 2 * 2, height // 2 * 2)
 
     def play(self, fps: int) -> Iterator[Frames]:

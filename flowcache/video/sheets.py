@@ -21,19 +21,17 @@ def contact_sheet(
     videos: Mapping[str, Frames],
     path: str | Path,
     columns: int = 8,
-    scale: float | None = None,
+    scale: float = 1.0,
     differences: bool = False,
 ) -> None:
     """Save a PNG with a row for each video: its label above evenly spaced frames, first and last included.
 
     Videos are frames ``[frames, height, width, 3]`` of any size; ``columns`` is the most in a row, ``scale``
-    their enlargement (default: the widest becomes about 240 pixels). ``differences`` adds below each row that
-    looks like the first their difference, scaled as its label says.
+    their enlargement. ``differences`` adds below each row that looks like the first their difference, scaled
+    as its label says.
     """
     if not videos or any(len(frames) == 0 for frames in videos.values()):
         raise ValueError("A contact sheet needs at least one video, and at least one frame of each.")
-    if scale is None:
-        scale = 240 / max(frames.shape[2] for frames in videos.values())
     rows, (first_label, first) = [], next(iter(videos.items()))
     for label, frames in videos.items():
         rows.append(_draw_row(label, frames, columns, scale))

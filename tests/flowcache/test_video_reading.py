@@ -103,11 +103,11 @@ def test_hidden_frames_of_an_edit_list_do_not_count(tmp_path):
     check_alike(tmp_path / "a.mp4", tmp_path / "b.mp4")
 
 
-@pytest.mark.parametrize("read", [probe_video, read_video, lambda path: list(stream_video(path, 24))])
-def test_damaged_time_stamps_are_refused_at_once(tmp_path, read):
+def test_damaged_time_stamps_are_refused_at_once(tmp_path):
     started = time.perf_counter()
-    with pytest.raises(ValueError, match=r"timestamps\.avi .*time stamps"):
-        read(FAULTS / "timestamps.avi")
+    for read in (probe_video, read_video, lambda path: list(stream_video(path, 24))):
+        with pytest.raises(ValueError, match=r"timestamps\.avi .*time stamps"):
+            read(FAULTS / "timestamps.avi")
     gap = write(tmp_path / "a.mp4", levels(4), stamps=(0, 1, 2, 24 * 86400))
     with pytest.raises(ValueError, match="time stamps"):
         list(stream_video(gap, 24))
@@ -121,9 +121,8 @@ def test_colours_are_those_of_the_exact_inverse(tmp_path, matrix, color_range):
     red, blue = (0.2126, 0.0722) if matrix == 709 else (0.299, 0.114)
     to_ypp = np.array([(red, 1 - red - blue, blue)] * 3)
     to_ypp[1:] = (np.eye(3)[[2, 0]] - to_ypp[1:]) / [[2 - 2 * blue], [2 - 2 * red]]
-    spans, zeros = (
-        ([219, 224, 224], [16, 128, 128]) if color_range == ColorRange.MPEG else (255, [0, 128, 128])
-    )
+    limited = color_range == ColorRange.MPEG
+    spans, zeros = ([219, 224, 224] if limited else 255), [16 * limited, 128, 128]
     stored = np.round(zeros + spans * (to_ypp @ [220 / 255, 30 / 255, 30 / 255]))
     expected = np.linalg.inv(to_ypp) @ ((stored - zeros) / spans) * 255
     path = tmp_path / "a.mp4"
@@ -230,13 +229,8 @@ def test_each_kind_of_transparency_is_composed_over_black(tmp_path, mode, caplog
     pixels = read_image(path)
     assert (pixels[:4] == 204).all() and (pixels[4:] == 0).all()
     assert "black" in caplog.text
-
-
-@pytest.mark.parametrize(("alpha", "shown"), [(128, [100, 50, 25]), (255, [200, 100, 50])])
-def test_half_transparent_is_half_as_bright(tmp_path, caplog, alpha, shown):
-    Image.new("RGBA", (4, 4), (200, 100, 50, alpha)).save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png")[0, 0].tolist() == shown
-    assert bool(caplog.text) == (alpha < 255)
+    Image.new("RGBA", (4, 4), (200, 100, 50, 128)).save(path)
+    assert read_image(path)[0, 0].tolist() == [100, 50, 25], "half as bright"
 
 
 def test_deep_images_keep_their_shades(tmp_path):
