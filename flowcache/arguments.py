@@ -1,7 +1,5 @@
 """Arguments of the pipelines as Python callers give them, checked before any work starts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +13,7 @@ from .video import Frames, resize_and_crop, to_float, to_pixels
 #: Frames of a condition: pixels in [-1, 1], ``[3, frames, height, width]``; or images or uint8 arrays.
 GivenFrames = Tensor | Image.Image | Frames | Sequence[Image.Image | Frames]
 
-#: Rounding of values in [-1, 1].
-TOLERANCE = 1e-3
+TOLERANCE = 1e-3  # rounding of values in [-1, 1]
 
 
 def check_type(name: str, value: Any, kind: type, hint: str = "") -> None:
@@ -26,20 +23,23 @@ def check_type(name: str, value: Any, kind: type, hint: str = "") -> None:
 
 
 def as_frames(name: str, given: GivenFrames, height: int, width: int) -> Tensor:
-    """Convert the frames of a condition to ``[3, frames, height, width]`` in [-1, 1].
+    """Convert the frames of the condition ``name`` to ``[3, frames, height, width]`` in [-1, 1].
 
-    Args:
-        name: of the argument.
-        given: such a tensor; or pixels from 0 to 255, which are scaled and cropped to the size: an image,
-            uint8 arrays ``[height, width, 3]`` or ``[frames, height, width, 3]``, or a list of these.
-        height, width: pixels of the video.
-
-    Raises:
-        TypeError: another kind of frames; the argument is named, as below.
-        ValueError: the frames have another shape, no 8-bit pixels, or values outside of [-1, 1].
+    ``given`` is such a tensor, or pixels from 0 to 255, which are scaled and cropped to the size: an image,
+    uint8 arrays ``[height, width, 3]`` or ``[frames, height, width, 3]``, or a list of these. Raises
+    TypeError or ValueError for others.
     """
     if isinstance(given, Tensor):
-        return _check_tensor(name, given, height, width)
+        if not given.is_floating_point():
+            remedy = "divide pixels by 127.5 and subtract 1"
+            raise TypeError(f"{name}: expected a float tensor in [-1, 1], got {given.dtype}; {remedy}.")
+        if given.ndim != 4 or given.shape[0] != 3 or given.shape[2:] != (height, width) or not given.shape[1]:
+            raise ValueError(f"{name} must be [3, frames, {height}, {width}], got {list(given.shape)}.")
+        low, high = torch.stack(given.aminmax()).tolist()
+        if not (low >= -1 - TOLERANCE and high <= 1 + TOLERANCE):  # true of NaN as well
+            span = f"got {low:g} to {high:g}; scale or clamp them"
+            raise ValueError(f"{name}: expected values in [-1, 1], {span}.")
+        return given
     items = given if isinstance(given, list | tuple) else [given]
     frames = [frame for item in items for frame in _read_pixels(name, item)]
     if not frames:
@@ -49,29 +49,15 @@ def as_frames(name: str, given: GivenFrames, height: int, width: int) -> Tensor:
 
 def _read_pixels(name: str, item: Any) -> Sequence[Frames]:
     """Pixels ``[height, width, 3]`` of an image or array; transparent parts over black."""
-    if isinstance(item, np.ndarray):
-        if item.dtype != np.uint8 or item.ndim not in (3, 4) or item.shape[-1] != 3 or not item.size:
-            form = "arrays of uint8, [frames, height, width, 3]"
-            raise ValueError(f"{name}: expected {form}, got {item.dtype} {list(item.shape)}.")
-        return item.reshape(-1, *item.shape[-3:])
-    if not isinstance(item, Image.Image):
+    if isinstance(item, Image.Image):
+        try:
+            return [to_pixels(item, name)]
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}.") from error
+    if not isinstance(item, np.ndarray):
         form = "a float tensor in [-1, 1], images or uint8 arrays"
         raise TypeError(f"{name}: expected {form}, got {type(item).__name__}.")
-    try:
-        return [to_pixels(item, name)]
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}.") from error
-
-
-def _check_tensor(name: str, frames: Tensor, height: int, width: int) -> Tensor:
-    if not frames.is_floating_point():
-        raise TypeError(
-            f"{name}: expected a float tensor in [-1, 1], got {frames.dtype}; for pixels from 0 to 255, "
-            "divide by 127.5 and subtract 1."
-        )
-    if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[2:] != (height, width) or not len(frames[0]):
-        raise ValueError(f"{name} must be [3, frames, {height}, {width}], got {list(frames.shape)}.")
-    low, high = torch.stack(frames.aminmax()).tolist()
-    if not (low >= -1 - TOLERANCE and high <= 1 + TOLERANCE):  # true of NaN as well
-        raise ValueError(f"{name}: expected values in [-1, 1], got {low:g} to {high:g}; scale or clamp them.")
-    return frames
+    if item.dtype != np.uint8 or item.ndim not in (3, 4) or item.shape[-1] != 3 or not item.size:
+        form = "arrays of uint8, [frames, height, width, 3]"
+        raise ValueError(f"{name}: expected {form}, got {item.dtype} {list(item.shape)}.")
+    return item.reshape(-1, *item.shape[-3:])

@@ -1,7 +1,5 @@
 """Hardware and versions, and the peak memory of a device."""
 
-from __future__ import annotations
-
 import platform
 import resource
 import subprocess
@@ -16,11 +14,10 @@ import torch
 
 def describe_environment(device: torch.device | str) -> dict[str, str]:
     """List versions and hardware for reports."""
-    device = torch.device(device)
     hardware = platform.processor() or platform.machine()
     with suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
         hardware = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    if device.type == "cuda":
+    if _is_cuda(device):
         hardware = torch.cuda.get_device_name(device)
     return {
         "python": platform.python_version(),
@@ -45,32 +42,31 @@ def repository_commit() -> str:
 
 def make_current(device: torch.device | str) -> None:
     """Make a CUDA device the current one, on which some kernels run whatever their inputs' device."""
-    device = torch.device(device)
-    if device.type == "cuda" and device.index is not None:
+    if _is_cuda(device) and torch.device(device).index is not None:
         torch.cuda.set_device(device)
 
 
 def synchronize(device: torch.device | str) -> None:
     """Wait for a CUDA device, so that a clock read next is right."""
-    if torch.device(device).type == "cuda":
+    if _is_cuda(device):
         torch.cuda.synchronize(device)
 
 
 def peak_memory_bytes(device: torch.device | str) -> int:
     """Return the peak memory: allocated on a CUDA device, else resident in this process."""
-    device = torch.device(device)
-    if device.type == "cuda":
+    if _is_cuda(device):
         return torch.cuda.max_memory_allocated(device)
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def restart_peak_memory(device: torch.device | str) -> None:
     """Restart ``peak_memory_bytes``, where the system can."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
+    if _is_cuda(device):
+        return torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):  # Linux has it, if it is allowed
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def _is_cuda(device: torch.device | str) -> bool:
+    return torch.device(device).type == "cuda"

@@ -1,7 +1,5 @@
 """Packages that only a part of the project needs, and that may be absent."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from types import ModuleType
 
@@ -11,16 +9,12 @@ class Unavailable(RuntimeError):
 
 
 def require(module: str, purpose: str, extra: str) -> ModuleType:
-    """Import an optional module.
-
-    Raises Unavailable for ``purpose``, the subject of its message, which names the project's ``extra``.
-    """
+    """Import an optional module of the project's ``extra``; ``purpose`` is the subject of the error."""
     try:
         return import_module(module)
     except ImportError as error:
-        raise Unavailable(
-            f"{purpose} needs {module}: pip install -e '.[{extra}]' in this project."
-        ) from error
+        remedy = f"pip install -e '.[{extra}]' in this project"
+        raise Unavailable(f"{purpose} needs {module}: {remedy}.") from error
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise Unavailable(f"{purpose} needs {module}, which cannot be loaded here: {reason}") from error

@@ -1,7 +1,5 @@
 """Files that are written whole or not at all."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -54,16 +52,14 @@ class GrowingFile:
     """
 
     def __init__(self, path: Path, state: State | None = None) -> None:
-        self.path, self._length, self._checksum = path, 0, 0
         if state is None:
             path.unlink(missing_ok=True)
-            self.file = path.open("x+b", buffering=0)
-            return
-        check_grown(path, state)
-        self._length, self._checksum = state["length"], state["checksum"]
-        self.file = path.open("r+b", buffering=0)
-        self.file.truncate(self._length)
-        self.file.seek(self._length)
+        else:
+            check_grown(path, state)
+        self.path = path
+        self.length, self._checksum = (state["length"], state["checksum"]) if state else (0, 0)
+        self.file = path.open("r+b" if state else "x+b", buffering=0)
+        self._cut()
 
     def append(self, content: bytes) -> None:
         """Write a piece whole, or leave the file unchanged."""
@@ -72,21 +68,24 @@ class GrowingFile:
             while written < len(content):
                 written += self.file.write(content[written:])
         except BaseException as error:
-            self.file.truncate(self._length)
-            self.file.seek(self._length)
+            self._cut()
             if isinstance(error, OSError):
                 error.filename = str(self.path)  # writing names no file
             raise
-        self._length += len(content)
+        self.length += len(content)
         self._checksum = zlib.crc32(content, self._checksum)
+
+    def _cut(self) -> None:
+        """Remove what lies behind the last whole piece."""
+        self.file.truncate(self.length)
+        self.file.seek(self.length)
 
     def state_dict(self) -> State:
         """Flush to the disk; return length and checksum."""
         os.fsync(self.file.fileno())
-        return {"length": self._length, "checksum": self._checksum}
+        return {"length": self.length, "checksum": self._checksum}
 
     def close(self) -> None:
-        """Close the file and keep it."""
         self.file.close()
 
     def remove(self) -> None:
@@ -98,14 +97,13 @@ class GrowingFile:
 
 def check_grown(path: Path, state: State) -> None:
     """Raise ValueError unless a file begins with the content of the ``GrowingFile`` that gave ``state``."""
+    if not path.exists():
+        raise ValueError(f"{path} is missing.")
     left, checksum = state["length"], 0
-    try:
-        with path.open("rb") as file:
-            while left and (content := file.read(min(left, 2**20))):
-                checksum = zlib.crc32(content, checksum)
-                left -= len(content)
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing.") from None
+    with path.open("rb") as file:
+        while left and (content := file.read(min(left, 2**20))):
+            checksum = zlib.crc32(content, checksum)
+            left -= len(content)
     if left or checksum != state["checksum"]:
         raise ValueError(f"{path} is not the file that was written.")
 

@@ -1,7 +1,5 @@
 """Fingerprint of a run: digests of its inputs and models, and differences of its settings."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,14 +33,11 @@ def array_digest(array: ArrayLike | None) -> str | None:
     """Digest a whole image or video; None for None."""
     if array is None:
         return None
-    array = np.ascontiguousarray(array)
-    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    digest.update(array)
-    return digest.hexdigest()[:16]
+    array = np.asarray(array)
+    return hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:
-    """Digest a whole file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

@@ -1,7 +1,5 @@
 """Repositories of the Hugging Face Hub: from its cache where that has all, else downloaded."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,15 +13,10 @@ logger = logging.getLogger(__name__)
 def fetch_snapshot(
     name: str, repository: str, patterns: Sequence[str], check: Callable[[Path], None]
 ) -> Path:
-    """Return a repository's folder in the Hub's cache (``HF_HOME``); connects only if files are missing.
+    """Return the folder of a repository in the Hub's cache; connect only if files are missing.
 
-    Args:
-        name: of the argument that names the repository, ``owner/name``.
-        patterns: of the files that are needed.
-        check: raises ValueError for a folder with a missing or damaged file.
-
-    Raises:
-        OSError: the Hub cannot be reached, or has no such repository.
+    ``name`` is that of the argument, ``patterns`` select files, and ``check`` raises ValueError for a folder
+    with a missing or damaged file. Raises OSError where the Hub or the repository cannot be reached.
     """
     cached = ""
     try:
@@ -40,10 +33,8 @@ def fetch_snapshot(
         HfApi().repo_info(repository, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         root = Path(snapshot_download(repository, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
-        raise OSError(
-            f"{name}: the Hub has no repository {repository} that is open to you; check the name, or give a "
-            "local folder."
-        ) from error
+        missing = f"{name}: the Hub has no repository {repository} that is open to you"
+        raise OSError(f"{missing}; check the name, or give a local folder.") from error
     except Exception as error:  # of many kinds: of the network, the Hub, the disk
         raise OSError(
             f"{name}: {repository} could not be downloaded from {constants.ENDPOINT} "

@@ -1,15 +1,12 @@
 """Sanity limits of settings, against typos and sizes that exceed any memory; errors are ValueErrors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
 from .typed import check_fields
 
-#: Of all frames of a video together; six hours of 24 frames a second in 1920 x 1080.
-MAX_PIXELS = 2**40
+MAX_PIXELS = 2**40  # of all frames together: six hours of 24 frames a second in 1920 x 1080
 
 
 def check_limits(settings: Any, limits: Mapping[str, tuple[float, float]]) -> None:
@@ -32,7 +29,5 @@ def check_number(name: str, number: float | None, least: float, most: float) -> 
 def check_pixels(num_frames: int, height: int, width: int) -> None:
     """Refuse a video that is too large in all, though each of its sizes is within its limits."""
     if num_frames * height * width > MAX_PIXELS:
-        raise ValueError(
-            f"num_frames x height x width must be at most {MAX_PIXELS:.1e}, "
-            f"got {num_frames} x {height} x {width}; make fewer or smaller frames."
-        )
+        got = f"got {num_frames} x {height} x {width}; make fewer or smaller frames"
+        raise ValueError(f"num_frames x height x width must be at most {MAX_PIXELS:.1e}, {got}.")

@@ -1,7 +1,5 @@
 """Files of a model folder, checked before any weight is read."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from inspect import Parameter, signature
@@ -15,9 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from .typed import as_type
 from .user_files import read_json, reading
 
-#: Sanity limits of a configuration's numbers, by a part of the key.
-_LARGEST = {"layers": 1000, "depth": 1000, "blocks": 1000, "heads": 1000, "vocab_size": 2**20}
-_LARGEST_OTHER = 2**16
+#: Sanity limits of a configuration's numbers, by a part of the key; the last holds for all others.
+_LARGEST = {"layers": 1000, "depth": 1000, "blocks": 1000, "heads": 1000, "vocab_size": 2**20, "": 2**16}
 #: Starts of keys of numbers that are at least 1; keys of numbers between 0 and 1.
 _COUNTS = ("num_", "d_", "depth", "relative_attention_")
 _BELOW_ONE = ("eps", "layer_norm_epsilon")
@@ -25,8 +22,8 @@ _BELOW_ONE = ("eps", "layer_norm_epsilon")
 
 def read_config(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     """Read a JSON configuration, whose values must have the types of ``like`` and sane sizes."""
-    content = read_json(path, dict[str, Any], "a configuration")
     with reading(path, "a configuration"):
+        content = read_json(path, dict[str, Any], "a configuration")
         for key, value in content.items():
             _check_value(key, value, like.get(key))
     return content
@@ -40,8 +37,7 @@ def default_arguments(kind: type) -> dict[str, Any]:
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
     """Read names and shapes of the tensors in a file of safetensors or ``torch.save``."""
-    kind = "a safetensors file" if path.suffix == ".safetensors" else "a file of PyTorch"
-    with reading(path, kind):
+    with reading(path, "weights"):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -57,9 +53,8 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 def indexed_files(index: Path) -> list[Path]:
     """Return the weight files that an index file names; raise UnreadableFile if it is no index."""
-    kind = "an index of weight files"
-    content = read_json(index, dict[str, Any], kind)
-    with reading(index, kind):
+    with reading(index, "an index of weight files"):
+        content = read_json(index, dict[str, Any], "an index of weight files")
         names = as_type(content.get("weight_map"), dict[str, str], "weight_map").values()
         return sorted({index.with_name(name) for name in names})
 
@@ -82,34 +77,26 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, folder: Path) -> None:
     """Raise ValueError for a tokenizer with more tokens than the text encoder's vocabulary."""
     if len(tokenizer) > size:
-        raise ValueError(
-            f"{folder}: expected a tokenizer of at most the text encoder's {size} tokens (vocab_size), got "
-            f"{len(tokenizer)}; take both from the same model."
-        )
+        most = f"at most the text encoder's {size} tokens (vocab_size)"
+        found = f"{len(tokenizer)}; take both from the same model"
+        raise ValueError(f"{folder}: expected a tokenizer of {most}, got {found}.")
 
 
 def _check_value(key: str, value: Any, like: Any) -> None:
     """Raise ValueError for a value of another type than ``like``, or a number outside the limits."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            _check_value(name, item, None)
-    if isinstance(value, list):
-        inner = like[0] if isinstance(like, list | tuple) and like else None
-        for item in value:
-            _check_value(key, item, inner)
+    for name, item in value.items() if isinstance(value, dict) else ():
+        _check_value(name, item, None)
+    for item in value if isinstance(value, list) else ():
+        _check_value(key, item, like[0] if isinstance(like, list | tuple) and like else None)
     if isinstance(value, int | float):
-        most = next((most for part, most in _LARGEST.items() if part in key), _LARGEST_OTHER)
+        most = next(most for part, most in _LARGEST.items() if part in key)
         if not abs(value) <= most:  # NaN
             raise ValueError(f"{key}: expected a number of at most {most}, got {value}")
         if key.startswith(_COUNTS) and value < 1:
             raise ValueError(f"{key}: expected at least 1, got {value}")
         if key in _BELOW_ONE and not 0 < value < 1:
             raise ValueError(f"{key}: expected a number between 0 and 1, got {value}")
-    if isinstance(value, bool) or isinstance(like, bool):
-        fits = isinstance(value, bool) and isinstance(like, bool)
-    elif isinstance(like, list | tuple):
-        fits = isinstance(value, list)
-    else:
-        fits = isinstance(value, int | float if isinstance(like, float) else type(like))
+    kinds = {tuple: list, float: int | float}.get(type(like), type(like))
+    fits = isinstance(value, kinds) and isinstance(value, bool) == isinstance(like, bool)
     if like is not None and not fits:
         raise ValueError(f"{key}: expected a value such as {json.dumps(like)}, got {json.dumps(value)}")

@@ -1,7 +1,5 @@
 """Words of prompts that do not reach the text encoder."""
 
-from __future__ import annotations
-
 import html
 import logging
 import re
@@ -23,10 +21,8 @@ _LOSSES = {
     "cut": "too long for the text encoder; these words are cut",
     "unknown": "the text encoder does not know these words",
 }
-#: Largest vocabulary that a warning lists.
-_MAX_LISTED = 100
-#: Longest text that a warning shows; the trace has all of it.
-_MAX_SHOWN = 300
+_MAX_LISTED = 100  # words of a vocabulary in a warning
+_MAX_SHOWN = 300  # characters of a text in a warning; the trace has all of it
 
 
 def check_prompt(name: str, prompt: str, clean: Callable[[str], str]) -> None:
@@ -48,20 +44,12 @@ def check_prompt(name: str, prompt: str, clean: Callable[[str], str]) -> None:
 def find_losses(
     prompt: str, cleaned: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> dict[str, Any]:
-    """Find words that do not reach the text encoder.
+    """Find words that do not reach the text encoder, which reads ``max_tokens`` with the special ones.
 
-    Args:
-        prompt: as the user gave it.
-        cleaned: the text that is tokenized.
-        tokenizer: with offsets.
-        max_tokens: that the encoder reads, special ones included.
-
-    Returns:
-        Of these the entries that are not empty: ``removed``, words missing in ``cleaned``; ``cut``, the text
-        beyond ``max_tokens``; ``unknown``, words without a token.
+    Returns, where not empty: ``removed``, words missing in ``cleaned``, the text that is tokenized; ``cut``,
+    the text beyond ``max_tokens``; ``unknown``, words without a token.
     """
     readable = html.unescape(html.unescape(ftfy.fix_text(prompt)))
-    removed = Counter(_words(readable)) - Counter(_words(cleaned))
     tokens = tokenizer(cleaned, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     kept = max_tokens - tokenizer.num_special_tokens_to_add()
     offsets = tokens.offset_mapping
@@ -71,7 +59,7 @@ def find_losses(
         if token == tokenizer.unk_token_id
     ]
     losses = {
-        "removed": list(removed),
+        "removed": list(Counter(_words(readable)) - Counter(_words(cleaned))),
         "cut": cleaned[offsets[kept][0] :].strip(" ,.") if len(offsets) > kept else "",
         "unknown": [word for word in dict.fromkeys(unknown) if not set(word) <= set(string.punctuation)],
     }
@@ -89,8 +77,7 @@ class PromptWarnings:
         """Log ``losses``, found by ``find_losses``, of the argument ``name``."""
         for kind, lost in losses.items():
             lost = lost if isinstance(lost, str) else ", ".join(lost)
-            lost = lost if len(lost) <= _MAX_SHOWN else f"{lost[:_MAX_SHOWN]}..."
-            text = f"{name}: {_LOSSES[kind]}: {lost}."
+            text = f"{name}: {_LOSSES[kind]}: {lost[:_MAX_SHOWN]}{'...' * (len(lost) > _MAX_SHOWN)}."
             if kind == "unknown" and len(tokenizer) <= _MAX_LISTED:
                 known = sorted(word for word in tokenizer.get_vocab() if word.isalnum())
                 text += f" It knows: {', '.join(known)}."

@@ -1,12 +1,10 @@
 """Files that a user gives: every error in one becomes one sentence that names it."""
 
-from __future__ import annotations
-
 import errno
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +13,7 @@ from .typed import as_type
 logger = logging.getLogger(__name__)
 
 Content = TypeVar("Content")
-
-#: Bytes of the largest file that is parsed; the trace of a video of hours has fewer.
-MAX_BYTES = 2**28
+MAX_BYTES = 2**28  # of a file that is parsed; the trace of a video of hours has fewer
 
 
 class UnreadableFile(ValueError):
@@ -26,21 +22,18 @@ class UnreadableFile(ValueError):
 
 def check_is_file(path: str | Path) -> None:
     """Raise UnreadableFile unless ``path`` is a file; a reader would wait for a pipe for ever."""
-    try:
-        exists = Path(path).is_file()
-    except (OSError, ValueError):  # longer than a path may be
-        exists = False
-    if not exists:
-        raise UnreadableFile(f"{path} does not exist or is not a file.")
+    with suppress(OSError, ValueError):  # longer than a path may be
+        if Path(path).is_file():
+            return
+    raise UnreadableFile(f"{path} does not exist or is not a file.")
 
 
 @contextmanager
 def reading(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
     """Turn every exception of the block into ``PATH cannot be read as KIND: REASON; REMEDY.``
 
-    The block holds the reading and parsing of that file alone: parsers of foreign formats raise exceptions of
-    any type. The original is logged at debug level; ``UnreadableFile`` of a nested block passes.
-    ``kind`` has its article: ``"a video"``, ``"YAML"``.
+    The block reads and parses that file alone: parsers of foreign formats raise exceptions of any type.
+    ``UnreadableFile`` of a nested block passes. ``kind`` has its article: ``"a video"``, ``"YAML"``.
     """
     try:
         yield
@@ -52,7 +45,7 @@ def reading(path: str | Path, kind: str, remedy: str = "") -> Iterator[None]:
         if isinstance(error, LookupError | AttributeError | TypeError):  # whose text alone says little
             reason = f"{type(error).__name__}: {reason}"
         reason = (reason.strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        reason += f"; {remedy}" if remedy else ""
+        reason = f"{reason}; {remedy}" if remedy else reason
         raise UnreadableFile(f"{path} cannot be read as {kind}: {reason}.") from error
 
 

@@ -1,7 +1,5 @@
 """Pictures of several runs: quality against speed-up, and the cache over time."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,26 +16,12 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from ..trace import Trace
-from .style import (
-    COMPUTED,
-    REUSED,
-    RULE,
-    TEXT,
-    check_windows,
-    decorate,
-    faint_grid,
-    finish,
-    plain_frame,
-    save_figure,
-)
+from .style import COMPUTED, REUSED, RULE, TEXT, check_windows, decorate, faint_grid, plain_frame, save_figure
 
-_HEIGHTS = (9, -9, 16, -16, 24, -24, 34, -34, 46, -46)
 #: Offsets of a label from its point, in typographic points, best first.
-_PLACES = (
-    (8, 0, "left"),
-    (-8, 0, "right"),
-    *((x, y, side) for y in _HEIGHTS for x, side in ((4, "left"), (-4, "right"), (0, "center"))),
-)
+_PLACES = [(8, 0, "left"), (-8, 0, "right")]
+for _up in (9, -9, 16, -16, 24, -24, 34, -34, 46, -46):
+    _PLACES += [(4, _up, "left"), (-4, _up, "right"), (0, _up, "center")]
 
 
 class Point(NamedTuple):
@@ -89,11 +73,10 @@ def tradeoff(panels: Mapping[str, Sequence[Point]], title: str, path: str | Path
 
 def pareto_front(points: Sequence[Point], less_is_better: bool = False) -> list[Point]:
     """Points that no other beats in speed and quality, the slowest first."""
-    sign, best, front = -1 if less_is_better else 1, None, []
+    sign, front = -1 if less_is_better else 1, []
     for point in sorted(points, key=lambda point: (-point.speedup, -sign * point.quality)):
-        if best is None or sign * point.quality > best:
+        if not front or sign * point.quality > sign * front[-1].quality:
             front.append(point)
-            best = sign * point.quality
     return front[::-1]
 
 
@@ -103,19 +86,17 @@ def _label(axis: Axes, points: Sequence[Point], front: Sequence[Point]) -> None:
     taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in (place(p[1:]) for p in points)]
     ends = [place(point[1:]) for point in front]
     line = np.concatenate([ends[:1], *(np.linspace(a, b, 300) for a, b in pairwise(ends))])
-    style = {"fontsize": 8, "color": TEXT, "path_effects": [withStroke(linewidth=2.5, foreground="white")]}
-    style |= {"textcoords": "offset points", "va": "center"}
+    style = {"fontsize": 8, "color": TEXT, "textcoords": "offset points", "va": "center"}
+    style["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
     for point in points:
         for right, up, side in (*_PLACES, _PLACES[0]):
             # a thin line to the point where the name is far from it
             arrow = {"arrowstyle": "-", "color": RULE, "linewidth": 0.8} if abs(up) > 20 else None
             text = axis.annotate(point.label, point[1:], (right, up), ha=side, arrowprops=arrow, **style)
             text.get_window_extent()  # places it; with its arrow, so that only the text's own extent serves
-            box = Text.get_window_extent(text)
-            within = (
-                inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-            )
-            if within and not box.count_contains(line) and not any(box.overlaps(other) for other in taken):
+            box = Text.get_window_extent(text).padded(4)  # the white outline of letters cuts no line
+            free = not box.count_contains(line) and not any(box.overlaps(other) for other in taken)
+            if free and inside.count_contains(box.corners()) == 4:
                 break
             text.remove()
         else:
@@ -128,9 +109,7 @@ def cache_over_time(traces: Mapping[str, Trace], path: str | Path) -> None:
 
     Memory is that of the window's cache on the device and in host memory. A dot marks the end of a run.
     """
-    if not traces:
-        raise ValueError("There is no trace to draw.")
-    for trace in traces.values():
+    for trace in traces.values() or (Trace(),):
         check_windows(trace)
     figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
     axes = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
@@ -142,18 +121,20 @@ def cache_over_time(traces: Mapping[str, Trace], path: str | Path) -> None:
         held = [(w.kv_bytes + w.kv_host_bytes) / 2**20 for w in trace.windows]
         rows = [record.kv_tokens for record in steps], [held[record.window] for record in steps]
         for axis, values in zip(axes, rows, strict=True):
-            axis.step(times, values, where="pre", color=colour, linewidth=1.4)
+            # earlier runs are wider and below: coinciding lines all stay visible
+            width = 1.4 + 2.2 * (1 - (index + 1) / len(traces))
+            axis.step(times, values, where="pre", color=colour, linewidth=width)
             axis.plot(times[-1:], values[-1:], "o", color=colour, markersize=4)
         handles.append(Line2D([], [], color=colour, linewidth=2, label=f"{label}, {times[-1]:.3g} s"))
-    axes[0].set_ylabel("tokens in the cache")
-    axes[1].set_ylabel("cache, MiB")
-    axes[1].set_xlabel("denoising time, s")
-    for axis in axes:
+    for axis, label in zip(axes, ("tokens in the cache", "cache, MiB"), strict=True):
         plain_frame(axis)
         faint_grid(axis)
+        axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
         axis.set_xlim(left=0)
-    finish(figure, "Key-value cache over time", handles, path)
+    axes[1].set_xlabel("denoising time, s")
+    decorate(figure, "Key-value cache over time", handles)
+    save_figure(figure, path)
 
 
 def step_times(trace: Trace) -> np.ndarray:

@@ -1,11 +1,10 @@
 """Methods side by side on one clock: what each has to show at each moment of denoising time."""
 
-from __future__ import annotations
-
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +41,7 @@ class Runner:
     def position(self, now: float) -> float | None:
         """Place in the video, 0 to 1, playing each part while the next is computed; None: no part."""
         shown = 0.0
-        for (start, share), (end, _) in zip(self.finished, self.finished[1:], strict=False):
+        for (start, share), (end, _) in pairwise(self.finished):
             if start <= now < end:
                 return shown + (share - shown) * (now - start) / (end - start)
             shown = share if start <= now else shown
@@ -67,22 +66,18 @@ def finished_parts(trace: Trace) -> list[tuple[float, float]]:
     return [(end, amount / done) for end, amount in parts]
 
 
-def write_race(runners: Sequence[Runner], title: str, path: str | Path, columns: int | None = None) -> None:
-    """Write an mp4, or an animated picture for a README, that shows all methods on one clock.
+def write_race(runners: Sequence[Runner], title: str, path: str | Path) -> None:
+    """Write an mp4, or an animated gif, png or webp for a README, that shows all methods on one clock.
 
     A panel stays empty until the first part of its video is clean, plays each part while the next one is
-    computed, and repeats the video once it is whole. After the slowest, all play once together.
-    Speed-ups are relative to the first. A path of ``.gif``, ``.png`` (APNG) or ``.webp`` gives a looping
-    picture of 10 frames per second and at most 128 colours, any other an mp4 of 24. ``columns`` panels stand
-    in a row, by default up to four.
+    computed, and repeats the video once it is whole; after the slowest, all play once together. Speed-ups
+    are relative to the first. Up to four panels stand in a row.
     """
     if not runners or any(len(runner.frames) == 0 for runner in runners):
         raise ValueError("A race needs at least one video, and at least one frame of each.")
-    rows = -(-len(runners) // (columns or 4))
-    stage = _Stage(runners, title, columns or -(-len(runners) // rows))
+    stage = _Stage(runners, title)
     if Path(path).suffix.lower() in (".gif", ".png", ".webp"):
-        _write_picture(list(stage.play(_FPS_PICTURE)), path)
-        return
+        return _write_picture(list(stage.play(_FPS_PICTURE)), path)
     pictures = stage.play(_FPS)
     with VideoWriter(path, _FPS) as writer:
         while part := list(islice(pictures, _PART)):
@@ -93,12 +88,11 @@ def _write_picture(pictures: Sequence[Frames], path: str | Path) -> None:
     """Write an animation with one palette, as unchanged pixels then take no room; fewer colours if large."""
     sample = Image.fromarray(np.concatenate(pictures[:: max(1, len(pictures) // 12)]))
     options = {"save_all": True, "duration": 1000 // _FPS_PICTURE, "loop": 0, "optimize": True}
+    plain = {"dither": Image.Dither.NONE}
     with replaced_when_done(path) as temporary:
         for colours in (128, 48, 24):
-            palette = sample.quantize(colours, dither=Image.Dither.NONE)
-            frames = [
-                Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures
-            ]
+            palette = sample.quantize(colours, **plain)
+            frames = [Image.fromarray(picture).quantize(palette=palette, **plain) for picture in pictures]
             frames[0].save(temporary, append_images=frames[1:], **options)
             if temporary.stat().st_size < _LARGEST_PICTURE:
                 return
@@ -107,16 +101,18 @@ def _write_picture(pictures: Sequence[Frames], path: str | Path) -> None:
 class _Stage:
     """Layout of the panels, and their frames in the size shown."""
 
-    def __init__(self, runners: Sequence[Runner], title: str, columns: int) -> None:
-        self._runners, self._title, self._columns = runners, title, columns
+    def __init__(self, runners: Sequence[Runner], title: str) -> None:
+        self._runners, self._title = runners, title
+        rows = math.ceil(len(runners) / 4)
+        self._columns = math.ceil(len(runners) / rows)
         widest = max(runner.frames.shape[2] for runner in runners)
         scale = max(1, round(216 / widest)) if widest <= 216 else 320 / widest
         self._videos = [scale_frames(runner.frames, scale) for runner in runners]
         self._width = max(180, *(video[0].width for video in self._videos))
         self._height = max(video[0].height for video in self._videos)
         self._row = _LABEL + self._height + _BAR + _GAP
-        width = max(columns * (self._width + _GAP) + _GAP, 480)
-        height = _HEADER + -(-len(runners) // columns) * self._row + _GAP
+        width = max(self._columns * (self._width + _GAP) + _GAP, 480)
+        height = _HEADER + rows * self._row + _GAP
         self._size = (width // 2 * 2, height // 2 * 2)
 
     def play(self, fps: int) -> Iterator[Frames]:
@@ -134,51 +130,40 @@ class _Stage:
         """Draw time ``now``, ``pace`` times faster than real, or frame ``together`` of all videos."""
         picture = Image.new("RGB", self._size, BACKGROUND)
         pen = ImageDraw.Draw(picture)
-        right = self._size[0] - _GAP
-        clock, note = f"{now:.1f} s", "denoising time"
+
+        def write(x: int, y: int, text: str, size: int, colour: str, anchor: str = "ls") -> None:
+            pen.text((x, y), text, fill=colour, font=_font(size), anchor=anchor)
+
+        right, clock, note = self._size[0] - _GAP, f"{now:.1f} s", "denoising time"
         if together is None and abs(pace - 1) >= 0.05:
             note += f", {pace:.1f} x faster" if pace > 1 else f", {1 / pace:.1f} x slower"
-        pen.text((right, 36), clock, fill=FACE, font=_font(30), anchor="rs")
-        pen.text((right, 54), note, fill=MUTED, font=_font(13), anchor="rs")
-        title = _fit(self._title, 18, right - _GAP - 24 - _font(30).getlength(clock))
-        pen.text((_GAP, 34), title, fill=FACE, font=_font(18), anchor="ls")
+        write(right, 36, clock, 30, FACE, "rs")
+        write(right, 54, note, 13, MUTED, "rs")
+        write(_GAP, 34, _fit(self._title, 18, right - _GAP - 24 - _font(30).getlength(clock)), 18, FACE)
         for index, (runner, video) in enumerate(zip(self._runners, self._videos, strict=True)):
             row, column = divmod(index, self._columns)
-            corner = _GAP + column * (self._width + _GAP), _HEADER + row * self._row
-            position = runner.position(now)
-            shown = None if position is None else int(position * len(video))
-            if together is not None:
-                shown = together
-            elif now >= runner.seconds:
+            left, top = _GAP + column * (self._width + _GAP), _HEADER + row * self._row
+            done, state = now >= runner.seconds, "computing"
+            if done:
+                state = f"done in {runner.seconds:.1f} s"
+                state += f", {self._runners[0].seconds / runner.seconds:.1f}x" if index else ""
+            write(left, top + 18, _fit(runner.label, 15, self._width), 15, FACE)
+            write(left, top + 37, state, 14, DONE if done else MUTED)
+            top += _LABEL
+            bottom = top + self._height + _BAR - 1
+            pen.rectangle((left, top, left + self._width - 1, bottom), fill=EMPTY)
+            position, shown = runner.position(now), together
+            if shown is None and done:
                 shown = int((now - runner.seconds) / pace * _FPS) % len(video)
-            frame = None if shown is None else video[min(shown, len(video) - 1)]
-            self._draw_panel(picture, corner, runner, frame, now)
+            elif shown is None and position is not None:
+                shown = int(position * len(video))
+            if shown is not None:
+                frame = video[min(shown, len(video) - 1)]
+                picture.paste(frame, (left + (self._width - frame.width) // 2, top))
+            if length := round(runner.share(now) * self._width):
+                bar = (left, bottom + 1 - _BAR, left + length - 1, bottom)
+                pen.rectangle(bar, fill=DONE if done else WORKING)
         return np.asarray(picture)
-
-    def _draw_panel(
-        self,
-        picture: Image.Image,
-        corner: tuple[int, int],
-        runner: Runner,
-        frame: Image.Image | None,
-        now: float,
-    ) -> None:
-        pen, (left, top) = ImageDraw.Draw(picture), corner
-        done = now >= runner.seconds
-        state = f"done in {runner.seconds:.1f} s" if done else "computing"
-        if done and runner is not self._runners[0]:
-            state += f", {self._runners[0].seconds / runner.seconds:.1f}x"
-        name = _fit(runner.label, 15, self._width)
-        pen.text((left, top + 18), name, fill=FACE, font=_font(15), anchor="ls")
-        pen.text((left, top + 37), state, fill=DONE if done else MUTED, font=_font(14), anchor="ls")
-        top += _LABEL
-        bottom = top + self._height - 1
-        pen.rectangle((left, top, left + self._width - 1, bottom + _BAR), fill=EMPTY)
-        if frame is not None:
-            picture.paste(frame, (left + (self._width - frame.width) // 2, top))
-        if length := round(runner.share(now) * self._width):
-            bar = (left, bottom + 1, left + length - 1, bottom + _BAR)
-            pen.rectangle(bar, fill=DONE if done else WORKING)
 
 
 @cache

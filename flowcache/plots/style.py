@@ -1,18 +1,12 @@
 """Colours, frames, titles and units that all pictures share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from math import floor, log10
 from pathlib import Path
 
-import numpy as np
-from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from ..files import replaced_when_done
 from ..trace import Trace
@@ -20,7 +14,6 @@ from ..trace import Trace
 #: A dark and a warm colour: distinct for colour-blind readers and in grey print.
 COMPUTED, REUSED = "#15416e", "#e0801f"
 GIVEN = "#ececec"
-GIVEN_STYLE = {"facecolor": GIVEN, "edgecolor": "#9a9a9a", "hatch": "////", "linewidth": 0}
 TEXT, RULE = "#222222", "#b0b0b0"
 
 
@@ -28,12 +21,6 @@ def check_windows(trace: Trace) -> None:
     """Raise ValueError for a trace without a window."""
     if not trace.windows:
         raise ValueError("The trace holds no window; there is nothing to draw.")
-
-
-def finish(figure: Figure, title: str, handles: Sequence[Artist], path: str | Path) -> None:
-    """Add title and legend, and save."""
-    decorate(figure, title, handles)
-    save_figure(figure, path)
 
 
 def decorate(figure: Figure, title: str, handles: Sequence[Artist]) -> None:
@@ -64,40 +51,20 @@ def faint_grid(axis: Axes) -> None:
     axis.set_axisbelow(True)
 
 
-def chunk_colours(num_chunks: int) -> ListedColormap:
-    """One colour a chunk, from dark to light."""
-    return ListedColormap(colormaps["plasma"](np.linspace(0, 0.8, num_chunks)))
-
-
-def chunk_scale(figure: Figure, axes: np.ndarray, colours: ListedColormap) -> None:
-    """Add a colour bar with one field for each chunk; nothing for a single chunk."""
-    if colours.N == 1:
-        return
-    norm = BoundaryNorm(np.arange(colours.N + 1) - 0.5, colours.N)
-    bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, label="chunk", aspect=30, pad=0.015)
-    bar.ax.yaxis.set_major_locator(MaxNLocator(min(10, colours.N), integer=True, min_n_ticks=1))
-    bar.ax.tick_params(labelsize=8.5, length=0)
-    bar.ax.minorticks_off()
-    bar.ax.invert_yaxis()
-    bar.outline.set_visible(False)
-
-
 def run_title(trace: Trace) -> str:
     """Two lines: method with preset and reuse options; reuse ratio, time and FLOPs as far as known."""
     reuse = trace.settings.get("reuse") or {}
-    named, policy = [trace.settings.get("preset")], reuse.get("policy") or ""
+    named, policy = [trace.method or "run", trace.settings.get("preset")], reuse.get("policy") or ""
     for option in ("interval",) if "interval" in policy else (policy, "threshold"):
         named.append(f"{option} {reuse[option]:g}" if reuse.get(option) is not None else policy)
     named.append(reuse.get("forecast"))
-    first = ", ".join(
-        [trace.method or "run", *(str(name).replace("_", " ") for name in dict.fromkeys(named) if name)]
-    )
     parts = [f"reuse ratio {trace.reuse_ratio:.2f}"]
     if "denoise" in trace.seconds:
         parts.append(f"{format_time(trace.seconds['denoise'])} denoising")
     if actual := trace.flops.get("actual", 0):
         saving = format_saving(actual, trace.flops.get("vanilla", 0))
         parts.append(format_flops(actual) + (f" ({saving})" if saving else ""))
+    first = ", ".join(str(name).replace("_", " ") for name in dict.fromkeys(named) if name)
     return f"{first}\n{'  ·  '.join(parts)}"
 
 
@@ -112,7 +79,7 @@ def format_time(seconds: float) -> str:
 def format_flops(flops: float) -> str:
     """Three digits with the unit, GFLOPs to PFLOPs, that leaves one digit before the point."""
     scale, unit = next((s, u) for s, u in ((1e15, "P"), (1e12, "T"), (1e9, "G")) if flops >= s or u == "G")
-    digits = max(0, 2 - int(np.floor(np.log10(flops / scale)))) if flops else 0
+    digits = max(0, 2 - floor(log10(flops / scale))) if flops else 0
     return f"{flops / scale:.{digits}f} {unit}FLOPs"
 
 

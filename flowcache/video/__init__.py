@@ -1,24 +1,7 @@
 """Videos and images in and out, through PyAV and Pillow."""
+# ruff: noqa: F401
 
 from .frames import Frames, read_image, resize_and_crop, scale_frames, to_float, to_pixels, to_uint8
 from .reading import VideoInfo, last_frames, probe_video, read_video, stream_video
 from .sheets import contact_sheet
 from .writing import VideoWriter, part_of
-
-__all__ = [
-    "Frames",
-    "VideoInfo",
-    "VideoWriter",
-    "contact_sheet",
-    "last_frames",
-    "part_of",
-    "probe_video",
-    "read_image",
-    "read_video",
-    "resize_and_crop",
-    "scale_frames",
-    "stream_video",
-    "to_float",
-    "to_pixels",
-    "to_uint8",
-]

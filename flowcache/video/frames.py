@@ -1,7 +1,5 @@
 """Frames and images: reading through Pillow, and conversions between arrays, tensors and images."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from warnings import catch_warnings
@@ -21,12 +19,8 @@ Frames = NDArray[np.uint8]
 
 #: Conversion between YUV and RGB that rounds to nearest; swscale's default rounds down, so that a video
 #: darkens with each generation.
-EXACT = (
-    Interpolation.LANCZOS
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
-)
+EXACT = Interpolation.LANCZOS | Interpolation.ACCURATE_RND
+EXACT |= Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
 
 def to_uint8(video: Tensor) -> Frames:
@@ -76,8 +70,11 @@ def to_pixels(image: Image.Image, name: str) -> Frames:
     Raises ValueError for values of an unknown range.
     """
     upright = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        values, full = np.asarray(upright), _full_scale(image)
+    if image.mode == "F" or image.mode.startswith("I"):  # one channel of more than 8 bits
+        if image.mode == "I" and image.format not in ("PPM", "PNG"):  # which Pillow scales to 16 bits
+            raise ValueError("whole numbers of 32 bits have no known range; save it with 8 or 16 bits")
+        bits = getattr(image, "tag_v2", {}).get(258, (16,))  # BitsPerSample of a TIFF
+        values, full = np.asarray(upright), 1.0 if image.mode == "F" else 2.0 ** bits[0] - 1
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= full):  # not true of NaN either
             raise ValueError(f"its values must lie between 0 and {full:g}, they go from {low:g} to {high:g}")
@@ -89,13 +86,3 @@ def to_pixels(image: Image.Image, name: str) -> Frames:
     if pixels[..., 3].min() < 255:
         logger.warning("%s is transparent in parts; they are composed over black.", name)
     return over_black(pixels)
-
-
-def _full_scale(image: Image.Image) -> float:
-    """Return the value of white in an image of one channel with more than 8 bits."""
-    if image.mode == "F":
-        return 1.0
-    if image.mode == "I" and image.format not in ("PPM", "PNG"):  # which Pillow scales to 16 bits
-        raise ValueError("whole numbers of 32 bits have no known range; save it with 8 or 16 bits")
-    bits = getattr(image, "tag_v2", {}).get(258, (16,))  # BitsPerSample of a TIFF
-    return 2.0 ** bits[0] - 1

@@ -1,7 +1,5 @@
 """Videos in, through PyAV: upright, with square pixels, by their time stamps."""
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,52 +19,40 @@ from .frames import EXACT, Frames, over_black, resize_and_crop
 
 logger = logging.getLogger(__name__)
 
-#: Longest side that pixels with a plausible aspect ratio come to.
-_LONGEST = 2**15
+_LONGEST = 2**15  # side that pixels with a plausible aspect ratio come to
 #: Decoders that keep the alpha channel of WebM, which FFmpeg's own drop.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 #: Transfer functions that screens without HDR show flat.
 _HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
-#: Seconds between two frames beyond which time stamps are damaged.
-_LONGEST_GAP = 1 / float(SLOWEST)
+_LONGEST_GAP = 1 / float(SLOWEST)  # seconds between two frames; beyond, time stamps are damaged
 
 
 class VideoInfo(NamedTuple):
-    """A video as it is shown: upright, with square pixels.
+    """A video as it is shown: upright, with square pixels."""
 
-    ``num_frames`` and ``fps`` are None where the header does not state them; a variable ``fps`` is that of
-    the shortest frames. ``lost`` lists properties that are not kept, such as sound.
-    """
-
-    num_frames: int | None
-    fps: Fraction | None
+    num_frames: int | None  # None: not stated
+    fps: Fraction | None  # of the shortest frames; None: not stated
     height: int
     width: int
-    lost: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()  # properties that are not kept, such as sound
 
 
 def probe_video(path: str | Path) -> VideoInfo:
     """Read length, rate and shown size of a video; decodes its first frame only."""
     with _open(path) as (container, stream):
-        frame = next(_decode(container, stream), None)
-        if frame is None:
+        if (frame := next(_decode(container, stream), None)) is None:
             raise ValueError("it holds no frame")
-        width, height = _square_size(frame, stream)
-        if orientation(frame)[0]:
-            width, height = height, width
+        size = _square_size(frame, stream)
         lost = {
             "sound, which is not carried over": container.streams.audio,
-            "an alpha channel, which is composed over black": any(
-                c.is_alpha for c in frame.format.components
-            ),
+            "an alpha channel, which is composed over black": _has_alpha(frame),
             "HDR colours, which look flat as they are; convert it to SDR": frame.color_trc in _HDR,
         }
-        rate = _stated_rate(stream)
-        num_frames = stream.frames or None
+        rate, num_frames = _stated_rate(stream), stream.frames or None
         if num_frames and stream.duration and rate:
-            shown = stream.duration * stream.time_base * rate
-            # an edit list may show only a part
+            shown = stream.duration * stream.time_base * rate  # an edit list may show only a part
             num_frames = num_frames if abs(num_frames - shown) <= 1 else None
+        height, width = size if orientation(frame)[0] else size[::-1]
         return VideoInfo(num_frames, rate, height, width, tuple(what for what in lost if lost[what]))
 
 
@@ -81,7 +67,7 @@ def stream_video(
     """Yield frames ``[height, width, 3]`` as they are shown, all of one size.
 
     ``fps`` samples them by their time stamps (None: each frame once); ``size``, height and width, scales and
-    crops them (None: as the first). Raises ValueError for a file without frames or with damaged time stamps.
+    crops them (None: as the first).
     """
     shown = picture = None
     with _open(path) as (container, stream):
@@ -93,8 +79,7 @@ def stream_video(
             if frame is not shown:  # a repeated frame is converted once
                 stored_size = stored_size or _square_size(frame, stream)
                 shown, picture = frame, _upright(frame, stored_size, reformatter)
-                if size is not None:
-                    picture = resize_and_crop(picture[None], *size)[0]
+                picture = picture if size is None else resize_and_crop(picture[None], *size)[0]
             yield picture
         if shown is None:
             raise ValueError("it holds no frame")
@@ -103,17 +88,11 @@ def stream_video(
 def last_frames(
     path: str | Path, most: int, fps: float | Fraction, size: tuple[int, int]
 ) -> tuple[Frames, int]:
-    """Read the last ``most`` frames of a video at the rate and in the size of its continuation.
-
-    Returns them, ``[frames, height, width, 3]``, and the number of frames of the whole video at that rate.
-    """
+    """Read the last ``most`` frames at a rate and in a size, and the number of all frames at that rate."""
     for what in probe_video(path).lost:
         logger.warning("%s has %s.", path, what)
-    count, last = 0, deque[Frames](maxlen=most)
-    for frame in stream_video(path, fps):
-        last.append(frame)
-        count += 1
-    return np.stack([resize_and_crop(frame[None], *size)[0] for frame in last]), count
+    last = deque(enumerate(stream_video(path, fps), 1), maxlen=most)
+    return np.concatenate([resize_and_crop(frame[None], *size) for _, frame in last]), last[-1][0]
 
 
 @contextmanager
@@ -152,8 +131,7 @@ def _at_rate(frames: Iterable[av.VideoFrame], fps: Fraction, stored: Fraction) -
     for place, frame in enumerate(frames):
         stamp = place / float(stored) if frame.time is None else frame.time
         start = stamp if start is None else start
-        if abs(stamp - start - time) > _LONGEST_GAP:
-            gap = stamp - start - time
+        if abs(gap := stamp - start - time) > _LONGEST_GAP:
             raise ValueError(f"its time stamps are damaged, {gap:g} s lie between two frames")
         time = stamp - start
         while shown is not None and count / rate < time - slack:
@@ -184,13 +162,14 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 def _upright(frame: av.VideoFrame, size: tuple[int, int], reformatter: VideoReformatter) -> Frames:
     """Convert to pixels ``[height, width, 3]`` as they are shown."""
-    has_alpha = any(component.is_alpha for component in frame.format.components)
     # planes, as exact conversion to packed pixels takes seven times as long
-    converted = reformatter.reformat(frame, *size, "rgba" if has_alpha else "gbrp", interpolation=EXACT)
-    pixels = converted.to_ndarray()
-    if has_alpha:
-        pixels = over_black(pixels)
+    form = "rgba" if _has_alpha(frame) else "gbrp"
+    pixels = reformatter.reformat(frame, *size, form, interpolation=EXACT).to_ndarray()
+    pixels = over_black(pixels) if form == "rgba" else pixels
     swap, reverse_rows, reverse_columns = orientation(frame)
-    if swap:
-        pixels = pixels.swapaxes(0, 1)
+    pixels = pixels.swapaxes(0, 1) if swap else pixels
     return pixels[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]
+
+
+def _has_alpha(frame: av.VideoFrame) -> bool:
+    return any(component.is_alpha for component in frame.format.components)

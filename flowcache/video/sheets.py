@@ -1,7 +1,5 @@
 """Contact sheets: videos as rows of frames in one picture."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,44 +21,34 @@ def contact_sheet(
     videos: Mapping[str, Frames],
     path: str | Path,
     columns: int = 8,
-    scale: float | None = None,
+    scale: float = 1.0,
     differences: bool = False,
 ) -> None:
     """Save a PNG with a row for each video: its label above evenly spaced frames, first and last included.
 
-    Args:
-        videos: frames ``[frames, height, width, 3]`` by label; sizes and lengths may differ.
-        path: of the picture.
-        columns: the most frames in a row; a shorter video shows each frame once.
-        scale: enlargement of a frame; default: the widest becomes about 240 pixels.
-        differences: add below each row that looks like the first their difference, scaled as its label says.
+    Videos are frames ``[frames, height, width, 3]`` of any size; ``columns`` is the most in a row, ``scale``
+    their enlargement. ``differences`` adds below each row that looks like the first their difference, scaled
+    as its label says.
     """
     if not videos or any(len(frames) == 0 for frames in videos.values()):
         raise ValueError("A contact sheet needs at least one video, and at least one frame of each.")
-    if scale is None:
-        scale = 240 / max(frames.shape[2] for frames in videos.values())
-    rows, first = [], next(iter(videos.values()))
+    rows, (first_label, first) = [], next(iter(videos.items()))
     for label, frames in videos.items():
         rows.append(_draw_row(label, frames, columns, scale))
-        if differences and frames is not first and frames.shape == first.shape:
-            difference = np.abs(frames.astype(np.int16) - first)
-            if difference.mean() < _ALIKE:
-                rows.append(_draw_difference(label, next(iter(videos)), difference, columns, scale))
+        if not differences or frames is first or frames.shape != first.shape:
+            continue
+        difference = np.abs(frames.astype(np.int16) - first)
+        if difference.mean() < _ALIKE:
+            high = max(1.0, float(np.percentile(difference, 99.5)))  # few pixels saturate
+            factor = max(factor for factor in _FACTORS if factor == 1 or factor * high <= 255)
+            label = f"|{label} - {first_label}|" + (f" x {factor}" if difference.any() else ": identical")
+            scaled = np.clip(difference * factor, 0, 255).astype(np.uint8)
+            rows.append(_draw_row(label, scaled, columns, scale))
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
+    for index, row in enumerate(rows):
+        sheet.paste(row, (0, sum(above.height for above in rows[:index])))
     with replaced_when_done(path) as temporary:
         sheet.save(temporary, format="PNG")
-
-
-def _draw_difference(label: str, first: str, difference: Frames, columns: int, scale: float) -> Image.Image:
-    """Draw a row of differences, scaled so that few pixels saturate."""
-    high = max(1.0, float(np.percentile(difference, 99.5)))
-    factor = max(factor for factor in _FACTORS if factor == 1 or factor * high <= 255)
-    label = f"|{label} - {first}|" + (f" x {factor}" if difference.any() else ": identical")
-    return _draw_row(label, np.clip(difference * factor, 0, 255).astype(np.uint8), columns, scale)
 
 
 def _draw_row(label: str, frames: Frames, columns: int, scale: float) -> Image.Image:

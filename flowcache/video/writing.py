@@ -1,15 +1,13 @@
 """Videos out: H.264 mp4 files that grow part by part, playable after each (fragmented mp4)."""
 
-from __future__ import annotations
-
 import io
 import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import av
 import numpy as np
@@ -25,16 +23,15 @@ from .reading import orientation, stream_video
 
 logger = logging.getLogger(__name__)
 
-#: Encoders, best first, with settings at which their losses are hard to see. Without frames that refer to
-#: later ones, so that times rise from 0 and a fragment needs nothing of its neighbours. With AVX-512,
-#: what x264's macroblock tree decides depends on earlier content of the heap; ``cpu-independent`` avoids it.
+#: Encoders, best first, with settings at which their losses are hard to see (crf 10: imageio's quality 8).
+#: Without frames that refer to later ones, so that times rise from 0 and a fragment needs no neighbour. With
+#: AVX-512, x264's macroblock tree depends on earlier content of the heap; ``cpu-independent`` avoids it.
 ENCODERS = {
-    # imageio's quality 8
     "libx264": {"crf": "10", "preset": "medium", "bf": "0", "x264-params": "cpu-independent=1"},
     "mpeg4": {"qmin": "2", "qmax": "3", "bf": "0"},
 }
-#: Numbers of H.273. The matrix of BT.601 loses least of the colours, at half their resolution, and is that
-#: of imageio's files; primaries and transfer are those of sRGB's relative BT.709.
+#: Numbers of H.273. The matrix of BT.601 is that of imageio's files and loses least of the colours, at half
+#: their resolution; primaries and transfer are those of BT.709, as of sRGB.
 BT601, BT709 = 6, 1
 
 #: One fragment per file, its time counted from the start of the video, and nothing behind it.
@@ -42,14 +39,13 @@ _FRAGMENT = {
     "movflags": "empty_moov+default_base_moof+frag_custom+frag_discont+skip_trailer",
     "avoid_negative_ts": "make_non_negative",
 }
-#: Frames of a given video that are encoded at once.
-_PART = 48
+_PART = 48  # frames of a given video that are encoded at once
 
 
 class FragmentEncoder:
-    """Encoder of independent parts, each with its own encoder and muxer; the first has the file's header.
+    """Encoder of parts that share only the numbers of parts and frames; the first has the file's header.
 
-    The only state between parts is their number and that of the frames. ``height`` and ``width`` are even.
+    ``height`` and ``width`` are even.
     """
 
     def __init__(self, encoder: str, fps: Fraction, height: int, width: int) -> None:
@@ -67,38 +63,35 @@ class FragmentEncoder:
             context = stream.codec_context
             context.colorspace, context.color_primaries, context.color_trc = BT601, BT709, BT709
             context.color_range = ColorRange.MPEG
+            colours = {"dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.MPEG}
             for place, frame in enumerate(frames, self.num_frames):
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                picture = picture.reformat(
-                    format="yuv420p",
-                    dst_colorspace=Colorspace.ITU601,
-                    dst_color_range=ColorRange.MPEG,
-                    interpolation=EXACT,
-                )
+                picture = picture.reformat(format="yuv420p", interpolation=EXACT, **colours)
                 picture.pts, picture.time_base = place, 1 / self._fps
                 container.mux(stream.encode(picture))
             container.mux(stream.encode())
-        return self._count_part(file, len(frames))
+        return self._finish_part(file, len(frames))
 
     def copy(self, path: Path) -> bytes | None:
         """Return the bytes that append a video's packets; None where their encoding differs."""
         with av.open(f"file:{path}") as source:
             stream = source.streams.video[0]
-            if stream.codec_context.extradata != self._configuration:
-                return None
+            sample = FragmentEncoder(self._name, self._fps, self.height, self.width)
+            black = sample.encode(np.zeros((1, self.height, self.width, 3), np.uint8))
+            with av.open(io.BytesIO(black)) as ours:
+                if stream.codec_context.extradata != ours.streams.video[0].codec_context.extradata:
+                    return None
             # which the container states, not the packets
             if (stream.sample_aspect_ratio or 1) != 1 or any(orientation(next(source.decode(stream)))):
                 return None
             source.seek(0)
             packets = [packet for packet in source.demux(stream) if packet.dts is not None]
-            regular = all(
-                packet.pts == packet.dts
-                and packet.pts * packet.time_base == place / self._fps
-                and not (packet.is_corrupt or packet.is_discard)
-                for place, packet in enumerate(packets)
-            )
-            if not (packets and packets[0].is_keyframe and regular):
+            if not packets or not packets[0].is_keyframe:
                 return None
+            for place, packet in enumerate(packets):
+                regular = packet.pts == packet.dts and packet.pts * packet.time_base == place / self._fps
+                if not regular or packet.is_corrupt or packet.is_discard:
+                    return None
             with self._new_part() as (file, container):
                 copied = container.add_stream_from_template(stream)
                 copied.time_base = 1 / self._fps
@@ -107,15 +100,7 @@ class FragmentEncoder:
                     packet.pts = packet.dts = place
                     packet.duration = 1
                     container.mux(packet)
-            return self._count_part(file, len(packets))
-
-    @cached_property
-    def _configuration(self) -> bytes:
-        """The decoder configuration of these settings, as a file's header holds it."""
-        encoder = FragmentEncoder(self._name, self._fps, self.height, self.width)
-        part = encoder.encode(np.zeros((1, self.height, self.width, 3), np.uint8))
-        with av.open(io.BytesIO(part)) as container:
-            return container.streams.video[0].codec_context.extradata
+            return self._finish_part(file, len(packets))
 
     @contextmanager
     def _new_part(self) -> Iterator[tuple[io.BytesIO, av.container.OutputContainer]]:
@@ -124,8 +109,8 @@ class FragmentEncoder:
         with av.open(file, mode="w", format="mp4", options=options) as container:
             yield file, container
 
-    def _count_part(self, file: io.BytesIO, num_frames: int) -> bytes:
-        """Return the bytes of a complete part, without the header unless it is the first."""
+    def _finish_part(self, file: io.BytesIO, num_frames: int) -> bytes:
+        """Count a part; return its bytes, without the header unless it is the first."""
         dropped = (b"ftyp", b"moov") if self.num_parts else ()
         self.num_parts += 1
         self.num_frames += num_frames
@@ -149,17 +134,11 @@ class VideoWriter:
     The frames grow as ``NAME.part.mp4`` beside it: whenever ``write`` returns, that file holds all frames so
     far and can be played, also if the process is killed then. At the end its packets are copied into a plain
     mp4 with its index in front, and the part is removed. After a failure an earlier file of that name stays,
-    and so does the part. The same parts give the same file, byte for byte. Where PyAV comes without libx264,
-    the video is MPEG-4 part 2.
+    and so does the part. The same parts give the same file, byte for byte.
 
-    Args:
-        path, fps: the file, and its frames per second.
-        height, width: of all frames in pixels; default: those of the first frame.
-        state: ``state_dict`` of a writer that was killed, to continue its file.
-
-    Raises:
-        ValueError: ``fps`` is out of range; the part is not the file of ``state``; at the end: no frame.
-        OSError: the file cannot be written, at any time from entering to leaving (a full disk: ENOSPC).
+    ``height`` and ``width`` are those of all frames, by default of the first; ``state`` is the ``state_dict``
+    of a writer that was killed, to continue its file. Raises ValueError for a rate out of range, a part that
+    is not the file of ``state`` and, at the end, no frame; OSError whenever the file cannot be written.
     """
 
     def __init__(
@@ -171,67 +150,57 @@ class VideoWriter:
         *,
         state: State | None = None,
     ) -> None:
-        self._path, self._fps = Path(path), exact_rate(fps)
+        self._path, self._fps, self._size, self._state = Path(path), exact_rate(fps), (height, width), state
         self.part_path = part_of(self._path)
-        self._size = (height, width)
         self._encoder: FragmentEncoder | None = None
-        self._num_frames = 0  # in the file
-        self._state = state
 
-    def __enter__(self) -> VideoWriter:
+    def __enter__(self) -> Self:
         # Another run of that name keeps its own file, which has no name any more.
         self._part = GrowingFile(self.part_path, self._state["part"] if self._state else None)
         if self._state:
-            self._size = self._state["size"]
-            self._encoder = self._new_encoder()
+            self._start_encoder(self._state["size"])
             self._encoder.num_parts = self._state["num_parts"]
-            self._encoder.num_frames = self._num_frames = self._state["num_frames"]
+            self._encoder.num_frames = self._state["num_frames"]
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        finished = False
+        keep = self._part.length > 0
         with closing(self._part):
             try:
+                if failure is None and not keep:
+                    raise ValueError(f"{self._path}: expected at least one frame, got none.")
                 if failure is None:
-                    if not self._num_frames:
-                        raise ValueError(f"{self._path}: expected at least one frame, got none.")
                     self._finish()
-                    finished = True
+                    keep = False
             finally:
-                if finished or not self._num_frames:
-                    self._part.remove()
-                else:
+                if keep:
                     logger.warning("The finished part of the video is in %s.", self.part_path)
+                else:
+                    self._part.remove()
 
     def write(self, frames: Frames | Tensor) -> None:
         """Append frames, uint8 ``[frames, height, width, 3]``; odd sizes lose their last row or column."""
-        if isinstance(frames, Tensor):
-            frames = frames.cpu().numpy()
+        frames = frames.cpu().numpy() if isinstance(frames, Tensor) else frames
+        form, size = "uint8 [frames, height, width, 3]", frames.shape[1:3]
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            raise ValueError(
-                f"frames must be uint8 [frames, height, width, 3], got {frames.dtype} {list(frames.shape)}."
-            )
-        size = frames.shape[1:3]
+            raise ValueError(f"frames: expected {form}, got {frames.dtype} {list(frames.shape)}.")
         if any(wanted not in (None, got) for wanted, got in zip(self._size, size, strict=True)):
-            raise ValueError(f"frames must all have height and width {self._size}, got {size}.")
-        if self._encoder is None:
-            self._size = size
-            self._encoder = self._new_encoder()
+            raise ValueError(f"frames: expected height and width {self._size}, got {size}.")
+        self._start_encoder(size)
+        height, width = self._encoder.height, self._encoder.width
         if len(frames):
-            self._append(self._encoder.encode(frames[:, : self._encoder.height, : self._encoder.width]))
+            self._part.append(self._encoder.encode(frames[:, :height, :width]))
 
     def write_video(self, path: Path) -> None:
         """Append a whole video, at its own speed and in this one's height and width, which must be given.
 
         Packets in this writer's encoding are copied; other videos are encoded again.
         """
-        if self._encoder is None:
-            self._encoder = self._new_encoder()
+        self._start_encoder(self._size)
         with reading(path, "a video"):
             copied = self._encoder.copy(path)
         if copied is not None:
-            self._append(copied)
-            return
+            return self._part.append(copied)
         logger.info("%s is encoded again, as its size, rate or encoding differs.", path)
         frames = stream_video(path, self._fps, self._size)
         while part := list(islice(frames, _PART)):
@@ -241,19 +210,18 @@ class VideoWriter:
         """Flush the frames so far to the disk; return the state to continue from."""
         if self._encoder is None:
             raise RuntimeError("state_dict needs at least one frame.")
-        counts = {"num_frames": self._num_frames, "num_parts": self._encoder.num_parts}
+        counts = {"num_frames": self._encoder.num_frames, "num_parts": self._encoder.num_parts}
         return {"part": self._part.state_dict(), "size": tuple(self._size), **counts}
 
-    def _append(self, content: bytes) -> None:
-        self._part.append(content)
-        self._num_frames = self._encoder.num_frames
-
-    def _new_encoder(self) -> FragmentEncoder:
-        encoder = next(name for name in ENCODERS if name in av.codecs_available)
-        if encoder != "libx264":
-            logger.warning("PyAV comes without libx264; %s is encoded with %s.", self._path, encoder)
-        height, width = self._size
-        return FragmentEncoder(encoder, self._fps, height - height % 2, width - width % 2)
+    def _start_encoder(self, size: tuple[int, int]) -> None:
+        """Make the encoder for frames of a size, the first time."""
+        if self._encoder is not None:
+            return
+        name = next(name for name in ENCODERS if name in av.codecs_available)
+        if name != "libx264":
+            logger.warning("PyAV comes without libx264; %s is encoded with %s.", self._path, name)
+        self._size, (height, width) = size, size
+        self._encoder = FragmentEncoder(name, self._fps, height - height % 2, width - width % 2)
 
     def _finish(self) -> None:
         """Copy the packets into a plain mp4 with its index in front."""

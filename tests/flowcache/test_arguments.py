@@ -1,7 +1,5 @@
 """Frames of conditions in every form, and what is refused."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The Hub's cache and a Hub that does not answer; nothing leaves this machine."""
 
-from __future__ import annotations
-
 import logging
 import socket
 import threading
@@ -38,7 +36,14 @@ def silent_hub(monkeypatch, tmp_path):
             connection.close()
 
 
-def test_a_hub_that_does_not_answer_is_waited_for_aloud_and_not_for_long(silent_hub, caplog):
+def test_a_silent_hub_is_named_and_not_waited_for_long_nor_asked_in_vain(silent_hub, tmp_path, caplog):
+    snapshot = tmp_path / "models--a--whole" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    checked = []
+    assert fetch_snapshot("model_id", "a/whole", ["*"], checked.append) == snapshot
+    assert checked == [snapshot] and not silent_hub
     started = time.monotonic()
     with caplog.at_level(logging.INFO), pytest.raises(OSError, match=r"model_id: a/b could not be") as raised:
         fetch_snapshot("model_id", "a/b", ["*"], lambda folder: None)
@@ -47,15 +52,3 @@ def test_a_hub_that_does_not_answer_is_waited_for_aloud_and_not_for_long(silent_
     (line,) = [record.message for record in caplog.records if record.name == "flowcache.hub"]
     assert "a/b" in line and constants.ENDPOINT in line
     assert "\n" not in str(raised.value)
-
-
-def test_a_whole_folder_in_the_cache_needs_no_connection(silent_hub, tmp_path):
-    folder = tmp_path / "models--a--b"
-    snapshot = folder / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("0" * 40)
-    checked = []
-    assert fetch_snapshot("model_id", "a/b", ["*"], checked.append) == snapshot
-    assert checked == [snapshot]
-    assert not silent_hub

@@ -51,9 +51,7 @@ def share(path, colour):
 @pytest.mark.parametrize(
     "shape",
     [
-        {"windows": 2},
-        {"chunks": 1, "stride": 0},
-        {"chunks": 40, "num_steps": 64, "stride": 6},
+        *({"windows": 2}, {"chunks": 1, "stride": 0}, {"chunks": 40, "num_steps": 64, "stride": 6}),
         {"num_steps": 10, "stride": 5, "windows": 12, "given": 2},
     ],
 )
@@ -62,41 +60,32 @@ def test_draws_runs_of_any_shape(tmp_path, shape):
     for draw in (plots.reuse_map, plots.distance_curves, plots.step_distances):
         draw(trace, tmp_path / "a.png")
         width, height = Image.open(tmp_path / "a.png").size
-        assert 1000 <= width <= 2400
-        assert 200 <= height <= 1600
+        assert 1000 <= width <= 2400 and 200 <= height <= 1600
+        with pytest.raises(ValueError, match="window"):
+            draw(Trace(), tmp_path / "b.png")
     trace.settings = {"reuse": None}
     plots.distance_curves(trace, tmp_path / "a.png")
+    with pytest.raises(ValueError, match="distance"):
+        plots.distance_curves(make_trace(adaptive=False), tmp_path / "b.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_map_shows_computed_reused_and_given(tmp_path):
-    trace = make_trace(chunks=40, num_steps=64, stride=6)
-    for name in ("long", "again"):
-        plots.reuse_map(trace, tmp_path / name)
-    assert (tmp_path / "long").read_bytes() == (tmp_path / "again").read_bytes()
-    plots.reuse_map(make_trace(windows=2), tmp_path / "given")
-    plain, stopped = make_trace(adaptive=False), make_trace(adaptive=False)
+    trace, stopped = make_trace(chunks=40, num_steps=64, stride=6), make_trace(adaptive=False)
     del stopped.steps[20:]
-    plots.reuse_map(plain, tmp_path / "plain")
-    plots.reuse_map(stopped, tmp_path / "stopped")
-    reused, computed = (share(tmp_path / "long", colour) for colour in (plots.REUSED, plots.COMPUTED))
+    runs = {"long": trace, "again": trace, "given": make_trace(windows=2), "stopped": stopped}
+    for name, run in (runs | {"plain": make_trace(adaptive=False)}).items():
+        plots.reuse_map(run, tmp_path / name)
+    assert (tmp_path / "long").read_bytes() == (tmp_path / "again").read_bytes()
+    reused, computed = (share(tmp_path / "long", colour) for colour in (style.REUSED, style.COMPUTED))
     assert reused / (reused + computed) == pytest.approx(trace.reuse_ratio, abs=0.03)
-    assert share(tmp_path / "long", plots.GIVEN) < 0.001 and share(tmp_path / "given", plots.GIVEN) > 0.01
-    assert share(tmp_path / "plain", plots.REUSED) < 0.005, "the legend's"
+    assert share(tmp_path / "long", style.GIVEN) < 0.001 and share(tmp_path / "given", style.GIVEN) > 0.01
+    assert share(tmp_path / "plain", style.REUSED) < 0.005, "the legend's"
     assert Image.open(tmp_path / "plain").size == Image.open(tmp_path / "stopped").size
-    assert share(tmp_path / "stopped", plots.COMPUTED) < 0.4 * share(tmp_path / "plain", plots.COMPUTED)
+    assert share(tmp_path / "stopped", style.COMPUTED) < 0.4 * share(tmp_path / "plain", style.COMPUTED)
 
 
-def test_nothing_to_draw_is_refused(tmp_path):
-    for draw in (plots.reuse_map, plots.distance_curves, plots.step_distances):
-        with pytest.raises(ValueError, match="window"):
-            draw(Trace(), tmp_path / "a.png")
-    with pytest.raises(ValueError, match="distance"):
-        plots.distance_curves(make_trace(adaptive=False), tmp_path / "a.png")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_title_names_preset_and_figures():
+def test_title_names_preset_figures_and_units():
     trace = make_trace(chunks=1, num_steps=10, stride=0, adaptive=False)
     trace.settings = {"preset": "fast", "reuse": {"policy": "interval", "interval": 5}}
     assert style.run_title(trace) == (
@@ -104,23 +93,12 @@ def test_title_names_preset_and_figures():
         "reuse ratio 0.00  ·  12.3 s denoising  ·  300 TFLOPs (2.00x fewer than vanilla)"
     )
     assert style.run_title(Trace(flops={"actual": 2e12})) == "run\nreuse ratio 0.00  ·  2.00 TFLOPs"
-
-
-@pytest.mark.parametrize(
-    ("convert", "value", "text"),
-    [
-        *((style.format_time, s, t) for s, t in ((0.04, "0.0 s"), (60, "1 min 0 s"), (7530, "2 h 5 min"))),
-        (plots.format_flops, 0, "0 GFLOPs"),
-        (plots.format_flops, 5e7, "0.0500 GFLOPs"),
-        (plots.format_flops, 2.78e10, "27.8 GFLOPs"),
-        (plots.format_flops, 1.234e17, "123 PFLOPs"),
-        (lambda ratio: plots.format_saving(1e12, ratio * 1e12), 0, ""),
-        (lambda ratio: plots.format_saving(1e12, ratio * 1e12), 1.004, "same FLOPs as vanilla"),
-        (lambda ratio: plots.format_saving(1e12, ratio * 1e12), 0.8, "1.25x more than vanilla"),
-    ],
-)
-def test_units(convert, value, text):
-    assert convert(value) == text
+    times = {0.04: "0.0 s", 60: "1 min 0 s", 7530: "2 h 5 min"}
+    assert [style.format_time(seconds) for seconds in times] == list(times.values())
+    flops = {0: "0 GFLOPs", 5e7: "0.0500 GFLOPs", 2.78e10: "27.8 GFLOPs", 1.234e17: "123 PFLOPs"}
+    assert [style.format_flops(number) for number in flops] == list(flops.values())
+    savings = {0: "", 1.004e12: "same FLOPs as vanilla", 8e11: "1.25x more than vanilla"}
+    assert [style.format_saving(1e12, vanilla) for vanilla in savings] == list(savings.values())
 
 
 def test_labels_of_a_tradeoff_touch_neither_points_nor_front_nor_each_other(tmp_path, monkeypatch):
@@ -151,7 +129,7 @@ def test_race_for_a_readme_is_an_animation(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["race.gif"]
 
 
-def test_contact_sheet_shows_evenly_spaced_frames(tmp_path):
+def test_contact_sheet_shows_evenly_spaced_frames_and_difference_maps(tmp_path):
     ramp = np.arange(9, dtype=np.uint8)[:, None, None, None] * 20
     frames = np.broadcast_to(ramp, (9, 16, 24, 3))
     contact_sheet({"a": frames, "b": frames[:2]}, tmp_path / "sheet.png", columns=3, scale=1)
@@ -159,19 +137,12 @@ def test_contact_sheet_shows_evenly_spaced_frames(tmp_path):
     rows = [[sheet[top, 8 + column * 27 + 12, 0] for column in range(3)] for top in (32, 80)]
     assert rows == [[0, 80, 160], [0, 20, 255]]
     assert sheet.shape == (96, 2 * 8 + 3 * 27 - 3, 3)
-
-
-def test_rows_that_look_the_same_get_a_difference_map(tmp_path):
     frames = np.full((2, 16, 24, 3), 100, np.uint8)
-    near, far = frames + np.uint8(3), frames + np.uint8(90)
-    videos = {"a": frames, "near": near, "same": frames.copy(), "far": far}
+    videos = {"a": frames, "near": frames + np.uint8(3), "same": frames.copy(), "far": frames + np.uint8(90)}
     contact_sheet(videos, tmp_path / "sheet.png", scale=1, differences=True)
     sheet = read_image(tmp_path / "sheet.png")
     assert [int(pixel) for pixel in sheet[32::48, 20, 0]] == [100, 103, 3 * 64, 100, 0, 190]
-
-
-@pytest.mark.parametrize("videos", [{}, {"a": np.zeros((0, 8, 8, 3), np.uint8)}])
-def test_contact_sheet_of_nothing_is_refused(tmp_path, videos):
-    with pytest.raises(ValueError, match="at least one"):
-        contact_sheet(videos, tmp_path / "sheet.png")
-    assert list(tmp_path.iterdir()) == []
+    for nothing in ({}, {"a": frames[:0]}):
+        with pytest.raises(ValueError, match="at least one"):
+            contact_sheet(nothing, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()

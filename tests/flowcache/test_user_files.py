@@ -1,7 +1,5 @@
 """Files of users and of earlier runs, files written whole or not at all, optional packages."""
 
-from __future__ import annotations
-
 import json
 import os
 
@@ -32,13 +30,9 @@ READERS = {
         Trace.load,
         TRACE | {"steps": [STEP]},
         [
-            {"steps": [3]},
-            {"steps": [STEP | {"window": 1}]},
+            *({"steps": [3]}, {"steps": [STEP | {"window": 1}]}, {"format": 2}, {"unknown": 1}),
+            *({"seconds": {"denoise": "1"}}, {"settings": {"video": 3}}),
             {"steps": [STEP | {"events": [{"chunk": 5, "local_step": 0, "reused": False}]}]},
-            {"seconds": {"denoise": "1"}},
-            {"settings": {"video": 3}},
-            {"format": 2},
-            {"unknown": 1},
         ],
     ),
     "profile.json": (
@@ -67,18 +61,13 @@ def test_a_file_of_another_kind_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("wrong", [*BROKEN, b'[{"prompt_en": 3, "dimension": ["scene"]}]', b"[{}]"])
-def test_another_list_of_prompts_is_named(tmp_path, wrong):
-    (tmp_path / "full.json").write_bytes(wrong)
-    with pytest.raises(UnreadableFile, match=r"full\.json"):
-        read_full_info(tmp_path / "full.json")
-
-
-def test_settings_of_another_kind_are_named(tmp_path):
+def test_prompts_and_settings_of_another_kind_are_named(tmp_path, wrong):
     (tmp_path / "manifest.jsonl").write_text('{"name": "a"}\n')
-    for wrong in ("[]", "{", "3"):
-        (tmp_path / "settings.json").write_text(wrong)
-        with pytest.raises(UnreadableFile, match=r"settings\.json"):
-            SampleFolder(tmp_path, {"steps": 8})
+    (tmp_path / "settings.json").write_bytes(wrong)
+    with pytest.raises(UnreadableFile, match=r"settings\.json"):
+        read_full_info(tmp_path / "settings.json")
+    with pytest.raises(UnreadableFile, match=r"settings\.json"):
+        SampleFolder(tmp_path, {"steps": 8})
 
 
 STATES = [{"trace": {"seconds": 3}}, {"run": []}, {"steps": {}}, {"steps": {"length": "1", "checksum": 2}}]

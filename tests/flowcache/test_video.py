@@ -5,7 +5,6 @@ import random
 import struct
 import subprocess
 import sys
-from collections import defaultdict
 from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
@@ -17,15 +16,7 @@ import torch
 from reference import FAULTS
 
 from flowcache import video
-from flowcache.video import (
-    VideoWriter,
-    probe_video,
-    read_video,
-    resize_and_crop,
-    stream_video,
-    to_float,
-    to_uint8,
-)
+from flowcache.video import VideoWriter, probe_video, read_video, resize_and_crop, stream_video
 from flowcache.video.writing import BT601, BT709, FragmentEncoder
 
 #: Far apart in hue, so that a wrong colour matrix shows.
@@ -89,8 +80,7 @@ def test_growing_file_plays_after_every_part_and_is_the_same_again(tmp_path):
     whole, _ = read_video(tmp_path / "a.mp4")
     for content, end in zip(contents["a.mp4"], ends[1:], strict=True):
         (tmp_path / "cut.mp4").write_bytes(content)
-        frames, rate = read_video(tmp_path / "cut.mp4")
-        assert np.array_equal(frames, whole[:end]) and rate == 24
+        assert np.array_equal(read_video(tmp_path / "cut.mp4")[0], whole[:end])
     *_, before, last = contents["a.mp4"]
     for share in (0.0, 0.3, 0.9):  # cut within a part: it plays up to that
         (tmp_path / "cut.mp4").write_bytes(last[: len(before) + int(share * (len(last) - len(before)))])
@@ -100,20 +90,18 @@ def test_growing_file_plays_after_every_part_and_is_the_same_again(tmp_path):
         assert np.array_equal(np.stack(frames[:6]), whole[:6])
 
 
-def test_the_same_frames_give_the_same_bytes_in_any_state_of_the_heap():
+@pytest.mark.parametrize(("side", "grey", "count"), [(16, 90, 2), (32, 140, 8)])
+def test_the_same_frames_give_the_same_bytes_in_any_state_of_the_heap(side, grey, count):
     """Small flat frames over memory that held bytes of 255, as numbers NaN: the worst case of x264."""
-    videos = [np.full((2, 16, 16, 3), 90, np.uint8), np.full((8, 32, 32, 3), 140, np.uint8)]
-    numbers, held, found = random.Random(1), [], defaultdict(set)
+    numbers, held, found = random.Random(1), [], set()
     for _ in range(200):
-        held += [
-            np.full(int(2 ** numbers.uniform(4, 22)), 255, np.uint8) for _ in range(numbers.randrange(6))
-        ]
+        sizes = [int(2 ** numbers.uniform(4, 22)) for _ in range(numbers.randrange(6))]
+        held += [np.full(size, 255, np.uint8) for size in sizes]
         while len(held) > 60:
             held.pop(numbers.randrange(len(held)))
-        for frames in videos:
-            size = frames.shape[1:3]
-            found[size].add(FragmentEncoder("libx264", Fraction(24), *size).encode(frames))
-    assert [len(files) for files in found.values()] == [1, 1]
+        frames = np.full((count, side, side, 3), grey, np.uint8)
+        found.add(FragmentEncoder("libx264", Fraction(24), side, side).encode(frames))
+    assert len(found) == 1
 
 
 KILLED = """
@@ -168,30 +156,37 @@ def test_two_runs_of_one_name_do_not_mix(tmp_path):
     assert len(read_video(tmp_path / "a.mp4")[0]) == 12
 
 
-@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
-def test_rate_must_be_positive(tmp_path, fps):
-    with pytest.raises(ValueError, match="fps"):
-        VideoWriter(tmp_path / "a.mp4", fps)
-
-
 @pytest.mark.parametrize(
-    ("shape", "kind"),
-    [((2, 32, 32, 3), float), ((2, 3, 32, 32), "u1"), ((32, 32, 3), "u1"), ((0, 32, 32, 3), "u1")],
+    ("shape", "kind", "fps"),
+    [
+        *(((2, 32, 32, 3), "u1", fps) for fps in (0, -1, float("nan"), float("inf"))),
+        *(((2, 32, 32, 3), float, 24), ((2, 3, 32, 32), "u1", 24)),
+        *(((32, 32, 3), "u1", 24), ((0, 32, 32, 3), "u1", 24)),
+    ],
 )
-def test_other_frames_are_refused_and_leave_nothing(tmp_path, shape, kind):
+def test_other_rates_and_frames_are_refused_and_leave_nothing(tmp_path, shape, kind, fps):
     with pytest.raises(ValueError):
-        save(tmp_path / "a.mp4", np.zeros(shape, kind))
+        save(tmp_path / "a.mp4", np.zeros(shape, kind), fps=fps)
     assert names(tmp_path) == []
 
 
-def test_failure_keeps_the_old_file_and_the_part(tmp_path):
-    path = tmp_path / "a.mp4"
+def test_failure_keeps_the_old_file_and_the_part(tmp_path, monkeypatch):
+    path, opened = tmp_path / "a.mp4", av.open
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="height and width"):
         save(path, stripes(), stripes(height=48))
     assert path.read_bytes() == b"old" and len(read_video(tmp_path / "a.part.mp4")[0]) == 6
     with pytest.raises(OSError, match="No such file"), VideoWriter(tmp_path / "no" / "a.mp4", 24):
         pass
+
+    def to_full(file, **options):
+        return opened("/dev/full" if isinstance(file, str) else file, **options)
+
+    monkeypatch.setattr(video.writing.av, "open", to_full)
+    with pytest.raises(OSError) as caught:
+        save(path, moving())
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["a.mp4", "a.part.mp4"]
 
 
 LIMITED = """
@@ -200,15 +195,21 @@ from pathlib import Path
 import numpy as np
 from flowcache.video import VideoWriter, read_video
 
-path, whole = Path(sys.argv[1]), int(sys.argv[2])
-frames = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
+def write(path):
+    frames = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
+    with VideoWriter(path, 24) as writer:
+        for place in range(0, 12, 3):
+            writer.write(frames[place : place + 3])
+        return part.stat().st_size
+
+path = Path("a.mp4")
+part = path.with_name("a.part.mp4")
+whole = write(path)
+path.write_bytes(b"old")
 for limit in (0, 1, 40, whole // 2, whole - 2000, whole - 1):
-    part = path.with_name("a.part.mp4")
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        with VideoWriter(path, 24) as writer:
-            for place in range(0, 12, 3):
-                writer.write(frames[place : place + 3])
+        write(path)
         raise AssertionError(limit)
     except OSError:
         assert path.read_bytes() == b"old", limit
@@ -219,27 +220,7 @@ for limit in (0, 1, 40, whole // 2, whole - 2000, whole - 1):
 
 def test_no_room_at_any_point_keeps_the_old_file(tmp_path):
     """A limit on file sizes fails where a full disk would: at a part or at the copy in the end."""
-    frames = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
-    with VideoWriter(tmp_path / "whole.mp4", 24) as writer:
-        for place in range(0, 12, 3):
-            writer.write(frames[place : place + 3])
-        size = writer.part_path.stat().st_size
-    (tmp_path / "limited").mkdir()
-    (tmp_path / "limited" / "a.mp4").write_bytes(b"old")
-    subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path / "limited" / "a.mp4"), str(size)], check=True
-    )
-
-
-def test_full_disk_names_its_reason(tmp_path, monkeypatch):
-    def to_full(file, opened=av.open, **options):
-        return opened("/dev/full" if isinstance(file, str) else file, **options)
-
-    monkeypatch.setattr(video.writing.av, "open", to_full)
-    with pytest.raises(OSError) as caught:
-        save(tmp_path / "a.mp4", moving())
-    assert caught.value.errno == errno.ENOSPC
-    assert names(tmp_path) == ["a.part.mp4"]
+    subprocess.run([sys.executable, "-c", LIMITED], check=True, cwd=tmp_path)
 
 
 def test_next_encoder_where_x264_is_missing(tmp_path, monkeypatch, caplog):
@@ -264,11 +245,10 @@ def test_packets_of_our_own_files_are_copied(tmp_path, fps):
 
 def test_a_turned_file_of_ours_is_encoded_again(tmp_path):
     before = save(tmp_path / "before.mp4", moving(4))
-    plain = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    turned = struct.pack(">9i", -(1 << 16), 0, 0, 0, -(1 << 16), 0, 0, 0, 1 << 30)
+    plain, turned = (struct.pack(">9i", s << 16, 0, 0, 0, s << 16, 0, 0, 0, 1 << 30) for s in (1, -1))
     content = before.read_bytes()
-    place = content.index(plain, content.index(b"tkhd"))
-    before.write_bytes(content[:place] + turned + content[place + len(plain) :])
+    assert content.count(plain) == 2
+    before.write_bytes(turned.join(content.rsplit(plain, 1)))
     frames, _ = read_video(save(tmp_path / "a.mp4", before=before))
     assert np.abs(frames.astype(int) - read_video(before)[0]).mean() < 25, "noise, but the right side up"
     assert packets(tmp_path / "a.mp4") != packets(before)
@@ -286,20 +266,14 @@ def test_other_files_are_encoded_again_at_the_new_rate_and_size(tmp_path, name, 
     assert (info.num_frames, info.fps, info.height, info.width) == (count + 3, fps, *SIZE)
 
 
-def test_floats_and_bytes():
+def test_pixels_are_converted_clamped_scaled_and_cropped():
     frames = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
-    assert (to_uint8(to_float(frames)) == frames).all()
-    assert (to_float(frames).min(), to_float(frames).max()) == (-1, 1)
+    assert (video.to_uint8(video.to_float(frames)) == frames).all()
     beyond = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).expand(3, 1, 1, 5)
-    assert to_uint8(beyond)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
-
-
-def test_resizing_covers_crops_the_middle_and_averages():
+    assert video.to_uint8(beyond)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
     cropped = resize_and_crop(stripes(), 32, 32)
     assert (cropped[:, :, 4] == COLOURS[1]).all() and (cropped[:, :, -4] == COLOURS[2]).all()
-    frames = np.full((2, 50, 70, 3), 77, np.uint8)
-    assert (resize_and_crop(frames, 96, 40) == np.full((2, 96, 40, 3), 77)).all()
-    assert resize_and_crop(frames, 50, 70) is frames
+    assert resize_and_crop(frames, 16, 16) is frames
     checkers = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     shrunk = resize_and_crop(checkers[None, :, :, None].repeat(3, axis=3), 16, 16)
     assert np.abs(shrunk[:, 2:-2, 2:-2].astype(int) - 127).max() <= 8

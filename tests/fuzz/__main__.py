@@ -6,18 +6,14 @@
 Exit code 0: no fault; 1: some. An input depends on the seed, its number and the code.
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import os
 import resource
-import signal
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,54 +25,35 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1
 SECONDS, MEMORY = 60, 3 * 2**30
 
 
-class Overdue(BaseException):
-    """An input took too long."""
-
-
-def _work(connection: Connection, numbers: Sequence[int], sandbox: Any, args: argparse.Namespace) -> None:
-    """Send the result of each input, in a process that may hang, run out of memory or die."""
+def _work(connection: Connection, *drawn: Any) -> None:
+    """Send the result of an input, in a process that may hang, run out of memory or die."""
     from .inputs import try_input
-    from .programs import Fault, innermost
-
-    def overdue(*_: object) -> None:
-        raise Overdue
 
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
-    signal.signal(signal.SIGALRM, overdue)
-    for number in numbers:
-        signal.alarm(SECONDS)
-        try:
-            result = try_input(sandbox, args.seed, number)
-        except Overdue as error:
-            result = ("", [Fault("hang", innermost(error), f"more than {SECONDS} s")])
-        signal.alarm(0)
-        connection.send(result)
+    connection.send(try_input(*drawn))
 
 
-def run_inputs(numbers: Sequence[int], sandbox: Any, args: argparse.Namespace) -> Iterator[tuple]:
-    """Yield number, kind, description and faults of each input; a process that dies is replaced."""
-    from .programs import Fault
+def run_input(sandbox: Any, seed: int, number: int) -> tuple:
+    """Description and fault of an input, which a process of its own tries."""
+    from .inputs import Fault
 
-    left, context = list(numbers), multiprocessing.get_context("fork")
-    while left:
-        ours, theirs = context.Pipe()
-        child = context.Process(target=_work, args=(theirs, left, sandbox, args), daemon=True)
-        child.start()
-        theirs.close()
-        try:
-            while left:
-                if not ours.poll(SECONDS + 30):
-                    raise EOFError
-                yield (left[0], *ours.recv())
-                left.pop(0)
-        except EOFError:
-            child.kill()
-            child.join()
-            yield left.pop(0), "", [Fault("crash", f"ended with {child.exitcode}", "")]
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_work, args=(theirs, sandbox, seed, number), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        return ours.recv() if ours.poll(SECONDS) else ("", Fault("hang", f"more than {SECONDS} s", ""))
+    except EOFError:
+        child.join()
+        return "", Fault("crash", f"ended with {child.exitcode}", "")
+    finally:
+        child.kill()
+        child.join()
 
 
 def main() -> int:
@@ -92,12 +69,17 @@ def main() -> int:
         root = Path(folder) / "sandbox"
         os.environ.update(ENVIRONMENT, HOME=str(root / "home"), FLOWCACHE_CACHE=str(root / "home" / "cache"))
         sys.path[:0] = [str(path) for path in FOLDERS]
-        from .inputs import Sandbox
+        from .inputs import PROGRAMS, Sandbox
 
-        for number, shown, faults in run_inputs(numbers, Sandbox(root), args):
+        sandbox = Sandbox(root)
+        for program in PROGRAMS.values():
+            assert program.options  # imports here what each input needs
+        for number in numbers:
+            shown, fault = run_input(sandbox, args.seed, number)
             shown = shown.replace(str(root), "SANDBOX").encode("ascii", "backslashreplace").decode()
-            for fault in faults:
-                causes[fault.kind, fault.key].append((shown, number, fault.detail))
+            if fault:
+                kind, key, detail = fault.args
+                causes[kind, key].append((shown, number, detail))
     for (kind, key), found in sorted(causes.items(), key=lambda item: -len(item[1])):
         shown, number, detail = min(found)
         print(f"{kind}: {key}, {len(found)} times, such as {number}\n  {shown}\n  {detail[-1500:]}")

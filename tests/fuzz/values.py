@@ -1,17 +1,11 @@
 """Hostile values, and damage to files."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math
-from fractions import Fraction
 from pathlib import Path
 from random import Random
 from typing import Any
-
-import numpy as np
-import torch
 
 NUMBERS = (
     *("0", "1", "2", "3", "5", "8", "16", "17", "33", "97", "-1", "-0.0", "0.5", "1.5", "1e-5", "1e3", "2.0"),
@@ -37,9 +31,6 @@ PLAIN_VALUES = (
     *(math.nan, math.inf, -math.inf, "", " ", "x", "../x", "nan", "1", "中", "a" * 300, "\ud800"),
     *([], [[]], [1, 2], ["a"], [None], {}, {"a": 1}, {"": {}}),
 )
-OBJECTS = (
-    *(object(), 1 + 2j, b"a", Fraction(1, 3), Path("a"), np.float32("nan"), torch.tensor(2), int, ...),
-)
 #: YAML that its reader turns into an exception of another kind, or into an unexpected value.
 TAGS = (
     *("!!int ''", "!!bool x", "!!timestamp x", "!!python/object:os.system {}", "&a [*a]", "2026-01-01"),
@@ -60,7 +51,11 @@ def damage_file(rng: Random, path: Path) -> str:
         lines[index] = f"{lines[index].split(':')[0]}: {new}"
         content, what = "\n".join(lines).encode("utf-8", "surrogatepass"), lines[index][:80]
     elif suffix in (".json", ".jsonl", ".yaml", ".txt", ".csv") and rng.random() < 0.6:
-        content, what = _damage_text(rng, content)
+        whole = (b"", b"3", b"word", b"\0" * 64, b"[" * 100_000, b'{"a":' * 100_000, content * 2)
+        utf_16 = content.decode(errors="replace").encode("utf-16")
+        other = (b"\xef\xbb\xbf" + content, content + b"\xff\xfe", content.replace(b"\n", b"\r\n"), utf_16)
+        content = rng.choice((*whole, *other))
+        what = f"{content[:20]}... of {len(content)} bytes"
     else:
         content, what = _damage_bytes(rng, content)
     path.write_bytes(content)
@@ -75,15 +70,13 @@ def _damage_tree(rng: Random, document: Any) -> tuple[bytes, str]:
     changed = holder = copy.deepcopy(document)
     for key in above:
         holder = holder[key]
-    old, kind = holder[last], rng.choice(("value", "value", "number", "delete", "nest"))
-    if kind == "delete":
-        del holder[last]
+    old = holder.pop(last)
+    if rng.random() < 0.2:
         return json.dumps(changed).encode(), f"{place} deleted"
     near = (0, 1, 10**4, 10**7, 2**40, 1e-9, 1e12, math.nan, math.inf, -1)
-    holder[last] = (
-        {"nested": old} if kind == "nest" else rng.choice(PLAIN_VALUES if kind == "value" else near)
-    )
-    return json.dumps(changed).encode(), f"{place} = {str(holder[last])[:60]}"
+    new = rng.choice(rng.choice((PLAIN_VALUES, PLAIN_VALUES, near, [{"nested": old}])))
+    holder.insert(last, new) if isinstance(holder, list) else holder.update({last: new})
+    return json.dumps(changed).encode(), f"{place} = {str(new)[:60]}"
 
 
 def _places(document: Any, above: tuple = ()) -> list[tuple]:
@@ -92,28 +85,17 @@ def _places(document: Any, above: tuple = ()) -> list[tuple]:
     return [path for key, value in list(items()) for path in ((*above, key), *_places(value, (*above, key)))]
 
 
-def _damage_text(rng: Random, content: bytes) -> tuple[bytes, str]:
-    whole = (b"", b"3", b"word", b"\0" * 64, b"[" * 100_000, b'{"a":' * 100_000, content * 2)
-    utf_16 = content.decode(errors="replace").encode("utf-16")
-    other = (b"\xef\xbb\xbf" + content, content + b"\xff\xfe", content.replace(b"\n", b"\r\n"), utf_16)
-    changed = rng.choice((*whole, *other))
-    return changed, f"{changed[:20]}... of {len(changed)} bytes"
-
-
 def _damage_bytes(rng: Random, content: bytes) -> tuple[bytes, str]:
     """Cut, overwrite, double or leave out bytes."""
     first = rng.randrange(max(1, len(content)))
     last = first + rng.choice((1, 4, 64, 1024))
-    changed = bytearray(content)
-    for _ in range(rng.choice((1, 3, 20)) if content else 0):
+    kind = rng.choice(("cut", "overwritten", "overwritten", "doubled", "left out", "random"))
+    changed = {
+        "cut": content[:first],
+        "doubled": content[:last] + content[first:],
+        "left out": content[:first] + content[last:],
+        "random": rng.randbytes(min(len(content), 4096)),
+    }.get(kind, bytearray(content))
+    for _ in range(rng.choice((1, 3, 20)) if content and kind == "overwritten" else 0):
         changed[rng.randrange(min(len(content), rng.choice((200, 10**9))))] = rng.randrange(256)
-    return rng.choice(
-        [
-            (content[:first], f"cut at {first}"),
-            (bytes(changed), "bytes overwritten"),
-            (bytes(changed), "bytes overwritten"),
-            (content[:last] + content[first:], f"bytes {first} to {last} doubled"),
-            (content[:first] + content[last:], f"bytes {first} to {last} left out"),
-            (rng.randbytes(min(len(content), 4096)), "random bytes"),
-        ]
-    )
+    return bytes(changed), f"bytes {first} to {last} {kind}"
