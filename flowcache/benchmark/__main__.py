@@ -27,14 +27,13 @@ from .paper_flops import NOTE, registered_models
 from .physics_iq import PARTS, PhysicsIQReport, find_views
 from .pictures import find_albums
 from .prompts import DIMENSIONS, choose_dimensions, read_full_info
-from .runs import compare_methods, find_model_runs, read_commands, score_vbench
+from .runs import find_model_runs, read_commands
 from .samples import SamplesFailed
 from .tables import build_table, format_tables, save_tables
 from .vbench import VBenchReport, check_environment, score
 
 
 def build_parser() -> ArgumentParser:
-    """The commands and their flags."""
     parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("flops", description="Print the paper's PFLOPs beside ours.")
@@ -77,7 +76,6 @@ Run = Callable[[], str]
 
 
 def prepare_flops(args: Namespace) -> Run:
-    """Compare the paper's PFLOPs with ours."""
     tables = registered_models()
     return lambda: "\n\n".join([*(table.markdown() for table in tables), NOTE])
 
@@ -100,7 +98,6 @@ def prepare_physics_iq(args: Namespace) -> Run:
 
 
 def prepare_vbench(args: Namespace) -> Run:
-    """Score by VBench."""
     if not any(args.generated_videos.glob("*.mp4")):
         raise ValueError(f"generated_videos: {args.generated_videos} is not a folder with mp4 files.")
     check_environment(args.environment, args.python)
@@ -110,9 +107,8 @@ def prepare_vbench(args: Namespace) -> Run:
     output = args.output or args.generated_videos.absolute().parent / "vbench"
     output_file("output", Path(f"{output}.json"))
 
-    environment, results = (args.environment, args.python), Path(f"{output}_results")
-    what = (args.generated_videos, results, dimensions, args.device, args.full_info)
-    return lambda: _save(score(environment, *what), output)
+    what = (args.generated_videos, Path(f"{output}_results"), dimensions, args.device, args.full_info)
+    return lambda: _save(score((args.environment, args.python), *what), output)
 
 
 def _save(report: PhysicsIQReport | VBenchReport, output: Path) -> str:
@@ -124,7 +120,6 @@ def _save(report: PhysicsIQReport | VBenchReport, output: Path) -> str:
 
 
 def prepare_tables(args: Namespace) -> Run:
-    """Measure what is not measured, and write the tables."""
     device, runs = check_device(args.device), find_model_runs(args.run_dir)
     if args.environment is not None:
         check_environment(args.environment, args.python)
@@ -133,9 +128,9 @@ def prepare_tables(args: Namespace) -> Run:
 
     def run() -> str:
         for model in runs:
-            compare_methods(model, args.device, args.again)
+            model.measure(args.device, args.again)
             if args.environment is not None:
-                score_vbench(model, args.environment, args.python, device.type, args.again)
+                model.score((args.environment, args.python), device.type, args.again)
         papers, commands = registered_models(), read_commands(args.run_dir)
         tables = [build_table(model, papers) for model in runs]
         paths = save_tables(tables, output, commands)
@@ -145,7 +140,6 @@ def prepare_tables(args: Namespace) -> Run:
 
 
 def prepare_plot(args: Namespace) -> Run:
-    """Draw pictures."""
     albums = find_albums(args.run_dir, args.prompt)
     output = writable_folder("output", args.output or args.run_dir / "pictures")
     return lambda: "\n".join(line for album in albums for line in album.draw(output))

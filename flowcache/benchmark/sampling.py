@@ -16,19 +16,20 @@ import gc
 import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from ..environment import repository_commit
 from ..files import write_json
-from ..trace import Trace
+from ..sampler import Sampler
 from ..typed import as_type
 from ..user_files import read_json, reading
 from .ranks import Rank, start_on_all
@@ -42,28 +43,6 @@ METHODS_FILE = "ways.json"
 MAX_FAILURES_IN_A_ROW = 10
 #: Errors that the next sample would meet as well: full disk, exceeded quota, read-only file system.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class Sampler(Protocol):
-    """A model with a method: makes videos that differ in their samples only."""
-
-    method: str
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Everything that determines a video except the sample; plain values, as JSON has them."""
-
-    def check(self, sample: Sample) -> None:
-        """Raise ValueError with one sentence for a sample that cannot be made; reads no weights."""
-
-    def load(self) -> None:
-        """Read the weights; called once."""
-
-    def adopt(self, other: Any) -> None:
-        """Share the weights of another sampler of the same model, instead of ``load``."""
-
-    def generate(self, sample: Sample, path: Path) -> Trace:
-        """Make a sample's video and write it to ``path``."""
 
 
 def folder_name(method: str) -> str:
@@ -89,7 +68,7 @@ class Sampling:
         output: folder of the results.
         samplers: by method, such as ``flowcache:fast``.
         keep_going: make the other samples if some cannot be made.
-        compare: whether each method has its own folder in ``output``; None: if there are several.
+        compare: whether each method has its own folder in ``output``.
     """
 
     model: str
@@ -99,23 +78,19 @@ class Sampling:
     samples: Sequence[Sample]
     rank: Rank = field(default_factory=Rank)
     keep_going: bool = False
-    compare: bool | None = None
+    compare: bool = False
     folders: dict[str, SampleFolder] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.compare is None:
-            object.__setattr__(self, "compare", len(self.samplers) > 1)
         for method, sampler in self.samplers.items():
             path = self.output / folder_name(method) if self.compare else self.output
             self.folders[method] = SampleFolder(path, sampler.settings)
 
     def check(self) -> None:
         """Raise ValueError for what cannot be made before any weight is read; write the list of methods."""
-        names: set[str] = set()
-        for sample in self.samples:
-            if sample.name in names:
-                raise ValueError(f"samples: two share the name {sample.name}.")
-            names.add(sample.name)
+        name, count = Counter(sample.name for sample in self.samples).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"samples: two share the name {name}.")
         reasons = {}
         for method, sample in self._unfinished():
             try:
@@ -128,17 +103,15 @@ class Sampling:
                 "make the others with --keep_going:",
                 reasons,
             )
-        if self.compare:
-            self._write_methods()
-
-    def _write_methods(self) -> None:
+        if not self.compare:
+            return
         path, methods = self.output / METHODS_FILE, list(self.samplers)
         if path.is_file():
             saved = read_methods(self.output)
-            if (saved["model"], saved["settings"]) != (self.model, self.description):
+            theirs = f"{saved['model']}, {saved['settings']}"
+            if theirs != f"{self.model}, {self.description}":
                 raise ValueError(
-                    f"base_save_path: {self.output} holds videos of {saved['model']}, {saved['settings']}; "
-                    "give another folder."
+                    f"base_save_path: {self.output} holds videos of {theirs}; give another folder."
                 )
             methods = list(dict.fromkeys([*saved["ways"], *methods]))
         write_json(path, {"model": self.model, "settings": self.description, "ways": methods})
@@ -165,24 +138,25 @@ class Sampling:
         Raises:
             SamplesFailed: some videos could not be made.
         """
-        made = in_a_row = 0
+        made, in_a_row, folders = 0, 0, list(self.folders.values())
         with ExitStack() as stack:
-            for folder in self.folders.values():
+            for folder in folders:
                 stack.enter_context(folder.open())
-            names = {sample.name for _, sample in self._unfinished()}
-            todo = [sample for sample in self.samples if sample.name in names]
+            todo = list(dict.fromkeys(sample for _, sample in self._unfinished()))
             # samples that failed before come last, so that they cannot keep the others from being made
-            failed = [folder.failure for folder in self.folders.values()]
-            todo.sort(key=lambda sample: any(failure(sample) is not None for failure in failed))
+            todo.sort(key=lambda sample: any(folder.failure(sample) is not None for folder in folders))
             share = todo[self.rank.index :: self.rank.count]
             if share:
-                self._load()
-                own = {sample.name for sample in share}
-                made, in_a_row = self._make([*share, *(s for s in reversed(todo) if s.name not in own)])
+                first, *others = self.samplers.values()
+                with folders[0].locked(f"load {socket.gethostname()}"):
+                    first.load()
+                for other in others:
+                    other.adopt(first)
+                made, in_a_row = self._make(list(dict.fromkeys([*share, *reversed(todo)])))
             if self.failures():
                 # torchrun ends all processes with the first that fails: wait for the others' videos
                 for method, sample in self._unfinished():
-                    with self.folders[method].locks.hold(f"sample {sample.name}"):
+                    with self.folders[method].locked(f"sample {sample.name}"):
                         pass
             failures = self.failures()
         total = len(self.samples) * len(self.samplers)
@@ -193,15 +167,9 @@ class Sampling:
             report += f"; stopped after {in_a_row} failures in a row"
         if failures:
             raise SamplesFailed(f"{report}; the same command tries again what failed:", failures)
-        place = self.output if self.compare else self.output / "videos"
-        return f"{report}\n{'folder' if self.compare else 'videos'}: {place}"
-
-    def _load(self) -> None:
-        first, *others = self.samplers.values()
-        with next(iter(self.folders.values())).locks.hold(f"load {socket.gethostname()}"):
-            first.load()
-        for other in others:
-            other.adopt(first)
+        return f"{report}\n" + (
+            f"folder: {self.output}" if self.compare else f"videos: {self.output / 'videos'}"
+        )
 
     def _make(self, samples: Sequence[Sample]) -> tuple[int, int]:
         """Number of videos that this process made, and of failures in a row at the end."""
@@ -223,7 +191,7 @@ class Sampling:
     def _make_unless_taken(self, method: str, sample: Sample) -> bool | None:
         """Whether the video could be made; None: it exists, or another process makes it."""
         folder = self.folders[method]
-        with folder.locks.hold(f"sample {sample.name}", wait=False) as free:
+        with folder.locked(f"sample {sample.name}", wait=False) as free:
             if not free or folder.is_finished(sample):
                 return None
             started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()

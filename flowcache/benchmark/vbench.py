@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import write_csv, write_json
+from ..markdown import write_results
 from ..user_files import UnreadableFile, read_json, reading
 from ..video import probe_video
 from .prompts import DIMENSIONS, SAMPLES, find_full_info, read_full_info
@@ -70,9 +70,8 @@ class VBenchReport:
 
     def save(self, stem: Path) -> list[Path]:
         """Write ``stem.csv``, a row for each video and one for all, and ``stem.json``; returns both."""
-        paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
         rows: list[dict[str, Any]] = [{"video": name, **row} for name, row in sorted(self.by_video.items())]
-        write_csv(paths[0], ["video", *self.dimensions], [*rows, {"video": "all", **self.scores}])
+        rows.append({"video": "all", **self.scores})
         content = {
             "generated_video": str(self.videos),
             "mean": {name: self.scores.get(name) for name in self.dimensions},
@@ -83,8 +82,7 @@ class VBenchReport:
             "totals": self.totals(),
             "videos": self.by_video,
         }
-        write_json(paths[1], content)
-        return paths
+        return write_results(stem, ["video", *self.dimensions], rows, content)
 
     def text(self) -> str:
         """The totals, then a line for each dimension."""

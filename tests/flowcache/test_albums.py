@@ -6,7 +6,7 @@ from PIL import Image
 from synthetic_run import PROMPTS, SAMPLES, make_run, make_trace
 
 from flowcache.benchmark import __main__ as program
-from flowcache.benchmark.runs import compare_methods, find_model_runs
+from flowcache.benchmark.runs import find_model_runs
 from flowcache.plots import Point, cache_over_time, race, tradeoff
 from flowcache.plots.comparisons import pareto_front
 from flowcache.plots.race import Runner, finished_parts, write_race
@@ -22,7 +22,7 @@ def short_race(monkeypatch):
 
 def test_a_run_of_several_methods_gives_all_pictures(tmp_path, capsys):
     make_run(tmp_path)
-    compare_methods(find_model_runs(tmp_path)[0], "cpu")
+    find_model_runs(tmp_path)[0].measure("cpu")
     assert program.main(["plot", str(tmp_path), "--prompt", PROMPTS[1]]) == 0, capsys.readouterr().err
     names = {path.name for path in (tmp_path / "pictures" / "abacus").iterdir()}
     kinds = ("reuse", "distances", "by_step")

@@ -158,7 +158,7 @@ def test_a_rank_that_fails_ends_after_the_videos_of_the_others(tmp_path):
     (folder,) = sampling_in(tmp_path).folders.values()
 
     def hold():
-        with folder.open(), folder.locks.hold(f"sample {SAMPLES[1].name}"):
+        with folder.open(), folder.locked(f"sample {SAMPLES[1].name}"):
             (tmp_path / "held").touch()
             time.sleep(1)
             (tmp_path / "released").touch()

@@ -135,7 +135,7 @@ def test_vbench_scores_again_what_was_added_since(run, monkeypatch):
 
     def score_all(again=False):
         scored.clear()
-        runs.score_vbench(find_model_runs(run)[0], run, "python", "cpu", again)
+        find_model_runs(run)[0].score((run, "python"), "cpu", again)
         return scored
 
     methods = ["vanilla", "causal", "flowcache_paper-fast"]
