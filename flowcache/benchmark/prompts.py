@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..user_files import read_text, reading
+from ..typed import as_type
+from ..user_files import read_json, read_text, reading
 
 #: Videos that VBench scores of each prompt, named ``{prompt}-{index}.mp4``.
 SAMPLES = 5
@@ -105,13 +105,12 @@ def read_full_info(path: Path) -> dict[str, list[str]]:
 
 def _read_entries(path: Path) -> list[tuple[str, list[str]]]:
     """Each prompt with its dimensions."""
-    with reading(path, f"a list in the format of {FULL_INFO}"):
-        entries = [(entry["prompt_en"], entry["dimension"]) for entry in json.loads(read_text(path, "JSON"))]
-        for prompt, dimensions in entries:
-            if not isinstance(dimensions, list):
-                raise TypeError(f"dimension: expected a list, got {dimensions!r}")
-            "".join([prompt, *dimensions]).encode()  # raises if one is not text
-    return entries
+    kind = f"a list in the format of {FULL_INFO}"
+    entries = read_json(path, list[dict[str, Any]], kind)
+    with reading(path, kind):
+        found = [(e["prompt_en"], as_type(e["dimension"], list[str], "dimension")) for e in entries]
+        "".join(prompt for prompt, _ in found).encode()  # raises if one is not text
+    return found
 
 
 def _read_lists(folder: Path) -> dict[str, list[str]]:

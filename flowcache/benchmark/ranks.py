@@ -38,15 +38,15 @@ def list_devices(name: str, text: str) -> list[str]:
     text, found = text.strip(), torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text == "cpu" or (not text and not found):
         return ["cpu"]
-    numbers = [word.strip() for word in text.split(",")] if text else [str(n) for n in range(found)]
-    if not all(re.fullmatch(r"\d{1,4}", number) for number in numbers):
+    words = text.split(",") if text else [str(number) for number in range(found)]
+    if not all(re.fullmatch(r"\s*\d{1,4}\s*", word) for word in words):
         raise ValueError(f"{name}: expected cpu or numbers of GPUs, such as 0,1,3, got {text!r}.")
-    if len({int(number) for number in numbers}) < len(numbers):
+    numbers = [int(word) for word in words]
+    if len(set(numbers)) < len(numbers):
         raise ValueError(f"{name}: expected each GPU once, got {text!r}.")
-    absent = [number for number in numbers if int(number) >= found]
-    if absent:
-        raise ValueError(f"{name}: PyTorch finds {found} GPUs, counted from 0, got GPU {absent[0]}.")
-    return [f"cuda:{int(number)}" for number in numbers]
+    if max(numbers) >= found:
+        raise ValueError(f"{name}: PyTorch finds {found} GPUs, counted from 0, got GPU {max(numbers)}.")
+    return [f"cuda:{number}" for number in numbers]
 
 
 def device_of(rank: Rank, devices: Sequence[str]) -> str:

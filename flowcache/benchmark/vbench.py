@@ -63,9 +63,8 @@ class VBenchReport:
     def totals(self) -> dict[str, float | None]:
         """``quality``, ``semantic`` and ``total``, 0 to 100; None if a dimension of it is missing."""
         quality, semantic = (_average(self.scores, names) for names in (QUALITY, SEMANTIC))
-        total = None
-        if quality is not None and semantic is not None:
-            total = (QUALITY_WEIGHT * quality + semantic) / (QUALITY_WEIGHT + 1)
+        known = quality is not None and semantic is not None
+        total = (QUALITY_WEIGHT * quality + semantic) / (QUALITY_WEIGHT + 1) if known else None
         return {"quality": quality, "semantic": semantic, "total": total}
 
     def save(self, stem: Path) -> list[Path]:
@@ -88,12 +87,12 @@ class VBenchReport:
         """The totals, then a line for each dimension."""
         lines = [f"{name}: {value:.2f} of 100" for name, value in self.totals().items() if value is not None]
         for name in self.dimensions:
-            if name in self.missing:
-                lines.append(f"{name}: none: {self.missing[name]}")
-                continue
             absent = self.absent.get(name, 0)
             note = f" (not comparable with published scores: {absent} videos are absent)" if absent else ""
-            lines.append(f"{name}: {100 * self.scores[name]:.2f}{note}")
+            missing = f"none: {self.missing.get(name)}"
+            lines.append(
+                f"{name}: {f'{100 * self.scores[name]:.2f}{note}' if name in self.scores else missing}"
+            )
         return "\n".join(lines)
 
     def add(self, dimension: str, path: Path) -> None:
@@ -126,14 +125,14 @@ def _average(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
 
 def check_environment(folder: Path, base: str) -> None:
     """Check the environment, or the Python ``base`` to make it with, before anything is installed."""
-    if folder.exists():
-        if not (folder / "bin" / "python").is_file():
-            raise ValueError(f"environment: {folder} is no Python environment; give one, or a new folder.")
-        return
-    try:
-        subprocess.run([base, "--version"], capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ValueError(f"python: expected a Python to make the environment with, got {base}.") from error
+    if not folder.exists():
+        try:
+            subprocess.run([base, "--version"], capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            wanted = "a Python to make the environment with"
+            raise ValueError(f"python: expected {wanted}, got {base}.") from error
+    elif not (folder / "bin" / "python").is_file():
+        raise ValueError(f"environment: {folder} is no Python environment; give one, or a new folder.")
 
 
 def _run_isolated(python: Path, script: str, *words: str, **options: Any) -> subprocess.CompletedProcess:
