@@ -179,7 +179,7 @@ def _read_model(folder: Path) -> ModelRun | str:
 
 def _read_method(method: str, folder: Path) -> MethodRun:
     path = folder / "manifest.jsonl"
-    records = Manifest(path).records()
+    records = Manifest(path).read()[0]
     with reading(path, "a list of videos", "remove that line, and run it again"):
         for name, record in records.items():
             for key in ("prompt", "file", "trace", "started"):

@@ -45,19 +45,10 @@ class Manifest:
         self._records: dict[str, dict[str, Any]] = {}
         self._failures: dict[str, str] = {}
 
-    def records(self) -> dict[str, dict[str, Any]]:
-        """Records by name, without failures; includes what other processes have added since."""
-        self._read()
-        return self._records
-
-    def failures(self) -> dict[str, str]:
-        """Reasons of failures by name, if no record followed."""
-        self._read()
-        return self._failures
-
-    def _read(self) -> None:
+    def read(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        """Records, and reasons of failures that no record followed, by name; of all processes so far."""
         if not self._path.is_file():
-            return
+            return self._records, self._failures
         with self._path.open("rb") as file:
             file.seek(self._position)
             lines = file.read()
@@ -74,6 +65,7 @@ class Manifest:
                     self._failures.pop(name, None)
             except (ValueError, KeyError, TypeError, RecursionError):
                 logger.warning("%s: an unfinished or damaged line is skipped.", self._path)
+        return self._records, self._failures
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a line; it is on the disk when this returns."""
@@ -105,7 +97,7 @@ class SampleFolder:
             path / "manifest.jsonl",
         )
         self._manifest, self._settings = Manifest(self._file), json.loads(json.dumps(settings))
-        if self._manifest.records():
+        if self._manifest.read()[0]:
             self._check_settings()
 
     def locked(self, name: str, wait: bool = True) -> AbstractContextManager[bool]:
@@ -116,7 +108,7 @@ class SampleFolder:
     def open(self) -> Iterator[None]:
         """Let this process make videos within the block; another run may have changed the settings since."""
         with self.locked("manifest"):
-            if self._manifest.records():
+            if self._manifest.read()[0]:
                 self._check_settings()
             else:  # the settings of a run that made nothing do not count
                 write_json(self.path / "settings.json", self._settings)
@@ -145,7 +137,7 @@ class SampleFolder:
 
     def is_finished(self, sample: Sample) -> bool:
         """Whether its video exists and has a record; ValueError if it was made from something else."""
-        record = self._manifest.records().get(sample.name, {})
+        record = self._manifest.read()[0].get(sample.name, {})
         file = record.get("file")
         if not isinstance(file, str) or not (self.path / file).is_file():
             return False
@@ -184,7 +176,7 @@ class SampleFolder:
 
     def failure(self, sample: Sample) -> str | None:
         """Why the newest attempt to make a video failed; None if it did not."""
-        return self._manifest.failures().get(sample.name)
+        return self._manifest.read()[1].get(sample.name)
 
 
 def _first_difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from ..command_line import Parser, check_device, output_file
 from ..running import run_checked
-from .compare import METRICS, Report, pair_up
+from .compare import METRICS, pair_up
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,36 +32,32 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(args: argparse.Namespace) -> Report:
-    """Pair the files and set the default output; raise ValueError that names the argument."""
+def prepare(args: argparse.Namespace) -> Callable[[], str]:
+    """Pair the files and check their headers; ValueError names the argument. Returns what measures them."""
     check_device(args.device)
     report, generated = pair_up(args.original_video, args.generated_video, args.metrics), args.generated_video
     report.check()
     default = generated / "metrics" if generated.is_dir() else generated.with_suffix(".metrics")
-    args.output = args.output or default
-    if args.output.name in ("", ".."):
-        raise ValueError(f"output: expected a file name without suffix, got {args.output}; name a file.")
-    output_file("output", Path(f"{args.output}.json"))
-    return report
+    output = args.output or default
+    if output.name in ("", ".."):
+        raise ValueError(f"output: expected a file name without suffix, got {output}; name a file.")
+    output_file("output", Path(f"{output}.json"))
 
+    def run() -> str:
+        count = len(report.pairs)
+        report.measure(args.device, keep_going=count > 1)
+        text = "\n".join([report.text(), *map(str, report.save(output))])
+        if report.broken:
+            raise ValueError(f"{len(report.broken)} of {count} videos could not be measured.\n{text}")
+        return text
 
-def run(args: argparse.Namespace, report: Report) -> str:
-    """Measure and write; return the text to print.
-
-    Raises:
-        ValueError: a file breaks off, or is longer than its header says; of folders, the others are measured.
-    """
-    report.measure(args.device, keep_going=len(report.pairs) > 1)
-    text = "\n".join([report.text(), *map(str, report.save(args.output))])
-    if report.broken:
-        raise ValueError(f"{len(report.broken)} of {len(report.pairs)} videos could not be measured.\n{text}")
-    return text
+    return run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return 0, 2 for bad input or 1 for a failure."""
     args = build_parser().parse_args(arguments)
-    return run_checked(lambda: prepare(args), lambda report: run(args, report))
+    return run_checked(lambda: prepare(args), lambda run: run())
 
 
 if __name__ == "__main__":
