@@ -90,8 +90,12 @@ def choose_dimensions(text: str, known: Iterable[str]) -> list[str]:
 
 def find_full_info(folder: Path) -> Path | None:
     """``VBench_full_info.json`` of a repository or package; None if there is none."""
-    places = (folder / FULL_INFO, folder / "vbench" / FULL_INFO)
-    return next((path for path in places if path.is_file()), None)
+    return find_file((folder, folder / "vbench"), FULL_INFO)
+
+
+def find_file(places: Sequence[Path], *names: str) -> Path | None:
+    """The first of these files, place by place."""
+    return next((place / name for place in places for name in names if (place / name).is_file()), None)
 
 
 def read_full_info(path: Path) -> dict[str, list[str]]:
@@ -115,13 +119,9 @@ def _read_entries(path: Path) -> list[tuple[str, list[str]]]:
 
 def _read_lists(folder: Path) -> dict[str, list[str]]:
     """Prompts by dimension from text files, in ``folder`` or where VBench keeps them."""
-    found = {}
-    for place in (folder, folder / "prompts_per_dimension", folder / "prompts" / "prompts_per_dimension"):
-        for name, dimension in DIMENSIONS.items():
-            path = place / f"{dimension.prompts}.txt"
-            if name not in found and path.is_file():
-                found[name] = _read_lines(path)
-    return found
+    places = (folder, folder / "prompts_per_dimension", folder / "prompts" / "prompts_per_dimension")
+    paths = {name: find_file(places, f"{dimension.prompts}.txt") for name, dimension in DIMENSIONS.items()}
+    return {name: _read_lines(path) for name, path in paths.items() if path is not None}
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -142,17 +142,14 @@ def _read_augmented(path: Path, folder: Path, lists: Mapping[str, Sequence[str]]
         found = [(whole if is_whole else next(iter(lists.values())), lines, path)]
     for prompts, lines, file in found:
         if len(lines) != len(prompts):
-            raise ValueError(
-                f"augmented_prompts: expected {len(prompts)} prompts, one for each of the benchmark's, got "
-                f"{len(lines)} in {file}."
-            )
+            wanted = f"{len(prompts)} prompts, one for each of the benchmark's"
+            raise ValueError(f"augmented_prompts: expected {wanted}, got {len(lines)} in {file}.")
     return {prompt: line for prompts, lines, _ in found for prompt, line in zip(prompts, lines, strict=True)}
 
 
 def _find_augmented(folder: Path, source: str) -> Path:
-    places = [folder, folder / "prompts_per_dimension_longer"]
-    paths = [place / name for place in places for name in (f"{source}_longer.txt", f"{source}.txt")]
-    found = next((path for path in paths if path.is_file()), None)
+    places = (folder, folder / "prompts_per_dimension_longer")
+    found = find_file(places, f"{source}_longer.txt", f"{source}.txt")
     if found is None:
         raise ValueError(f"augmented_prompts: {folder} has no {source}_longer.txt.")
     return found
@@ -163,6 +160,5 @@ def _read_whole_benchmark(folder: Path) -> list[str]:
     path = find_full_info(folder)
     if path is not None:
         return [prompt for prompt, _ in _read_entries(path)]
-    places = (folder, folder / "prompts", folder.parent)
-    path = next((place / ALL_PROMPTS for place in places if (place / ALL_PROMPTS).is_file()), None)
+    path = find_file((folder, folder / "prompts", folder.parent), ALL_PROMPTS)
     return [] if path is None else _read_lines(path)

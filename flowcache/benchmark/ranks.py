@@ -54,10 +54,8 @@ def device_of(rank: Rank, devices: Sequence[str]) -> str:
     if devices[0] == "cpu":
         return "cpu"
     if rank.local >= len(devices):
-        raise ValueError(
-            f"LOCAL_RANK: expected less than {len(devices)}, the number of GPUs, got {rank.local}; start "
-            "fewer processes, or name more GPUs."
-        )
+        wanted = f"less than {len(devices)}, the number of GPUs"
+        raise ValueError(f"LOCAL_RANK: expected {wanted}, got {rank.local}; start fewer processes.")
     return devices[rank.local]
 
 

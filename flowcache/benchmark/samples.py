@@ -16,7 +16,7 @@ from ..command_line import one_line
 from ..naming import words_of
 from ..shipped import shipped
 from ..user_files import expand_path, read_text, reading
-from .prompts import SAMPLES, read_prompts
+from .prompts import SAMPLES, find_file, read_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +27,10 @@ MAX_SAMPLES = 10_000
 #: Prompts that the small checkpoints know, in VBench's format.
 SMALL_PROMPTS = shipped("assets/vbench_small")
 
+PATHS = ("vbench_prompt_dir", "augmented_prompts", "physicsiq_data_dir", "descriptions_file")
 #: Benchmarks, and the options that only one of them reads.
-BENCHMARKS = {
-    "vbench": ("vbench_prompt_dir", "dimension", "samples", "augmented_prompts"),
-    "physicsiq": ("physicsiq_data_dir", "descriptions_file"),
-}
-PATHS = ("base_save_path", "vbench_prompt_dir", "augmented_prompts", "physicsiq_data_dir")
-PATHS += ("descriptions_file",)
+BENCHMARKS = {"vbench": ("dimension", "samples", *PATHS[:2]), "physicsiq": PATHS[2:]}
 
-_TABLES = ("descriptions.csv", "descriptions_original.csv")
 _COLUMNS = ("scenario", "description", "generated_video_name")
 _SCENARIO = re.compile(r"(?P<id>\d{4})_(?P<rest>perspective-[a-z]+_take-1_.+)\.mp4")
 
@@ -52,21 +47,14 @@ class SamplesFailed(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """A video to make.
+    """A video to make."""
 
-    Attributes:
-        name: file name without suffix.
-        image: first frame.
-        video: video to continue.
-        original: the benchmark's prompt if ``prompt`` is an augmented one.
-    """
-
-    name: str
+    name: str  # of the file, without suffix
     prompt: str
     seed: int
-    image: Path | None = None
-    video: Path | None = None
-    original: str | None = None
+    image: Path | None = None  # first frame
+    video: Path | None = None  # to continue
+    original: str | None = None  # the benchmark's prompt if ``prompt`` is an augmented one
 
     def __post_init__(self) -> None:
         if not is_file_name(self.name):
@@ -130,7 +118,7 @@ class BenchmarkOptions:
             raise ValueError(f"start: expected at least 0 and below end, got {self.start} and {self.end}.")
         if not 1 <= self.samples <= MAX_SAMPLES:
             raise ValueError(f"samples: expected 1 to {MAX_SAMPLES}, got {self.samples}.")
-        for name in PATHS:
+        for name in ("base_save_path", *PATHS):
             expand_path(getattr(self, name), name)
 
     def devices_text(self, environment: Mapping[str, str]) -> tuple[str, str]:
@@ -156,9 +144,7 @@ class BenchmarkOptions:
     def _list_prompts(self, seed: int, small: bool) -> list[Sample]:
         folder, augmented = self._path("vbench_prompt_dir"), self._path("augmented_prompts")
         if folder is None and not small:
-            raise ValueError(
-                "vbench_prompt_dir: expected VBench's repository, prompts folder or package, got none."
-            )
+            raise ValueError("vbench_prompt_dir: expected VBench's repository, prompts or package, got none.")
         found = read_prompts(folder or SMALL_PROMPTS, self.dimension, augmented)
         prompts = dict(self._part("prompts", list(found.items())))
         longest = f"-{self.samples - 1}"
@@ -206,10 +192,7 @@ def find_scenes(folder: Path, table: Path | None, fps: float, seed: int) -> list
         raise ValueError(f"physicsiq_data_dir: {folder} is not a folder.")
     inner = folder / "physics-IQ-benchmark"
     folder = inner if inner.is_dir() else folder
-    found = [
-        *folder.glob("split-videos/conditioning/*FPS"),
-        *folder.glob("split-videos/conditioning-videos/*FPS"),
-    ]
+    found = folder.glob("split-videos/conditioning*/*FPS")
     rates = {int(p.name[:-3]): p for p in found if p.name[:-3].isdecimal() and p.is_dir()}
     if not rates:
         raise ValueError(f"physicsiq_data_dir: {folder} has no split-videos/conditioning/{fps:g}FPS.")
@@ -218,8 +201,7 @@ def find_scenes(folder: Path, table: Path | None, fps: float, seed: int) -> list
         logger.warning("Physics-IQ: there are no videos of %g FPS; those of %d are resampled.", fps, rate)
     if table is None:
         places = (folder, folder / "descriptions", folder.parent, folder.parent / "descriptions")
-        paths = (place / name for place in places for name in _TABLES)
-        table = next((path for path in paths if path.is_file()), None)
+        table = find_file(places, "descriptions.csv", "descriptions_original.csv")
     if table is None:
         raise ValueError(f"physicsiq_data_dir: {folder} has no descriptions.csv; give descriptions_file.")
     scenes = {}
@@ -229,15 +211,11 @@ def find_scenes(folder: Path, table: Path | None, fps: float, seed: int) -> list
             continue
         name, identity = row["generated_video_name"].removesuffix(".mp4"), match["id"]
         if not name.startswith(f"{identity}_"):
-            raise ValueError(
-                f"descriptions_file: expected a name with its scenario's id {identity}, got {name}."
-            )
+            raise ValueError(f"descriptions_file: expected a name with scenario id {identity}, got {name}.")
         video = rates[rate] / f"{identity}_conditioning-videos_{rate}FPS_{match['rest']}.mp4"
         scenes[identity] = Sample(name, row["description"], seed, video=video)
     if not scenes:
-        raise ValueError(
-            "descriptions_file: expected first takes such as 0001_perspective-left_take-1_x.mp4, got none."
-        )
+        raise ValueError("descriptions_file: expected takes as 0001_perspective-left_take-1_x.mp4, got none.")
     return [scenes[identity] for identity in sorted(scenes)]
 
 

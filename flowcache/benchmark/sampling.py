@@ -111,7 +111,7 @@ class Sampling:
             theirs = f"{saved['model']}, {saved['settings']}"
             if theirs != f"{self.model}, {self.description}":
                 raise ValueError(
-                    f"base_save_path: {self.output} holds videos of {theirs}; give another folder."
+                    f"base_save_path: {self.output} has videos of {theirs}; give another folder."
                 )
             methods = list(dict.fromkeys([*saved["ways"], *methods]))
         write_json(path, {"model": self.model, "settings": self.description, "ways": methods})
@@ -123,12 +123,9 @@ class Sampling:
 
     def failures(self) -> dict[Path, str]:
         """Why the newest attempt at a video failed, by the path of the absent video."""
-        reasons = {}
-        for method, sample in self._unfinished():
-            reason = self.folders[method].failure(sample)
-            if reason is not None:
-                reasons[self.folders[method].videos / f"{sample.name}.mp4"] = reason
-        return reasons
+        found = [(self.folders[method], sample) for method, sample in self._unfinished()]
+        reasons = {folder.videos / f"{sample.name}.mp4": folder.failure(sample) for folder, sample in found}
+        return {path: reason for path, reason in reasons.items() if reason is not None}
 
     def run(self) -> str:
         """Make this process's share and what others left; returns a report.
@@ -160,16 +157,14 @@ class Sampling:
                         pass
             failures = self.failures()
         total = len(self.samples) * len(self.samplers)
-        report = (
-            f"rank {self.rank.index} made {made} videos; {total - len(self._unfinished())} of {total} exist"
-        )
+        exist = total - len(self._unfinished())
+        report = f"rank {self.rank.index} made {made} videos; {exist} of {total} exist"
         if in_a_row >= MAX_FAILURES_IN_A_ROW:
             report += f"; stopped after {in_a_row} failures in a row"
         if failures:
             raise SamplesFailed(f"{report}; the same command tries again what failed:", failures)
-        return f"{report}\n" + (
-            f"folder: {self.output}" if self.compare else f"videos: {self.output / 'videos'}"
-        )
+        place = f"folder: {self.output}" if self.compare else f"videos: {self.output / 'videos'}"
+        return f"{report}\n{place}"
 
     def _make(self, samples: Sequence[Sample]) -> tuple[int, int]:
         """Number of videos that this process made, and of failures in a row at the end."""
@@ -206,13 +201,9 @@ class Sampling:
                     logger.warning("%s failed: %s", sample.name, reason, exc_info=None if expected else error)
                     folder.note_failure(sample, reason)
                 else:
-                    details = {
-                        "started": started,
-                        "seconds": time.perf_counter() - clock,
-                        "seconds_by_stage": trace.seconds,
-                        "rank": self.rank.index,
-                        "environment": {**trace.environment, "commit": repository_commit()},
-                    }
+                    details = {"started": started, "seconds": time.perf_counter() - clock}
+                    details |= {"seconds_by_stage": trace.seconds, "rank": self.rank.index}
+                    details["environment"] = {**trace.environment, "commit": repository_commit()}
                     folder.keep(sample, path, trace, details)
                     return True
         if torch.cuda.is_available():  # the error, which is gone by now, referred to tensors on the GPU

@@ -100,15 +100,13 @@ class VBenchReport:
         try:
             with reading(path, "a result of VBench"):
                 value, videos = read_json(path, dict[str, Any], "a result of VBench")[dimension]
-                total = float(value)
                 rows = [(Path(v["video_path"]).name, v["video_results"]) for v in videos]
+                if not math.isfinite(value):
+                    raise ValueError("VBench gives no number")
         except UnreadableFile as error:
             self.missing[dimension] = str(error)
             return
-        if not math.isfinite(total):
-            self.missing[dimension] = "VBench gives no number."
-            return
-        self.scores[dimension] = total
+        self.scores[dimension] = float(value)
         for name, value in rows:
             if isinstance(value, (int, float)) and math.isfinite(value):
                 self.by_video.setdefault(name, {})[dimension] = float(value)
@@ -165,13 +163,11 @@ def score(
     device: str,
     full_info: Path | None = None,
 ) -> VBenchReport:
-    """Score dimension by dimension; neither a failure nor a broken video stops the others.
+    """Score ``{prompt}-{index}.mp4`` by dimension; neither a failure nor a broken video stops the others.
 
     Args:
         environment: folder of a Python environment for VBench, and the Python to make it with if need be.
-        videos: folder of ``{prompt}-{index}.mp4``.
         results: folder for VBench's own files.
-        device: ``cuda`` or ``cpu``.
         full_info: prompts by dimension, in VBench's format; None: those of the package.
     """
     python, package = _prepare_environment(*environment)

@@ -12,7 +12,9 @@ OPEN = f"import pathlib, sys; sys.path.insert(0, {str(Path(locks.__file__).paren
 OPEN += "from locks import lock, locked; folder = pathlib.Path(sys.argv[1])\n"
 HOLD = OPEN + "with locked(folder / 'door', 'a'): print('held', flush=True); sys.stdin.read()"
 #: Adds to the number in a file under a lock, a hundred times.
-COUNT = OPEN + "number = folder / 'number'\nfor turn in range(100):\n with locked(folder / 'door', 'count'):\n"
+COUNT = (
+    OPEN + "number = folder / 'number'\nfor turn in range(100):\n with locked(folder / 'door', 'count'):\n"
+)
 COUNT += "  number.write_text(str(int(number.read_text()) + 1))\n"
 
 

@@ -283,7 +283,7 @@ def test_later_methods_are_listed_last_and_another_models_folder_is_refused(tmp_
     run(tmp_path, samples=synthetic_run.SAMPLES[:1], methods=("causal", "vanilla"))
     content = json.loads((tmp_path / "ways.json").read_text())
     assert content["ways"] == ["vanilla", "flowcache:paper-fast", "causal"]
-    with pytest.raises(ValueError, match="holds videos of Abacus"):
+    with pytest.raises(ValueError, match="videos of Abacus"):
         replace(make_sampling(tmp_path), model="Quipu").check()
 
 
