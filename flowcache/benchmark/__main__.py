@@ -6,9 +6,8 @@
     python -m flowcache.benchmark tables RUN_DIR
     python -m flowcache.benchmark plot RUN_DIR
 
-``flops`` prints the paper's PFLOPs beside ours. ``physics_iq`` scores continuations of Physics-IQ's videos,
-``vbench`` videos of VBench's prompts; both write CSV and JSON. ``tables`` puts a run's results beside the
-paper's figures; ``plot`` draws its traces and plays its videos side by side.
+``flops`` prints the paper's PFLOPs beside ours; ``physics_iq`` and ``vbench`` score videos; ``tables`` puts a
+run's results beside the paper's figures; ``plot`` draws its traces and plays its videos side by side.
 """
 
 from __future__ import annotations
@@ -81,7 +80,6 @@ def prepare_flops(args: Namespace) -> Run:
 
 
 def prepare_physics_iq(args: Namespace) -> Run:
-    """Score by Physics-IQ; checks all headers before any video is decoded."""
     require("cv2", "Physics-IQ", "metrics")
     report = find_views(args.generated_videos, args.reference_videos)
     report.check()
@@ -112,7 +110,6 @@ def prepare_vbench(args: Namespace) -> Run:
 
 
 def _save(report: PhysicsIQReport | VBenchReport, output: Path) -> str:
-    """Write a report; raises SamplesFailed if videos were broken."""
     text = "\n".join([report.text(), *map(str, report.save(output))])
     if report.broken:
         raise SamplesFailed(f"{len(report.broken)} videos could not be scored:", report.broken, text)

@@ -68,18 +68,12 @@ class View:
 
 @dataclass
 class PhysicsIQReport:
-    """Generated videos and what was measured of them, in the order of their ids.
+    """Generated videos and what was measured of them, in the order of their ids."""
 
-    Attributes:
-        pending: views to measure.
-        absent: names of first takes without a generated video.
-        broken: why a view was not measured, by the generated video's name.
-        measured: views, with generated video and second take against the first take.
-    """
-
-    pending: list[View]
-    absent: list[str]
-    broken: dict[str, str] = field(default_factory=dict)
+    pending: list[View]  # to measure
+    absent: list[str]  # first takes without a generated video
+    broken: dict[str, str] = field(default_factory=dict)  # why not measured, by the generated video's name
+    #: With generated video and second take against the first take.
     measured: list[tuple[View, Measures, Measures]] = field(default_factory=list)
 
     def check(self) -> None:
@@ -124,10 +118,8 @@ class PhysicsIQReport:
         score, absent = self.score(), self.absent
         lines = [f"Physics-IQ score: {score.score:.1f} of 100, {len(self.measured)} videos"]
         if absent:
-            lines.append(
-                f"not comparable with published scores: {len(absent)} first takes, such as {absent[0]}, "
-                "have no generated video"
-            )
+            which = f"{len(absent)} first takes, such as {absent[0]}"
+            lines.append(f"not comparable with published scores: {which}, have no generated video")
         for name, ours in asdict(score.generated).items():
             lines.append(f"{name}: {ours:.4f} (two takes: {getattr(score.physical, name):.4f})")
         return "\n".join(lines)
@@ -177,12 +169,8 @@ def _list_videos(name: str, folder: Path) -> list[Path]:
 def measure_view(view: View, part: str = "first") -> tuple[Measures, Measures]:
     """The generated video against the first take, and the second take against the first.
 
-    Args:
-        part: which five seconds of the generated video count; ``last`` if it begins with given frames.
-
-    Raises:
-        Unavailable: OpenCV is not installed.
-        ValueError: a video cannot be read or is too short.
+    ``part`` says which five seconds of the generated video count: ``last`` if it begins with given frames.
+    ValueError if a video cannot be read or is too short.
     """
     info = probe_video(view.takes[0])
     count = round(SECONDS * info.fps)

@@ -37,20 +37,13 @@ class Take:
 
 @dataclass(frozen=True)
 class Album:
-    """The pictures of one folder.
+    """The pictures of one folder."""
 
-    Attributes:
-        folder: its name; empty: the output folder itself.
-        takes: one video by several methods, by label; videos may be absent.
-        others: videos that are drawn alone.
-        quality: points of the trade-off, by measure.
-    """
-
-    folder: str
+    folder: str  # in the output folder; empty: that itself
     title: str
-    takes: Mapping[str, Take]
-    others: Sequence[Take] = ()
-    quality: Mapping[str, Sequence[Point]] = field(default_factory=dict)
+    takes: Mapping[str, Take]  # one video by several methods, by label
+    others: Sequence[Take] = ()  # drawn alone
+    quality: Mapping[str, Sequence[Point]] = field(default_factory=dict)  # of the trade-off, by measure
 
     def frames(self) -> dict[str, Frames]:
         """Frames by label; ValueError if there is no video."""
@@ -96,7 +89,7 @@ class Album:
 
 
 def find_albums(run_dir: Path, prompt: str | None = None) -> list[Album]:
-    """An album for each model of a run of several methods; of another folder with traces, one.
+    """An album for each model of a run; of another folder with traces, one.
 
     Methods are compared by a video of ``prompt``; None: the first, or the one with most traces.
     """

@@ -53,9 +53,9 @@ def read_prompts(folder: Path, dimension: str, augmented: Path | None = None) ->
 
     Args:
         folder: VBench's repository or package, or a folder of lists such as ``scene.txt``.
-        dimension: names separated by commas, or ``all`` that the folder has.
-        augmented: longer prompts for the model, one line for each of the benchmark's: a folder of lists such
-            as ``scene_longer.txt``, or the list of one dimension or of the whole benchmark."""
+        augmented: a folder of lists such as ``scene_longer.txt``, with a line for each of the benchmark's, or
+            the list of one dimension or of the whole benchmark.
+    """
     if not folder.is_dir():
         raise ValueError(f"vbench_prompt_dir: {folder} is not a folder.")
     info = find_full_info(folder)
@@ -69,11 +69,10 @@ def read_prompts(folder: Path, dimension: str, augmented: Path | None = None) ->
     if augmented is None:
         return prompts
     longer = _read_augmented(augmented, folder, chosen)
-    for prompt in prompts:
-        if prompt not in longer:
-            raise ValueError(f"augmented_prompts: {augmented} has no line for {prompt!r}.")
-        prompts[prompt] = longer[prompt]
-    return prompts
+    absent = next((prompt for prompt in prompts if prompt not in longer), None)
+    if absent is not None:
+        raise ValueError(f"augmented_prompts: {augmented} has no line for {absent!r}.")
+    return {prompt: longer[prompt] for prompt in prompts}
 
 
 def choose_dimensions(text: str, known: Iterable[str]) -> list[str]:
@@ -126,7 +125,7 @@ def _read_lists(folder: Path) -> dict[str, list[str]]:
 
 def _read_lines(path: Path) -> list[str]:
     """Lines that are not blank; unlike ``splitlines``, this leaves Unicode's own separators in a prompt."""
-    lines = re.split(r"\r\n|\n|\r", read_text(path, "a list of prompts"))
+    lines = re.split(r"[\r\n]+", read_text(path, "a list of prompts"))
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -31,10 +31,7 @@ class Rank:
 
 
 def list_devices(name: str, text: str) -> list[str]:
-    """Devices of this machine that the option ``name`` asks for.
-
-    ``text`` has numbers of GPUs, ``0,1,3``, or ``cpu``; empty: all GPUs, or the CPU if there are none.
-    """
+    """Devices that an option asks for: ``0,1,3``, ``cpu``, or, if empty, all GPUs, else the CPU."""
     text, found = text.strip(), torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text == "cpu" or (not text and not found):
         return ["cpu"]

@@ -60,9 +60,8 @@ class MethodRun:
 
     def comparison(self, reference: str) -> dict[str, Any] | None:
         """The comparison with another method's videos; None: not measured."""
-        return self._read(
-            _comparison_name(reference), missing=dict[str, str], videos=dict[str, _VideoFigures]
-        )
+        name = f"closeness_to_{folder_name(reference)}"
+        return self._read(name, missing=dict[str, str], videos=dict[str, _VideoFigures])
 
     def vbench(self) -> dict[str, Any] | None:
         """VBench's scores; None: not scored."""
@@ -77,30 +76,17 @@ class MethodRun:
             return {**report, **{key: as_type(report[key], kind, key) for key, kind in kinds.items()}}
 
 
-def _comparison_name(reference: str) -> str:
-    return f"closeness_to_{folder_name(reference)}"
-
-
 @dataclass(frozen=True)
 class ModelRun:
-    """One model's videos.
+    """One model's videos."""
 
-    Attributes:
-        model: its name, as in the paper.
-        settings: what all videos share, in words.
-        methods: those with any video, in their order; ratios are to the first.
-        absent: methods without a video so far.
-        names: samples that all ``methods`` have made.
-        unfinished: number of samples that only some of them have made.
-    """
-
-    model: str
-    settings: str
+    model: str  # its name, as in the paper
+    settings: str  # what all videos share
     folder: Path
-    methods: Sequence[MethodRun]
-    absent: Sequence[str]
-    names: Sequence[str]
-    unfinished: int
+    methods: Sequence[MethodRun]  # with any video, in their order; ratios are to the first
+    absent: Sequence[str]  # methods without a video so far
+    names: Sequence[str]  # samples that all ``methods`` have made
+    unfinished: int  # samples that only some of them have made
 
     @property
     def references(self) -> list[MethodRun]:
@@ -114,7 +100,7 @@ class ModelRun:
                 if method is not reference and (again or not self._is_compared(method, reference)):
                     report = pair_up(reference.folder / "videos", method.folder / "videos")
                     report.measure(device, keep_going=True)
-                    report.save(method.folder / _comparison_name(reference.method))
+                    report.save(method.folder / f"closeness_to_{folder_name(reference.method)}")
 
     def _is_compared(self, method: MethodRun, reference: MethodRun) -> bool:
         """Whether every video has a figure; a broken one may be whole by now."""

@@ -35,10 +35,7 @@ MAX_TRACE_BYTES = 230
 
 
 class Manifest:
-    """Records in a file of JSON lines, of which the newest of a name counts. Who appends must hold a lock.
-
-    A line that a killed process left unfinished is skipped, and the next one begins behind it.
-    """
+    """Records in a file of JSON lines, of which the newest of a name counts; without unfinished lines."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._position = path, 0
@@ -68,7 +65,7 @@ class Manifest:
         return self._records, self._failures
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line; it is on the disk when this returns."""
+        """Add a line to the file on the disk; the caller holds a lock."""
         with self._path.open("a+b") as file:
             size = file.tell()
             file.seek(max(0, size - 1))
@@ -79,14 +76,10 @@ class Manifest:
 
 
 class SampleFolder:
-    """A folder of videos that share their settings.
+    """A folder of videos that share their settings: all that determines a video except the sample.
 
-    Args:
-        path: made if need be; nothing is written there before ``open``.
-        settings: everything that determines a video except the sample; plain values, as JSON has them.
-
-    Raises:
-        ValueError: it cannot be written to, or holds videos of other settings.
+    Nothing is written there before ``open``. ValueError if it cannot be written to, or holds videos of other
+    settings.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -147,10 +140,7 @@ class SampleFolder:
 
     @contextmanager
     def scratch(self, sample: Sample) -> Iterator[Path]:
-        """A path to write a sample's video to, in a folder of its own that is removed afterwards.
-
-        The caller holds the sample's lock; what a killed process left is removed first.
-        """
+        """A path to write a sample's video to, in an empty folder that is removed afterwards."""
         folder = self._scratch / sample.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -184,10 +184,10 @@ def find_scenes(folder: Path, table: Path | None, fps: float, seed: int) -> list
     """The first takes of Physics-IQ (github.com/google-deepmind/physics-IQ-benchmark), in the order of ids.
 
     Args:
-        folder: with ``split-videos/``, in which the videos to continue lie by rate, or the parent of such a
-            ``physics-IQ-benchmark/``, as the original code expects.
+        folder: with ``split-videos/``, or the parent of such a ``physics-IQ-benchmark/``.
         table: CSV of scenario, description and name of the video to generate; None: in or beside ``folder``.
-        fps: preferred rate; else the highest is taken."""
+        fps: preferred rate of the videos to continue; else the highest is taken.
+    """
     if not folder.is_dir():
         raise ValueError(f"physicsiq_data_dir: {folder} is not a folder.")
     inner = folder / "physics-IQ-benchmark"

@@ -60,25 +60,16 @@ def read_methods(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """A benchmark's samples, the methods that make them, and the folder of the results.
+    """A benchmark's samples, the methods that make them, and the folder of the results."""
 
-    Attributes:
-        model: its name, as in the paper.
-        description: what all videos share, in words.
-        output: folder of the results.
-        samplers: by method, such as ``flowcache:fast``.
-        keep_going: make the other samples if some cannot be made.
-        compare: whether each method has its own folder in ``output``.
-    """
-
-    model: str
-    description: str
+    model: str  # its name, as in the paper
+    description: str  # what all videos share
     output: Path
-    samplers: Mapping[str, Sampler]
+    samplers: Mapping[str, Sampler]  # by method, such as ``flowcache:fast``
     samples: Sequence[Sample]
     rank: Rank = field(default_factory=Rank)
-    keep_going: bool = False
-    compare: bool = False
+    keep_going: bool = False  # make the other samples if some cannot be made
+    compare: bool = False  # each method has its own folder in ``output``
     folders: dict[str, SampleFolder] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:

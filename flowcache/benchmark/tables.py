@@ -65,22 +65,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A model's table, as ``tables.json`` has it.
-
-    Attributes:
-        prompts: number of prompts that all methods have made videos of.
-        videos: number of videos of each method.
-        missing: why a column lacks figures, by title; each reason once.
-    """
+    """A model's table, as ``tables.json`` has it."""
 
     model: str
     weights: str
     settings: str
-    prompts: int
-    videos: int
+    prompts: int  # that all methods have made videos of
+    videos: int  # of each method
     rows: Sequence[Row]
     columns: Sequence[Column]
-    missing: Mapping[str, Sequence[str]]
+    missing: Mapping[str, Sequence[str]]  # why a column lacks figures, by title; each reason once
     notes: Sequence[str]
     commits: Sequence[str]
     hardware: Sequence[str]
@@ -95,17 +89,13 @@ def method_title(method: str) -> str:
 
 
 def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
-    """A model's table; ``papers`` may have one of this model.
-
-    Raises:
-        ValueError: a file of the run is missing or broken.
-    """
+    """A model's table, beside that of ``papers``; ValueError if a file of the run is missing or broken."""
     paper = next((paper for paper in papers if paper.model == run.model), None)
     first, *others = run.references
     columns = [*COLUMNS]
-    for method in (other.method for other in others):
-        columns.append(Column(f"psnr_to_{method}", f"PSNR to {method}, dB", "{:.2f}"))
-        columns.append(Column(f"ssim_to_{method}", f"SSIM to {method}", "{:.4f}"))
+    for name in (other.method for other in others):
+        columns.append(Column(f"psnr_to_{name}", f"PSNR to {name}, dB", "{:.2f}"))
+        columns.append(Column(f"ssim_to_{name}", f"SSIM to {name}", "{:.4f}"))
     base = [first.trace(name) for name in run.names]
     rows, reasons = [], {}
     for method in run.methods:
@@ -244,9 +234,9 @@ def save_tables(tables: Sequence[Table], stem: Path, commands: Sequence[str]) ->
 
 def format_tables(tables: Sequence[Table], commands: Sequence[str]) -> str:
     """All tables in Markdown, with what the reader must know."""
-    parts = [*(f"`{command}`" for command in commands), *map(_format_table, tables), NOTE]
     on_cpu = any(", cpu" in hardware for table in tables for hardware in table.hardware)
-    return "\n\n".join([*parts, *([CPU_NOTE] if on_cpu else [])])
+    notes = [NOTE, CPU_NOTE] if on_cpu else [NOTE]
+    return "\n\n".join([*(f"`{command}`" for command in commands), *map(_format_table, tables), *notes])
 
 
 def _format_table(table: Table) -> str:
@@ -277,8 +267,11 @@ def _format_table(table: Table) -> str:
     sections += ["\n".join(notes)] if notes else []
     # of a model that gains nothing by live chunks or the cache, the split says nothing new
     if any(row.split["live_only"] > 1 or row.split["causal"] > 1 for row in table.rows):
-        parts = [(row.title, *(row.split[key] for key in SPLIT)) for row in table.rows[1:]]
-        rows = [[title, *map(_format_factor, (*factors, prod(factors)))] for title, *factors in parts]
+        rows = []
+        for row in table.rows[1:]:
+            factors = [row.split[key] for key in SPLIT]
+            texts = ("-" if abs(f - 1) < 0.005 else f"{f:.2f}x" for f in (*factors, prod(factors)))
+            rows.append([row.title, *texts])
         sections += ["Reduction of FLOPs by each part of a method:"]
         sections += [markdown_table(["method", *SPLIT.values(), "together"], rows)]
     return "\n\n".join(sections)
@@ -291,10 +284,6 @@ def _explain_gaps(missing: Mapping[str, Sequence[str]]) -> list[str]:
         titles.setdefault("; ".join(reasons), []).append(title.partition(",")[0])
     columns = {why: ", ".join(shared) for why, shared in titles.items()}
     return [why if why.startswith(shared) else f"{shared}: {why}" for why, shared in columns.items()]
-
-
-def _format_factor(value: float) -> str:
-    return "-" if abs(value - 1) < 0.005 else f"{value:.2f}x"
 
 
 def _format(form: str, value: float) -> str:

@@ -40,25 +40,16 @@ QUALITY_WEIGHT = 4
 
 @dataclass
 class VBenchReport:
-    """Scores of a folder of videos.
-
-    Attributes:
-        scores: by dimension, as VBench gives them, 0 to 1.
-        by_video: of each video, by its file name and dimension.
-        missing: why a dimension has no score.
-        absent: number of videos that VBench expects and that do not exist, by dimension.
-        looked_at: names of all videos that were scored.
-        broken: why a video was left out, by name.
-    """
+    """Scores of a folder of videos, 0 to 1."""
 
     videos: Path
     dimensions: Sequence[str]
-    scores: dict[str, float] = field(default_factory=dict)
-    by_video: dict[str, dict[str, float]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    absent: dict[str, int] = field(default_factory=dict)
-    looked_at: list[str] = field(default_factory=list)
-    broken: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)  # by dimension
+    by_video: dict[str, dict[str, float]] = field(default_factory=dict)  # by file name and dimension
+    missing: dict[str, str] = field(default_factory=dict)  # why a dimension has no score
+    absent: dict[str, int] = field(default_factory=dict)  # videos that VBench expects, by dimension
+    looked_at: list[str] = field(default_factory=list)  # names of the videos that were scored
+    broken: dict[str, str] = field(default_factory=dict)  # why a video was left out, by name
 
     def totals(self) -> dict[str, float | None]:
         """``quality``, ``semantic`` and ``total``, 0 to 100; None if a dimension of it is missing."""

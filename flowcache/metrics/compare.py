@@ -27,18 +27,6 @@ SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm"})
 
 
 @dataclass
-class Comparison:
-    """By metric, the values of each frame of one pair, or why there are none."""
-
-    frames: dict[str, list[float]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-
-    def mean(self, metric: str) -> float | None:
-        """Average a metric over the frames."""
-        return fmean(self.frames[metric]) if metric in self.frames else None
-
-
-@dataclass
 class Report:
     """Files to compare, ``name: (original, generated)``, and what was measured of them.
 
@@ -46,6 +34,7 @@ class Report:
         only_original, only_generated: file names that only one side has.
         missing: why a metric was measured nowhere.
         broken: names of files that could not be measured.
+        videos: of each file and metric its ``mean``, its ``frames``, or why they are ``missing``.
     """
 
     original: Path
@@ -56,7 +45,7 @@ class Report:
     only_generated: Sequence[str] = ()
     missing: dict[str, str] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
-    videos: dict[str, Comparison] = field(default_factory=dict)
+    videos: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -85,18 +74,34 @@ class Report:
         self.environment = describe_environment(device)
         for name, pair in tqdm(self.pairs.items(), unit="video", disable=len(self.pairs) == 1):
             try:
-                self.videos[name] = _compare_files(*pair, metrics, device)
+                self.videos[name] = self._compare(*pair, metrics, device)
             except ValueError as error:
                 if not keep_going:
                     raise
                 # the cause names no argument
                 reason = f"{str(error.__cause__ or error).rstrip('.')}; remove it and make it again"
-                self.videos[name] = Comparison(missing=dict.fromkeys(self.metrics, reason))
+                empty, missing = dict.fromkeys(self.metrics), dict.fromkeys(self.metrics, reason)
+                self.videos[name] = {"mean": empty, "missing": missing, "frames": {}}
                 self.broken.append(name)
+
+    def _compare(
+        self, original: Path, generated: Path, metrics: Mapping[str, Metric], device: str
+    ) -> dict[str, dict[str, Any]]:
+        """Measure a pair; a metric that does not suit the videos, such as their size, is ``missing``."""
+        theirs, ours = (torch.from_numpy(video[0]) for video in _read_both(read_video, original, generated))
+        _check_sizes(original, theirs.shape, generated, ours.shape)
+        theirs, ours, frames, missing = theirs.to(device), ours.to(device), {}, {}
+        for name, metric in metrics.items():
+            try:
+                frames[name] = metric(ours, theirs)[1].tolist()
+            except ValueError as error:
+                missing[name] = str(error)
+        means = {name: fmean(frames[name]) if name in frames else None for name in self.metrics}
+        return {"mean": means, "missing": missing, "frames": frames}
 
     def mean(self, metric: str) -> float | None:
         """Average a metric over the videos that have it."""
-        means = [mean for video in self.videos.values() if (mean := video.mean(metric)) is not None]
+        means = [video["mean"][metric] for video in self.videos.values() if metric in video["frames"]]
         return fmean(means) if means else None
 
     def save(self, stem: Path) -> list[Path]:
@@ -104,12 +109,9 @@ class Report:
         content = {
             "original_video": str(self.original),
             "generated_video": str(self.generated),
-            "mean": self._means(self),
+            "mean": {metric: self.mean(metric) for metric in self.metrics},
             "missing": self.missing,
-            "videos": {
-                name: {"mean": self._means(video), "missing": video.missing, "frames": video.frames}
-                for name, video in self.videos.items()
-            },
+            "videos": self.videos,
             "only_in_original_video": self.only_original,
             "only_in_generated_video": self.only_generated,
             "environment": self.environment,
@@ -119,29 +121,26 @@ class Report:
     def text(self) -> str:
         """Describe the means, a line for each metric, then what they leave out and why."""
         lines = []
-        for metric, mean in self._means(self).items():
-            count = sum(metric in video.frames for video in self.videos.values())
+        for metric in self.metrics:
+            mean, count = self.mean(metric), sum(metric in video["frames"] for video in self.videos.values())
             over = f", mean of {count} videos" if count > 1 else ""
             reason = f"none: {self.missing.get(metric, 'no video has it.')}"
             unit = " dB" if metric == "psnr" else ""
             lines.append(f"{metric}: " + (reason if mean is None else f"{mean:.4f}{unit}{over}"))
         for name, video in self.videos.items():
-            lines += [f"{name}: no {metric}: {why}" for metric, why in video.missing.items()]
+            lines += [f"{name}: no {metric}: {why}" for metric, why in video["missing"].items()]
         lines += [f"{name}: only in original_video" for name in self.only_original]
         lines += [f"{name}: only in generated_video" for name in self.only_generated]
         return "\n".join(lines)
 
-    def _means(self, measured: Comparison | Report) -> dict[str, float | None]:
-        return {metric: measured.mean(metric) for metric in self.metrics}
-
     def _rows(self) -> Iterator[dict[str, Any]]:
         """Yield a row for each frame, for the mean of each video, and for the mean of all."""
         for name, video in self.videos.items():
-            for index in range(max(map(len, video.frames.values()), default=0)):
-                values = {metric: frames[index] for metric, frames in video.frames.items()}
-                yield {"video": name, "frame": index, **values}
-            yield {"video": name, "frame": "mean", **self._means(video)}
-        yield {"video": "all", "frame": "mean", **self._means(self)}
+            frames = video["frames"]
+            for index, values in enumerate(zip(*frames.values(), strict=True)):
+                yield {"video": name, "frame": index, **dict(zip(frames, values, strict=True))}
+            yield {"video": name, "frame": "mean", **video["mean"]}
+        yield {"video": "all", "frame": "mean", **{metric: self.mean(metric) for metric in self.metrics}}
 
 
 def pair_up(original: Path, generated: Path, metrics: Sequence[str] = METRICS) -> Report:
@@ -150,9 +149,7 @@ def pair_up(original: Path, generated: Path, metrics: Sequence[str] = METRICS) -
         if not path.exists():
             raise ValueError(f"{name}: {path} does not exist.")
     if original.is_dir() != generated.is_dir():
-        raise ValueError(
-            "original_video, generated_video: expected two files or two folders, got one of each."
-        )
+        raise ValueError("original_video, generated_video: expected two files or two folders, got one each.")
     if not original.is_dir():
         return Report(original, generated, metrics, {generated.name: (original, generated)})
     theirs, ours = (
@@ -161,23 +158,9 @@ def pair_up(original: Path, generated: Path, metrics: Sequence[str] = METRICS) -
     )
     pairs = {name: (original / name, generated / name) for name in sorted(theirs & ours)}
     if not pairs:
-        raise ValueError(
-            f"original_video {original} and generated_video {generated} hold no videos of the same file name."
-        )
+        both = f"original_video {original} and generated_video {generated}"
+        raise ValueError(f"{both} hold no videos of the same file name.")
     return Report(original, generated, metrics, pairs, sorted(theirs - ours), sorted(ours - theirs))
-
-
-def _compare_files(original: Path, generated: Path, metrics: Mapping[str, Metric], device: str) -> Comparison:
-    """Measure a pair of files; a metric that does not suit the videos, such as their size, is ``missing``."""
-    theirs, ours = (torch.from_numpy(video[0]) for video in _read_both(read_video, original, generated))
-    _check_sizes(original, theirs.shape, generated, ours.shape)
-    theirs, ours, comparison = theirs.to(device), ours.to(device), Comparison()
-    for name, metric in metrics.items():
-        try:
-            comparison.frames[name] = metric(ours, theirs)[1].tolist()
-        except ValueError as error:
-            comparison.missing[name] = str(error)
-    return comparison
 
 
 def check_alike(original: Path, generated: Path) -> None:

@@ -17,12 +17,9 @@ from ..video import Frames
 
 Mask = NDArray[np.bool_]
 
-#: Of the newest frame in the running average that stands for what rests.
-RATE = 0.3
-#: Grey levels, of 255, by which a moving pixel differs from that average.
-THRESHOLD = 10
-#: Pixels: side of the blur against noise, and of the specks removed and the holes filled.
-SIDE = 5
+RATE = 0.3  # of the newest frame in the running average that stands for what rests
+THRESHOLD = 10  # grey levels, of 255, by which a moving pixel differs from that average
+SIDE = 5  # pixels, of the blur against noise, and of the specks removed and the holes filled
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,7 @@ def make_clip(frames: Iterable[Frames], size: tuple[int, int]) -> Clip:
 def compare_clips(clip: Clip, other: Clip) -> Measures:
     """Compute the four measures of two clips, in either order; where nothing moves in both, the IoU is 1."""
     if clip.frames.shape != other.frames.shape:
-        raise ValueError(
-            f"Clips must have one shape, got {list(clip.frames.shape)} and {list(other.frames.shape)}."
-        )
+        raise ValueError(f"Clips must have one shape, got {clip.frames.shape} and {other.frames.shape}.")
     pairs = zip(clip.frames, other.frames, strict=True)
     # frame by frame: a whole clip in floating point would take much memory
     errors = [np.square((ours.astype(np.float32) - theirs) / 255).mean() for ours, theirs in pairs]
@@ -100,8 +95,7 @@ def physics_iq(generated: Sequence[Measures], physical: Sequence[Measures]) -> P
     """Compute the score of the original Physics-IQ (Physics-IQ Verified has another).
 
     ``100 * (mean of the three overlaps as shares of the takes' - (mse of generated - mse of takes))``, from
-    means over all videos, clamped to 0..100.
-    Generated videos and second takes are both measured against first takes.
+    means over all videos, clamped to 0..100; both were measured against first takes.
     """
     if not generated or not physical:
         raise ValueError("Physics-IQ needs at least one video.")
