@@ -15,7 +15,7 @@ from ..markdown import markdown_table
 GROUP = "flowcache.paper_flops"
 PETA = 1e15
 
-NOTE = "Reused: share of chunk-steps that the paper's row leaves out, if they cost the same; empty: none."
+NOTE = "Reused: share of chunk-steps that the paper's row leaves out; empty: it costs more than all."
 
 
 @dataclass(frozen=True)
