@@ -65,35 +65,27 @@ def test_two_files(measure, tmp_path, capsys):
     assert all(word in out for word in (f"psnr: {expected[0]:.4f} dB\n", "torchvision", "b.metrics.csv"))
 
 
-def test_two_folders_are_matched_by_name(measure, tmp_path, capsys):
-    for folder, seeds in (("original", (0, 2)), ("generated", (1, 2))):
-        save(tmp_path / folder / "x.mp4", seeds[0])
-        save(tmp_path / folder / "y.mp4", seeds[1])
-        save(tmp_path / folder / "z.mp4", size=(8, 12))
+def test_two_folders_are_matched_by_name_and_broken_videos_are_named(measure, tmp_path, capsys):
+    for folder, seed in (("original", 0), ("generated", 1)):
+        save(tmp_path / folder / "different.mp4", seed)
+        save(tmp_path / folder / "same.mp4")
+        save(tmp_path / folder / "small.mp4", size=(8, 12))
+        save(tmp_path / folder / "short.mp4", frames=5 - 2 * seed)
         save(tmp_path / folder / f"{folder}.mp4")
+        save(tmp_path / folder / "broken.mp4")
+    (tmp_path / "generated" / "broken.mp4").write_bytes(b"no video")
     (tmp_path / "generated" / "x.trace.json").write_text("{}")
-    assert measure("original", "generated", "--metrics", "psnr", "ssim", "--output", "out/table") == 0
+    assert measure("original", "generated", "--metrics", "psnr", "ssim", "--output", "out/table") == 1
     content, table = read_report("out/table")
     means = {name: video["mean"]["psnr"] for name, video in content["videos"].items()}
-    assert means["y.mp4"] == 100 > means["x.mp4"]
-    assert content["mean"]["psnr"] == pytest.approx((200 + means["x.mp4"]) / 3)
+    assert means["same.mp4"] == means["small.mp4"] == 100 > means["different.mp4"]
+    assert means["broken.mp4"] is means["short.mp4"] is None
+    assert content["mean"]["psnr"] == pytest.approx((200 + means["different.mp4"]) / 3)
     assert content["only_in_original_video"] == ["original.mp4"]
-    assert [row["video"] for row in table[::6]] == ["x.mp4", "y.mp4", "z.mp4", "all"]
-    out = capsys.readouterr().out
-    assert "generated.mp4: only in generated_video" in out and "z.mp4: no ssim: " in out
-
-
-def test_a_broken_video_of_a_folder_is_named_and_the_others_are_measured(measure, tmp_path, capsys):
-    for name in ("x.mp4", "y.mp4", "z.mp4"):
-        save(tmp_path / "original" / name)
-        save(tmp_path / "generated" / name, frames=3 if name == "z.mp4" else 5)
-    (tmp_path / "generated" / "y.mp4").write_bytes(b"no video")
-    assert measure("original", "generated", "--metrics", "psnr", "--output", "out/table") == 1
+    assert [row["video"] for row in table if row["frame"] == "mean"] == [*means, "all"]
     error = capsys.readouterr().err
-    assert "2 of 3" in error and "y.mp4: no psnr: " in error and "z.mp4 has 3 frames" in error
-    content, _ = read_report("out/table")
-    assert content["mean"]["psnr"] == 100
-    assert [bool(video["frames"]) for video in content["videos"].values()] == [True, False, False]
+    named = ("2 of 5", "broken.mp4: no psnr: ", "short.mp4 has 3 frames", "small.mp4: no ssim: ")
+    assert all(words in error for words in (*named, "generated.mp4: only in generated_video"))
 
 
 @pytest.mark.parametrize(
