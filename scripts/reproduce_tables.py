@@ -43,7 +43,6 @@ SETTINGS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The flags."""
     parser = Parser(__doc__)
     add = parser.add_argument
     models = "weights; auto: official on CUDA, else small (default: auto)"
@@ -106,12 +105,7 @@ def note_command(outdir: Path) -> None:
 
 
 def run(outdir: Path, programs: dict[str, list[str]]) -> str:
-    """Sample, measure, draw; returns a report.
-
-    Raises:
-        ValueError: a program refused or failed; it has said why. Tables and pictures are made without what
-            could not be sampled.
-    """
+    """Sample, measure, draw; ValueError if a program failed, which has said why. Returns a report."""
     if os.environ.get("RANK", "0") == "0":
         note_command(outdir)
     failed = []

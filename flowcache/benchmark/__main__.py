@@ -105,8 +105,9 @@ def prepare_vbench(args: Namespace) -> Run:
     output = args.output or args.generated_videos.absolute().parent / "vbench"
     output_file("output", Path(f"{output}.json"))
 
-    what = (args.generated_videos, Path(f"{output}_results"), dimensions, args.device, args.full_info)
-    return lambda: _save(score((args.environment, args.python), *what), output)
+    environment, results = (args.environment, args.python), Path(f"{output}_results")
+    what = (environment, args.generated_videos, results, dimensions, args.device, args.full_info)
+    return lambda: _save(score(*what), output)
 
 
 def _save(report: PhysicsIQReport | VBenchReport, output: Path) -> str:

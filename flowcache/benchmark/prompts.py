@@ -117,7 +117,6 @@ def _read_entries(path: Path) -> list[tuple[str, list[str]]]:
 
 
 def _read_lists(folder: Path) -> dict[str, list[str]]:
-    """Prompts by dimension from text files, in ``folder`` or where VBench keeps them."""
     places = (folder, folder / "prompts_per_dimension", folder / "prompts" / "prompts_per_dimension")
     paths = {name: find_file(places, f"{dimension.prompts}.txt") for name, dimension in DIMENSIONS.items()}
     return {name: _read_lines(path) for name, path in paths.items() if path is not None}
@@ -130,11 +129,15 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_augmented(path: Path, folder: Path, lists: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The augmented prompt of each prompt; ``lists`` holds the chosen dimensions' prompts of ``folder``."""
+    """The augmented prompt of each prompt of the chosen dimensions' ``lists`` of ``folder``."""
     sources = {name: DIMENSIONS[name].prompts if name in DIMENSIONS else name for name in lists}
     if path.is_dir():
-        files = {name: _find_augmented(path, source) for name, source in sources.items()}
-        found = [(lists[name], _read_lines(file), file) for name, file in files.items()]
+        found, places = [], (path, path / "prompts_per_dimension_longer")
+        for name, source in sources.items():
+            file = find_file(places, f"{source}_longer.txt", f"{source}.txt")
+            if file is None:
+                raise ValueError(f"augmented_prompts: {path} has no {source}_longer.txt.")
+            found.append((lists[name], _read_lines(file), file))
     else:
         lines, whole = _read_lines(path), _read_whole_benchmark(folder)
         is_whole = len(whole) == len(lines) or len(set(sources.values())) > 1
@@ -144,14 +147,6 @@ def _read_augmented(path: Path, folder: Path, lists: Mapping[str, Sequence[str]]
             wanted = f"{len(prompts)} prompts, one for each of the benchmark's"
             raise ValueError(f"augmented_prompts: expected {wanted}, got {len(lines)} in {file}.")
     return {prompt: line for prompts, lines, _ in found for prompt, line in zip(prompts, lines, strict=True)}
-
-
-def _find_augmented(folder: Path, source: str) -> Path:
-    places = (folder, folder / "prompts_per_dimension_longer")
-    found = find_file(places, f"{source}_longer.txt", f"{source}.txt")
-    if found is None:
-        raise ValueError(f"augmented_prompts: {folder} has no {source}_longer.txt.")
-    return found
 
 
 def _read_whole_benchmark(folder: Path) -> list[str]:

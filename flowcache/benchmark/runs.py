@@ -154,13 +154,13 @@ def _read_model(folder: Path) -> ModelRun | str:
     # the paper's methods before ours
     names = [first, *sorted(others, key=lambda m: m.startswith("flowcache") and ":paper-" not in m)]
     found = [_read_method(method, folder / folder_name(method)) for method in names]
-    methods = [run for run in found if run.records]
+    methods, absent = [run for run in found if run.records], [run.method for run in found if not run.records]
     every = list(dict.fromkeys(name for run in methods for name in run.records))
     common = [name for name in every if all(name in run.records for run in methods)]
     if not common or not found[0].records:
         return f"{folder} has no video that was made by all of {', '.join(content['ways'])}; run it again."
-    absent, shared = [run.method for run in found if not run.records], (content["model"], content["settings"])
-    return ModelRun(*shared, folder, methods, absent, common, len(every) - len(common))
+    unfinished = len(every) - len(common)
+    return ModelRun(content["model"], content["settings"], folder, methods, absent, common, unfinished)
 
 
 def _read_method(method: str, folder: Path) -> MethodRun:

@@ -160,7 +160,7 @@ class SampleFolder:
             self._manifest.append({**sample.as_dict(), **places, "settings": self._settings, **details})
 
     def note_failure(self, sample: Sample, reason: str) -> None:
-        """Record why a video could not be made, for all processes and the next run."""
+        """Record why a video could not be made."""
         with self.locked("manifest"):
             self._manifest.append({**sample.as_dict(), "error": reason})
 

@@ -80,9 +80,9 @@ class VBenchReport:
         for name in self.dimensions:
             absent = self.absent.get(name, 0)
             note = f" (not comparable with published scores: {absent} videos are absent)" if absent else ""
-            missing = f"none: {self.missing.get(name)}"
+            score = self.scores.get(name)
             lines.append(
-                f"{name}: {f'{100 * self.scores[name]:.2f}{note}' if name in self.scores else missing}"
+                f"{name}: " + (f"none: {self.missing[name]}" if score is None else f"{100 * score:.2f}{note}")
             )
         return "\n".join(lines)
 
@@ -192,8 +192,8 @@ def score(
         with log.open("w") as output:
             done = _run_isolated(python, _WORKER, *words, stdout=output, stderr=output)
         if done.returncode:
-            lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            report.missing[dimension] = lines[-1][:300] if lines else "VBench failed without a message."
+            text = log.read_text(errors="replace").strip() or "VBench failed without a message."
+            report.missing[dimension] = text.splitlines()[-1].strip()[:300]
             continue
         report.absent[dimension] = len(wanted - names)
         report.add(dimension, results / f"{dimension}_eval_results.json")

@@ -21,7 +21,6 @@ from .compare import METRICS, pair_up
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser."""
     parser = Parser(__doc__)
     add, device = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
     add("--original_video", type=Path, required=True, help="file or folder to compare with")
