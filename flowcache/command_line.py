@@ -83,6 +83,14 @@ def output_file(name: str, path: Path) -> Path:
     return path
 
 
+def output_stem(name: str, path: Path) -> Path:
+    """Return the path without suffix of several files, checked as by ``output_file``."""
+    if path.name in ("", ".."):
+        raise ValueError(f"{name}: expected a file name without suffix, got {path}; name a file.")
+    output_file(name, Path(f"{path}.json"))
+    return path
+
+
 def writable_folder(name: str, folder: Path, stem: str = "") -> Path:
     """Return the folder, made if need be, or raise ValueError with the option's name.
 

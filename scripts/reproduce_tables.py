@@ -43,7 +43,6 @@ SETTINGS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The flags."""
     parser = Parser(__doc__)
     add = parser.add_argument
     models = "weights; auto: official on CUDA, else small (default: auto)"
@@ -62,60 +61,53 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def sampling_commands(args: argparse.Namespace, outdir: Path) -> dict[str, list[str]]:
-    """The program that samples each model by all its methods, and its arguments."""
+def prepare(args: argparse.Namespace) -> tuple[Path, dict[str, list[str]]]:
+    """Check what the programs do not check themselves; returns folder, and words by program."""
+    check_number("prompts", args.prompts, 1, 10**6)
+    more = {}
+    for name in ("skyreels_flags", "magi_flags"):
+        try:
+            more[name] = shlex.split(getattr(args, name))
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be split into words: {error}.") from error
+    outdir = writable_folder("outdir", args.outdir or Path("outputs") / f"tables_{args.model}")
     shared = ["--benchmark", "vbench", "--samples", str(args.samples), "--end", str(args.prompts)]
     shared += ["--dimension", args.dimension]
     shared += ["--vbench_prompt_dir", args.vbench_prompt_dir] if args.vbench_prompt_dir else []
     model_id = args.model_id or (OFFICIAL_DEFAULT if args.model == "official" else args.model)
+    config, load = str(ROOT / TABLES_CONFIG), ["--load", args.load] if args.load else []
     flags = {
-        "skyreels_v2": ["--model_id", model_id, *shlex.split(args.skyreels_flags)],
-        "magi1": ["--yaml_config", str(ROOT / TABLES_CONFIG), "--model", args.model]
-        + (["--load", args.load] if args.load else [])
-        + shlex.split(args.magi_flags),
+        "skyreels_v2": ["--model_id", model_id, *more["skyreels_flags"]],
+        "magi1": ["--yaml_config", config, "--model", args.model, *load, *more["magi_flags"]],
     }
-    commands = {}
-    for name in MODELS if args.only is None else [args.only]:
+    programs = {}
+    for name in [args.only] if args.only else MODELS:
         words = [*shared, *shlex.split(SETTINGS[name]), *flags[name]]
         words += ["--base_save_path", str(outdir / name), "--methods", *MODELS[name]]
-        commands[name] = [str(ROOT / FOLDERS[name] / "sample_video.py"), *words]
-    return commands
-
-
-def prepare(args: argparse.Namespace) -> Path:
-    """Check what the programs do not check themselves; returns the folder."""
-    check_number("prompts", args.prompts, 1, 10**6)
-    for name in ("skyreels_flags", "magi_flags"):
-        try:
-            shlex.split(getattr(args, name))
-        except ValueError as error:
-            raise ValueError(f"{name} cannot be split into words: {error}.") from error
-    return writable_folder("outdir", args.outdir or Path("outputs") / f"tables_{args.model}")
-
-
-def run(args: argparse.Namespace, outdir: Path) -> str:
-    """Sample, measure, draw; returns a report.
-
-    Raises:
-        ValueError: a program refused or failed; it has said why. Tables and pictures are made without what
-            could not be sampled.
-    """
-    alone = "WORLD_SIZE" not in os.environ
-    if os.environ.get("RANK", "0") == "0":
-        # first of all, so that videos of a run that is killed have the command that made them
-        launcher = "bash scripts/reproduce_tables.sh"
-        if not alone:
-            local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-            nodes = int(os.environ["WORLD_SIZE"]) // local
-            launcher = f"torchrun --nnodes={nodes} --nproc_per_node={local} scripts/reproduce_tables.py"
-        command = " ".join(filter(None, [launcher, shlex.join(sys.argv[1:])]))
-        commands = dict.fromkeys([*read_commands(outdir), command])
-        write_atomically(outdir / COMMAND_FILE, "".join(f"{line}\n" for line in commands).encode())
-    programs = sampling_commands(args, outdir)
-    if alone:
+        programs[name] = [str(ROOT / FOLDERS[name] / "sample_video.py"), *words]
+    if "WORLD_SIZE" not in os.environ:
         vbench = ["--environment", args.environment] if args.environment else []
         programs["tables"] = ["-m", "flowcache.benchmark", "tables", str(outdir), *vbench]
         programs["plot"] = ["-m", "flowcache.benchmark", "plot", str(outdir)]
+    return outdir, programs
+
+
+def note_command(outdir: Path) -> None:
+    """Add this command to those of the folder, before any video is made: a killed run has it, too."""
+    launcher = "bash scripts/reproduce_tables.sh"
+    if "WORLD_SIZE" in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        nodes = int(os.environ["WORLD_SIZE"]) // local
+        launcher = f"torchrun --nnodes={nodes} --nproc_per_node={local} scripts/reproduce_tables.py"
+    command = " ".join(filter(None, [launcher, shlex.join(sys.argv[1:])]))
+    commands = dict.fromkeys([*read_commands(outdir), command])
+    write_atomically(outdir / COMMAND_FILE, "".join(f"{line}\n" for line in commands).encode())
+
+
+def run(outdir: Path, programs: dict[str, list[str]]) -> str:
+    """Sample, measure, draw; ValueError if a program failed, which has said why. Returns a report."""
+    if os.environ.get("RANK", "0") == "0":
+        note_command(outdir)
     failed = []
     for name, command in programs.items():
         code = subprocess.run([sys.executable, *command]).returncode
@@ -124,14 +116,14 @@ def run(args: argparse.Namespace, outdir: Path) -> str:
         failed += [name] * code
     if failed:
         raise ValueError(f"{', '.join(failed)}: not finished, for the reasons above; the rest is kept.")
-    again = "again, without sampling" if alone else "when all machines are done"
+    again = "again, without sampling" if "tables" in programs else "when all machines are done"
     return f"{again}: python -m flowcache.benchmark tables {shlex.quote(str(outdir))}"
 
 
 def main() -> int:
     """Parse, check, run; returns 2 for bad input, 1 for a failure."""
     args = build_parser().parse_args()
-    return run_checked(lambda: prepare(args), lambda outdir: run(args, outdir))
+    return run_checked(lambda: prepare(args), lambda job: run(*job))
 
 
 if __name__ == "__main__":

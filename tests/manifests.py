@@ -14,7 +14,7 @@ FINISHED = ["manifest.jsonl", "settings.json", "traces", "videos"]
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
     """Records in the order in which the videos were first made."""
-    return list(Manifest(folder / "manifest.jsonl").records().values())
+    return list(Manifest(folder / "manifest.jsonl").read()[0].values())
 
 
 def fail_first(monkeypatch) -> None:

@@ -22,13 +22,8 @@ FLOPS = {"vanilla": 4e15, "flowcache:paper-fast": 1e15, "causal": 2e15}
 def make_trace(method: str, seconds: float, sample: Sample) -> Trace:
     """Three chunks in a staircase; every other step of ``flowcache`` is reused, at a distance."""
     trace = Trace(method=method, environment={"hardware": "abacus", "device": "cpu", "threads": "1"})
-    reuse = {"whole_window": method == "vanilla", "threshold": 0.1}
-    trace.settings = {
-        "prompt": sample.prompt,
-        "video": {"seed": sample.seed},
-        "reuse": reuse,
-        "model": "beads",
-    }
+    trace.settings = {"prompt": sample.prompt, "video": {"seed": sample.seed}, "model": "beads"}
+    trace.settings["reuse"] = {"whole_window": method == "vanilla", "threshold": 0.1}
     trace.begin_window(WindowRecord(4, 2, 0, [2, 2, 2], kv_bytes=2**20))
     for step in range(8):
         live = [(chunk, step - 2 * chunk) for chunk in range(3) if 0 <= step - 2 * chunk < 4]
@@ -42,27 +37,23 @@ def make_trace(method: str, seconds: float, sample: Sample) -> Trace:
 
 
 class BeadSampler:
-    """Makes grey frames, a little darker the further the method is from vanilla."""
+    """Makes grey frames, a little darker the further the method is from vanilla; notes its calls."""
 
-    def __init__(self, method: str, calls: list[tuple[str, str]] | None = None) -> None:
-        self.settings, self.method = {"method": method}, method
-        self.calls, self.loaded = calls if calls is not None else [], None
+    def __init__(self, method: str, calls: list[tuple[str, str]]) -> None:
+        self.settings, self.method, self.calls, self.loaded = {"method": method}, method, calls, False
 
     def check(self, sample: Sample) -> None:
-        """Nothing to refuse."""
+        pass
 
     def load(self) -> None:
-        """Note it, and make what others adopt."""
         self.calls.append(("load", self.method))
-        self.loaded = object()
+        self.loaded = True
 
     def adopt(self, other: BeadSampler) -> None:
-        """Share it."""
         self.loaded = other.loaded
 
     def generate(self, sample: Sample, path: Path) -> Trace:
-        """Frames that depend on sample and method."""
-        assert self.loaded is not None, "the weights must be there"
+        assert self.loaded, "the weights must be there"
         self.calls.append((sample.name, self.method))
         frames = np.full((9, 32, 32, 3), 100 + 10 * list(SECONDS).index(self.method), np.uint8)
         frames[:, 8:16, 8:16] = 200
@@ -73,7 +64,7 @@ class BeadSampler:
 
 def make_sampling(folder: Path, methods=("vanilla", "flowcache:paper-fast"), samples=SAMPLES, calls=None):
     """The work of making the run in ``folder``; ``calls`` notes loads and videos in their order."""
-    samplers = {method: BeadSampler(method, calls) for method in methods}
+    samplers = {method: BeadSampler(method, [] if calls is None else calls) for method in methods}
     return Sampling("Abacus", "9 frames of 32 x 32", folder, samplers, samples, compare=True)
 
 

@@ -14,10 +14,7 @@ CHUNK_TOKENS = 6 * (720 // 16) ** 2
 
 
 def paper_flops() -> PaperFlops:
-    """The table, and the cost of the 4.5B distilled model without reuse.
-
-    It is counted with and without the extra forward pass without context of nearly clean chunks.
-    """
+    """The table, and the cost without reuse, with and without the extra pass of nearly clean chunks."""
     return PaperFlops(
         model="MAGI-1",
         settings=f"4.5B distilled, 720 x 720, 240 frames in {CHUNKS} chunks that see all before them, "

@@ -6,9 +6,8 @@
     python -m flowcache.benchmark tables RUN_DIR
     python -m flowcache.benchmark plot RUN_DIR
 
-``flops`` prints the paper's PFLOPs beside ours. ``physics_iq`` scores continuations of Physics-IQ's videos,
-``vbench`` videos of VBench's prompts; both write CSV and JSON. ``tables`` puts a run's results beside the
-paper's figures; ``plot`` draws its traces and plays its videos side by side.
+``flops`` prints the paper's PFLOPs beside ours; ``physics_iq`` and ``vbench`` score videos; ``tables`` puts a
+run's results beside the paper's figures; ``plot`` draws its traces and plays its videos side by side.
 """
 
 from __future__ import annotations
@@ -20,21 +19,20 @@ from pathlib import Path
 
 import torch
 
-from ..command_line import Parser, check_device, output_file, writable_folder
+from ..command_line import Parser, check_device, output_stem, writable_folder
 from ..extras import require
 from ..running import run_checked
 from .paper_flops import NOTE, registered_models
 from .physics_iq import PARTS, PhysicsIQReport, find_views
 from .pictures import find_albums
 from .prompts import DIMENSIONS, choose_dimensions, read_full_info
-from .runs import compare_methods, find_model_runs, read_commands, score_vbench
+from .runs import find_model_runs, read_commands
 from .samples import SamplesFailed
 from .tables import build_table, format_tables, save_tables
 from .vbench import VBenchReport, check_environment, score
 
 
 def build_parser() -> ArgumentParser:
-    """The commands and their flags."""
     parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("flops", description="Print the paper's PFLOPs beside ours.")
@@ -77,18 +75,15 @@ Run = Callable[[], str]
 
 
 def prepare_flops(args: Namespace) -> Run:
-    """Compare the paper's PFLOPs with ours."""
     tables = registered_models()
     return lambda: "\n\n".join([*(table.markdown() for table in tables), NOTE])
 
 
 def prepare_physics_iq(args: Namespace) -> Run:
-    """Score by Physics-IQ; checks all headers before any video is decoded."""
     require("cv2", "Physics-IQ", "metrics")
     report = find_views(args.generated_videos, args.reference_videos)
     report.check()
-    output = args.output or args.generated_videos / "physics_iq"
-    output_file("output", Path(f"{output}.json"))
+    output = output_stem("output", args.output or args.generated_videos / "physics_iq")
 
     def run() -> str:
         report.measure(args.part)
@@ -100,23 +95,20 @@ def prepare_physics_iq(args: Namespace) -> Run:
 
 
 def prepare_vbench(args: Namespace) -> Run:
-    """Score by VBench."""
     if not any(args.generated_videos.glob("*.mp4")):
         raise ValueError(f"generated_videos: {args.generated_videos} is not a folder with mp4 files.")
     check_environment(args.environment, args.python)
     if args.full_info is not None:
         read_full_info(args.full_info)
     dimensions = choose_dimensions(args.dimension, DIMENSIONS)
-    output = args.output or args.generated_videos.absolute().parent / "vbench"
-    output_file("output", Path(f"{output}.json"))
+    output = output_stem("output", args.output or args.generated_videos.absolute().parent / "vbench")
 
     environment, results = (args.environment, args.python), Path(f"{output}_results")
-    what = (args.generated_videos, results, dimensions, args.device, args.full_info)
-    return lambda: _save(score(environment, *what), output)
+    what = (environment, args.generated_videos, results, dimensions, args.device, args.full_info)
+    return lambda: _save(score(*what), output)
 
 
 def _save(report: PhysicsIQReport | VBenchReport, output: Path) -> str:
-    """Write a report; raises SamplesFailed if videos were broken."""
     text = "\n".join([report.text(), *map(str, report.save(output))])
     if report.broken:
         raise SamplesFailed(f"{len(report.broken)} videos could not be scored:", report.broken, text)
@@ -124,18 +116,16 @@ def _save(report: PhysicsIQReport | VBenchReport, output: Path) -> str:
 
 
 def prepare_tables(args: Namespace) -> Run:
-    """Measure what is not measured, and write the tables."""
     device, runs = check_device(args.device), find_model_runs(args.run_dir)
     if args.environment is not None:
         check_environment(args.environment, args.python)
-    output = args.output or args.run_dir / "tables"
-    output_file("output", Path(f"{output}.json"))
+    output = output_stem("output", args.output or args.run_dir / "tables")
 
     def run() -> str:
         for model in runs:
-            compare_methods(model, args.device, args.again)
+            model.measure(args.device, args.again)
             if args.environment is not None:
-                score_vbench(model, args.environment, args.python, device.type, args.again)
+                model.score((args.environment, args.python), device.type, args.again)
         papers, commands = registered_models(), read_commands(args.run_dir)
         tables = [build_table(model, papers) for model in runs]
         paths = save_tables(tables, output, commands)
@@ -145,7 +135,6 @@ def prepare_tables(args: Namespace) -> Run:
 
 
 def prepare_plot(args: Namespace) -> Run:
-    """Draw pictures."""
     albums = find_albums(args.run_dir, args.prompt)
     output = writable_folder("output", args.output or args.run_dir / "pictures")
     return lambda: "\n".join(line for album in albums for line in album.draw(output))

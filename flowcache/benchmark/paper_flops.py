@@ -15,10 +15,7 @@ from ..markdown import markdown_table
 GROUP = "flowcache.paper_flops"
 PETA = 1e15
 
-NOTE = (
-    "Reused: share of the chunk-steps that the paper's row leaves out, if each costs their average; empty if "
-    "the row costs more than all of them."
-)
+NOTE = "Reused: share of chunk-steps that the paper's row leaves out; empty: it costs more than all."
 
 
 @dataclass(frozen=True)
@@ -36,18 +33,12 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperFlops:
-    """The paper's table of a model, and our FLOPs at the settings that fit its first row best.
-
-    Attributes:
-        settings: what was counted, in words.
-        rows: by method, ``vanilla`` first (arXiv 2602.10825, tables 1 and 2).
-        counted: FLOPs of runs without any reuse, by which chunk-steps run; the first is ``vanilla``.
-    """
+    """The paper's table of a model, and our FLOPs at the settings that fit its first row best."""
 
     model: str
-    settings: str
-    rows: Mapping[str, PaperRow]
-    counted: Mapping[str, float]
+    settings: str  # what was counted, in words
+    rows: Mapping[str, PaperRow]  # by method, ``vanilla`` first (arXiv 2602.10825, tables 1 and 2)
+    counted: Mapping[str, float]  # of runs without reuse, by which chunk-steps run; first as ``vanilla``
 
     @property
     def vanilla(self) -> float:

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ..files import write_csv, write_json
+from ..markdown import write_results
 from ..metrics.physics_iq import Measures, PhysicsIQ, compare_clips, make_clip, physics_iq
-from ..video import VideoInfo, probe_video, stream_video
+from ..video import probe_video, stream_video
 
 #: Length of the part of a video that the benchmark measures.
 SECONDS = 5
@@ -45,54 +47,57 @@ class View:
 
     def check(self) -> None:
         """Raise ValueError if a video is unreadable or too short, or rates differ."""
-        names = ("reference_videos", "generated_videos", "reference_videos")
-        paths = (self.takes[0], self.generated, self.takes[1])
-        rates = [float(_probe(*named).fps) for named in zip(names, paths, strict=True)]
-        for name, path, rate in zip(names, paths, rates, strict=True):
-            if not math.isclose(rate, rates[0], rel_tol=0.01):  # 29.97 is as good as 30
-                reason = f"expected {rates[0]:g} frames a second, as {paths[0].name}, got {rate:g}"
-                raise ValueError(f"{name}: {reason} of {path.name}.")
+        expected = None
+        for take in (self.takes[0], self.generated, self.takes[1]):
+            name = f"{'generated' if take is self.generated else 'reference'}_videos"
+            try:
+                info = probe_video(take)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            if info.fps is None:
+                raise ValueError(f"{name}: {take.name} does not state its frame rate.")
+            expected = expected or info.fps
+            if not math.isclose(info.fps, expected, rel_tol=0.01):  # 29.97 is as good as 30
+                wanted = f"{float(expected):g} frames a second, as {self.takes[0].name}"
+                raise ValueError(f"{name}: expected {wanted}, got {float(info.fps):g} of {take.name}.")
+            count = round(SECONDS * info.fps)
+            if info.num_frames is not None and info.num_frames < count:
+                wanted = f"{count} frames, {SECONDS} s"
+                raise ValueError(f"{name}: expected {wanted}, {take.name} has {info.num_frames}.")
 
 
 @dataclass
 class PhysicsIQReport:
-    """Generated videos and what was measured of them, in the order of their ids.
+    """Generated videos and what was measured of them, in the order of their ids."""
 
-    Attributes:
-        pending: views to measure.
-        absent: names of first takes without a generated video.
-        broken: why a view was not measured, by the generated video's name.
-        measured: views, with generated video and second take against the first take.
-    """
-
-    pending: list[View]
-    absent: list[str]
-    broken: dict[str, str] = field(default_factory=dict)
+    pending: list[View]  # to measure
+    absent: list[str]  # first takes without a generated video
+    broken: dict[str, str] = field(default_factory=dict)  # why not measured, by the generated video's name
+    #: With generated video and second take against the first take.
     measured: list[tuple[View, Measures, Measures]] = field(default_factory=list)
 
     def check(self) -> None:
-        """Check all videos by their headers and first frames; broken ones are noted.
-
-        Raises:
-            ValueError: no view can be measured; the first reason.
-        """
+        """Check all videos by their headers; ValueError with the first reason if none can be measured."""
         views, self.pending = self.pending, []
         for view in views:
-            try:
+            with self._noting(view):
                 view.check()
                 self.pending.append(view)
-            except ValueError as error:
-                self.broken[view.generated.name] = str(error)
         if not self.pending:
             raise ValueError(next(iter(self.broken.values())))
 
     def measure(self, part: str) -> None:
         """Measure the pending views; see ``measure_view`` for ``part``."""
         for view in tqdm(self.pending, unit="view"):
-            try:
+            with self._noting(view):
                 self.measured.append((view, *measure_view(view, part)))
-            except ValueError as error:
-                self.broken[view.generated.name] = str(error)
+
+    @contextmanager
+    def _noting(self, view: View) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            self.broken[view.generated.name] = str(error)
 
     def score(self) -> PhysicsIQ:
         """The score of everything measured."""
@@ -100,26 +105,21 @@ class PhysicsIQReport:
 
     def save(self, stem: Path) -> list[Path]:
         """Write ``stem.csv``, a row for each view, and ``stem.json``, the score; returns both."""
-        paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
         rows = []
         for view, ours, takes in self.measured:
             physical = {f"physical_{name}": value for name, value in asdict(takes).items()}
             names = {"scenario": view.scenario, "perspective": view.perspective}
             rows.append({**names, **asdict(ours), **physical})
-        write_csv(paths[0], list(rows[0]), rows)
         counts = {"videos": len(rows), "absent": self.absent, "broken": self.broken}
-        write_json(paths[1], {**asdict(self.score()), **counts})
-        return paths
+        return write_results(stem, list(rows[0]), rows, {**asdict(self.score()), **counts})
 
     def text(self) -> str:
         """The score, then each measure beside that of the two takes."""
         score, absent = self.score(), self.absent
         lines = [f"Physics-IQ score: {score.score:.1f} of 100, {len(self.measured)} videos"]
         if absent:
-            lines.append(
-                f"not comparable with published scores: {len(absent)} first takes, such as {absent[0]}, "
-                "have no generated video"
-            )
+            which = f"{len(absent)} first takes, such as {absent[0]}"
+            lines.append(f"not comparable with published scores: {which}, have no generated video")
         for name, ours in asdict(score.generated).items():
             lines.append(f"{name}: {ours:.4f} (two takes: {getattr(score.physical, name):.4f})")
         return "\n".join(lines)
@@ -141,24 +141,21 @@ def find_views(generated: Path, reference: Path) -> PhysicsIQReport:
     for path in _list_videos("reference_videos", reference):
         match = _REFERENCE.fullmatch(path.name)
         if match is None:
-            raise ValueError(
-                "reference_videos: expected names like "
-                f"0001_testing-videos_30FPS_perspective-left_take-1_scenario.mp4, got {path.name}."
-            )
+            example = "0001_testing-videos_30FPS_perspective-left_take-1_scenario.mp4"
+            raise ValueError(f"reference_videos: expected names like {example}, got {path.name}.")
         takes[int(match["take"]) - 1][match["scenario"], match["view"]] = (match["id"], path)
-    first, second = takes
-    unknown = by_id.keys() - {identity for identity, _ in first.values()}
-    if unknown:
-        name = by_id[min(unknown)].name
-        raise ValueError(f"generated_videos: {name} does not begin with the id of a first take.")
     views, absent = [], []
-    for scene, (identity, path) in sorted(first.items(), key=lambda item: item[1]):
-        if scene not in second:
+    for scene, (identity, path) in sorted(takes[0].items(), key=lambda item: item[1]):
+        if scene not in takes[1]:
             raise ValueError(f"reference_videos: there is no second take of {path.name}.")
-        if identity in by_id:
-            views.append(View(*scene, by_id[identity], (path, second[scene][1])))
-        else:
+        ours = by_id.pop(identity, None)
+        if ours is None:
             absent.append(path.name)
+        else:
+            views.append(View(*scene, ours, (path, takes[1][scene][1])))
+    if by_id:
+        name = by_id[min(by_id)].name
+        raise ValueError(f"generated_videos: {name} does not begin with the id of a first take.")
     return PhysicsIQReport(views, absent)
 
 
@@ -169,28 +166,11 @@ def _list_videos(name: str, folder: Path) -> list[Path]:
     return paths
 
 
-def _probe(name: str, path: Path) -> VideoInfo:
-    try:
-        info = probe_video(path)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    if info.fps is None:
-        raise ValueError(f"{name}: {path.name} does not state its frame rate.")
-    wanted = round(SECONDS * info.fps)
-    if info.num_frames is not None and info.num_frames < wanted:
-        raise ValueError(f"{name}: expected {wanted} frames, {SECONDS} s, {path.name} has {info.num_frames}.")
-    return info
-
-
 def measure_view(view: View, part: str = "first") -> tuple[Measures, Measures]:
     """The generated video against the first take, and the second take against the first.
 
-    Args:
-        part: which five seconds of the generated video count; ``last`` if it begins with given frames.
-
-    Raises:
-        Unavailable: OpenCV is not installed.
-        ValueError: a video cannot be read or is too short.
+    ``part`` says which five seconds of the generated video count: ``last`` if it begins with given frames.
+    ValueError if a video cannot be read or is too short.
     """
     info = probe_video(view.takes[0])
     count = round(SECONDS * info.fps)

@@ -11,7 +11,7 @@ from ..naming import words_of
 from ..plots import Point, cache_over_time, distance_curves, reuse_map, step_distances, tradeoff
 from ..plots.race import Runner, finished_parts, write_race
 from ..trace import Trace
-from ..video import contact_sheet, read_video
+from ..video import Frames, contact_sheet, read_video
 from .runs import ModelRun, find_model_folders, find_model_runs
 from .sampling import folder_name
 from .tables import build_table, method_title
@@ -28,36 +28,29 @@ QUALITIES = {
 
 @dataclass(frozen=True)
 class Take:
-    """One video: the stem of its pictures' names, its trace, and its path if it exists."""
+    """One video: the stem of its pictures' names, its trace, and its path."""
 
     name: str
     trace: Trace
-    video: Path | None
+    video: Path
 
 
 @dataclass(frozen=True)
 class Album:
-    """The pictures of one folder.
+    """The pictures of one folder."""
 
-    Attributes:
-        folder: its name; empty: the output folder itself.
-        takes: one video by several methods, by label.
-        others: videos that are drawn alone.
-        quality: points of the trade-off, by measure.
-    """
-
-    folder: str
+    folder: str  # in the output folder; empty: that itself
     title: str
-    takes: Mapping[str, Take]
-    others: Sequence[Take] = ()
-    quality: Mapping[str, Sequence[Point]] = field(default_factory=dict)
+    takes: Mapping[str, Take]  # one video by several methods, by label
+    others: Sequence[Take] = ()  # drawn alone
+    quality: Mapping[str, Sequence[Point]] = field(default_factory=dict)  # of the trade-off, by measure
 
-    def videos(self) -> dict[str, Path]:
-        """Videos by label; ValueError if there is none."""
-        videos = {label: take.video for label, take in self.takes.items() if take.video is not None}
+    def frames(self) -> dict[str, Frames]:
+        """Frames by label; ValueError if there is no video."""
+        videos = {label: take.video for label, take in self.takes.items() if take.video.is_file()}
         if not videos:
             raise ValueError("there is no video beside the traces.")
-        return videos
+        return {label: read_video(video)[0] for label, video in videos.items()}
 
     def draw(self, output: Path) -> list[str]:
         """Draw everything that the traces and videos allow; returns paths, or why there is no picture."""
@@ -85,20 +78,18 @@ class Album:
         return lines
 
     def _draw_frames(self, path: Path) -> None:
-        videos = {label: read_video(video)[0] for label, video in self.videos().items()}
+        videos = self.frames()
         widest = max(frames.shape[2] for frames in videos.values())
         contact_sheet(videos, path, columns=12, scale=112 / widest, differences=True)
 
     def _write_race(self, path: Path) -> None:
-        runners = [
-            Runner(label, read_video(video)[0], finished_parts(self.takes[label].trace))
-            for label, video in self.videos().items()
-        ]
+        videos = self.frames().items()
+        runners = [Runner(name, frames, finished_parts(self.takes[name].trace)) for name, frames in videos]
         write_race(runners, self.title, path)
 
 
 def find_albums(run_dir: Path, prompt: str | None = None) -> list[Album]:
-    """An album for each model of a run of several methods; of another folder with traces, one.
+    """An album for each model of a run; of another folder with traces, one.
 
     Methods are compared by a video of ``prompt``; None: the first, or the one with most traces.
     """
@@ -117,11 +108,9 @@ def _read_run(run: ModelRun, prompt: str | None) -> Album:
     name = next((name for name in run.names if prompt in (None, prompts[name])), None)
     if name is None:
         raise ValueError(_unknown_prompt(prompt, prompts.values()))
-    takes = {}
-    for method in run.methods:
-        video = method.video(name)
-        video = video if video.is_file() else None
-        takes[method_title(method.method)] = Take(folder_name(method.method), method.trace(name), video)
+    takes = {
+        method_title(m.method): Take(folder_name(m.method), m.trace(name), m.video(name)) for m in run.methods
+    }
     panels = {}
     rows = build_table(run, ()).rows
     for key, title in QUALITIES.items():
@@ -148,7 +137,7 @@ def _read_traces(paths: Sequence[Path], prompt: str | None) -> Album:
         for path, trace in traces.items():
             name = path.name.removesuffix(".trace.json")
             places = (path.with_name(f"{name}.mp4"), path.parent.parent / "videos" / f"{name}.mp4")
-            take = Take(name, trace, next((place for place in places if place.is_file()), None))
+            take = Take(name, trace, next((place for place in places if place.is_file()), places[0]))
             if key != chosen:
                 others.append(take)
             elif methods.count(trace.method) == 1:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..user_files import read_text, reading
+from ..typed import as_type
+from ..user_files import read_json, read_text, reading
 
 #: Videos that VBench scores of each prompt, named ``{prompt}-{index}.mp4``.
 SAMPLES = 5
@@ -53,9 +53,9 @@ def read_prompts(folder: Path, dimension: str, augmented: Path | None = None) ->
 
     Args:
         folder: VBench's repository or package, or a folder of lists such as ``scene.txt``.
-        dimension: names separated by commas, or ``all`` that the folder has.
-        augmented: longer prompts for the model, one line for each of the benchmark's: a folder of lists such
-            as ``scene_longer.txt``, or the list of one dimension or of the whole benchmark."""
+        augmented: a folder of lists such as ``scene_longer.txt``, with a line for each of the benchmark's, or
+            the list of one dimension or of the whole benchmark.
+    """
     if not folder.is_dir():
         raise ValueError(f"vbench_prompt_dir: {folder} is not a folder.")
     info = find_full_info(folder)
@@ -69,11 +69,10 @@ def read_prompts(folder: Path, dimension: str, augmented: Path | None = None) ->
     if augmented is None:
         return prompts
     longer = _read_augmented(augmented, folder, chosen)
-    for prompt in prompts:
-        if prompt not in longer:
-            raise ValueError(f"augmented_prompts: {augmented} has no line for {prompt!r}.")
-        prompts[prompt] = longer[prompt]
-    return prompts
+    absent = next((prompt for prompt in prompts if prompt not in longer), None)
+    if absent is not None:
+        raise ValueError(f"augmented_prompts: {augmented} has no line for {absent!r}.")
+    return {prompt: longer[prompt] for prompt in prompts}
 
 
 def choose_dimensions(text: str, known: Iterable[str]) -> list[str]:
@@ -90,8 +89,12 @@ def choose_dimensions(text: str, known: Iterable[str]) -> list[str]:
 
 def find_full_info(folder: Path) -> Path | None:
     """``VBench_full_info.json`` of a repository or package; None if there is none."""
-    places = (folder / FULL_INFO, folder / "vbench" / FULL_INFO)
-    return next((path for path in places if path.is_file()), None)
+    return find_file((folder, folder / "vbench"), FULL_INFO)
+
+
+def find_file(places: Sequence[Path], *names: str) -> Path | None:
+    """The first of these files, place by place."""
+    return next((place / name for place in places for name in names if (place / name).is_file()), None)
 
 
 def read_full_info(path: Path) -> dict[str, list[str]]:
@@ -105,58 +108,45 @@ def read_full_info(path: Path) -> dict[str, list[str]]:
 
 def _read_entries(path: Path) -> list[tuple[str, list[str]]]:
     """Each prompt with its dimensions."""
-    with reading(path, f"a list in the format of {FULL_INFO}"):
-        entries = [(entry["prompt_en"], entry["dimension"]) for entry in json.loads(read_text(path, "JSON"))]
-        for prompt, dimensions in entries:
-            if not isinstance(dimensions, list):
-                raise TypeError(f"dimension: expected a list, got {dimensions!r}")
-            "".join([prompt, *dimensions]).encode()  # raises if one is not text
-    return entries
+    kind = f"a list in the format of {FULL_INFO}"
+    entries = read_json(path, list[dict[str, Any]], kind)
+    with reading(path, kind):
+        found = [(e["prompt_en"], as_type(e["dimension"], list[str], "dimension")) for e in entries]
+        "".join(prompt for prompt, _ in found).encode()  # raises if one is not text
+    return found
 
 
 def _read_lists(folder: Path) -> dict[str, list[str]]:
-    """Prompts by dimension from text files, in ``folder`` or where VBench keeps them."""
-    found = {}
-    for place in (folder, folder / "prompts_per_dimension", folder / "prompts" / "prompts_per_dimension"):
-        for name, dimension in DIMENSIONS.items():
-            path = place / f"{dimension.prompts}.txt"
-            if name not in found and path.is_file():
-                found[name] = _read_lines(path)
-    return found
+    places = (folder, folder / "prompts_per_dimension", folder / "prompts" / "prompts_per_dimension")
+    paths = {name: find_file(places, f"{dimension.prompts}.txt") for name, dimension in DIMENSIONS.items()}
+    return {name: _read_lines(path) for name, path in paths.items() if path is not None}
 
 
 def _read_lines(path: Path) -> list[str]:
     """Lines that are not blank; unlike ``splitlines``, this leaves Unicode's own separators in a prompt."""
-    lines = re.split(r"\r\n|\n|\r", read_text(path, "a list of prompts"))
+    lines = re.split(r"[\r\n]+", read_text(path, "a list of prompts"))
     return [line.strip() for line in lines if line.strip()]
 
 
 def _read_augmented(path: Path, folder: Path, lists: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The augmented prompt of each prompt; ``lists`` holds the chosen dimensions' prompts of ``folder``."""
+    """The augmented prompt of each prompt of the chosen dimensions' ``lists`` of ``folder``."""
     sources = {name: DIMENSIONS[name].prompts if name in DIMENSIONS else name for name in lists}
     if path.is_dir():
-        files = {name: _find_augmented(path, source) for name, source in sources.items()}
-        found = [(lists[name], _read_lines(file), file) for name, file in files.items()]
+        found, places = [], (path, path / "prompts_per_dimension_longer")
+        for name, source in sources.items():
+            file = find_file(places, f"{source}_longer.txt", f"{source}.txt")
+            if file is None:
+                raise ValueError(f"augmented_prompts: {path} has no {source}_longer.txt.")
+            found.append((lists[name], _read_lines(file), file))
     else:
         lines, whole = _read_lines(path), _read_whole_benchmark(folder)
         is_whole = len(whole) == len(lines) or len(set(sources.values())) > 1
         found = [(whole if is_whole else next(iter(lists.values())), lines, path)]
     for prompts, lines, file in found:
         if len(lines) != len(prompts):
-            raise ValueError(
-                f"augmented_prompts: expected {len(prompts)} prompts, one for each of the benchmark's, got "
-                f"{len(lines)} in {file}."
-            )
+            wanted = f"{len(prompts)} prompts, one for each of the benchmark's"
+            raise ValueError(f"augmented_prompts: expected {wanted}, got {len(lines)} in {file}.")
     return {prompt: line for prompts, lines, _ in found for prompt, line in zip(prompts, lines, strict=True)}
-
-
-def _find_augmented(folder: Path, source: str) -> Path:
-    places = [folder, folder / "prompts_per_dimension_longer"]
-    paths = [place / name for place in places for name in (f"{source}_longer.txt", f"{source}.txt")]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
-        raise ValueError(f"augmented_prompts: {folder} has no {source}_longer.txt.")
-    return found
 
 
 def _read_whole_benchmark(folder: Path) -> list[str]:
@@ -164,6 +154,5 @@ def _read_whole_benchmark(folder: Path) -> list[str]:
     path = find_full_info(folder)
     if path is not None:
         return [prompt for prompt, _ in _read_entries(path)]
-    places = (folder, folder / "prompts", folder.parent)
-    path = next((place / ALL_PROMPTS for place in places if (place / ALL_PROMPTS).is_file()), None)
+    path = find_file((folder, folder / "prompts", folder.parent), ALL_PROMPTS)
     return [] if path is None else _read_lines(path)

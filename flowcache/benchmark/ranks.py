@@ -31,22 +31,19 @@ class Rank:
 
 
 def list_devices(name: str, text: str) -> list[str]:
-    """Devices of this machine that the option ``name`` asks for.
-
-    ``text`` has numbers of GPUs, ``0,1,3``, or ``cpu``; empty: all GPUs, or the CPU if there are none.
-    """
+    """Devices that an option asks for: ``0,1,3``, ``cpu``, or, if empty, all GPUs, else the CPU."""
     text, found = text.strip(), torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text == "cpu" or (not text and not found):
         return ["cpu"]
-    numbers = [word.strip() for word in text.split(",")] if text else [str(n) for n in range(found)]
-    if not all(re.fullmatch(r"\d{1,4}", number) for number in numbers):
+    words = text.split(",") if text else [str(number) for number in range(found)]
+    if not all(re.fullmatch(r"\s*\d{1,4}\s*", word) for word in words):
         raise ValueError(f"{name}: expected cpu or numbers of GPUs, such as 0,1,3, got {text!r}.")
-    if len({int(number) for number in numbers}) < len(numbers):
+    numbers = [int(word) for word in words]
+    if len(set(numbers)) < len(numbers):
         raise ValueError(f"{name}: expected each GPU once, got {text!r}.")
-    absent = [number for number in numbers if int(number) >= found]
-    if absent:
-        raise ValueError(f"{name}: PyTorch finds {found} GPUs, counted from 0, got GPU {absent[0]}.")
-    return [f"cuda:{int(number)}" for number in numbers]
+    if max(numbers) >= found:
+        raise ValueError(f"{name}: PyTorch finds {found} GPUs, counted from 0, got GPU {max(numbers)}.")
+    return [f"cuda:{number}" for number in numbers]
 
 
 def device_of(rank: Rank, devices: Sequence[str]) -> str:
@@ -54,10 +51,8 @@ def device_of(rank: Rank, devices: Sequence[str]) -> str:
     if devices[0] == "cpu":
         return "cpu"
     if rank.local >= len(devices):
-        raise ValueError(
-            f"LOCAL_RANK: expected less than {len(devices)}, the number of GPUs, got {rank.local}; start "
-            "fewer processes, or name more GPUs."
-        )
+        wanted = f"less than {len(devices)}, the number of GPUs"
+        raise ValueError(f"LOCAL_RANK: expected {wanted}, got {rank.local}; start fewer processes.")
     return devices[rank.local]
 
 

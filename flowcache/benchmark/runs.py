@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..metrics.compare import METRICS, Comparison, Metric, compare_files, measure
+from ..metrics.compare import pair_up
 from ..trace import Trace
 from ..typed import as_type
 from ..user_files import read_json, read_text, reading
@@ -58,66 +58,80 @@ class MethodRun:
     def video(self, name: str) -> Path:
         return self.folder / self.records[name]["file"]
 
-    def report_path(self, reference: str) -> Path:
-        """Path of the comparison with another method's videos."""
-        return self.folder / f"closeness_to_{folder_name(reference)}.json"
-
     def comparison(self, reference: str) -> dict[str, Any] | None:
         """The comparison with another method's videos; None: not measured."""
-        kinds = {"missing": dict[str, str], "videos": dict[str, _VideoFigures]}
-        return _read_report(self.report_path(reference), kinds)
+        name = f"closeness_to_{folder_name(reference)}"
+        return self._read(name, missing=dict[str, str], videos=dict[str, _VideoFigures])
 
     def vbench(self) -> dict[str, Any] | None:
         """VBench's scores; None: not scored."""
-        scores = dict[str, float | None]
-        return _read_report(self.folder / "vbench.json", {"mean": scores, "totals": scores})
+        return self._read("vbench", mean=dict[str, float | None], totals=dict[str, float | None])
+
+    def _read(self, name: str, **kinds: Any) -> dict[str, Any] | None:
+        path, remedy = self.folder / f"{name}.json", "remove it to have it made again"
+        if not path.is_file():
+            return None
+        report = read_json(path, dict[str, Any], "a report", remedy)
+        with reading(path, "a report", remedy):
+            return {**report, **{key: as_type(report[key], kind, key) for key, kind in kinds.items()}}
 
 
 @dataclass(frozen=True)
 class ModelRun:
-    """One model's videos.
+    """One model's videos."""
 
-    Attributes:
-        model: its name, as in the paper.
-        settings: what all videos share, in words.
-        methods: those with any video, in their order; ratios are to the first.
-        absent: methods without a video so far.
-        names: samples that all ``methods`` have made.
-        unfinished: number of samples that only some of them have made.
-    """
-
-    model: str
-    settings: str
+    model: str  # its name, as in the paper
+    settings: str  # what all videos share
     folder: Path
-    methods: Sequence[MethodRun]
-    absent: Sequence[str]
-    names: Sequence[str]
-    unfinished: int
+    methods: Sequence[MethodRun]  # with any video, in their order; ratios are to the first
+    absent: Sequence[str]  # methods without a video so far
+    names: Sequence[str]  # samples that all ``methods`` have made
+    unfinished: int  # samples that only some of them have made
 
     @property
     def references(self) -> list[MethodRun]:
         """Methods that others are compared with: the first, and causal attention without reuse."""
         return [self.methods[0], *(run for run in self.methods[1:] if run.method == "causal")]
 
+    def measure(self, device: str, again: bool = False) -> None:
+        """Compare every method's videos with those of the references, if not done or ``again``."""
+        for reference in self.references:
+            for method in self.methods:
+                if method is not reference and (again or not self._is_compared(method, reference)):
+                    report = pair_up(reference.folder / "videos", method.folder / "videos")
+                    report.measure(device, keep_going=True)
+                    report.save(method.folder / f"closeness_to_{folder_name(reference.method)}")
+
+    def _is_compared(self, method: MethodRun, reference: MethodRun) -> bool:
+        """Whether every video has a figure; a broken one may be whole by now."""
+        videos = (method.comparison(reference.method) or {"videos": {}})["videos"]
+        found = [videos.get(method.video(name).name) for name in self.names]
+        return all(video and any(value is not None for value in video.mean.values()) for video in found)
+
+    def score(self, environment: tuple[Path, str], device: str, again: bool = False) -> None:
+        """Score every method's videos with VBench, if some are newer than its scores or ``again``."""
+        for method in self.methods:
+            report, names = method.vbench(), {method.video(name).name for name in self.names}
+            if again or report is None or not names <= set(report.get("looked_at", ())):
+                videos, results = method.folder / "videos", method.folder / "vbench_results"
+                report = score(environment, videos, results, list(DIMENSIONS), device)
+                report.save(method.folder / "vbench")
+
 
 def find_model_runs(run_dir: Path) -> list[ModelRun]:
     """The models of a run; warns of one without a sample that all methods have made, and leaves it out."""
     if not run_dir.is_dir():
         raise ValueError(f"run_dir: {run_dir} is not a folder.")
-    folders = find_model_folders(run_dir)
-    if not folders:
-        raise ValueError(
-            f"run_dir: {run_dir} has no {METHODS_FILE}; give a folder that scripts/reproduce_tables.sh or "
-            "sample_video.py --methods has written."
-        )
-    found = [_read_model(folder) for folder in folders]
-    runs = [run for run in found if isinstance(run, ModelRun)]
+    found = [_read_model(folder) for folder in find_model_folders(run_dir)]
     reasons = [run for run in found if isinstance(run, str)]
-    if not runs:
-        raise ValueError(reasons[0])
+    if len(reasons) == len(found):
+        needed = (
+            f"run_dir: {run_dir} has no {METHODS_FILE}; give a folder that scripts/reproduce_tables.sh or "
+        )
+        raise ValueError(reasons[0] if reasons else f"{needed}sample_video.py --methods has written.")
     for reason in reasons:
         logger.warning(reason)
-    return runs
+    return [run for run in found if isinstance(run, ModelRun)]
 
 
 def find_model_folders(run_dir: Path) -> list[Path]:
@@ -140,74 +154,21 @@ def _read_model(folder: Path) -> ModelRun | str:
     # the paper's methods before ours
     names = [first, *sorted(others, key=lambda m: m.startswith("flowcache") and ":paper-" not in m)]
     found = [_read_method(method, folder / folder_name(method)) for method in names]
-    methods = [run for run in found if run.records]
+    methods, absent = [run for run in found if run.records], [run.method for run in found if not run.records]
     every = list(dict.fromkeys(name for run in methods for name in run.records))
     common = [name for name in every if all(name in run.records for run in methods)]
     if not common or not found[0].records:
         return f"{folder} has no video that was made by all of {', '.join(content['ways'])}; run it again."
-    absent, shared = [run.method for run in found if not run.records], (content["model"], content["settings"])
-    return ModelRun(*shared, folder, methods, absent, common, len(every) - len(common))
+    unfinished = len(every) - len(common)
+    return ModelRun(content["model"], content["settings"], folder, methods, absent, common, unfinished)
 
 
 def _read_method(method: str, folder: Path) -> MethodRun:
     path = folder / "manifest.jsonl"
-    records = Manifest(path).records()
+    records = Manifest(path).read()[0]
     with reading(path, "a list of videos", "remove that line, and run it again"):
         for name, record in records.items():
             for key in ("prompt", "file", "trace", "started"):
                 as_type(record.get(key), str, f"{key} of {name}")
             as_type(record.get("environment"), dict[str, str], f"environment of {name}")
     return MethodRun(method, folder, records)
-
-
-def _read_report(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A report with keys of these types; None: there is no such file."""
-    if not path.is_file():
-        return None
-    remedy = "remove it to have it made again"
-    report = read_json(path, dict[str, Any], "a report", remedy)
-    with reading(path, "a report", remedy):
-        for key, kind in kinds.items():
-            as_type(report[key], kind, key)
-    return report
-
-
-def compare_methods(run: ModelRun, device: str, again: bool = False) -> None:
-    """Compare every method's videos with those of the references, if not done or ``again``."""
-    for reference in run.references:
-        for method in run.methods:
-            if method is not reference and (again or not _is_compared(run, method, reference)):
-                folders = (reference.folder / "videos", method.folder / "videos")
-                report = measure(*folders, METRICS, device, compare=_compare)
-                report.save(method.report_path(reference.method).with_suffix(""))
-
-
-def _compare(original: Path, generated: Path, metrics: Mapping[str, Metric], device: str) -> Comparison:
-    """Figures of a video; of a broken one, the reason."""
-    try:
-        return compare_files(original, generated, metrics, device)
-    except ValueError as error:
-        reason = str(error.__cause__ or error).rstrip(".")  # the cause names no argument
-        return Comparison(missing=dict.fromkeys(METRICS, f"{reason}; remove it and sample again."))
-
-
-def _is_compared(run: ModelRun, method: MethodRun, reference: MethodRun) -> bool:
-    """Whether every video has a figure; a broken one may be whole by now."""
-    report = method.comparison(reference.method)
-    if report is None:
-        return False
-    videos = [report["videos"].get(method.video(name).name, {"mean": {}}) for name in run.names]
-    return all(any(value is not None for value in video["mean"].values()) for video in videos)
-
-
-def score_vbench(run: ModelRun, environment: Path, base: str, device: str, again: bool = False) -> None:
-    """Score every method's videos with VBench, if some are newer than its scores or ``again``.
-
-    ``environment`` has VBench; it is made with the Python ``base`` if need be.
-    """
-    for method in run.methods:
-        report, names = method.vbench(), {method.video(name).name for name in run.names}
-        if again or report is None or not names <= set(report.get("looked_at", ())):
-            videos, results = method.folder / "videos", method.folder / "vbench_results"
-            report = score((environment, base), videos, results, list(DIMENSIONS), device)
-            report.save(method.folder / "vbench")

@@ -7,7 +7,7 @@
     settings.json  what all videos share
 
 Any number of processes may work in it at once; one that is killed leaves it readable. Meanwhile the folder
-also holds ``.locks`` and ``.unfinished``, which the last process removes.
+also holds ``.unfinished``, which the last process removes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..command_line import writable_folder
 from ..files import write_json
 from ..trace import Trace
 from ..user_files import read_json
-from .locks import Locks, locked
+from .locks import lock, locked
 from .samples import Sample, is_file_name, safe_name
 
 logger = logging.getLogger(__name__)
@@ -35,29 +35,17 @@ MAX_TRACE_BYTES = 230
 
 
 class Manifest:
-    """Records in a file of JSON lines, of which the newest of a name counts. Who appends must hold a lock.
-
-    A line that a killed process left unfinished is skipped, and the next one begins behind it.
-    """
+    """Records in a file of JSON lines, of which the newest of a name counts; without unfinished lines."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._position = path, 0
         self._records: dict[str, dict[str, Any]] = {}
         self._failures: dict[str, str] = {}
 
-    def records(self) -> dict[str, dict[str, Any]]:
-        """Records by name, without failures; includes what other processes have added since."""
-        self._read()
-        return self._records
-
-    def failures(self) -> dict[str, str]:
-        """Reasons of failures by name, if no record followed."""
-        self._read()
-        return self._failures
-
-    def _read(self) -> None:
+    def read(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        """Records, and reasons of failures that no record followed, by name; of all processes so far."""
         if not self._path.is_file():
-            return
+            return self._records, self._failures
         with self._path.open("rb") as file:
             file.seek(self._position)
             lines = file.read()
@@ -74,9 +62,10 @@ class Manifest:
                     self._failures.pop(name, None)
             except (ValueError, KeyError, TypeError, RecursionError):
                 logger.warning("%s: an unfinished or damaged line is skipped.", self._path)
+        return self._records, self._failures
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line; it is on the disk when this returns."""
+        """Add a line to the file on the disk; the caller holds a lock."""
         with self._path.open("a+b") as file:
             size = file.tell()
             file.seek(max(0, size - 1))
@@ -87,68 +76,71 @@ class Manifest:
 
 
 class SampleFolder:
-    """A folder of videos that share their settings.
+    """A folder of videos that share their settings: all that determines a video except the sample.
 
-    Args:
-        path: made if need be; nothing is written there before ``open``.
-        settings: everything that determines a video except the sample; plain values, as JSON has them.
-
-    Raises:
-        ValueError: it cannot be written to, or holds videos of other settings.
+    Nothing is written there before ``open``. ValueError if it cannot be written to, or holds videos of other
+    settings.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = writable_folder("base_save_path", path)
-        self.videos, self._traces, self._scratch = path / "videos", path / "traces", path / ".unfinished"
-        self._settings_file, self._manifest_file = path / "settings.json", path / "manifest.jsonl"
-        self._manifest = Manifest(self._manifest_file)
-        self.locks = Locks(path / ".locks", self._manifest_file, self._scratch)
-        self._settings = json.loads(json.dumps(settings))
-        if self._manifest.records():
+        self.videos, self._scratch, self._file = (
+            path / "videos",
+            path / ".unfinished",
+            path / "manifest.jsonl",
+        )
+        self._manifest, self._settings = Manifest(self._file), json.loads(json.dumps(settings))
+        if self._manifest.read()[0]:
             self._check_settings()
+
+    def locked(self, name: str, wait: bool = True) -> AbstractContextManager[bool]:
+        """Hold a lock of this folder; yields False if another process has it and ``wait`` is False."""
+        return locked(self._file, name, wait)
 
     @contextmanager
     def open(self) -> Iterator[None]:
         """Let this process make videos within the block; another run may have changed the settings since."""
-        with locked(self._manifest_file):
-            if self._manifest.records():
+        with self.locked("manifest"):
+            if self._manifest.read()[0]:
                 self._check_settings()
             else:  # the settings of a run that made nothing do not count
-                write_json(self._settings_file, self._settings)
-            for folder in (self.videos, self._traces):
+                write_json(self.path / "settings.json", self._settings)
+            for folder in (self.videos, self.path / "traces"):
                 folder.mkdir(exist_ok=True)
-        with self.locks:
-            yield
+        with self._file.open("a+b") as presence:
+            lock(presence, "process", shared=True)
+            try:
+                yield
+            finally:
+                if lock(presence, "process", wait=False):  # no other process is at work
+                    shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _check_settings(self) -> None:
-        saved = read_json(self._settings_file, dict[str, Any], "settings of videos")
-        self._check_same(saved, self._settings, "videos", "give another folder, or the same settings")
+        saved = read_json(self.path / "settings.json", dict[str, Any], "settings of videos")
+        self._check_same(saved, self._settings, "videos")
 
-    def _check_same(self, saved: Any, ours: Any, what: str, remedy: str) -> None:
+    def _check_same(self, saved: Any, ours: Any, what: str) -> None:
         difference = _first_difference(saved, ours)
         if difference is not None:
             key, there, here = difference
             raise ValueError(
                 f"base_save_path: {self.path} holds {what} of another {key} ({there!r} there, {here!r} "
-                f"here); {remedy}."
+                "here); give another folder, or the same settings."
             )
 
     def is_finished(self, sample: Sample) -> bool:
         """Whether its video exists and has a record; ValueError if it was made from something else."""
-        record = self._manifest.records().get(sample.name)
-        file = None if record is None else record.get("file")
+        record = self._manifest.read()[0].get(sample.name, {})
+        file = record.get("file")
         if not isinstance(file, str) or not (self.path / file).is_file():
             return False
-        saved = {key: record.get(key) for key in sample.as_dict()}
-        self._check_same(saved, sample.as_dict(), f"a video {sample.name}", "give another folder")
+        ours = sample.as_dict()
+        self._check_same({key: record.get(key) for key in ours}, ours, f"a video {sample.name}")
         return True
 
     @contextmanager
     def scratch(self, sample: Sample) -> Iterator[Path]:
-        """A path to write a sample's video to, in a folder of its own that is removed afterwards.
-
-        The caller holds the sample's lock; what a killed process left is removed first.
-        """
+        """A path to write a sample's video to, in an empty folder that is removed afterwards."""
         folder = self._scratch / sample.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -161,28 +153,26 @@ class SampleFolder:
         """Store a video and its trace, then the manifest's line with ``details``, in this order."""
         name = sample.name if is_file_name(sample.name, MAX_TRACE_BYTES) else safe_name(sample.name)
         places = {"file": f"videos/{sample.name}{video.suffix}", "trace": f"traces/{name}.trace.json"}
-        with locked(self._manifest_file):
+        with self.locked("manifest"):
             self._check_settings()
             trace.save(self.path / places["trace"])
             os.replace(video, self.path / places["file"])
             self._manifest.append({**sample.as_dict(), **places, "settings": self._settings, **details})
 
     def note_failure(self, sample: Sample, reason: str) -> None:
-        """Record why a video could not be made, for all processes and the next run."""
-        with locked(self._manifest_file):
+        """Record why a video could not be made."""
+        with self.locked("manifest"):
             self._manifest.append({**sample.as_dict(), "error": reason})
 
     def failure(self, sample: Sample) -> str | None:
         """Why the newest attempt to make a video failed; None if it did not."""
-        return self._manifest.failures().get(sample.name)
+        return self._manifest.read()[1].get(sample.name)
 
 
 def _first_difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | None:
     """The first key, in alphabetical order, at which two trees of values differ, and both values."""
     if not isinstance(there, dict) or not isinstance(here, dict):
         return None if there == here else (key, there, here)
-    for name in sorted(there.keys() | here.keys()):
-        found = _first_difference(there.get(name), here.get(name), f"{key}.{name}".lstrip("."))
-        if found is not None:
-            return found
-    return None
+    names = sorted(there.keys() | here.keys())
+    found = (_first_difference(there.get(n), here.get(n), f"{key}.{n}".lstrip(".")) for n in names)
+    return next(filter(None, found), None)

@@ -8,7 +8,7 @@ import io
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..command_line import one_line
 from ..naming import words_of
 from ..shipped import shipped
 from ..user_files import expand_path, read_text, reading
-from .prompts import SAMPLES, read_prompts
+from .prompts import SAMPLES, find_file, read_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +27,10 @@ MAX_SAMPLES = 10_000
 #: Prompts that the small checkpoints know, in VBench's format.
 SMALL_PROMPTS = shipped("assets/vbench_small")
 
+PATHS = ("vbench_prompt_dir", "augmented_prompts", "physicsiq_data_dir", "descriptions_file")
 #: Benchmarks, and the options that only one of them reads.
-BENCHMARKS = {
-    "vbench": ("vbench_prompt_dir", "dimension", "samples", "augmented_prompts"),
-    "physicsiq": ("physicsiq_data_dir", "descriptions_file"),
-}
-PATHS = ("base_save_path", "vbench_prompt_dir", "augmented_prompts", "physicsiq_data_dir")
-PATHS += ("descriptions_file",)
+BENCHMARKS = {"vbench": ("dimension", "samples", *PATHS[:2]), "physicsiq": PATHS[2:]}
 
-_TABLES = ("descriptions.csv", "descriptions_original.csv")
 _COLUMNS = ("scenario", "description", "generated_video_name")
 _SCENARIO = re.compile(r"(?P<id>\d{4})_(?P<rest>perspective-[a-z]+_take-1_.+)\.mp4")
 
@@ -52,21 +47,14 @@ class SamplesFailed(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """A video to make.
+    """A video to make."""
 
-    Attributes:
-        name: file name without suffix.
-        image: first frame.
-        video: video to continue.
-        original: the benchmark's prompt if ``prompt`` is an augmented one.
-    """
-
-    name: str
+    name: str  # of the file, without suffix
     prompt: str
     seed: int
-    image: Path | None = None
-    video: Path | None = None
-    original: str | None = None
+    image: Path | None = None  # first frame
+    video: Path | None = None  # to continue
+    original: str | None = None  # the benchmark's prompt if ``prompt`` is an augmented one
 
     def __post_init__(self) -> None:
         if not is_file_name(self.name):
@@ -76,10 +64,10 @@ class Sample:
 
     def as_dict(self) -> dict[str, Any]:
         """What identifies the sample in the manifest; plain values."""
-        given = {"image": self.image, "video": self.video}
-        sources = {key: None if path is None else str(path) for key, path in given.items()}
-        augmented = {} if self.original is None else {"original": self.original}
-        return {"name": self.name, "prompt": self.prompt, "seed": self.seed, **sources, **augmented}
+        values = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
+        if self.original is None:
+            del values["original"]
+        return values
 
 
 def is_file_name(name: str, max_bytes: int = MAX_NAME_BYTES) -> bool:
@@ -122,16 +110,15 @@ class BenchmarkOptions:
     def __post_init__(self) -> None:
         if self.benchmark not in BENCHMARKS:
             raise ValueError(f"benchmark: expected one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}.")
-        defaults = {f.name: f.default for f in fields(self)}
         for benchmark, keys in BENCHMARKS.items():
-            given = [key for key in keys if getattr(self, key) != defaults[key]]
+            given = [key for key in keys if getattr(self, key) != getattr(type(self), key)]
             if given and benchmark != self.benchmark:
                 raise ValueError(f"{given[0]}: only benchmark {benchmark} reads it; leave it out.")
         if self.start < 0 or (self.end is not None and self.end <= self.start):
             raise ValueError(f"start: expected at least 0 and below end, got {self.start} and {self.end}.")
         if not 1 <= self.samples <= MAX_SAMPLES:
             raise ValueError(f"samples: expected 1 to {MAX_SAMPLES}, got {self.samples}.")
-        for name in PATHS:
+        for name in ("base_save_path", *PATHS):
             expand_path(getattr(self, name), name)
 
     def devices_text(self, environment: Mapping[str, str]) -> tuple[str, str]:
@@ -149,35 +136,35 @@ class BenchmarkOptions:
         """
         if self.benchmark == "vbench":
             return self._list_prompts(seed, small)
-        if not self.physicsiq_data_dir:
+        folder = self._path("physicsiq_data_dir")
+        if folder is None:
             raise ValueError("physicsiq_data_dir: expected the folder of Physics-IQ's videos, got none.")
-        table = Path(self.descriptions_file).expanduser() if self.descriptions_file else None
-        scenes = find_scenes(Path(self.physicsiq_data_dir).expanduser(), table, fps, seed)
-        return list(self._part("scenes", scenes))
+        return self._part("scenes", find_scenes(folder, self._path("descriptions_file"), fps, seed))
 
     def _list_prompts(self, seed: int, small: bool) -> list[Sample]:
-        folder = Path(self.vbench_prompt_dir).expanduser() if self.vbench_prompt_dir else None
+        folder, augmented = self._path("vbench_prompt_dir"), self._path("augmented_prompts")
         if folder is None and not small:
-            raise ValueError(
-                "vbench_prompt_dir: expected VBench's repository, prompts folder or package, got none."
-            )
-        augmented = Path(self.augmented_prompts).expanduser() if self.augmented_prompts else None
+            raise ValueError("vbench_prompt_dir: expected VBench's repository, prompts or package, got none.")
         found = read_prompts(folder or SMALL_PROMPTS, self.dimension, augmented)
         prompts = dict(self._part("prompts", list(found.items())))
         longest = f"-{self.samples - 1}"
         names = {p: p if is_file_name(p + longest) else safe_name(p) for p in prompts}
-        renamed = [prompt for prompt, name in names.items() if name != prompt]
+        renamed = [f"{name}-0.mp4 of {prompt!r}" for prompt, name in names.items() if name != prompt]
         if renamed:
             logger.warning(
-                "VBench does not find the videos of %d prompts that cannot be file names, such as %s-0.mp4 "
-                "of %r; manifest.jsonl has the prompt of each.",
-                *(len(renamed), names[renamed[0]], renamed[0]),
+                "VBench does not find the videos of %d prompts that cannot be file names, such as %s; "
+                "manifest.jsonl has the prompt of each.",
+                *(len(renamed), renamed[0]),
             )
         return [
             Sample(f"{names[prompt]}-{i}", given, seed + i, original=None if augmented is None else prompt)
             for prompt, given in prompts.items()
             for i in range(self.samples)
         ]
+
+    def _path(self, name: str) -> Path | None:
+        text = getattr(self, name)
+        return Path(text).expanduser() if text else None
 
     def _part(self, kind: str, items: Sequence[Any]) -> Sequence[Any]:
         if self.start >= len(items):
@@ -197,55 +184,39 @@ def find_scenes(folder: Path, table: Path | None, fps: float, seed: int) -> list
     """The first takes of Physics-IQ (github.com/google-deepmind/physics-IQ-benchmark), in the order of ids.
 
     Args:
-        folder: with ``split-videos/``, in which the videos to continue lie by rate, or the parent of such a
-            ``physics-IQ-benchmark/``, as the original code expects.
+        folder: with ``split-videos/``, or the parent of such a ``physics-IQ-benchmark/``.
         table: CSV of scenario, description and name of the video to generate; None: in or beside ``folder``.
-        fps: preferred rate; else the highest is taken."""
+        fps: preferred rate of the videos to continue; else the highest is taken.
+    """
     if not folder.is_dir():
         raise ValueError(f"physicsiq_data_dir: {folder} is not a folder.")
     inner = folder / "physics-IQ-benchmark"
     folder = inner if inner.is_dir() else folder
-    videos = _conditioning_folder(folder, fps)
-    rate = videos.name.removesuffix("FPS")
-    scenes = {}
-    for row in _read_table(table or _find_table(folder)):
-        match = _SCENARIO.fullmatch(row["scenario"])
-        if match is None:  # a second take, which serves for comparison only
-            continue
-        name, identity = row["generated_video_name"].removesuffix(".mp4"), match["id"]
-        if not name.startswith(f"{identity}_"):
-            raise ValueError(
-                f"descriptions_file: expected a name with its scenario's id {identity}, got {name}."
-            )
-        video = videos / f"{identity}_conditioning-videos_{rate}FPS_{match['rest']}.mp4"
-        scenes[identity] = Sample(name, row["description"], seed, video=video)
-    if not scenes:
-        raise ValueError(
-            "descriptions_file: expected first takes such as 0001_perspective-left_take-1_x.mp4, got none."
-        )
-    return [scenes[identity] for identity in sorted(scenes)]
-
-
-def _conditioning_folder(folder: Path, fps: float) -> Path:
-    """The folder of the videos to continue."""
-    split = folder / "split-videos"
-    found = [*split.glob("conditioning/*FPS"), *split.glob("conditioning-videos/*FPS")]
+    found = folder.glob("split-videos/conditioning*/*FPS")
     rates = {int(p.name[:-3]): p for p in found if p.name[:-3].isdecimal() and p.is_dir()}
     if not rates:
         raise ValueError(f"physicsiq_data_dir: {folder} has no split-videos/conditioning/{fps:g}FPS.")
     rate = round(fps) if round(fps) in rates else max(rates)
     if rate != round(fps):
         logger.warning("Physics-IQ: there are no videos of %g FPS; those of %d are resampled.", fps, rate)
-    return rates[rate]
-
-
-def _find_table(folder: Path) -> Path:
-    places = (folder, folder / "descriptions", folder.parent, folder.parent / "descriptions")
-    paths = (place / name for place in places for name in _TABLES)
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
+    if table is None:
+        places = (folder, folder / "descriptions", folder.parent, folder.parent / "descriptions")
+        table = find_file(places, "descriptions.csv", "descriptions_original.csv")
+    if table is None:
         raise ValueError(f"physicsiq_data_dir: {folder} has no descriptions.csv; give descriptions_file.")
-    return found
+    scenes = {}
+    for row in _read_table(table):
+        match = _SCENARIO.fullmatch(row["scenario"])
+        if match is None:  # a second take, which serves for comparison only
+            continue
+        name, identity = row["generated_video_name"].removesuffix(".mp4"), match["id"]
+        if not name.startswith(f"{identity}_"):
+            raise ValueError(f"descriptions_file: expected a name with scenario id {identity}, got {name}.")
+        video = rates[rate] / f"{identity}_conditioning-videos_{rate}FPS_{match['rest']}.mp4"
+        scenes[identity] = Sample(name, row["description"], seed, video=video)
+    if not scenes:
+        raise ValueError("descriptions_file: expected takes as 0001_perspective-left_take-1_x.mp4, got none.")
+    return [scenes[identity] for identity in sorted(scenes)]
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:

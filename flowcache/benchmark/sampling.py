@@ -16,19 +16,20 @@ import gc
 import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from ..environment import repository_commit
 from ..files import write_json
-from ..trace import Trace
+from ..sampler import Sampler
 from ..typed import as_type
 from ..user_files import read_json, reading
 from .ranks import Rank, start_on_all
@@ -42,28 +43,6 @@ METHODS_FILE = "ways.json"
 MAX_FAILURES_IN_A_ROW = 10
 #: Errors that the next sample would meet as well: full disk, exceeded quota, read-only file system.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class Sampler(Protocol):
-    """A model with a method: makes videos that differ in their samples only."""
-
-    method: str
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Everything that determines a video except the sample; plain values, as JSON has them."""
-
-    def check(self, sample: Sample) -> None:
-        """Raise ValueError with one sentence for a sample that cannot be made; reads no weights."""
-
-    def load(self) -> None:
-        """Read the weights; called once."""
-
-    def adopt(self, other: Any) -> None:
-        """Share the weights of another sampler of the same model, instead of ``load``."""
-
-    def generate(self, sample: Sample, path: Path) -> Trace:
-        """Make a sample's video and write it to ``path``."""
 
 
 def folder_name(method: str) -> str:
@@ -81,41 +60,28 @@ def read_methods(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """A benchmark's samples, the methods that make them, and the folder of the results.
+    """A benchmark's samples, the methods that make them, and the folder of the results."""
 
-    Attributes:
-        model: its name, as in the paper.
-        description: what all videos share, in words.
-        output: folder of the results.
-        samplers: by method, such as ``flowcache:fast``.
-        keep_going: make the other samples if some cannot be made.
-        compare: whether each method has its own folder in ``output``; None: if there are several.
-    """
-
-    model: str
-    description: str
+    model: str  # its name, as in the paper
+    description: str  # what all videos share
     output: Path
-    samplers: Mapping[str, Sampler]
+    samplers: Mapping[str, Sampler]  # by method, such as ``flowcache:fast``
     samples: Sequence[Sample]
     rank: Rank = field(default_factory=Rank)
-    keep_going: bool = False
-    compare: bool | None = None
+    keep_going: bool = False  # make the other samples if some cannot be made
+    compare: bool = False  # each method has its own folder in ``output``
     folders: dict[str, SampleFolder] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.compare is None:
-            object.__setattr__(self, "compare", len(self.samplers) > 1)
         for method, sampler in self.samplers.items():
             path = self.output / folder_name(method) if self.compare else self.output
             self.folders[method] = SampleFolder(path, sampler.settings)
 
     def check(self) -> None:
         """Raise ValueError for what cannot be made before any weight is read; write the list of methods."""
-        names: set[str] = set()
-        for sample in self.samples:
-            if sample.name in names:
-                raise ValueError(f"samples: two share the name {sample.name}.")
-            names.add(sample.name)
+        name, count = Counter(sample.name for sample in self.samples).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"samples: two share the name {name}.")
         reasons = {}
         for method, sample in self._unfinished():
             try:
@@ -128,17 +94,15 @@ class Sampling:
                 "make the others with --keep_going:",
                 reasons,
             )
-        if self.compare:
-            self._write_methods()
-
-    def _write_methods(self) -> None:
+        if not self.compare:
+            return
         path, methods = self.output / METHODS_FILE, list(self.samplers)
         if path.is_file():
             saved = read_methods(self.output)
-            if (saved["model"], saved["settings"]) != (self.model, self.description):
+            theirs = f"{saved['model']}, {saved['settings']}"
+            if theirs != f"{self.model}, {self.description}":
                 raise ValueError(
-                    f"base_save_path: {self.output} holds videos of {saved['model']}, {saved['settings']}; "
-                    "give another folder."
+                    f"base_save_path: {self.output} has videos of {theirs}; give another folder."
                 )
             methods = list(dict.fromkeys([*saved["ways"], *methods]))
         write_json(path, {"model": self.model, "settings": self.description, "ways": methods})
@@ -150,12 +114,9 @@ class Sampling:
 
     def failures(self) -> dict[Path, str]:
         """Why the newest attempt at a video failed, by the path of the absent video."""
-        reasons = {}
-        for method, sample in self._unfinished():
-            reason = self.folders[method].failure(sample)
-            if reason is not None:
-                reasons[self.folders[method].videos / f"{sample.name}.mp4"] = reason
-        return reasons
+        found = [(self.folders[method], sample) for method, sample in self._unfinished()]
+        reasons = {folder.videos / f"{sample.name}.mp4": folder.failure(sample) for folder, sample in found}
+        return {path: reason for path, reason in reasons.items() if reason is not None}
 
     def run(self) -> str:
         """Make this process's share and what others left; returns a report.
@@ -165,43 +126,36 @@ class Sampling:
         Raises:
             SamplesFailed: some videos could not be made.
         """
-        made = in_a_row = 0
+        made, in_a_row, folders = 0, 0, list(self.folders.values())
         with ExitStack() as stack:
-            for folder in self.folders.values():
+            for folder in folders:
                 stack.enter_context(folder.open())
-            names = {sample.name for _, sample in self._unfinished()}
-            todo = [sample for sample in self.samples if sample.name in names]
+            todo = list(dict.fromkeys(sample for _, sample in self._unfinished()))
             # samples that failed before come last, so that they cannot keep the others from being made
-            failed = [folder.failure for folder in self.folders.values()]
-            todo.sort(key=lambda sample: any(failure(sample) is not None for failure in failed))
+            todo.sort(key=lambda sample: any(folder.failure(sample) is not None for folder in folders))
             share = todo[self.rank.index :: self.rank.count]
             if share:
-                self._load()
-                own = {sample.name for sample in share}
-                made, in_a_row = self._make([*share, *(s for s in reversed(todo) if s.name not in own)])
+                first, *others = self.samplers.values()
+                with folders[0].locked(f"load {socket.gethostname()}"):
+                    first.load()
+                for other in others:
+                    other.adopt(first)
+                made, in_a_row = self._make(list(dict.fromkeys([*share, *reversed(todo)])))
             if self.failures():
                 # torchrun ends all processes with the first that fails: wait for the others' videos
                 for method, sample in self._unfinished():
-                    with self.folders[method].locks.hold(f"sample {sample.name}"):
+                    with self.folders[method].locked(f"sample {sample.name}"):
                         pass
             failures = self.failures()
         total = len(self.samples) * len(self.samplers)
-        report = (
-            f"rank {self.rank.index} made {made} videos; {total - len(self._unfinished())} of {total} exist"
-        )
+        exist = total - len(self._unfinished())
+        report = f"rank {self.rank.index} made {made} videos; {exist} of {total} exist"
         if in_a_row >= MAX_FAILURES_IN_A_ROW:
             report += f"; stopped after {in_a_row} failures in a row"
         if failures:
             raise SamplesFailed(f"{report}; the same command tries again what failed:", failures)
-        place = self.output if self.compare else self.output / "videos"
-        return f"{report}\n{'folder' if self.compare else 'videos'}: {place}"
-
-    def _load(self) -> None:
-        first, *others = self.samplers.values()
-        with next(iter(self.folders.values())).locks.hold(f"load {socket.gethostname()}"):
-            first.load()
-        for other in others:
-            other.adopt(first)
+        place = f"folder: {self.output}" if self.compare else f"videos: {self.output / 'videos'}"
+        return f"{report}\n{place}"
 
     def _make(self, samples: Sequence[Sample]) -> tuple[int, int]:
         """Number of videos that this process made, and of failures in a row at the end."""
@@ -223,7 +177,7 @@ class Sampling:
     def _make_unless_taken(self, method: str, sample: Sample) -> bool | None:
         """Whether the video could be made; None: it exists, or another process makes it."""
         folder = self.folders[method]
-        with folder.locks.hold(f"sample {sample.name}", wait=False) as free:
+        with folder.locked(f"sample {sample.name}", wait=False) as free:
             if not free or folder.is_finished(sample):
                 return None
             started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
@@ -238,13 +192,9 @@ class Sampling:
                     logger.warning("%s failed: %s", sample.name, reason, exc_info=None if expected else error)
                     folder.note_failure(sample, reason)
                 else:
-                    details = {
-                        "started": started,
-                        "seconds": time.perf_counter() - clock,
-                        "seconds_by_stage": trace.seconds,
-                        "rank": self.rank.index,
-                        "environment": {**trace.environment, "commit": repository_commit()},
-                    }
+                    details = {"started": started, "seconds": time.perf_counter() - clock}
+                    details |= {"seconds_by_stage": trace.seconds, "rank": self.rank.index}
+                    details["environment"] = {**trace.environment, "commit": repository_commit()}
                     folder.keep(sample, path, trace, details)
                     return True
         if torch.cuda.is_available():  # the error, which is gone by now, referred to tensors on the GPU

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from math import prod
 from pathlib import Path
 from statistics import mean, median
 
-from ..files import write_atomically, write_csv, write_json
-from ..markdown import markdown_table
+from ..files import write_atomically
+from ..markdown import markdown_table, write_results
 from ..trace import Trace
 from .paper_flops import PETA, PaperFlops
 from .prompts import DIMENSIONS
@@ -66,22 +65,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A model's table, as ``tables.json`` has it.
-
-    Attributes:
-        prompts: number of prompts that all methods have made videos of.
-        videos: number of videos of each method.
-        missing: why a column lacks figures, by title; each reason once.
-    """
+    """A model's table, as ``tables.json`` has it."""
 
     model: str
     weights: str
     settings: str
-    prompts: int
-    videos: int
+    prompts: int  # that all methods have made videos of
+    videos: int  # of each method
     rows: Sequence[Row]
     columns: Sequence[Column]
-    missing: Mapping[str, Sequence[str]]
+    missing: Mapping[str, Sequence[str]]  # why a column lacks figures, by title; each reason once
     notes: Sequence[str]
     commits: Sequence[str]
     hardware: Sequence[str]
@@ -96,37 +89,29 @@ def method_title(method: str) -> str:
 
 
 def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
-    """A model's table; ``papers`` may have one of this model.
-
-    Raises:
-        ValueError: a file of the run is missing or broken.
-    """
+    """A model's table, beside that of ``papers``; ValueError if a file of the run is missing or broken."""
     paper = next((paper for paper in papers if paper.model == run.model), None)
     first, *others = run.references
     columns = [*COLUMNS]
-    for method in (other.method for other in others):
-        columns.append(Column(f"psnr_to_{method}", f"PSNR to {method}, dB", "{:.2f}"))
-        columns.append(Column(f"ssim_to_{method}", f"SSIM to {method}", "{:.4f}"))
+    for name in (other.method for other in others):
+        columns.append(Column(f"psnr_to_{name}", f"PSNR to {name}, dB", "{:.2f}"))
+        columns.append(Column(f"ssim_to_{name}", f"SSIM to {name}", "{:.4f}"))
     base = [first.trace(name) for name in run.names]
     rows, reasons = [], {}
     for method in run.methods:
         traces = [method.trace(name) for name in run.names]
-        measured: dict[str, float | None] = _read_traces(traces, base)
-        figures = {"speedup": partial(_read_speedup, run, method, traces, base)}
-        figures["vbench"] = partial(_read_vbench, method)
+        figures = {**_read_traces(traces, base), "vbench": _read_vbench(method)}
+        figures["speedup"] = _read_speedup(run, method, traces, base)
         for reference in run.references:
             suffix = "" if reference is first else f"_to_{reference.method}"
             for metric in ("lpips", "ssim", "psnr"):
-                figures[metric + suffix] = partial(_read_comparison, run, method, reference, metric)
-        for key, read in figures.items():
-            try:
-                measured[key] = read()
-            except _NoFigure as reason:
-                measured[key] = None
-                if str(reason):
-                    reasons.setdefault(key, {})[str(reason).rstrip(".")] = None
+                figures[metric + suffix] = _read_comparison(run, method, reference, metric)
+        for key, reason in figures.items():
+            if isinstance(reason, str):
+                figures[key] = None
+                reasons.setdefault(key, {})[reason.rstrip(".")] = None
         stated = _read_paper(paper, method.method)
-        rows.append(Row(method.method, method_title(method.method), measured, stated, _split_flops(traces)))
+        rows.append(Row(method.method, method_title(method.method), figures, stated, _split_flops(traces)))
     records = [method.records[name] for method in run.methods for name in run.names]
     machines = [record["environment"] for record in records]
     path = Path(base[0].settings.get("model") or "unknown")
@@ -149,11 +134,11 @@ def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
     )
 
 
-class _NoFigure(Exception):
-    """Why a method has no figure in a column; empty: none is expected."""
+#: A figure, or why a method has none in a column; None: none is expected.
+Figure = float | str | None
 
 
-def _read_traces(traces: Sequence[Trace], base: Sequence[Trace]) -> dict[str, float | None]:
+def _read_traces(traces: Sequence[Trace], base: Sequence[Trace]) -> dict[str, Figure]:
     pairs = zip(base, traces, strict=True)
     return {
         "pflops": mean(trace.flops["actual"] for trace in traces) / PETA,
@@ -164,40 +149,41 @@ def _read_traces(traces: Sequence[Trace], base: Sequence[Trace]) -> dict[str, fl
     }
 
 
-def _read_speedup(run: ModelRun, method: MethodRun, traces: Sequence[Trace], base: Sequence[Trace]) -> float:
+def _read_speedup(run: ModelRun, method: MethodRun, traces: Sequence[Trace], base: Sequence[Trace]) -> Figure:
     """Median over the samples whose videos both were made on the same kind of machine."""
     first, ratios = run.methods[0], []
     for name, theirs, ours in zip(run.names, base, traces, strict=True):
         machines = {_describe_machine(m.records[name]["environment"]) for m in (first, method)}
         ratios += [theirs.seconds["denoise"] / ours.seconds["denoise"]] if len(machines) == 1 else []
-    if not ratios:
-        raise _NoFigure(f"no prompt was run by {method.method} and {first.method} on like machines")
-    return median(ratios)
+    missing = f"no prompt was run by {method.method} and {first.method} on like machines"
+    return median(ratios) if ratios else missing
 
 
-def _read_vbench(method: MethodRun) -> float:
+def _read_vbench(method: MethodRun) -> Figure:
     scores = method.vbench()
     if scores is None:
-        raise _NoFigure("no environment given")
-    if scores["totals"]["total"] is None:
-        there = sum(score is not None for score in scores["mean"].values())
-        raise _NoFigure(f"the total needs all {len(DIMENSIONS)} dimensions, {there} are scored")
-    return scores["totals"]["total"]
+        return "no environment given"
+    there = sum(score is not None for score in scores["mean"].values())
+    missing = f"the total needs all {len(DIMENSIONS)} dimensions, {there} are scored"
+    total = scores["totals"].get("total")
+    return missing if total is None else total
 
 
-def _read_comparison(run: ModelRun, method: MethodRun, reference: MethodRun, metric: str) -> float:
+def _read_comparison(run: ModelRun, method: MethodRun, reference: MethodRun, metric: str) -> Figure:
     """Mean over the videos."""
     if method is reference:
-        raise _NoFigure(f"only {method.method} was run" if len(run.methods) == 1 else "")
-    report = method.comparison(reference.method)
-    if report is None:
-        raise _NoFigure("not measured")
-    values = []
+        return f"only {method.method} was run" if len(run.methods) == 1 else None
+    report, values = method.comparison(reference.method), []
     for name in run.names:
-        video = report["videos"].get(method.video(name).name, {"mean": {}, "missing": {}})
-        values.append(video["mean"].get(metric))
+        video = report and report["videos"].get(method.video(name).name)
+        values.append(video and video.mean.get(metric))
         if values[-1] is None:
-            raise _NoFigure(report["missing"].get(metric) or video["missing"].get(metric) or "not measured")
+            reasons = [
+                found.get(metric)
+                for found in (report and report["missing"], video and video.missing)
+                if found
+            ]
+            return next(filter(None, reasons), "not measured")
     return mean(values)
 
 
@@ -229,8 +215,8 @@ def _describe_machine(machine: Mapping[str, str]) -> str:
 
 def save_tables(tables: Sequence[Table], stem: Path, commands: Sequence[str]) -> list[Path]:
     """Write ``stem.md``, ``stem.csv`` and ``stem.json``; ``commands`` made the run."""
-    paths = [Path(f"{stem}{suffix}") for suffix in (".md", ".csv", ".json")]
-    write_atomically(paths[0], f"{format_tables(tables, commands)}\n".encode())
+    text = Path(f"{stem}.md")
+    write_atomically(text, f"{format_tables(tables, commands)}\n".encode())
     columns = list(dict.fromkeys(column.key for table in tables for column in table.columns))
     names = ["model", "weights", "prompts", "videos", "way", *columns]
     names += [*(f"paper_{key}" for key in columns), *(f"split_{key}" for key in SPLIT)]
@@ -242,16 +228,15 @@ def save_tables(tables: Sequence[Table], stem: Path, commands: Sequence[str]) ->
             for prefix, more in (("paper", row.paper), ("split", row.split)):
                 figures |= {f"{prefix}_{key}": value for key, value in more.items()}
             rows.append({**shared, "way": row.way, **figures})
-    write_csv(paths[1], names, rows)
-    write_json(paths[2], {"commands": list(commands), "tables": [asdict(table) for table in tables]})
-    return paths
+    content = {"commands": list(commands), "tables": list(map(asdict, tables))}
+    return [text, *write_results(stem, names, rows, content)]
 
 
 def format_tables(tables: Sequence[Table], commands: Sequence[str]) -> str:
     """All tables in Markdown, with what the reader must know."""
-    parts = [*(f"`{command}`" for command in commands), *map(_format_table, tables), NOTE]
     on_cpu = any(", cpu" in hardware for table in tables for hardware in table.hardware)
-    return "\n\n".join([*parts, *([CPU_NOTE] if on_cpu else [])])
+    notes = [NOTE, CPU_NOTE] if on_cpu else [NOTE]
+    return "\n\n".join([*(f"`{command}`" for command in commands), *map(_format_table, tables), *notes])
 
 
 def _format_table(table: Table) -> str:
@@ -282,8 +267,11 @@ def _format_table(table: Table) -> str:
     sections += ["\n".join(notes)] if notes else []
     # of a model that gains nothing by live chunks or the cache, the split says nothing new
     if any(row.split["live_only"] > 1 or row.split["causal"] > 1 for row in table.rows):
-        parts = [(row.title, *(row.split[key] for key in SPLIT)) for row in table.rows[1:]]
-        rows = [[title, *map(_format_factor, (*factors, prod(factors)))] for title, *factors in parts]
+        rows = []
+        for row in table.rows[1:]:
+            factors = [row.split[key] for key in SPLIT]
+            texts = ("-" if abs(f - 1) < 0.005 else f"{f:.2f}x" for f in (*factors, prod(factors)))
+            rows.append([row.title, *texts])
         sections += ["Reduction of FLOPs by each part of a method:"]
         sections += [markdown_table(["method", *SPLIT.values(), "together"], rows)]
     return "\n\n".join(sections)
@@ -296,10 +284,6 @@ def _explain_gaps(missing: Mapping[str, Sequence[str]]) -> list[str]:
         titles.setdefault("; ".join(reasons), []).append(title.partition(",")[0])
     columns = {why: ", ".join(shared) for why, shared in titles.items()}
     return [why if why.startswith(shared) else f"{shared}: {why}" for why, shared in columns.items()]
-
-
-def _format_factor(value: float) -> str:
-    return "-" if abs(value - 1) < 0.005 else f"{value:.2f}x"
 
 
 def _format(form: str, value: float) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import write_csv, write_json
+from ..markdown import write_results
 from ..user_files import UnreadableFile, read_json, reading
 from ..video import probe_video
 from .prompts import DIMENSIONS, SAMPLES, find_full_info, read_full_info
@@ -40,39 +40,28 @@ QUALITY_WEIGHT = 4
 
 @dataclass
 class VBenchReport:
-    """Scores of a folder of videos.
-
-    Attributes:
-        scores: by dimension, as VBench gives them, 0 to 1.
-        by_video: of each video, by its file name and dimension.
-        missing: why a dimension has no score.
-        absent: number of videos that VBench expects and that do not exist, by dimension.
-        looked_at: names of all videos that were scored.
-        broken: why a video was left out, by name.
-    """
+    """Scores of a folder of videos, 0 to 1."""
 
     videos: Path
     dimensions: Sequence[str]
-    scores: dict[str, float] = field(default_factory=dict)
-    by_video: dict[str, dict[str, float]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    absent: dict[str, int] = field(default_factory=dict)
-    looked_at: list[str] = field(default_factory=list)
-    broken: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)  # by dimension
+    by_video: dict[str, dict[str, float]] = field(default_factory=dict)  # by file name and dimension
+    missing: dict[str, str] = field(default_factory=dict)  # why a dimension has no score
+    absent: dict[str, int] = field(default_factory=dict)  # videos that VBench expects, by dimension
+    looked_at: list[str] = field(default_factory=list)  # names of the videos that were scored
+    broken: dict[str, str] = field(default_factory=dict)  # why a video was left out, by name
 
     def totals(self) -> dict[str, float | None]:
         """``quality``, ``semantic`` and ``total``, 0 to 100; None if a dimension of it is missing."""
         quality, semantic = (_average(self.scores, names) for names in (QUALITY, SEMANTIC))
-        total = None
-        if quality is not None and semantic is not None:
-            total = (QUALITY_WEIGHT * quality + semantic) / (QUALITY_WEIGHT + 1)
+        known = quality is not None and semantic is not None
+        total = (QUALITY_WEIGHT * quality + semantic) / (QUALITY_WEIGHT + 1) if known else None
         return {"quality": quality, "semantic": semantic, "total": total}
 
     def save(self, stem: Path) -> list[Path]:
         """Write ``stem.csv``, a row for each video and one for all, and ``stem.json``; returns both."""
-        paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
         rows: list[dict[str, Any]] = [{"video": name, **row} for name, row in sorted(self.by_video.items())]
-        write_csv(paths[0], ["video", *self.dimensions], [*rows, {"video": "all", **self.scores}])
+        rows.append({"video": "all", **self.scores})
         content = {
             "generated_video": str(self.videos),
             "mean": {name: self.scores.get(name) for name in self.dimensions},
@@ -83,19 +72,18 @@ class VBenchReport:
             "totals": self.totals(),
             "videos": self.by_video,
         }
-        write_json(paths[1], content)
-        return paths
+        return write_results(stem, ["video", *self.dimensions], rows, content)
 
     def text(self) -> str:
         """The totals, then a line for each dimension."""
         lines = [f"{name}: {value:.2f} of 100" for name, value in self.totals().items() if value is not None]
         for name in self.dimensions:
-            if name in self.missing:
-                lines.append(f"{name}: none: {self.missing[name]}")
-                continue
             absent = self.absent.get(name, 0)
             note = f" (not comparable with published scores: {absent} videos are absent)" if absent else ""
-            lines.append(f"{name}: {100 * self.scores[name]:.2f}{note}")
+            score = self.scores.get(name)
+            lines.append(
+                f"{name}: " + (f"none: {self.missing[name]}" if score is None else f"{100 * score:.2f}{note}")
+            )
         return "\n".join(lines)
 
     def add(self, dimension: str, path: Path) -> None:
@@ -103,15 +91,13 @@ class VBenchReport:
         try:
             with reading(path, "a result of VBench"):
                 value, videos = read_json(path, dict[str, Any], "a result of VBench")[dimension]
-                total = float(value)
                 rows = [(Path(v["video_path"]).name, v["video_results"]) for v in videos]
+                if not math.isfinite(value):
+                    raise ValueError("VBench gives no number")
         except UnreadableFile as error:
             self.missing[dimension] = str(error)
             return
-        if not math.isfinite(total):
-            self.missing[dimension] = "VBench gives no number."
-            return
-        self.scores[dimension] = total
+        self.scores[dimension] = float(value)
         for name, value in rows:
             if isinstance(value, (int, float)) and math.isfinite(value):
                 self.by_video.setdefault(name, {})[dimension] = float(value)
@@ -128,14 +114,14 @@ def _average(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
 
 def check_environment(folder: Path, base: str) -> None:
     """Check the environment, or the Python ``base`` to make it with, before anything is installed."""
-    if folder.exists():
-        if not (folder / "bin" / "python").is_file():
-            raise ValueError(f"environment: {folder} is no Python environment; give one, or a new folder.")
-        return
-    try:
-        subprocess.run([base, "--version"], capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ValueError(f"python: expected a Python to make the environment with, got {base}.") from error
+    if not folder.exists():
+        try:
+            subprocess.run([base, "--version"], capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            wanted = "a Python to make the environment with"
+            raise ValueError(f"python: expected {wanted}, got {base}.") from error
+    elif not (folder / "bin" / "python").is_file():
+        raise ValueError(f"environment: {folder} is no Python environment; give one, or a new folder.")
 
 
 def _run_isolated(python: Path, script: str, *words: str, **options: Any) -> subprocess.CompletedProcess:
@@ -168,13 +154,11 @@ def score(
     device: str,
     full_info: Path | None = None,
 ) -> VBenchReport:
-    """Score dimension by dimension; neither a failure nor a broken video stops the others.
+    """Score ``{prompt}-{index}.mp4`` by dimension; neither a failure nor a broken video stops the others.
 
     Args:
         environment: folder of a Python environment for VBench, and the Python to make it with if need be.
-        videos: folder of ``{prompt}-{index}.mp4``.
         results: folder for VBench's own files.
-        device: ``cuda`` or ``cpu``.
         full_info: prompts by dimension, in VBench's format; None: those of the package.
     """
     python, package = _prepare_environment(*environment)
@@ -208,8 +192,8 @@ def score(
         with log.open("w") as output:
             done = _run_isolated(python, _WORKER, *words, stdout=output, stderr=output)
         if done.returncode:
-            lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            report.missing[dimension] = lines[-1][:300] if lines else "VBench failed without a message."
+            text = log.read_text(errors="replace").strip() or "VBench failed without a message."
+            report.missing[dimension] = text.splitlines()[-1].strip()[:300]
             continue
         report.absent[dimension] = len(wanted - names)
         report.add(dimension, results / f"{dimension}_eval_results.json")

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from ..command_line import Parser, check_device, output_file
+from ..command_line import Parser, check_device, output_stem
 from ..running import run_checked
-from .compare import METRICS, Comparison, Metric, Pairing, check_alike, compare_files, measure, pair_up
+from .compare import METRICS, pair_up
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser."""
     parser = Parser(__doc__)
     add, device = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
     add("--original_video", type=Path, required=True, help="file or folder to compare with")
@@ -32,55 +31,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(args: argparse.Namespace) -> Pairing:
-    """Pair the files and set the default output; raise ValueError that names the argument."""
+def prepare(args: argparse.Namespace) -> Callable[[], str]:
+    """Pair the files and check their headers; ValueError names the argument. Returns what measures them."""
     check_device(args.device)
-    pairing = pair_up(args.original_video, args.generated_video)
-    reasons = []
-    for original, generated in pairing.pairs.values():
-        try:
-            check_alike(original, generated)
-        except ValueError as error:
-            reasons.append(str(error))
-    if len(reasons) == len(pairing.pairs):
-        raise ValueError(reasons[0])
-    generated = args.generated_video
+    report, generated = pair_up(args.original_video, args.generated_video, args.metrics), args.generated_video
+    report.check()
     default = generated / "metrics" if generated.is_dir() else generated.with_suffix(".metrics")
-    args.output = args.output or default
-    if args.output.name in ("", ".."):
-        raise ValueError(f"output: expected a file name without suffix, got {args.output}; name a file.")
-    output_file("output", Path(f"{args.output}.json"))
-    return pairing
+    output = output_stem("output", args.output or default)
 
+    def run() -> str:
+        count = len(report.pairs)
+        report.measure(args.device, keep_going=count > 1)
+        text = "\n".join([report.text(), *map(str, report.save(output))])
+        if report.broken:
+            raise ValueError(f"{len(report.broken)} of {count} videos could not be measured.\n{text}")
+        return text
 
-def run(args: argparse.Namespace, pairing: Pairing) -> str:
-    """Measure and write; return the text to print.
-
-    Raises:
-        ValueError: a file breaks off, or is longer than its header says; of folders, the others are measured.
-    """
-    broken = []
-
-    def compare(original: Path, generated: Path, metrics: Mapping[str, Metric], device: str) -> Comparison:
-        try:
-            return compare_files(original, generated, metrics, device)
-        except ValueError as error:
-            if len(pairing.pairs) == 1:
-                raise
-            broken.append(generated)
-            return Comparison(missing=dict.fromkeys(args.metrics, str(error).rstrip(".")))
-
-    report = measure(args.original_video, args.generated_video, args.metrics, args.device, pairing, compare)
-    text = "\n".join([report.text(), *map(str, report.save(args.output))])
-    if broken:
-        raise ValueError(f"{len(broken)} of {len(pairing.pairs)} videos could not be measured.\n{text}")
-    return text
+    return run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return 0, 2 for bad input or 1 for a failure."""
     args = build_parser().parse_args(arguments)
-    return run_checked(lambda: prepare(args), lambda pairing: run(args, pairing))
+    return run_checked(lambda: prepare(args), lambda run: run())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from ..environment import describe_environment
 from ..extras import Unavailable
-from ..files import write_csv, write_json
+from ..markdown import write_results
 from ..video import probe_video, read_video
 from .similarity import Video, load_lpips, psnr, ssim
 
@@ -25,156 +26,141 @@ METRICS = ("psnr", "ssim", "lpips")
 SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm"})
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """Files to compare, ``name: (original, generated)``, and the names that only one side has."""
-
-    pairs: Mapping[str, tuple[Path, Path]]
-    only_original: Sequence[str] = ()
-    only_generated: Sequence[str] = ()
-
-
-@dataclass
-class Comparison:
-    """By metric, the values of each frame of one pair, or why there are none."""
-
-    frames: dict[str, list[float]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-
-    def mean(self, metric: str) -> float | None:
-        """Average a metric over the frames."""
-        return _mean(self.frames.get(metric, []))
-
-
 @dataclass
 class Report:
-    """Results by file name; ``missing`` says by metric why it was measured nowhere."""
+    """Files to compare, ``name: (original, generated)``, and what was measured of them.
+
+    Attributes:
+        only_original, only_generated: file names that only one side has.
+        missing: why a metric was measured nowhere.
+        broken: names of files that could not be measured.
+        videos: of each file and metric its ``mean``, its ``frames``, or why they are ``missing``.
+    """
 
     original: Path
     generated: Path
-    metrics: tuple[str, ...]
-    pairing: Pairing
-    missing: Mapping[str, str]
-    environment: Mapping[str, str]
-    videos: dict[str, Comparison] = field(default_factory=dict)
+    metrics: Sequence[str]
+    pairs: Mapping[str, tuple[Path, Path]]
+    only_original: Sequence[str] = ()
+    only_generated: Sequence[str] = ()
+    missing: dict[str, str] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    videos: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ValueError, naming the argument, if by their headers no pair can be compared."""
+        reasons = []
+        for pair in self.pairs.values():
+            try:
+                check_alike(*pair)
+                return
+            except ValueError as error:
+                reasons.append(error)
+        raise reasons[0]
+
+    def measure(self, device: str, keep_going: bool = False) -> None:
+        """Compare all pairs by all metrics that are available.
+
+        Raises:
+            ValueError: a file breaks off, or two differ in shape; with ``keep_going``, it is ``broken``.
+        """
+        metrics: dict[str, Metric] = {}
+        for name in self.metrics:
+            try:
+                metrics[name] = load_lpips(device) if name == "lpips" else {"psnr": psnr, "ssim": ssim}[name]
+            except Unavailable as error:
+                self.missing[name] = str(error)
+        self.environment = describe_environment(device)
+        for name, pair in tqdm(self.pairs.items(), unit="video", disable=len(self.pairs) == 1):
+            try:
+                self.videos[name] = self._compare(*pair, metrics, device)
+            except ValueError as error:
+                if not keep_going:
+                    raise
+                # the cause names no argument
+                reason = f"{str(error.__cause__ or error).rstrip('.')}; remove it and make it again"
+                empty, missing = dict.fromkeys(self.metrics), dict.fromkeys(self.metrics, reason)
+                self.videos[name] = {"mean": empty, "missing": missing, "frames": {}}
+                self.broken.append(name)
+
+    def _compare(
+        self, original: Path, generated: Path, metrics: Mapping[str, Metric], device: str
+    ) -> dict[str, dict[str, Any]]:
+        """Measure a pair; a metric that does not suit the videos, such as their size, is ``missing``."""
+        theirs, ours = (torch.from_numpy(video[0]) for video in _read_both(read_video, original, generated))
+        _check_sizes(original, theirs.shape, generated, ours.shape)
+        theirs, ours, frames, missing = theirs.to(device), ours.to(device), {}, {}
+        for name, metric in metrics.items():
+            try:
+                frames[name] = metric(ours, theirs)[1].tolist()
+            except ValueError as error:
+                missing[name] = str(error)
+        means = {name: fmean(frames[name]) if name in frames else None for name in self.metrics}
+        return {"mean": means, "missing": missing, "frames": frames}
 
     def mean(self, metric: str) -> float | None:
         """Average a metric over the videos that have it."""
-        return _mean([mean for video in self.videos.values() if (mean := video.mean(metric)) is not None])
+        means = [video["mean"][metric] for video in self.videos.values() if metric in video["frames"]]
+        return fmean(means) if means else None
 
     def save(self, stem: Path) -> list[Path]:
         """Write ``stem.csv`` and ``stem.json``; return both paths."""
-        paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
-        write_csv(paths[0], ["video", "frame", *self.metrics], list(self._rows()))
         content = {
             "original_video": str(self.original),
             "generated_video": str(self.generated),
-            "mean": self._means(self),
-            "missing": dict(self.missing),
-            "videos": {
-                name: {"mean": self._means(video), "missing": video.missing, "frames": video.frames}
-                for name, video in self.videos.items()
-            },
-            "only_in_original_video": list(self.pairing.only_original),
-            "only_in_generated_video": list(self.pairing.only_generated),
-            "environment": dict(self.environment),
+            "mean": {metric: self.mean(metric) for metric in self.metrics},
+            "missing": self.missing,
+            "videos": self.videos,
+            "only_in_original_video": self.only_original,
+            "only_in_generated_video": self.only_generated,
+            "environment": self.environment,
         }
-        write_json(paths[1], content)
-        return paths
+        return write_results(stem, ["video", "frame", *self.metrics], list(self._rows()), content)
 
     def text(self) -> str:
         """Describe the means, a line for each metric, then what they leave out and why."""
         lines = []
-        for metric, mean in self._means(self).items():
-            count = sum(metric in video.frames for video in self.videos.values())
+        for metric in self.metrics:
+            mean, count = self.mean(metric), sum(metric in video["frames"] for video in self.videos.values())
             over = f", mean of {count} videos" if count > 1 else ""
             reason = f"none: {self.missing.get(metric, 'no video has it.')}"
             unit = " dB" if metric == "psnr" else ""
             lines.append(f"{metric}: " + (reason if mean is None else f"{mean:.4f}{unit}{over}"))
         for name, video in self.videos.items():
-            lines += [f"{name}: no {metric}: {why}" for metric, why in video.missing.items()]
-        lines += [f"{name}: only in original_video" for name in self.pairing.only_original]
-        lines += [f"{name}: only in generated_video" for name in self.pairing.only_generated]
+            lines += [f"{name}: no {metric}: {why}" for metric, why in video["missing"].items()]
+        lines += [f"{name}: only in original_video" for name in self.only_original]
+        lines += [f"{name}: only in generated_video" for name in self.only_generated]
         return "\n".join(lines)
-
-    def _means(self, measured: Comparison | Report) -> dict[str, float | None]:
-        return {metric: measured.mean(metric) for metric in self.metrics}
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         """Yield a row for each frame, for the mean of each video, and for the mean of all."""
         for name, video in self.videos.items():
-            for index in range(max(map(len, video.frames.values()), default=0)):
-                values = {metric: frames[index] for metric, frames in video.frames.items()}
-                yield {"video": name, "frame": index, **values}
-            yield {"video": name, "frame": "mean", **self._means(video)}
-        yield {"video": "all", "frame": "mean", **self._means(self)}
+            frames = video["frames"]
+            for index, values in enumerate(zip(*frames.values(), strict=True)):
+                yield {"video": name, "frame": index, **dict(zip(frames, values, strict=True))}
+            yield {"video": name, "frame": "mean", **video["mean"]}
+        yield {"video": "all", "frame": "mean", **{metric: self.mean(metric) for metric in self.metrics}}
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def measure(
-    original: Path,
-    generated: Path,
-    names: Sequence[str],
-    device: str,
-    pairing: Pairing | None = None,
-    compare: Callable[..., Comparison] | None = None,
-) -> Report:
-    """Compare two videos, or two folders of them, by all metrics that are available.
-
-    ``names`` are among ``METRICS``; ``pairing`` defaults to ``pair_up`` of both, ``compare`` to
-    ``compare_files``. Raises ValueError where they cannot be paired or a file breaks off.
-    """
-    pairing, metrics, missing = pairing or pair_up(original, generated), {}, {}
-    for name in names:
-        try:
-            metrics[name] = load_lpips(device) if name == "lpips" else {"psnr": psnr, "ssim": ssim}[name]
-        except Unavailable as error:
-            missing[name] = str(error)
-    report = Report(original, generated, tuple(names), pairing, missing, describe_environment(device))
-    for name, pair in tqdm(pairing.pairs.items(), unit="video", disable=len(pairing.pairs) == 1):
-        report.videos[name] = (compare or compare_files)(*pair, metrics, device)
-    return report
-
-
-def pair_up(original: Path, generated: Path) -> Pairing:
+def pair_up(original: Path, generated: Path, metrics: Sequence[str] = METRICS) -> Report:
     """Pair two files, whatever their names, or the videos of two folders by file name."""
     for name, path in (("original_video", original), ("generated_video", generated)):
         if not path.exists():
             raise ValueError(f"{name}: {path} does not exist.")
     if original.is_dir() != generated.is_dir():
-        raise ValueError(
-            "original_video, generated_video: expected two files or two folders, got one of each."
-        )
+        raise ValueError("original_video, generated_video: expected two files or two folders, got one each.")
     if not original.is_dir():
-        return Pairing({generated.name: (original, generated)})
+        return Report(original, generated, metrics, {generated.name: (original, generated)})
     theirs, ours = (
-        {path.name: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+        {path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
         for folder in (original, generated)
     )
-    pairs = {name: (theirs[name], ours[name]) for name in sorted(theirs.keys() & ours.keys())}
+    pairs = {name: (original / name, generated / name) for name in sorted(theirs & ours)}
     if not pairs:
-        raise ValueError(
-            f"original_video {original} and generated_video {generated} hold no videos of the same file name."
-        )
-    return Pairing(pairs, sorted(theirs.keys() - ours.keys()), sorted(ours.keys() - theirs.keys()))
-
-
-def compare_files(
-    original: Path, generated: Path, metrics: Mapping[str, Metric], device: torch.device | str
-) -> Comparison:
-    """Measure a pair of files; a metric that does not suit the videos, such as their size, is ``missing``."""
-    theirs, ours = (torch.from_numpy(video[0]) for video in _read_both(read_video, original, generated))
-    _check_sizes(original, theirs.shape, generated, ours.shape)
-    theirs, ours, comparison = theirs.to(device), ours.to(device), Comparison()
-    for name, metric in metrics.items():
-        try:
-            comparison.frames[name] = metric(ours, theirs)[1].tolist()
-        except ValueError as error:
-            comparison.missing[name] = str(error)
-    return comparison
+        both = f"original_video {original} and generated_video {generated}"
+        raise ValueError(f"{both} hold no videos of the same file name.")
+    return Report(original, generated, metrics, pairs, sorted(theirs - ours), sorted(ours - theirs))
 
 
 def check_alike(original: Path, generated: Path) -> None:

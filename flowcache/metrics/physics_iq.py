@@ -6,8 +6,8 @@ the first take as the second scores 100.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,9 @@ from ..video import Frames
 
 Mask = NDArray[np.bool_]
 
-#: Of the newest frame in the running average that stands for what rests.
-RATE = 0.3
-#: Grey levels, of 255, by which a moving pixel differs from that average.
-THRESHOLD = 10
-#: Pixels: side of the blur against noise, and of the specks removed and the holes filled.
-SIDE = 5
+RATE = 0.3  # of the newest frame in the running average that stands for what rests
+THRESHOLD = 10  # grey levels, of 255, by which a moving pixel differs from that average
+SIDE = 5  # pixels, of the blur against noise, and of the specks removed and the holes filled
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,6 @@ class Measures:
     weighted_spatial_iou: float  # of how often each place moves: where and how much
     mse: float  # how
 
-    @classmethod
-    def mean(cls, measures: Sequence[Measures]) -> Measures:
-        """Average each measure over clips."""
-        return cls(**{f.name: float(np.mean([getattr(m, f.name) for m in measures])) for f in fields(cls)})
-
 
 @dataclass(frozen=True)
 class PhysicsIQ:
@@ -61,15 +53,16 @@ class PhysicsIQ:
     physical: Measures
 
 
-def motion_masks(frames: Iterable[Frames]) -> Iterator[NDArray[np.uint8]]:
-    """Yield masks ``[height, width]`` of moving pixels, 255 there and 0 elsewhere, one for each frame.
+def make_clip(frames: Iterable[Frames], size: tuple[int, int]) -> Clip:
+    """Find moving pixels at the video's own size, where the thresholds hold, and scale both to ``size``.
 
-    As Physics-IQ defines them (algorithm 2): the blurred grey frame against the running average of the frames
-    so far, itself included; then opened and closed. In the first frame nothing moves.
+    Algorithm 2 of Physics-IQ: the blurred grey frame against the running average of the frames so far, itself
+    included; then opened and closed. In the first frame nothing moves. ``frames``, uint8
+    ``[height, width, 3]``, are read one by one, so that a video need not fit into memory.
     """
     cv2 = require("cv2", "Physics-IQ", "metrics")
-    square = np.ones((SIDE, SIDE), np.uint8)
-    resting = None
+    square, resting = np.ones((SIDE, SIDE), np.uint8), None
+    small, masks = [], []
     for frame in frames:
         grey = cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (SIDE, SIDE), 0)
         resting = grey.astype(np.float64) if resting is None else cv2.accumulateWeighted(grey, resting, RATE)
@@ -77,43 +70,22 @@ def motion_masks(frames: Iterable[Frames]) -> Iterator[NDArray[np.uint8]]:
         moving = (np.abs(grey - np.rint(resting)) > THRESHOLD).astype(np.uint8) * 255
         for change in (cv2.MORPH_OPEN, cv2.MORPH_CLOSE):
             moving = cv2.morphologyEx(moving, change, square)
-        yield moving
-
-
-def make_clip(frames: Iterable[Frames], size: tuple[int, int]) -> Clip:
-    """Find moving pixels at the video's own size, where the thresholds hold, and scale both to ``size``.
-
-    ``frames``, uint8 ``[height, width, 3]``, are read one by one, so that a video need not fit into memory.
-    """
-    cv2 = require("cv2", "Physics-IQ", "metrics")
-    small: list[Frames] = []
-    height, width = size
-
-    def scaled() -> Iterable[Frames]:
-        for frame in frames:
-            small.append(cv2.resize(frame, (width, height)))
-            yield frame
-
-    masks = [cv2.resize(mask, (width, height)) > 127 for mask in motion_masks(scaled())]
+        small.append(cv2.resize(frame, size[::-1]))
+        masks.append(cv2.resize(moving, size[::-1]) > 127)
     return Clip(np.stack(small), np.stack(masks))
 
 
 def compare_clips(clip: Clip, other: Clip) -> Measures:
     """Compute the four measures of two clips, in either order; where nothing moves in both, the IoU is 1."""
     if clip.frames.shape != other.frames.shape:
-        raise ValueError(
-            f"Clips must have one shape, got {list(clip.frames.shape)} and {list(other.frames.shape)}."
-        )
+        raise ValueError(f"Clips must have one shape, got {clip.frames.shape} and {other.frames.shape}.")
+    pairs = zip(clip.frames, other.frames, strict=True)
     # frame by frame: a whole clip in floating point would take much memory
-    errors = [
-        np.square((ours.astype(np.float32) - theirs) / 255).mean()
-        for ours, theirs in zip(clip.frames, other.frames, strict=True)
-    ]
+    errors = [np.square((ours.astype(np.float32) - theirs) / 255).mean() for ours, theirs in pairs]
+    overlaps = list(map(_overlap, clip.masks, other.masks))
     return Measures(
         spatial_iou=_overlap(clip.masks.any(axis=0), other.masks.any(axis=0)),
-        spatiotemporal_iou=float(
-            np.mean([_overlap(a, b) for a, b in zip(clip.masks, other.masks, strict=True)])
-        ),
+        spatiotemporal_iou=float(np.mean(overlaps)),
         weighted_spatial_iou=_overlap(clip.masks.mean(axis=0), other.masks.mean(axis=0)),
         mse=float(np.mean(errors)),
     )
@@ -123,12 +95,14 @@ def physics_iq(generated: Sequence[Measures], physical: Sequence[Measures]) -> P
     """Compute the score of the original Physics-IQ (Physics-IQ Verified has another).
 
     ``100 * (mean of the three overlaps as shares of the takes' - (mse of generated - mse of takes))``, from
-    means over all videos, clamped to 0..100.
-    Generated videos and second takes are both measured against first takes.
+    means over all videos, clamped to 0..100; both were measured against first takes.
     """
     if not generated or not physical:
         raise ValueError("Physics-IQ needs at least one video.")
-    ours, takes = Measures.mean(generated), Measures.mean(physical)
+    ours, takes = (
+        Measures(*np.mean([astuple(one) for one in measures], axis=0).tolist())
+        for measures in (generated, physical)
+    )
     ratios = []
     for name in ("spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou"):
         if not getattr(takes, name):

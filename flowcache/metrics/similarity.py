@@ -23,15 +23,12 @@ Video = Tensor | NDArray[np.generic]
 BATCH_FRAMES = 8
 #: dB of identical frames, and the most that any frame counts, so that means stay finite.
 CEILING = 100.0
-#: Sides in pixels of SSIM's window, and of the smallest frame that AlexNet can pool.
-WINDOW, SMALLEST = 11, 31
 
 
 def psnr(generated: Video, reference: Video) -> tuple[float, Tensor]:
     """PSNR in dB, at most 100; higher is closer.
 
-    torchmetrics' PSNR of each frame with a data range of 1, then their mean; its class takes the PSNR
-    of the mean error over all frames instead.
+    The mean over frames; torchmetrics' class takes the PSNR of the mean error over all frames instead.
     """
 
     def measure(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -44,23 +41,25 @@ def psnr(generated: Video, reference: Video) -> tuple[float, Tensor]:
 def ssim(generated: Video, reference: Video) -> tuple[float, Tensor]:
     """SSIM, at most 1; higher is closer. Frames must be at least 11 pixels high and wide.
 
-    torchmetrics' SSIM with its defaults and a data range of 1: Gaussian window of 11 x 11 with sigma 1.5,
-    borders reflected. In single precision, flat regions err by up to 3e-4.
+    torchmetrics' defaults: Gaussian window of 11 x 11 with sigma 1.5, borders reflected. In single precision,
+    flat regions err by up to 3e-4.
     """
 
     def measure(ours: Tensor, theirs: Tensor) -> Tensor:
         # TF32 is too coarse for variances, which are small differences of large numbers.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            options = {"sigma": 1.5, "kernel_size": WINDOW, "data_range": 1.0, "reduction": "none"}
-            return structural_similarity_index_measure(ours, theirs, **options).reshape(-1)
+            return structural_similarity_index_measure(
+                ours, theirs, data_range=1.0, reduction="none"
+            ).reshape(-1)
 
-    return _measure_frames(measure, generated, reference, least=WINDOW)
+    return _measure_frames(measure, generated, reference, least=11)
 
 
 def load_lpips(device: torch.device | str = "cpu") -> Callable[[Video, Video], tuple[float, Tensor]]:
     """Load LPIPS (Zhang et al. 2018, arXiv 1801.03924): a function like ``psnr``; lower is closer.
 
     The first use downloads AlexNet's weights to the folder of ``torch.hub``; Unavailable where that fails.
+    Frames must be at least 31 pixels high and wide.
     """
     require("torchvision", "LPIPS", "metrics")
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -75,26 +74,23 @@ def load_lpips(device: torch.device | str = "cpu") -> Callable[[Video, Video], t
     def measure(ours: Tensor, theirs: Tensor) -> Tensor:
         return network(ours.to(network.device), theirs.to(network.device)).reshape(-1)
 
-    return lambda generated, reference: _measure_frames(measure, generated, reference, least=SMALLEST)
+    return lambda generated, reference: _measure_frames(measure, generated, reference, least=31)
 
 
 def _measure_frames(
     measure: Callable[[Tensor, Tensor], Tensor], generated: Video, reference: Video, least: int = 1
 ) -> tuple[float, Tensor]:
     """Apply ``measure`` to batches ``[frames, 3, height, width]`` in [0, 1], of sides of ``least`` pixels."""
-    generated, reference = torch.as_tensor(generated), torch.as_tensor(reference)
-    if generated.shape != reference.shape:
-        raise ValueError(
-            f"Videos must have one shape, got generated {list(generated.shape)} "
-            f"and reference {list(reference.shape)}."
-        )
-    if generated.ndim != 4 or generated.shape[3] != 3 or generated.numel() == 0:
-        raise ValueError(f"Videos must be [frames, height, width, 3], got {list(generated.shape)}.")
-    if min(generated.shape[1:3]) < least:
-        size = list(generated.shape[1:3])
-        raise ValueError(f"The metric needs frames of at least {least} x {least}, got {size}.")
-    batches = zip(generated.split(BATCH_FRAMES), reference.split(BATCH_FRAMES), strict=True)
-    values = torch.cat([measure(_unit_range(ours), _unit_range(theirs)).cpu() for ours, theirs in batches])
+    videos = torch.as_tensor(generated), torch.as_tensor(reference)
+    ours, theirs = (list(video.shape) for video in videos)
+    if ours != theirs:
+        raise ValueError(f"Videos must have one shape, got generated {ours} and reference {theirs}.")
+    if len(ours) != 4 or ours[3] != 3 or 0 in ours:
+        raise ValueError(f"Videos must be [frames, height, width, 3], got {ours}.")
+    if min(ours[1:3]) < least:
+        raise ValueError(f"The metric needs frames of at least {least} x {least}, got {ours[1:3]}.")
+    batches = zip(*(map(_unit_range, video.split(BATCH_FRAMES)) for video in videos), strict=True)
+    values = torch.cat([measure(*pair).cpu() for pair in batches])
     return values.mean().item(), values
 
 

@@ -29,12 +29,9 @@ def save(path, seed=0, frames=5, size=(32, 48)):
 @pytest.fixture
 def measure(monkeypatch, tmp_path):
     """The program, in an empty folder and without LPIPS."""
-    monkeypatch.chdir(tmp_path)
 
     def load(device):
         raise Unavailable("LPIPS needs torchvision.")
-
-    monkeypatch.setattr(compare, "load_lpips", load)
 
     def run(original, generated, *more):
         arguments = ["--original_video", original, "--generated_video", generated, "--device", "cpu", *more]
@@ -43,6 +40,8 @@ def measure(monkeypatch, tmp_path):
         except SystemExit as stop:
             return stop.code
 
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare, "load_lpips", load)
     return run
 
 
@@ -56,80 +55,67 @@ def test_two_files(measure, tmp_path, capsys):
     assert measure(original, generated) == 0
     videos = read_video(generated)[0], read_video(original)[0]
     content, table = read_report(tmp_path / "b.metrics")
-    assert content["videos"]["b.mp4"]["frames"]["psnr"] == pytest.approx(psnr(*videos)[1].tolist())
-    assert content["mean"] == {
-        "psnr": pytest.approx(psnr(*videos)[0]),
-        "ssim": pytest.approx(ssim(*videos)[0]),
-        "lpips": None,
-    }
-    assert content["missing"] == {"lpips": "LPIPS needs torchvision."}
-    assert content["environment"]["torch"]
+    expected, (similar, _) = psnr(*videos), ssim(*videos)
+    assert content["videos"]["b.mp4"]["frames"]["psnr"] == pytest.approx(expected[1].tolist())
+    assert content["mean"] == pytest.approx({"psnr": expected[0], "ssim": similar, "lpips": None})
+    assert content["missing"] == {"lpips": "LPIPS needs torchvision."} and content["environment"]["torch"]
     assert [row["frame"] for row in table] == ["0", "1", "2", "3", "4", "mean", "mean"]
-    assert float(table[-1]["ssim"]) == pytest.approx(ssim(*videos)[0]) and table[0]["lpips"] == ""
+    assert float(table[-1]["ssim"]) == pytest.approx(similar) and table[0]["lpips"] == ""
     out = capsys.readouterr().out
-    assert f"psnr: {psnr(*videos)[0]:.4f} dB\n" in out and "LPIPS needs torchvision." in out
-    assert str(tmp_path / "b.metrics.csv") in out
+    assert all(word in out for word in (f"psnr: {expected[0]:.4f} dB\n", "torchvision", "b.metrics.csv"))
 
 
-def test_two_folders_are_matched_by_name(measure, tmp_path, capsys):
-    for name, seeds in {"x.mp4": (0, 1), "y.mp4": (2, 2)}.items():
-        for folder, seed in zip(("original", "generated"), seeds, strict=True):
-            save(tmp_path / folder / name, seed)
-    save(tmp_path / "original" / "old.mp4")
-    save(tmp_path / "generated" / "new.mp4")
-    for folder in ("original", "generated"):
-        save(tmp_path / folder / "z.mp4", size=(8, 12))
+def test_two_folders_are_matched_by_name_and_broken_videos_are_named(measure, tmp_path, capsys):
+    for folder, seed in (("original", 0), ("generated", 1)):
+        save(tmp_path / folder / "different.mp4", seed)
+        save(tmp_path / folder / "same.mp4")
+        save(tmp_path / folder / "small.mp4", size=(8, 12))
+        save(tmp_path / folder / "short.mp4", frames=5 - 2 * seed)
+        save(tmp_path / folder / f"{folder}.mp4")
+        save(tmp_path / folder / "broken.mp4")
+    (tmp_path / "generated" / "broken.mp4").write_bytes(b"no video")
     (tmp_path / "generated" / "x.trace.json").write_text("{}")
-    assert measure("original", "generated", "--metrics", "psnr", "ssim", "--output", "out/table") == 0
+    assert measure("original", "generated", "--metrics", "psnr", "ssim", "--output", "out/table") == 1
     content, table = read_report("out/table")
     means = {name: video["mean"]["psnr"] for name, video in content["videos"].items()}
-    assert means["y.mp4"] == 100 > means["x.mp4"]
-    assert content["mean"]["psnr"] == pytest.approx((200 + means["x.mp4"]) / 3)
-    assert content["only_in_original_video"] == ["old.mp4"]
-    out = capsys.readouterr().out
-    assert "old.mp4: only in original_video" in out and "new.mp4: only in generated_video" in out
-    assert [row["video"] for row in table[::6]] == ["x.mp4", "y.mp4", "z.mp4", "all"]
-    assert "z.mp4: no ssim: " in out and "11 x 11" in out
-
-
-def test_a_broken_video_of_a_folder_is_named_and_the_others_are_measured(measure, tmp_path, capsys):
-    for name in ("x.mp4", "y.mp4", "z.mp4"):
-        save(tmp_path / "original" / name)
-        save(tmp_path / "generated" / name)
-    (tmp_path / "generated" / "y.mp4").write_bytes(b"no video")
-    save(tmp_path / "generated" / "z.mp4", frames=3)
-    assert measure("original", "generated", "--metrics", "psnr", "--output", "out/table") == 1
+    assert means["same.mp4"] == means["small.mp4"] == 100 > means["different.mp4"]
+    assert means["broken.mp4"] is means["short.mp4"] is None
+    assert content["mean"]["psnr"] == pytest.approx((200 + means["different.mp4"]) / 3)
+    assert content["only_in_original_video"] == ["original.mp4"]
+    assert [row["video"] for row in table if row["frame"] == "mean"] == [*means, "all"]
     error = capsys.readouterr().err
-    assert "2 of 3" in error and "y.mp4: no psnr: " in error and "z.mp4 has 3 frames" in error
-    content, _ = read_report("out/table")
-    assert content["mean"]["psnr"] == 100
-    assert [bool(video["frames"]) for video in content["videos"].values()] == [True, False, False]
+    named = ("2 of 5", "broken.mp4: no psnr: ", "short.mp4 has 3 frames", "small.mp4: no ssim: ")
+    assert all(words in error for words in (*named, "generated.mp4: only in generated_video"))
 
 
-def test_bad_input_is_refused_in_one_sentence(measure, tmp_path, capsys):
-    good = save(tmp_path / "good.mp4")
+@pytest.mark.parametrize(
+    ("named", "original", "generated", "more"),
+    [
+        ("original_video: nowhere.mp4", "nowhere.mp4", "good.mp4", []),
+        ("generated_video: nowhere.mp4", "good.mp4", "nowhere.mp4", []),
+        ("original_video, generated_video", "good.mp4", "empty", []),
+        ("empty", "empty", "empty", []),
+        ("generated_video: broken.mp4", "good.mp4", "broken.mp4", []),
+        ("3 frames", "good.mp4", "short.mp4", []),
+        ("24 columns", "good.mp4", "narrow.mp4", []),
+        ("original_video", "x" * 300, "good.mp4", []),
+        ("device", "good.mp4", "good.mp4", ["--device", "tpu"]),
+        ("metrics", "good.mp4", "good.mp4", ["--metrics", "beauty"]),
+        *(
+            ("output", "good.mp4", "good.mp4", ["--output", output])
+            for output in ("/proc/nowhere/a", "~nosuch_user/a", "x" * 240, ".")
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(measure, tmp_path, capsys, named, original, generated, more):
+    save(tmp_path / "good.mp4")
+    save(tmp_path / "short.mp4", frames=3)
+    save(tmp_path / "narrow.mp4", size=(32, 24))
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    for named, arguments in [
-        (("original_video", "nowhere.mp4"), ("nowhere.mp4", good)),
-        (("generated_video", "nowhere.mp4"), (good, "nowhere.mp4")),
-        (("original_video", "generated_video"), (good, "empty")),
-        (("original_video", "empty"), ("empty", "empty")),
-        (("generated_video", "broken.mp4"), (good, "broken.mp4")),
-        (("generated_video", "3 frames"), (good, save(tmp_path / "short.mp4", frames=3))),
-        (("generated_video", "24 columns"), (good, save(tmp_path / "narrow.mp4", size=(32, 24)))),
-        (("device",), (good, good, "--device", "tpu")),
-        (("output", "/proc/nowhere"), (good, good, "--output", "/proc/nowhere/a")),
-        (("output",), (good, good, "--output", "~nosuch_user/a")),
-        (("output",), (good, good, "--output", "x" * 240)),
-        (("output",), (good, good, "--output", ".")),
-        (("original_video",), ("x" * 300, good)),
-        (("metrics",), (good, good, "--metrics", "beauty")),
-    ]:
-        assert measure(*arguments) == 2, arguments
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1
-        assert all(name in error for name in named), error
+    assert measure(original, generated, *more) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and named in error
     assert not list(tmp_path.glob("*.csv"))
 
 

@@ -10,11 +10,12 @@ from flowcache.benchmark import __main__ as program
 from flowcache.benchmark.paper_flops import GROUP, PETA, PaperFlops, PaperRow
 
 ROWS = {name: PaperRow(pflops, 1, 1, 1) for name, pflops in (("vanilla", 100), ("slow", 80), ("fast", 50))}
-TABLE = PaperFlops("a model", "small", ROWS, {"everything": 100 * PETA, "live chunks": 80.2 * PETA})
+DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][GROUP]
 
 
 def test_a_share_is_what_the_row_does_not_pay_for():
-    lines = TABLE.markdown().splitlines()
+    counted = {"everything": 100 * PETA, "live chunks": 80.2 * PETA}
+    lines = PaperFlops("a model", "small", ROWS, counted).markdown().splitlines()
     assert lines[0] == "a model: small"
     assert lines[-1] == "| fast | 100.00 | 50 | -50.0 % | 0.50 | 0.38 |"
     assert lines[-3] == "| vanilla | 100.00 | 100 | +0.0 % | 0.00 |  |", "it costs more than live chunks"
@@ -22,20 +23,17 @@ def test_a_share_is_what_the_row_does_not_pay_for():
     assert rounded.reused_share("vanilla", "everything") == 0, "the paper's figures are rounded"
 
 
-def test_command_prints_the_tables_of_both_models(monkeypatch, capsys):
-    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][GROUP]
-    declared = [EntryPoint(name, value, GROUP) for name, value in points.items()]
-    monkeypatch.setattr("flowcache.benchmark.paper_flops.entry_points", lambda group: declared)
-    assert program.main(["flops"]) == 0
-    out = capsys.readouterr().out
-    assert "MAGI-1: 4.5B" in out and "SkyReels-V2: 1.3B" in out
-    assert "| vanilla | 305.98 | 306 | +0.0 % |" in out
-    assert "| FlowCache-fast | 113.60 | 28 |" in out
-
-
-@pytest.mark.parametrize("points", [[], [EntryPoint("gone", "no_such_package:table", GROUP)]])
-def test_without_models_the_error_says_what_to_do(points, monkeypatch, capsys):
-    monkeypatch.setattr("flowcache.benchmark.paper_flops.entry_points", lambda group: points)
-    assert program.main(["flops"]) == 2
-    (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: ") and "install this project again" in error
+@pytest.mark.parametrize(
+    ("points", "code", "words"),
+    [
+        (DECLARED, 0, ["| vanilla | 305.98 | 306 | +0.0 % |", "| FlowCache-fast | 113.60 | 28 |"]),
+        ({}, 2, ["error: ", "install this project again"]),
+        ({"gone": "no_such_package:table"}, 2, ["error: ", "install this project again"]),
+    ],
+)
+def test_command_prints_the_tables_of_installed_models(points, code, words, monkeypatch, capsys):
+    found = [EntryPoint(name, value, GROUP) for name, value in points.items()]
+    monkeypatch.setattr("flowcache.benchmark.paper_flops.entry_points", lambda group: found)
+    assert program.main(["flops"]) == code
+    text = "".join(capsys.readouterr())
+    assert all(word in text for word in words)

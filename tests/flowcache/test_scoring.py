@@ -11,16 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowcache.kv.config import KVCompressionConfig
 from flowcache.kv.original import weight_by_place
-from flowcache.kv.scorers import (
-    Importance,
-    KeyNorm,
-    Paper,
-    Random,
-    Recency,
-    Redundancy,
-    ScoreInput,
-    SinkWindow,
-)
+from flowcache.kv.scorers import SCORERS, Importance, Paper, Redundancy, ScoreInput
 from flowcache.kv.scorers import importance as streamed
 from flowcache.kv.selection import TokenSelector, group_means, select
 
@@ -39,14 +30,6 @@ def random_tokens(count=300, heads=4, kv_heads=2, queries=70, dim=16, seed=0) ->
     generator = torch.Generator().manual_seed(seed)
     keys = torch.randn(count, kv_heads, dim, generator=generator)
     return tokens_of(keys, torch.randn(queries, heads, dim, generator=generator), chunk=100)
-
-
-def plain_mass(queries, keys):
-    """Mean attention by its definition, in double precision."""
-    groups = queries.shape[1] // keys.shape[1]
-    keys = keys.double().repeat_interleave(groups, dim=1)
-    logits = torch.einsum("nhd,thd->hnt", queries.double(), keys) / math.sqrt(keys.shape[-1])
-    return logits.unflatten(0, (-1, groups)).amax(dim=1).softmax(dim=-1).mean(dim=1)
 
 
 @pytest.mark.parametrize("entry", listed("skyreels_v2", "compress_unit"), ids=lambda e: f"case{e['case']}")
@@ -91,9 +74,6 @@ def test_original_on_magi(entry):
     assert torch.equal(kept.sort().values, tensors[f"{entry['name']}_indices"].T.sort().values)
 
 
-SCORERS = [Importance(), Redundancy(), Paper(), Recency(), SinkWindow(), KeyNorm(), Random()]
-
-
 class Watch(TorchDispatchMode):
     """Notes the largest tensor, and the types of all matrix products: left factor and product."""
 
@@ -116,10 +96,11 @@ def test_streamed_mass_equals_its_definition(monkeypatch, blocks):
     monkeypatch.setattr(streamed, "QUERY_BLOCK", blocks[0])
     monkeypatch.setattr(streamed, "KEY_BLOCK", blocks[1])
     tokens = random_tokens()
-    mass, expected = (
-        streamed.attention_mass(tokens.queries, tokens.keys),
-        plain_mass(tokens.queries, tokens.keys),
-    )
+    groups = tokens.queries.shape[1] // tokens.keys.shape[1]
+    keys = tokens.keys.double().repeat_interleave(groups, dim=1)
+    logits = torch.einsum("nhd,thd->hnt", tokens.queries.double(), keys) / math.sqrt(keys.shape[-1])
+    expected = logits.unflatten(0, (-1, groups)).amax(dim=1).softmax(dim=-1).mean(dim=1)
+    mass = streamed.attention_mass(tokens.queries, tokens.keys)
     assert torch.allclose(mass.double(), expected, rtol=1e-5, atol=1e-9)
 
 
@@ -155,8 +136,9 @@ def test_few_of_many_queries_are_asked_all_over(count):
     assert torch.equal(selector.newest(places[:, :50]), places[:, :50])
 
 
-@pytest.mark.parametrize("scorer", SCORERS)
-def test_scores_are_finite_and_the_same_for_branches_together_as_alone(scorer):
+@pytest.mark.parametrize("name", SCORERS)
+def test_scores_are_finite_and_the_same_for_branches_together_as_alone(name):
+    scorer = SCORERS[name]()
     alone = [random_tokens(seed=seed) for seed in range(2)]
     fields = ("keys", "values", "queries", "ages")
     both = ScoreInput(*(torch.stack([getattr(one, name) for one in alone]) for name in fields), 100)
@@ -168,10 +150,10 @@ def test_scores_are_finite_and_the_same_for_branches_together_as_alone(scorer):
 
 def test_controls_keep_what_they_are_named_after():
     tokens = random_tokens()
-    assert select(Recency().score(tokens), 3)[0].tolist() == [299, 298, 297]
-    assert sorted(select(SinkWindow(sink=0.02).score(tokens), 4)[0].tolist()) == [0, 1, 298, 299]
+    assert select(SCORERS["recency"]().score(tokens), 3)[0].tolist() == [299, 298, 297]
+    assert sorted(select(SCORERS["sink_window"](sink=0.02).score(tokens), 4)[0].tolist()) == [0, 1, 298, 299]
     norms = tokens.keys[:, 0].norm(dim=-1)
-    assert select(KeyNorm().score(tokens), 1)[0].item() == norms.argmin()
+    assert select(SCORERS["key_norm"]().score(tokens), 1)[0].item() == norms.argmin()
 
 
 def test_selection_by_groups_keeps_whole_groups():

@@ -18,12 +18,14 @@ from flowcache.benchmark.vbench import VBenchReport
 ROWS = {"vanilla": PaperRow(100, 1.0, 1500, 84.0)}
 ROWS["FlowCache-fast"] = PaperRow(25, 6.5, 230, 83.05, 0.1467, 0.7635, 22.95)
 PAPER = PaperFlops("Abacus", "beads", ROWS, {"all": 100 * PETA})
+METHODS = ["vanilla", "causal", "flowcache:paper-fast"]
+FIRST = f"{PROMPTS[0]}-0"
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of three methods, measured once."""
-    folder = make_run(tmp_path_factory.mktemp("run"), ("vanilla", "causal", "flowcache:paper-fast"))
+    folder = make_run(tmp_path_factory.mktemp("run"), METHODS)
     (folder / "command.txt").write_text("bash scripts/reproduce_tables.sh\nbash again.sh\n")
     return folder
 
@@ -45,8 +47,8 @@ def test_figures_are_those_of_the_files(run):
     assert (table.prompts, table.weights, table.hardware) == (2, "beads", ["abacus, cpu, 1 thread"])
     figures = {"pflops": 1, "flops_ratio": 4, "latency_seconds": 7, "peak_memory_gib": 1, "reuse_ratio": 0.5}
     assert {key: flow.measured[key] for key in figures} == figures and vanilla.measured["reuse_ratio"] == 0
-    assert flow.measured["speedup"] == pytest.approx((10 / 4 + 30 / 10) / 2), "the median of two ratios"
-    assert causal.measured["speedup"] == pytest.approx((10 / 8 + 30 / 20) / 2)
+    speedups = [row.measured["speedup"] for row in (causal, flow)]
+    assert speedups == pytest.approx([(10 / 8 + 30 / 20) / 2, (10 / 4 + 30 / 10) / 2]), "medians of ratios"
     assert flow.split == pytest.approx({"live_only": 1.25, "causal": 1.6, "reuse": 2.0})
     assert vanilla.split == {"live_only": 1.0, "causal": 1.0, "reuse": 1.0}
 
@@ -62,36 +64,35 @@ def test_command_measures_and_writes_and_needs_no_video_afterwards(run, capsys):
     assert (run / "tables.md").read_text() == first
     flow = next(line for line in first.splitlines() if line.startswith("| FlowCache paper-fast"))
     assert "| 1.00 (25.0) | 4.00 (4.00) | 2.75 (6.50) | 7 (230) | (83.05) |" in flow and "(22.95)" in flow
-    assert "- VBench: no environment given" in first
     assert first.startswith("`bash scripts/reproduce_tables.sh`\n\n`bash again.sh`\n\n")
     rows = list(csv.DictReader((run / "tables.csv").open()))
-    assert rows[2]["way"] == "flowcache:paper-fast" and float(rows[2]["paper_psnr"]) == 22.95
+    assert rows[2]["way"] == METHODS[2] and float(rows[2]["paper_psnr"]) == 22.95
     assert float(rows[1]["ssim"]) < float(rows[2]["ssim"]) < 1
     (content,) = json.loads((run / "tables.json").read_text())["tables"]
     assert content["missing"]["VBench"] == ["no environment given"]
-    assert [row["way"] for row in content["rows"]] == ["vanilla", "causal", "flowcache:paper-fast"]
+    assert [row["way"] for row in content["rows"]] == METHODS
 
 
 def test_missing_figures_are_explained(run):
-    report = {"mean": {}, "missing": {"lpips": "LPIPS needs torchvision."}}
-    report["videos"] = {
-        f"{sample.name}.mp4": {"mean": {"psnr": 20.0, "ssim": 0.5}, "missing": {}} for sample in SAMPLES
-    }
+    mean = {"mean": {"psnr": 20.0, "ssim": 0.5}, "missing": {}}
+    report = {"missing": {"lpips": "LPIPS needs torchvision."}}
+    report["videos"] = {f"{sample.name}.mp4": mean for sample in SAMPLES}
     causal = run / "abacus" / "causal"
     (causal / "closeness_to_vanilla.json").write_text(json.dumps(report))
     scores = {"mean": {"scene": 0.5}, "totals": {"total": None}}
     (causal / "vbench.json").write_text(json.dumps(scores))
     (causal / "manifest.jsonl").write_text((causal / "manifest.jsonl").read_text().replace("abacus", "quipu"))
     table = table_of(run)
-    assert table.rows[1].measured["psnr"] == 20.0 and table.rows[1].measured["lpips"] is None
+    measured = table.rows[1].measured
+    assert [measured[key] for key in ("psnr", "lpips", "speedup")] == [20.0, None, None]
     assert table.missing["LPIPS"] == ["LPIPS needs torchvision", "not measured"]
     assert table.missing["VBench"][0] == "no environment given" and "16" in table.missing["VBench"][1]
+    assert "like machines" in table.missing["speed-up"][0]
     assert "\n- LPIPS needs torchvision; not measured" in format_tables([table], [])
-    assert table.rows[1].measured["speedup"] is None and "like machines" in table.missing["speed-up"][0]
 
 
 def test_a_broken_video_is_named_and_measured_once_it_is_whole(run, capsys):
-    video = run / "abacus" / "causal" / "videos" / f"{PROMPTS[0]}-0.mp4"
+    video = run / "abacus" / "causal" / "videos" / f"{FIRST}.mp4"
     whole = video.read_bytes()
     video.write_bytes(whole[:100])
     assert program.main(["tables", str(run)]) == 0, capsys.readouterr().err
@@ -105,22 +106,17 @@ def test_a_broken_video_is_named_and_measured_once_it_is_whole(run, capsys):
     assert table_of(run).rows[1].measured["psnr"] > 20
 
 
-def test_small_costs_have_a_unit_of_their_own(run):
+def test_small_costs_have_a_unit_of_their_own_and_the_papers_methods_stand_before_ours(run):
     table = table_of(run)
     rows = [replace(row, measured={**row.measured, "pflops": 3.4e-5}) for row in table.rows]
     text = format_tables([replace(table, rows=rows)], [])
     assert "| GFLOPs (paper: PFLOPs) |" in text and "| FlowCache paper-fast | 34.0 (25.0) |" in text
     assert "1.00x" not in text
-
-
-def test_the_papers_methods_stand_before_ours(run):
     path = run / "abacus" / "ways.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "ways": ["vanilla", "flowcache:fast", *content["ways"][1:]]}))
+    path.write_text(json.dumps({**content, "ways": ["vanilla", "flowcache:fast", *METHODS[1:]]}))
     (model,) = find_model_runs(run)
-    assert [method.method for method in model.methods] == content["ways"] and model.absent == [
-        "flowcache:fast"
-    ]
+    assert [method.method for method in model.methods] == METHODS and model.absent == ["flowcache:fast"]
     assert method_title("flowcache:fast") == "FlowCache fast (ours)"
 
 
@@ -135,15 +131,15 @@ def test_vbench_scores_again_what_was_added_since(run, monkeypatch):
 
     def score_all(again=False):
         scored.clear()
-        runs.score_vbench(find_model_runs(run)[0], run, "python", "cpu", again)
+        find_model_runs(run)[0].score((run, "python"), "cpu", again)
         return scored
 
-    methods = ["vanilla", "causal", "flowcache_paper-fast"]
-    assert score_all() == methods and score_all() == []
+    folders = ["vanilla", "causal", "flowcache_paper-fast"]
+    assert score_all() == folders and score_all() == []
     path = run / "abacus" / "causal" / "vbench.json"
     path.write_text(path.read_text().replace(PROMPTS[0], "another").replace('"total": null', '"total": 81.5'))
     assert table_of(run).rows[1].measured["vbench"] == 81.5
-    assert score_all() == ["causal"] and score_all(again=True) == methods
+    assert score_all() == ["causal"] and score_all(again=True) == folders
 
 
 def test_an_interrupted_run_gives_tables_of_what_is_finished(run, caplog):
@@ -156,28 +152,22 @@ def test_an_interrupted_run_gives_tables_of_what_is_finished(run, caplog):
     assert table.prompts == 2 and len(table.notes) == 1 and "left out" in table.notes[0]
 
 
-FORGOTTEN = json.dumps({"name": f"{PROMPTS[0]}-0", "prompt": PROMPTS[0], "file": "videos/a.mp4"})
+TRACE = f"traces/{FIRST}.trace.json"
+WRONG = ["[]", '{"mean": [], "totals": {"total": "a"}}', '{"videos": {"a": 3}, "missing": {}}']
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (f"vanilla/traces/{PROMPTS[0]}-0.trace.json", None, "cannot be read as a trace"),
+        (f"vanilla/{TRACE}", None, "cannot be read as a trace"),
         ("vanilla/manifest.jsonl", None, "has no video that was made by all"),
-        ("causal/manifest.jsonl", FORGOTTEN, "trace of a red circle-0"),
+        ("causal/manifest.jsonl", json.dumps({"name": FIRST, "prompt": "a", "file": "a.mp4"}), FIRST),
         ("ways.json", None, "has no ways.json"),
         ("ways.json", '{"model": "Abacus", "settings": "beads", "ways": []}', "ways.json names no method"),
         *(
-            (name, wrong, name.rpartition("/")[2])
-            for name in (
-                *("ways.json", f"causal/traces/{PROMPTS[0]}-0.trace.json"),
-                *("causal/closeness_to_vanilla.json", "causal/vbench.json"),
-            )
-            for wrong in (
-                "[]",
-                '{"mean": [], "totals": {"total": "a"}}',
-                '{"videos": {"a": 3}, "missing": {}}',
-            )
+            (f"causal/{name}", wrong, name.rpartition("/")[2])
+            for name in (TRACE, "closeness_to_vanilla.json", "vbench.json")
+            for wrong in WRONG
         ),
     ],
 )

@@ -40,9 +40,8 @@ def environment(tmp_path):
     package = site / "vbench"
     package.mkdir()
     (package / "__init__.py").write_text(PACKAGE)
-    (package / "VBench_full_info.json").write_text(
-        json.dumps([{"prompt_en": prompt, "dimension": [name]} for prompt, name in PROMPTS.items()])
-    )
+    entries = [{"prompt_en": prompt, "dimension": [name]} for prompt, name in PROMPTS.items()]
+    (package / "VBench_full_info.json").write_text(json.dumps(entries))
     return folder
 
 
@@ -58,21 +57,23 @@ def videos(tmp_path):
 
 @pytest.fixture
 def front(environment, videos):
+    """The exit code, and the content of the file."""
+
     def run(*arguments):
         given = {"--generated_videos": videos, "--environment": environment, "--device": "cpu"}
         words = [str(word) for pair in given.items() for word in pair]
-        return program.main(["vbench", *words, *arguments])
+        code, output = program.main(["vbench", *words, *arguments]), videos.parent / "vbench.json"
+        return code, json.loads(output.read_text()) if output.exists() else None
 
     return run
 
 
 def test_scores_are_read_back_into_a_table(front, videos, capsys):
-    assert front("--dimension", "subject_consistency,scene,color") == 0
+    code, content = front("--dimension", "subject_consistency,scene,color")
     out = capsys.readouterr().out
-    assert "subject_consistency: 50.00\n" in out
+    assert code == 0 and "subject_consistency: 50.00\n" in out
     assert "scene: none: RuntimeError: there is no detectron2" in out
     assert "color: none: no video of its prompts." in out
-    content = json.loads((videos.parent / "vbench.json").read_text())
     assert content["mean"] == {"subject_consistency": 0.5, "scene": None, "color": None}
     assert content["videos"]["a dog-3.mp4"] == {"subject_consistency": 0.4}
     assert (videos.parent / "vbench.csv").read_text().splitlines()[-1] == "all,0.5,,"
@@ -81,11 +82,10 @@ def test_scores_are_read_back_into_a_table(front, videos, capsys):
 
 def test_a_broken_video_is_named_and_the_others_are_scored(front, videos, capsys):
     (videos / "a dog-2.mp4").write_bytes(b"no video")
-    assert front("--dimension", "subject_consistency") == 1
+    code, content = front("--dimension", "subject_consistency")
     error = capsys.readouterr().err
     assert "a dog-2.mp4: " in error and "subject_consistency: 50.00" in error
-    content = json.loads((videos.parent / "vbench.json").read_text())
-    assert list(content["broken"]) == ["a dog-2.mp4"]
+    assert code == 1 and list(content["broken"]) == ["a dog-2.mp4"]
     assert sorted(content["videos"]) == ["a beach-0.mp4", *(f"a dog-{index}.mp4" for index in (0, 1, 3, 4))]
     assert content["absent_videos"] == {"subject_consistency": 1} and "1 videos are absent" in error
 
@@ -114,6 +114,6 @@ def test_totals_are_those_of_the_leaderboard(tmp_path):
 def test_bad_input_is_refused_in_one_sentence(front, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.json").write_text('["a dog"]')
-    assert front(*arguments) == 2
+    assert front(*arguments)[0] == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
