@@ -10,19 +10,22 @@ import pytest
 import torch
 from diffusers import SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 
-from flowcache import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
+from flowcache import FlowCacheConfig, KVCompressionConfig, KVStorageConfig, Trace
 from flowcache.output import VideoPart
 from flowcache.trace import WindowRecord
-from research import compression, kv, long_video, peer_caches, peers, policies
+from research import compression, kv, long_video, peer_caches, peers, policies, runs
 from research.compare import Run, speed_table
 from skyreels_v2.flops import TransformerFlops
 from skyreels_v2.solver import noise_grid
 
 
-class FakeModel:
+class FakeModel(runs.Model):
     """Grey videos; the fewer tokens are kept, the further from those with everything."""
 
     no_reuse, made = "causal", 0
+
+    def __init__(self):
+        pass
 
     def configure(self, method, preset=None, budget=None, kv_bits=None, kv_range=None):
         compression = None if budget is None else KVCompressionConfig(budget=budget)
@@ -83,7 +86,7 @@ def test_a_method_that_cannot_run_has_a_row_with_the_reason():
         runs,
         methods,
         ["vanilla", "diffusers"],
-        lambda method: "vanilla" if peers.is_ours(method) else "diffusers",
+        peers.find_base,
         {"dbcache:0.1": "no module"},
     )
     lines = table.splitlines()
@@ -128,8 +131,8 @@ def test_curves_are_compared_with_the_papers_rule(tmp_path):
 
 
 def test_slowdown_leaves_out_the_last_chunks():
-    runs = ([1.0] * 36 + [0.1] * 3, [1 + i / 100 for i in range(103)], [1.0] * 9)
-    found = [long_video.Measurement("plain", len(run) + 1, 100, 0, 0, run).slowdown for run in runs]
+    chunks = ([1.0] * 36 + [0.1] * 3, [1 + i / 100 for i in range(103)], [1.0] * 9)
+    found = [long_video.Measurement("plain", len(run) + 1, 100, 0, 0, run).slowdown for run in chunks]
     assert found == [1.0, pytest.approx(1.945 / 1.045), None], "the last are too few"
 
 
@@ -165,21 +168,21 @@ def test_flops_are_those_of_the_blocks_that_run():
     sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4}
     model = SkyReelsV2Transformer3DModel(**sizes, text_dim=16, freq_dim=32, ffn_dim=32, num_layers=3)
     inputs = (torch.randn(1, 4, 5, 4, 6), torch.tensor([500]), torch.randn(1, 7, 16))
-    with peer_caches.BlockFlops(model, text_tokens=7) as plain:
+    plain, cached = Trace(), Trace()
+    with peer_caches.count_flops(model, 7, plain):
         model(*inputs)
     expected, tokens = TransformerFlops.of(model.config, 7), 5 * 2 * 3
     edges = expected.embed(tokens) + expected.head(tokens)
     blocks = expected.blocks(tokens, tokens) + expected.text_projections()
-    assert plain.total == edges + blocks
+    assert plain.flops["actual"] == edges + blocks
 
     peer_caches.register_block()
     model.enable_cache(peer_caches.FirstBlockCacheConfig(threshold=1e9))
-    with peer_caches.BlockFlops(model, text_tokens=7) as cached:
+    with peer_caches.count_flops(model, 7, cached):
         for _ in range(2):
             with model.cache_context("cond"):
                 model(*inputs)
     model.disable_cache()
     model(*inputs)  # not counted
-    assert cached.total == pytest.approx(2 * edges + blocks * (1 + 1 / 3)), (
-        "one block of three the second time"
-    )
+    # one block of three the second time
+    assert cached.flops["actual"] == pytest.approx(2 * edges + blocks * (1 + 1 / 3))
