@@ -62,8 +62,7 @@ def compare(
     Args:
         references: methods whose videos the others are compared with, as far as they are in ``methods``.
         settings: of each method; runs in ``runs.jsonl`` with the same are not repeated. None: start over.
-        shown: methods on the sheets.
-        name: of the sheets.
+        shown, name: methods on the contact sheets, and their names.
     """
     outdir.mkdir(parents=True, exist_ok=True)
     path = outdir / "runs.jsonl"
@@ -130,12 +129,9 @@ def speed_table(
     base: Callable[[str], str],
     reasons: Mapping[str, str] | None = None,
 ) -> str:
-    """A Markdown table with a row per method: medians over the seeds, ratios within a seed.
+    """A Markdown table with a row per method: medians over the seeds, ratios to its ``base`` within a seed.
 
-    Args:
-        references: columns of PSNR and SSIM.
-        base: the method that another's ratios are to.
-        reasons: why methods could not run.
+    ``references``: columns of PSNR and SSIM; ``reasons``: why methods could not run.
     """
     by_run = {(run.method, run.seed): run for run in runs}
     seeds = sorted({run.seed for run in runs})

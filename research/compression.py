@@ -48,7 +48,6 @@ SHAPES = {
 
 
 def bench(args: argparse.Namespace) -> str:
-    """Measure with all queries and with few, and return the table."""
     shape = SHAPES[args.model]
     shape = shape._replace(layers=args.layers or shape.layers)
     found = [measure(args, shape, most) for most in tqdm((None, args.max_queries), unit="run")]

@@ -84,7 +84,6 @@ Rows = dict[tuple[str, Variant], Row]
 
 
 def bench(args: argparse.Namespace) -> str:
-    """Run, write, and return the tables."""
     model = find_chunk_model(args, args.chunks)
     variants = list(dict.fromkeys([KEEP_ALL, *chain(*AXES.values())]))
     model.warm_up(KEEP_ALL.configure(model, "none", args.chunks))

@@ -72,7 +72,6 @@ def measure(args: argparse.Namespace, run: tuple[int, str]) -> Measurement:
 
 
 def bench(args: argparse.Namespace) -> str:
-    """Run everything, one process after another; returns a Markdown table."""
     runs = list(product(args.chunks, CACHES))
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:

@@ -22,11 +22,7 @@ FRAMES = {"skyreels": 177, "magi": 240}
 
 
 def configure(model: Model, text: str) -> FlowCacheConfig:
-    """Make the configuration of ``METHOD[:PRESET[:THRESHOLD]]``.
-
-    Raises:
-        ValueError: one sentence that names the flag.
-    """
+    """Make the configuration of ``METHOD[:PRESET[:THRESHOLD]]``; ValueError for other words."""
     method, *rest = text.split(":")
     if len(rest) > 2 or (rest and method in ("vanilla", "causal")):
         raise ValueError(f"methods: expected METHOD[:PRESET[:THRESHOLD]], got {text!r}.")
@@ -38,14 +34,12 @@ def configure(model: Model, text: str) -> FlowCacheConfig:
 
 
 def bench(args: argparse.Namespace) -> str:
-    """Load, compare, and return the table."""
     model = find_model(args)
+    prompt = args.prompt or model.adapter.default_prompt
 
     def make(method: str, seed: int) -> tuple[Frames, Trace]:
         trace = Trace(method=method)
-        frames, _ = model.video(
-            args.prompt or model.adapter.default_prompt, seed, configure(model, method), trace
-        )
+        frames, _ = model.video(prompt, seed, configure(model, method), trace)
         stem = args.outdir / f"{method.replace(':', '_')}_seed{seed}"
         trace.save(f"{stem}.trace.json")
         reuse_map(trace, f"{stem}.reuse.png")

@@ -102,11 +102,7 @@ def make_diffusers_pipeline(
 
 @dataclass(frozen=True)
 class PeerRun:
-    """A video in diffusers' pipeline.
-
-    With an ``ar_step`` of 0, diffusers denoises frame by frame and attends to the whole window, else its
-    attention is block-causal.
-    """
+    """A video in diffusers' pipeline; attention is block-causal except with an ``ar_step`` of 0."""
 
     pipeline: SkyReelsV2DiffusionForcingPipeline
     settings: VideoSettings
@@ -265,11 +261,7 @@ def db_cache(run: PeerRun, threshold: float, forecasts: bool) -> Iterator[None]:
 
 
 def parse_cache(text: str) -> tuple[str, float]:
-    """Name and number of ``NAME:NUMBER``; ``diffusers`` has none.
-
-    Raises:
-        ValueError: unknown name, or no number.
-    """
+    """Name and number of ``NAME:NUMBER``; ``diffusers`` has none. ValueError for other words."""
     name, _, number = text.partition(":")
     if text != "diffusers" and name not in CACHES:
         raise ValueError(f"methods: expected diffusers, {', '.join(CACHES)} or one of ours, got {text!r}.")

@@ -49,7 +49,6 @@ class ProcessorTrace(Trace):
 
 
 def is_ours(method: str) -> bool:
-    """Whether a method runs in our pipeline."""
     return method.partition(":")[0] in OURS
 
 
@@ -70,7 +69,6 @@ def find_failure(run: PeerRun, method: str) -> str | None:
 
 
 def bench(args: argparse.Namespace) -> str:
-    """Load, try, compare, and return the table."""
     model = find_model(args, ar_step=args.ar_step)
     prompt = args.prompt or model.adapter.default_prompt
     new_trace = ProcessorTrace if args.clock == "processor" else Trace

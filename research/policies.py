@@ -67,7 +67,6 @@ def make_curves(model: Model, thresholds: Sequence[float]) -> Curves:
 
 
 def bench(args: argparse.Namespace) -> str:
-    """Run, draw, and return the tables."""
     # more frames than a window are made as one stream
     model = find_model(args, streaming=(args.num_frames or 0) > 97)
     plain = model.configure(model.no_reuse, **({"budget": args.budget} if args.budget else {}))
@@ -84,9 +83,7 @@ def bench(args: argparse.Namespace) -> str:
 class Curve:
     """Medians over captions of the runs ``NAME | VALUE``, by rising compute.
 
-    Attributes:
-        points: the option's value, computed share, FLOPs saved, dB and SSIM of each point.
-        computed, psnr: columns of these.
+    Points are the option's value, computed share, FLOPs saved, dB and SSIM.
     """
 
     def __init__(self, name: str, runs: Sequence[Run]) -> None:

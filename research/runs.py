@@ -81,15 +81,7 @@ class Model:
 
 
 def find_model(args: Namespace, **video: Any) -> Model:
-    """Find the model that the flags name, for a video of the flags' frames and steps.
-
-    Args:
-        args: of a parser with ``add_model_flags``.
-        video: further settings, of SkyReels-V2 alone.
-
-    Raises:
-        ValueError: one sentence that names the flag.
-    """
+    """Find the model for a video of the flags' frames and steps; ``video``: more settings of SkyReels-V2."""
     height, width = (getattr(args, name, None) for name in ("height", "width"))
     if args.model == "magi":
         keys = {"num_frames": args.num_frames or 96, "num_steps": args.steps or 64}
@@ -112,7 +104,6 @@ def find_chunk_model(args: Namespace, chunks: int) -> Model:
 
 
 def _resolve(args: Namespace, **video: Any) -> Model:
-    """The model with these settings of its videos."""
     check_device(args.device)
     if args.model == "magi":
         keys = {name: value for name, value in video.items() if value is not None}

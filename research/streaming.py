@@ -86,7 +86,6 @@ def measure_constancy(frames: Frames, length: int, block: int) -> dict[str, floa
 
 
 def bench(args: argparse.Namespace) -> str:
-    """Make all videos, write contact sheets and measurements; returns a Markdown table."""
     models = {streams: find_model(args, streaming=streams) for streams in (False, True)}
     models[True].pipeline = models[False].pipeline
     rows = []

@@ -31,7 +31,6 @@ State = dict[str, dict[str, Tensor]]
 
 
 def export_skyreels(vae_folder: Path, state: State, out: Path, dtype: torch.dtype) -> None:
-    """Write the parts in diffusers' layout."""
     vae, small = AutoencoderKLWan.from_pretrained(vae_folder), ASSETS / "skyreels_v2_small"
     model, encoder = skyreels.new_transformer(), skyreels.new_encoder()
     model.load_state_dict(state["transformer"])
@@ -44,7 +43,6 @@ def export_skyreels(vae_folder: Path, state: State, out: Path, dtype: torch.dtyp
 
 
 def export_magi(vae_folder: Path, state: State, out: Path, dtype: torch.dtype) -> None:
-    """Write the parts in the official layout of MAGI-1."""
     weights, text_folder = out / "inference_weight.distill", out / "t5" / T5_FOLDER
     weights.mkdir(parents=True, exist_ok=True)
     tensors = {official_key(name): tensor.to(dtype) for name, tensor in state["transformer"].items()}

@@ -28,19 +28,12 @@ TEXT_FOLDER = ASSETS / "magi1_small/t5/t5-v1_1-xxl"
 
 @dataclass(frozen=True)
 class ClipAttend:
-    """Implements ``Attend`` for clips of one length: dense attention with masks.
-
-    Attributes:
-        samples: number of clips.
-        mask: ``[samples, 1, tokens, tokens]``, true where a query sees a key.
-        captions: embedded, padded, ``[samples * chunks, text, cross_dim]``.
-        shown: ``[samples * chunks, 1, 1, text]``, false on padding.
-    """
+    """Implements ``Attend`` for clips of one length: dense attention with masks."""
 
     samples: int
-    mask: Tensor
-    captions: Tensor
-    shown: Tensor
+    mask: Tensor  # [samples, 1, tokens, tokens], true where a query sees a key
+    captions: Tensor  # embedded, padded, [samples * chunks, text, cross_dim]
+    shown: Tensor  # [samples * chunks, 1, 1, text], false on padding
 
     def attend_video(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return _attend(self.samples, query, key, value, self.mask)
@@ -67,7 +60,6 @@ def run_clips(
 
 
 def new_encoder() -> T5EncoderModel:
-    """Make a small text encoder."""
     return T5EncoderModel(T5Config.from_pretrained(TEXT_FOLDER))
 
 
@@ -139,14 +131,10 @@ class MagiTask(Task):
 
 
 def draw_times(rng: np.random.Generator, chunks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw a time for every chunk of a clip.
+    """Draw a time for every chunk of a clip, most as in a row of the staircase; the others any.
 
-    Most clips are rows of a staircase as in sampling: clean chunks first, those not started last. The others
-    have any time in each chunk.
-
-    Returns:
-        Times ``[chunks]``; which are shown as clean; which count; and the number of steps that a distilled
-        model is conditioned on, 0 for no such condition.
+    Returns times, which chunks are shown as clean, which count, and the number of steps that a distilled
+    model is conditioned on, 0 for no such condition.
     """
     distilled = bool(rng.random() < 0.5)
     steps = int(rng.choice(STEPS))

@@ -30,7 +30,6 @@ def new_transformer() -> SkyReelsV2Transformer3DModel:
 
 
 def new_encoder() -> UMT5EncoderModel:
-    """Make a small text encoder."""
     return UMT5EncoderModel(UMT5Config.from_pretrained(ASSETS / "skyreels_v2_small/text_encoder"))
 
 

@@ -44,11 +44,8 @@ class Task:
 class LatentPool:
     """Encoded clips with captions that are not held out; grows during training, which can so start at once.
 
-    Args:
-        encode: maps a video ``[1, 3, frames, height, width]`` in [-1, 1] to normalised latents.
-        frames: pixel frames of a clip.
-        limit: maximum number of clips.
-        seed: of the scenes.
+    ``encode`` maps a video ``[1, 3, frames, height, width]`` in [-1, 1] to normalised latents; at most
+    ``limit`` clips.
     """
 
     def __init__(self, encode: Callable[[Tensor], Tensor], frames: int, limit: int, seed: int) -> None:
@@ -59,7 +56,6 @@ class LatentPool:
 
     @torch.no_grad()
     def grow(self) -> None:
-        """Render and encode one more clip, up to the limit."""
         if len(self._clips) < self._limit:
             scene = draw_scene(self._rng, self._held_out)
             video = render(scene, self._frames, start=int(self._rng.integers(200)))
