@@ -13,15 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import SkyReelsV2DiffusionForcingPipeline, UniPCMultistepScheduler
-from diffusers.hooks import (
-    FasterCacheConfig,
-    FirstBlockCacheConfig,
-    MagCacheConfig,
-    PyramidAttentionBroadcastConfig,
-    SeaCacheConfig,
-    TaylorSeerCacheConfig,
-)
+from diffusers import SkyReelsV2DiffusionForcingPipeline as DiffusersPipeline
+from diffusers import UniPCMultistepScheduler, hooks
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2TransformerBlock
 from torch import Tensor, nn
@@ -43,9 +36,7 @@ MOST_REUSED = 7
 class OriginalGrid(UniPCMultistepScheduler):
     """Diffusers' scheduler on the original's noise grid; diffusers' own grid is a thousandth higher."""
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, device: torch.device | str | None = None
-    ) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         grid = np.linspace(0.999, 0, num_inference_steps + 1)[:-1]
         super().set_timesteps(device=device, sigmas=grid)
 
@@ -68,13 +59,13 @@ def count_flops(transformer: nn.Module, text_tokens: int, trace: Trace) -> Itera
     def feed_forward(out: Tensor) -> float:
         return 4 * sizes.dim * sizes.ffn_dim * out[..., 0].numel()
 
-    with ExitStack() as hooks:
+    with ExitStack() as stack:
 
         def watch(module: nn.Module, count: Callable[[Tensor], float]) -> None:
             def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
                 trace.flops["actual"] += count(output)
 
-            hooks.enter_context(module.register_forward_hook(add))
+            stack.enter_context(module.register_forward_hook(add))
 
         watch(transformer.patch_embedding, edges)
         for block in transformer.blocks:
@@ -85,9 +76,7 @@ def count_flops(transformer: nn.Module, text_tokens: int, trace: Trace) -> Itera
         yield
 
 
-def make_diffusers_pipeline(
-    ours: FlowCacheSkyReelsV2Pipeline, original_grid: bool = True
-) -> SkyReelsV2DiffusionForcingPipeline:
+def make_pipeline(ours: FlowCacheSkyReelsV2Pipeline, original_grid: bool) -> DiffusersPipeline:
     """Diffusers' pipeline with the same weights as ours; ``original_grid``: and the original's noise grid."""
     parts = dict(ours.components)
     transformer = type(parts["transformer"]).from_config(parts["transformer"].config)
@@ -95,7 +84,7 @@ def make_diffusers_pipeline(
     parts["transformer"] = transformer.to(ours.device, ours.transformer.dtype).eval()
     if original_grid:
         parts["scheduler"] = OriginalGrid.from_config(parts["scheduler"].config)
-    pipeline = SkyReelsV2DiffusionForcingPipeline(**parts)
+    pipeline = DiffusersPipeline(**parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -104,7 +93,7 @@ def make_diffusers_pipeline(
 class PeerRun:
     """A video in diffusers' pipeline; attention is block-causal except with an ``ar_step`` of 0."""
 
-    pipeline: SkyReelsV2DiffusionForcingPipeline
+    pipeline: DiffusersPipeline
     settings: VideoSettings
     prompt: str
     negative_prompt: str
@@ -117,7 +106,7 @@ class PeerRun:
     @cached_property
     def mag_ratios(self) -> list[float]:
         """MagCache's ratios over the steps of the first window, from a run of another seed."""
-        config = MagCacheConfig(calibrate=True, num_inference_steps=self.window_steps[0])
+        config = hooks.MagCacheConfig(calibrate=True, num_inference_steps=self.window_steps[0])
         printed = io.StringIO()
         with self.hook(config), redirect_stdout(printed):
             self.denoise(CALIBRATION_SEED, Trace())
@@ -169,9 +158,9 @@ class PeerRun:
         return to_uint8(VideoCodec(self.pipeline.vae).decode(self.denoise(seed, trace)))
 
 
-def faster_cache(run: PeerRun, skip_range: float, **changes: Any) -> FasterCacheConfig:
+def faster_cache(run: PeerRun, skip_range: float, **changes: Any) -> hooks.FasterCacheConfig:
     """FasterCache; as it comes, it expects both branches of guidance in one call, and fails."""
-    return FasterCacheConfig(
+    return hooks.FasterCacheConfig(
         spatial_attention_block_skip_range=int(skip_range),
         current_timestep_callback=run.mean_timestep,
         attention_weight_callback=lambda module: 0.5,
@@ -181,8 +170,8 @@ def faster_cache(run: PeerRun, skip_range: float, **changes: Any) -> FasterCache
 
 #: Configurations of diffusers' caches by a threshold, or by the interval between computed steps.
 CONFIGS: dict[str, Callable[[PeerRun, float], Any]] = {
-    "fbcache": lambda run, threshold: FirstBlockCacheConfig(threshold=threshold),
-    "magcache": lambda run, threshold: MagCacheConfig(
+    "fbcache": lambda run, threshold: hooks.FirstBlockCacheConfig(threshold=threshold),
+    "magcache": lambda run, threshold: hooks.MagCacheConfig(
         threshold=threshold,
         max_skip_steps=MOST_REUSED,
         retention_ratio=0.1,
@@ -190,15 +179,15 @@ CONFIGS: dict[str, Callable[[PeerRun, float], Any]] = {
         mag_ratios=run.mag_ratios,
     ),
     # the lite form, which forecasts the last projection: TaylorSeer's patterns match no module here
-    "taylorseer": lambda run, interval: TaylorSeerCacheConfig(
+    "taylorseer": lambda run, interval: hooks.TaylorSeerCacheConfig(
         cache_interval=int(interval), taylor_factors_dtype=torch.float32, use_lite_mode=True
     ),
-    "seacache": lambda run, threshold: SeaCacheConfig(
+    "seacache": lambda run, threshold: hooks.SeaCacheConfig(
         threshold=threshold,
         max_consecutive_cached=MOST_REUSED,
         raw_vision_callback=lambda module, args, kwargs: list(kwargs["hidden_states"].unbind()),
     ),
-    "pab": lambda run, skip_range: PyramidAttentionBroadcastConfig(
+    "pab": lambda run, skip_range: hooks.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=int(skip_range),
         cross_attention_block_skip_range=int(skip_range),
         current_timestep_callback=run.mean_timestep,

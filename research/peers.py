@@ -23,7 +23,7 @@ from skyreels_v2.settings import latent_frames
 
 from .compare import add_comparison_flags, compare, main, new_parser, speed_table, write_results
 from .methods import configure
-from .peer_caches import PeerRun, enable_cache, make_diffusers_pipeline, parse_cache, register_block
+from .peer_caches import PeerRun, enable_cache, make_pipeline, parse_cache, register_block
 from .runs import add_model_flags, find_model
 
 METHODS = (
@@ -73,7 +73,7 @@ def bench(args: argparse.Namespace) -> str:
     prompt = args.prompt or model.adapter.default_prompt
     new_trace = ProcessorTrace if args.clock == "processor" else Trace
     register_block()
-    pipeline = make_diffusers_pipeline(model.pipeline, args.grid == "original")
+    pipeline = make_pipeline(model.pipeline, args.grid == "original")
     settings = model.adapter.video
     peers = PeerRun(pipeline, settings, prompt, model.pipeline.default_negative_prompt)
     trial = replace(peers, settings=replace(settings, **TRIAL))

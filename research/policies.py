@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flowcache import FlowCacheConfig
 from flowcache.files import write_atomically, write_csv
@@ -48,10 +49,9 @@ def make_curves(model: Model, thresholds: Sequence[float]) -> Curves:
     chunkwise = {x: replace(config, clean_pass=ours.clean_pass) for x, config in paper.items()}
     tea = {}
     for x in thresholds[::2]:
-        options = {
-            name: getattr(paper[x].policy, name) for name in ("warmup_steps", "coefficients", "indicator")
-        }
-        tea[x] = replace(chunkwise[x], policy=TeaCache(x, **options))
+        policy = paper[x].policy
+        as_tea = TeaCache(x, policy.warmup_steps, 1, policy.coefficients, policy.indicator)
+        tea[x] = replace(chunkwise[x], policy=as_tea)
     policies = {
         "TeaCache": tea,
         "chunkwise": chunkwise,
@@ -99,25 +99,21 @@ class Curve:
         self.points = sorted(rows, key=lambda row: (row[1], row[3]))
         _, self.computed, _, self.psnr, _ = zip(*self.points, strict=True)
 
-    def psnr_at(self, computed: float) -> float | None:
-        """PSNR at a share of compute, between the points measured; None beyond them."""
-        height = np.interp(computed, self.computed, self.psnr, left=np.nan, right=np.nan)
-        return None if np.isnan(height) else float(height)
+    def psnr_at(self, shares: ArrayLike) -> np.ndarray:
+        """PSNR at shares of compute, between the points measured; NaN beyond them."""
+        return np.interp(shares, self.computed, self.psnr, left=np.nan, right=np.nan)
 
-    def computed_for(self, psnr: float) -> float | None:
-        """Least share of compute that reaches a PSNR; None if none measured does."""
+    def computed_for(self, psnr: float) -> float:
+        """Least share of compute that reaches a PSNR; NaN if none measured does."""
         best = np.maximum.accumulate(self.psnr)
-        if psnr > best[-1]:
-            return None
         index = int(np.searchsorted(best, psnr))
         near = slice(max(0, index - 1), index + 1)
-        return float(np.interp(psnr, best[near], self.computed[near]))
+        return float(np.interp(psnr, best[near], self.computed[near])) if psnr <= best[-1] else np.nan
 
     @property
-    def area(self) -> float | None:
-        """Mean PSNR over ``SPAN``; None if the curve does not cover it."""
-        heights = [self.psnr_at(share) for share in np.linspace(*SPAN, 101)]
-        return None if None in heights else float(np.mean(heights))
+    def area(self) -> float:
+        """Mean PSNR over ``SPAN``; NaN if the curve does not cover it."""
+        return float(np.mean(self.psnr_at(np.linspace(*SPAN, 101))))
 
 
 def report(runs: Sequence[Run], outdir: Path, model: str) -> str:
@@ -127,18 +123,12 @@ def report(runs: Sequence[Run], outdir: Path, model: str) -> str:
     rows = [dict(zip(columns, (c.name, *point), strict=True)) for c in curves for point in c.points]
     write_csv(outdir / "curves.csv", columns, rows)
     draw(curves, outdir / "curves.png", model)
-    points = [
-        [c.name, "; ".join(f"{v:g}: {x:.2f}, {s:.2f}x, {y:.1f}, {z:.3f}" for v, x, s, y, z in c.points)]
-        for c in curves
-    ]
-    table = "\n\n".join(
-        [
-            f"Medians over {len({run.seed for run in runs})} captions.",
-            summarise(curves),
-            *(compare_with(curve, curves) for curve in curves if curve.name == PAPER),
-            markdown_table(("policy and forecast", "option: computed, FLOPs saved, dB, SSIM"), points),
-        ]
-    )
+    tables = [f"Medians over {len({run.seed for run in runs})} captions.", summarise(curves)]
+    tables += [compare_with(curve, curves) for curve in curves if curve.name == PAPER]
+    form = "{:g}: {:.2f}, {:.2f}x, {:.1f}, {:.3f}"
+    points = [(c.name, "; ".join(form.format(*point) for point in c.points)) for c in curves]
+    tables.append(markdown_table(("policy and forecast", "option: computed, FLOPs saved, dB, SSIM"), points))
+    table = "\n\n".join(tables)
     write_atomically(outdir / "curves.md", f"{table}\n".encode())
     return table
 
@@ -147,9 +137,9 @@ def summarise(curves: Sequence[Curve]) -> str:
     """Area of each curve, and PSNR at three shares."""
     titles = ["policy and forecast", "mean dB, {:.2f} to {:.2f} computed".format(*SPAN)]
     rows = []
-    for curve in sorted(curves, key=lambda c: -(c.area or 0.0)):
-        cells = [curve.area, *(curve.psnr_at(share) for share in (0.25, 1 / 3, 0.5))]
-        rows.append([curve.name, *("" if cell is None else f"{cell:.1f}" for cell in cells)])
+    for curve in sorted(curves, key=lambda c: -np.nan_to_num(c.area)):
+        cells = [curve.area, *curve.psnr_at([0.25, 1 / 3, 0.5])]
+        rows.append([curve.name, *("" if np.isnan(cell) else f"{cell:.1f}" for cell in cells)])
     return markdown_table([*titles, "dB at .25", "dB at .33", "dB at .5"], rows)
 
 
@@ -158,8 +148,8 @@ def compare_with(paper: Curve, curves: Sequence[Curve]) -> str:
     titles = ("the paper's rule at", "computed", "dB", "best at this compute", "least compute for these dB")
     rows, others = [], [c for c in curves if c is not paper]
     for value, share, _, height, _ in paper.points:
-        heights = [(h, c.name) for c in others if (h := c.psnr_at(share)) is not None]
-        shares = [(s, c.name, c) for c in others if (s := c.computed_for(height)) is not None]
+        heights = [(h, c.name) for c in others if not np.isnan(h := c.psnr_at(share))]
+        shares = [(s, c.name, c) for c in others if not np.isnan(s := c.computed_for(height))]
         best = "{:.1f} dB ({})".format(*max(heights)) if heights else ""
         cheapest = ""
         if shares:
