@@ -20,7 +20,8 @@ from .benchmark.ranks import Rank
 from .command_line import one_line
 from .extras import Unavailable
 from .finite import NotFiniteError
-from .plots import format_flops, format_saving, reuse_map
+from .plots import reuse_map
+from .plots.style import format_flops, format_saving
 from .trace import Trace
 
 Job = TypeVar("Job")

@@ -1,4 +1,4 @@
-"""Compare methods on the same videos in turn: time, FLOPs, memory, PSNR and SSIM; shared by the scripts."""
+"""Compare methods on the same videos: time, FLOPs, memory, PSNR and SSIM; shared by the scripts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from flowcache import Trace
@@ -20,7 +20,7 @@ from flowcache.environment import describe_environment
 from flowcache.files import write_atomically, write_json
 from flowcache.markdown import markdown_table
 from flowcache.metrics import psnr, ssim
-from flowcache.plots.style import faint_grid, plain_frame
+from flowcache.plots.style import faint_grid, plain_frame, save_figure
 from flowcache.running import run_checked
 from flowcache.video import Frames, contact_sheet
 
@@ -57,20 +57,16 @@ def compare(
 ) -> list[Run]:
     """Run every method for every seed; appends each run to ``runs.jsonl`` and draws a contact sheet per seed.
 
-    Methods take turns within a seed, so that a slow spell of the machine hits all of them.
+    The methods of a seed follow one another, so that a slow spell of the machine hits all of them.
 
     Args:
         references: methods whose videos the others are compared with, as far as they are in ``methods``.
         settings: of each method; runs in ``runs.jsonl`` with the same are not repeated. None: start over.
-        shown: methods on the sheets.
-        name: of the sheets.
+        shown, name: methods on the contact sheets, and their names.
     """
     outdir.mkdir(parents=True, exist_ok=True)
-    path, known = outdir / "runs.jsonl", {}
-    if settings is None:
-        path.unlink(missing_ok=True)
-    elif path.exists():
-        known = _read_runs(path, settings)
+    path = outdir / "runs.jsonl"
+    known = _read_runs(path, settings or {})
     seeds, present = list(seeds), [method for method in methods if method in references]
     with tqdm(total=len(seeds) * len(methods), unit="video") as bar:
         for seed in seeds:
@@ -82,49 +78,47 @@ def compare(
                 videos[method], waiting[method] = make(method, seed)
                 if len(videos) < len(present):
                     continue  # references are compared with each other, too
-                for done, trace in waiting.items():
-                    if done in missing:
-                        run = known[done, seed] = _measure(done, seed, videos, present, trace)
-                        line = {"settings": (settings or {}).get(done), "run": asdict(run)}
-                        with path.open("a") as file:
-                            file.write(f"{json.dumps(line)}\n")
-                        bar.update()
+                for done in [method for method in waiting if method in missing]:
+                    run = known[done, seed] = _measure(done, seed, videos, present, waiting[done])
+                    line = {"settings": (settings or {}).get(done), "run": asdict(run)}
+                    with path.open("a") as file:
+                        file.write(f"{json.dumps(line)}\n")
+                    bar.update()
                 waiting.clear()
             if shown and videos.keys() >= set(shown):
                 pictures = {method: videos[method] for method in shown}
-                width = max(video.shape[2] for video in pictures.values())
-                contact_sheet(pictures, outdir / f"{name}{seed}.png", columns=12, scale=max(0.2, 112 / width))
+                scale = max(0.2, 112 / max(video.shape[2] for video in pictures.values()))
+                contact_sheet(pictures, outdir / f"{name}{seed}.png", columns=12, scale=scale)
     return [known[method, seed] for seed in seeds for method in methods]
 
 
 def _read_runs(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, int], Run]:
-    """Runs of the same settings; a last line that was cut off is removed."""
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_atomically(path, whole.encode())
-    runs = {}
-    for line in map(json.loads, whole.splitlines()):
+    """Runs of the same settings; without any, the file is emptied, else a last line that was cut off goes."""
+    lines = path.read_text().splitlines(keepends=True) if settings and path.exists() else []
+    lines = [line for line in lines if line.endswith("\n")]
+    write_atomically(path, "".join(lines).encode())
+    current, runs = json.loads(json.dumps(settings)), {}
+    for line in map(json.loads, lines):
         run = Run(**line["run"])
-        if line["settings"] == json.loads(json.dumps(settings.get(run.method))):
+        if line["settings"] == current.get(run.method):
             runs[run.method, run.seed] = run
     return runs
 
 
 def _measure(
-    method: str, seed: int, videos: dict[str, Frames], references: Sequence[str], trace: Trace
+    method: str, seed: int, videos: Mapping[str, Frames], references: Sequence[str], trace: Trace
 ) -> Run:
-    video, others = videos[method], [other for other in references if other != method]
+    pairs = {other: (videos[method], videos[other]) for other in references if other != method}
     return Run(
         method,
         seed,
-        trace.seconds.get("denoise", 0.0),
-        trace.seconds.get("compress", 0.0),
-        dict(trace.flops),
-        trace.reuse_ratio if trace.windows else None,
-        max((window.kv_bytes for window in trace.windows), default=0),
-        {other: psnr(video, videos[other])[0] for other in others},
-        {other: ssim(video, videos[other])[0] for other in others},
+        seconds=trace.seconds.get("denoise", 0.0),
+        compress_seconds=trace.seconds.get("compress", 0.0),
+        flops=dict(trace.flops),
+        reuse_ratio=trace.reuse_ratio if trace.windows else None,
+        kv_bytes=max((window.kv_bytes for window in trace.windows), default=0),
+        psnr={other: psnr(*pair)[0] for other, pair in pairs.items()},
+        ssim={other: ssim(*pair)[0] for other, pair in pairs.items()},
     )
 
 
@@ -135,54 +129,34 @@ def speed_table(
     base: Callable[[str], str],
     reasons: Mapping[str, str] | None = None,
 ) -> str:
-    """A Markdown table with a row per method: medians over the seeds, ratios within a seed.
+    """A Markdown table with a row per method: medians over the seeds, ratios to its ``base`` within a seed.
 
-    Args:
-        runs: of ``compare``.
-        methods: order of the rows.
-        references: columns of PSNR and SSIM.
-        base: the method that another's ratios are to.
-        reasons: why methods could not run.
+    ``references``: columns of PSNR and SSIM; ``reasons``: why methods could not run.
     """
     by_run = {(run.method, run.seed): run for run in runs}
     seeds = sorted({run.seed for run in runs})
-    titles = [
-        "method",
-        "denoising s",
-        "speed-up",
-        "TFLOPs",
-        "FLOPs ratio",
-        "speed-up / FLOPs ratio",
-        "reuse ratio",
-    ]
-    titles += [f"PSNR, SSIM to {other}" for other in references]
+    titles = ["method", "denoising s", "speed-up", "TFLOPs", "FLOPs ratio", "speed-up / FLOPs ratio"]
+    titles += ["reuse ratio", *(f"PSNR, SSIM to {other}" for other in references)]
     rows = []
     for method in methods:
-        if method in (reasons or {}):
-            rows.append([method, f"cannot run: {reasons[method]}", *[""] * (len(titles) - 2)])
+        if reason := (reasons or {}).get(method):
+            rows.append([method, f"cannot run: {reason}", *[""] * (len(titles) - 2)])
             continue
-        own = [by_run[method, seed] for seed in seeds]
-        bases = [by_run.get((base(method), seed)) for seed in seeds]
-        cells = [method, f"{median(r.seconds for r in own):.2f}", "", f"{_tflops(own):.3f}", "", ""]
-        if None not in bases:
-            pairs = list(zip(bases, own, strict=True))
+        own, gains = [by_run[method, seed] for seed in seeds], [""] * 3
+        if (base(method), seeds[0]) in by_run:
+            pairs = [(by_run[base(method), run.seed], run) for run in own]
             speed = median(b.seconds / max(r.seconds, 1e-9) for b, r in pairs)
             saved = median(b.flops["actual"] / r.flops["actual"] for b, r in pairs)
-            cells[2], cells[4], cells[5] = f"{speed:.2f}", f"{saved:.2f}", f"{speed / saved:.2f}"
-        known = own[0].reuse_ratio is not None
-        cells.append(f"{mean(r.reuse_ratio for r in own):.2f}" if known else "")
-        rows.append(cells + [_closeness(own, other) for other in references])
+            gains = [f"{gain:.2f}" for gain in (speed, saved, speed / saved)]
+        seconds, tflops = median(r.seconds for r in own), mean(r.flops["actual"] for r in own) / 1e12
+        cells = [method, f"{seconds:.2f}", gains[0], f"{tflops:.3f}", *gains[1:]]
+        cells.append("" if own[0].reuse_ratio is None else f"{mean(r.reuse_ratio for r in own):.2f}")
+        for other in references:
+            compared = [(r.psnr[other], r.ssim[other]) for r in own if other in r.psnr]
+            means = map(mean, zip(*compared, strict=True))
+            cells.append("{:.1f} dB, {:.3f}".format(*means) if compared else "")
+        rows.append(cells)
     return markdown_table(titles, rows)
-
-
-def _tflops(runs: Sequence[Run]) -> float:
-    return mean(run.flops["actual"] for run in runs) / 1e12
-
-
-def _closeness(runs: Sequence[Run], other: str) -> str:
-    if other not in runs[0].psnr:
-        return ""
-    return f"{mean(r.psnr[other] for r in runs):.1f} dB, {mean(r.ssim[other] for r in runs):.3f}"
 
 
 def write_results(args: argparse.Namespace, stem: str, table: str, results: Sequence[Any]) -> str:
@@ -197,11 +171,31 @@ def write_results(args: argparse.Namespace, stem: str, table: str, results: Sequ
     return table
 
 
-def style_axis(axis: Axes, **labels: str) -> None:
-    """Set labels, a plain frame and a faint grid."""
-    axis.set(**labels)
-    plain_frame(axis)
-    faint_grid(axis)
+class Line(NamedTuple):
+    """A line of a plot; ``style``: options of matplotlib's ``plot``."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: Mapping[str, Any]
+
+
+def draw_lines(
+    path: Path, panels: Sequence[tuple[Mapping[str, Any], Sequence[Line]]], width: float, sharey: bool = False
+) -> None:
+    """Save a PNG, ``width`` inches wide: a panel for each pair of its axis' properties and its lines."""
+    figure = Figure(figsize=(width, 3.8), dpi=130, layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=sharey, squeeze=False)[0]
+    for axis, (properties, lines) in zip(axes, panels, strict=True):
+        for line in lines:
+            axis.plot(line.x, line.y, label=line.label, **line.style)
+        axis.set(**properties)
+        plain_frame(axis)
+        faint_grid(axis)
+    handles, labels = axes[0].get_legend_handles_labels()
+    if len(handles) > 1:
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    save_figure(figure, path)
 
 
 def positive(text: str) -> int:

@@ -47,59 +47,50 @@ SHAPES = {
 }
 
 
-@torch.no_grad()
 def bench(args: argparse.Namespace) -> str:
-    """Measure with all queries and with few, and return the table."""
     shape = SHAPES[args.model]
     shape = shape._replace(layers=args.layers or shape.layers)
     found = [measure(args, shape, most) for most in tqdm((None, args.max_queries), unit="run")]
     titles = ("queries asked", "ms per layer", f"s, {shape.layers} layers", "MiB beside the cache")
     rows = []
     for each in found:
-        seconds = each["seconds"]
-        cells = (f"{1000 * seconds / shape.layers:.1f}", f"{seconds:.2f}", f"{each['bytes'] / 2**20:.0f}")
-        rows.append((each["asked"], *cells))
+        seconds, mib = each["seconds"], each["bytes"] / 2**20
+        rows.append((each["asked"], f"{1000 * seconds / shape.layers:.1f}", f"{seconds:.2f}", f"{mib:.0f}"))
     return write_results(args, args.model, markdown_table(titles, rows), found)
 
 
+@torch.no_grad()
 def measure(args: argparse.Namespace, shape: Shape, most: int | None) -> dict[str, Any]:
     """Median over the repeats of the seconds of a compression of all layers, and bytes taken meanwhile."""
-    dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
-    sizes = (shape.layers, shape.branches, shape.kv_heads, shape.head_dim)
-    layout = CacheLayout(*sizes, dtype, torch.device(args.device))
+    device, tokens = torch.device(args.device), shape.chunk_tokens
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    layout = CacheLayout(shape.layers, shape.branches, shape.kv_heads, shape.head_dim, dtype, device)
     config = KVCompressionConfig(query_granularity=shape.granularity, max_queries=most)
-    selector = TokenSelector(config, shape.frame_tokens, shape.chunk_tokens)
-    cache = CompressedKVCache(layout, args.chunks * shape.chunk_tokens, selector)
+    selector = TokenSelector(config, shape.frame_tokens, tokens)
+    cache = CompressedKVCache(layout, args.chunks * tokens, selector)
+
+    def noise(heads: int) -> torch.Tensor:
+        return torch.randn(shape.branches, tokens, heads, shape.head_dim, dtype=dtype, device=device)
+
     seconds, peak = [], 0
     for chunk in range(args.chunks + args.repeats):
-        enter(cache, chunk, shape)
+        cache.enter(chunk, tokens)
+        for layer in range(shape.layers):
+            cache.write(layer, chunk, noise(shape.kv_heads), noise(shape.kv_heads))
+            cache.observe(layer, chunk, noise(shape.heads))
         if chunk < args.chunks - 1:
             continue  # not yet full
-        synchronize(args.device)
-        restart_peak_memory(args.device)
-        before, start = peak_memory_bytes(args.device), time.perf_counter()
-        cache.make_room(cache.chunks, shape.chunk_tokens)
-        synchronize(args.device)
+        synchronize(device)
+        restart_peak_memory(device)
+        before, start = peak_memory_bytes(device), time.perf_counter()
+        cache.make_room(cache.chunks, tokens)
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
-        peak = max(peak, peak_memory_bytes(args.device) - before)
-    asked = {"frame": shape.frame_tokens, "chunk": shape.chunk_tokens}[shape.granularity]
+        peak = max(peak, peak_memory_bytes(device) - before)
+    asked = {"frame": shape.frame_tokens, "chunk": tokens}[shape.granularity]
     # the first compression pays for first calls
     measured = {"asked": min(asked, most or asked), "seconds": median(seconds[1:]), "bytes": peak}
     return measured | {"shape": shape._asdict()}
-
-
-def enter(cache: CompressedKVCache, chunk: int, shape: Shape) -> None:
-    """Write a chunk of random tokens, and record its queries."""
-    layout, tokens = cache.layout, shape.chunk_tokens
-    cache.enter(chunk, tokens)
-
-    def noise(heads: int) -> torch.Tensor:
-        size = (layout.num_branches, tokens, heads, layout.head_dim)
-        return torch.randn(size, dtype=layout.dtype, device=layout.device)
-
-    for layer in range(layout.num_layers):
-        cache.write(layer, chunk, noise(layout.num_heads), noise(layout.num_heads))
-        cache.observe(layer, chunk, noise(shape.heads))
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -11,26 +11,19 @@ interrupted measurement continues. After a change of code or weights, give anoth
 from __future__ import annotations
 
 import argparse
-from collections import deque
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-import torch
-from matplotlib.figure import Figure
-
-from flowcache import FlowCacheConfig, Trace
+from flowcache import FlowCacheConfig
 from flowcache.files import write_csv
 from flowcache.kv.scorers import SCORERS
 from flowcache.markdown import markdown_table
-from flowcache.plots.style import save_figure
-from flowcache.video import Frames, to_uint8
 
-from .compare import Run, compare, main, new_parser, positive, style_axis, write_results
-from .runs import LIVE, Model, add_model_flags, find_chunk_model
+from .compare import Line, Run, draw_lines, main, new_parser, positive, write_results
+from .runs import LIVE, Model, add_model_flags, compare_configs, find_chunk_model
 from .train_small.moving_shapes import read_held_out
 
 PRESETS = ("none", "fast")
@@ -55,7 +48,7 @@ class Variant:
     def __str__(self) -> str:
         if self.budget is None:
             return "all" if self.bits is None else f"all, {self.bits} bits"
-        most = None if self.max_queries is None else f"{self.max_queries} queries"
+        most = self.max_queries and f"{self.max_queries} queries"
         parts = (self.budget, self.scorer, self.strategy, self.queries, self.bits, most)
         return ", ".join(str(part) for part in parts if part is not None)
 
@@ -85,58 +78,51 @@ AXES: dict[tuple[str, ...], list[Variant]] = {
 SHEET = (KEEP_ALL, Variant(3), Variant(1), Variant(1, "recency"), Variant(1, "random"), Variant(1, bits=4))
 
 Row = dict[str, Any]
+#: Runs of the captions, and what is made of them, by preset and variant.
+Results = dict[tuple[str, Variant], list[Run]]
 Rows = dict[tuple[str, Variant], Row]
 
 
 def bench(args: argparse.Namespace) -> str:
-    """Run, write, and return the tables."""
-    model, captions = find_chunk_model(args, args.chunks), read_held_out()
+    model = find_chunk_model(args, args.chunks)
     variants = list(dict.fromkeys([KEEP_ALL, *chain(*AXES.values())]))
     model.warm_up(KEEP_ALL.configure(model, "none", args.chunks))
-    results: dict[tuple[str, Variant], list[Run]] = {}
+    results: Results = {}
     for preset in PRESETS:
         configs = {str(variant): variant.configure(model, preset, args.chunks) for variant in variants}
-
-        def make(
-            name: str, seed: int, configs: Mapping[str, FlowCacheConfig] = configs
-        ) -> tuple[Frames, Trace]:
-            trace = Trace(method=name)
-            parts = deque(model.stream(captions[seed], seed, configs[name], trace), maxlen=LIVE)
-            return to_uint8(torch.cat([part.frames for part in parts], dim=1)), trace
-
         video = {"model": args.model, "chunks": args.chunks, "steps": args.steps, "preset": preset}
-        settings = {name: {**video, "cache": config.as_dict(args.steps)} for name, config in configs.items()}
         sheet = {"shown": [str(variant) for variant in SHEET], "name": f"{args.model}_{preset}_caption"}
-        seeds = range(args.captions)
-        runs = compare(make, list(configs), seeds, [str(KEEP_ALL)], args.outdir, settings, **sheet)
+        captions = range(args.captions)
+        runs = compare_configs(model, configs, str(KEEP_ALL), captions, args, video, last=LIVE, **sheet)
         for index, variant in enumerate(variants):
             results[preset, variant] = runs[index :: len(variants)]
-    rows = summarise(results)
+    rows = {key: summarise(*key, results) for key in results}
     write_csv(args.outdir / f"kv_{args.model}.csv", list(rows[PRESETS[0], KEEP_ALL]), rows.values())
     draw(rows, args.outdir / f"kv_{args.model}.png")
     table = "\n\n".join([*(tabulate(rows, axis) for axis in AXES), judge(results)])
     return write_results(args, f"kv_{args.model}", table, list(chain(*results.values())))
 
 
-def summarise(results: Mapping[tuple[str, Variant], Sequence[Run]]) -> Rows:
-    """Medians over the captions, and the range of PSNR, by preset and variant.
+def summarise(preset: str, variant: Variant, results: Results) -> Row:
+    """Medians over the captions, and the range of PSNR.
 
     ``time`` is to the run of the same caption and preset that keeps everything, ``compress`` a share of it.
     """
-    rows = {}
-    for (preset, variant), runs in results.items():
-        bases = results[preset, KEEP_ALL]
-        row = {"preset": preset, **asdict(variant), "captions": len(runs), "kv_bytes": runs[0].kv_bytes}
-        row["seconds"] = median(run.seconds for run in runs)
-        row["time"] = median(run.seconds / base.seconds for run, base in zip(runs, bases, strict=True))
-        row["compress"] = median(run.compress_seconds / run.seconds for run in runs)
-        close = [value for run in runs for value in run.psnr.values()]
-        alike = [value for run in runs for value in run.ssim.values()]
-        for name, function in (("psnr", median), ("psnr_least", min), ("psnr_most", max)):
-            row[name] = function(close) if close else None
-        row["ssim"] = median(alike) if alike else None
-        rows[preset, variant] = row
-    return rows
+    runs, bases = results[preset, variant], results[preset, KEEP_ALL]
+    decibels = [value for run in runs for value in run.psnr.values()] or [None]
+    return {
+        "preset": preset,
+        **asdict(variant),
+        "captions": len(runs),
+        "kv_bytes": runs[0].kv_bytes,
+        "seconds": median(run.seconds for run in runs),
+        "time": median(run.seconds / base.seconds for run, base in zip(runs, bases, strict=True)),
+        "compress": median(run.compress_seconds / run.seconds for run in runs),
+        "psnr": median(decibels),
+        "psnr_least": min(decibels),
+        "psnr_most": max(decibels),
+        "ssim": median([value for run in runs for value in run.ssim.values()] or [None]),
+    }
 
 
 def tabulate(rows: Rows, axis: tuple[str, ...]) -> str:
@@ -147,26 +133,27 @@ def tabulate(rows: Rows, axis: tuple[str, ...]) -> str:
     lines = []
     for variant in AXES[axis]:
         values = (getattr(variant, name) for name in axis)
-        cells = ["all" if value is None else str(value) for value in values]
+        cells = ["all" if value is None else value for value in values]
         cells.append(f"{rows[PRESETS[0], variant]['kv_bytes'] / 2**20:.2f}")
         for preset in PRESETS:
             row = rows[preset, variant]
-            cells.append("" if row["psnr"] is None else f"{row['psnr']:.1f} dB, {row['ssim']:.3f}")
+            cells.append("" if row["psnr"] is None else "{psnr:.1f} dB, {ssim:.3f}".format_map(row))
             cells += [f"{row['time']:.2f}", f"{row['compress']:.1%}"]
         lines.append(cells)
     return markdown_table(titles, lines)
 
 
-def judge(results: Mapping[tuple[str, Variant], Sequence[Run]]) -> str:
+def judge(results: Results) -> str:
     """Markdown: the paper's scorer against each other one, run by run, and whether it wins."""
-    lines, wins_all, reference = [], True, str(KEEP_ALL)
+    lines, wins_all = [], True
     for name in (name for name in SCORERS if name != "paper"):
-        pairs = chain.from_iterable(
-            zip(results[preset, Variant(budget)], results[preset, Variant(budget, name)], strict=True)
-            for preset in PRESETS
-            for budget in SCORED_BUDGETS
-        )
-        gains = [paper.psnr[reference] - other.psnr[reference] for paper, other in pairs]
+        gains = [
+            paper.psnr[str(KEEP_ALL)] - other.psnr[str(KEEP_ALL)]
+            for preset, budget in product(PRESETS, SCORED_BUDGETS)
+            for paper, other in zip(
+                results[preset, Variant(budget)], results[preset, Variant(budget, name)], strict=True
+            )
+        ]
         wins = sum(gain > 0 for gain in gains)
         wins_all &= wins > len(gains) / 2
         lines.append((name, f"{wins} of {len(gains)}", f"{mean(gains):+.1f} dB"))
@@ -177,20 +164,19 @@ def judge(results: Mapping[tuple[str, Variant], Sequence[Run]]) -> str:
 
 def draw(rows: Rows, path: Path) -> None:
     """Save a PNG: PSNR over the memory of keys and values, a line per scorer."""
-    figure = Figure(figsize=(9, 3.8), dpi=130, layout="constrained")
-    for preset, axis in zip(PRESETS, figure.subplots(1, len(PRESETS), sharey=True), strict=True):
+    panels = []
+    for preset in PRESETS:
+        lines = []
         for name in SCORERS:
             budgets = AXES["budget",] if name == "paper" else [Variant(b, name) for b in SCORED_BUDGETS]
             found = [rows[preset, variant] for variant in budgets]
             style = {"linewidth": 2.2, "color": "black"} if name == "paper" else {"linewidth": 1.2}
-            style["linestyle"] = "--" if name in CONTROLS else "-"
+            style |= {"linestyle": "--" if name in CONTROLS else "-", "marker": "o", "markersize": 3.5}
             sizes = [row["kv_bytes"] / 2**20 for row in found]
-            axis.plot(sizes, [row["psnr"] for row in found], marker="o", markersize=3.5, label=name, **style)
-        style_axis(axis, title=f"reuse: {preset}", xlabel="keys and values, MiB")
-    figure.axes[0].set_ylabel("PSNR to everything kept, dB")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False)
-    save_figure(figure, path)
+            lines.append(Line(name, sizes, [row["psnr"] for row in found], style))
+        panels.append(({"title": f"reuse: {preset}", "xlabel": "keys and values, MiB"}, lines))
+    panels[0][0]["ylabel"] = "PSNR to everything kept, dB"
+    draw_lines(path, panels, 9, sharey=True)
 
 
 def parse_arguments() -> argparse.Namespace:

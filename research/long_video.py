@@ -20,16 +20,15 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from flowcache import Trace
 from flowcache.environment import peak_memory_bytes
 from flowcache.markdown import markdown_table
-from flowcache.plots.style import COMPUTED, REUSED, save_figure
+from flowcache.plots.style import COMPUTED, REUSED
 from flowcache.video import VideoWriter, to_uint8
 
-from .compare import main, new_parser, positive, style_axis, write_results
+from .compare import Line, draw_lines, main, new_parser, positive, write_results
 from .runs import LIVE, PROMPT, add_model_flags, find_chunk_model
 
 CACHES = {"compressed": COMPUTED, "plain": REUSED}
@@ -61,11 +60,10 @@ def measure(args: argparse.Namespace, run: tuple[int, str]) -> Measurement:
     chunks, cache = run
     model, trace = find_chunk_model(args, chunks), Trace(method=cache)
     limit = {"budget": args.budget} if cache == "compressed" else {"kv_range": chunks}
-    parts = model.stream(PROMPT, 0, model.configure("flowcache", "balanced", **limit), trace)
     now = time.process_time if args.device == "cpu" else time.perf_counter
     times, frames = [], 0
     with VideoWriter(args.outdir / f"{args.model}_{cache}_{chunks}.mp4", fps=24) as writer:
-        for part in parts:
+        for part in model.stream(PROMPT, 0, model.configure("flowcache", "balanced", **limit), trace):
             writer.write(to_uint8(part.frames))
             times.append(now())
             frames += part.frames.shape[1]
@@ -74,7 +72,6 @@ def measure(args: argparse.Namespace, run: tuple[int, str]) -> Measurement:
 
 
 def bench(args: argparse.Namespace) -> str:
-    """Run everything, one process after another; returns a Markdown table."""
     runs = list(product(args.chunks, CACHES))
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
@@ -89,30 +86,27 @@ def summarise(measurements: Sequence[Measurement]) -> str:
     titles = ("chunks", "frames", "cache", "KV MiB", "process MiB", "s per chunk", "last tenth / first tenth")
     rows = []
     for m in measurements:
-        slowdown = "" if m.slowdown is None else f"{m.slowdown:.2f}"
         cells = [m.chunks, m.frames, m.cache, f"{m.kv_bytes / 2**20:.1f}", f"{m.process_bytes / 2**20:.0f}"]
+        slowdown = "" if m.slowdown is None else f"{m.slowdown:.2f}"
         rows.append([*cells, f"{median(m.seconds):.2f}", slowdown])
     return markdown_table(titles, rows)
 
 
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
     """Save a PNG: memory over the length of the video, and the time of each chunk of the longest."""
-    figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
-    keys, process, clock = figure.subplots(1, 3)
+    memory = {"xlabel": "chunks of the video", "ylim": (0, None)}
+    panels = [
+        ({"title": "keys and values, MiB", **memory}, []),
+        ({"title": "process at its peak, MiB", **memory}, []),
+        ({"title": "time of a chunk, s", "xlabel": "chunk of the longest video", "ylim": (0, None)}, []),
+    ]
     for cache, colour in CACHES.items():
         runs = sorted((m for m in measurements if m.cache == cache), key=lambda m: m.chunks)
-        chunks = [m.chunks for m in runs]
-        style = {"color": colour, "label": cache}
-        keys.plot(chunks, [m.kv_bytes / 2**20 for m in runs], marker="o", **style)
-        process.plot(chunks, [m.process_bytes / 2**20 for m in runs], marker="o", **style)
-        clock.plot(range(1, chunks[-1]), runs[-1].seconds, linewidth=0.9, **style)
-    style_axis(keys, title="keys and values, MiB", xlabel="chunks of the video")
-    style_axis(process, title="process at its peak, MiB", xlabel="chunks of the video")
-    style_axis(clock, title="time of a chunk, s", xlabel="chunk of the longest video")
-    for axis in (keys, process, clock):
-        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
-    keys.legend(frameon=False)
-    save_figure(figure, path)
+        chunks, style = [m.chunks for m in runs], {"color": colour, "marker": "o"}
+        panels[0][1].append(Line(cache, chunks, [m.kv_bytes / 2**20 for m in runs], style))
+        panels[1][1].append(Line(cache, chunks, [m.process_bytes / 2**20 for m in runs], style))
+        panels[2][1].append(Line(cache, range(1, chunks[-1]), runs[-1].seconds, {"color": colour, "lw": 0.9}))
+    draw_lines(path, panels, 11)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -121,12 +115,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--steps", type=positive, default=20, help=f"denoising steps, a multiple of {LIVE} (default: 20)")
     add("--chunks", type=positive, nargs="+", default=[10, 40, 160], help="lengths (default: 10 40 160)")
-    add(
-        "--budget",
-        type=positive,
-        default=4,
-        help="chunks' worth of KV tokens kept of clean chunks (default: 4)",
-    )
+    add("--budget", type=positive, default=4, help="chunks' worth of KV tokens kept (default: 4)")
     args = parser.parse_args()
     find_chunk_model(args, max(args.chunks))
     if min(args.chunks) < 2:

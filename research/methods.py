@@ -16,18 +16,13 @@ from flowcache.plots import distance_curves, reuse_map
 from flowcache.video import Frames
 
 from .compare import Run, add_comparison_flags, compare, main, new_parser, speed_table, write_results
-from .runs import MODELS, Model, add_model_flags, find_model
+from .runs import Model, add_model_flags, find_model
 
-OURS = tuple(f"flowcache:{preset}" for preset in PRESETS if preset != "paper-slow")
 FRAMES = {"skyreels": 177, "magi": 240}
 
 
 def configure(model: Model, text: str) -> FlowCacheConfig:
-    """Make the configuration of ``METHOD[:PRESET[:THRESHOLD]]``.
-
-    Raises:
-        ValueError: one sentence that names the flag.
-    """
+    """Make the configuration of ``METHOD[:PRESET[:THRESHOLD]]``; ValueError for other words."""
     method, *rest = text.split(":")
     if len(rest) > 2 or (rest and method in ("vanilla", "causal")):
         raise ValueError(f"methods: expected METHOD[:PRESET[:THRESHOLD]], got {text!r}.")
@@ -39,12 +34,12 @@ def configure(model: Model, text: str) -> FlowCacheConfig:
 
 
 def bench(args: argparse.Namespace) -> str:
-    """Load, compare, and return the table."""
     model = find_model(args)
+    prompt = args.prompt or model.adapter.default_prompt
 
     def make(method: str, seed: int) -> tuple[Frames, Trace]:
         trace = Trace(method=method)
-        frames = model.video(args.prompt or model.prompt, seed, configure(model, method), trace)
+        frames, _ = model.video(prompt, seed, configure(model, method), trace)
         stem = args.outdir / f"{method.replace(':', '_')}_seed{seed}"
         trace.save(f"{stem}.trace.json")
         reuse_map(trace, f"{stem}.reuse.png")
@@ -79,8 +74,9 @@ def parse_arguments() -> argparse.Namespace:
     add_comparison_flags(parser)
     args = parser.parse_args()
     args.num_frames = args.num_frames or FRAMES[args.model]
-    args.methods = args.methods or [*MODELS[args.model].methods[:-1], *OURS]
     model = find_model(args)
+    presets = [f"flowcache:{preset}" for preset in PRESETS if preset != "paper-slow"]
+    args.methods = args.methods or [*model.methods[:-1], *presets]
     for method in args.methods:
         configure(model, method)
     return args

@@ -5,22 +5,16 @@ from __future__ import annotations
 import ast
 import io
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import SkyReelsV2DiffusionForcingPipeline, UniPCMultistepScheduler
-from diffusers.hooks import (
-    FasterCacheConfig,
-    FirstBlockCacheConfig,
-    MagCacheConfig,
-    PyramidAttentionBroadcastConfig,
-    SeaCacheConfig,
-    TaylorSeerCacheConfig,
-)
+from diffusers import SkyReelsV2DiffusionForcingPipeline as DiffusersPipeline
+from diffusers import UniPCMultistepScheduler, hooks
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2TransformerBlock
 from torch import Tensor, nn
@@ -42,55 +36,47 @@ MOST_REUSED = 7
 class OriginalGrid(UniPCMultistepScheduler):
     """Diffusers' scheduler on the original's noise grid; diffusers' own grid is a thousandth higher."""
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, device: torch.device | str | None = None
-    ) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         grid = np.linspace(0.999, 0, num_inference_steps + 1)[:-1]
         super().set_timesteps(device=device, sigmas=grid)
 
 
-class BlockFlops:
-    """Counts a transformer's FLOPs, while entered, when modules of its blocks may be skipped."""
+@contextmanager
+def count_flops(transformer: nn.Module, text_tokens: int, trace: Trace) -> Iterator[None]:
+    """Add a transformer's FLOPs to the trace where modules of its blocks may be skipped."""
+    sizes = TransformerFlops.of(transformer.config, text_tokens)
+    trace.flops.setdefault("actual", 0.0)
 
-    def __init__(self, transformer: nn.Module, text_tokens: int) -> None:
-        self._transformer, self._text_tokens = transformer, text_tokens
-        self._sizes = TransformerFlops.of(transformer.config, text_tokens)
-        self.total = 0.0
+    def edges(out: Tensor) -> float:
+        tokens = out[0, 0].numel()
+        return sizes.embed(tokens) + sizes.head(tokens)
 
-    def __enter__(self) -> BlockFlops:
-        self._handles = []
-        self._watch(self._transformer.patch_embedding, self._count_edges)
-        width = 4 * self._sizes.dim * self._sizes.ffn_dim
-        for block in self._transformer.blocks:
+    def attention(out: Tensor, keys: int | None = None) -> float:
+        tokens, dim = out.shape[-2:]
+        keys = keys or tokens
+        return 4 * (tokens + keys) * dim**2 + 4 * tokens * keys * dim
+
+    def feed_forward(out: Tensor) -> float:
+        return 4 * sizes.dim * sizes.ffn_dim * out[..., 0].numel()
+
+    with ExitStack() as stack:
+
+        def watch(module: nn.Module, count: Callable[[Tensor], float]) -> None:
+            def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                trace.flops["actual"] += count(output)
+
+            stack.enter_context(module.register_forward_hook(add))
+
+        watch(transformer.patch_embedding, edges)
+        for block in transformer.blocks:
             # caches replace the modules' forward, so that only a module inside shows whether it runs
-            self._watch(block.attn1.to_q, lambda out: _count_attention(out, out.shape[-2]))
-            self._watch(block.attn2.to_q, lambda out: _count_attention(out, self._text_tokens))
-            self._watch(block.ffn.net[0], lambda out: width * out[..., 0].numel())
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _watch(self, module: nn.Module, count: Callable[[Tensor], float]) -> None:
-        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self.total += count(output)
-
-        self._handles.append(module.register_forward_hook(add))
-
-    def _count_edges(self, output: Tensor) -> float:
-        tokens = output[0, 0].numel()
-        return self._sizes.embed(tokens) + self._sizes.head(tokens)
+            watch(block.attn1.to_q, attention)
+            watch(block.attn2.to_q, partial(attention, keys=text_tokens))
+            watch(block.ffn.net[0], feed_forward)
+        yield
 
 
-def _count_attention(queries: Tensor, keys: int) -> float:
-    tokens, dim = queries.shape[-2:]
-    return 4 * (tokens + keys) * dim**2 + 4 * tokens * keys * dim
-
-
-def make_diffusers_pipeline(
-    ours: FlowCacheSkyReelsV2Pipeline, original_grid: bool = True
-) -> SkyReelsV2DiffusionForcingPipeline:
+def make_pipeline(ours: FlowCacheSkyReelsV2Pipeline, original_grid: bool) -> DiffusersPipeline:
     """Diffusers' pipeline with the same weights as ours; ``original_grid``: and the original's noise grid."""
     parts = dict(ours.components)
     transformer = type(parts["transformer"]).from_config(parts["transformer"].config)
@@ -98,20 +84,16 @@ def make_diffusers_pipeline(
     parts["transformer"] = transformer.to(ours.device, ours.transformer.dtype).eval()
     if original_grid:
         parts["scheduler"] = OriginalGrid.from_config(parts["scheduler"].config)
-    pipeline = SkyReelsV2DiffusionForcingPipeline(**parts)
+    pipeline = DiffusersPipeline(**parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 @dataclass(frozen=True)
 class PeerRun:
-    """A video in diffusers' pipeline.
+    """A video in diffusers' pipeline; attention is block-causal except with an ``ar_step`` of 0."""
 
-    With an ``ar_step`` of 0, diffusers denoises frame by frame and attends to the whole window, else its
-    attention is block-causal.
-    """
-
-    pipeline: SkyReelsV2DiffusionForcingPipeline
+    pipeline: DiffusersPipeline
     settings: VideoSettings
     prompt: str
     negative_prompt: str
@@ -124,10 +106,10 @@ class PeerRun:
     @cached_property
     def mag_ratios(self) -> list[float]:
         """MagCache's ratios over the steps of the first window, from a run of another seed."""
-        config = MagCacheConfig(calibrate=True, num_inference_steps=self.window_steps[0])
+        config = hooks.MagCacheConfig(calibrate=True, num_inference_steps=self.window_steps[0])
         printed = io.StringIO()
         with self.hook(config), redirect_stdout(printed):
-            self.denoise(CALIBRATION_SEED)
+            self.denoise(CALIBRATION_SEED, Trace())
         lists = [line for line in printed.getvalue().splitlines() if line.startswith("[") and "," in line]
         return ast.literal_eval(next(line for line in lists if "MagCache" not in line))
 
@@ -144,19 +126,17 @@ class PeerRun:
         """Mean time of the frames, 0 to 999, for caches that expect one time per window."""
         return self.pipeline.current_timestep.float().mean().item()
 
-    def denoise(self, seed: int, trace: Trace | None = None) -> Tensor:
+    def denoise(self, seed: int, trace: Trace) -> Tensor:
         """Denoise a video, ``[channels, frames, height, width]``; adds time and FLOPs to the trace."""
-        pipeline, settings, trace = self.pipeline, self.settings, trace or Trace()
+        pipeline, settings = self.pipeline, self.settings
         text_tokens = min(512, pipeline.tokenizer.model_max_length)
-        guided = settings.guidance_scale > 1
         embeds, negative_embeds = pipeline.encode_prompt(
-            self.prompt, self.negative_prompt, guided, max_sequence_length=text_tokens
+            self.prompt, self.negative_prompt, settings.guidance_scale > 1, max_sequence_length=text_tokens
         )
         # diffusers takes pixels per latent from the number of levels, which is wrong for a VAE with patches
         scale = pipeline.vae_scale_factor_spatial / pipeline.vae.config.scale_factor_spatial
         same = ("num_frames", "base_num_frames", "overlap_history", "addnoise_condition", "ar_step", "fps")
-        video = {name: getattr(settings, name) for name in (*same, "guidance_scale")}
-        with trace.timer("denoise"), BlockFlops(pipeline.transformer, text_tokens) as flops:
+        with trace.timer("denoise"), count_flops(pipeline.transformer, text_tokens, trace):
             latents = pipeline(
                 prompt=None,
                 prompt_embeds=embeds,
@@ -167,10 +147,9 @@ class PeerRun:
                 num_inference_steps=settings.inference_steps,
                 generator=torch.Generator().manual_seed(seed),
                 output_type="latent",
-                **video,
+                **{name: getattr(settings, name) for name in (*same, "guidance_scale")},
             ).frames
             synchronize(pipeline.device)
-        trace.flops["actual"] = flops.total
         return latents[0]
 
     @torch.no_grad()
@@ -179,77 +158,84 @@ class PeerRun:
         return to_uint8(VideoCodec(self.pipeline.vae).decode(self.denoise(seed, trace)))
 
 
-def first_block_cache(run: PeerRun, threshold: float) -> AbstractContextManager[None]:
-    return run.hook(FirstBlockCacheConfig(threshold=threshold))
-
-
-def mag_cache(run: PeerRun, threshold: float) -> AbstractContextManager[None]:
-    sizes = {"num_inference_steps": run.window_steps[0], "mag_ratios": run.mag_ratios}
-    limits = {"max_skip_steps": MOST_REUSED, "retention_ratio": 0.1}
-    return run.hook(MagCacheConfig(threshold=threshold, **limits, **sizes))
-
-
-def taylorseer(run: PeerRun, interval: float) -> AbstractContextManager[None]:
-    """TaylorSeer's lite form, which forecasts the last projection; its patterns match no module here."""
-    options = {"taylor_factors_dtype": torch.float32, "use_lite_mode": True}
-    return run.hook(TaylorSeerCacheConfig(cache_interval=int(interval), **options))
-
-
-def pyramid_attention_broadcast(run: PeerRun, skip_range: float) -> AbstractContextManager[None]:
-    ranges = (f"{kind}_attention_block_skip_range" for kind in ("spatial", "cross"))
-    config = PyramidAttentionBroadcastConfig(
-        **dict.fromkeys(ranges, int(skip_range)), current_timestep_callback=run.mean_timestep
-    )
-    return run.hook(config)
-
-
-def faster_cache(run: PeerRun, skip_range: float, **changes: Any) -> AbstractContextManager[None]:
+def faster_cache(run: PeerRun, skip_range: float, **changes: Any) -> hooks.FasterCacheConfig:
     """FasterCache; as it comes, it expects both branches of guidance in one call, and fails."""
-    config = FasterCacheConfig(
+    return hooks.FasterCacheConfig(
         spatial_attention_block_skip_range=int(skip_range),
         current_timestep_callback=run.mean_timestep,
         attention_weight_callback=lambda module: 0.5,
         **changes,
     )
-    return run.hook(config)
 
 
-@contextmanager
-def sea_cache(run: PeerRun, threshold: float) -> Iterator[None]:
-    """SeaCache; passes it step, number of steps and mean noise level, which the pipeline does not."""
-    config = SeaCacheConfig(
+#: Configurations of diffusers' caches by a threshold, or by the interval between computed steps.
+CONFIGS: dict[str, Callable[[PeerRun, float], Any]] = {
+    "fbcache": lambda run, threshold: hooks.FirstBlockCacheConfig(threshold=threshold),
+    "magcache": lambda run, threshold: hooks.MagCacheConfig(
+        threshold=threshold,
+        max_skip_steps=MOST_REUSED,
+        retention_ratio=0.1,
+        num_inference_steps=run.window_steps[0],
+        mag_ratios=run.mag_ratios,
+    ),
+    # the lite form, which forecasts the last projection: TaylorSeer's patterns match no module here
+    "taylorseer": lambda run, interval: hooks.TaylorSeerCacheConfig(
+        cache_interval=int(interval), taylor_factors_dtype=torch.float32, use_lite_mode=True
+    ),
+    "seacache": lambda run, threshold: hooks.SeaCacheConfig(
         threshold=threshold,
         max_consecutive_cached=MOST_REUSED,
         raw_vision_callback=lambda module, args, kwargs: list(kwargs["hidden_states"].unbind()),
-    )
-    transformer, num_steps = run.pipeline.transformer, sum(run.window_steps)
-    branches = ("cond", "uncond") if run.settings.guidance_scale > 1 else ("cond",)
-    calls, contexts = 0, []
-
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal calls
-        step, branch = divmod(calls, len(branches))
-        calls += 1
-        sigma = kwargs["timestep"].float().mean().item() / 1000
-        place = {"step_index": step % num_steps, "num_inference_steps": num_steps, "sigma": sigma}
-        contexts.append(module.cache_context(branches[branch], **place))
-        contexts[-1].__enter__()
-
-    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        contexts.pop().__exit__(None, None, None)
-
-    with run.hook(config):
-        handles = [transformer.register_forward_pre_hook(enter, with_kwargs=True)]
-        handles.append(transformer.register_forward_hook(leave))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    ),
+    "pab": lambda run, skip_range: hooks.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=int(skip_range),
+        cross_attention_block_skip_range=int(skip_range),
+        current_timestep_callback=run.mean_timestep,
+    ),
+    "fastercache": faster_cache,
+    # only attention is reused: it expects no guidance to split
+    "fastercache_attention": partial(faster_cache, is_guidance_distilled=True),
+}
+CACHES = (*CONFIGS, "dbcache", "dbcache_taylor")
 
 
 @contextmanager
-def db_cache(run: PeerRun, threshold: float, forecasts: bool = False) -> Iterator[None]:
+def enable_cache(run: PeerRun, text: str) -> Iterator[None]:
+    """Enable the cache ``NAME:NUMBER``; none for ``diffusers``."""
+    name, number = parse_cache(text)
+    with ExitStack() as stack:
+        if name in CONFIGS:
+            stack.enter_context(run.hook(CONFIGS[name](run, number)))
+        if name == "seacache":
+            stack.enter_context(pass_places(run))
+        if name.startswith("dbcache"):
+            stack.enter_context(db_cache(run, number, forecasts=name == "dbcache_taylor"))
+        yield
+
+
+@contextmanager
+def pass_places(run: PeerRun) -> Iterator[None]:
+    """Pass SeaCache step, number of steps and mean noise level, which the pipeline does not."""
+    transformer, num_steps = run.pipeline.transformer, sum(run.window_steps)
+    branches = ("cond", "uncond") if run.settings.guidance_scale > 1 else ("cond",)
+    calls, contexts = count(), ExitStack()
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        step, branch = divmod(next(calls), len(branches))
+        sigma = kwargs["timestep"].float().mean().item() / 1000
+        place = {"step_index": step % num_steps, "num_inference_steps": num_steps, "sigma": sigma}
+        contexts.enter_context(module.cache_context(branches[branch], **place))
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        contexts.close()
+
+    before = transformer.register_forward_pre_hook(enter, with_kwargs=True)
+    with before, transformer.register_forward_hook(leave):
+        yield
+
+
+@contextmanager
+def db_cache(run: PeerRun, threshold: float, forecasts: bool) -> Iterator[None]:
     """cache-dit's DBCache, one block computed at every step; ``forecasts``: with its TaylorSeer."""
     import cache_dit
 
@@ -263,37 +249,15 @@ def db_cache(run: PeerRun, threshold: float, forecasts: bool = False) -> Iterato
         cache_dit.disable_cache(run.pipeline)
 
 
-#: Caches by name; the number is a threshold, or the interval between computed steps.
-CACHES: dict[str, Callable[[PeerRun, float], AbstractContextManager[None]]] = {
-    "fbcache": first_block_cache,
-    "magcache": mag_cache,
-    "taylorseer": taylorseer,
-    "seacache": sea_cache,
-    "pab": pyramid_attention_broadcast,
-    "fastercache": faster_cache,
-    # only attention is reused: it expects no guidance to split
-    "fastercache_attention": partial(faster_cache, is_guidance_distilled=True),
-    "dbcache": db_cache,
-    "dbcache_taylor": partial(db_cache, forecasts=True),
-}
-
-
-def parse_cache(text: str) -> Callable[[PeerRun], AbstractContextManager[None]]:
-    """The cache that ``NAME:NUMBER`` enables; none for ``diffusers``.
-
-    Raises:
-        ValueError: unknown name, or no number.
-    """
-    if text == "diffusers":
-        return lambda run: nullcontext()
+def parse_cache(text: str) -> tuple[str, float]:
+    """Name and number of ``NAME:NUMBER``; ``diffusers`` has none. ValueError for other words."""
     name, _, number = text.partition(":")
-    if name not in CACHES:
+    if text != "diffusers" and name not in CACHES:
         raise ValueError(f"methods: expected diffusers, {', '.join(CACHES)} or one of ours, got {text!r}.")
     try:
-        value = float(number)
+        return name, 0.0 if text == "diffusers" else float(number)
     except ValueError:
         raise ValueError(f"methods: expected a number behind {name}, as in {name}:2, got {text!r}.") from None
-    return lambda run: CACHES[name](run, value)
 
 
 def register_block() -> None:

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from flowcache import Trace
-from flowcache.trace import StageTimer
 from flowcache.video import Frames
-from skyreels_v2 import VideoSettings
+from skyreels_v2 import METHODS as OURS
 from skyreels_v2.settings import latent_frames
 
 from .compare import add_comparison_flags, compare, main, new_parser, speed_table, write_results
 from .methods import configure
-from .peer_caches import PeerRun, make_diffusers_pipeline, parse_cache, register_block
-from .runs import SkyReels, add_model_flags, find_model
+from .peer_caches import PeerRun, enable_cache, make_pipeline, parse_cache, register_block
+from .runs import add_model_flags, find_model
 
 METHODS = (
     *("vanilla", "causal", "teacache", "flowcache:fast", "flowcache:balanced", "diffusers"),
@@ -37,74 +38,61 @@ PLAIN = ("vanilla", "causal", "diffusers")
 TRIAL = {"num_frames": 37, "inference_steps": 4}
 
 
-class ProcessorTimer(StageTimer):
-    """Adds process time, which other programs hardly change."""
-
-    def __enter__(self) -> None:
-        self._start = time.process_time()
-
-    def __exit__(self, *exception: object) -> None:
-        self._trace.add_seconds(self._stage, time.process_time() - self._start)
-
-
 class ProcessorTrace(Trace):
-    """A trace whose seconds are process time."""
+    """A trace whose seconds are process time, which other programs hardly change."""
 
-    def timer(self, stage: str) -> StageTimer:
-        return ProcessorTimer(self, stage)
+    @contextmanager
+    def timer(self, stage: str) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        self.add_seconds(stage, time.process_time() - start)
 
 
 def is_ours(method: str) -> bool:
-    """Whether a method runs in our pipeline."""
-    return method.partition(":")[0] in SkyReels.methods
+    return method.partition(":")[0] in OURS
+
+
+def find_base(method: str) -> str:
+    """The plain run of the same pipeline."""
+    return "vanilla" if is_ours(method) else "diffusers"
 
 
 def find_failure(run: PeerRun, method: str) -> str | None:
     """Try a cache on a short video; the reason if it fails."""
     try:
-        with parse_cache(method)(run):
-            run.denoise(seed=0)
+        with enable_cache(run, method):
+            run.denoise(0, Trace())
     # other projects' code can fail in any manner, and the table says how
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
-def check_blocks(settings: VideoSettings) -> None:
-    """Refuse a video of which diffusers would leave a part noise."""
-    block, frames = settings.causal_block_size, latent_frames(settings.num_frames)
-    if settings.ar_step and frames % block:
-        raise ValueError(
-            f"num_frames: expected blocks of {block} latent frames, as diffusers leaves the rest noise, got "
-            f"{settings.num_frames}; try 97 or 177."
-        )
-
-
 def bench(args: argparse.Namespace) -> str:
-    """Load, try, compare, and return the table."""
     model = find_model(args, ar_step=args.ar_step)
-    prompt = args.prompt or model.prompt
+    prompt = args.prompt or model.adapter.default_prompt
     new_trace = ProcessorTrace if args.clock == "processor" else Trace
     register_block()
-    pipeline = make_diffusers_pipeline(model.pipeline, args.grid == "original")
-    peers = PeerRun(pipeline, model.settings, prompt, model.pipeline.default_negative_prompt)
-    trial = replace(peers, settings=replace(model.settings, **TRIAL))
-    failures = {method: find_failure(trial, method) for method in args.methods if not is_ours(method)}
-    reasons = {method: failure for method, failure in failures.items() if failure}
+    pipeline = make_pipeline(model.pipeline, args.grid == "original")
+    settings = model.adapter.video
+    peers = PeerRun(pipeline, settings, prompt, model.pipeline.default_negative_prompt)
+    trial = replace(peers, settings=replace(settings, **TRIAL))
+    reasons = {}
+    for method in args.methods:
+        if not is_ours(method) and (failure := find_failure(trial, method)):
+            reasons[method] = failure
 
     def make(method: str, seed: int) -> tuple[Frames, Trace]:
         trace = new_trace(method=method)
         if is_ours(method):
-            return model.video(prompt, seed, configure(model, method), trace), trace
-        with parse_cache(method)(peers):
+            return model.video(prompt, seed, configure(model, method), trace)
+        with enable_cache(peers, method):
             return peers.video(seed, trace), trace
 
     methods = [method for method in args.methods if method not in reasons]
     seeds = range(args.seed, args.seed + args.repeats)
     runs = compare(make, methods, seeds, PLAIN, args.outdir, shown=methods)
-    table = speed_table(
-        runs, args.methods, PLAIN, lambda method: "vanilla" if is_ours(method) else "diffusers", reasons
-    )
+    table = speed_table(runs, args.methods, PLAIN, find_base, reasons)
     return write_results(args, "bench", table, runs)
 
 
@@ -122,7 +110,12 @@ def parse_arguments() -> argparse.Namespace:
     if args.model != "skyreels":
         raise ValueError(f"model: expected skyreels, which diffusers has, got {args.model}.")
     model = find_model(args, ar_step=args.ar_step)
-    check_blocks(model.settings)
+    block, frames = model.adapter.video.causal_block_size, model.adapter.video.num_frames
+    if args.ar_step and latent_frames(frames) % block:
+        raise ValueError(
+            f"num_frames: expected blocks of {block} latent frames, as diffusers leaves the rest noise, got "
+            f"{frames}; try 97 or 177."
+        )
     for method in args.methods:
         configure(model, method) if is_ours(method) else parse_cache(method)
     return args

@@ -13,20 +13,17 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
-from flowcache import FlowCacheConfig, Trace
+from flowcache import FlowCacheConfig
 from flowcache.files import write_atomically, write_csv
 from flowcache.markdown import markdown_table
-from flowcache.plots.style import save_figure
 from flowcache.reuse import TeaCache
-from flowcache.video import Frames
 
-from .compare import Run, compare, main, new_parser, positive, style_axis
-from .runs import Model, add_model_flags, find_model
+from .compare import Line, Run, draw_lines, main, new_parser, positive
+from .runs import Model, add_model_flags, compare_configs, find_model
 from .train_small.moving_shapes import read_held_out
 
 INTERVALS = (2, 3, 4, 5, 7, 10)
@@ -49,18 +46,19 @@ def make_curves(model: Model, thresholds: Sequence[float]) -> Curves:
     """Configurations of each curve by the option's value: the originals, every policy with every forecast."""
     ours = model.configure("flowcache", "fast")
     paper = {x: model.configure("flowcache", "paper-fast", threshold=x) for x in thresholds}
-    together = {x: model.configure("flowcache", "fast", threshold=x) for x in thresholds[1:]}
-    tea = {
-        x: replace(paper[x], policy=_as_teacache(paper[x]), clean_pass=ours.clean_pass)
-        for x in thresholds[::2]
-    }
-    curves = {PAPER: paper, "TeaCache": {x: replace(c, forecast="hold_residual") for x, c in tea.items()}}
+    chunkwise = {x: replace(config, clean_pass=ours.clean_pass) for x, config in paper.items()}
+    tea = {}
+    for x in thresholds[::2]:
+        policy = paper[x].policy
+        as_tea = TeaCache(x, policy.warmup_steps, 1, policy.coefficients, policy.indicator)
+        tea[x] = replace(chunkwise[x], policy=as_tea)
     policies = {
         "TeaCache": tea,
-        "chunkwise": {x: replace(c, clean_pass=ours.clean_pass) for x, c in paper.items()},
-        "chunkwise together": together,
+        "chunkwise": chunkwise,
+        "chunkwise together": {x: model.configure("flowcache", "fast", threshold=x) for x in thresholds[1:]},
         "interval": {x: replace(ours, policy=replace(ours.policy, interval=x)) for x in INTERVALS},
     }
+    curves = {PAPER: paper, "TeaCache": {x: replace(c, forecast="hold_residual") for x, c in tea.items()}}
     for policy, configs in policies.items():
         for index, (name, forecast) in enumerate(FORECASTS.items()):
             values = list(configs)[:: 2 if index and len(configs) > 3 else 1]
@@ -68,42 +66,24 @@ def make_curves(model: Model, thresholds: Sequence[float]) -> Curves:
     return curves
 
 
-def _as_teacache(config: FlowCacheConfig) -> TeaCache:
-    chunkwise = config.policy
-    return TeaCache(
-        chunkwise.threshold, chunkwise.warmup_steps, 1, chunkwise.coefficients, chunkwise.indicator
-    )
-
-
 def bench(args: argparse.Namespace) -> str:
-    """Run, draw, and return the tables."""
     # more frames than a window are made as one stream
-    model, captions = find_model(args, streaming=(args.num_frames or 0) > 97), read_held_out()
-    limits = {"budget": args.budget} if args.budget else {}
-    plain = model.configure(model.no_reuse, **limits)
-    curves = make_curves(model, THRESHOLDS[args.model])
-    configs = {f"{name} | {x:g}": c for name in args.curves or curves for x, c in curves[name].items()}
-    configs = {PLAIN: plain} | {
-        name: replace(config, compression=plain.compression) for name, config in configs.items()
-    }
-
-    def make(name: str, seed: int) -> tuple[Frames, Trace]:
-        trace = Trace(method=name)
-        return model.video(captions[seed], seed, configs[name], trace), trace
-
+    model = find_model(args, streaming=(args.num_frames or 0) > 97)
+    plain = model.configure(model.no_reuse, **({"budget": args.budget} if args.budget else {}))
+    curves, configs = make_curves(model, THRESHOLDS[args.model]), {PLAIN: plain}
+    for name in args.curves or curves:
+        for value, config in curves[name].items():
+            configs[f"{name} | {value:g}"] = replace(config, compression=plain.compression)
+    captions = range(len(read_held_out()))[args.skip :][: args.captions]
     video = {"steps": args.steps, "frames": args.num_frames}
-    settings = {name: {**video, "cache": config.as_dict(args.steps)} for name, config in configs.items()}
-    seeds = range(len(captions))[args.skip :][: args.captions]
-    runs = compare(make, list(configs), seeds, [PLAIN], args.outdir, settings)
+    runs = compare_configs(model, configs, PLAIN, captions, args, video)
     return report([run for run in runs if run.method != PLAIN], args.outdir, args.model)
 
 
 class Curve:
     """Medians over captions of the runs ``NAME | VALUE``, by rising compute.
 
-    Attributes:
-        points: the option's value, computed share, FLOPs saved, dB and SSIM of each point.
-        computed, psnr: columns of these.
+    Points are the option's value, computed share, FLOPs saved, dB and SSIM.
     """
 
     def __init__(self, name: str, runs: Sequence[Run]) -> None:
@@ -119,103 +99,81 @@ class Curve:
         self.points = sorted(rows, key=lambda row: (row[1], row[3]))
         _, self.computed, _, self.psnr, _ = zip(*self.points, strict=True)
 
-    def psnr_at(self, computed: float) -> float | None:
-        """PSNR at a share of compute, between the points measured; None beyond them."""
-        if not self.computed[0] <= computed <= self.computed[-1]:
-            return None
-        return float(np.interp(computed, self.computed, self.psnr))
+    def psnr_at(self, shares: ArrayLike) -> np.ndarray:
+        """PSNR at shares of compute, between the points measured; NaN beyond them."""
+        return np.interp(shares, self.computed, self.psnr, left=np.nan, right=np.nan)
 
-    def computed_for(self, psnr: float) -> float | None:
-        """Least share of compute that reaches a PSNR; None if none measured does."""
+    def computed_for(self, psnr: float) -> float:
+        """Least share of compute that reaches a PSNR; NaN if none measured does."""
         best = np.maximum.accumulate(self.psnr)
-        if psnr > best[-1]:
-            return None
         index = int(np.searchsorted(best, psnr))
-        if index == 0:
-            return self.computed[0]
-        (x0, x1), (y0, y1) = self.computed[index - 1 : index + 1], best[index - 1 : index + 1]
-        return float(x0 + (x1 - x0) * (psnr - y0) / (y1 - y0))
+        near = slice(max(0, index - 1), index + 1)
+        return float(np.interp(psnr, best[near], self.computed[near])) if psnr <= best[-1] else np.nan
 
     @property
-    def area(self) -> float | None:
-        """Mean PSNR over ``SPAN``; None if the curve does not cover it."""
-        heights = [self.psnr_at(float(share)) for share in np.linspace(*SPAN, 101)]
-        return None if None in heights else float(np.mean(heights))
+    def area(self) -> float:
+        """Mean PSNR over ``SPAN``; NaN if the curve does not cover it."""
+        return float(np.mean(self.psnr_at(np.linspace(*SPAN, 101))))
 
 
 def report(runs: Sequence[Run], outdir: Path, model: str) -> str:
     """Write every point and the picture; return the tables."""
-    names = dict.fromkeys(run.method.partition(" | ")[0] for run in runs)
-    curves = [Curve(name, runs) for name in names]
+    curves = [Curve(name, runs) for name in dict.fromkeys(run.method.partition(" | ")[0] for run in runs)]
     columns = ("curve", "value", "computed", "saved", "psnr", "ssim")
     rows = [dict(zip(columns, (c.name, *point), strict=True)) for c in curves for point in c.points]
     write_csv(outdir / "curves.csv", columns, rows)
     draw(curves, outdir / "curves.png", model)
-    paper = [_compare_with(curve, curves) for curve in curves if curve.name == PAPER]
-    captions = len({run.seed for run in runs})
-    table = "\n\n".join(
-        [f"Medians over {captions} captions.", summarise(curves), *paper, list_points(curves)]
-    )
+    tables = [f"Medians over {len({run.seed for run in runs})} captions.", summarise(curves)]
+    tables += [compare_with(curve, curves) for curve in curves if curve.name == PAPER]
+    form = "{:g}: {:.2f}, {:.2f}x, {:.1f}, {:.3f}"
+    points = [(c.name, "; ".join(form.format(*point) for point in c.points)) for c in curves]
+    tables.append(markdown_table(("policy and forecast", "option: computed, FLOPs saved, dB, SSIM"), points))
+    table = "\n\n".join(tables)
     write_atomically(outdir / "curves.md", f"{table}\n".encode())
     return table
 
 
 def summarise(curves: Sequence[Curve]) -> str:
     """Area of each curve, and PSNR at three shares."""
-    titles = ["policy and forecast", f"mean dB, {SPAN[0]:.2f} to {SPAN[1]:.2f} computed"]
+    titles = ["policy and forecast", "mean dB, {:.2f} to {:.2f} computed".format(*SPAN)]
     rows = []
-    for curve in sorted(curves, key=lambda c: -(c.area or 0.0)):
-        cells: list[Any] = [curve.area, *(curve.psnr_at(share) for share in (0.25, 1 / 3, 0.5))]
-        rows.append([curve.name, *("" if cell is None else f"{cell:.1f}" for cell in cells)])
+    for curve in sorted(curves, key=lambda c: -np.nan_to_num(c.area)):
+        cells = [curve.area, *curve.psnr_at([0.25, 1 / 3, 0.5])]
+        rows.append([curve.name, *("" if np.isnan(cell) else f"{cell:.1f}" for cell in cells)])
     return markdown_table([*titles, "dB at .25", "dB at .33", "dB at .5"], rows)
 
 
-def _compare_with(paper: Curve, curves: Sequence[Curve]) -> str:
+def compare_with(paper: Curve, curves: Sequence[Curve]) -> str:
     """Gain over the paper's rule at each of its points: dB at its compute, compute at its dB."""
     titles = ("the paper's rule at", "computed", "dB", "best at this compute", "least compute for these dB")
     rows, others = [], [c for c in curves if c is not paper]
     for value, share, _, height, _ in paper.points:
-        heights = [(h, c.name) for c in others if (h := c.psnr_at(share)) is not None]
-        shares = [(s, c.name, c) for c in others if (s := c.computed_for(height)) is not None]
-        cells = [f"{value:g}", f"{share:.2f}", f"{height:.1f}", "", ""]
-        if heights:
-            cells[3] = "{:.1f} dB ({})".format(*max(heights))
+        heights = [(h, c.name) for c in others if not np.isnan(h := c.psnr_at(share))]
+        shares = [(s, c.name, c) for c in others if not np.isnan(s := c.computed_for(height))]
+        best = "{:.1f} dB ({})".format(*max(heights)) if heights else ""
+        cheapest = ""
         if shares:
             least, name, curve = min(shares)
             # a curve that starts at a higher PSNR would need even less
             less, more = ("less than ", "more than ") if curve.psnr[0] >= height else ("", "")
-            cells[4] = f"{less}{least:.2f}, {more}{share / least:.1f}x fewer ({name})"
-        rows.append(cells)
+            cheapest = f"{less}{least:.2f}, {more}{share / least:.1f}x fewer ({name})"
+        rows.append([f"{value:g}", f"{share:.2f}", f"{height:.1f}", best, cheapest])
     return markdown_table(titles, rows)
-
-
-def list_points(curves: Sequence[Curve]) -> str:
-    """Every point: value of the option, share computed, FLOPs saved, dB, SSIM."""
-    rows = [
-        [c.name, "; ".join(f"{v:g}: {x:.2f}, {s:.2f}x, {y:.1f}, {z:.3f}" for v, x, s, y, z in c.points)]
-        for c in curves
-    ]
-    return markdown_table(("policy and forecast", "option: computed, FLOPs saved, dB, SSIM"), rows)
 
 
 def draw(curves: Sequence[Curve], path: Path, model: str) -> None:
     """Save a PNG of PSNR against compute; of more than 10 curves, those with the first forecast."""
-    figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
-    axis = figure.subplots()
+    if len(curves) > 10:
+        first = f", {next(iter(FORECASTS))}"
+        curves = [c for c in curves if c.name.endswith(first) or ", " not in c.name]
     markers = {"the": "X", "TeaCache": "P", "chunkwise": "o", "interval": "s"}
-    first = f", {next(iter(FORECASTS))}"
-    drawn = (
-        [c for c in curves if c.name.endswith(first) or ", " not in c.name] if len(curves) > 10 else curves
-    )
-    for index, curve in enumerate(drawn):
+    lines = []
+    for curve in curves:
         marker = markers.get(curve.name.split()[0].rstrip(","), "v")
-        axis.plot(
-            curve.computed, curve.psnr, marker=marker, ms=5, lw=1.3, color=f"C{index}", label=curve.name
-        )
-    axis.set_title(f"PSNR at equal compute, small {model} checkpoint", loc="left", fontsize=10)
-    style_axis(axis, xlabel="share of chunk steps computed", ylabel="PSNR to the run without reuse, dB")
-    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    save_figure(figure, path)
+        lines.append(Line(curve.name, curve.computed, curve.psnr, {"marker": marker, "ms": 5, "lw": 1.3}))
+    labels = {"title": f"PSNR at equal compute, small {model} checkpoint"}
+    labels |= {"xlabel": "share of chunk steps computed", "ylabel": "PSNR to the run without reuse, dB"}
+    draw_lines(path, [(labels, lines)], 9)
 
 
 def parse_arguments() -> argparse.Namespace:

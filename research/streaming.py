@@ -60,18 +60,17 @@ def centre_shape(frames: Frames) -> Frames:
     """Mean picture of the shape, moved to the middle, ``[1, height, width, 3]``."""
     moved = []
     for frame, mask in zip(frames, mask_shapes(frames), strict=True):
-        if mask.any():
-            moved.append(np.roll(frame, [_distance_to_middle(mask, axis) for axis in (0, 1)], axis=(0, 1)))
+        if not mask.any():
+            continue
+        for axis in (0, 1):
+            # the frame's sides meet: the mean place is one on a circle
+            profile = mask.sum(axis=1 - axis)
+            turn = np.exp(2j * np.pi * np.arange(len(profile)) / len(profile))
+            place = np.angle((profile * turn).sum()) / (2 * np.pi) * len(profile)
+            frame = np.roll(frame, round(len(profile) / 2 - place), axis=axis)
+        moved.append(frame)
     side = frames.shape[1] // 4
     return np.mean(moved, axis=0, keepdims=True).astype(np.uint8)[:, side:-side, side:-side]
-
-
-def _distance_to_middle(mask: NDArray[np.bool_], axis: int) -> int:
-    """Pixels to move a shape along an axis of a frame whose sides meet: its mean place on a circle."""
-    profile = mask.sum(axis=1 - axis)
-    angles = 2 * np.pi * np.arange(len(profile)) / len(profile)
-    place = np.angle((profile * np.exp(1j * angles)).sum()) / (2 * np.pi) * len(profile)
-    return round(len(profile) / 2 - place)
 
 
 def measure_constancy(frames: Frames, length: int, block: int) -> dict[str, float]:
@@ -87,33 +86,25 @@ def measure_constancy(frames: Frames, length: int, block: int) -> dict[str, floa
 
 
 def bench(args: argparse.Namespace) -> str:
-    """Make all videos, write contact sheets and measurements; returns a Markdown table."""
-    args.outdir.mkdir(parents=True, exist_ok=True)
     models = {streams: find_model(args, streaming=streams) for streams in (False, True)}
     models[True].pipeline = models[False].pipeline
     rows = []
     for index, prompt in enumerate(tqdm(args.prompts, unit="prompt")):
         videos = {}
         for name, (streams, limits) in tqdm(VARIANTS.items(), leave=False, unit="video"):
-            model, trace = models[streams], Trace(method=name)
+            model = models[streams]
             config = model.configure("flowcache", "balanced", **limits)
-            videos[name] = model.video(prompt, args.seed, config, trace)
-            settings = model.settings
-            row = measure_constancy(videos[name], settings.base_num_frames, 4 * settings.causal_block_size)
+            videos[name], trace = model.video(prompt, args.seed, config, Trace(method=name))
+            window, block = model.adapter.video.base_num_frames, model.adapter.video.causal_block_size
+            row = measure_constancy(videos[name], window, 4 * block)
             row |= {"TFLOPs": trace.flops["actual"] / 1e12, "KV MiB": trace.windows[0].kv_bytes / 2**20}
             rows.append({"variant": name, "prompt": prompt, **row})
         contact_sheet(videos, args.outdir / f"prompt{index}.png", columns=16, scale=1.5)
-    return write_results(args, "streaming", summarise(rows), rows)
-
-
-def summarise(rows: list[dict]) -> str:
-    """A row per variant, means over the prompts."""
-    names = [name for name in rows[0] if name not in ("variant", "prompt")]
-    cells = []
+    names, cells = list(row), []
     for variant in VARIANTS:
         means = [np.mean([row[name] for row in rows if row["variant"] == variant]) for name in names]
         cells.append([variant, *(f"{mean:.2f}" for mean in means)])
-    return markdown_table(["variant", *names], cells)
+    return write_results(args, "streaming", markdown_table(["variant", *names], cells), rows)
 
 
 def parse_arguments() -> argparse.Namespace:

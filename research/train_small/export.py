@@ -5,24 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
-from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from flowcache.files import write_json
-from flowcache.plots.style import COMPUTED, save_figure
+from flowcache.plots.style import COMPUTED
 from magi1.conversion import official_key
 from magi1.text_encoder import T5_FOLDER
 from magi1.vae import AutoencoderKLMagi
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 
-from ..compare import style_axis
+from ..compare import Line, draw_lines
 from . import magi, skyreels
 from .moving_shapes import ASSETS
 
@@ -33,7 +31,6 @@ State = dict[str, dict[str, Tensor]]
 
 
 def export_skyreels(vae_folder: Path, state: State, out: Path, dtype: torch.dtype) -> None:
-    """Write the parts in diffusers' layout."""
     vae, small = AutoencoderKLWan.from_pretrained(vae_folder), ASSETS / "skyreels_v2_small"
     model, encoder = skyreels.new_transformer(), skyreels.new_encoder()
     model.load_state_dict(state["transformer"])
@@ -46,7 +43,6 @@ def export_skyreels(vae_folder: Path, state: State, out: Path, dtype: torch.dtyp
 
 
 def export_magi(vae_folder: Path, state: State, out: Path, dtype: torch.dtype) -> None:
-    """Write the parts in the official layout of MAGI-1."""
     weights, text_folder = out / "inference_weight.distill", out / "t5" / T5_FOLDER
     weights.mkdir(parents=True, exist_ok=True)
     tensors = {official_key(name): tensor.to(dtype) for name, tensor in state["transformer"].items()}
@@ -71,25 +67,22 @@ def export(args: argparse.Namespace) -> None:
         content = json.loads(path.read_text())
         if isinstance(content, dict) and ORIGINS & content.keys():
             write_json(path, {key: value for key, value in content.items() if key not in ORIGINS})
-    runs = {"vae": args.vae, "transformer": args.run}
-    write_json(args.out / "training.json", {name: _read_arguments(run) for name, run in runs.items()})
-    draw_losses(json.loads((args.run / "losses.json").read_text()), args.out / "loss_curve.png")
+    record = {}
+    for name, run in (("vae", args.vae), ("transformer", args.run)):
+        arguments = json.loads((run / "arguments.json").read_text())
+        record[name] = {key: value for key, value in arguments.items() if key not in ("vae", "out")}
+    write_json(args.out / "training.json", record)
+    losses = json.loads((args.run / "losses.json").read_text())
+    draw_losses(losses, args.out / "loss_curve.png")
 
 
-def _read_arguments(run: Path) -> dict[str, Any]:
-    arguments = json.loads((run / "arguments.json").read_text())
-    return {name: value for name, value in arguments.items() if name not in ("vae", "out")}
-
-
-def draw_losses(losses: list[float], path: Path, window: int = 50) -> None:
+def draw_losses(losses: list[float], path: Path) -> None:
     """Save a PNG of the running mean of the loss."""
-    window = min(window, len(losses))
+    window = min(50, len(losses))
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    figure = Figure(figsize=(7, 3.2), dpi=120, layout="constrained")
-    axis = figure.subplots()
-    axis.plot(np.arange(len(smooth)) + window, smooth, color=COMPUTED, linewidth=1)
-    style_axis(axis, xlabel="step", ylabel=f"velocity error, mean of {window} steps", yscale="log")
-    save_figure(figure, path)
+    labels = {"xlabel": "step", "ylabel": f"velocity error, mean of {window} steps", "yscale": "log"}
+    line = Line("loss", np.arange(len(smooth)) + window, smooth, {"color": COMPUTED, "linewidth": 1})
+    draw_lines(path, [(labels, [line])], 7)
 
 
 EXPORTERS = {"skyreels": export_skyreels, "magi": export_magi}

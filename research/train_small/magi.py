@@ -28,19 +28,12 @@ TEXT_FOLDER = ASSETS / "magi1_small/t5/t5-v1_1-xxl"
 
 @dataclass(frozen=True)
 class ClipAttend:
-    """Implements ``Attend`` for clips of one length: dense attention with masks.
-
-    Attributes:
-        samples: number of clips.
-        mask: ``[samples, 1, tokens, tokens]``, true where a query sees a key.
-        captions: embedded, padded, ``[samples * chunks, text, cross_dim]``.
-        shown: ``[samples * chunks, 1, 1, text]``, false on padding.
-    """
+    """Implements ``Attend`` for clips of one length: dense attention with masks."""
 
     samples: int
-    mask: Tensor
-    captions: Tensor
-    shown: Tensor
+    mask: Tensor  # [samples, 1, tokens, tokens], true where a query sees a key
+    captions: Tensor  # embedded, padded, [samples * chunks, text, cross_dim]
+    shown: Tensor  # [samples * chunks, 1, 1, text], false on padding
 
     def attend_video(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return _attend(self.samples, query, key, value, self.mask)
@@ -54,22 +47,12 @@ def _attend(rows: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) 
     return scaled_dot_product_attention(*parts, attn_mask=mask, enable_gqa=True).transpose(1, 2).flatten(0, 1)
 
 
-def make_clip_mask(chunks: int, tokens: int, alone: Tensor) -> Tensor:
-    """Mask of clips with ``tokens`` per chunk; ``alone [samples]``: chunks see only themselves."""
-    chunk = torch.arange(chunks, device=alone.device).repeat_interleave(tokens)
-    causal = chunk.unsqueeze(0) <= chunk.unsqueeze(1)
-    same = chunk.unsqueeze(0) == chunk.unsqueeze(1)
-    return torch.where(alone[:, None, None], same, causal).unsqueeze(1)
-
-
 def run_clips(
     model: MagiTransformer3DModel, latents: Tensor, condition: Tensor, attend: ClipAttend
 ) -> Tensor:
     """Velocity of ``latents [samples, channels, frames, h, w]``; ``condition [samples * chunks, dim]``."""
     samples, _, frames, height, width = latents.shape
-    tokens = model.embed(
-        latents.transpose(0, 1).flatten(1, 2)
-    )  # clips one after another, as if they were one
+    tokens = model.embed(latents.transpose(0, 1).flatten(1, 2))  # one clip after another
     rotary = model.rotary(frames, height, width).flatten(0, 1).repeat(samples, 1)
     hidden = model(tokens, condition, [len(tokens) // len(condition)] * len(condition), rotary, attend)
     velocity = model.head(hidden, samples * frames, height, width)
@@ -77,7 +60,6 @@ def run_clips(
 
 
 def new_encoder() -> T5EncoderModel:
-    """Make a small text encoder."""
     return T5EncoderModel(T5Config.from_pretrained(TEXT_FOLDER))
 
 
@@ -88,12 +70,12 @@ class MagiTask(Task):
         self._args = args
         vae = AutoencoderKLMagi.from_pretrained(args.vae).eval().to(args.device)
         vae.enable_tiling(Tiling(None, vae.config.video_length))
-        self._pool = LatentPool(
-            lambda video: vae.encode(video.to(args.device)).latent_dist.mean * vae.config.scaling_factor,
-            vae.config.patch_length * CHUNK * CHUNKS,
-            args.clips,
-            args.seed + 1,
-        )
+
+        def encode(video: Tensor) -> Tensor:
+            return vae.encode(video.to(args.device)).latent_dist.mean * vae.config.scaling_factor
+
+        frames = vae.config.patch_length * CHUNK * CHUNKS
+        self._pool = LatentPool(encode, frames, args.clips, args.seed + 1)
         self._tokenizer = AutoTokenizer.from_pretrained(TEXT_FOLDER)
         config = json.loads((ASSETS / "magi1_small/config.json").read_text())["model_config"]
         self._model = MagiTransformer3DModel.from_config(config).to(args.device)
@@ -109,36 +91,28 @@ class MagiTask(Task):
         chunks = CHUNKS if rng.random() < 0.3 + 0.4 * done else int(rng.integers(1, CHUNKS))
         samples, device = round(self._args.batch * CHUNKS / chunks), self._args.device
         latents, captions = self._pool.draw(rng, samples, chunks * CHUNK)
-        times, clean, counted, steps = map(
-            torch.stack, zip(*(draw_times(rng, chunks) for _ in range(samples)), strict=True)
-        )
-        with_text = torch.from_numpy(rng.random(samples) > 0.1)
-        alone = torch.from_numpy(rng.random(samples) < 0.15)
-        held = draw_held(rng, samples, chunks, clean)
+        drawn = [draw_times(rng, chunks) for _ in range(samples)]
+        times, clean, counted, steps = (torch.stack(x).to(device) for x in zip(*drawn, strict=True))
+        with_text = torch.from_numpy(rng.random(samples) > 0.1).to(device)
+        alone = torch.from_numpy(rng.random(samples) < 0.15).to(device)
+        held = draw_held(rng, samples, chunks, clean).to(device)
         noise = torch.randn_like(latents)
-        times, clean, counted, steps, with_text, alone, held = (
-            x.to(device) for x in (times, clean, counted, steps, with_text, alone, held)
-        )
         t = times.repeat_interleave(CHUNK, dim=1)[:, None, :, None, None]
         noisy = torch.where(held[:, None, :, None, None], latents, t * latents + (1 - t) * noise)
         attend = self._make_attend(captions, with_text, clean, alone, latents)
-        condition = self._condition(times, steps, with_text)
+        steps = steps.repeat_interleave(chunks)
+        condition = self._model.condition(times.flatten(), with_text.repeat_interleave(chunks).tolist())
+        condition = condition + torch.where((steps > 0)[:, None], self._model.time_embed(2 * steps / 4), 0)
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
             velocity = run_clips(self._model, noisy, condition, attend)
         errors = (velocity - (latents - noise)).square().mean(dim=(1, 3, 4))
         weight = counted.repeat_interleave(CHUNK, dim=1) * ~held
         return (errors * weight).sum() / weight.sum().clamp_min(1)
 
-    def _condition(self, times: Tensor, steps: Tensor, with_text: Tensor) -> Tensor:
-        """``MagiTransformer3DModel.condition``, with step sizes for some of the clips."""
-        model, chunks = self._model, times.shape[1]
-        steps = steps.repeat_interleave(chunks)
-        condition = model.condition(times.flatten(), with_text.repeat_interleave(chunks).tolist())
-        return condition + torch.where((steps > 0).unsqueeze(1), model.time_embed(2 * steps / 4), 0)
-
     def _make_attend(
         self, captions: list[str], with_text: Tensor, clean: Tensor, alone: Tensor, latents: Tensor
     ) -> ClipAttend:
+        """``alone [samples]``: chunks see only themselves."""
         samples, chunks = clean.shape
         tokens = self._tokenizer(captions, padding=True, return_tensors="pt").to(latents.device)
         text = self._encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
@@ -150,19 +124,17 @@ class MagiTask(Task):
         text = torch.where(hides[:, None, None], null, text.repeat_interleave(chunks, dim=0))
         shown = shown.repeat_interleave(chunks, dim=0) | hides[:, None]
         per_chunk = CHUNK * latents.shape[3] * latents.shape[4] // self._model.config.patch_size**2
-        mask = make_clip_mask(chunks, per_chunk, alone)
+        chunk = torch.arange(chunks, device=latents.device).repeat_interleave(per_chunk)
+        query, key = chunk[:, None], chunk[None]
+        mask = torch.where(alone[:, None, None], key == query, key <= query).unsqueeze(1)
         return ClipAttend(samples, mask, self._model.caption_embed(text), shown[:, None, None])
 
 
 def draw_times(rng: np.random.Generator, chunks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw a time for every chunk of a clip.
+    """Draw a time for every chunk of a clip, most as in a row of the staircase; the others any.
 
-    Most clips are rows of a staircase as in sampling: clean chunks first, those not started last. The others
-    have any time in each chunk.
-
-    Returns:
-        Times ``[chunks]``; which are shown as clean; which count; and the number of steps that a distilled
-        model is conditioned on, 0 for no such condition.
+    Returns times, which chunks are shown as clean, which count, and the number of steps that a distilled
+    model is conditioned on, 0 for no such condition.
     """
     distilled = bool(rng.random() < 0.5)
     steps = int(rng.choice(STEPS))

@@ -65,29 +65,23 @@ class Scene:
 def draw_scene(rng: np.random.Generator, held_out: frozenset[str] = frozenset()) -> Scene:
     """Draw a scene whose caption is not in ``held_out``; round forms do not turn."""
     while True:
-        words = (str(rng.choice(list(options))) for options in (COLOURS, FORMS, MOTIONS, BACKGROUNDS))
-        scene = _place(*words, rng)
-        if scene.caption not in held_out and not (
-            scene.motion == "turns" and scene.form in ("circle", "ring")
-        ):
+        choices = (COLOURS, FORMS, MOTIONS, BACKGROUNDS)
+        colour, form, motion, background = (str(rng.choice(list(words))) for words in choices)
+        radius = rng.uniform(0.24, 0.29)
+        x, y = rng.uniform(0, 1, 2)
+        if motion == "bounces":
+            x, y = rng.uniform(radius, 1 - radius, 2)
+        if motion not in ("moves right", "moves left", "bounces"):
+            x = rng.uniform(0.35, 0.65)
+        if motion not in ("moves up", "moves down", "bounces"):
+            y = rng.uniform(0.35, 0.65)
+        speed = rng.uniform(*((0.010, 0.018) if motion in (*DRIFTS, "bounces") else (0.008, 0.014)))
+        heading = rng.uniform(0, 2 * math.pi)
+        if motion == "bounces":
+            heading = rng.integers(4) * math.pi / 2 + rng.uniform(0.5, math.pi / 2 - 0.5)
+        scene = Scene(colour, form, motion, background, radius, x, y, speed, heading)
+        if scene.caption not in held_out and not (motion == "turns" and form in ("circle", "ring")):
             return scene
-
-
-def _place(colour: str, form: str, motion: str, background: str, rng: np.random.Generator) -> Scene:
-    radius = rng.uniform(0.24, 0.29)
-    x, y = rng.uniform(0, 1, 2)
-    if motion == "bounces":
-        x, y = rng.uniform(radius, 1 - radius, 2)
-    if motion not in ("moves right", "moves left", "bounces"):
-        x = rng.uniform(0.35, 0.65)
-    if motion not in ("moves up", "moves down", "bounces"):
-        y = rng.uniform(0.35, 0.65)
-    travels = motion in DRIFTS or motion == "bounces"
-    speed = rng.uniform(0.010, 0.018) if travels else rng.uniform(0.008, 0.014)
-    heading = rng.uniform(0, 2 * math.pi)
-    if motion == "bounces":
-        heading = rng.integers(4) * math.pi / 2 + rng.uniform(0.5, math.pi / 2 - 0.5)
-    return Scene(colour, form, motion, background, radius, x, y, speed, heading)
 
 
 def render(scene: Scene, num_frames: int, size: int = 64, start: int = 0) -> Tensor:
@@ -101,9 +95,8 @@ def render(scene: Scene, num_frames: int, size: int = 64, start: int = 0) -> Ten
     cos, sin = angle.cos(), angle.sin()
     distance = _distance(scene.form, cos * dx + sin * dy, cos * dy - sin * dx, radius)
     cover = (0.5 - distance * size).clamp(0, 1)
-    colour, ground = (
-        torch.tensor(c).view(3, 1, 1, 1) for c in (COLOURS[scene.colour], BACKGROUNDS[scene.background])
-    )
+    colour = torch.tensor(COLOURS[scene.colour]).view(3, 1, 1, 1)
+    ground = torch.tensor(BACKGROUNDS[scene.background]).view(3, 1, 1, 1)
     return (ground + cover * (colour - ground)) * 2 - 1
 
 

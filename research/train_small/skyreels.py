@@ -30,7 +30,6 @@ def new_transformer() -> SkyReelsV2Transformer3DModel:
 
 
 def new_encoder() -> UMT5EncoderModel:
-    """Make a small text encoder."""
     return UMT5EncoderModel(UMT5Config.from_pretrained(ASSETS / "skyreels_v2_small/text_encoder"))
 
 
@@ -40,20 +39,16 @@ class SkyReelsTask(Task):
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         vae = AutoencoderKLWan.from_pretrained(args.vae).eval().to(args.device)
-        shape = (1, vae.config.z_dim, 1, 1, 1)
         mean, std = (
-            torch.tensor(values).view(shape).to(args.device)
+            torch.tensor(values, device=args.device).view(1, -1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        self._long, self._short = (
-            LatentPool(
-                lambda video: (vae.encode(video.to(args.device)).latent_dist.mean - mean) / std,
-                4 * frames - 3,
-                limit,
-                args.seed + frames,
-            )
-            for frames, limit in ((WINDOW, args.clips), (SHORT, 4 * args.clips))
-        )
+
+        def encode(video: Tensor) -> Tensor:
+            return (vae.encode(video.to(args.device)).latent_dist.mean - mean) / std
+
+        self._long = LatentPool(encode, 4 * WINDOW - 3, args.clips, args.seed + WINDOW)
+        self._short = LatentPool(encode, 4 * SHORT - 3, 4 * args.clips, args.seed + SHORT)
         self._tokenizer = AutoTokenizer.from_pretrained(ASSETS / "skyreels_v2_small/tokenizer")
         self._model = new_transformer().to(args.device)
         self._encoder = new_encoder().to(args.device)
@@ -78,7 +73,10 @@ class SkyReelsTask(Task):
         latents, captions = (self._short if short else self._long).draw(rng, clips, frames)
         captions = [caption if rng.random() > 0.1 else "" for caption in captions]
         levels = torch.stack([draw_levels(rng, frames, causal) for _ in captions]).to(device)
-        text = self._embed(captions)
+        tokens = self._tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
+        # as in the pipeline, zero behind the end of each caption
+        text = self._encoder(ids, mask).last_hidden_state * mask.unsqueeze(-1)
         noise, sigma = torch.randn_like(latents), levels[:, None, :, None, None]
         self._model._set_ar_attention(BLOCK if causal else 1)
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
@@ -88,13 +86,6 @@ class SkyReelsTask(Task):
         # nothing to learn where noise is too weak to see, nor before the first step
         counted = ((levels > 0.02) & (levels < 1)).float()
         return (errors * counted).sum() / counted.sum().clamp_min(1)
-
-    def _embed(self, captions: list[str]) -> Tensor:
-        """Embed captions as the pipeline does, ``[captions, tokens, width]``: zero behind the end of each."""
-        tokens = self._tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-        tokens = tokens.to(self._encoder.device)
-        hidden = self._encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-        return torch.where(tokens.attention_mask.bool().unsqueeze(-1), hidden, 0.0)
 
 
 def draw_levels(rng: np.random.Generator, num_frames: int, causal: bool) -> Tensor:
@@ -107,7 +98,13 @@ def draw_levels(rng: np.random.Generator, num_frames: int, causal: bool) -> Tens
     num_blocks = -(-num_frames // BLOCK)
     kind = rng.random()
     if kind < 0.5:
-        levels = _draw_staircase(rng, num_blocks)
+        steps, lag = int(rng.choice([30, 50])), int(rng.choice([3, 5, 5, 10]))
+        grid = noise_grid(steps, float(rng.choice([3, 5, 8, 8])))
+        row = int(rng.integers(steps + (num_blocks - 1) * lag))
+        # a clean block shows no noise, or that of its last step, as its cached keys do
+        clean = 0.0 if rng.random() < 0.5 else grid[-2]
+        places = [row - lag * block for block in range(num_blocks)]
+        levels = np.array([1.0 if p < 0 else grid[p] if p < steps else clean for p in places])
     else:
         uniform = rng.random(num_blocks) if kind < 0.8 else np.repeat(rng.random(1), num_blocks)
         shift = np.exp(rng.uniform(0, np.log(8)))
@@ -121,16 +118,6 @@ def draw_levels(rng: np.random.Generator, num_frames: int, causal: bool) -> Tens
     elif kind < 0.45 and not causal and num_frames > 1:
         frames[0] = frames[-1] = 0.0
     return torch.from_numpy(frames).float()
-
-
-def _draw_staircase(rng: np.random.Generator, num_blocks: int) -> np.ndarray:
-    steps, lag = int(rng.choice([30, 50])), int(rng.choice([3, 5, 5, 10]))
-    grid = noise_grid(steps, float(rng.choice([3, 5, 8, 8])))
-    row = int(rng.integers(steps + (num_blocks - 1) * lag))
-    # a clean block shows no noise, or that of its last step, as its cached keys do
-    clean = 0.0 if rng.random() < 0.5 else grid[-2]
-    places = [row - lag * block for block in range(num_blocks)]
-    return np.array([1.0 if p < 0 else grid[p] if p < steps else clean for p in places])
 
 
 if __name__ == "__main__":

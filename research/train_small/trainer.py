@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,6 @@ from flowcache.files import replaced_when_done, write_atomically
 
 from .moving_shapes import draw_scene, read_held_out, render
 from .muon import Muon, find_matrices
-
-logger = logging.getLogger("train_small")
 
 
 class Task:
@@ -47,11 +44,8 @@ class Task:
 class LatentPool:
     """Encoded clips with captions that are not held out; grows during training, which can so start at once.
 
-    Args:
-        encode: maps a video ``[1, 3, frames, height, width]`` in [-1, 1] to normalised latents.
-        frames: pixel frames of a clip.
-        limit: maximum number of clips.
-        seed: of the scenes.
+    ``encode`` maps a video ``[1, 3, frames, height, width]`` in [-1, 1] to normalised latents; at most
+    ``limit`` clips.
     """
 
     def __init__(self, encode: Callable[[Tensor], Tensor], frames: int, limit: int, seed: int) -> None:
@@ -62,7 +56,6 @@ class LatentPool:
 
     @torch.no_grad()
     def grow(self) -> None:
-        """Render and encode one more clip, up to the limit."""
         if len(self._clips) < self._limit:
             scene = draw_scene(self._rng, self._held_out)
             video = render(scene, self._frames, start=int(self._rng.integers(200)))
@@ -82,16 +75,16 @@ class Training:
     def __init__(self, task: Task, args: argparse.Namespace) -> None:
         self.task, self.args = task, args
         self.rng = np.random.default_rng(args.seed)
-        self._modules = list(task.modules.values())
-        self.weights = [weight for module in self._modules for weight in module.parameters()]
+        self.weights = [weight for module in task.modules.values() for weight in module.parameters()]
         self.average = EMAModel(self.weights, decay=args.ema, foreach=True)
         matrices = find_matrices(task.blocks)
-        ids = {id(weight) for weight in matrices}
+        ids = set(map(id, matrices))
         rest = [weight for weight in self.weights if id(weight) not in ids]
         self._optimizers = [
             Muon(matrices, lr=args.lr),
             torch.optim.AdamW(rest, lr=0.1 * args.lr, betas=(0.9, 0.99), weight_decay=0.01),
         ]
+        self._parts = {"modules": list(task.modules.values()), "optimizers": self._optimizers}
         self.losses: list[float] = []
         self.seconds = 0.0
 
@@ -106,10 +99,10 @@ class Training:
         if len(self.losses) % 3 == 0:
             self.task.grow()
         factor = self.task.learning_rate(len(self.losses), self.done)
-        for optimizer, peak in zip(self._optimizers, (self.args.lr, 0.1 * self.args.lr), strict=True):
-            optimizer.param_groups[0]["lr"] = peak * factor
-            optimizer.zero_grad()
         loss = self.task.loss(self.rng, self.done)
+        for optimizer in self._optimizers:
+            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * factor
+            optimizer.zero_grad()
         loss.backward()
         for optimizer in self._optimizers:
             optimizer.step()
@@ -119,13 +112,8 @@ class Training:
 
     def save(self, folder: Path) -> None:
         """Write the averaged weights, the losses, the arguments and the state to resume from."""
-        state = {
-            "modules": [module.state_dict() for module in self._modules],
-            "average": self.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            "seconds": self.seconds,
-            "losses": self.losses,
-        }
+        state = {name: [part.state_dict() for part in parts] for name, parts in self._parts.items()}
+        state |= {"average": self.average.state_dict(), "seconds": self.seconds, "losses": self.losses}
         with replaced_when_done(folder / "state.pt") as path:
             torch.save(state, path)
         self.average.store(self.weights)
@@ -141,32 +129,28 @@ class Training:
         """Load a saved state; clips are drawn again."""
         state = torch.load(folder / "state.pt", weights_only=True, map_location=self.args.device)
         self.average.load_state_dict(state["average"])
-        for name, objects in (("modules", self._modules), ("optimizers", self._optimizers)):
-            for target, saved in zip(objects, state[name], strict=True):
-                target.load_state_dict(saved)
+        for name, parts in self._parts.items():
+            for part, saved in zip(parts, state[name], strict=True):
+                part.load_state_dict(saved)
         self.seconds, self.losses = state["seconds"], state["losses"]
         self.rng = np.random.default_rng([self.args.seed, len(self.losses)])
 
 
 def train(task: Task, args: argparse.Namespace) -> None:
     """Train for the given time, with a checkpoint every ``save_every`` steps."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.out.mkdir(parents=True, exist_ok=True)
     training = Training(task, args)
     if args.resume:
         training.resume(args.out)
     for _ in tqdm(range(args.first_clips), unit="clip", mininterval=10):
         task.grow()
-    count = sum(p.numel() for module in task.modules.values() for p in module.parameters())
-    logger.info("%.2fM parameters", count / 1e6)
     with tqdm(total=args.minutes, initial=training.seconds / 60, unit="min", mininterval=30) as bar:
         while training.done < 1:
             training.step()
             bar.update(training.seconds / 60 - bar.n)
-            step, losses = len(training.losses), training.losses
-            if step % 50 == 0:
-                logger.info("step %d, %.0f s, loss %.4f", step, training.seconds, np.mean(losses[-50:]))
-            if step % args.save_every == 0:
+            losses = training.losses
+            bar.set_postfix(step=len(losses), loss=np.mean(losses[-50:]), refresh=False)
+            if len(losses) % args.save_every == 0:
                 training.save(args.out)
     training.save(args.out)
     training.average.copy_to(training.weights)
@@ -175,9 +159,8 @@ def train(task: Task, args: argparse.Namespace) -> None:
 
 def new_parser(description: str, **defaults: float) -> argparse.ArgumentParser:
     """Make a parser of the flags that all trainings share."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    form = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=form)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for weights and losses")
     add("--minutes", type=float, default=60, help="training time, without pauses")

@@ -30,21 +30,21 @@ def new_wan_vae() -> AutoencoderKLWan:
     With PyTorch's initialisation the decoder spends hundreds of steps learning to ignore its input.
     """
     vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(ASSETS / "skyreels_v2_small/vae"))
-    convolutions = (nn.Conv2d, nn.Conv3d)
+    silent = set()
     for module in vae.modules():
-        if isinstance(module, convolutions):
+        if isinstance(module, WanResidualBlock):
+            silent.add(module.conv2)
+        elif isinstance(module, WanAttentionBlock):
+            silent.add(module.proj)
+        elif isinstance(module, WanResample):
+            silent.update(module.modules())
+    for module in vae.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             nn.init.zeros_(module.bias)
             nn.init.zeros_(module.weight)
             # a 3D kernel starts as a 2D one on the present frame
             present = module.weight[:, :, -1] if module.weight.ndim == 5 else module.weight
-            present.normal_(0, 1 / math.sqrt(present[0].numel()))
-    for module in vae.modules():
-        if isinstance(module, (WanResidualBlock, WanAttentionBlock)):
-            nn.init.zeros_((module.conv2 if isinstance(module, WanResidualBlock) else module.proj).weight)
-        elif isinstance(module, WanResample):
-            for child in module.modules():
-                if isinstance(child, convolutions):
-                    nn.init.zeros_(child.weight)
+            present.normal_(0, 1 / math.sqrt(present[0].numel()) * (module not in silent))
     return vae
 
 
