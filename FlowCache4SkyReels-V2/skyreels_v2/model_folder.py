@@ -149,9 +149,7 @@ def _find_parts(folder: Path, layout: str) -> dict[str, _Part]:
         vae = AutoencoderKLWan(**conversion.WAN_VAE)
         encoder = UMT5EncoderModel(UMT5Config(**conversion.UMT5_XXL))
     return {
-        "transformer": _Part(
-            transformer, sorted(folder.glob("*.safetensors")), conversion.transformer_key
-        ),
+        "transformer": _Part(transformer, sorted(folder.glob("*.safetensors")), conversion.transformer_key),
         "vae": _Part(vae, [folder / VAE_FILE], conversion.vae_key),
         "text_encoder": _Part(encoder, [folder / TEXT_ENCODER_FILE], conversion.text_encoder_key),
     }
