@@ -48,8 +48,7 @@ _PARTS: dict[str, tuple[type[nn.Module], str]] = {
 PATTERNS = {
     "diffusers": ["model_index.json", DEFAULTS_FILE, "scheduler/*.json", "tokenizer/*"]
     + [f"{part}/*.{suffix}" for part in _PARTS for suffix in ("json", "safetensors")],
-    "original": ["config.json", DEFAULTS_FILE, "*.safetensors", VAE_FILE, TEXT_ENCODER_FILE]
-    + ["google/umt5-xxl/*"],
+    "original": ["config.json", DEFAULTS_FILE, "*.safetensors", VAE_FILE, TEXT_ENCODER_FILE, "google/*/*"],
 }
 
 

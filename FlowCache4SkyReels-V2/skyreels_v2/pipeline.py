@@ -27,7 +27,7 @@ from flowcache.prompts import PromptWarnings, find_losses
 from flowcache.state import State, on_device
 
 from .chunk_model import SkyReelsV2ChunkModel
-from .codec import VideoCodec, VideoDecoder
+from .codec import VideoCodec
 from .conditions import Condition, check_prompts, make_condition
 from .methods import traits_for
 from .model_folder import SMALL, find_family
@@ -183,7 +183,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             embeds = self._embed_prompts(texts, trace)
         # The condition's noise has its own generator, so that methods draw the same noise for a window.
         generator, condition_generator = torch.Generator().manual_seed(settings.seed), torch.Generator()
-        codec, num_kept = VideoCodec(self.vae), 0 if settings.streaming else settings.overlap_history or 0
+        num_kept = 0 if settings.streaming else settings.overlap_history or 0
 
         def draw_noise(step: int, shape: torch.Size) -> Tensor:
             return torch.randn(shape, generator=condition_generator).to(self.compute_device)
@@ -197,7 +197,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                 on_step_end(self, len(trace.steps) - 1, timestep, {"latents": latents})
 
         def stream_state() -> State:
-            parts = {"decoder": decoder.state_dict(), "denoiser": denoiser.state_dict()}
+            parts = {"decoder": codec.state_dict(), "denoiser": denoiser.state_dict()}
             noise = condition_generator.get_state()
             return {"window": index, "given": given, "condition_generator": noise, **parts}
 
@@ -210,11 +210,11 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             for index in range(0 if state is None else state["window"], len(plans)):
                 plan, last = plans[index], condition.last if index == len(plans) - 1 else None
                 solver = ChunkUniPC(settings.inference_steps, settings.shift)
-                decoder = VideoDecoder(self.vae, plan.repeated, num_kept)
+                codec = VideoCodec(self.vae, plan.repeated, num_kept)
                 condition_generator.manual_seed(settings.seed + index + 1)
                 if resumed := state is not None:
                     given = on_device(state["given"], self.compute_device)
-                    decoder.load_state_dict(on_device(state["decoder"], self.compute_device))
+                    codec.load_state_dict(on_device(state["decoder"], self.compute_device))
                     denoiser.load_state_dict(state["denoiser"])
                     condition_generator.set_state(state["condition_generator"])
                     state = None  # it may be large
@@ -235,12 +235,12 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                     new = latents.new_empty(3, 0, 0, 0), latents.clone()
                     if decode:
                         with trace.timer("decode"), self._resident("vae"):
-                            new = decoder.decode_new(latents)
+                            new = codec.decode_new(latents)
                     peak = peak_memory_bytes(self.compute_device)
                     trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak)
                     if new is not None:
                         yield VideoPart(*new, stream_state if denoiser.in_window else None)
-                history = decoder.newest
+                history = codec.newest
 
     def make_settings(self, settings: VideoSettings | None = None, **changes: Any) -> VideoSettings:
         """Apply changes, as of ``__call__``, to ``settings`` or to the model's defaults."""

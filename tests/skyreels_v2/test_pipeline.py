@@ -15,7 +15,7 @@ from flowcache import FlowCacheConfig, Trace, Window, cut_window
 from flowcache.pipeline import join
 from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, resolve_model
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
-from skyreels_v2.codec import VideoCodec, VideoDecoder
+from skyreels_v2.codec import VideoCodec
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 
 SMALL = {"height": 32, "width": 32, "inference_steps": 6, "ar_step": 2, "causal_block_size": 2}
@@ -248,7 +248,7 @@ def test_streaming_gives_every_block_as_it_is_clean(pipeline):
 
 @pytest.mark.parametrize("lengths", [[1, 1, 1, 4], [5, 2], [7]])
 def test_decoding_piece_by_piece_is_decoding_the_whole(pipeline, lengths):
-    latents, decoder = torch.randn(4, 7, 4, 4), VideoDecoder(pipeline.vae)
+    latents, decoder = torch.randn(4, 7, 4, 4), VideoCodec(pipeline.vae)
     whole = pipeline.vae.decode(latents.unsqueeze(0)).sample[0]
     pieces = torch.cat([decoder.decode(piece) for piece in latents.split(lengths, dim=1)], dim=1)
     assert torch.equal(pieces, whole)
