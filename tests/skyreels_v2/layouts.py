@@ -15,6 +15,8 @@ from tiny import tiny_tokenizer
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from flowcache.chunk_model import ChunkInput
+from flowcache.kv.cache import ChunkKVCache
 from skyreels_v2 import conversion
 from skyreels_v2.conversion import text_encoder_key
 
@@ -76,3 +78,17 @@ def change(path: Path, edit: Callable[[dict[str, Tensor]], None]) -> str:
 
 def drop_first(tensors: dict[str, Tensor]) -> None:
     del tensors[min(tensors)]
+
+
+def run_blocks(model, latents: Tensor, times: list[float], block: int, at_once: bool = True) -> Tensor:
+    """Velocity of latents cut into blocks, which run in one call or one after another through a cache."""
+    inputs = [
+        ChunkInput(i, start, latents[:, start : start + block], tuple(times[start : start + block]))
+        for i, start in enumerate(range(0, latents.shape[1], block))
+    ]
+    cache, velocities = ChunkKVCache(model.cache_layout(), model.num_tokens(latents.shape[1])), []
+    for batch in [inputs] if at_once else [[item] for item in inputs]:
+        for item in batch:
+            cache.enter(item.chunk, model.num_tokens(len(item.timesteps)))
+        velocities += model.head(batch, model.blocks(batch, model.embed(batch), cache))
+    return torch.cat(velocities, dim=1)

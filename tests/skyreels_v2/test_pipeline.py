@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
-from flowcache import FlowCacheConfig, Trace, Window, cut_window
+from flowcache import FlowCacheConfig, Trace, Window
 from flowcache.pipeline import join
 from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, resolve_model
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
@@ -99,20 +98,15 @@ def test_given_frames_stay_as_they_were(pipeline, frames, changes):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """Inputs of the model, call by call."""
+    """Inputs of the model, call by call, with latents as they were."""
     inputs, plain = [], SkyReelsV2ChunkModel.embed
-    monkeypatch.setattr(
-        SkyReelsV2ChunkModel, "embed", lambda self, given: (inputs.extend(given), plain(self, given))[1]
-    )
+
+    def embed(self, given):
+        inputs.extend(replace(item, latents=item.latents.clone()) for item in given)
+        return plain(self, given)
+
+    monkeypatch.setattr(SkyReelsV2ChunkModel, "embed", embed)
     return inputs
-
-
-def test_a_clean_pass_shows_each_clean_block_once_more(pipeline, shown):
-    plain, passed = (
-        generate(pipeline, FlowCacheConfig(policy="none", clean_pass=passes)) for passes in (False, True)
-    )
-    assert [item.start_frame for item in shown if item.timesteps == (0, 0)] == [0, 2]
-    assert not torch.equal(plain.latents, passed.latents)
 
 
 @pytest.mark.parametrize("method", ["vanilla", "causal"])
@@ -142,22 +136,14 @@ def test_offload_leaves_everything_on_the_host(checkpoint):
     assert set(arrivals) == parts
 
 
-def test_noise_of_a_window_does_not_depend_on_the_method(pipeline, monkeypatch):
-    noises = {}
-
-    def watched(*args):
-        window = cut_window(*args)
-        noise = [window.latents(c) for c in range(window.num_given, len(window.chunks))]
-        noises[method].append(torch.cat(noise, dim=1).clone())
-        return window
-
-    monkeypatch.setattr("skyreels_v2.pipeline.cut_window", watched)
+def test_noise_of_a_window_does_not_depend_on_the_method(pipeline, shown):
+    long, noises = {"num_frames": 37, "overlap_history": 5, "addnoise_condition": 20}, []
     for method in ("vanilla", "causal"):
-        noises[method] = []
-        generate(pipeline, method_config(method), num_frames=37, overlap_history=5, addnoise_condition=20)
-    assert len(noises["vanilla"]) > 2
-    for theirs, ours in zip(*noises.values(), strict=True):
-        assert torch.equal(theirs[:, 2:], ours[:, 2:])
+        shown.clear()
+        generate(pipeline, method_config(method), **long)
+        starts = [item.latents for item in shown if item.start_frame == 2 and item.timesteps[0] == 999]
+        noises.append({latents.numpy().tobytes() for latents in starts})
+    assert len(noises[1]) > 2 and noises[0] == noises[1]
 
 
 def test_whole_window_runs_hold_one_layer(pipeline):
@@ -250,37 +236,12 @@ def test_tiles_are_refused(checkpoint):
         generate(pipeline)
 
 
-REFUSED = {
-    "condition.prefix:": {"condition": Condition(prefix=torch.zeros(3, 1, 32, 32, dtype=torch.uint8))},
-    "condition.prefix must": {"condition": Condition(prefix=torch.zeros(3, 1, 16, 16))},
-    "condition.prefix must have 4": {"condition": Condition(prefix=torch.zeros(3, 4, 32, 32))},
-    "condition.last:": {"condition": Condition(last=torch.full((3, 1, 32, 32), torch.nan))},
-    "condition:": {"condition": Image.new("RGB", (32, 32))},
-    "prompt:": {"prompt": ["a", 5]},
-    "negative_prompt:": {"negative_prompt": ["a", "b"]},
-    "settings:": {"settings": {"height": 32}},
-    "cache:": {"cache": "fast"},
-    "streaming needs use_compress": {"streaming": True, "ar_step": 2, "cache": method_config("causal")},
-    "streaming needs ar_step": {"streaming": True, "ar_step": 0},
-    "num_frames": {"condition": Condition(prefix=torch.zeros(3, 17, 32, 32))},
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_wrong_arguments_are_named(pipeline, monkeypatch, name):
-    monkeypatch.setattr(pipeline, "encode_prompt", None)  # nothing may have begun
-    settings = VideoSettings(**SMALL, num_frames=17, base_num_frames=17)
-    with pytest.raises((TypeError, ValueError), match=f"^{name}"):
-        pipeline(**{"prompt": "a", "settings": settings, **REFUSED[name]})
-
-
 def test_saved_pipelines_keep_their_settings(checkpoint, tmp_path):
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
     own = {"height": 64, "width": 64, "guidance_scale": 3.0, "shift": 5.0, "negative_prompt": "a circle"}
     (copy / "defaults.json").write_text(json.dumps(own))
-    load_pipeline(str(copy), "cpu").save_pretrained(tmp_path / "saved")
-    assert resolve_model(str(tmp_path / "saved"), "cpu").defaults == resolve_model(str(copy), "cpu").defaults
-    again = FlowCacheSkyReelsV2Pipeline.from_pretrained(tmp_path / "saved")
+    FlowCacheSkyReelsV2Pipeline.from_pretrained(copy).save_pretrained(tmp_path / "saved")
+    again = load_pipeline(str(tmp_path / "saved"), "cpu")
     assert again.default_negative_prompt == "a circle"
     again.save_pretrained(tmp_path / "again")
-    assert resolve_model(str(tmp_path / "again"), "cpu").defaults["shift"] == 5
+    assert resolve_model(str(tmp_path / "again"), "cpu").defaults == resolve_model(str(copy), "cpu").defaults

@@ -25,12 +25,6 @@ def test_lost_words_are_a_warning_and_in_the_trace(checkpoint, caplog, guidance)
     assert [record.levelno for record in records] == [logging.WARNING] * len(lost)
 
 
-@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
-def test_a_prompt_of_which_nothing_is_left_is_refused(pipeline, name):
-    with pytest.raises(ValueError, match=f"^{name}:"):
-        pipeline(**{"prompt": "a", name: "&nbsp;"}, **QUICK)
-
-
 def test_the_small_checkpoint_in_place_of_the_official_one_is_a_warning(caplog):
     with caplog.at_level(logging.INFO):
         load_pipeline("auto", "cpu")
