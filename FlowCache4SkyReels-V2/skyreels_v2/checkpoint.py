@@ -115,7 +115,7 @@ def load_components(source: ModelSource, dtype: torch.dtype = torch.float32) -> 
     """Read the components of a pipeline, as ``load_folder`` does; downloads them first for a Hub id.
 
     Raises:
-        ValueError: a file is missing or corrupt, or a tensor is unknown, missing or misshapen; it is named.
+        ValueError: a file or tensor is missing or corrupt; it is named.
         OSError: the download failed.
     """
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)

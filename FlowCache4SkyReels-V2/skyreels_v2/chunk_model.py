@@ -28,7 +28,6 @@ class SkyReelsV2ChunkModel:
         prompt_embeds: ``[branches, tokens, text_dim]``: the prompt, then, with guidance, the negative one.
         grid: height and width of the latent frames.
         num_frames: latent frames of the longest window.
-        guidance_scale: weight of classifier-free guidance; used with two branches.
         fps: frames per second; the model knows 16 and "other", if it was trained to know them at all.
         bidirectional: attend to the whole window, as the original does, and not only to the past.
         indicator: a key of ``INDICATORS``; None is ``timestep_projection``.

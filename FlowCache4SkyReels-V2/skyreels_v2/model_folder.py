@@ -72,10 +72,7 @@ def find_layout(folder: Path) -> str:
     for name, layout in (("model_index.json", "diffusers"), ("config.json", "original")):
         if (folder / name).is_file():
             return layout
-    raise ValueError(
-        f"model_id names {folder}, which holds neither model_index.json (diffusers' layout) "
-        "nor config.json (the original layout)."
-    )
+    raise ValueError(f"model_id names {folder}, which holds neither model_index.json nor config.json.")
 
 
 def check_folder(folder: Path, layout: str) -> Any:
@@ -110,10 +107,7 @@ def load_folder(folder: Path, layout: str, dtype: torch.dtype) -> dict[str, Any]
     """Read the components of a pipeline, in evaluation mode, from a folder that ``check_folder`` accepts.
 
     Transformer and text encoder get ``dtype``; the VAE, and what diffusers keeps in fp32 (time embedding,
-    modulation, norms), fp32.
-
-    Raises:
-        ValueError: a PyTorch file of the older format, or a tensor in it, is damaged or does not fit.
+    modulation, norms), fp32. ValueError names a file or tensor that is damaged or does not fit.
     """
     models: dict[str, nn.Module] = {}
     for name, part in _find_parts(folder, layout).items():
@@ -202,9 +196,8 @@ def _check_kind(folder: Path) -> None:
 
 def _load_scheduler(folder: Path, layout: str) -> UniPCMultistepScheduler:
     if layout == "original":  # which has no file for it; the shift is that of text-to-video
-        return UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
-        )
+        sigmas = {"use_flow_sigmas": True, "flow_shift": 8.0}
+        return UniPCMultistepScheduler(prediction_type="flow_prediction", **sigmas)
     path = folder / "scheduler" / "scheduler_config.json"
     read_config(path, default_arguments(UniPCMultistepScheduler))
     with reading(path, "a configuration"):

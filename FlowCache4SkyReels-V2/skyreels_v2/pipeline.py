@@ -49,8 +49,7 @@ StepCallback = Callable[["FlowCacheSkyReelsV2Pipeline", int, float, dict[str, Te
 class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingPipeline):
     """SkyReels-V2 diffusion forcing with chunkwise caching; components as in diffusers' pipeline.
 
-    Text-to-video, image-to-video (first frame, or first and last) and video extension differ only in the
-    given frames. Latents and solver run in fp32, the transformer in its own type.
+    Latents and solver run in fp32, the transformer in its own type.
     """
 
     #: Default settings of the model: ``defaults.json`` and the negative prompt.
