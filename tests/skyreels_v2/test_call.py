@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,14 @@ import flowcache
 from flowcache import FlowCacheConfig, KVCompressionConfig, VideoOutput
 from flowcache.reuse import ChunkwiseReuse, Interval
 from flowcache.video import probe_video, to_uint8
-from skyreels_v2 import Condition, FlowCacheSkyReelsV2Pipeline, VideoSettings, method_config
+from skyreels_v2 import (
+    Condition,
+    FlowCacheSkyReelsV2Pipeline,
+    VideoSettings,
+    load_pipeline,
+    method_config,
+    resolve_model,
+)
 from skyreels_v2.codec import VideoCodec
 
 CALL = {"num_frames": 9, "height": 32, "width": 32, "num_inference_steps": 4, "guidance_scale": 3.0}
@@ -186,3 +195,25 @@ def test_wrong_arguments_are_named(pipe, monkeypatch, name):
 def test_enable_refuses_what_it_cannot_do(pipe, match, options):
     with pytest.raises((TypeError, ValueError), match=match):
         flowcache.enable(**{"pipe": pipe, **options})
+
+
+@pytest.mark.parametrize("guidance", [1, 3])
+def test_lost_words_are_a_warning_and_in_the_trace(checkpoint, caplog, guidance):
+    pipeline, trace = load_pipeline(str(checkpoint), "cpu"), flowcache.Trace()
+    negative = None if guidance == 1 else "a" + " circle" * 8
+    lost = {"prompt": {"unknown": ["zebra"]}}
+    lost |= {"negative_prompt": {"cut": "circle circle"}} if negative else {}
+    for _ in range(2):  # an equal warning is not repeated
+        pipeline("a zebra", negative, trace=trace, **{**CALL, "guidance_scale": guidance})
+        assert trace.settings["prompt_losses"] == lost
+    records = [record for record in caplog.records if record.name == "flowcache.prompts"]
+    assert [record.levelno for record in records] == [logging.WARNING] * len(lost)
+
+
+def test_the_small_checkpoint_in_place_of_the_official_one_is_a_warning(caplog):
+    with caplog.at_level(logging.INFO):
+        load_pipeline("auto", "cpu")
+        load_pipeline("small", "cpu")
+    levels = [record.levelno for record in caplog.records if "small checkpoint" in record.message]
+    assert levels == [logging.WARNING, logging.INFO]
+    assert resolve_model("auto", "cuda").path is None
