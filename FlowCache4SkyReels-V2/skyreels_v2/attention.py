@@ -16,6 +16,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention, SkyReelsV2AttnProcessor
 from torch import Tensor
 
+from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import ChunkKVCache
 
 
@@ -24,17 +25,15 @@ class PackedChunks:
     """The chunks of one packed call, for self attention.
 
     Attributes:
-        chunks: indices, in the order in which they are packed.
-        first_chunks: oldest chunk that each sees; None: all.
+        inputs: the chunks, in the order in which they are packed.
         lengths: tokens of each.
         rotary: complex rotation of every packed token, ``[tokens, 1, head_dim / 2]``.
         cache: keys and values of these chunks and of others.
         bidirectional: every chunk attends to all of the cache, not just to itself and earlier chunks.
     """
 
-    chunks: Sequence[int]
-    first_chunks: Sequence[int | None]
-    lengths: Sequence[int]
+    inputs: Sequence[ChunkInput]
+    lengths: list[int]
     rotary: Tensor
     cache: ChunkKVCache
     bidirectional: bool
@@ -86,27 +85,22 @@ class ChunkSelfAttention(_LayerProcessor):
         attention_mask: Tensor | None = None,
         rotary_emb: PackedChunks | tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        packed = rotary_emb
-        if not isinstance(packed, PackedChunks):
+        if not isinstance(packed := rotary_emb, PackedChunks):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-        cache, lengths = packed.cache, list(packed.lengths)
+        cache, heads = packed.cache, (attn.heads, -1)
         sequences = hidden_states.reshape(cache.layout.num_branches, -1, hidden_states.shape[-1])
-        heads = (attn.heads, -1)
         query = rotate(attn.norm_q(attn.to_q(sequences)).unflatten(2, heads), packed.rotary)
         key = rotate(attn.norm_k(attn.to_k(sequences)).unflatten(2, heads), packed.rotary)
         value = attn.to_v(sequences).unflatten(2, heads)
-        for chunk, *written in zip(
-            packed.chunks, key.split(lengths, 1), value.split(lengths, 1), strict=True
-        ):
-            cache.write(self.layer, chunk, *written)
+        queries, keys, values = (x.split(packed.lengths, dim=1) for x in (query, key, value))
+        for item, *written in zip(packed.inputs, keys, values, strict=True):
+            cache.write(self.layer, item.chunk, *written)
         if packed.bidirectional:
             return self._project(attn, self._dispatch(query, *cache.read(self.layer)), hidden_states)
         parts = []
-        for chunk, first, queries in zip(
-            packed.chunks, packed.first_chunks, query.split(lengths, 1), strict=True
-        ):
-            cache.observe(self.layer, chunk, queries)
-            parts.append(self._dispatch(queries, *cache.read(self.layer, chunk, first)))
+        for item, own in zip(packed.inputs, queries, strict=True):
+            cache.observe(self.layer, item.chunk, own)
+            parts.append(self._dispatch(own, *cache.read(self.layer, item.chunk, item.first_chunk)))
         attended = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         return self._project(attn, attended, hidden_states)
 

@@ -16,15 +16,7 @@ from flowcache.hub import fetch_snapshot
 from flowcache.user_files import reading
 
 from .methods import method_config
-from .model_folder import (
-    FAMILIES,
-    PATTERNS,
-    SMALL,
-    check_folder,
-    find_family,
-    find_layout,
-    load_folder,
-)
+from .model_folder import FAMILIES, PATTERNS, SMALL, check_folder, find_family, find_layout, load_folder
 from .pipeline import FlowCacheSkyReelsV2Pipeline
 from .settings import DEFAULTS_FILE, VideoSettings, default_settings, make_settings
 
@@ -61,15 +53,10 @@ class ModelSource:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Default settings of this model, see ``settings.default_settings``."""
         return default_settings(self.location)
 
     def video_settings(self, **given: Any) -> VideoSettings:
-        """Apply fields of ``VideoSettings`` to this model's defaults; None, and other names, are ignored.
-
-        Raises:
-            ValueError: a setting is out of range; one sentence that names it.
-        """
+        """Apply fields of ``VideoSettings`` to this model's defaults; None, and other names, are ignored."""
         known = given.keys() & VideoSettings.__dataclass_fields__.keys()
         return make_settings(self.defaults, **{name: given[name] for name in known})
 
@@ -92,21 +79,18 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
     Raises:
         ValueError: one sentence that names ``model_id`` and its choices, or what a folder lacks.
     """
-    repository, has_cuda = model_id, _choose_device(device).type == "cuda"
-    if model_id == "small" or (model_id == "auto" and not has_cuda):
+    is_auto = model_id == "auto"
+    if model_id == "small" or (is_auto and _choose_device(device).type != "cuda"):
         if not SMALL.is_dir():
             raise ValueError(
                 f"model_id {model_id} needs the small checkpoint, but there is no folder {SMALL}; "
                 "get the whole repository, or give a folder or a Hub id."
             )
-        is_substitute = model_id == "auto"
-        reason = f"no CUDA device: using it in place of {OFFICIAL_DEFAULT}" if is_substitute else "asked for"
+        reason = f"no CUDA device: using it in place of {OFFICIAL_DEFAULT}" if is_auto else "asked for"
         reason = f"the small checkpoint shipped in assets/, which knows only moving shapes ({reason})"
         check_folder(SMALL, layout := find_layout(SMALL))
-        return ModelSource(model_id, SMALL, layout, "small", reason, is_substitute)
-    if model_id == "auto":
-        repository = OFFICIAL_DEFAULT
-    elif folder := _find_folder(model_id):
+        return ModelSource(model_id, SMALL, layout, "small", reason, is_auto)
+    if not is_auto and (folder := _find_folder(model_id)):
         transformer = check_folder(folder, layout := find_layout(folder))
         is_small = SMALL.is_dir() and folder.samefile(SMALL)
         family = "small" if is_small else find_family(transformer)
@@ -114,6 +98,7 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
         with reading(folder / DEFAULTS_FILE, "settings"):
             source.video_settings()
         return source
+    repository = OFFICIAL_DEFAULT if is_auto else model_id
     name = repository.removesuffix("-Diffusers")
     if name not in OFFICIAL:
         raise ValueError(
@@ -122,7 +107,7 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
         )
     layout = "original" if name == repository else "diffusers"
     family = next(family for family in FAMILIES.values() if f"-{family}-" in name)
-    reason = f"{repository}, official" + (" (auto on a CUDA device)" if model_id == "auto" else "")
+    reason = f"{repository}, official" + (" (auto on a CUDA device)" if is_auto else "")
     return ModelSource(model_id, None, layout, family, reason)
 
 
@@ -130,7 +115,7 @@ def load_components(source: ModelSource, dtype: torch.dtype = torch.float32) -> 
     """Read the components of a pipeline, as ``load_folder`` does; downloads them first for a Hub id.
 
     Raises:
-        ValueError: a file is missing or corrupt, or a tensor is unknown, missing or misshapen; it is named.
+        ValueError: a file or tensor is missing or corrupt; it is named.
         OSError: the download failed.
     """
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
@@ -143,12 +128,9 @@ def load_components(source: ModelSource, dtype: torch.dtype = torch.float32) -> 
 def load_pipeline(
     source: ModelSource | str = "auto", device: torch.device | str | None = None, offload: bool = False
 ) -> FlowCacheSkyReelsV2Pipeline:
-    """Load a model as a pipeline, in bf16 on CUDA and in fp32 elsewhere.
+    """Load a model (a result of ``resolve_model``, or its ``model_id``), in bf16 on CUDA and fp32 elsewhere.
 
-    Args:
-        source: result of ``resolve_model``, or its ``model_id``.
-        device: where to run; None: CUDA if available.
-        offload: keep every component in host memory while it is idle.
+    ``offload`` keeps every component in host memory while it is idle.
 
     Raises:
         ValueError, OSError: as ``resolve_model`` and ``load_components``.

@@ -28,7 +28,6 @@ class SkyReelsV2ChunkModel:
         prompt_embeds: ``[branches, tokens, text_dim]``: the prompt, then, with guidance, the negative one.
         grid: height and width of the latent frames.
         num_frames: latent frames of the longest window.
-        guidance_scale: weight of classifier-free guidance; used with two branches.
         fps: frames per second; the model knows 16 and "other", if it was trained to know them at all.
         bidirectional: attend to the whole window, as the original does, and not only to the past.
         indicator: a key of ``INDICATORS``; None is ``timestep_projection``.
@@ -51,18 +50,14 @@ class SkyReelsV2ChunkModel:
         runs_whole_window: bool = True,
     ) -> None:
         config = transformer.config
-        if config.patch_size[0] != 1:
-            raise ValueError(f"patch_size must be 1 along time, got {tuple(config.patch_size)}.")
-        if config.image_dim is not None:
-            raise ValueError("model_id names a model with image tokens; use a diffusion-forcing (DF) model.")
+        if config.patch_size[0] != 1 or config.image_dim is not None:
+            raise ValueError("transformer: expected one-frame patches and no image tokens; use a DF model.")
         indicator = indicator or "timestep_projection"
         if indicator not in INDICATORS:
             raise ValueError(f"indicator: expected one of {', '.join(INDICATORS)}, got {indicator!r}.")
-        self.transformer = transformer
-        self.num_branches = prompt_embeds.shape[0]
+        self.transformer, self.num_branches = transformer, len(prompt_embeds)
         self.bidirectional, self.runs_whole_window = bidirectional, runs_whole_window
-        self.guidance_scale = guidance_scale
-        self._indicator = INDICATORS[indicator]
+        self.guidance_scale, self._indicator = guidance_scale, INDICATORS[indicator]
         self._grid = (grid[0] // config.patch_size[1], grid[1] // config.patch_size[2])
         self._fps_index = 0 if fps == 16 else 1
         self._times: dict[float, tuple[Tensor, Tensor]] = {}
@@ -88,14 +83,8 @@ class SkyReelsV2ChunkModel:
         self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache
     ) -> list[Tensor]:
         lengths = self._lengths(inputs)
-        packed = PackedChunks(
-            chunks=[item.chunk for item in inputs],
-            first_chunks=[item.first_chunk for item in inputs],
-            lengths=lengths,
-            rotary=torch.cat([self._rotary.frames(item.start_frame, item.stop_frame) for item in inputs]),
-            cache=cache,
-            bidirectional=self.bidirectional,
-        )
+        rotary = torch.cat([self._rotary.frames(item.start_frame, item.stop_frame) for item in inputs])
+        packed = PackedChunks(inputs, lengths, rotary, cache, self.bidirectional)
         modulation = self._per_frame(inputs, part=1)
         hidden = self._by_frame(torch.cat(list(tokens), dim=1))
         for block in self.transformer.blocks:
@@ -127,9 +116,8 @@ class SkyReelsV2ChunkModel:
 
     def cache_layout(self) -> CacheLayout:
         config, weight = self.transformer.config, self.transformer.blocks[0].attn1.to_k.weight
-        heads, head_dim = config.num_attention_heads, config.attention_head_dim
-        sizes = (config.num_layers, self.num_branches, heads, head_dim)
-        return CacheLayout(*sizes, weight.dtype, weight.device)
+        heads = (config.num_attention_heads, config.attention_head_dim)
+        return CacheLayout(config.num_layers, self.num_branches, *heads, weight.dtype, weight.device)
 
     def reach(self, local_step: int | None) -> int | None:
         return None

@@ -14,42 +14,10 @@ from .settings import pixel_frames
 
 
 class VideoCodec:
-    """Encodes and decodes videos with ``AutoencoderKLWan``; latents are normalised per channel."""
+    """Encodes videos, and decodes one window piece by piece, in order of time, without a seam.
 
-    def __init__(self, vae: AutoencoderKLWan) -> None:
-        self.vae = vae
-
-    def encode(self, video: Tensor) -> Tensor:
-        """Encode ``[3, frames, height, width]`` in [-1, 1].
-
-        Returns:
-            ``[channels, (frames - 1) / 4 + 1, height / 8, width / 8]``, fp32.
-        """
-        given = video.unsqueeze(0).to(self.vae.device, self.vae.dtype)
-        mean, std = self._statistics()
-        latents = (self.vae.encode(given).latent_dist.mode().float() - mean) / std
-        return check_finite("latents of the given frames", latents[0])
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode a whole video to ``[3, frames, height, width]`` in [-1, 1]."""
-        return VideoDecoder(self.vae).decode(latents)
-
-    def denormalise(self, latents: Tensor) -> Tensor:
-        """Undo the normalisation: ``[1, channels, frames, height, width]`` in the VAE's type."""
-        mean, std = self._statistics()
-        return (latents.unsqueeze(0).to(self.vae.device) * std + mean).to(self.vae.dtype)
-
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        config, device = self.vae.config, self.vae.device
-        mean, std = (torch.tensor(x, device=device) for x in (config.latents_mean, config.latents_std))
-        return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
-
-
-class VideoDecoder:
-    """Decodes one window piece by piece, in order of time; the pieces are those of the whole, without a seam.
-
-    The VAE is causal in time: a frame needs the last features of those before it, at every convolution. Only
-    these are kept, and the newest frames.
+    Latents are normalised per channel. The VAE is causal in time: a frame needs the last features of those
+    before it, at every convolution. Only these are kept, and the newest frames.
 
     Args:
         vae: the autoencoder.
@@ -63,20 +31,32 @@ class VideoDecoder:
     def __init__(self, vae: AutoencoderKLWan, repeated: int = 0, num_kept: int = 0) -> None:
         if vae.use_tiling:
             raise ValueError("vae cannot decode tiles chunk by chunk; call disable_tiling on it.")
-        self._codec, self._repeated, self._num_kept = VideoCodec(vae), repeated, num_kept
+        self.vae, self._repeated, self._num_kept = vae, repeated, num_kept
         count = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
         self._features: list[Tensor | None] = [None] * count
         self._start = 0  # latent frames decoded so far
         #: ``[3, frames, height, width]``; None before the first piece, and without ``num_kept``
         self.newest: Tensor | None = None
 
+    def encode(self, video: Tensor) -> Tensor:
+        """Encode ``[3, frames, height, width]`` in [-1, 1].
+
+        Returns:
+            ``[channels, (frames - 1) / 4 + 1, height / 8, width / 8]``, fp32.
+        """
+        given = video.unsqueeze(0).to(self.vae.device, self.vae.dtype)
+        mean, std = self._statistics()
+        latents = (self.vae.encode(given).latent_dist.mode().float() - mean) / std
+        return check_finite("latents of the given frames", latents[0])
+
     def decode(self, latents: Tensor) -> Tensor:
         """Decode the next latents to ``[3, frames, height, width]`` in [-1, 1].
 
         The first latent frame of a video gives one frame, each further one four.
         """
-        vae, frames = self._codec.vae, []
-        for latent in vae.post_quant_conv(self._codec.denormalise(latents)).split(1, dim=2):
+        vae, frames, (mean, std) = self.vae, [], self._statistics()
+        latents = (latents.unsqueeze(0).to(vae.device) * std + mean).to(vae.dtype)
+        for latent in vae.post_quant_conv(latents).split(1, dim=2):
             frames.append(vae.decoder(latent, self._features, [0], first_chunk=self._start == 0))
             self._start += 1
         video = torch.cat(frames, dim=2)
@@ -97,10 +77,14 @@ class VideoDecoder:
         return frames[:, pixel_frames(shown) - pixel_frames(start) :], latents[:, shown - start :].clone()
 
     def state_dict(self) -> State:
-        """Count of decoded latents, newest frames, and the last features of the VAE."""
         return {"start": self._start, "newest": self.newest, "features": list(self._features)}
 
     def load_state_dict(self, state: State) -> None:
-        """Continue where another decoder of the same window stood."""
+        """Continue where another codec of the same window stood."""
         self._start, self.newest = state["start"], state["newest"]
         self._features = list(state["features"])
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        config, device = self.vae.config, self.vae.device
+        mean, std = (torch.tensor(x, device=device) for x in (config.latents_mean, config.latents_std))
+        return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)

@@ -25,11 +25,7 @@ class Condition:
     last: GivenFrames | None = None
 
     def converted(self, height: int, width: int) -> Condition:
-        """Convert the frames to tensors.
-
-        Raises:
-            TypeError, ValueError: frames are of an unknown type or do not fit; the argument is named.
-        """
+        """Convert the frames to tensors; TypeError or ValueError names an argument that does not fit."""
         prefix, last = (
             None if frames is None else as_frames(f"condition.{name}", frames, height, width)
             for name, frames in vars(self).items()
@@ -42,11 +38,7 @@ class Condition:
 
 
 def make_condition(settings: VideoSettings, **given: GivenFrames | None) -> Condition:
-    """Condition of ``image``, ``last_image`` and ``video``, the frames to continue.
-
-    Raises:
-        TypeError, ValueError: frames do not fit; the argument is named.
-    """
+    """Make a condition of ``image``, ``last_image`` and ``video``, the frames to continue."""
     frames = {
         name: as_frames(name, value, settings.height, settings.width)
         for name, value in given.items()
@@ -64,11 +56,7 @@ def make_condition(settings: VideoSettings, **given: GivenFrames | None) -> Cond
 
 
 def check_prompts(prompt: str, negative_prompt: str | None) -> None:
-    """Refuse prompts of which the cleaning of captions leaves nothing.
-
-    Raises:
-        TypeError, ValueError: a prompt is no text or empty; it is named.
-    """
+    """Raise TypeError or ValueError for a prompt of which the cleaning of captions leaves nothing."""
     check_prompt("prompt", prompt, prompt_clean)
     if negative_prompt is not None:
         check_prompt("negative_prompt", negative_prompt, prompt_clean)

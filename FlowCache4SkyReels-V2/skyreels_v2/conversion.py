@@ -1,7 +1,7 @@
 """Names and sizes of the original SkyReels-V2 checkpoints, translated to diffusers and transformers.
 
-Tensors are renamed, never reshaped. The transformer's names are tested against the published ones; those of
-the text encoder and the VAE only against ``UMT5EncoderModel`` and ``AutoencoderKLWan``, not the real files.
+Tensors are renamed, never reshaped; unknown names stay. The transformer's names are tested against the
+published ones, those of the text encoder and the VAE only against the libraries' models.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+import torch
+from diffusers.loaders import single_file_utils
 
 VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
@@ -48,41 +49,10 @@ ORIGINAL_CONFIG: dict[str, Any] = {
     "inject_sample_info": False,
 }
 
-# Names outside the blocks.
-_TRANSFORMER_STEMS = {
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "fps_projection.0": "fps_projection.net.0.proj",
-    "fps_projection.2": "fps_projection.net.2",
-    "head.modulation": "scale_shift_table",
-    "head.head": "proj_out",
-    "patch_embedding": "patch_embedding",
-    "fps_embedding": "fps_embedding",
-}
-
-# Names within a block. The original's norm3 stands before the cross attention.
-_BLOCK_STEMS = {
-    "modulation": "scale_shift_table",
-    "norm3": "norm2",
-    "ffn.0": "ffn.net.0.proj",
-    "ffn.2": "ffn.net.2",
-    **{
-        f"{old}.{part}": f"{new}.{name}"
-        for old, new in (("self_attn", "attn1"), ("cross_attn", "attn2"))
-        for part, name in zip(
-            ("q", "k", "v", "o", "norm_q", "norm_k"),
-            ("to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k"),
-            strict=True,
-        )
-    },
-}
-
-_T5_STEMS = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
-
-_T5_BLOCK_STEMS = {
+# Names in Wan's file of the umT5 encoder; those within a block follow ``blocks.N.``.
+_T5_PARTS = {
+    "token_embedding": "shared",
+    "norm": "encoder.final_layer_norm",
     "norm1": "layer.0.layer_norm",
     **{f"attn.{p}": f"layer.0.SelfAttention.{p}" for p in "qkvo"},
     "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
@@ -91,21 +61,26 @@ _T5_BLOCK_STEMS = {
     "ffn.fc1": "layer.1.DenseReluDense.wi_1",
     "ffn.fc2": "layer.1.DenseReluDense.wo",
 }
+_ANY = torch.empty(2, 2, 2, 2, device="meta")  # the converters look at some tensors of other models
 
 
-def transformer_key(original: str) -> str | None:
-    """Translate the name of a transformer tensor to diffusers'; None if it is unknown."""
-    return _rename(original, _TRANSFORMER_STEMS, _BLOCK_STEMS, "blocks")
+def transformer_key(original: str) -> str:
+    key = next(iter(single_file_utils.convert_wan_transformer_to_diffusers({original: _ANY})))
+    for old, new in (("0", "0.proj"), ("2", "2")):
+        key = key.replace(f"fps_projection.{old}.", f"fps_projection.net.{new}.")
+    return key
 
 
-def text_encoder_key(original: str) -> str | None:
-    """Translate Wan's name of a umT5 tensor to transformers'; None if it is unknown."""
-    return _rename(original, _T5_STEMS, _T5_BLOCK_STEMS, "encoder.block")
+def text_encoder_key(original: str) -> str:
+    stem = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.weight", original)
+    if stem is None or stem[2] not in _T5_PARTS:
+        return original
+    prefix = f"encoder.block.{stem[1]}." if stem[1] else ""
+    return f"{prefix}{_T5_PARTS[stem[2]]}.weight"
 
 
 def vae_key(original: str) -> str:
-    """Translate the name of a Wan VAE tensor by diffusers' own converter; unknown names stay."""
-    return next(iter(convert_wan_vae_to_diffusers({original: None})))
+    return next(iter(single_file_utils.convert_wan_vae_to_diffusers({original: _ANY})))
 
 
 def transformer_config(given: dict[str, Any]) -> dict[str, Any]:
@@ -117,8 +92,7 @@ def transformer_config(given: dict[str, Any]) -> dict[str, Any]:
     original = {**ORIGINAL_CONFIG, **given}
     if (kind := original["model_type"]) != "t2v":
         raise ValueError(f"model_id names a {kind} model; only diffusion-forcing (DF) models are supported.")
-    missing = [key for key in ("dim", "ffn_dim", "num_heads", "num_layers") if key not in given]
-    if missing:
+    if missing := [key for key in ("dim", "ffn_dim", "num_heads", "num_layers") if key not in given]:
         raise ValueError(f"config.json lacks {', '.join(missing)}.")
     for key, supported in (("qk_norm", True), ("window_size", [-1, -1])):
         if original[key] != supported:
@@ -134,14 +108,3 @@ def transformer_config(given: dict[str, Any]) -> dict[str, Any]:
         "out_channels": original["out_dim"],
         **{key: original[key] for key in same},
     }
-
-
-def _rename(original: str, stems: dict[str, str], block_stems: dict[str, str], blocks: str) -> str | None:
-    """Replace the part of a name before ``.weight`` or ``.bias``; ``blocks.N.`` uses ``block_stems``."""
-    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", original)
-    prefix, inner = (f"{blocks}.{block[1]}.", block[2]) if block else ("", original)
-    stems = block_stems if block else stems
-    if inner in stems:
-        return prefix + stems[inner]
-    stem, _, leaf = inner.rpartition(".")
-    return f"{prefix}{stems[stem]}.{leaf}" if leaf in ("weight", "bias") and stem in stems else None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -43,22 +43,12 @@ _PARTS: dict[str, tuple[type[nn.Module], str]] = {
     "vae": (AutoencoderKLWan, "diffusion_pytorch_model"),
     "text_encoder": (UMT5EncoderModel, "model"),
 }
-# Pipelines whose weights look the same, but were not trained for diffusion forcing.
-_OTHER_PIPELINES = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
-
-_PART_PATTERNS = [f"{part}/*.{suffix}" for part in _PARTS for suffix in ("json", "safetensors")]
 
 #: Files to download, by layout.
 PATTERNS = {
-    "diffusers": ["model_index.json", DEFAULTS_FILE, "scheduler/*.json", "tokenizer/*", *_PART_PATTERNS],
-    "original": [
-        "config.json",
-        DEFAULTS_FILE,
-        "*.safetensors",
-        VAE_FILE,
-        TEXT_ENCODER_FILE,
-        "google/umt5-xxl/*",
-    ],
+    "diffusers": ["model_index.json", DEFAULTS_FILE, "scheduler/*.json", "tokenizer/*"]
+    + [f"{part}/*.{suffix}" for part in _PARTS for suffix in ("json", "safetensors")],
+    "original": ["config.json", DEFAULTS_FILE, "*.safetensors", VAE_FILE, TEXT_ENCODER_FILE, "google/*/*"],
 }
 
 
@@ -68,8 +58,7 @@ class _Part:
 
     model: nn.Module
     files: list[Path]
-    rename: Callable[[str], str | None]
-    where: Path  # named where a tensor is missing
+    rename: Callable[[str], str] = str
 
 
 def find_family(transformer: Any) -> str | None:
@@ -83,10 +72,7 @@ def find_layout(folder: Path) -> str:
     for name, layout in (("model_index.json", "diffusers"), ("config.json", "original")):
         if (folder / name).is_file():
             return layout
-    raise ValueError(
-        f"model_id names {folder}, which holds neither model_index.json (diffusers' layout) "
-        "nor config.json (the original layout)."
-    )
+    raise ValueError(f"model_id names {folder}, which holds neither model_index.json nor config.json.")
 
 
 def check_folder(folder: Path, layout: str) -> Any:
@@ -100,7 +86,7 @@ def check_folder(folder: Path, layout: str) -> Any:
     Raises:
         ValueError: one sentence that names the file, and the key or the tensor.
     """
-    if missing := _find_missing(folder, layout):
+    if missing := [name for name in _list_files(folder, layout) if not (folder / name).is_file()]:
         raise ValueError(f"The model folder {folder} lacks {', '.join(missing)}.")
     read_defaults(folder)
     if layout == "diffusers":
@@ -121,23 +107,22 @@ def load_folder(folder: Path, layout: str, dtype: torch.dtype) -> dict[str, Any]
     """Read the components of a pipeline, in evaluation mode, from a folder that ``check_folder`` accepts.
 
     Transformer and text encoder get ``dtype``; the VAE, and what diffusers keeps in fp32 (time embedding,
-    modulation, norms), fp32.
-
-    Raises:
-        ValueError: a PyTorch file of the older format, or a tensor in it, is damaged or does not fit.
+    modulation, norms), fp32. ValueError names a file or tensor that is damaged or does not fit.
     """
     models: dict[str, nn.Module] = {}
     for name, part in _find_parts(folder, layout).items():
+        stored = {path: _read_tensors(path) for path in part.files}
+        _check_tensors(part, {p: {k: tuple(t.shape) for k, t in held.items()} for p, held in stored.items()})
         keep = set(part.model._keep_in_fp32_modules if name == "transformer" else ())
         weights = {}
-        for stored, tensor in _read_tensors(part):
-            key = part.rename(stored)
+        for original, tensor in ((k, held.pop(k)) for held in stored.values() for k in list(held)):
+            key = part.rename(original)
             is_fp32 = name == "vae" or keep.intersection(key.split("."))
             weights[key] = tensor.to(torch.float32 if is_fp32 else dtype)
         tied = _tied_names(part.model)
         for key in tied - weights.keys():
             weights[key] = next(weights[other] for other in tied if other in weights)
-        part.model.load_state_dict(weights, strict=True, assign=True)
+        part.model.load_state_dict(weights, assign=True)
         models[name] = part.model.eval()
     # The rotary tables are part of no checkpoint, so they are still on the meta device.
     rope = models["transformer"].rope
@@ -149,23 +134,17 @@ def load_folder(folder: Path, layout: str, dtype: torch.dtype) -> dict[str, Any]
 
 def _find_parts(folder: Path, layout: str) -> dict[str, _Part]:
     if layout == "diffusers":
-        return {
-            name: _Part(_new_model(folder, name), _weight_files(folder, name), str, folder / name)
-            for name in _PARTS
-        }
+        return {n: _Part(_new_model(folder, n), _weight_files(folder, n)) for n in _PARTS}
     path = folder / "config.json"
     config = conversion.transformer_config(read_config(path, conversion.ORIGINAL_CONFIG))
     with reading(path, "a configuration"), torch.device("meta"):
         transformer = SkyReelsV2Transformer3DModel(**config)
-    with torch.device("meta"):
         vae = AutoencoderKLWan(**conversion.WAN_VAE)
         encoder = UMT5EncoderModel(UMT5Config(**conversion.UMT5_XXL))
-    shards = sorted(folder.glob("*.safetensors"))
-    vae_file, encoder_file = folder / VAE_FILE, folder / TEXT_ENCODER_FILE
     return {
-        "transformer": _Part(transformer, shards, conversion.transformer_key, folder),
-        "vae": _Part(vae, [vae_file], conversion.vae_key, vae_file),
-        "text_encoder": _Part(encoder, [encoder_file], conversion.text_encoder_key, encoder_file),
+        "transformer": _Part(transformer, sorted(folder.glob("*.safetensors")), conversion.transformer_key),
+        "vae": _Part(vae, [folder / VAE_FILE], conversion.vae_key),
+        "text_encoder": _Part(encoder, [folder / TEXT_ENCODER_FILE], conversion.text_encoder_key),
     }
 
 
@@ -188,40 +167,37 @@ def _weight_files(folder: Path, part: str) -> list[Path]:
     return indexed_files(index) if index.is_file() and not single.is_file() else [single]
 
 
-def _find_missing(folder: Path, layout: str) -> list[str]:
+def _list_files(folder: Path, layout: str) -> list[str]:
+    """List the files that a folder must hold, relative to it."""
     names = [f"{_TOKENIZERS[layout]}/tokenizer_config.json"]
     if layout == "diffusers":
         names += ["scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _PARTS)]
-        weights = [path for part in _PARTS for path in _weight_files(folder, part)]
-        names += [str(path.relative_to(folder)) for path in weights]
-    else:
-        names += [VAE_FILE, TEXT_ENCODER_FILE]
-        shards = sorted(path.name for path in folder.glob("*.safetensors"))
-        names += [] if shards else ["*.safetensors"]
-        for name in shards:
-            if shard := re.fullmatch(r"(.+)-00001-of-(\d{5})\.safetensors", name):
-                names += [f"{shard[1]}-{n + 1:05d}-of-{shard[2]}.safetensors" for n in range(int(shard[2]))]
-    return [name for name in dict.fromkeys(names) if not (folder / name).is_file()]
+        return names + [str(p.relative_to(folder)) for part in _PARTS for p in _weight_files(folder, part)]
+    names += [VAE_FILE, TEXT_ENCODER_FILE]
+    shards = sorted(path.name for path in folder.glob("*.safetensors")) or ["*.safetensors"]
+    if shard := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", shards[0]):
+        count = int(shard[2])
+        shards = [f"{shard[1]}-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
+    return names + shards
 
 
 def _check_kind(folder: Path) -> None:
-    """Refuse models that were not trained for diffusion forcing."""
+    """Refuse models that were not trained for diffusion forcing; their weights look the same."""
     ours = SkyReelsV2Transformer3DModel.__name__
     pipeline = read_config(folder / "model_index.json", {"_class_name": ""}).get("_class_name")
     config = {"_class_name": ours} | read_config(folder / "transformer" / "config.json", {})
-    kind, takes_images = config["_class_name"], config.get("image_dim") is not None
-    if pipeline in _OTHER_PIPELINES or takes_images or kind != ours:
+    others = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
+    if pipeline in others or config.get("image_dim") is not None or config["_class_name"] != ours:
         raise ValueError(
-            f"model_id names {folder}, a {pipeline} with a {kind}; "
+            f"model_id names {folder}, a {pipeline} with a {config['_class_name']}; "
             "only SkyReels-V2 diffusion-forcing (DF) models are supported."
         )
 
 
 def _load_scheduler(folder: Path, layout: str) -> UniPCMultistepScheduler:
     if layout == "original":  # which has no file for it; the shift is that of text-to-video
-        return UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
-        )
+        sigmas = {"use_flow_sigmas": True, "flow_shift": 8.0}
+        return UniPCMultistepScheduler(prediction_type="flow_prediction", **sigmas)
     path = folder / "scheduler" / "scheduler_config.json"
     read_config(path, default_arguments(UniPCMultistepScheduler))
     with reading(path, "a configuration"):
@@ -229,13 +205,9 @@ def _load_scheduler(folder: Path, layout: str) -> UniPCMultistepScheduler:
 
 
 def _check_tensors(part: _Part, headers: Mapping[Path, Mapping[str, tuple[int, ...]]]) -> None:
-    """Compare stored names and shapes with the model's.
-
-    Raises:
-        ValueError: a tensor is unknown, missing, misshapen or stored twice; it and the file are named.
-    """
+    """Raise ValueError for a stored tensor that is unknown, missing, misshapen or stored twice."""
     shapes = {key: tuple(tensor.shape) for key, tensor in part.model.state_dict().items()}
-    found: dict[str | None, Path] = {}
+    found: dict[str, Path] = {}
     for path, header in headers.items():
         for stored, shape in header.items():
             key = part.rename(stored)
@@ -247,10 +219,10 @@ def _check_tensors(part: _Part, headers: Mapping[Path, Mapping[str, tuple[int, .
                 raise ValueError(f"{path} holds {stored} with shape {shape}, not {shapes[key]}.")
             found[key] = path
     tied = _tied_names(part.model)
-    missing = sorted(shapes.keys() - found.keys() - (tied if tied & found.keys() else set()))
-    if missing:
+    if missing := sorted(shapes.keys() - found.keys() - (tied if tied & found.keys() else set())):
         others = f" and {len(missing) - 1} more" if missing[1:] else ""
-        raise ValueError(f"{part.where} lacks {missing[0]}{others} (as the converted model names it).")
+        where = part.files[0].parent if part.files[1:] else part.files[0]
+        raise ValueError(f"{where} lacks {missing[0]}{others} (as the converted model names it).")
 
 
 def _tied_names(model: nn.Module) -> set[str]:
@@ -263,22 +235,16 @@ def _has_header(path: Path) -> bool:
     return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
 
 
-def _read_tensors(part: _Part) -> Iterator[tuple[str, Tensor]]:
-    """Yield stored tensors one by one; checks a file that ``_check_tensors`` has not seen."""
-    for path in part.files:
-        if path.suffix == ".safetensors":
-            with reading(path, "a safetensors file"), safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - it is no mapping
-                    yield key, file.get_tensor(key)
-            continue
-        with reading(path, "a PyTorch file"):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_has_header(path))
-            for key, tensor in content.items():
-                if not tensor.is_floating_point():
-                    raise ValueError(f"{key}: expected floating-point numbers, got {tensor.dtype}")
-        if not _has_header(path):
-            _check_tensors(part, {path: {key: tuple(tensor.shape) for key, tensor in content.items()}})
-        yield from content.items()
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        with reading(path, "a safetensors file"):
+            return load_file(path)
+    with reading(path, "a PyTorch file"):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_has_header(path))
+        for key, tensor in content.items():
+            if not tensor.is_floating_point():
+                raise ValueError(f"{key}: expected floating-point numbers, got {tensor.dtype}")
+        return content
 
 
 def _check_fit(configs: dict[str, Any], folder: Path) -> None:

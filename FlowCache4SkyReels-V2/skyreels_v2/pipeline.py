@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline, SkyReelsV2DiffusionForcingPipeline
 from diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing import prompt_clean
 from torch import Tensor, nn
 
-from flowcache import Denoiser, FlowCacheConfig, Trace, Window, cut_window
+from flowcache import Denoiser, FlowCacheConfig, Trace, cut_window
 from flowcache.arguments import GivenFrames, check_type
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
 from flowcache.finite import check_finite
@@ -27,7 +27,7 @@ from flowcache.prompts import PromptWarnings, find_losses
 from flowcache.state import State, on_device
 
 from .chunk_model import SkyReelsV2ChunkModel
-from .codec import VideoCodec, VideoDecoder
+from .codec import VideoCodec
 from .conditions import Condition, check_prompts, make_condition
 from .methods import traits_for
 from .model_folder import SMALL, find_family
@@ -49,8 +49,7 @@ StepCallback = Callable[["FlowCacheSkyReelsV2Pipeline", int, float, dict[str, Te
 class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingPipeline):
     """SkyReels-V2 diffusion forcing with chunkwise caching; components as in diffusers' pipeline.
 
-    Text-to-video, image-to-video (first frame, or first and last) and video extension differ only in the
-    given frames. Latents and solver run in fp32, the transformer in its own type.
+    Latents and solver run in fp32, the transformer in its own type.
     """
 
     #: Default settings of the model: ``defaults.json`` and the negative prompt.
@@ -82,16 +81,12 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         """Generate videos; diffusers' arguments have diffusers' meaning.
 
         Args:
-            prompt, negative_prompt: one or a list; None: the model's default negative prompt.
             settings: settings of the videos; None: the model's defaults.
             cache: configuration of FlowCache; None: that of ``flowcache.enable``.
             condition: given frames, in place of ``image``, ``last_image`` and ``video``.
             trace: filled in with what happens in a single video.
-            image, last_image: frames to start from and to arrive at.
             video: frames to continue: the last ``overlap_history`` of them, or all but at most three.
             generator: its next draw is the seed of a video; without one, seeds count up from ``seed``.
-            prompt_embeds, negative_prompt_embeds: ``[prompts, tokens, width]`` in place of prompts.
-            output_type: ``np``, ``pt``, ``pil`` or ``latent``; see ``VideoOutput``.
             callback_on_step_end: called after each step; its result is ignored.
             **changes: fields of ``VideoSettings`` over ``settings``, and ``num_inference_steps``.
 
@@ -111,12 +106,20 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         )
         for text in texts if prompt_embeds is None else ():
             check_prompts(text["prompt"], text.get("negative_prompt"))
-        options = {"cache": cache, "condition": condition, "on_step_end": callback_on_step_end}
-        options["decode"] = output_type != "latent"
+
+        def stream(index: int, seed: int, trace: Trace) -> Iterator[VideoPart]:
+            return self.stream(
+                **texts[index],
+                settings=replace(settings, seed=seed),
+                cache=cache,
+                condition=condition,
+                trace=trace,
+                decode=output_type != "latent",
+                on_step_end=callback_on_step_end,
+            )
+
         return make_videos(
-            lambda index, seed, trace: self.stream(
-                **texts[index], settings=replace(settings, seed=seed), trace=trace, **options
-            ),
+            stream,
             len(texts),
             settings.fps,
             settings.seed,
@@ -151,13 +154,12 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                 and ``trace`` holds what happened until then.
             prompt_embeds, negative_prompt_embeds: ``[tokens, width]`` in place of prompts.
             decode: False leaves the frames of the parts empty, if the video is a single window.
-            on_step_end: as ``callback_on_step_end`` of ``__call__``, like the other arguments.
 
         Raises:
             TypeError, ValueError: as ``__call__``.
         """
         settings, cache = self.make_settings(settings, **changes), cache or self.flowcache_config
-        condition = condition if condition is not None else Condition()
+        condition, trace = condition or Condition(), trace if trace is not None else Trace()
         check_type("cache", cache, FlowCacheConfig)
         check_type("condition", condition, Condition, "; use Condition(prefix=...)")
         if prompt_embeds is None:
@@ -167,7 +169,6 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         settings.check_negative_prompt(negative_prompt)
         if negative_prompt is None:
             negative_prompt = self.default_negative_prompt
-        trace = trace if trace is not None else Trace()
         reuse = cache.as_dict(settings.inference_steps)
         trace.settings |= {"prompt": prompt, "video": settings.as_dict(), "reuse": reuse}
         trace.environment = describe_environment(self.compute_device)
@@ -180,29 +181,39 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         with trace.timer("text"), self._resident("text_encoder"):
             embeds = self._embed_prompts(texts, trace)
         # The condition's noise has its own generator, so that methods draw the same noise for a window.
-        generator = torch.Generator().manual_seed(settings.seed)
-        condition_generator = torch.Generator()
-        with self._resident("transformer"):
-            denoiser = self._denoiser(settings, cache, embeds, plans[0].frames, condition_generator, trace)
-        codec, num_kept = VideoCodec(self.vae), 0 if settings.streaming else settings.overlap_history or 0
-        given: tuple[Tensor | None, Tensor | None] = (None, None)
-        index = start = 0 if state is None else state["window"]
+        generator, condition_generator = torch.Generator().manual_seed(settings.seed), torch.Generator()
+        num_kept = 0 if settings.streaming else settings.overlap_history or 0
+
+        def draw_noise(step: int, shape: torch.Size) -> Tensor:
+            return torch.randn(shape, generator=condition_generator).to(self.compute_device)
+
+        def end_step() -> None:
+            progress.update()
+            if on_step_end is not None:
+                live = trace.steps[-1].events
+                latents = torch.cat([window.latents(event.chunk) for event in live], dim=1).unsqueeze(0)
+                timestep = solver.timestep(live[-1].local_step)
+                on_step_end(self, len(trace.steps) - 1, timestep, {"latents": latents})
 
         def stream_state() -> State:
-            parts = {"decoder": decoder.state_dict(), "denoiser": denoiser.state_dict()}
+            parts = {"decoder": codec.state_dict(), "denoiser": denoiser.state_dict()}
             noise = condition_generator.get_state()
             return {"window": index, "given": given, "condition_generator": noise, **parts}
 
+        with self._resident("transformer"):
+            model = self._chunk_model(settings, cache, embeds, plans[0].frames)
+        noise_share = settings.addnoise_condition / 1000
+        denoiser = Denoiser(model, cache, trace, noise_share, draw_noise, end_step)
         with self.progress_bar(total=sum(len(plan.schedule(settings)) for plan in plans)) as progress:
             progress.update(0 if state is None else len(trace.steps))
-            for index in range(start, len(plans)):
+            for index in range(0 if state is None else state["window"], len(plans)):
                 plan, last = plans[index], condition.last if index == len(plans) - 1 else None
                 solver = ChunkUniPC(settings.inference_steps, settings.shift)
-                decoder = VideoDecoder(self.vae, plan.repeated, num_kept)
+                codec = VideoCodec(self.vae, plan.repeated, num_kept)
                 condition_generator.manual_seed(settings.seed + index + 1)
                 if resumed := state is not None:
                     given = on_device(state["given"], self.compute_device)
-                    decoder.load_state_dict(on_device(state["decoder"], self.compute_device))
+                    codec.load_state_dict(on_device(state["decoder"], self.compute_device))
                     denoiser.load_state_dict(state["denoiser"])
                     condition_generator.set_state(state["condition_generator"])
                     state = None  # it may be large
@@ -215,24 +226,20 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                 shape = (self.transformer.config.in_channels, num_frames, *self._latent_size(settings))
                 noise = BlockNoise(generator, shape, at_once, self.compute_device)
                 window = cut_window(noise, settings.causal_block_size, *given)
-                denoiser.on_step = partial(
-                    self._end_step, progress.update, on_step_end, window, solver, trace
-                )
                 chunks = denoiser.run(window, plan.schedule(settings, last is not None), solver)
                 # Given chunks are shown, too, except the one to arrive at.
                 shown = [c for c in range(window.num_given) if window.chunks[c].start < plan.frames]
                 pending = [] if resumed else [window.latents(c) for c in shown]
-                while (latents := self._next_latents(pending, chunks, trace)) is not None:
-                    with trace.timer("decode"), self._resident("vae"):
-                        if decode:
-                            new = decoder.decode_new(latents)
-                        else:
-                            new = latents.new_empty(3, 0, 0, 0), latents.clone()
+                for latents in self._clean_latents(pending, chunks, trace):
+                    new = latents.new_empty(3, 0, 0, 0), latents.clone()
+                    if decode:
+                        with trace.timer("decode"), self._resident("vae"):
+                            new = codec.decode_new(latents)
                     peak = peak_memory_bytes(self.compute_device)
                     trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak)
                     if new is not None:
                         yield VideoPart(*new, stream_state if denoiser.in_window else None)
-                history = decoder.newest
+                history = codec.newest
 
     def make_settings(self, settings: VideoSettings | None = None, **changes: Any) -> VideoSettings:
         """Apply changes, as of ``__call__``, to ``settings`` or to the model's defaults."""
@@ -297,29 +304,17 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         """Tokens to which prompts are padded: the tokenizer's limit, at most the model's 512."""
         return min(512, self.tokenizer.model_max_length)
 
-    def _next_latents(self, pending: list[Tensor], chunks: Iterator[Any], trace: Trace) -> Tensor | None:
-        """Latents of the next chunk: a given one, or the next that the loop makes clean; None at the end."""
-        if pending:
-            return pending.pop(0)
-        with trace.timer("denoise"), self._resident("transformer"), torch.inference_mode():
-            chunk = next(chunks, None)
-            synchronize(self.compute_device)
-        return None if chunk is None else chunk.latents
-
-    def _end_step(
-        self,
-        update: Callable[[], Any],
-        callback: StepCallback | None,
-        window: Window,
-        solver: ChunkUniPC,
-        trace: Trace,
-    ) -> None:
-        update()
-        if callback is not None:
-            live = trace.steps[-1].events
-            latents = torch.cat([window.latents(event.chunk) for event in live], dim=1).unsqueeze(0)
-            timestep = solver.timestep(live[-1].local_step)
-            callback(self, len(trace.steps) - 1, timestep, {"latents": latents})
+    def _clean_latents(self, given: list[Tensor], chunks: Iterator[Any], trace: Trace) -> Iterator[Tensor]:
+        """Latents of the given chunks, then of those that the loop makes clean."""
+        while given:
+            yield given.pop(0)
+        while True:
+            with trace.timer("denoise"), self._resident("transformer"), torch.inference_mode():
+                chunk = next(chunks, None)
+                synchronize(self.compute_device)
+            if chunk is None:
+                return
+            yield chunk.latents
 
     def _latent_size(self, settings: VideoSettings) -> tuple[int, int]:
         # Diffusers' pipeline infers the stride from the number of levels: wrong for a VAE that cuts patches.
@@ -330,14 +325,13 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
     def _resident(self, component: str) -> Iterator[None]:
         """Keep a component on the compute device within the context."""
         module: nn.Module = getattr(self, component)
-        if self._stage_device is None:
-            yield
-            return
-        module.to(self._stage_device)
+        if self._stage_device is not None:
+            module.to(self._stage_device)
         try:
             yield
         finally:
-            module.to("cpu")
+            if self._stage_device is not None:
+                module.to("cpu")
 
     def _embed_prompts(self, texts: dict[str, tuple[str | None, Tensor | None]], trace: Trace) -> Tensor:
         """Embed texts that come without embeddings; ``[texts, tokens, text_dim]``.
@@ -347,10 +341,10 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         unknown = {name: text for name, (text, given) in texts.items() if given is None}
         embeds = {name: given for name, (_, given) in texts.items() if given is not None}
         length = next((len(given) for given in embeds.values()), self.text_length)
+        expected = [length, self.transformer.config.text_dim]
         for name, given in embeds.items():
-            if given.shape != (length, self.transformer.config.text_dim):
-                width = self.transformer.config.text_dim
-                raise ValueError(f"{name}_embeds: expected {[length, width]}, got {list(given.shape)}.")
+            if list(given.shape) != expected:
+                raise ValueError(f"{name}_embeds: expected {expected}, got {list(given.shape)}.")
         for name, text in unknown.items():
             losses = find_losses(text, prompt_clean(text), self.tokenizer, length)
             self.prompt_warnings.warn(name, losses, self.tokenizer)
@@ -364,16 +358,10 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             embeds |= dict(zip(unknown, made, strict=True))
         return check_finite("text embeddings", torch.stack([embeds[name].to(**to) for name in texts]))
 
-    def _denoiser(
-        self,
-        settings: VideoSettings,
-        cache: FlowCacheConfig,
-        embeds: Tensor,
-        num_frames: int,
-        generator: torch.Generator,
-        trace: Trace,
-    ) -> Denoiser:
-        model = SkyReelsV2ChunkModel(
+    def _chunk_model(
+        self, settings: VideoSettings, cache: FlowCacheConfig, embeds: Tensor, num_frames: int
+    ) -> SkyReelsV2ChunkModel:
+        return SkyReelsV2ChunkModel(
             self.transformer,
             embeds,
             grid=self._latent_size(settings),
@@ -383,11 +371,4 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             bidirectional=cache.bidirectional,
             indicator=cache.policy.indicator,
             runs_whole_window=not settings.streaming,
-        )
-        return Denoiser(
-            model,
-            cache,
-            trace,
-            condition_noise=settings.addnoise_condition / 1000,
-            draw_noise=lambda step, shape: torch.randn(shape, generator=generator).to(self.compute_device),
         )

@@ -16,13 +16,12 @@ SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
 #: Height and width of the named resolutions.
 RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}
 
+_LENGTHS = ("num_frames", "base_num_frames", "overlap_history")
+
 #: Sanity limits against typos. In fp32, a larger shift would round the first noise level to 1.
 LIMITS = {
-    "height": (0, 2**14),
-    "width": (0, 2**14),
-    "num_frames": (1, 10**6),
-    "overlap_history": (1, 10**6),
-    "base_num_frames": (1, 10**6),
+    **dict.fromkeys(("height", "width"), (0, 2**14)),
+    **dict.fromkeys(_LENGTHS, (1, 10**6)),
     "ar_step": (0, 1000),
     "causal_block_size": (1, 1000),
     "inference_steps": (1, 1000),
@@ -99,7 +98,7 @@ class VideoSettings:
         for name in ("height", "width"):
             if (value := getattr(self, name)) <= 0 or value % SPATIAL_STRIDE:
                 raise ValueError(f"{name} must be a positive multiple of 16, got {value}.")
-        for name in ("num_frames", "base_num_frames", "overlap_history"):
+        for name in _LENGTHS:
             value = getattr(self, name)
             if value is not None and value % TEMPORAL_STRIDE != 1:
                 nearest = max(1, round((value - 1) / TEMPORAL_STRIDE) * TEMPORAL_STRIDE + 1)
@@ -107,11 +106,9 @@ class VideoSettings:
         check_pixels(self.num_frames, self.height, self.width)
         if self.streaming and self.ar_step == 0:
             raise ValueError("streaming needs ar_step of at least 1, or all blocks are live at once; try 5.")
-        window = latent_frames(min(self.num_frames, self.base_num_frames))
-        if self.causal_block_size > window:
-            got = self.causal_block_size
-            raise ValueError(f"causal_block_size must be at most the window's {window} latents, got {got}.")
         overlap, base, total = self.overlap_history, self.base_num_frames, self.num_frames
+        if (block := self.causal_block_size) > (window := latent_frames(min(total, base))):
+            raise ValueError(f"causal_block_size must be at most the window's {window} latents, got {block}.")
         if overlap is not None and overlap >= base:
             raise ValueError(f"overlap_history must be smaller than base_num_frames, {base}, got {overlap}.")
         if self.streaming or total <= base:
@@ -123,21 +120,16 @@ class VideoSettings:
             )
         if total > MAX_WINDOWS * (base - overlap):
             raise ValueError(
-                f"num_frames ({total}) needs more than {MAX_WINDOWS} windows, as overlap_history leaves "
-                f"{base - overlap} new frames in each; use streaming."
+                f"num_frames ({total}) needs more than {MAX_WINDOWS} windows of {base - overlap} new frames, "
+                "as overlap_history leaves; use streaming."
             )
 
     def check_negative_prompt(self, prompt: str | None) -> None:
-        """Refuse a negative prompt without guidance, which nothing reads.
-
-        Raises:
-            ValueError: guidance is off.
-        """
+        """Raise ValueError for a negative prompt without guidance, which nothing reads."""
         if prompt and self.guidance_scale == 1:
             raise ValueError("negative_prompt: expected guidance_scale above 1, got 1; leave one out.")
 
     def as_dict(self) -> dict[str, Any]:
-        """Fields by name, for logs and traces."""
         return asdict(self)
 
 
@@ -152,22 +144,14 @@ def pixel_frames(num_latent_frames: int) -> int:
 
 
 def read_defaults(folder: Path) -> dict[str, Any]:
-    """Read the default settings in a model folder; empty without ``defaults.json``.
-
-    Raises:
-        UnreadableFile: the file is damaged or has a wrong value; file and key are named.
-    """
+    """Read ``defaults.json`` of a model folder, if any; UnreadableFile names a wrong key."""
     path = folder / DEFAULTS_FILE
     like = {**VideoSettings().as_dict(), **OFFICIAL_DEFAULTS, "reuse_coefficients": [0.0]}
     return read_config(path, like) if path.is_file() else {}
 
 
 def default_settings(location: str | Path) -> dict[str, Any]:
-    """Default settings of a model: ``defaults.json`` of a local folder, then those of the original.
-
-    Args:
-        location: folder or Hub id.
-    """
+    """Default settings of a model (folder or Hub id): its ``defaults.json``, then the original's."""
     height, width = RESOLUTIONS["720P" if "720P" in str(location) else "540P"]
     return {**OFFICIAL_DEFAULTS, "height": height, "width": width, **read_defaults(Path(location))}
 
@@ -175,16 +159,11 @@ def default_settings(location: str | Path) -> dict[str, Any]:
 def make_settings(defaults: dict[str, Any], **given: Any) -> VideoSettings:
     """Video settings from a model's defaults and the given fields; None leaves a field at its default.
 
-    A default ``causal_block_size`` is never larger than the window.
-
-    Raises:
-        TypeError: ``VideoSettings`` has no such field.
-        ValueError: a setting is out of range; one sentence that names it.
+    A default ``causal_block_size`` is never larger than the window. Errors are those of ``VideoSettings``.
     """
     known = {field.name: defaults.get(field.name, field.default) for field in fields(VideoSettings)}
     chosen = known | {name: value for name, value in given.items() if value is not None}
-    if given.get("causal_block_size") is None:
-        frames = (chosen["num_frames"], chosen["base_num_frames"])
-        if all(isinstance(count, int) and count > 0 for count in frames):
-            chosen["causal_block_size"] = min(chosen["causal_block_size"], latent_frames(min(frames)))
+    frames = (chosen["num_frames"], chosen["base_num_frames"])
+    if given.get("causal_block_size") is None and all(isinstance(n, int) and n > 0 for n in frames):
+        chosen["causal_block_size"] = min(chosen["causal_block_size"], latent_frames(min(frames)))
     return VideoSettings(**chosen)

@@ -68,8 +68,12 @@ class ChunkUniPC:
     def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:
         """Correct the last step by the model's new output, then predict the next latents."""
         clean = latents - self.times[local_step] * velocity
-        history = self._histories.get(chunk)
-        corrected = latents.clone() if history is None else self._correct(history, local_step, clean)
+        history, corrected = self._histories.get(chunk), latents.clone()
+        if history is not None:
+            weights = self._corrector[local_step - 1][history.order - 1]
+            corrected = weights[0] * history.latents + weights[1] * history.clean + weights[3] * clean
+            if history.order == 2:
+                corrected = corrected + weights[2] * history.earlier_clean
         order = min(1 if history is None else 2, len(self._timesteps) - local_step)
         weights = self._predictor[local_step][order - 1]
         predicted = weights[0] * corrected + weights[1] * clean
@@ -91,13 +95,6 @@ class ChunkUniPC:
 
     def load_state_dict(self, state: State) -> None:
         self._histories = {chunk: _History(**history) for chunk, history in state["histories"].items()}
-
-    def _correct(self, history: _History, local_step: int, clean: Tensor) -> Tensor:
-        weights = self._corrector[local_step - 1][history.order - 1]
-        corrected = weights[0] * history.latents + weights[1] * history.clean + weights[3] * clean
-        if history.order == 2:
-            corrected = corrected + weights[2] * history.earlier_clean
-        return corrected
 
 
 def noise_grid(num_steps: int, shift: float) -> list[float]:

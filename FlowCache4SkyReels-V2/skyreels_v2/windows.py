@@ -21,7 +21,7 @@ class WindowPlan:
 
     frames: int
     prefix: int
-    repeated: int
+    repeated: int = 0
 
     def schedule(self, settings: VideoSettings, arrives: bool = False) -> StaircaseSchedule:
         """Staircase of this window; ``arrives`` adds the given chunk of a last frame."""
@@ -45,27 +45,20 @@ def plan_windows(settings: VideoSettings, prefix_frames: int = 0) -> list[Window
             f"num_frames and base_num_frames must exceed the {prefix_frames} frames of the start, "
             f"got {settings.num_frames} and {settings.base_num_frames}."
         )
-    plans = [WindowPlan(total if settings.streaming else min(total, base), prefix, 0)]
+    plans = [WindowPlan(total if settings.streaming else min(total, base), prefix)]
     done = plans[0].frames
     while done < total:
         overlap = latent_frames(settings.overlap_history)
-        frames = min(base, total - done + overlap)
-        plans.append(WindowPlan(frames, overlap, overlap))
-        done += frames - overlap
+        plans.append(WindowPlan(min(base, total - done + overlap), overlap, overlap))
+        done += plans[-1].frames - overlap
     return plans
 
 
 def check_streaming(settings: VideoSettings, cache: FlowCacheConfig, arrives: bool) -> None:
-    """Refuse streaming with a method or a last frame (``arrives``) that excludes it.
-
-    Raises:
-        ValueError: one sentence that names the argument and the fix.
-    """
-    if not settings.streaming:
-        return
-    if cache.whole_window:
+    """Raise ValueError for streaming with a method or a last frame (``arrives``) that excludes it."""
+    if settings.streaming and cache.whole_window:
         raise ValueError("streaming needs a KV cache: use method causal or flowcache.")
-    if cache.compression is None and cache.clean_range is None:
+    if settings.streaming and cache.compression is None and cache.clean_range is None:
         raise ValueError("streaming needs use_compress or use_kvrange, or the cache grows with the video.")
-    if arrives:
+    if settings.streaming and arrives:
         raise ValueError("streaming has no window that could arrive at end_image: leave one of them out.")

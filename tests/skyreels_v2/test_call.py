@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,14 @@ import flowcache
 from flowcache import FlowCacheConfig, KVCompressionConfig, VideoOutput
 from flowcache.reuse import ChunkwiseReuse, Interval
 from flowcache.video import probe_video, to_uint8
-from skyreels_v2 import FlowCacheSkyReelsV2Pipeline, VideoSettings, method_config
+from skyreels_v2 import (
+    Condition,
+    FlowCacheSkyReelsV2Pipeline,
+    VideoSettings,
+    load_pipeline,
+    method_config,
+    resolve_model,
+)
 from skyreels_v2.codec import VideoCodec
 
 CALL = {"num_frames": 9, "height": 32, "width": 32, "num_inference_steps": 4, "guidance_scale": 3.0}
@@ -25,27 +34,17 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture
 def pipe(checkpoint):
-    pipe = FlowCacheSkyReelsV2Pipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return FlowCacheSkyReelsV2Pipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
 
 
 def test_snippet_of_the_readme(tmp_path):
     pipe = FlowCacheSkyReelsV2Pipeline.from_pretrained("small", torch_dtype=torch.bfloat16)
-    pipe.set_progress_bar_config(disable=True)
     config = flowcache.enable(pipe, preset="fast", kv_budget=1)
     assert isinstance(config.policy, Interval) and config.compression.budget == 1
-    video = pipe(
-        "a red circle moves right",
-        num_frames=17,
-        height=64,
-        width=64,
-        num_inference_steps=6,
-        guidance_scale=6.0,
-        ar_step=2,
-        causal_block_size=1,
-        generator=torch.Generator().manual_seed(0),
-    )
+    size = {"num_frames": 17, "height": 64, "width": 64, "num_inference_steps": 6}
+    blocks = {"ar_step": 2, "causal_block_size": 1}
+    draws = torch.Generator().manual_seed(0)
+    video = pipe("a red circle moves right", **size, **blocks, guidance_scale=6.0, generator=draws)
     video.save(tmp_path / "circle.mp4")
     video.trace.reuse_map(tmp_path / "circle.png")
     info = probe_video(tmp_path / "circle.mp4")
@@ -55,26 +54,19 @@ def test_snippet_of_the_readme(tmp_path):
     assert video.trace.settings["reuse"]["compression"]["budget"] == 1
 
 
-def test_frames_fit_export_to_video(pipe, tmp_path):
-    video = pipe("a circle", **CALL)
-    assert video.frames.shape == (1, 9, 32, 32, 3)
-    assert 0 <= video.frames.min() <= video.frames.max() <= 1
-    export_to_video(video.frames[0], str(tmp_path / "theirs.mp4"), fps=24)
-    assert probe_video(tmp_path / "theirs.mp4").num_frames == 9
-
-
 def test_output_types_agree(pipe, tmp_path):
     videos = {kind: pipe("a circle", **CALL, output_type=kind) for kind in ("np", "pt", "pil", "latent")}
     parts = list(pipe.stream("a circle", **CALL))
     expected = np.concatenate([to_uint8(part.frames) for part in parts])
     np.testing.assert_array_equal((255 * videos["np"].frames[0]).round(), expected)
-    assert videos["pt"].frames.shape == (1, 9, 3, 32, 32)
     np.testing.assert_array_equal(videos["pt"].frames.permute(0, 1, 3, 4, 2), videos["np"].frames)
     np.testing.assert_array_equal(np.stack(videos["pil"].frames[0]), expected)
     assert torch.equal(videos["latent"].frames, videos["np"].latents)
     for kind in ("np", "pt", "pil"):
         videos[kind].save(tmp_path / f"{kind}.mp4", fps=8)
     assert len({path.read_bytes() for path in tmp_path.glob("*.mp4")}) == 1
+    export_to_video(videos["np"].frames[0], str(tmp_path / "theirs.mp4"), fps=24)
+    assert probe_video(tmp_path / "theirs.mp4").num_frames == 9
     with pytest.raises(ValueError, match="output_type"):
         videos["latent"].save(tmp_path / "a.mp4")
 
@@ -89,16 +81,10 @@ def test_lists_of_prompts(pipe):
     alone = pipe(prompts[1], "", **CALL, seed=seed)
     np.testing.assert_array_equal(alone.frames[0], both.frames[2])
     each = pipe(prompts, negative, **CALL, generator=[generator(1), generator()])
-    np.testing.assert_array_equal(
-        each.frames[1], pipe(prompts[1], "", **CALL, generator=generator()).frames[0]
-    )
+    single = pipe(prompts[1], "", **CALL, generator=generator())
+    np.testing.assert_array_equal(each.frames[1], single.frames[0])
     counted = [trace.settings["video"]["seed"] for trace in pipe(prompts, **CALL).traces]
     assert counted == [0, 1]
-
-
-def test_same_generator_same_video(pipe):
-    first, second, third = (pipe("a circle", **CALL, generator=generator(s)).latents for s in (3, 3, 4))
-    assert torch.equal(first, second) and not torch.equal(first, third)
 
 
 def test_embeddings_in_place_of_prompts(pipe):
@@ -111,14 +97,8 @@ def test_embeddings_in_place_of_prompts(pipe):
 
 
 def test_callback_sees_every_step(pipe):
-    seen = []
-    pipe(
-        "a circle",
-        **CALL,
-        ar_step=1,
-        causal_block_size=1,
-        callback_on_step_end=lambda *args: seen.append(args),
-    )
+    seen, blocks = [], {"ar_step": 1, "causal_block_size": 1}
+    pipe("a circle", **CALL, **blocks, callback_on_step_end=lambda *args: seen.append(args))
     assert [step for _, step, _, _ in seen] == list(range(6))
     assert all(made is pipe and 0 < timestep < 1000 for made, _, timestep, _ in seen)
     assert [kwargs["latents"].shape[2] for *_, kwargs in seen] == [1, 2, 3, 3, 2, 1]
@@ -156,21 +136,20 @@ def test_from_pipe_shares_components(checkpoint):
     theirs = SkyReelsV2DiffusionForcingPipeline.from_pretrained(checkpoint, torch_dtype=torch.bfloat16)
     ours = FlowCacheSkyReelsV2Pipeline.from_pipe(theirs)
     assert ours.transformer is theirs.transformer and ours.transformer.dtype == torch.bfloat16
-    ours.set_progress_bar_config(disable=True)
     assert isinstance(ours("a circle", **CALL), VideoOutput)
-    again = FlowCacheSkyReelsV2Pipeline.from_pipe(ours)
-    assert again.model_defaults == ours.model_defaults
-    theirs.set_progress_bar_config(disable=True)
-    assert theirs("a circle", **{**CALL, "num_frames": 9}).frames.shape[1] == 9, (
-        "diffusers' own call still works"
-    )
+    assert FlowCacheSkyReelsV2Pipeline.from_pipe(ours).model_defaults == ours.model_defaults
+    assert theirs("a circle", **CALL).frames.shape[1] == 9, "diffusers' own call still works"
 
 
+IMAGE, PREFIX = Image.new("RGB", (32, 32)), torch.zeros(3, 5, 32, 32)
 REFUSED = {
     "prompt:": {"prompt": None},
     "prompt: expected one": {"prompt": []},
+    "prompt: expected str": {"prompt": ["a", 5]},
+    "prompt: expected words": {"prompt": "&nbsp;"},
     "negative_prompt:": {"negative_prompt": ["a", "b"]},
     "negative_prompt: expected guidance": {"negative_prompt": "a", "guidance_scale": 1},
+    "negative_prompt: expected words": {"negative_prompt": "&nbsp;"},
     "prompt_embeds:": {"prompt": None, "prompt_embeds": torch.zeros(3, 4)},
     "prompt_embeds: expected \\[4, 16": {"prompt": None, "prompt_embeds": torch.zeros(1, 4, 9)},
     "generator:": {"generator": [generator(), generator()]},
@@ -178,29 +157,63 @@ REFUSED = {
     "num_videos_per_prompt:": {"num_videos_per_prompt": 0},
     "output_type:": {"output_type": "gif"},
     "image:": {"image": 5},
-    "image: expected no video": {"image": Image.new("RGB", (8, 8)), "video": torch.zeros(3, 5, 32, 32)},
-    "video: expected overlap_history": {"video": torch.zeros(3, 5, 32, 32), "overlap_history": 9},
+    "image: expected no video": {"image": IMAGE, "video": PREFIX},
+    "video: expected overlap_history": {"video": PREFIX, "overlap_history": 9},
     "trace:": {"num_videos_per_prompt": 2, "trace": flowcache.Trace()},
     ".*bogus": {"bogus": 5},
     "height": {"height": 33},
+    "condition.prefix:": {"condition": Condition(prefix=PREFIX.to(torch.uint8))},
+    "condition.prefix must": {"condition": Condition(prefix=torch.zeros(3, 1, 16, 16))},
+    "condition.prefix must have 4": {"condition": Condition(prefix=PREFIX[:, :4])},
+    "condition.last:": {"condition": Condition(last=torch.full((3, 1, 32, 32), torch.nan))},
+    "condition:": {"condition": IMAGE},
+    "settings:": {"settings": {"height": 32}},
+    "cache:": {"cache": "fast"},
+    "streaming needs use_compress": {"streaming": True, "ar_step": 2, "cache": method_config("causal")},
+    "streaming needs ar_step": {"streaming": True, "ar_step": 0},
+    "num_frames": {"condition": Condition(prefix=torch.zeros(3, 9, 32, 32))},
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_wrong_arguments_are_named(pipe, name):
+def test_wrong_arguments_are_named(pipe, monkeypatch, name):
+    monkeypatch.setattr(pipe, "encode_prompt", None)  # nothing may have begun
     with pytest.raises((TypeError, ValueError), match=f"^{name}"):
         pipe(**{"prompt": "a", **CALL, **REFUSED[name]})
 
 
-def test_enable_refuses_what_it_cannot_do(pipe, checkpoint):
-    with pytest.raises(TypeError, match=r"^pipe: .*from_pipe"):
-        flowcache.enable(SkyReelsV2DiffusionForcingPipeline.from_pretrained(checkpoint))
-    with pytest.raises(TypeError, match="bogus"):
-        flowcache.enable(pipe, bogus=1)
-    for match, options in (
+@pytest.mark.parametrize(
+    ("match", "options"),
+    [
+        ("bogus", {"bogus": 1}),
         ("^preset:", {"preset": "slowest"}),
         ("^config:", {"config": FlowCacheConfig(), "kv_budget": 1}),
         ("KV cache", {"method": "vanilla", "kv_budget": 1}),
-    ):
-        with pytest.raises(ValueError, match=match):
-            flowcache.enable(pipe, **options)
+        ("^pipe: .*from_pipe", {"pipe": None}),
+    ],
+)
+def test_enable_refuses_what_it_cannot_do(pipe, match, options):
+    with pytest.raises((TypeError, ValueError), match=match):
+        flowcache.enable(**{"pipe": pipe, **options})
+
+
+@pytest.mark.parametrize("guidance", [1, 3])
+def test_lost_words_are_a_warning_and_in_the_trace(checkpoint, caplog, guidance):
+    pipeline, trace = load_pipeline(str(checkpoint), "cpu"), flowcache.Trace()
+    negative = None if guidance == 1 else "a" + " circle" * 8
+    lost = {"prompt": {"unknown": ["zebra"]}}
+    lost |= {"negative_prompt": {"cut": "circle circle"}} if negative else {}
+    for _ in range(2):  # an equal warning is not repeated
+        pipeline("a zebra", negative, trace=trace, **{**CALL, "guidance_scale": guidance})
+        assert trace.settings["prompt_losses"] == lost
+    records = [record for record in caplog.records if record.name == "flowcache.prompts"]
+    assert [record.levelno for record in records] == [logging.WARNING] * len(lost)
+
+
+def test_the_small_checkpoint_in_place_of_the_official_one_is_a_warning(caplog):
+    with caplog.at_level(logging.INFO):
+        load_pipeline("auto", "cpu")
+        load_pipeline("small", "cpu")
+    levels = [record.levelno for record in caplog.records if "small checkpoint" in record.message]
+    assert levels == [logging.WARNING, logging.INFO]
+    assert resolve_model("auto", "cuda").path is None

@@ -6,9 +6,8 @@ import pytest
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2RotaryPosEmbed
+from layouts import run_blocks
 
-from flowcache.chunk_model import ChunkInput
-from flowcache.kv.cache import ChunkKVCache
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 from skyreels_v2.rotary import FrameRotary
 
@@ -18,8 +17,8 @@ FRAMES, HEIGHT, WIDTH = 6, 4, 6
 
 
 @pytest.mark.parametrize("block", [2, 3])
-@pytest.mark.parametrize(("knows_fps", "calls"), [(False, "one"), (True, "one"), (True, "each")])
-def test_causal_through_the_cache_equals_diffusers(block, knows_fps, calls):
+@pytest.mark.parametrize(("knows_fps", "at_once"), [(False, True), (True, True), (True, False)])
+def test_causal_through_the_cache_equals_diffusers(block, knows_fps, at_once):
     torch.manual_seed(0)
     theirs = SkyReelsV2Transformer3DModel(**SIZES, inject_sample_info=knows_fps).eval()
     latents, text = torch.randn(1, 4, FRAMES, HEIGHT, WIDTH), torch.randn(1, 8, 16)
@@ -27,18 +26,8 @@ def test_causal_through_the_cache_equals_diffusers(block, knows_fps, calls):
     theirs._set_ar_attention(block)
     fps = {"fps": [1]} if knows_fps else {}
     expected = theirs(latents, torch.tensor([times]), text, enable_diffusion_forcing=True, **fps).sample[0]
-
     ours = SkyReelsV2ChunkModel(theirs, text, (HEIGHT, WIDTH), FRAMES, fps=24)
-    inputs = [
-        ChunkInput(i, start, latents[0, :, start : start + block], tuple(times[start : start + block]))
-        for i, start in enumerate(range(0, FRAMES, block))
-    ]
-    cache, velocities = ChunkKVCache(ours.cache_layout(), ours.num_tokens(FRAMES)), []
-    for batch in [inputs] if calls == "one" else [[item] for item in inputs]:
-        for item in batch:
-            cache.enter(item.chunk, ours.num_tokens(block))
-        velocities += ours.head(batch, ours.blocks(batch, ours.embed(batch), cache))
-    assert torch.allclose(torch.cat(velocities, dim=1), expected, atol=1e-5, rtol=1e-4)
+    assert torch.allclose(run_blocks(ours, latents[0], times, block, at_once), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("longest", [40, 6])

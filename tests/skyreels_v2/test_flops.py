@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
-from names import on_meta
+from layouts import on_meta
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,6 +18,7 @@ from skyreels_v2.paper_flops import FLOPS, paper_flops
 
 TEXT_TOKENS, TEXT_WIDTH = 12, 16
 SIZES = {"num_attention_heads": 2, "attention_head_dim": 24, "in_channels": 4, "out_channels": 4}
+SIZES |= {"text_dim": TEXT_WIDTH, "freq_dim": 32, "ffn_dim": 96, "num_layers": 2}
 
 
 def count(evaluate):
@@ -29,9 +30,7 @@ def count(evaluate):
 
 @pytest.mark.parametrize("branches", [1, 2])
 def test_flops_of_a_chunk_that_sees_another(branches):
-    transformer = SkyReelsV2Transformer3DModel(
-        **SIZES, text_dim=TEXT_WIDTH, freq_dim=32, ffn_dim=96, num_layers=2
-    )
+    transformer = SkyReelsV2Transformer3DModel(**SIZES)
     embeds = torch.randn(branches, TEXT_TOKENS, TEXT_WIDTH)
     model = SkyReelsV2ChunkModel(transformer, embeds, (16, 16), 4, guidance_scale=2.0)
     tokens = model.num_tokens(2)

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from denoised import denoised
+from layouts import run_blocks
 from reference import Case, case_names, reference_dir
 from tiny import tiny_transformer
 from torch import Tensor
 
 from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, Trace, cut_window
-from flowcache.chunk_model import ChunkInput
 from flowcache.config import KVCompressionConfig
-from flowcache.kv.cache import ChunkKVCache
 from flowcache.kv.original import OriginalCompression
 from flowcache.reuse import ChunkwiseReuse, NoReuse, TeaCache
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
@@ -49,8 +48,8 @@ def test_forward(reference, name):
     kind, fps = name.split("_")
     latents = tensors["x"][0]
     frames = latents.shape[1]
-    scalar = kind == "scalar"
-    times = [tensors["t_scalar"].item()] * frames if scalar else tensors["t_frames"][0].tolist()
+    times = [tensors["t_scalar"].item()] * frames
+    times = times if kind == "scalar" else tensors["t_frames"][0].tolist()
     block = int(kind[6:]) if kind.startswith("causal") else 3
     model = SkyReelsV2ChunkModel(
         tiny_transformer(reference, knows_fps=fps != "nofps"),
@@ -60,27 +59,14 @@ def test_forward(reference, name):
         fps=16 if fps == "fps0" else 24,
         bidirectional=not kind.startswith("causal"),
     )
-    inputs = [
-        ChunkInput(i, start, latents[:, start : start + block], tuple(times[start : start + block]))
-        for i, start in enumerate(range(0, frames, block))
-    ]
-    cache = ChunkKVCache(model.cache_layout(), model.num_tokens(frames))
-    for item in inputs:
-        cache.enter(item.chunk, model.num_tokens(len(item.timesteps)))
-    velocities = model.head(inputs, model.blocks(inputs, model.embed(inputs), cache))
-    assert_close(torch.cat(velocities, dim=1), tensors[f"out_{name}"][0])
+    assert_close(run_blocks(model, latents, times, block), tensors[f"out_{name}"][0])
 
 
-def run_window(
-    case: Case,
-    index: int,
-    **method: Any,
-) -> tuple[Tensor, Trace]:
+def run_window(case: Case, index: int, **method: Any) -> tuple[Tensor, Trace]:
     """Denoise one window of a case from its stored noise, prefix and condition noise; its latents."""
     call, tensors = case.info["call"], case.tensors
     config = FlowCacheConfig(forecast="hold_residual", **method)
-    draws = tensors.get(f"addnoise_w{index}")
-    noise = tensors[f"noise_w{index}"]
+    draws, noise = tensors.get(f"addnoise_w{index}"), tensors[f"noise_w{index}"]
     overlap = case.info.get("overlap_latent", 0)
     prefix = tensors[f"latents_w{index - 1}"][:, -overlap:] if index else None
     window = cut_window(noise, call["causal_block_size"], prefix)
@@ -166,16 +152,10 @@ def test_flowcache_sampling(reference, name):
 
 def assert_decisions(trace: Trace, tables: dict) -> None:
     """Every chunk is computed at exactly the steps of the original, in both branches."""
-    for branch in tables.values():
-        for chunk, table in branch.items():
-            events = [
-                (record.step, event)
-                for record in trace.steps
-                for event in record.events
-                if event.chunk == int(chunk)
-            ]
-            assert [step for step, _ in events] == table["rows"]
-            assert [not event.reused for _, event in events] == table["computed"]
-            for (_, event), accumulated in zip(events, table["acc_before_reset"], strict=True):
-                if accumulated is not None:
-                    assert event.accumulated == pytest.approx(accumulated, rel=1e-4)
+    events = [(record.step, event) for record in trace.steps for event in record.events]
+    for chunk, table in (item for branch in tables.values() for item in branch.items()):
+        steps, own = zip(*((step, event) for step, event in events if event.chunk == int(chunk)), strict=True)
+        assert list(steps) == table["rows"]
+        assert [not event.reused for event in own] == table["computed"]
+        for event, accumulated in zip(own, table["acc_before_reset"], strict=True):
+            assert accumulated is None or event.accumulated == pytest.approx(accumulated, rel=1e-4)
