@@ -3,8 +3,6 @@
 python examples/own_policy.py --tolerance 0.01
 """
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass, replace
 

@@ -7,8 +7,6 @@
 ``python -m flowcache`` is the same. ``flowcache generate --model MODEL --help`` lists the options of a model.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import secrets

@@ -1,7 +1,5 @@
 """What every command line shares: a parser with short errors, and checks of devices and outputs."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import errno

@@ -1,7 +1,5 @@
 """Tables in Markdown, CSV and JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

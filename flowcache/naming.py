@@ -1,7 +1,5 @@
 """Names of videos whose path the user leaves open."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping

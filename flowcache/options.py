@@ -1,7 +1,5 @@
 """Options of the programs: a flag and a YAML key for each field of a dataclass."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import logging

@@ -1,7 +1,5 @@
 """Parts of a video as a generation yields them, and how they become a file."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Runs a program: checks its input, does the work, reports; every early end becomes one sentence."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import os

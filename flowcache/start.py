@@ -1,7 +1,5 @@
 """Entry point of the programs: Ctrl-C leaves no traceback while libraries load, which takes seconds."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

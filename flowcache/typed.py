@@ -1,7 +1,5 @@
 """Values of files and of the command line, checked against types."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass

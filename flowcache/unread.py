@@ -1,7 +1,5 @@
 """Options of the method that have no effect, because of the method or of other options."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

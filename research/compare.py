@@ -1,7 +1,5 @@
 """Compare methods on the same videos: time, FLOPs, memory, PSNR and SSIM; shared by the scripts."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -7,8 +7,6 @@ the model's method asks and with at most ``--max_queries``. No weights are neede
 tokens' values. Keys are bf16 on a GPU and fp32 elsewhere.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from statistics import median

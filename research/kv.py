@@ -8,8 +8,6 @@ kept, over its last four chunks, which every budget affects. Runs are appended t
 interrupted measurement continues. After a change of code or weights, give another ``--outdir``.
 """
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, product

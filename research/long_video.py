@@ -7,8 +7,6 @@ the process, and what was allocated for keys and values. The time of a chunk is 
 those of the previous chunk: on a CPU process time, which other programs hardly change; on a GPU wall time.
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import time

@@ -6,8 +6,6 @@ A method that reuses may have a preset behind it, and a threshold behind that, w
 ``flowcache:paper-fast``, ``flowcache:fast:0.02``.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from flowcache import FlowCacheConfig, Trace

@@ -1,7 +1,5 @@
 """SkyReels-V2 in diffusers' own pipeline: plain, with diffusers' caches, and with cache-dit."""
 
-from __future__ import annotations
-
 import ast
 import io
 from collections.abc import Callable, Iterator

@@ -8,8 +8,6 @@ threshold, or for taylorseer, pab and fastercache the interval between computed 
 plain run of the same pipeline. A cache that cannot run has a row with the reason.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ the PSNR to the run without reuse, against the share of chunk steps computed. Ru
 ``OUTDIR/runs.jsonl``; an interrupted measurement continues where it stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace

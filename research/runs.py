@@ -3,8 +3,6 @@
 All use of the models' loading, settings and methods by the research scripts is in this file.
 """
 
-from __future__ import annotations
-
 from argparse import ArgumentParser, Namespace
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence

@@ -13,8 +13,6 @@ and the last window's length of the video:
   the mean over all frames: joins below 0 are jumps.
 """
 
-from __future__ import annotations
-
 import argparse
 
 import numpy as np

@@ -9,8 +9,6 @@ command continues an interrupted run. Other flags can be given to the sampling p
 ``--skyreels_flags "--num_frames 97"``.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex

@@ -1,7 +1,5 @@
 """Chunks in a cache, and windows whose cache is bounded, for tests."""
 
-from __future__ import annotations
-
 import torch
 from denoised import denoised
 from random_model import RandomModel, StraightSolver

@@ -1,7 +1,5 @@
 """Checkpoints with damaged weights."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

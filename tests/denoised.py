@@ -1,7 +1,5 @@
 """A whole window through the loop."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """What a benchmark's folder says of its videos, and failures to be noted there."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

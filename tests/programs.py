@@ -1,7 +1,5 @@
 """Programs of the model folders and scripts, run in the tests' own process."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shlex

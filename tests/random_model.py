@@ -1,7 +1,5 @@
 """A model of random weights and a solver, for tests of the loop."""
 
-from __future__ import annotations
-
 import torch
 
 from flowcache.chunk_model import ChunkModel, Solver

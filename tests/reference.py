@@ -1,7 +1,5 @@
 """Where the reference tensors lie, and how to skip, loudly, where they are absent."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Runs that stop and continue, for their tests."""
 
-from __future__ import annotations
-
 import io
 import os
 import random

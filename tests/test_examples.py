@@ -1,7 +1,5 @@
 """The examples run, and stay as short as they claim; pipelines are loaded as diffusers' are."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

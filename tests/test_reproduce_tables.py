@@ -1,7 +1,5 @@
 """The script that makes the paper's tables."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

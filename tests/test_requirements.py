@@ -1,7 +1,5 @@
 """The project as pip installs it: requirements, packages, and the files of a wheel."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tomllib

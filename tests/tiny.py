@@ -1,7 +1,5 @@
 """Tiny models: the one of the references, and a whole checkpoint with random weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

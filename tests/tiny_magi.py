@@ -1,7 +1,5 @@
 """A tiny MAGI-1 with random weights, in the official layout."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

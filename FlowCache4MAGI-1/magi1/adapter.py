@@ -1,7 +1,5 @@
 """MAGI-1 for the programs: its options, settings and videos."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

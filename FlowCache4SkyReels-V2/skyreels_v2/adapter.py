@@ -1,7 +1,5 @@
 """SkyReels-V2 for the programs: its options, settings and videos."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar

@@ -6,8 +6,6 @@ the processors fold the frames back into sequences. Their further inputs ride in
 passes through untouched: ``rotary_emb`` and ``encoder_hidden_states``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Finding and loading SkyReels-V2 models: official ones, local folders, and the small checkpoint."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from functools import partial

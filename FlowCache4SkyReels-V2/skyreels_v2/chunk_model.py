@@ -1,7 +1,5 @@
 """SkyReels-V2's transformer, driven chunk by chunk."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Video to latents and back, through the Wan VAE."""
 
-from __future__ import annotations
-
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify

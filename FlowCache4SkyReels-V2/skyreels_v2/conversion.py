@@ -4,8 +4,6 @@ Tensors are renamed, never reshaped; unknown names stay. The transformer's names
 published ones, those of the text encoder and the VAE only against the libraries' models.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Model folders of SkyReels-V2, in diffusers' and in the original layout: checked first, then loaded."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections.abc import Callable, Mapping

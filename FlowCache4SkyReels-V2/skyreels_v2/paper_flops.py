@@ -4,8 +4,6 @@ They are those of its released script. Attention is block-causal, as in its code
 model attends to the whole window, which would cost 165 PFLOPs.
 """
 
-from __future__ import annotations
-
 from flowcache.benchmark.paper_flops import PaperFlops, PaperRow
 
 from .flops import TransformerFlops

@@ -1,7 +1,5 @@
 """Rotary positions of any frame of a video, however long."""
 
-from __future__ import annotations
-
 import torch
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2RotaryPosEmbed
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Settings of a SkyReels-V2 video, checked before any weight is read."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any

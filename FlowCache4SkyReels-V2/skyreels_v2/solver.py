@@ -1,7 +1,5 @@
 """UniPC for chunks that stand at different steps."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Windows of a long video, which overlap; or a single one with streaming."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from flowcache import FlowCacheConfig, StaircaseSchedule

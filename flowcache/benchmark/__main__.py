@@ -10,8 +10,6 @@
 run's results beside the paper's figures; ``plot`` draws its traces and plays its videos side by side.
 """
 
-from __future__ import annotations
-
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ when it ends, even if it is killed, and knows those of other machines where the 
 GPFS). Other systems have no such locks: there, run one process at a time.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

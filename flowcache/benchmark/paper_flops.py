@@ -4,8 +4,6 @@ A model package registers a function without arguments that returns its ``PaperF
 group ``flowcache.paper_flops``: this package does not know which models exist.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points

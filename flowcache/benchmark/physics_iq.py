@@ -9,8 +9,6 @@ Unlike the benchmark's program, this writes no mask to a lossy video in between 
 end, so that scores can differ a little.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The pictures of a folder with traces, and their names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

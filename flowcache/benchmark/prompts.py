@@ -1,7 +1,5 @@
 """VBench's dimensions and the prompts of each (github.com/Vchitect/VBench, VBench_full_info.json)."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence

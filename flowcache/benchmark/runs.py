@@ -3,8 +3,6 @@
 A run's folder holds a folder for each model, or is one; ``sampling`` describes those.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ Any number of processes may work in it at once; one that is killed leaves it rea
 also holds ``.unfinished``, which the last process removes.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """The videos that a benchmark asks for: options, prompts or scenes, and file names."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

@@ -9,8 +9,6 @@ ends with a list. Several methods run in turn on each sample, so that a slow spe
     ways.json      the model, and the methods in their order
 """
 
-from __future__ import annotations
-
 import errno
 import gc
 import logging

@@ -1,7 +1,5 @@
 """The paper's tables from the files of a run: our figures beside the paper's, as Markdown, CSV and JSON."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass

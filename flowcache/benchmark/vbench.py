@@ -4,8 +4,6 @@ The ``vbench`` package pins versions that conflict with ours. It therefore has i
 Python scores dimension by dimension.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import shutil

@@ -6,8 +6,6 @@ A and B are two files, or two folders whose videos are matched by file name. The
 means are written as CSV and JSON.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Two video files, or two folders of them, compared by every metric that is available."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

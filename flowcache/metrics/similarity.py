@@ -5,8 +5,6 @@ returns the mean over the frames and the value of each frame, ``[frames]``. It r
 videos.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

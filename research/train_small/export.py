@@ -1,7 +1,5 @@
 """Assemble the trained parts of a small checkpoint in the official layout, and record their training."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

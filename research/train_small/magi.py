@@ -1,7 +1,5 @@
 """Train the small MAGI-1 transformer and its text encoder on moving shapes."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from dataclasses import dataclass

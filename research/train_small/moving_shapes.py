@@ -1,7 +1,5 @@
 """Procedural videos of moving shapes, with captions."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Muon: momentum whose update is made orthogonal, for matrices and convolution kernels."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -1,7 +1,5 @@
 """Train the small SkyReels-V2 transformer and its text encoder on moving shapes."""
 
-from __future__ import annotations
-
 import argparse
 
 import numpy as np

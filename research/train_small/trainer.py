@@ -1,7 +1,5 @@
 """The training loop of the small autoencoders and transformers, and their data."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

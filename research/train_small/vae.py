@@ -1,7 +1,5 @@
 """Train a small autoencoder on moving shapes: a Wan VAE for SkyReels-V2, or MAGI-1's."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

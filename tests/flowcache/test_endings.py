@@ -1,7 +1,5 @@
 """What all programs share: where they write, and how they end."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -1,7 +1,5 @@
 """Options of the programs: typed words, those of scripts, YAML files, and the values that they come to."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction

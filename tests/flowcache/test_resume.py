@@ -1,7 +1,5 @@
 """The state that a run saves beside its video, and when that is refused."""
 
-from __future__ import annotations
-
 import random
 import re
 import resource

@@ -1,7 +1,5 @@
 """The program for one video, on a tiny checkpoint in the official layout with random weights."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

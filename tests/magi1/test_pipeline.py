@@ -1,7 +1,5 @@
 """From a prompt to a video, on a tiny model with random weights, as users of diffusers call it."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from unittest.mock import Mock

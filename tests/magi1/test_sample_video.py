@@ -1,7 +1,5 @@
 """Sampling of benchmarks with MAGI-1, on a tiny checkpoint with random weights."""
 
-from __future__ import annotations
-
 import csv
 import json
 

@@ -1,7 +1,5 @@
 """Sampling against tensors of the original code: plain, and with reuse."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import accumulate, count, islice
 

@@ -1,7 +1,5 @@
 """What research scripts make of their runs."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 import math

@@ -1,7 +1,5 @@
 """Research scripts: help, bad input, and tiny runs of the small checkpoints."""
 
-from __future__ import annotations
-
 import json
 import runpy
 import sys

@@ -1,7 +1,5 @@
 """Fixtures of the SkyReels-V2 tests."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A whole tiny model folder in the original layout, and changes of its files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path

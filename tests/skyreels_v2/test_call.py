@@ -1,7 +1,5 @@
 """The pipeline as users of diffusers call it."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Loading checkpoints: strictness, and errors that name the file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The program for one video: what it writes and what it refuses."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Videos that are continued, from the outside: the given part keeps its shape, speed and packets."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 import av

@@ -1,7 +1,5 @@
 """Names and shapes of the real models: ours from the original's, all of them and no others."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers import SkyReelsV2Transformer3DModel

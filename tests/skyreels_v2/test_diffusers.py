@@ -1,7 +1,5 @@
 """The chunk by chunk forward through the cache, and any frame's rotary position, against diffusers'."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers import SkyReelsV2Transformer3DModel

@@ -1,7 +1,5 @@
 """Runs whose numbers are not finite end with an error that names the place, and leave no video."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

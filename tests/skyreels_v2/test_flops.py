@@ -1,7 +1,5 @@
 """The analytic count of SkyReels-V2's FLOPs against torch's and the paper's."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers import SkyReelsV2Transformer3DModel

@@ -1,7 +1,5 @@
 """Damaged files of a model folder are named before any weight is read."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

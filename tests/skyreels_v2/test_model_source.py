@@ -1,7 +1,5 @@
 """Finding and downloading checkpoints, and errors that name what is wrong."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

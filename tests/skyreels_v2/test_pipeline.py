@@ -1,7 +1,5 @@
 """From a prompt to a video, on a tiny checkpoint with random weights."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import dataclass, replace

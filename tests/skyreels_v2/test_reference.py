@@ -1,7 +1,5 @@
 """The transformer, the sampling and FlowCache against tensors of the original code."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

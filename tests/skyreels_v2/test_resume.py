@@ -1,7 +1,5 @@
 """A resumed video is that of a run that was not killed."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from resumed import check_killed_often, check_stream

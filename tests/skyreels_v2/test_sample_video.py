@@ -1,7 +1,5 @@
 """Sampling of benchmarks with SkyReels-V2, on a tiny checkpoint with random weights."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Staircase and noise grid against the tables of the original."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

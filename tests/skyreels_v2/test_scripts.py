@@ -1,7 +1,5 @@
 """The shell scripts: their settings are defaults, and what is typed overrides them."""
 
-from __future__ import annotations
-
 import pytest
 from programs import Program, script_words
 from reference import ROOT
