@@ -104,7 +104,8 @@ class Job:
 def build_parser(model: type[Adapter], program: str) -> OptionParser:
     """The options of a program, ``generate`` or ``sample``, for a model."""
     prog = f"flowcache {program} --model {model.package}"
-    parser = OptionParser(f"{program} with {model.title}", prog=prog, usage="%(prog)s [options]")
+    what = "Generate a video" if program == "generate" else "Sample the videos of a benchmark"
+    parser = OptionParser(f"{what} with {model.title}.", prog=prog, usage="%(prog)s [options]")
     aliases = {name: (original,) for name, original in model.traits.names.items()}
     hidden = {"refresh_given", "coefficients", *model.lacks}
     methods = {"method": model.traits.methods}
@@ -182,10 +183,10 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
     options = BenchmarkOptions(**given.pick(BenchmarkOptions))
     rank, devices = Rank.from_environment(os.environ), list_devices(*options.devices_text(os.environ))
     device, compared = device_of(rank, devices), given.get("methods", [])
-    if compared and "method" in given.typed:
-        raise ValueError("methods and method exclude each other: leave one of them out.")
     runs = {}
     with given.naming():
+        if compared and "method" in given.typed:
+            raise ValueError("methods and method exclude each other: leave one of them out.")
         for name in compared or [given.get("method", "flowcache")]:
             method, preset = split_method(name)
             own = {"method": method, **({"preset": preset} if preset else {})}

@@ -197,9 +197,10 @@ class OptionParser(Parser):
         for key, value in content.items():
             action = self._option_string_actions[f"--{key}"]
             kind, place = self._kinds[action.dest] or Any, f"{path}: {key}"
-            if kind is Path and isinstance(value, str):
-                value = expand_path(value, place)
+            if is_path := Path in (kind, *get_args(kind)):
+                kind = str | None
             value = as_type(value, kind, place, spelled=True)
+            value = expand_path(value, place) if is_path and value else value
             if action.choices and value is not None and value not in action.choices:
                 known = ", ".join(map(str, action.choices))
                 raise ValueError(f"{place} must be one of {known}, got {value!r}.")

@@ -47,7 +47,8 @@ class MagiOptions:
     Attributes:
         config_file: configuration in three sections, JSON.
         weights: auto (the configuration's on CUDA or with ``--load``, otherwise small), official, or small.
-        mode: t2v, i2v (needs ``--image_path``) or v2v (needs ``--prefix_video_path``).
+        mode: t2v, i2v (needs ``--image_path``) or v2v (needs ``--prefix_video_path``)
+            (default: by what is given).
         special_tokens: special_tokens.npz of the official code; switches PAD_HQ and PAD_DURATION on.
         discard_nearly_clean_chunk: no extra forward pass without context of a nearly clean chunk.
         log, print_peak_memory: ignored; accepted for compatibility.

@@ -105,7 +105,7 @@ class SkyReelsV2(Adapter):
         given.exclude("compress", "use_kvrange")
         if given.get("use_kvrange"):
             given.values.setdefault("kv_range", 0)
-            if "use_kvrange" in given.typed - {"kv_range"}:
+            if "use_kvrange" in given.typed and "kv_range" not in given.typed:
                 given.typed |= {"kv_range"}
                 given.spelled["kv_range"] = "use_kvrange"
         else:
