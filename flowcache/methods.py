@@ -89,11 +89,6 @@ class MethodOptions:
         if isinstance(self.coefficients, list):
             object.__setattr__(self, "coefficients", tuple(self.coefficients))
         check_options(self)
-        for each in fields(self):
-            value, choices = getattr(self, each.name), each.metadata.get("choices")
-            if choices and value is not None and value not in choices:
-                known = ", ".join(map(str, choices))
-                raise ValueError(f"{each.name}: expected one of {known}, got {value!r}.")
 
     @property
     def is_paper(self) -> bool:

@@ -87,7 +87,7 @@ class Sampler:
 
         tuned = tuning.run(run)
         self.config = tuned.cache
-        tuned.note(trace)
+        trace.settings["tuning"] = {"target": str(tuning.target), "expected": str(tuned)}
 
     def generate(self, sample: Sample, path: Path) -> Trace:
         """Make a sample's video and write it; of a video that is continued, only what is new."""

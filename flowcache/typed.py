@@ -57,16 +57,6 @@ def as_type(value: Any, kind: Any, place: str = "its content", spelled: bool = F
     return value
 
 
-def check_fields(settings: Any) -> None:
-    """Raise ValueError for a field of a dataclass that has a value of another type."""
-    for name, (kind, _) in field_types(type(settings)).items():
-        value = getattr(settings, name)
-        if is_dataclass(value) and type(value) in (kind, *get_args(kind)):
-            continue
-        _check(not isinstance(value, dict), "made by its class", value, name)
-        as_type(list(value) if isinstance(value, tuple) else value, kind, name)
-
-
 def check_keys(content: Any, known: Collection[str], where: str) -> Mapping[str, Any]:
     """Return named values; raises ValueError if they are none, or for an unknown name with a similar one."""
     if not isinstance(content, Mapping):
