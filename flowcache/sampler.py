@@ -82,7 +82,7 @@ class Sampler:
 
         def run(config: FlowCacheConfig) -> tuple[Tensor, Trace]:
             trace = Trace()
-            parts = pilot.stream(self._loaded(), prompt, Start(), config, trace, None)
+            parts = pilot.stream(self._pipeline, prompt, Start(), config, trace, None)
             return torch.cat([part.frames for part in parts], dim=1), trace
 
         tuned = tuning.run(run)
@@ -112,18 +112,13 @@ class Sampler:
         model = self.model if seed is None else self.model.with_video(seed=seed)
         state = None if resume is None else resume.begin(trace)
         resumed = state and state.pop("stream")
-        parts = model.stream(self._loaded(), prompt, start, self.config, trace, resumed)
+        parts = model.stream(self._pipeline, prompt, start, self.config, trace, resumed)
         shown = {"before": start.before, "size": model.size, "skip": start.skip}
         write_parts(parts, path, model.video.fps, trace, **shown, resume=resume, state=state)
         trace.settings["model"] = model.location
 
     def _describe(self, settings: dict[str, Any]) -> dict[str, Any]:
         return {**settings, "method": self.method, "reuse": self.config.as_dict()}
-
-    def _loaded(self) -> Any:
-        if self._pipeline is None:
-            raise RuntimeError("load must come first")
-        return self._pipeline
 
     def _weights(self) -> dict[str, str]:
         return {name: folder_digest(folder) for name, folder in self.model.folders.items()}

@@ -8,10 +8,9 @@ from ..chunk_model import ChunkModel
 from ..config import FlowCacheConfig
 from ..schedule import StaircaseSchedule
 from .cache import ChunkKVCache
-from .compression import CompressedKVCache
+from .compression import CompressedKVCache, WithinStepCache
 from .selection import TokenSelector
 from .storage import RowStore
-from .within_step import WithinStepCache
 
 logger = logging.getLogger(__name__)
 

@@ -1,18 +1,32 @@
-"""FlowCache's score: importance minus redundancy."""
+"""FlowCache's score: importance minus redundancy (FlowCache, section 3.3)."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ...registry import option
-from .base import ScoreInput
+from .base import ScoreInput, Scorer
 from .importance import Importance
-from .redundancy import Redundancy
+
+
+@dataclass(frozen=True)
+class Redundancy(Scorer):
+    """Minus the softmax of a key's mean cosine similarity to all others.
+
+    The sum over the others is the product with the sum of all unit keys, less the key's own 1: time and
+    memory are linear in the number of keys.
+    """
+
+    def score(self, tokens: ScoreInput) -> Tensor:
+        units = normalize(tokens.keys.float(), dim=-1)
+        similarity = (units * units.sum(dim=-3, keepdim=True)).sum(dim=-1).mT
+        return -((similarity - 1) / units.shape[-3]).softmax(dim=-1)
 
 
 @dataclass(frozen=True)
 class Paper(Importance):
-    """``mix_lambda * importance - (1 - mix_lambda) * redundancy`` (FlowCache, section 3.3).
+    """``mix_lambda * importance - (1 - mix_lambda) * redundancy``.
 
     Args:
         mix_lambda: weight of importance, 0 to 1.
