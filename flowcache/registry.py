@@ -56,11 +56,9 @@ def check_pixels(num_frames: int, height: int, width: int) -> None:
 def make_by_name(
     kind: str, registry: Mapping[str, type[T]], name: str, options: Mapping[str, Any] | None = None
 ) -> T:
-    """Make what a registry knows by ``name``, with options by field name.
+    """Make what a registry of a ``kind`` knows by ``name``, with options by field name.
 
-    Args:
-        kind: of the registry, for errors: ``policy``, ``scorer``.
-        options: values, or their text as typed on a command line (``none`` for None, ``1,2`` for a tuple).
+    ``options``: values, or their text as typed on a command line (``none`` for None, ``1,2`` for a tuple).
     """
     if not isinstance(name, str) or name not in registry:
         raise ValueError(f"{kind}: expected one of {', '.join(registry)}, got {name!r}.")

@@ -35,12 +35,14 @@ class Sampler:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides about a video but prompt, seed and start."""
-        return self._describe(self.model.settings())
+        return {**self.model.settings(), "method": self.method, "reuse": self.config.as_dict()}
 
     def identity(self, prompt: str, start: Start) -> dict[str, Any]:
         """All that decides about a video, for its name and ``ResumeFile``; folders go by their weights."""
         return {
-            **self._describe(self.model.settings(with_folders=False)),
+            **self.model.settings(with_folders=False),
+            "method": self.method,
+            "reuse": self.config.as_dict(),
             "prompt": prompt,
             "seed": self.model.video.seed,
             "prefix": array_digest(start.prefix),
@@ -59,7 +61,6 @@ class Sampler:
             self.model.check_history(sample.video)
 
     def load(self) -> None:
-        """Read the weights."""
         make_current(self.device)
         self._pipeline = self.model.load(self.device)
         self._pipeline.prompt_warnings.once_a_kind = not self.shows_steps
@@ -77,7 +78,6 @@ class Sampler:
         return Tuning(target, self.config, self.model.num_steps, described, name, profile)
 
     def tune(self, tuning: Tuning, trace: Trace) -> None:
-        """Take the setting that a search finds, and note it in the trace."""
         (pilot, _), prompt = self.model.pilot(), self.model.default_prompt
 
         def run(config: FlowCacheConfig) -> tuple[Tensor, Trace]:
@@ -116,9 +116,6 @@ class Sampler:
         shown = {"before": start.before, "size": model.size, "skip": start.skip}
         write_parts(parts, path, model.video.fps, trace, **shown, resume=resume, state=state)
         trace.settings["model"] = model.location
-
-    def _describe(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return {**settings, "method": self.method, "reuse": self.config.as_dict()}
 
     def _weights(self) -> dict[str, str]:
         return {name: folder_digest(folder) for name, folder in self.model.folders.items()}

@@ -31,17 +31,13 @@ class ChunkEvent:
 
 @dataclass
 class StepRecord:
-    """One step of the loop.
+    """One step of a window.
 
     Attributes:
-        window: index of the window in a long video.
-        step: step within the window.
         events: one for each live chunk.
         seconds: wall time of the step; the device is not synchronised for it.
         kv_tokens: tokens in the cache per layer and branch.
         flops: computed in this step, over all branches.
-        compressions: of the cache in this step.
-        quantizations: of keys and values in this step, with their error.
     """
 
     window: int
@@ -148,11 +144,7 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a trace that ``save`` wrote.
-
-        Raises:
-            ValueError: the file is not a trace of this format version.
-        """
+        """Read a trace that ``save`` wrote; another file is a ValueError."""
         return parse_file(path, cls._parse, "a trace")
 
     @classmethod

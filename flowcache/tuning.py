@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 from tqdm import tqdm
@@ -88,19 +88,22 @@ class Setting:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a pilot measured.
-
-    Attributes:
-        key: everything that it depends on: model, video, configuration, intervals.
-        settings: one for each interval.
-        seconds: of denoising without reuse.
-        environment: hardware and versions.
-    """
+    """What a pilot measured, and everything that it depends on (``key``); ``seconds`` without reuse."""
 
     key: dict[str, Any]
     settings: list[Setting]
     seconds: float
     environment: dict[str, str]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a profile; a file that holds none is a ValueError."""
+        remedy = "delete it to have it made again"
+        with reading(path, "a profile", remedy):
+            content = read_json(path, dict[str, Any], "a profile", remedy)
+            if content.pop("format", None) != FORMAT_VERSION:
+                raise ValueError(f"its format is not {FORMAT_VERSION}")
+            return as_type(content, cls)
 
 
 @dataclass(frozen=True)
@@ -124,15 +127,11 @@ class Tuning:
     """The search for an interval, whose profile is read or made.
 
     Args:
-        target: of the search.
         cache: the method, with an ``Interval`` policy.
         num_steps: local steps of a chunk.
         described: everything else that the pilot depends on, such as model and video; for JSON.
         name: readable part of the profile's file name; a digest of the settings follows.
         path: of the profile; None: in the cache folder.
-
-    Raises:
-        ValueError: a chunk has too few steps to skip any.
     """
 
     def __init__(
@@ -162,23 +161,14 @@ class Tuning:
         return {"target": str(self.target), "profile": self.key}
 
     def saved(self) -> Profile | None:
-        """The profile; None if there is no file.
-
-        Raises:
-            ValueError: it cannot be read, or is of another model or other settings; the first is named.
-        """
+        """The profile; None if there is no file, ValueError for that of another model or other settings."""
         if not self.path.exists():
             return None
-        remedy = "delete it to have it made again"
-        with reading(self.path, "a profile", remedy):
-            content = read_json(self.path, dict[str, Any], "a profile", remedy)
-            if content.pop("format", None) != FORMAT_VERSION:
-                raise ValueError(f"its format is not {FORMAT_VERSION}")
-            profile = as_type(content, Profile)
-            if [setting.interval for setting in profile.settings] != profile.key.get("intervals"):
-                raise ValueError("its intervals differ from those of its key")
+        profile = Profile.load(self.path)
         if differing := differences(profile.key, self.key):
             raise ValueError(f"profile: {self.path} is of other settings, {differing[0]}; give another file.")
+        if [setting.interval for setting in profile.settings] != self.intervals:
+            raise ValueError(f"profile: {self.path} is damaged; delete it to have it made again.")
         return profile
 
     def check(self) -> None:

@@ -15,8 +15,9 @@ _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 def as_type(value: Any, kind: Any, place: str = "its content", spelled: bool = False) -> Any:
     """Convert what ``json.loads`` or ``yaml.safe_load`` gave to a type, with all that it holds.
 
+    An object becomes a dataclass, a list becomes a tuple where the type says so.
+
     Args:
-        value: to check; an object becomes a dataclass, a list becomes a tuple where the type says so.
         kind: a dataclass, a list, tuple or mapping with the type of its items, a literal, a plain type, one
             of these or None, or Any.
         place: of the value, for the error.

@@ -119,7 +119,6 @@ def run(outdir: Path, programs: dict[str, list[str]]) -> str:
 
 
 def main() -> int:
-    """Parse, check, run; returns 2 for bad input, 1 for a failure."""
     args = build_parser().parse_args()
     return run_checked(lambda: prepare(args), lambda job: run(*job))
 

@@ -96,11 +96,7 @@ class CompressedKVCache(ChunkKVCache):
         self._seconds += time.perf_counter() - started
 
     def make_room(self, clean: Sequence[int], num_tokens: int) -> None:
-        """Compress clean chunks, oldest first, until ``num_tokens`` more fit.
-
-        Raises:
-            CacheFullError: live chunks leave no room.
-        """
+        """Compress clean chunks, oldest first, until ``num_tokens`` more fit; else CacheFullError."""
         missing = self.num_taken + num_tokens - self.capacity
         if missing <= 0:
             return

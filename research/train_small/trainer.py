@@ -89,7 +89,6 @@ class Training:
 
     @property
     def done(self) -> float:
-        """Share of the time spent so far."""
         return self.seconds / (60 * self.args.minutes)
 
     def step(self) -> None:
@@ -167,7 +166,6 @@ def train(task: Task, args: argparse.Namespace) -> None:
 
 
 def new_parser(description: str, **defaults: float) -> argparse.ArgumentParser:
-    """Make a parser of the flags that all trainings share."""
     form = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=form)
     add = parser.add_argument

@@ -1,4 +1,4 @@
-"""FlowCache's score: importance minus redundancy (FlowCache, section 3.3)."""
+"""FlowCache's score: importance minus redundancy."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from .importance import Importance
 
 @dataclass(frozen=True)
 class Redundancy(Scorer):
-    """Minus the softmax of a key's mean cosine similarity to all others.
+    """Minus the softmax of a key's mean cosine similarity to all others (FlowCache, section 3.3).
 
     The sum over the others is the product with the sum of all unit keys, less the key's own 1: time and
     memory are linear in the number of keys.
@@ -26,7 +26,7 @@ class Redundancy(Scorer):
 
 @dataclass(frozen=True)
 class Paper(Importance):
-    """``mix_lambda * importance - (1 - mix_lambda) * redundancy``.
+    """``mix_lambda * importance - (1 - mix_lambda) * redundancy`` (FlowCache, section 3.3).
 
     Args:
         mix_lambda: weight of importance, 0 to 1.
