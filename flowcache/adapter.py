@@ -42,7 +42,6 @@ class Adapter(ABC):
     Attributes:
         title: name of the model in tables.
         package: folder of its outputs.
-        traits: how the method differs on the model.
         inputs: options of the start of a video that the model has, with the original's names.
         lacks: options of the method that the model does not have.
         video: settings of the video, with ``seed`` and ``fps``.
@@ -50,7 +49,6 @@ class Adapter(ABC):
         num_steps: denoising steps of a chunk.
         location: folder or Hub id of the weights.
         folders: local folders of weights, by the setting that names them.
-        default_prompt: a prompt that suits the model.
         is_small: whether the weights are the small checkpoint of this project.
         words: of the settings, for the name of a video.
     """
@@ -88,8 +86,6 @@ class Adapter(ABC):
         """Choose weights and settings; reads no weight and opens no connection.
 
         Args:
-            given: all options.
-            device: where to run.
             info: size and rate of the image or video that the video starts with.
             seconds: length of the new part, for a benchmark that continues videos.
         """

@@ -70,25 +70,20 @@ class ChunkModel(Protocol):
     def head(self, inputs: Sequence[ChunkInput], outputs: Sequence[Tensor]) -> list[Tensor]:
         """Guided velocity of each chunk, ``[channels, frames, height, width]``, fp32."""
 
-    def num_tokens(self, num_frames: int) -> int:
-        """Tokens of that many latent frames."""
+    def num_tokens(self, num_frames: int) -> int: ...
 
     def condition_timestep(self, level: float) -> float:
         """Time of the model's clock for given frames with that share of noise."""
 
-    def cache_layout(self) -> CacheLayout:
-        """What the model stores of a token."""
+    def cache_layout(self) -> CacheLayout: ...
 
     def reach(self, local_step: int | None) -> int | None:
         """Chunks, itself included, that one sees at a local step (None: given); None: all before it."""
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
-        """FLOPs of ``blocks`` on a chunk, over all branches.
+        """FLOPs of ``blocks``, over all branches, on a chunk that sees keys, its own included.
 
-        Args:
-            num_tokens: of the chunk.
-            num_keys: that it sees, its own included.
-            local_step: of the chunk, the number of its steps once it is clean; None: it is given or waits.
+        ``local_step``: the number of its steps once it is clean; None: it is given or waits.
         """
 
     def edge_flops(self, num_tokens: int, local_step: int | None = None) -> float:

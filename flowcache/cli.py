@@ -25,7 +25,7 @@ from .benchmark.ranks import Rank, device_of, list_devices
 from .benchmark.samples import BENCHMARKS, BenchmarkOptions, split_method
 from .benchmark.sampling import Sampling, run_on
 from .command_line import check_device, output_file
-from .methods import DEFAULT_PRESET, MethodOptions
+from .methods import DEFAULT_PRESET, SELECTORS, MethodOptions
 from .naming import setting_words, video_name
 from .options import Given, OptionParser
 from .resume import ResumeFile
@@ -33,7 +33,7 @@ from .running import run_checked, run_program
 from .sampler import Sampler
 from .trace import Trace
 from .tuning import Target, Tuning
-from .unread import CACHE_OPTIONS, SELECTORS, unread_options
+from .unread import CACHE_OPTIONS, unread_options
 from .video import Frames, VideoInfo, probe_video, read_image
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,6 @@ class Job:
     tuning: Tuning | None
 
     def run(self) -> tuple[Trace, Path]:
-        """Load, generate, write; returns the trace and the video's path."""
         trace, sampler = Trace(method=self.sampler.method), self.sampler
         with self.resume or nullcontext() as resume:
             with trace.timer("load"):
@@ -225,11 +224,7 @@ def choose_method(given: Given, model: type[Adapter]) -> tuple[MethodOptions, di
 
 
 def settle_target(given: Given) -> Target | None:
-    """The target of a search for settings, over method and preset of a script; None: there is none.
-
-    Raises:
-        ValueError: a target is given with an option that it would choose, or a profile without one.
-    """
+    """The target of a search for settings, over method and preset of a script; None: there is none."""
     speedup, psnr = given.get("target_speedup"), given.get("target_psnr")
     if speedup is None and psnr is None:
         given.refuse_unread({"profile": "it needs target_speedup or target_psnr"})
@@ -255,11 +250,7 @@ def settle_seed(given: Given) -> None:
 
 
 def read_inputs(given: Given) -> tuple[Mapping[str, Frames], VideoInfo | None]:
-    """Images by their options, and size and rate of what the video starts with.
-
-    Raises:
-        ValueError: a file cannot be read, or two of them exclude each other.
-    """
+    """Images by their options, and size and rate of what the video starts with."""
     if given.get("end_image") and not given.get("image"):
         raise ValueError("end_image needs image as well: the video has to start somewhere.")
     if given.get("video_path") and given.get("image"):
@@ -291,13 +282,11 @@ def output_path(given: Given, model: type[Adapter], name: str) -> Path:
 
 
 def find_model(name: str) -> type[Adapter]:
-    """The adapter of a model of ``MODELS``."""
     module, _, kind = MODELS[name].partition(":")
     return getattr(import_module(module), kind)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a program of the command line; returns the exit code."""
     words = list(sys.argv[1:] if words is None else words)
     if words and words[0] in ("benchmark", "metrics"):
         return import_module(f".{words[0]}.__main__", __package__).main(words[1:])

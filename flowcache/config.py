@@ -72,8 +72,7 @@ class FlowCacheConfig:
     def as_dict(self, num_chunk_steps: int | None = None) -> dict[str, Any]:
         """Name and options of the policy and all other settings, in one flat mapping, for traces.
 
-        Args:
-            num_chunk_steps: of a chunk; fills in the interval that follows from it.
+        ``num_chunk_steps`` fills in the interval that follows from it.
         """
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         own["compression"] = self.compression and self.compression.as_dict()

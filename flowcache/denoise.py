@@ -38,12 +38,9 @@ class Denoiser:
     """Denoises one window after another with the same model and method.
 
     Args:
-        model: evaluates chunks.
-        config: the method.
-        trace: record to which every step is added.
         condition_noise: share of noise mixed into the frames of the prefix, 0 to 1.
         draw_noise: returns that noise for a step and a shape; None draws from torch's default generator.
-        on_step: called after every step, to show progress.
+        on_step: called after every step.
     """
 
     model: ChunkModel
@@ -84,22 +81,18 @@ class Denoiser:
         return self._run is not None
 
     def state_dict(self) -> State:
-        """State behind the chunk that ``run`` yielded last, without that of ``draw_noise``.
+        """State behind the chunk that ``run`` yielded last, ``in_window``, without that of ``draw_noise``.
 
         Valid until the next chunk is asked for, as its tensors are those of the loop.
-
-        Raises:
-            RuntimeError: no window is being denoised.
         """
         if self._run is None:
             raise RuntimeError("state_dict: expected a window that is being denoised, got none")
         return self._run.state_dict()
 
     def load_state_dict(self, state: State) -> None:
-        """Make the next ``run`` continue from a state.
+        """Make the next ``run`` continue from a state, which it releases as soon as it is read.
 
-        It takes the same window as it was at its start, the same schedule and a fresh solver; the trace
-        holds the steps taken until then. The state is released as soon as it is read.
+        It takes the same window as it was at its start, the same schedule and a fresh solver.
         """
         self._loaded = state
 

@@ -13,7 +13,6 @@ import torch
 
 
 def describe_environment(device: torch.device | str) -> dict[str, str]:
-    """List versions and hardware for reports."""
     hardware = platform.processor() or platform.machine()
     with suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
         hardware = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

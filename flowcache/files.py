@@ -109,7 +109,6 @@ def check_grown(path: Path, state: State) -> None:
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, whole or not at all."""
     with replaced_when_done(path) as temporary:
         temporary.write_bytes(content)
 

@@ -3,7 +3,7 @@
 A multiply-add counts as two; matrix products only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -35,11 +35,7 @@ class GainSplit:
     - ``causal``: only live chunks run, and attend to themselves and what the cache holds of earlier ones.
     - ``actual``: what was run.
 
-    Args:
-        model: counts an evaluation.
-        lengths: tokens of each chunk of the window.
-        num_given: given chunks, which run once.
-        num_steps: local steps of a chunk.
+    ``lengths`` are tokens of each chunk; the ``num_given`` given ones run once.
     """
 
     def __init__(self, model: ChunkModel, lengths: Sequence[int], num_given: int, num_steps: int) -> None:
@@ -59,38 +55,34 @@ class GainSplit:
         """FLOPs of one step, by accounting.
 
         Args:
-            ran: chunks that went through the block stack.
-            edges: chunks that went through embedding and head.
+            ran, edges: chunks that went through the block stack, and through embedding and head.
             live: local steps of the chunks that moved.
             first: whether this is the window's first step, at which given chunks run.
             cleaned: finished chunks among those that ran.
             seen: tokens that each of those saw, where a cache was compressed; None: all that it could.
         """
-        block, lengths = self._model.block_flops, self._lengths
+        model, lengths = self._model, self._lengths
         progress = dict.fromkeys(cleaned, self._num_steps) | live
         needed = dict.fromkeys(range(self._num_given) if first else []) | progress
 
         def edge(chunks: Mapping[int, int | None]) -> float:
-            return sum(self._model.edge_flops(lengths[c], k) for c, k in chunks.items())
+            return sum(model.edge_flops(lengths[c], k) for c, k in chunks.items())
 
-        def full(chunks: Mapping[int, int | None]) -> float:
-            return sum(block(lengths[c], self._ends[-1], k) for c, k in chunks.items())
+        def stack(chunks: Mapping[int, int | None], keys: Callable[[int, int | None], int]) -> float:
+            return sum(model.block_flops(lengths[c], keys(c, k), k) for c, k in chunks.items())
 
-        def causal(chunks: Mapping[int, int | None]) -> float:
-            return sum(block(lengths[c], self._causal_keys(c, k), k) for c, k in chunks.items())
+        def whole(chunk: int, local_step: int | None) -> int:
+            return self._ends[-1]
 
-        ran_at = {c: progress.get(c) for c in ran}
-        if seen is not None:
-            actual = sum(block(lengths[c], seen[c], k) for c, k in ran_at.items())
-        else:
-            actual = (full if self._model.bidirectional else causal)(ran_at)
-        actual += edge({c: progress.get(c) for c in edges})
-        least = causal(needed) + edge(needed)
+        saw = whole if model.bidirectional else self._causal_keys
+        saw = saw if seen is None else lambda chunk, _: seen[chunk]
+        actual = stack({c: progress.get(c) for c in ran}, saw) + edge({c: progress.get(c) for c in edges})
+        least = stack(needed, self._causal_keys) + edge(needed)
         counts = {"actual": actual, "vanilla": least, "live_only": least, "causal": least}
-        if self._model.runs_whole_window:
+        if model.runs_whole_window:
             everything = {c: live.get(c) for c in range(len(lengths))}
-            counts["vanilla"] = full(everything) + edge(everything)
-            counts["live_only"] = full(live) + edge(live)
+            counts["vanilla"] = stack(everything, whole) + edge(everything)
+            counts["live_only"] = stack(live, whole) + edge(live)
         return counts
 
     def _causal_keys(self, chunk: int, local_step: int | None) -> int:

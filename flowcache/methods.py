@@ -20,6 +20,9 @@ DEFAULT_PRESET = "fast"
 
 METHODS = ("vanilla", "causal", "teacache", "flowcache")
 
+#: Options that select a reuse policy in place of the preset's.
+SELECTORS = ("threshold", "interval", "policy")
+
 #: Steps at a chunk's start that the originals always compute where distance decides.
 RETENTION_STEPS = 5
 
@@ -89,11 +92,6 @@ class MethodOptions:
         if isinstance(self.coefficients, list):
             object.__setattr__(self, "coefficients", tuple(self.coefficients))
         check_options(self)
-        for each in fields(self):
-            value, choices = getattr(self, each.name), each.metadata.get("choices")
-            if choices and value is not None and value not in choices:
-                known = ", ".join(map(str, choices))
-                raise ValueError(f"{each.name}: expected one of {known}, got {value!r}.")
 
     @property
     def is_paper(self) -> bool:
@@ -101,9 +99,8 @@ class MethodOptions:
 
     @property
     def selecting(self) -> dict[str, Any]:
-        """Options that select a reuse policy, those that are set."""
-        chosen = {name: getattr(self, name) for name in ("threshold", "interval", "policy")}
-        return {name: value for name, value in chosen.items() if value is not None}
+        """Those of ``SELECTORS`` that are set."""
+        return {name: value for name in SELECTORS if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +156,6 @@ def make_config(options: MethodOptions, traits: ModelTraits) -> FlowCacheConfig:
       does and, with a budget, compress as it does.
 
     ``threshold``, ``interval`` or ``policy`` select a policy in place of the preset's.
-
-    Raises:
-        ValueError: the model or the method lacks an option, or options exclude each other; it is named.
     """
     _check_method(options, traits)
     name, whole = _choose_policy(options), traits.whole_window and options.method in ("vanilla", "teacache")
@@ -184,7 +178,6 @@ def make_config(options: MethodOptions, traits: ModelTraits) -> FlowCacheConfig:
 
 
 def check_config(config: FlowCacheConfig, traits: ModelTraits) -> None:
-    """Refuse settings that a model lacks."""
     default = FlowCacheConfig()
     for name, reason in traits.lacking.items():
         expected, value = getattr(default, name), getattr(config, name)

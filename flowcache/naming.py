@@ -15,11 +15,7 @@ MAX_BYTES = 218
 
 
 def video_name(prompt: str, words: Iterable[str], identity: Mapping[str, Any]) -> str:
-    """File name of a video: the same for the same settings, another for any other.
-
-    ``identity`` is all that decides about the video, with digests of weights, images and videos in place of
-    their paths: the name depends neither on the project's folder nor on names of files.
-    """
+    """File name of a video, made of ``identity``: all that decides about the video, without its paths."""
     content = json.dumps(identity, sort_keys=True, default=str)
     rest = "_".join([*words, hashlib.sha256(content.encode()).hexdigest()[:8]])
     start = words_of(prompt).encode()[: MAX_BYTES - len(rest) - 1].decode(errors="ignore")

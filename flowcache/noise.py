@@ -34,7 +34,6 @@ class BlockNoise(Noise):
         generator: on the host; nothing else may draw from it before the window's end.
         shape: of the window, ``[channels, frames, height, width]``.
         block_frames: latent frames of a block.
-        device: of the tensors returned.
     """
 
     def __init__(
@@ -50,11 +49,6 @@ class BlockNoise(Noise):
         self._blocks: list[Tensor] = []
 
     def frames(self, start: int, stop: int) -> Tensor:
-        """Noise of frames ``[start, stop)``.
-
-        Raises:
-            ValueError: later frames were asked for before, and the block is dropped.
-        """
         if start < self._start:
             raise ValueError(f"noise: expected frames from {self._start} on, got {start}, which is dropped.")
         channels, num_frames, *size = self.shape

@@ -42,7 +42,6 @@ class Given:
     spelled: Mapping[str, str]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of an option; ``default`` if it was not given."""
         value = self.values.get(name)
         return default if value is None else value
 
@@ -67,11 +66,7 @@ class Given:
             self.override(name, None)
 
     def refuse_unread(self, *reasons: Mapping[str, str]) -> None:
-        """Raise ValueError for a typed option that no run reads.
-
-        Args:
-            reasons: for each run, why it does not read an option, by its name.
-        """
+        """Raise ValueError for a typed option that no run reads; ``reasons``: by name, for each run."""
         for name in reasons[0]:
             if name in self.typed and all(name in of_run for of_run in reasons):
                 why = ", ".join(dict.fromkeys(of_run[name] for of_run in reasons))
@@ -166,12 +161,7 @@ class OptionParser(Parser):
             self._kinds[name] = None
 
     def read(self, words: Sequence[str], file: str = "", default: Path | None = None) -> Given:
-        """Read the words of a user and of scripts, and the YAML file that the option ``file`` names.
-
-        Raises:
-            ValueError: the file cannot be read, or has an unknown key or a value of another type.
-            SystemExit: a word is wrong.
-        """
+        """Read the words of a user and of scripts, and the YAML file that the option ``file`` names."""
         layers: list[list[str]] = [[]]
         for word in words:
             layers.append([]) if word == DEFAULTS else layers[-1].append(word)
@@ -193,7 +183,8 @@ class OptionParser(Parser):
 
     def _read_file(self, path: Path, spelled: dict[str, str]) -> dict[str, Any]:
         content = parse_file(path, yaml.safe_load, "YAML", most=MAX_BYTES)
-        content, values = check_keys({} if content is None else content, self._names(), str(path)), {}
+        names = [flag.removeprefix("--") for flag in self._option_string_actions]
+        content, values = check_keys({} if content is None else content, names, str(path)), {}
         for key, value in content.items():
             action = self._option_string_actions[f"--{key}"]
             kind, place = self._kinds[action.dest] or Any, f"{path}: {key}"
@@ -206,9 +197,6 @@ class OptionParser(Parser):
                 raise ValueError(f"{place} must be one of {known}, got {value!r}.")
             values[action.dest], spelled[action.dest] = value, key
         return values
-
-    def _names(self) -> list[str]:
-        return [flag.removeprefix("--") for flag in self._option_string_actions]
 
 
 class Refuse(argparse.Action):

@@ -3,42 +3,62 @@
 import ast
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, field, fields, is_dataclass
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from .limits import check_number
 from .typed import as_type
 
 T = TypeVar("T")
 
+#: Pixels of all frames together: six hours of 24 frames a second in 1920 x 1080.
+MAX_PIXELS = 2**40
+
 _PLAIN = (bool, int, float, str, dict, list, tuple)
 
 
-def option(default: Any, least: float = -math.inf, most: float = math.inf) -> Any:
-    """A dataclass field whose number, or each number of whose tuple, has limits."""
+def option(default: Any = MISSING, least: float = -math.inf, most: float = math.inf) -> Any:
+    """A dataclass field whose number, or each number of whose tuple, has sanity limits against typos."""
     return field(default=default, metadata={"limits": (least, most)})
 
 
 def check_options(made: Any) -> None:
-    """Refuse a dataclass with a field of another type than annotated, or outside the limits of ``option``."""
+    """Refuse a dataclass with a field of another type than annotated, or outside its limits or choices.
+
+    The metadata of a field holds them as ``limits`` and ``choices``; None has neither.
+    """
     kinds = get_type_hints(type(made))
     for each in fields(made):
-        value = getattr(made, each.name)
+        value, choices = getattr(made, each.name), each.metadata.get("choices")
         _check_type(each.name, value, kinds[each.name])
         for number in value if isinstance(value, tuple) else (value,):
             if "limits" in each.metadata:
                 check_number(each.name, number, *each.metadata["limits"])
+        if choices and value is not None and value not in choices:
+            known = ", ".join(map(str, choices))
+            raise ValueError(f"{each.name}: expected one of {known}, got {value!r}.")
+
+
+def check_number(name: str, number: float | None, least: float, most: float) -> None:
+    """Refuse a number outside its limits, or NaN; None has no limits."""
+    if number is not None and not least <= number <= most:
+        bound = f"at most {most}" if number > most else f"at least {least}"
+        raise ValueError(f"{name} must be {bound}, got {number}.")
+
+
+def check_pixels(num_frames: int, height: int, width: int) -> None:
+    """Refuse a video that is too large in all, though each of its sizes is within its limits."""
+    if num_frames * height * width > MAX_PIXELS:
+        got = f"got {num_frames} x {height} x {width}; make fewer or smaller frames"
+        raise ValueError(f"num_frames x height x width must be at most {MAX_PIXELS:.1e}, {got}.")
 
 
 def make_by_name(
     kind: str, registry: Mapping[str, type[T]], name: str, options: Mapping[str, Any] | None = None
 ) -> T:
-    """Make what a registry knows by ``name``, with options by field name.
+    """Make what a registry of a ``kind`` knows by ``name``, with options by field name.
 
-    Args:
-        kind: of the registry, for errors: ``policy``, ``scorer``.
-        options: values, or their text as typed on a command line (``none`` for None, ``1,2`` for a tuple).
+    ``options``: values, or their text as typed on a command line (``none`` for None, ``1,2`` for a tuple).
     """
     if not isinstance(name, str) or name not in registry:
         raise ValueError(f"{kind}: expected one of {', '.join(registry)}, got {name!r}.")

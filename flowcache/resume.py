@@ -41,13 +41,8 @@ class ResumeFile:
     appended later is cut off. A context manager; it keeps other runs that resume away from the video.
 
     Args:
-        video: path of the video.
         run: all that decides about the video, as plain values by name; a saved state must have the same.
         device: of the run; another one, or other versions of libraries, are a warning.
-
-    Raises:
-        ValueError: a saved state cannot be read or is another run's, whose differences are named; or
-            another process makes that video now.
     """
 
     def __init__(self, video: Path, run: Mapping[str, Any], device: torch.device | str = "cpu") -> None:

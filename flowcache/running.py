@@ -97,7 +97,6 @@ def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
 
 
 def _sentence(reason: str, error: BaseException) -> str:
-    """The reason, with the notes of the exception."""
     notes = getattr(error, "__notes__", ())
     text = "; ".join([reason.rstrip("."), *notes]) if notes else reason
     if not getattr(error, "has_lines", False):

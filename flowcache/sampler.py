@@ -35,12 +35,14 @@ class Sampler:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides about a video but prompt, seed and start."""
-        return self._describe(self.model.settings())
+        return {**self.model.settings(), "method": self.method, "reuse": self.config.as_dict()}
 
     def identity(self, prompt: str, start: Start) -> dict[str, Any]:
         """All that decides about a video, for its name and ``ResumeFile``; folders go by their weights."""
         return {
-            **self._describe(self.model.settings(with_folders=False)),
+            **self.model.settings(with_folders=False),
+            "method": self.method,
+            "reuse": self.config.as_dict(),
             "prompt": prompt,
             "seed": self.model.video.seed,
             "prefix": array_digest(start.prefix),
@@ -59,7 +61,6 @@ class Sampler:
             self.model.check_history(sample.video)
 
     def load(self) -> None:
-        """Read the weights."""
         make_current(self.device)
         self._pipeline = self.model.load(self.device)
         self._pipeline.prompt_warnings.once_a_kind = not self.shows_steps
@@ -77,17 +78,16 @@ class Sampler:
         return Tuning(target, self.config, self.model.num_steps, described, name, profile)
 
     def tune(self, tuning: Tuning, trace: Trace) -> None:
-        """Take the setting that a search finds, and note it in the trace."""
         (pilot, _), prompt = self.model.pilot(), self.model.default_prompt
 
         def run(config: FlowCacheConfig) -> tuple[Tensor, Trace]:
             trace = Trace()
-            parts = pilot.stream(self._loaded(), prompt, Start(), config, trace, None)
+            parts = pilot.stream(self._pipeline, prompt, Start(), config, trace, None)
             return torch.cat([part.frames for part in parts], dim=1), trace
 
         tuned = tuning.run(run)
         self.config = tuned.cache
-        tuned.note(trace)
+        trace.settings["tuning"] = {"target": str(tuning.target), "expected": str(tuned)}
 
     def generate(self, sample: Sample, path: Path) -> Trace:
         """Make a sample's video and write it; of a video that is continued, only what is new."""
@@ -112,18 +112,10 @@ class Sampler:
         model = self.model if seed is None else self.model.with_video(seed=seed)
         state = None if resume is None else resume.begin(trace)
         resumed = state and state.pop("stream")
-        parts = model.stream(self._loaded(), prompt, start, self.config, trace, resumed)
+        parts = model.stream(self._pipeline, prompt, start, self.config, trace, resumed)
         shown = {"before": start.before, "size": model.size, "skip": start.skip}
         write_parts(parts, path, model.video.fps, trace, **shown, resume=resume, state=state)
         trace.settings["model"] = model.location
-
-    def _describe(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return {**settings, "method": self.method, "reuse": self.config.as_dict()}
-
-    def _loaded(self) -> Any:
-        if self._pipeline is None:
-            raise RuntimeError("load must come first")
-        return self._pipeline
 
     def _weights(self) -> dict[str, str]:
         return {name: folder_digest(folder) for name, folder in self.model.folders.items()}

@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .limits import check_limits
-
-LIMITS = {"num_chunks": (1, 10**7), "num_steps": (1, 10**6)}
+from .registry import check_options, option
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,13 @@ class StaircaseSchedule:
         ValueError: a count is out of range; the message names the argument.
     """
 
-    num_chunks: int
-    num_steps: int
+    num_chunks: int = option(least=1, most=10**7)
+    num_steps: int = option(least=1, most=10**6)
     stride: int
     first_chunk: int = 0
 
     def __post_init__(self) -> None:
-        check_limits(self, LIMITS)
+        check_options(self)
         if not 0 <= self.stride <= self.num_steps:
             raise ValueError(f"stride: expected 0 to num_steps ({self.num_steps}), got {self.stride}.")
         if not 0 <= self.first_chunk < self.num_chunks:

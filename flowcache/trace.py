@@ -1,13 +1,12 @@
 """Record of a run: decisions, distances, time, memory and FLOPs."""
 
-from __future__ import annotations
-
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from .files import write_atomically
 from .kv.compression import CompressionEvent
@@ -32,17 +31,13 @@ class ChunkEvent:
 
 @dataclass
 class StepRecord:
-    """One step of the loop.
+    """One step of a window.
 
     Attributes:
-        window: index of the window in a long video.
-        step: step within the window.
         events: one for each live chunk.
         seconds: wall time of the step; the device is not synchronised for it.
         kv_tokens: tokens in the cache per layer and branch.
         flops: computed in this step, over all branches.
-        compressions: of the cache in this step.
-        quantizations: of keys and values in this step, with their error.
     """
 
     window: int
@@ -125,8 +120,13 @@ class Trace:
     def add_seconds(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
-    def timer(self, stage: str) -> StageTimer:
-        return StageTimer(self, stage)
+    @contextmanager
+    def timer(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add_seconds(stage, time.perf_counter() - start)
 
     @property
     def has_distances(self) -> bool:
@@ -143,16 +143,12 @@ class Trace:
         write_atomically(path, json.dumps(content).encode())
 
     @classmethod
-    def load(cls, path: str | Path) -> Trace:
-        """Read a trace that ``save`` wrote.
-
-        Raises:
-            ValueError: the file is not a trace of this format version.
-        """
+    def load(cls, path: str | Path) -> Self:
+        """Read a trace that ``save`` wrote; another file is a ValueError."""
         return parse_file(path, cls._parse, "a trace")
 
     @classmethod
-    def _parse(cls, text: str) -> Trace:
+    def _parse(cls, text: str) -> Self:
         content = as_type(json.loads(text), dict[str, Any])
         if content.pop("format", None) != FORMAT_VERSION:
             raise ValueError(f"its format is not {FORMAT_VERSION}; make it again with this version")
@@ -167,14 +163,3 @@ class Trace:
             if step.step < 0 or not all(0 <= event.chunk < count for event in step.events):
                 raise ValueError(f"step {step.step} names chunks that its window lacks")
         return trace
-
-
-class StageTimer:
-    def __init__(self, trace: Trace, stage: str) -> None:
-        self._trace, self._stage = trace, stage
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        self._trace.add_seconds(self._stage, time.perf_counter() - self._start)

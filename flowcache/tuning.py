@@ -4,8 +4,6 @@ A pilot makes one short video without reuse and again with each interval. The sp
 the profile, a file that serves all later runs of the same model and settings.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -13,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 from tqdm import tqdm
@@ -21,8 +19,8 @@ from tqdm import tqdm
 from .config import FlowCacheConfig
 from .files import write_json
 from .fingerprint import differences
-from .limits import check_number
 from .metrics import psnr
+from .registry import check_number
 from .reuse import Interval, NoReuse
 from .trace import Trace
 from .typed import as_type
@@ -50,9 +48,6 @@ class Target:
     Args:
         speedup: FLOPs ratio to the original, reached at the best quality.
         psnr: dB to the same video without reuse, reached with the fewest FLOPs.
-
-    Raises:
-        ValueError: none or both are given, or the one is out of range; the flag is named.
     """
 
     speedup: float | None = None
@@ -93,39 +88,19 @@ class Setting:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a pilot measured.
-
-    Attributes:
-        key: everything that it depends on: model, video, configuration, intervals.
-        settings: one for each interval.
-        seconds: of denoising without reuse.
-        environment: hardware and versions.
-    """
+    """What a pilot measured, and everything that it depends on (``key``); ``seconds`` without reuse."""
 
     key: dict[str, Any]
     settings: list[Setting]
     seconds: float
     environment: dict[str, str]
 
-    def choose(self, target: Target) -> Setting:
-        """The best setting that meets a target.
-
-        Raises:
-            ValueError: no setting meets it; the nearest is named.
-        """
-        wanted, other = ("speedup", "psnr") if target.psnr is None else ("psnr", "speedup")
-        meet = [s for s in self.settings if getattr(s, wanted) >= target.value]
-        if not meet:
-            nearest = max(self.settings, key=lambda s: getattr(s, wanted))
-            raise ValueError(f"{target.flag}: {target.value:g} is out of reach; the nearest is {nearest}.")
-        return max(meet, key=lambda s: (getattr(s, other), getattr(s, wanted)))
-
     @classmethod
-    def load(cls, path: Path) -> Profile:
+    def load(cls, path: Path) -> Self:
         """Read a profile; a file that holds none is a ValueError."""
         remedy = "delete it to have it made again"
-        content = read_json(path, dict[str, Any], "a profile", remedy)
         with reading(path, "a profile", remedy):
+            content = read_json(path, dict[str, Any], "a profile", remedy)
             if content.pop("format", None) != FORMAT_VERSION:
                 raise ValueError(f"its format is not {FORMAT_VERSION}")
             return as_type(content, cls)
@@ -133,7 +108,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A configuration with the interval that meets a target, and the profile it was chosen from."""
+    """A configuration with the interval that meets a target, as the profile expects it."""
 
     cache: FlowCacheConfig
     target: Target
@@ -147,23 +122,16 @@ class Tuned:
             f"took {self.expected.seconds:.1f} s instead of {self.profile.seconds:.1f} s on {hardware})"
         )
 
-    def note(self, trace: Trace) -> None:
-        trace.settings["tuning"] = {"target": str(self.target), "expected": str(self)}
-
 
 class Tuning:
     """The search for an interval, whose profile is read or made.
 
     Args:
-        target: of the search.
         cache: the method, with an ``Interval`` policy.
         num_steps: local steps of a chunk.
         described: everything else that the pilot depends on, such as model and video; for JSON.
         name: readable part of the profile's file name; a digest of the settings follows.
         path: of the profile; None: in the cache folder.
-
-    Raises:
-        ValueError: a chunk has too few steps to skip any.
     """
 
     def __init__(
@@ -193,11 +161,7 @@ class Tuning:
         return {"target": str(self.target), "profile": self.key}
 
     def saved(self) -> Profile | None:
-        """The profile; None if there is no file.
-
-        Raises:
-            ValueError: it cannot be read, or is of another model or other settings; the first is named.
-        """
+        """The profile; None if there is no file, ValueError for that of another model or other settings."""
         if not self.path.exists():
             return None
         profile = Profile.load(self.path)
@@ -210,7 +174,7 @@ class Tuning:
     def check(self) -> None:
         """Refuse a target that a saved profile cannot serve (ValueError)."""
         if (profile := self.saved()) is not None:
-            profile.choose(self.target)
+            self._choose(profile)
 
     def run(self, pilot: Pilot) -> Tuned:
         """Choose the setting, or raise as ``check``; without a profile, measure and save one first."""
@@ -218,27 +182,36 @@ class Tuning:
             profile = self._measure(pilot)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, {"format": FORMAT_VERSION, **asdict(profile)})
-        expected = profile.choose(self.target)
+        expected = self._choose(profile)
         tuned = Tuned(self._with_interval(expected.interval), self.target, expected, profile)
         logger.info("%s, by %s", tuned, self.path)
         return tuned
+
+    def _choose(self, profile: Profile) -> Setting:
+        """The best setting that meets the target; ValueError names the nearest if none does."""
+        target = self.target
+        wanted, other = ("speedup", "psnr") if target.psnr is None else ("psnr", "speedup")
+        best = max(
+            profile.settings,
+            key=lambda s: (getattr(s, wanted) >= target.value, getattr(s, other), getattr(s, wanted)),
+        )
+        if getattr(best, wanted) < target.value:
+            nearest = max(profile.settings, key=lambda s: getattr(s, wanted))
+            raise ValueError(f"{target.flag}: {target.value:g} is out of reach; the nearest is {nearest}.")
+        return best
 
     def _with_interval(self, interval: int) -> FlowCacheConfig:
         return replace(self.cache, policy=replace(self.cache.policy, interval=interval))
 
     def _measure(self, pilot: Pilot) -> Profile:
         logger.info("no profile %s: %d short runs make it", self.path, len(self.intervals) + 1)
-        settings = []
-        with tqdm(total=len(self.intervals) + 1, desc="pilot", unit="run") as progress:
-            frames, plain = pilot(replace(self.cache, policy=NoReuse()))
-            reference = to_uint8(frames)
-            progress.update()
-            for interval in self.intervals:
-                frames, trace = pilot(self._with_interval(interval))
-                decibels, _ = psnr(to_uint8(frames), reference)
-                speedup = trace.flops["vanilla"] / trace.flops["actual"]
-                settings.append(Setting(interval, speedup, decibels, trace.seconds["denoise"]))
-                progress.update()
+        frames, plain = pilot(replace(self.cache, policy=NoReuse()))
+        reference, settings = to_uint8(frames), []
+        for interval in tqdm(self.intervals, desc="pilot", unit="run"):
+            frames, trace = pilot(self._with_interval(interval))
+            decibels, _ = psnr(to_uint8(frames), reference)
+            speedup = trace.flops["vanilla"] / trace.flops["actual"]
+            settings.append(Setting(interval, speedup, decibels, trace.seconds["denoise"]))
         return Profile(self.key, settings, plain.seconds["denoise"], plain.environment)
 
 

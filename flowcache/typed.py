@@ -15,8 +15,9 @@ _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 def as_type(value: Any, kind: Any, place: str = "its content", spelled: bool = False) -> Any:
     """Convert what ``json.loads`` or ``yaml.safe_load`` gave to a type, with all that it holds.
 
+    An object becomes a dataclass, a list becomes a tuple where the type says so.
+
     Args:
-        value: to check; an object becomes a dataclass, a list becomes a tuple where the type says so.
         kind: a dataclass, a list, tuple or mapping with the type of its items, a literal, a plain type, one
             of these or None, or Any.
         place: of the value, for the error.
@@ -55,16 +56,6 @@ def as_type(value: Any, kind: Any, place: str = "its content", spelled: bool = F
         right = isinstance(value, (int, float) if kind is float else kind)
         _check(right and (kind is bool or not isinstance(value, bool)), _NAMES[kind], value, place)
     return value
-
-
-def check_fields(settings: Any) -> None:
-    """Raise ValueError for a field of a dataclass that has a value of another type."""
-    for name, (kind, _) in field_types(type(settings)).items():
-        value = getattr(settings, name)
-        if is_dataclass(value) and type(value) in (kind, *get_args(kind)):
-            continue
-        _check(not isinstance(value, dict), "made by its class", value, name)
-        as_type(list(value) if isinstance(value, tuple) else value, kind, name)
 
 
 def check_keys(content: Any, known: Collection[str], where: str) -> Mapping[str, Any]:

@@ -3,10 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .methods import ModelTraits
-
-#: Options that select a reuse policy in place of the preset's.
-SELECTORS = ("threshold", "interval", "policy")
+from .methods import SELECTORS, ModelTraits
 
 _COMPRESSION = ("budget", "total", "strategy", "query_granularity", "scorer", "scorer_options", "mix_lambda")
 _PLACE = ("weighting", "power")

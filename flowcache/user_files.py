@@ -76,7 +76,6 @@ def parse_file(
 
 
 def read_json(path: str | Path, shape: type[Content] | Any, kind: str, remedy: str = "") -> Content:
-    """Read a JSON file as a type; see ``as_type``."""
     return parse_file(path, lambda text: as_type(json.loads(text), shape), kind, remedy)
 
 

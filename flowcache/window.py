@@ -29,7 +29,6 @@ class Window:
     reads; so memory is that of the live chunks, for a window of any length.
 
     Args:
-        noise: that chunks start from.
         chunks: given chunks first, then those to denoise in order of time.
         given: given latents at the start of each chunk that has any, ``[channels, n, height, width]``.
         num_given: chunks whose frames are all given.
@@ -114,14 +113,10 @@ def cut_window(
 
     Args:
         noise: ``[channels, frames, height, width]``, or a source that draws it in pieces.
-        chunk_frames: latent frames of a chunk.
         prefix: given latents that replace the first frames, ``[channels, n, height, width]``. Whole chunks
             of it are given; the rest is held inside the first chunk that is denoised.
         last: a given latent frame ``[channels, 1, height, width]`` that replaces the last frame. It becomes a
             chunk of its own that enters the cache first, so that every other chunk sees where to arrive.
-
-    Raises:
-        ValueError: nothing is left to denoise.
     """
     noise = Noise(noise) if isinstance(noise, Tensor) else noise
     num_prefix = 0 if prefix is None else prefix.shape[1]

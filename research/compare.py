@@ -197,7 +197,6 @@ def draw_lines(
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 to ``MAX_COUNT``, for argparse."""
     value = int(text)
     if not 1 <= value <= MAX_COUNT:
         raise argparse.ArgumentTypeError(f"must be from 1 to {MAX_COUNT}, got {value}")

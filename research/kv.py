@@ -51,7 +51,6 @@ class Variant:
         return ", ".join(str(part) for part in parts if part is not None)
 
     def configure(self, model: Model, preset: str, chunks: int) -> FlowCacheConfig:
-        """Make the configuration for a preset."""
         method = (model.no_reuse,) if preset == "none" else ("flowcache", preset)
         if self.budget is None:
             return model.configure(*method, kv_range=chunks, kv_bits=self.bits)

@@ -80,7 +80,6 @@ def bench(args: argparse.Namespace) -> str:
 
 
 def summarise(measurements: Sequence[Measurement]) -> str:
-    """A row per run."""
     titles = ("chunks", "frames", "cache", "KV MiB", "process MiB", "s per chunk", "last tenth / first tenth")
     rows = []
     for m in measurements:

@@ -98,7 +98,6 @@ class PeerRun:
 
     @cached_property
     def window_steps(self) -> list[int]:
-        """Steps of each window."""
         return [len(plan.schedule(self.settings)) for plan in plan_windows(self.settings)]
 
     @cached_property
@@ -113,7 +112,6 @@ class PeerRun:
 
     @contextmanager
     def hook(self, config: Any) -> Iterator[None]:
-        """Enable one of diffusers' caches on the transformer."""
         self.pipeline.transformer.enable_cache(config)
         try:
             yield
@@ -259,6 +257,5 @@ def parse_cache(text: str) -> tuple[str, float]:
 
 
 def register_block() -> None:
-    """Register SkyReels-V2's block with diffusers' caches."""
     metadata = TransformerBlockMetadata(return_hidden_states_index=0)
     TransformerBlockRegistry.register(SkyReelsV2TransformerBlock, metadata)

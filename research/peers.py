@@ -51,7 +51,6 @@ def is_ours(method: str) -> bool:
 
 
 def find_base(method: str) -> str:
-    """The plain run of the same pipeline."""
     return "vanilla" if is_ours(method) else "diffusers"
 
 

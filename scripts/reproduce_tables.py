@@ -19,8 +19,8 @@ from pathlib import Path
 from flowcache.benchmark.runs import COMMAND_FILE, read_commands
 from flowcache.command_line import Parser, writable_folder
 from flowcache.files import write_atomically
-from flowcache.limits import check_number
 from flowcache.methods import INTERVAL_SCALE
+from flowcache.registry import check_number
 from flowcache.running import run_checked
 from skyreels_v2.checkpoint import OFFICIAL_DEFAULT
 
@@ -119,7 +119,6 @@ def run(outdir: Path, programs: dict[str, list[str]]) -> str:
 
 
 def main() -> int:
-    """Parse, check, run; returns 2 for bad input, 1 for a failure."""
     args = build_parser().parse_args()
     return run_checked(lambda: prepare(args), lambda job: run(*job))
 

@@ -8,11 +8,11 @@ import pytest
 from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
 from flowcache.methods import MethodOptions
 from flowcache.reuse import POLICIES
-from magi1.config import EngineSection, FlowCacheOptions, ModelSection, RuntimeSection
+from magi1.config import EngineSection, ModelSection, RuntimeSection
 from skyreels_v2 import VideoSettings
 
 CLASSES = (FlowCacheConfig, KVCompressionConfig, KVStorageConfig, MethodOptions, *POLICIES.values())
-CLASSES += (VideoSettings, RuntimeSection, ModelSection, EngineSection, FlowCacheOptions)
+CLASSES += (VideoSettings, RuntimeSection, ModelSection, EngineSection)
 NONSENSE = (math.nan, -math.inf, 10**400, "?", {}, object(), [[]], b"x")
 
 

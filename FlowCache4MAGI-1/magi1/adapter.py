@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 
 from flowcache.adapter import Adapter, Start
 from flowcache.fingerprint import array_digest
-from flowcache.limits import check_number
 from flowcache.methods import make_config
 from flowcache.options import Given
 from flowcache.prompts import check_prompt
+from flowcache.registry import check_number
 from flowcache.shipped import shipped
 from flowcache.video import last_frames, to_float
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from flowcache.limits import check_pixels
 from flowcache.options import MAX_BYTES
 from flowcache.rates import plain_rate
-from flowcache.registry import check_options, option
+from flowcache.registry import check_options, check_pixels, option
 from flowcache.typed import as_type, check_keys, field_types
 from flowcache.user_files import expand_path, parse_file
 
@@ -236,23 +235,3 @@ class MagiConfig:
             }
             built[name] = section(**values)
         return cls(**built)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowCacheOptions(Section):
-    """Options of the method by the names of the original's YAML files; see ``methods.method_config``."""
-
-    rel_l1_thresh: float | None = option(None, 0, 1000)
-    interval: int | None = option(None, 1, 1000)
-    warmup_steps: int | None = option(None, 0, 1000)
-    discard_nearly_clean_chunk: bool = False
-    compress_kv_cache: bool = False
-    total_cache_chunk_nums: int = option(8, 1, 10**6)
-    compress_strategy: Literal["token", "frame", "chunk"] = "token"
-    query_granularity: Literal["token", "frame", "chunk"] = "frame"
-    mix_lambda: float = option(0.07, 0, 1)
-    score_weighting_method: str = "no_weight"
-    power: float = option(3.0, 0.001, 1000)
-    kv_bits: Literal[8, 4] | None = None
-    log: bool = False
-    print_peak_memory: bool = False

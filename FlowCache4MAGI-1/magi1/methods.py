@@ -1,13 +1,10 @@
 """The method on MAGI-1: thresholds, and the model's names of options."""
 
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
 from flowcache import FlowCacheConfig
-from flowcache.methods import MethodOptions, ModelTraits, check_config, make_config
-
-from .config import FlowCacheOptions
+from flowcache.methods import ModelTraits, check_config, make_config
 
 METHODS = ("vanilla", "teacache", "flowcache")
 
@@ -40,34 +37,13 @@ TRAITS = ModelTraits(
 check_cache = partial(check_config, traits=TRAITS)
 
 
-def method_config(
-    method: str = "flowcache",
-    options: FlowCacheOptions | str | None = None,
-    *,
-    preset: str | None = None,
-    **named: Any,
-) -> FlowCacheConfig:
+def method_config(method: str = "flowcache", preset: str | None = None, **named: Any) -> FlowCacheConfig:
     """``flowcache.methods.make_config`` for MAGI-1.
 
     Args:
         method: one of ``METHODS``.
-        options: keys of a YAML file, or the name of a preset.
         preset: one of ``flowcache.methods.PRESETS``; None: the default.
         named: fields of ``flowcache.methods.MethodOptions``, also under MAGI-1's names: ``rel_l1_thresh``,
             ``compress_kv_cache``, ``total_cache_chunk_nums``, ...
     """
-    if isinstance(options, str):
-        preset, options = options, None
-    given = {} if options is None else read_options(options, method)
-    if named.get("scorer", "paper") != "paper":
-        given.pop("mix_lambda", None)  # which always has a value in a file
-    return make_config(TRAITS.translate({**given, "method": method, "preset": preset, **named}), TRAITS)
-
-
-def read_options(options: FlowCacheOptions, method: str) -> dict[str, Any]:
-    """Keys of a YAML file that are options of the method; the original's name a threshold beside any."""
-    known = {TRAITS.names.get(each.name, each.name) for each in fields(MethodOptions)}
-    given = {name: value for name, value in vars(options).items() if name in known}
-    if method == "vanilla":
-        del given["rel_l1_thresh"]
-    return given
+    return make_config(TRAITS.translate({"method": method, "preset": preset, **named}), TRAITS)

@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from flowcache.limits import check_limits, check_pixels
 from flowcache.model_files import read_config
 from flowcache.rates import plain_rate
+from flowcache.registry import check_options, check_pixels, option
 
 TEMPORAL_STRIDE = 4  # pixel frames per latent frame of the Wan VAE, after the first
 SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
@@ -15,19 +15,6 @@ SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
 RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}
 
 _LENGTHS = ("num_frames", "base_num_frames", "overlap_history")
-
-#: Sanity limits against typos. In fp32, a larger shift would round the first noise level to 1.
-LIMITS = {
-    **dict.fromkeys(("height", "width"), (0, 2**14)),
-    **dict.fromkeys(_LENGTHS, (1, 10**6)),
-    "ar_step": (0, 1000),
-    "causal_block_size": (1, 1000),
-    "inference_steps": (1, 1000),
-    "guidance_scale": (1, 1000),
-    "shift": (0.001, 1000),
-    "addnoise_condition": (0, 999),
-    "seed": (0, 2**63 - 1),
-}
 
 #: Windows of a video; planning more takes seconds.
 MAX_WINDOWS = 10**4
@@ -75,24 +62,25 @@ class VideoSettings:
         ValueError: a setting is out of range; one sentence that names it and the fix.
     """
 
-    height: int = 544
-    width: int = 960
-    num_frames: int = 97
-    base_num_frames: int = 97
-    overlap_history: int | None = None
+    height: int = option(544, 0, 2**14)
+    width: int = option(960, 0, 2**14)
+    num_frames: int = option(97, 1, 10**6)
+    base_num_frames: int = option(97, 1, 10**6)
+    overlap_history: int | None = option(None, 1, 10**6)
     streaming: bool = False
-    ar_step: int = 0
-    causal_block_size: int = 5
-    inference_steps: int = 30
-    guidance_scale: float = 6.0
-    shift: float = 8.0
+    ar_step: int = option(0, 0, 1000)
+    causal_block_size: int = option(5, 1, 1000)
+    inference_steps: int = option(30, 1, 1000)
+    guidance_scale: float = option(6.0, 1, 1000)
+    # In fp32, a larger shift would round the first noise level to 1.
+    shift: float = option(8.0, 0.001, 1000)
     fps: float = 24
-    addnoise_condition: int = 0
-    seed: int = 0
+    addnoise_condition: int = option(0, 0, 999)
+    seed: int = option(0, 0, 2**63 - 1)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fps", plain_rate(self.fps))
-        check_limits(self, LIMITS)
+        check_options(self)
         for name in ("height", "width"):
             if (value := getattr(self, name)) <= 0 or value % SPATIAL_STRIDE:
                 raise ValueError(f"{name} must be a positive multiple of 16, got {value}.")

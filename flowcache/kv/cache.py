@@ -29,7 +29,6 @@ class ChunkKVCache:
     ``capacity`` rows of every layer. Both are read through the workspace of one layer of the store.
 
     Args:
-        layout: what is stored of a token.
         capacity: most rows per layer and branch, without those in the store.
         keeps: whether keys and values outlive a call of the model. False: layers share one layer's rows.
         store: of clean chunks; None: they stay beside the live ones.
@@ -72,8 +71,7 @@ class ChunkKVCache:
     @property
     def nbytes(self) -> int:
         """Bytes allocated on the model's device; ``host_nbytes`` in host memory, if that is another."""
-        size = count_bytes([self._rows])
-        return size + self._store.nbytes if self._store else size
+        return count_bytes([self._rows]) + (self._store.nbytes if self._store else 0)
 
     @property
     def host_nbytes(self) -> int:
@@ -84,11 +82,7 @@ class ChunkKVCache:
         return len(self._visible(0, last_chunk, first_chunk))
 
     def enter(self, chunk: int, num_tokens: int) -> None:
-        """Give ``chunk`` a range behind all others, unless it has one.
-
-        Raises:
-            CacheFullError: the tokens do not fit.
-        """
+        """Give ``chunk`` a range behind all others, unless it has one; CacheFullError if it does not fit."""
         if chunk in self:
             return
         start, taken = self.num_tokens, self.num_taken
@@ -128,13 +122,10 @@ class ChunkKVCache:
     def read(
         self, layer: int, last_chunk: int | None = None, first_chunk: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Views of keys and values from ``first_chunk`` to ``last_chunk``, both included (None: no bound).
+        """Keys and values from ``first_chunk`` to ``last_chunk``, both included (None: no bound).
 
-        They are valid until another layer is read. Once chunks are compressed, ``first_chunk`` is ignored:
-        all chunks see what is kept of them.
-
-        Returns:
-            Keys and values, ``[branches, tokens, heads, head_dim]`` each.
+        Views ``[branches, tokens, heads, head_dim]``, valid until another layer is read. Once chunks are
+        compressed, ``first_chunk`` is ignored: all chunks see what is kept of them.
         """
         place = self._place(layer)
         rows = self._visible(place, last_chunk, first_chunk)

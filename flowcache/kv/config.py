@@ -50,7 +50,6 @@ class KVCompressionConfig:
 
     @property
     def within_step(self) -> bool:
-        """Whether compression happens within a step, see ``OriginalCompression``."""
         return self.original is not None and self.original.within_step
 
     def as_dict(self) -> dict[str, Any]:

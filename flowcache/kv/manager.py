@@ -8,22 +8,15 @@ from ..chunk_model import ChunkModel
 from ..config import FlowCacheConfig
 from ..schedule import StaircaseSchedule
 from .cache import ChunkKVCache
-from .compression import CompressedKVCache
+from .compression import CompressedKVCache, WithinStepCache
 from .selection import TokenSelector
 from .storage import RowStore
-from .within_step import WithinStepCache
 
 logger = logging.getLogger(__name__)
 
 
 class CacheManager:
-    """Makes the cache of a window and keeps it within its budget.
-
-    Args:
-        model, schedule: of the window.
-        lengths: tokens of each chunk.
-        config: ``compression``, ``clean_range``, ``storage``, and which chunks run when they are not live.
-    """
+    """Makes the cache of a window, whose chunks have ``lengths`` tokens, and keeps it within its budget."""
 
     def __init__(
         self, model: ChunkModel, schedule: StaircaseSchedule, lengths: Sequence[int], config: FlowCacheConfig

@@ -32,9 +32,8 @@ class QuantizationEvent:
 def quantize(numbers: Tensor, dim: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """Quantise to equal steps between the bounds that numbers along ``dim`` share.
 
-    Returns:
-        Codes, ``uint8``; with 4 bits two a byte, the second half of the last dimension in the upper bits. And
-        step and lower bound, fp16, of size 1 along ``dim``: a number is ``low + step * code``.
+    Returns codes, ``uint8``, with 4 bits two a byte, the second half of the last dimension in the upper bits;
+    and step and lower bound, fp16, of size 1 along ``dim``: a number is ``low + step * code``.
     """
     largest = torch.finfo(SCALE_DTYPE).max
     bounds = numbers.aminmax(dim=dim, keepdim=True)
@@ -73,11 +72,7 @@ class QuantizedRows(PlainRows):
     """Rows in 8 or 4 bits per number, written and read in whole groups.
 
     Keys share bounds over a group of tokens, each channel of a head by itself, as some channels of keys are
-    always large; values over the channels of a head, each token by itself (KIVI, arXiv 2402.02750, section
-    3).
-
-    Raises:
-        ValueError: 4 bits and heads of an odd number of channels, in ``allocate``.
+    always large; values over the channels of a head, each token by itself (KIVI, arXiv 2402.02750).
     """
 
     bits: int

@@ -20,7 +20,7 @@ def select(scores: Tensor, budget: int, group: int = 1) -> Tensor:
     """Indices of the best tokens of each head, ``[..., kept]``, best first.
 
     Args:
-        scores: ``[..., tokens]``, higher is kept.
+        scores: ``[..., tokens]``.
         budget: tokens to keep; with groups, as many whole groups as fit.
         group: consecutive tokens that are kept or dropped together, by their mean score.
     """

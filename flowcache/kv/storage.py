@@ -38,12 +38,10 @@ class RowStore:
 
     The workspace holds the clean rows of a layer and, behind them, its live ones.
 
-    Args:
-        layout: what is stored of a token.
-        capacity: clean rows per layer and branch.
-        form: of the clean rows.
-        live_rows: most live rows.
+    ``capacity``: clean rows per layer and branch; ``live_rows``: most live rows.
     """
+
+    host_nbytes = 0
 
     def __init__(self, layout: CacheLayout, capacity: int, form: PlainRows, live_rows: int = 0) -> None:
         self.capacity, self._layout, self._form = capacity, layout, form
@@ -56,18 +54,13 @@ class RowStore:
         """Bytes allocated on the model's device; ``host_nbytes`` in host memory, if that is another."""
         return count_bytes([self._workspace, *self._parts])
 
-    @property
-    def host_nbytes(self) -> int:
-        return 0
-
     def invalidate(self) -> None:
         self._layer = -1
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> Tensor | None:
         """Store rows from ``start`` on, ``[branches, rows, heads, head_dim]`` each.
 
-        Returns:
-            Root mean square of the error of keys and of values, over theirs; None if the form is exact.
+        Returns root mean square of the error of keys and of values, over theirs; None if the form is exact.
         """
         self.invalidate()
         stop = start + keys.shape[1]
@@ -81,12 +74,9 @@ class RowStore:
         return torch.stack([(read - rows).norm() / rows.norm().clamp_min(1e-12) for read, rows in pairs])
 
     def read(self, layer: int, count: int, live: Tensor) -> tuple[Tensor, Tensor]:
-        """Views of a layer's keys and values, ``[branches, rows, heads, head_dim]`` each.
+        """Views of a layer's ``count`` clean rows and its live ones, ``[branches, rows, heads, head_dim]``.
 
-        Args:
-            layer: of the rows.
-            count: number of its clean rows.
-            live: keys and values of its live rows, ``[2, branches, rows, heads, head_dim]``.
+        ``live``: keys and values of the live rows, ``[2, branches, rows, heads, head_dim]``.
         """
         stop = count + live.shape[2]
         if layer != self._layer:

@@ -75,7 +75,6 @@ def export(args: argparse.Namespace) -> None:
 
 
 def draw_losses(losses: list[float], path: Path) -> None:
-    """Save a PNG of the running mean of the loss."""
     window = min(50, len(losses))
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
     labels = {"xlabel": "step", "ylabel": f"velocity error, mean of {window} steps", "yscale": "log"}

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from flowcache.files import replaced_when_done, write_atomically
 
 from .moving_shapes import draw_scene, read_held_out, render
-from .muon import Muon, find_matrices
 
 
 class Task:
@@ -75,11 +74,13 @@ class Training:
         self.rng = np.random.default_rng(args.seed)
         self.weights = [weight for module in task.modules.values() for weight in module.parameters()]
         self.average = EMAModel(self.weights, decay=args.ema, foreach=True)
-        matrices = find_matrices(task.blocks)
-        ids = set(map(id, matrices))
+        self._matrices = find_matrices(task.blocks)
+        # Kernels of convolutions are flattened behind the first dimension; the memory is the same.
+        self._flat = [nn.Parameter(weight.detach().flatten(1)) for weight in self._matrices]
+        ids = set(map(id, self._matrices))
         rest = [weight for weight in self.weights if id(weight) not in ids]
         self._optimizers = [
-            Muon(matrices, lr=args.lr),
+            torch.optim.Muon(self._flat, lr=args.lr, weight_decay=0),
             torch.optim.AdamW(rest, lr=0.1 * args.lr, betas=(0.9, 0.99), weight_decay=0.01),
         ]
         self._parts = {"modules": list(task.modules.values()), "optimizers": self._optimizers}
@@ -88,7 +89,6 @@ class Training:
 
     @property
     def done(self) -> float:
-        """Share of the time spent so far."""
         return self.seconds / (60 * self.args.minutes)
 
     def step(self) -> None:
@@ -100,8 +100,11 @@ class Training:
         loss = self.task.loss(self.rng, self.done)
         for optimizer in self._optimizers:
             optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * factor
-            optimizer.zero_grad()
+        for weight in self.weights:
+            weight.grad = None
         loss.backward()
+        for flat, weight in zip(self._flat, self._matrices, strict=True):
+            flat.grad = None if weight.grad is None else weight.grad.flatten(1)
         for optimizer in self._optimizers:
             optimizer.step()
         self.average.step(self.weights)
@@ -134,6 +137,13 @@ class Training:
         self.rng = np.random.default_rng([self.args.seed, len(self.losses)])
 
 
+def find_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Weights for Muon; biases, norms, embeddings and single rows are left to AdamW."""
+    layers = (child for child in module.modules() if isinstance(child, (nn.Linear, nn.Conv2d, nn.Conv3d)))
+    parameters = (parameter for layer in layers for parameter in layer.parameters(recurse=False))
+    return [p for p in parameters if p.ndim > 1 and min(p.shape[0], p[0].numel()) > 1]
+
+
 def train(task: Task, args: argparse.Namespace) -> None:
     """Train for the given time, with a checkpoint every ``save_every`` steps."""
     args.out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +166,6 @@ def train(task: Task, args: argparse.Namespace) -> None:
 
 
 def new_parser(description: str, **defaults: float) -> argparse.ArgumentParser:
-    """Make a parser of the flags that all trainings share."""
     form = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=form)
     add = parser.add_argument

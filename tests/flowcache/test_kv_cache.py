@@ -9,14 +9,13 @@ from cached import TOKENS, fill, run
 from flowcache import FlowCacheConfig
 from flowcache.kv import compression
 from flowcache.kv.cache import CacheFullError, ChunkKVCache
-from flowcache.kv.compression import CompressedKVCache
+from flowcache.kv.compression import CompressedKVCache, WithinStepCache
 from flowcache.kv.config import KVCompressionConfig, KVStorageConfig
 from flowcache.kv.layout import CacheLayout
 from flowcache.kv.original import OriginalCompression
 from flowcache.kv.quantized import dequantize, group_size, quantize
 from flowcache.kv.scorers import SCORERS, Paper, Scorer
 from flowcache.kv.selection import TokenSelector
-from flowcache.kv.within_step import WithinStepCache
 from flowcache.registry import make_by_name
 
 LAYOUT = CacheLayout(num_layers=3, num_branches=2, num_heads=2, head_dim=8)

@@ -4,7 +4,6 @@ import pytest
 
 from flowcache import FlowCacheConfig
 from flowcache.reuse import ChunkwiseReuse, Interval, NoReuse, TeaCache
-from magi1.config import FlowCacheOptions
 from magi1.methods import check_cache
 from magi1.methods import method_config as magi
 from skyreels_v2 import method_config as skyreels
@@ -88,18 +87,16 @@ def test_retention_steps_and_fitted_polynomials():
 
 
 def test_options_of_a_yaml_file():
-    options = FlowCacheOptions(rel_l1_thresh=0.1, warmup_steps=0, compress_kv_cache=True)
-    config = magi("flowcache", options)
+    config = magi("flowcache", rel_l1_thresh=0.1, warmup_steps=0, compress_kv_cache=True)
     assert (config.policy.threshold, config.policy.warmup_steps) == (0.1, 1)
     assert (config.compression.total, config.compression.query_granularity) == (8, "frame")
-    assert magi("vanilla", options).policy == NoReuse(), "the original's files name a threshold there, too"
 
 
 @pytest.mark.parametrize("preset", ["fast", "paper-fast", "paper-slow"])
 def test_the_paper_presets_compress_as_the_original_does(preset):
     paper = preset != "fast"
-    options = FlowCacheOptions(compress_kv_cache=True, total_cache_chunk_nums=9)
-    configs = [skyreels("flowcache", preset, budget_block=2), magi("flowcache", options, preset=preset)]
+    options = {"compress_kv_cache": True, "total_cache_chunk_nums": 9}
+    configs = [skyreels("flowcache", preset, budget_block=2), magi("flowcache", preset, **options)]
     compressions = [config.compression for config in configs]
     assert [bool(c.original and c.original.within_step) for c in compressions] == [paper, False]
     assert {c.max_queries for c in compressions} == {None if paper else 256}

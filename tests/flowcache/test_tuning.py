@@ -7,7 +7,7 @@ import torch
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.reuse import Interval, NoReuse
-from flowcache.tuning import Profile, Target, Tuning, profile_folder
+from flowcache.tuning import Target, Tuning, profile_folder
 
 CACHE = FlowCacheConfig(policy=Interval(warmup_steps=2))
 MODEL = {"model": "tiny", "video": {"steps": 20}}
@@ -44,9 +44,6 @@ def test_the_best_setting_that_meets_the_target(tmp_path):
     loose, strict = (tuning(tmp_path, target=Target(psnr=psnr)).run(Pilot()) for psnr in (20, 26))
     assert strict.expected.psnr >= 26 > loose.expected.psnr >= 20
     assert loose.expected.speedup > strict.expected.speedup
-    trace = Trace()
-    loose.note(trace)
-    assert trace.settings["tuning"] == {"target": "20dB", "expected": str(loose)}
 
 
 def test_a_profile_is_made_once_for_all_targets(tmp_path):
@@ -59,7 +56,6 @@ def test_a_profile_is_made_once_for_all_targets(tmp_path):
     other.check()
     other.run(second)
     assert not second.asked
-    assert Profile.load(search.path) == search.saved()
 
 
 @pytest.mark.parametrize(

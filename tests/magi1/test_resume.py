@@ -9,7 +9,7 @@ from reference import ROOT
 from resumed import check_killed_often, check_stream, kill_at, stop_at
 
 from magi1 import adapter, load_pipeline, resolve_model
-from magi1.config import FlowCacheOptions, MagiConfig
+from magi1.config import MagiConfig
 from magi1.methods import method_config
 
 COMPRESSED = {"compress_kv_cache": True, "total_cache_chunk_nums": 5}
@@ -37,7 +37,7 @@ def test_a_stream_resumes_from_any_part(pipeline, weights, name, frames):
     method, options, changes = CASES[name]
     prefix = torch.rand(3, frames, 32, 32, generator=torch.Generator().manual_seed(0)) if frames else None
     config = MagiConfig.from_file(weights, {"num_frames": 44, **changes})
-    given = ("a red circle", config, method_config(method, FlowCacheOptions(**options)), prefix)
+    given = ("a red circle", config, method_config(method, **options), prefix)
     check_stream(lambda trace, state: pipeline.stream(*given, trace, state), f"{name}{frames}")
 
 

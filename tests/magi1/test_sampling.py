@@ -13,8 +13,8 @@ from torch import Tensor
 from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, Trace, cut_window
 from flowcache.kv.scorers import ScoreInput
 from flowcache.kv.selection import TokenSelector
-from magi1.config import FlowCacheOptions
-from magi1.methods import method_config
+from flowcache.methods import MethodOptions
+from magi1.methods import TRAITS, method_config
 from magi1.schedule import Euler
 
 RELATIVE = 1e-4
@@ -85,11 +85,10 @@ def test_flowcache(name, monkeypatch):
             "and scores by its queries as if it stood behind the newest chunk; ours sees itself alone"
         )
     named = settings | (settings.get("compression") or {})
-    known = FlowCacheOptions.__dataclass_fields__
-    options = FlowCacheOptions(**{key: value for key, value in named.items() if key in known})
-    cache = method_config("flowcache", options, preset="paper-fast")
+    known = {TRAITS.names.get(key, key) for key in MethodOptions.__dataclass_fields__}
+    cache = method_config("flowcache", "paper-fast", **{k: v for k, v in named.items() if k in known})
     monkeypatch.setattr(TokenSelector, "choose", checked_choose(case, TokenSelector.choose))
-    latents, given, trace = denoise(case, cache, nearly_clean=not options.discard_nearly_clean_chunk)
+    latents, given, trace = denoise(case, cache, nearly_clean=not settings["discard_nearly_clean_chunk"])
     table = torch.full_like(reuse_table(case), -1)
     for record in trace.steps:
         for event in record.events:
