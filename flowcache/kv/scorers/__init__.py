@@ -1,9 +1,13 @@
-"""Scores by which tokens are kept: a scorer is a class here and a line in ``SCORERS``."""
+"""Scores by which tokens are kept: a scorer is a file here and a line in ``SCORERS``."""
 
 from .base import ScoreInput, Scorer
-from .controls import KeyNorm, Random, Recency, SinkWindow
 from .importance import Importance
-from .paper import Paper, Redundancy
+from .key_norm import KeyNorm
+from .paper import Paper
+from .random import Random
+from .recency import Recency
+from .redundancy import Redundancy
+from .sink_window import SinkWindow
 
 SCORERS: dict[str, type[Scorer]] = {
     "paper": Paper,
