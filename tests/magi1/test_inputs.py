@@ -1,7 +1,6 @@
 """Inputs of the programs: damaged folders, weights that are not finite, prompts, the original's variables."""
 
 import json
-import logging
 import shutil
 import time
 from pathlib import Path
@@ -17,7 +16,6 @@ from safetensors.torch import load_file, save
 
 from flowcache.trace import Trace
 from magi1 import model_source
-from magi1.chunk_model import MagiChunkModel
 from magi1.text_encoder import T5_FOLDER
 
 VAE, TEXT = "vae/config.json", f"t5/{T5_FOLDER}/config.json"
@@ -130,29 +128,7 @@ def test_damaged_weights_are_named(stops, weights, tmp_path, monkeypatch, key, t
     stops(noticed, f"--{key}", copy, *flags, "--resume")
 
 
-@pytest.mark.parametrize("resume", [[], ["--resume"]])
-def test_a_model_that_breaks_at_its_fifth_call(stops, monkeypatch, resume):
-    calls, plain = iter(range(5)), MagiChunkModel.head
-
-    def head(model, inputs, outputs):
-        velocities = plain(model, inputs, outputs)
-        return [v * float("nan") for v in velocities] if next(calls, None) == 4 else velocities
-
-    monkeypatch.setattr(MagiChunkModel, "head", head)
-    stops("after its step 4", "--method", "vanilla", *resume)
-
-
 LOGGER = "flowcache.prompts"
-
-
-def test_lost_words_are_a_warning_and_in_the_trace(front, weights, caplog):
-    prompt = "a red zebra 猫" + " circle" * 70
-    flags = ["--config_file", weights, "--model", "official", "--method", "vanilla", "--num_frames", 4]
-    assert front(*flags, "--prompt", prompt, "--output_path", "a.mp4") == 0
-    lost = Trace.load("a.trace.json").settings["prompt_losses"]
-    assert lost == {"prompt": {"removed": ["猫"], "unknown": ["zebra"], "cut": " ".join(["circle"] * 14)}}
-    records = [record for record in caplog.records if record.name == LOGGER]
-    assert [record.levelno for record in records] == [logging.WARNING] * 3
 
 
 def test_a_benchmark_warns_once_of_a_kind(weights, monkeypatch, tmp_path, caplog):
