@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -56,12 +57,8 @@ def test_a_preset_selects_the_steps_unless_an_option_does(prepared):
     assert prepared("--preset", "quality").sampler.config.policy.scale == 0.3
     given = prepared("--preset", "paper-fast", "--rel_l1_thresh", "1e-2").sampler.config
     assert (given.policy.threshold, given.forecast, given.clean_pass) == (0.01, "hold_displacement", False)
-    assert (
-        prepared(
-            "--policy", "chunkwise", "--policy_option", "final_steps=3"
-        ).sampler.config.policy.final_steps
-        == 3
-    )
+    chunkwise = prepared("--policy", "chunkwise", "--policy_option", "final_steps=3").sampler.config
+    assert chunkwise.policy.final_steps == 3
     keys = ["--score_weighting_method", "upper_convex_polynomial", "--power", 2, "--preset", "paper-fast"]
     original = prepared("--method", "vanilla", *COMPRESS, *keys).sampler.config.compression.original
     assert (original.weighting, original.power, original.best_first) == ("upper_convex_polynomial", 2, True)
@@ -194,18 +191,12 @@ def test_bad_input_is_refused_in_one_line(front, weights, capsys, monkeypatch, t
     assert_refused(front(*arguments), named, capsys)
 
 
-OUT_OF_MEMORY = {
-    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has a total capacity"),
-    "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate"),
-    "Python": MemoryError(),
-}
+CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has a total capacity")
+CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate")
 
 
-@pytest.mark.parametrize("kind", OUT_OF_MEMORY)
-def test_exhausted_memory_is_one_sentence(front, weights, capsys, monkeypatch, kind):
-    def load(*_):
-        raise OUT_OF_MEMORY[kind]
-
-    monkeypatch.setattr(adapter, "load_pipeline", load)
+@pytest.mark.parametrize("error", [CUDA, CPU, MemoryError()], ids=["CUDA", "CPU", "Python"])
+def test_exhausted_memory_is_one_sentence(front, weights, capsys, monkeypatch, error):
+    monkeypatch.setattr(adapter, "load_pipeline", Mock(side_effect=error))
     assert front("--config_file", weights, "--model", "official", "--prompt", "a") == 1
     assert re.match("error: .*out of memory", capsys.readouterr().err.splitlines()[-1])

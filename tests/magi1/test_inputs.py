@@ -32,14 +32,9 @@ DAMAGE = [
     *((name, None) for name in (VAE, TEXT, TOKENIZER, WEIGHTS, TEXT_WEIGHTS)),
     *((name, torch.Tensor.int) for name in ("vae/diffusion_pytorch_model.safetensors", TEXT_WEIGHTS)),
     *((VAE, {"depth": size}) for size in (10**9, 1e300)),
-    *(
-        (VAE, change)
-        for change in ({"embed_dim": 2**62}, {"num_heads": "two"}, {"ddconfig": {"depth": 10**9}})
-    ),
-    *(
-        (TEXT, change)
-        for change in ({"d_model": 32}, {"num_layers": 0}, {"dense_act_fn": "x"}, {"vocab_size": 3})
-    ),
+    *((VAE, {key: value}) for key, value in (("embed_dim", 2**62), ("num_heads", "two"))),
+    (VAE, {"ddconfig": {"depth": 10**9}}),
+    *((TEXT, {key: value}) for key, value in (("d_model", 32), ("dense_act_fn", "x"), ("vocab_size", 3))),
     (TOKENIZER_CONFIG, {"model_max_length": -5}),
     (TOKENIZER_CONFIG, {"auto_map": {"AutoTokenizer": ["a.B", None]}, "tokenizer_class": None}),
     (INDEX, {"weight_map": {"rope.bands": 5}}),
