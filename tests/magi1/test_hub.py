@@ -92,31 +92,27 @@ def test_only_what_is_needed_is_downloaded(snapshot, configure, monkeypatch):
     ]
 
 
-def test_local_parts_are_not_downloaded(snapshot, weights):
+def test_what_the_hub_lacks_is_named(snapshot, configure, weights, monkeypatch):
+    def refused(message, load=LOAD):
+        source = resolve_model(configure(load=load), model="official", device="cpu")
+        with pytest.raises(OSError, match=f"load: .*{message}") as raised:
+            load_pipeline(source, "cpu")
+        assert "\n" not in str(raised.value)
+
+    refused("folder ckpt/magi/5B/inference_weight.distill", f"{REPOSITORY}/ckpt/magi/5B")
     for name in ("vae", "t5"):
         shutil.rmtree(snapshot / "ckpt" / name)
-    load_pipeline(resolve_model(weights, {"load": LOAD}, device="cpu"), "cpu")
-
-
-def test_what_the_hub_lacks_is_named(snapshot, configure, monkeypatch):
-    source = resolve_model(configure(), {"load": f"{REPOSITORY}/ckpt/magi/5B"}, "official", "cpu")
-    with pytest.raises(OSError, match=r"load: .*folder ckpt/magi/5B/inference_weight.distill"):
-        load_pipeline(source, "cpu")
+    load_pipeline(resolve_model(weights, {"load": LOAD}, device="cpu"), "cpu")  # whose other parts are local
     (snapshot / "ckpt/magi/4.5B_distill/inference_weight.distill/model.safetensors").unlink()
-    source = resolve_model(configure(), {"load": LOAD}, "official", "cpu")
-    with pytest.raises(OSError, match=r"load: .*ConnectionError.*lacks model.safetensors"):
-        load_pipeline(source, "cpu")
+    refused("ConnectionError.*lacks model.safetensors")
     shutil.rmtree(snapshot.parents[1])
-    with pytest.raises(OSError, match=r"load: .*ConnectionError") as raised:
-        load_pipeline(source, "cpu")
-    assert "\n" not in str(raised.value)
+    refused("ConnectionError")
 
     def repo_info(*_, timeout):
         raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
 
     monkeypatch.setattr(flowcache.hub.HfApi, "repo_info", repo_info)
-    with pytest.raises(OSError, match=r"load: .*no repository sand-ai/MAGI-1"):
-        load_pipeline(source, "cpu")
+    refused("no repository sand-ai/MAGI-1")
 
 
 @pytest.mark.parametrize("load", ["downloads/none", "", REPOSITORY])

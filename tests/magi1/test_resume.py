@@ -6,7 +6,7 @@ import pytest
 import torch
 from programs import Program
 from reference import ROOT
-from resumed import check_killed_often, check_stream, kill_at, stop_at
+from resumed import check_stream, kill_at, stop_at
 
 from magi1 import adapter, load_pipeline, resolve_model
 from magi1.config import MagiConfig
@@ -52,10 +52,6 @@ def front(monkeypatch, tmp_path, weights, pipeline):
     monkeypatch.setattr(adapter, "load_pipeline", lambda *_: pipeline)
     program = Program(ROOT / "FlowCache4MAGI-1" / "generate_video.py", monkeypatch)
     return lambda *more: program("--config_file", weights, *FLAGS, *more)
-
-
-def test_killed_ten_times(front, tmp_path):
-    check_killed_often(front, tmp_path)
 
 
 STOPS = [((KeyboardInterrupt,), 130), ((KeyboardInterrupt, 15), 143), ((OSError, errno.ENOSPC, "full"), 1)]

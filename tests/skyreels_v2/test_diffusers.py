@@ -1,13 +1,15 @@
-"""The chunk by chunk forward through the cache, and any frame's rotary position, against diffusers'."""
+"""The forward through the cache, rotary positions and the solver against diffusers'."""
 
+import numpy as np
 import pytest
 import torch
-from diffusers import SkyReelsV2Transformer3DModel
+from diffusers import SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2RotaryPosEmbed
 from layouts import run_blocks
 
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 from skyreels_v2.rotary import FrameRotary
+from skyreels_v2.solver import ChunkUniPC
 
 SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4}
 SIZES |= {"text_dim": 16, "freq_dim": 32, "ffn_dim": 32, "num_layers": 3}
@@ -37,3 +39,21 @@ def test_rotary_positions_are_those_of_the_whole_table(longest):
     rotary = FrameRotary(SkyReelsV2RotaryPosEmbed(24, (1, 1, 1), longest), (HEIGHT, WIDTH), 20)
     for start, stop in ((0, 5), (5, 7), (19, 20)):
         assert torch.equal(rotary.frames(start, stop), whole[start * tokens : stop * tokens])
+
+
+@pytest.mark.parametrize("steps, shift", [(1, 8.0), (2, 8.0), (3, 3.0), (8, 5.0), (50, 8.0)])
+def test_solver_equals_diffusers(steps, shift):
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+    )
+    scheduler.set_timesteps(sigmas=np.linspace(0.999, 0, steps + 1)[:-1])
+    solver = ChunkUniPC(steps, shift, first_correction_as_original=False)
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(4, 4, generator=generator) / 2
+    theirs = torch.randn(1, 4, 3, 8, 8, generator=generator)
+    ours = theirs[0].clone()
+    for step, timestep in enumerate(scheduler.timesteps):
+        velocity = torch.einsum("ij,bj...->bi...", mix, theirs).sin()
+        theirs = scheduler.step(velocity, timestep, theirs, return_dict=False)[0]
+        ours = solver.step(0, step, ours, torch.einsum("ij,j...->i...", mix, ours).sin())
+    torch.testing.assert_close(ours, theirs[0], rtol=1e-5, atol=1e-5)

@@ -4,34 +4,23 @@ from pathlib import Path
 
 import pytest
 from damaged import damaged, with_nan
-from PIL import Image
 
 from flowcache.finite import NotFiniteError
 from skyreels_v2 import checkpoint as loader
 from skyreels_v2 import load_pipeline
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 
-CALL = {"height": 32, "width": 32, "num_frames": 17, "num_inference_steps": 6, "ar_step": 2}
 FLAGS = ["--prompt", "a red circle", "--outdir", "out", "--height", 32, "--width", 32, "--num_frames", 17]
 FLAGS += ["--inference_steps", 6, "--ar_step", 2, "--causal_block_size", 2]
 
-DAMAGE = {
-    "blocks.1.ffn.net.2.weight": "latents of chunk 0 after its step 0",
-    "encoder.final_layer_norm.weight": "text embeddings",
-    "decoder.conv_out.bias": "frames from the VAE",
-    "encoder.conv_in.bias": "latents of the given frames",
-}
 
-
-@pytest.mark.parametrize("tensor", DAMAGE)
-def test_damaged_weights_are_named(checkpoint, tmp_path, monkeypatch, tensor):
-    copy = str(damaged(checkpoint, tmp_path / "copy", tensor, with_nan))
-    with pytest.raises(NotFiniteError, match=f": [^ ]*{tensor}"):
+def test_damaged_weights_are_named(checkpoint, tmp_path, monkeypatch):
+    copy = str(damaged(checkpoint, tmp_path / "copy", "encoder.final_layer_norm.weight", with_nan))
+    with pytest.raises(NotFiniteError, match=r": [^ ]*encoder\.final_layer_norm.weight"):
         load_pipeline(copy, "cpu")
     monkeypatch.setattr(loader, "check_finite_weights", lambda components: None)
-    pipeline, image = load_pipeline(copy, "cpu"), Image.new("RGB", (32, 32), "red")
-    with pytest.raises(NotFiniteError, match=f"^{DAMAGE[tensor]}"):
-        pipeline("a red circle", image=image if "given" in DAMAGE[tensor] else None, **CALL)
+    with pytest.raises(NotFiniteError, match=r"^text embeddings"):
+        load_pipeline(copy, "cpu")("a", height=32, width=32, num_frames=17, num_inference_steps=2)
 
 
 def test_a_model_that_breaks_once(front, checkpoint, capsys, monkeypatch):

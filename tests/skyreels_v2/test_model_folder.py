@@ -27,26 +27,17 @@ CONTENTS = [
 VALUES = [
     (VAE, "dim_mult", [10**9]),
     (VAE, "z_dim", "16"),
-    (VAE, "latents_mean", [0.0]),
-    (VAE, "scale_factor_spatial", 0),
-    (VAE, "in_channels", 5),
     (VAE, "patch_size", 0),
     (TRANSFORMER, "_class_name", "WanTransformer3DModel"),
-    (TRANSFORMER, "num_attention_heads", -1),
     (TRANSFORMER, "eps", float("nan")),
     (TRANSFORMER, "patch_size", [2, 2, 2]),
-    (TEXT, "num_hidden_layers", 10**9),
     (TEXT, "vocab_size", 3),
-    (TEXT, "model_type", [1]),
     (SCHEDULER, "num_train_timesteps", 10**15),
-    ("model_index.json", "_class_name", ["SkyReelsV2Pipeline"]),
     ("model_index.json", "_class_name", "SkyReelsV2ImageToVideoPipeline"),
-    (TOKENIZER_CONFIG, "model_max_length", "long"),
     (TOKENIZER_CONFIG, "auto_map", {"AutoTokenizer": ["a.B", None]}),
     (DEFAULTS, "height", 33),
     (DEFAULTS, "reuse_coefficients", "steep"),
     (INDEX, "weight_map", {"proj_out.weight": 5}),
-    (INDEX, "weight_map", [5]),
 ]
 
 

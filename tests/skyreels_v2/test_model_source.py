@@ -46,18 +46,12 @@ def test_official_ids(model_id, suffix, layout):
     assert (auto.location, auto.family) == (checkpoint.OFFICIAL_DEFAULT, "1.3B")
 
 
-@pytest.mark.parametrize(
-    "model_id",
-    ["", "bogus", "/no/such/folder", f"{checkpoint.OFFICIAL_DEFAULT}-Diffusers"]
-    + [f"Skywork/SkyReels-V2-{name}" for name in ("T2V-14B-540P", "I2V-1.3B-540P-Diffusers")],
-)
-def test_unknown_ids(model_id):
-    message = resolve_error(model_id)
-    assert message.startswith("model_id") and message.endswith(f"got {model_id!r}.")
-    assert all(name in message for name in checkpoint.OFFICIAL)
-
-
-def test_folder_without_layout(tmp_path):
+def test_unknown_ids(tmp_path):
+    names = [f"Skywork/SkyReels-V2-{name}" for name in ("T2V-14B-540P", "I2V-1.3B-540P-Diffusers")]
+    for model_id in ("", "bogus", "/no/such/folder", f"{checkpoint.OFFICIAL_DEFAULT}-Diffusers", *names):
+        message = resolve_error(model_id)
+        assert message.startswith("model_id") and message.endswith(f"got {model_id!r}.")
+        assert all(name in message for name in checkpoint.OFFICIAL)
     message = resolve_error(tmp_path)
     assert "model_index.json" in message and "config.json" in message
 

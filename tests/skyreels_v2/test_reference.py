@@ -18,7 +18,7 @@ from flowcache.config import KVCompressionConfig
 from flowcache.kv.original import OriginalCompression
 from flowcache.reuse import ChunkwiseReuse, NoReuse, TeaCache
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
-from skyreels_v2.solver import ChunkUniPC
+from skyreels_v2.solver import ChunkUniPC, noise_grid
 
 RELATIVE = 1e-4
 
@@ -157,3 +157,37 @@ def assert_decisions(trace: Trace, tables: dict) -> None:
         assert [not event.reused for event in own] == table["computed"]
         for event, accumulated in zip(own, table["acc_before_reset"], strict=True):
             assert accumulated is None or event.accumulated == pytest.approx(accumulated, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tables(reference):
+    return Case(reference, "schedule").info
+
+
+def test_noise_grid(tables):
+    prefix = "unipc_flow_shift"
+    for name in (name for name in tables if name.startswith(prefix)):
+        shift = float(name.removeprefix(prefix))
+        for steps, table in tables[name].items():
+            solver = ChunkUniPC(int(steps), shift)
+            assert [solver.timestep(i) for i in range(int(steps))] == table["timesteps"]
+            assert noise_grid(int(steps), shift) == pytest.approx(table["sigmas"], abs=1e-7)
+
+
+def test_staircase(tables):
+    for case in tables["cases"]:
+        blocks = case["num_latent_frames"] // case["causal_block_size"]
+        prefix = case["num_pre_ready"] // case["causal_block_size"]
+        # a block starts at the latest when the one before it is finished
+        stride = min(case["ar_step"], case["steps"])
+        schedule = StaircaseSchedule(blocks, case["steps"], stride, prefix)
+        if "error" in case:
+            base = case["base"] // case["causal_block_size"]
+            assert schedule.max_live > base, "too many live blocks for the window, as the original says"
+            continue
+        assert len(schedule) == case["rows"]
+        for live, row, mask in zip(
+            schedule, case["step_index_per_block"], case["update_mask_per_block"], strict=True
+        ):
+            assert sorted(live) == [block for block, moves in enumerate(mask) if moves]
+            assert all(row[block] == local_step + 1 for block, local_step in live.items())

@@ -95,26 +95,6 @@ def test_methods_are_compared_in_a_table(front, tmp_path, capsys):
     assert "blocks of 2" in (tmp_path / "out" / "tables.md").read_text()
 
 
-def test_an_option_is_for_those_of_several_methods_that_have_it(front):
-    def prepare(*methods, flags=("--interval", 2)):
-        _, work = front.prepare(*VBENCH, *flags, "--methods", *methods)
-        return {name: sampler.config for name, sampler in work.samplers.items()}
-
-    configs = prepare("vanilla", "causal", "teacache", "flowcache:fast").values()
-    assert [config.as_dict()["policy"] for config in configs] == ["none", "none", "teacache", "interval"]
-    configs = prepare(
-        "vanilla", "teacache", "causal", flags=("--use_compress", "--forecast", "hold_velocity")
-    )
-    assert [name for name, config in configs.items() if config.compression] == ["causal"]
-    for methods, flags, named in (
-        (("vanilla", "teacache:paper-fast"), ("--interval", 2), "vanilla computes every step, teacache"),
-        (("vanilla", "causal"), ("--forecast", "hold_velocity"), "forecast"),
-        (("vanilla",), ("--method", "causal"), "methods and method"),
-    ):
-        with pytest.raises(ValueError, match=named):
-            prepare(*methods, flags=flags)
-
-
 BAD = {
     "RANK WORLD_SIZE": [],
     "vbench_prompt_dir": [],
@@ -132,3 +112,21 @@ def test_bad_input_is_refused_in_one_line(front, monkeypatch, capsys, named):
     if named.startswith(("RANK", "DEVICES")):
         monkeypatch.setenv(named.partition(" ")[0], "first" if named == "DEVICES" else "3")
     assert_refused(front(*BAD[named]), named, capsys)
+
+
+def test_an_option_is_for_those_of_several_methods_that_have_it(front):
+    def prepare(*words):
+        _, work = front.prepare(*VBENCH, "--methods", "vanilla", "causal", *words)
+        return [sampler.config for sampler in work.samplers.values()]
+
+    configs = prepare("teacache", "flowcache:fast", "--interval", 2)
+    assert [config.as_dict()["policy"] for config in configs] == ["none", "none", "teacache", "interval"]
+    configs = prepare("teacache", "--use_compress", "--forecast", "hold_velocity")
+    assert [config.compression is None for config in configs] == [True, False, True]
+    for words, named in (
+        (("teacache:paper-fast", "--interval", 2), "vanilla computes every step, .*teacache takes"),
+        (("--forecast", "hold_velocity"), "forecast"),
+        (("--method", "causal"), "methods and method"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            prepare(*words)

@@ -67,13 +67,7 @@ def test_typed_settings_that_exclude_each_other_are_refused_with_a_script_too(pr
 def test_sampling_scripts_set_the_benchmark(benchmark, frames, monkeypatch, tmp_path):
     words = script_words(FOLDER / f"sample_{benchmark}.sh", "--ar_step", 2, cwd=tmp_path)
     given = Program(FOLDER / "sample_video.py", monkeypatch).read(*words)
-    values = (
-        "benchmark",
-        "num_frames",
-        "ar_step",
-        "inference_steps",
-        "overlap_history",
-        "addnoise_condition",
-    )
-    assert [given.get(name) for name in values] == [benchmark, frames, 2, 50, 17, 20]
+    expected = {"benchmark": benchmark, "num_frames": frames, "ar_step": 2, "inference_steps": 50}
+    expected |= {"overlap_history": 17, "addnoise_condition": 20}
+    assert {name: given.get(name) for name in expected} == expected
     assert given.typed == {"ar_step"}
