@@ -141,8 +141,16 @@ def test_a_prefix_is_the_end_of_the_video_at_the_rate_of_the_new_one(prepared, c
 #: A list of lists of the same lists: small to write, endless to show.
 BOMB = f"[&a0 [1, 1], {', '.join(f'&a{i + 1} [*a{i}, *a{i}, *a{i}]' for i in range(60))}]"
 BAD = f"""
+num_step num_steps?: --num_step 8
 rel_l1_tresh rel_l1_thresh?: --rel_l1_tresh 0.1
 num_steps multiple: --num_steps=10
+num_steps whole: --num_steps many
+rel_l1_thresh least: --rel_l1_thresh -1
+rel_l1_thresh nan: --rel_l1_thresh .nan
+rel_l1_thresh interval: --rel_l1_thresh 0.1 --interval 3
+interval effect rel_l1_thresh: --interval 2 --method teacache
+rel_l1_thresh effect vanilla: --rel_l1_thresh=0.1 --method vanilla
+preset effect interval: --compress_kv_cache true --preset quality --interval 3
 total_cache_chunk_nums effect compress_kv_cache: --total_cache_chunk_nums 6
 score_weighting_method effect: --compress --compress_strategy frame --score_weighting_method gaussian
 power effect: --compress_kv_cache true --power 2
@@ -154,16 +162,31 @@ noise2clean_kvrange YAML: --noise2clean_kvrange [5,4,
 noise2clean_kvrange least: --noise2clean_kvrange [0]
 clean_chunk_kvrange: --clean_chunk_kvrange 0
 device: --device mps
+output_path folder: --output_path .
 output_path .mp4: --output_path a.avi
+output_path written: --output_path /proc/nowhere/a.mp4
+output_path: --output_path {"x" * 300}.mp4
+num_frames most: --num_frames {10**15}
 num_frames height width: --num_frames {10**6} --video_size_h {2**14} --video_size_w {2**14}
+fps: --fps=-1
+fps: --fps 1/0
 num_steps most: --num_steps {10**9}
 text_scales number: --text_scales "{BOMB}"
+num_steps whole: --num_steps "{BOMB}"
 bomb.yaml: --additional_config bomb.yaml
 deep.json JSON: --config_file deep.json
+latin.yaml YAML: --additional_config latin.yaml
+/dev/zero YAML: --additional_config /dev/zero
+config_file: --config_file ~nosuch_user/a.json
+load path: --load ~nosuch_user/magi
 load folder: --load ""
 null_caption_embedding: --caption_channels 32
 clean_t: --clean_t .nan
 params_dtype: --params_dtype torch.foo
+kv_bits: --kv_bits 2
+score_weighting_method: --score_weighting_method nonsense
+hidden_size: --hidden_size -1
+seed: --seed -2
 t_patch_size: --t_patch_size 2
 cfg_t_range rise: --distill false --cfg_number 3 --cfg_t_range "[0.0, 0.3, 0.1, 0.5, 0.999]"
 total_cache_chunk_nums window_size: --compress_kv_cache true --total_cache_chunk_nums 4
@@ -172,8 +195,12 @@ i2v image_path: --mode i2v
 t2v image_path: --mode t2v --image_path red.png
 image_path exist: --mode i2v --image_path a.png
 prefix_video_path: --mode v2v --prefix_video_path {FAULTS / "timestamps.avi"}
+num_steps argument: --num_steps --fps 3
 x.yaml read: x.yaml
+method: --method magic
+prompt empty: --prompt " "
 inference_weight.fp8.distill: --fp8_quant true
+target_psnr rel_l1_thresh: --target_psnr 30 --rel_l1_thresh 0.1
 target_speedup flowcache: --target_speedup 3 --method teacache
 folder: --model small
 """

@@ -118,31 +118,67 @@ def test_a_name_is_that_of_the_content_and_not_of_paths(prepare, checkpoint, tmp
 
 BAD = f"""
 model_id: --model_id Skywork/Nothing
+model_id: --model_id {"x" * 300}
 resolution: --resolution 1080P
+num_frames: --num_frames 98
 overlap_history: --num_frames 177
+overlap_history smaller: --num_frames 177 --overlap_history 97
 overlap_history windows: --num_frames 9 --overlap_history 5
 addnoise_condition image: --num_frames 9 --addnoise_condition 20
+teacache_thresh least: --teacache_thresh=-0.1
+teacache_thresh nan: --teacache_thresh nan
+interval: --interval 0
+interval teacache_thresh: --interval 3 --method teacache
+interval vanilla: --interval 3 --method vanilla
+teacache_thresh causal: --teacache_thresh 0.1 --method causal
+policy chunkwise nonsense threshold: --policy chunkwise --policy_option nonsense=1
 policy interval: --policy chunkwise --interval 3
 image: missing.png: --image missing.png
+image: read: --image {ROOT / "pyproject.toml"}
 video_path overlap_history: --video_path {FAULTS / "rot90.mp4"}
+video_path read: --video_path {ROOT / "pyproject.toml"} --overlap_history 17
 end_image image: --end_image missing.png
 device: --device foo
 device cuda: --device cuda
 shift most: --shift 1e9
+shift least: --shift 1e-300
 --teacash --teacache?: --teacash
+teacache causal: --teacache --method causal
 --use_usp sample_video.py: --use_usp
 --prompt_enhance longer: --prompt_enhance
 causal_block_size window: --num_frames 9 --causal_block_size 5
+budget_block least: --use_compress --budget_block 0
+budget_block use_compress: --budget_block 2
+use_compress vanilla: --use_compress --method vanilla
+use_kvrange teacache: --use_kvrange --method teacache
+use_compress use_kvrange: --use_compress --use_kvrange
+kvrange use_kvrange: --kvrange 0
+kv_offload teacache: --kv_offload --method teacache
+use_ret_steps teacache: --no-use_ret_steps
 use_ret_steps paper-fast: --use_ret_steps --interval 3
+use_ret_steps causal: --use_ret_steps --method causal
+preset vanilla: --preset fast --method vanilla
+preset paper-fast: --preset quality --method teacache
+preset teacache_thresh: --preset quality --teacache_thresh 0.1
 preset causal computes: --preset quality --method causal --use_compress
+forecast causal: --forecast hold_velocity --method causal
 negative_prompt guidance_scale: --negative_prompt a --guidance_scale 1
 streaming ar_step: --streaming --use_compress
 streaming use_compress: --streaming --ar_step 2
+streaming cache method: --streaming --ar_step 2 --method teacache
 streaming end_image: --streaming --ar_step 2 --use_compress --image first.png --end_image first.png
 outdir: --outdir /proc/nowhere
+outdir long: --expname {"x" * 300}
+profile long: --target_psnr 30 --profile {"x" * 250}
+profile target_psnr: --profile a.json
+fps: --fps 24/
 height: --height 33
 num_frames windows: --num_frames {10**6 - 3} --base_num_frames 5 --overlap_history 1 --causal_block_size 1
+num_frames x height: --num_frames {10**6 - 3} --overlap_history 17 --height {2**14} --width {2**14}
+prompt empty: --prompt " "
+target_speedup target_psnr: --target_speedup 3 --target_psnr 30
 target_psnr teacache_thresh: --target_psnr 30 --teacache_thresh 0.1
+target_psnr flowcache teacache: --teacache --target_psnr 30
 """
 
 
