@@ -21,7 +21,7 @@ import torch
 
 from .adapter import Adapter, Start
 from .benchmark.physics_iq import SECONDS
-from .benchmark.ranks import Rank, device_of, list_devices
+from .benchmark.ranks import Rank, list_devices, select_device
 from .benchmark.samples import BENCHMARKS, BenchmarkOptions, split_method
 from .benchmark.sampling import Sampling, run_on
 from .command_line import check_device, output_file
@@ -181,7 +181,7 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
     given = read_options(model, "sample", words)
     options = BenchmarkOptions(**given.pick(BenchmarkOptions))
     rank, devices = Rank.from_environment(os.environ), list_devices(*options.devices_text(os.environ))
-    device, compared = device_of(rank, devices), given.get("methods", [])
+    device, compared = select_device(rank, devices), given.get("methods", [])
     runs = {}
     with given.naming():
         if compared and "method" in given.typed:
@@ -224,7 +224,7 @@ def choose_method(given: Given, model: type[Adapter]) -> tuple[MethodOptions, di
 
 
 def settle_target(given: Given) -> Target | None:
-    """The target of a search for settings, over method and preset of a script; None: there is none."""
+    """The target of a search for settings, over method and preset of a script; None if no target is given."""
     speedup, psnr = given.get("target_speedup"), given.get("target_psnr")
     if speedup is None and psnr is None:
         given.refuse_unread({"profile": "it needs target_speedup or target_psnr"})

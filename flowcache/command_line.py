@@ -56,7 +56,7 @@ def _path(text: str) -> Path:
 
 
 def check_device(name: str) -> torch.device:
-    """The device of that name, ``cpu``, ``cuda`` or ``cuda:1``; raises ValueError if there is none."""
+    """The device of that name, ``cpu``, ``cuda`` or ``cuda:1``; raises ValueError if it is missing."""
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -186,7 +186,7 @@ class WindowRun:
             chunks = sorted({*range(window.num_given), *chunks})
         noise, inputs = self._draw_condition_noise(chunks, step), {}
         for chunk in chunks:
-            span, held, noised = window.chunks[chunk], window.num_given_of(chunk), window.num_prefix_of(chunk)
+            span, held, noised = window.chunks[chunk], window.count_given(chunk), window.count_prefix(chunk)
             local_step = min(max(0, schedule.local_step(chunk, step)), schedule.num_steps)
             clean = local_step == schedule.num_steps
             own = 0.0 if clean else self.solver.timestep(local_step)
@@ -200,7 +200,7 @@ class WindowRun:
     def _draw_condition_noise(self, chunks: Sequence[int], step: int) -> Tensor | None:
         """Noise for the frames of the prefix; None if none is wanted or no chunk has any."""
         window, draw = self.window, self.denoiser.draw_noise
-        if self.denoiser.condition_noise == 0 or not any(map(window.num_prefix_of, chunks)):
+        if self.denoiser.condition_noise == 0 or not any(map(window.count_prefix, chunks)):
             return None
         channels, *size = window.frame_shape
         shape = torch.Size((channels, window.num_prefix, *size))

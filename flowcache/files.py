@@ -76,7 +76,7 @@ class GrowingFile:
         self._checksum = zlib.crc32(content, self._checksum)
 
     def _cut(self) -> None:
-        """Remove what lies behind the last whole piece."""
+        """Cut the file after its last whole piece."""
         self.file.truncate(self.length)
         self.file.seek(self.length)
 

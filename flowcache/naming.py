@@ -18,7 +18,7 @@ def video_name(prompt: str, words: Iterable[str], identity: Mapping[str, Any]) -
     """File name of a video, made of ``identity``: all that decides about the video, without its paths."""
     content = json.dumps(identity, sort_keys=True, default=str)
     rest = "_".join([*words, hashlib.sha256(content.encode()).hexdigest()[:8]])
-    start = words_of(prompt).encode()[: MAX_BYTES - len(rest) - 1].decode(errors="ignore")
+    start = prompt_words(prompt).encode()[: MAX_BYTES - len(rest) - 1].decode(errors="ignore")
     return f"{start}_{rest}.mp4"
 
 
@@ -51,7 +51,7 @@ def setting_words(
     return [method, *chosen]
 
 
-def words_of(prompt: str) -> str:
+def prompt_words(prompt: str) -> str:
     """A prompt as part of a file's name: letters and digits, at most 60 of them and 120 bytes."""
     words = "".join(c if c.isalnum() else " " for c in prompt).split()
     name = "_".join(words)[:60].strip("_")

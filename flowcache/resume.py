@@ -21,7 +21,7 @@ from .state import State, on_host
 from .trace import Trace
 from .typed import as_type
 from .user_files import reading
-from .video import part_of
+from .video import part_path
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class ResumeFile:
                 f"{self.path} belongs to another run: {named}{rest}; give the same options, or remove it to "
                 "start again."
             )
-        part = part_of(self._video)
+        part = part_path(self._video)
         if not part.exists():
             logger.warning("%s is gone, so that %s is useless; starting again.", part, self.path)
             return None

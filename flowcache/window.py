@@ -56,11 +56,11 @@ class Window:
     def held_chunks(self) -> list[int]:
         return sorted(self._latents)
 
-    def num_given_of(self, chunk: int) -> int:
+    def count_given(self, chunk: int) -> int:
         span = self.chunks[chunk]
         return span.frames if chunk < self.num_given else span.held
 
-    def num_prefix_of(self, chunk: int) -> int:
+    def count_prefix(self, chunk: int) -> int:
         """Frames of the prefix at the start of a chunk; 0 in the chunk to arrive at."""
         span = self.chunks[chunk]
         return min(span.frames, max(0, self.num_prefix - span.start))
@@ -84,7 +84,7 @@ class Window:
         A little noise keeps long videos from drifting (SkyReels-V2, ``addnoise_condition``). The frame to
         arrive at stays clean, as in the original. ``noise``: ``[channels, num_prefix, height, width]``.
         """
-        latents, count, start = self.latents(chunk), self.num_prefix_of(chunk), self.chunks[chunk].start
+        latents, count, start = self.latents(chunk), self.count_prefix(chunk), self.chunks[chunk].start
         if noise is None or not count:
             return latents
         mixed = (1 - level) * latents[:, :count] + level * noise[:, start : start + count]

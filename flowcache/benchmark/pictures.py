@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..naming import words_of
+from ..naming import prompt_words
 from ..plots import Point, cache_over_time, distance_curves, reuse_map, step_distances, tradeoff
 from ..plots.race import Runner, finished_parts, write_race
 from ..trace import Trace
@@ -141,7 +141,7 @@ def _read_traces(paths: Sequence[Path], prompt: str | None) -> Album:
             elif methods.count(trace.method) == 1:
                 takes[trace.method] = take
             else:
-                takes[name.removeprefix(words_of(chosen[0])).strip("_")] = take
+                takes[name.removeprefix(prompt_words(chosen[0])).strip("_")] = take
     return Album("", chosen[0] or "run", takes, others)
 
 

@@ -86,7 +86,7 @@ def choose_dimensions(text: str, known: Iterable[str]) -> list[str]:
 
 
 def find_full_info(folder: Path) -> Path | None:
-    """``VBench_full_info.json`` of a repository or package; None if there is none."""
+    """``VBench_full_info.json`` of a repository or package; None if it is missing."""
     return find_file((folder, folder / "vbench"), FULL_INFO)
 
 

@@ -46,7 +46,7 @@ def list_devices(name: str, text: str) -> list[str]:
     return [f"cuda:{number}" for number in numbers]
 
 
-def device_of(rank: Rank, devices: Sequence[str]) -> str:
+def select_device(rank: Rank, devices: Sequence[str]) -> str:
     """The device of a process; the CPU serves any number of processes."""
     if devices[0] == "cpu":
         return "cpu"

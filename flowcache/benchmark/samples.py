@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..command_line import one_line
-from ..naming import words_of
+from ..naming import prompt_words
 from ..shipped import shipped
 from ..user_files import expand_path, read_text, reading
 from .prompts import SAMPLES, find_file, read_prompts
@@ -76,7 +76,7 @@ def is_file_name(name: str, max_bytes: int = MAX_NAME_BYTES) -> bool:
 
 def safe_name(text: str) -> str:
     """A short file name for any text: its first words and a digest that keeps texts apart."""
-    return f"{words_of(text)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{prompt_words(text)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _option(default: Any, text: str, shown: str = "") -> Any:

@@ -151,7 +151,7 @@ class VideoWriter:
         state: State | None = None,
     ) -> None:
         self._path, self._fps, self._size, self._state = Path(path), exact_rate(fps), (height, width), state
-        self.part_path = part_of(self._path)
+        self.part_path = part_path(self._path)
         self._encoder: FragmentEncoder | None = None
 
     def __enter__(self) -> Self:
@@ -238,6 +238,6 @@ class VideoWriter:
                     container.mux(packet)
 
 
-def part_of(path: Path) -> Path:
+def part_path(path: Path) -> Path:
     """Return the path at which a video of that path grows while it is written."""
     return path.with_name(f"{path.stem}.part.mp4")

@@ -18,7 +18,7 @@ from manifests import FINISHED, read_manifest
 from synthetic_run import BeadSampler, make_sampling
 
 from flowcache.benchmark import sampling as sampling_module
-from flowcache.benchmark.ranks import Rank, device_of, list_devices, start_on_all
+from flowcache.benchmark.ranks import Rank, list_devices, select_device, start_on_all
 from flowcache.benchmark.runs import find_model_runs
 from flowcache.benchmark.samples import Sample, SamplesFailed
 from flowcache.benchmark.sampling import Sampling, run_on
@@ -319,7 +319,7 @@ def test_devices_are_those_named(monkeypatch, count, text, expected):
             list_devices("DEVICES", text)
         return
     assert list_devices("DEVICES", text) == expected
-    assert device_of(Rank(3, 4, 1), expected) == expected[-1]
+    assert select_device(Rank(3, 4, 1), expected) == expected[-1]
     if expected != ["cpu"]:
         with pytest.raises(ValueError, match="LOCAL_RANK"):
-            device_of(Rank(2, 3, 2), expected)
+            select_device(Rank(2, 3, 2), expected)
