@@ -64,6 +64,12 @@ class ErrorControl(ReusePolicy):
     def forget(self, chunk):
         self.errors.pop(chunk, None)
 
+    def state_dict(self):  # for a run that is killed and resumed
+        return {"errors": dict(self.errors), "spent": dict(self.spent)}
+
+    def load_state_dict(self, state):
+        self.errors, self.spent = state["errors"], state["spent"]
+
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
