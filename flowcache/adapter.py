@@ -136,13 +136,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def stream(
-        self,
-        pipeline: Any,
-        prompt: str,
-        start: Start,
-        config: FlowCacheConfig,
-        trace: Trace,
-        state: State | None,
+        self, pipeline: Any, prompt: str, start: Start, config: FlowCacheConfig, trace: Trace, state: State | None
     ) -> Iterator[VideoPart]:
         """Generate a video part by part; see the pipeline's ``stream``."""
 

@@ -58,9 +58,7 @@ class ChunkModel(Protocol):
     def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         """Tokens that enter the block stack, ``[1 or branches, tokens, dim]`` per chunk."""
 
-    def blocks(
-        self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache
-    ) -> list[Tensor]:
+    def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
         """Run the block stack on all chunks at once; ``[branches, tokens, dim]`` per chunk.
 
         Every layer first writes the chunks' keys and values into the cache and then lets each chunk attend

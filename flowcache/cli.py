@@ -167,9 +167,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     selected = {given.spelled[name]: given.get(name) for name in SELECTORS if name not in unread}
     named = setting_words(options.method, options.preset, selected, target, config)
     seed, steps = f"seed{chosen.video.seed}", f"steps{chosen.num_steps}"
-    output = output_path(
-        given, model, video_name(prompt, [task, *named, *chosen.words, seed, steps], identity)
-    )
+    output = output_path(given, model, video_name(prompt, [task, *named, *chosen.words, seed, steps], identity))
     resume = ResumeFile(output, identity, device) if given.get("resume") else None
     by_preset = options.method == "flowcache" and not options.selecting and target is None
     preset = options.preset or (DEFAULT_PRESET if by_preset else None)
@@ -203,9 +201,7 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
     name = "ways" if compared else given.get("method", "flowcache")
     if name in ("teacache", "flowcache"):
         name += f"_{given.get('preset', DEFAULT_PRESET)}"
-    output = Path(
-        options.base_save_path or f"outputs/{model.package}/{options.benchmark}_{name}"
-    ).expanduser()
+    output = Path(options.base_save_path or f"outputs/{model.package}/{options.benchmark}_{name}").expanduser()
     made = (samplers, samples, rank, options.keep_going, bool(compared))
     sampling = Sampling(model.title, chosen.describe(), output, *made)
     sampling.check()
@@ -276,9 +272,7 @@ def output_path(given: Given, model: type[Adapter], name: str) -> Path:
         return output_file("outdir", folder / name)
     if path.name and path.suffix.lower() not in ("", ".mp4"):
         raise ValueError(f"output_path must end in .mp4, which is what is written, got {path}.")
-    return output_file(
-        "output_path", path if path.suffix or os.path.isdir(path) else path.with_suffix(".mp4")
-    )
+    return output_file("output_path", path if path.suffix or os.path.isdir(path) else path.with_suffix(".mp4"))
 
 
 def find_model(name: str) -> type[Adapter]:

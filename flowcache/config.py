@@ -57,9 +57,7 @@ class FlowCacheConfig:
         if self.whole_window:
             for name in ("compression", "clean_range", "storage", "refresh_given", "clean_pass"):
                 if (value := getattr(self, name)) is not None and value is not False:
-                    raise ValueError(
-                        f"{name}: expected a KV cache, got whole_window; set whole_window to false."
-                    )
+                    raise ValueError(f"{name}: expected a KV cache, got whole_window; set whole_window to false.")
         if self.refresh_given and (self.compression or self.storage):
             raise ValueError("refresh_given: expected plain keys and values; remove compression and storage.")
         original = self.compression and self.compression.original

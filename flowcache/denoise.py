@@ -98,9 +98,7 @@ class Denoiser:
 
 
 class WindowRun:
-    def __init__(
-        self, denoiser: Denoiser, window: Window, schedule: StaircaseSchedule, solver: Solver
-    ) -> None:
+    def __init__(self, denoiser: Denoiser, window: Window, schedule: StaircaseSchedule, solver: Solver) -> None:
         self.denoiser, self.config, self.model = denoiser, denoiser.config, denoiser.model
         self.policy, self.forecast = denoiser.policy, denoiser.forecast
         self.window, self.schedule, self.solver = window, schedule, solver

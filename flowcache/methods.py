@@ -60,9 +60,7 @@ class MethodOptions:
         f"where distance decides, {RETENTION_STEPS} warm-up steps and the polynomial fitted with them "
         "(default: with teacache and the paper presets)"
     )
-    forecast: str | None = _choice(
-        "output of a reused chunk (default: the preset's)", choices=tuple(FORECASTS)
-    )
+    forecast: str | None = _choice("output of a reused chunk (default: the preset's)", choices=tuple(FORECASTS))
     causal_attention: bool = _choice("block-causal attention for vanilla and teacache", False)
     compress: bool = _choice("compressed KV cache, which keeps the best tokens of clean chunks", False)
     budget: int | None = _choice(
@@ -78,9 +76,7 @@ class MethodOptions:
     mix_lambda: float | None = _choice(
         "weight of importance in the paper score, 0 to 1 (default: 0.07)", limits=(0, 1)
     )
-    weighting: str | None = _choice(
-        "weight of scores by a token's place (default: no_weight)", choices=WEIGHTINGS
-    )
+    weighting: str | None = _choice("weight of scores by a token's place (default: no_weight)", choices=WEIGHTINGS)
     power: float | None = _choice("exponent of a polynomial weighting (default: 3)", limits=(0.001, 1000))
     kv_range: int | None = _choice("newest clean chunks a chunk sees (default: all)", limits=(0, 10**6))
     kv_bits: int | None = _choice("bits of clean chunks' keys and values (default: all)", choices=(8, 4))

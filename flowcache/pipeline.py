@@ -271,9 +271,7 @@ def make_videos(
             check_type("generator", drawn, torch.Generator)
             own_seed = int(torch.randint(2**62, (), generator=drawn, device=drawn.device))
         # Without the parts' states, which would keep the stream alive.
-        parts = [
-            (part.frames, part.latents) for part in stream(index // num_videos_per_prompt, own_seed, own)
-        ]
+        parts = [(part.frames, part.latents) for part in stream(index // num_videos_per_prompt, own_seed, own)]
         video, clean = (torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True))
         frames.append(video)
         latents.append(clean)

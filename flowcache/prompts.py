@@ -41,9 +41,7 @@ def check_prompt(name: str, prompt: str, clean: Callable[[str], str]) -> None:
         )
 
 
-def find_losses(
-    prompt: str, cleaned: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int
-) -> dict[str, Any]:
+def find_losses(prompt: str, cleaned: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> dict[str, Any]:
     """Find words that do not reach the text encoder, which reads ``max_tokens`` with the special ones.
 
     Returns, where not empty: ``removed``, words missing in ``cleaned``, the text that is tokenized; ``cut``,

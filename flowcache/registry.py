@@ -53,9 +53,7 @@ def check_pixels(num_frames: int, height: int, width: int) -> None:
         raise ValueError(f"num_frames x height x width must be at most {MAX_PIXELS:.1e}, {got}.")
 
 
-def make_by_name(
-    kind: str, registry: Mapping[str, type[T]], name: str, options: Mapping[str, Any] | None = None
-) -> T:
+def make_by_name(kind: str, registry: Mapping[str, type[T]], name: str, options: Mapping[str, Any] | None = None) -> T:
     """Make what a registry of a ``kind`` knows by ``name``, with options by field name.
 
     ``options``: values, or their text as typed on a command line (``none`` for None, ``1,2`` for a tuple).

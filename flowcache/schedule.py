@@ -46,9 +46,7 @@ class StaircaseSchedule:
 
     def local_step(self, chunk: int, step: int) -> int:
         """Local step of ``chunk`` at ``step``: below 0 before its start, ``num_steps`` or more once clean."""
-        return (
-            step - self.stride * (chunk - self.first_chunk) if chunk >= self.first_chunk else self.num_steps
-        )
+        return step - self.stride * (chunk - self.first_chunk) if chunk >= self.first_chunk else self.num_steps
 
     def live(self, step: int) -> dict[int, int]:
         """Local steps of the chunks that are live at ``step``, oldest chunk first."""

@@ -192,8 +192,7 @@ class Tuning:
         target = self.target
         wanted, other = ("speedup", "psnr") if target.psnr is None else ("psnr", "speedup")
         best = max(
-            profile.settings,
-            key=lambda s: (getattr(s, wanted) >= target.value, getattr(s, other), getattr(s, wanted)),
+            profile.settings, key=lambda s: (getattr(s, wanted) >= target.value, getattr(s, other), getattr(s, wanted))
         )
         if getattr(best, wanted) < target.value:
             nearest = max(profile.settings, key=lambda s: getattr(s, wanted))

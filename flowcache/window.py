@@ -36,12 +36,7 @@ class Window:
     """
 
     def __init__(
-        self,
-        noise: Noise,
-        chunks: list[ChunkSpan],
-        given: dict[int, Tensor],
-        num_given: int = 0,
-        num_prefix: int = 0,
+        self, noise: Noise, chunks: list[ChunkSpan], given: dict[int, Tensor], num_given: int = 0, num_prefix: int = 0
     ) -> None:
         self.chunks, self.num_given, self.num_prefix = chunks, num_given, num_prefix
         self._noise, self._given = noise, given

@@ -103,9 +103,7 @@ def _read_runs(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, int],
     return runs
 
 
-def _measure(
-    method: str, seed: int, videos: Mapping[str, Frames], references: Sequence[str], trace: Trace
-) -> Run:
+def _measure(method: str, seed: int, videos: Mapping[str, Frames], references: Sequence[str], trace: Trace) -> Run:
     pairs = {other: (videos[method], videos[other]) for other in references if other != method}
     return Run(
         method,

@@ -108,9 +108,7 @@ def _resolve(args: Namespace, **video: Any) -> Model:
         magi = magi_source.resolve_model(args.config_file, keys, args.checkpoint, args.device)
         return Model(Magi1(source=magi), args.device)
     source = resolve_model(args.checkpoint, args.device)
-    return Model(
-        SkyReelsV2(source=source, video=source.video_settings(causal_block_size=5, **video)), args.device
-    )
+    return Model(SkyReelsV2(source=source, video=source.video_settings(causal_block_size=5, **video)), args.device)
 
 
 def compare_configs(

@@ -71,9 +71,7 @@ def test_no_file_is_longer_than_400_lines():
 
 
 def test_models_readmes_are_short():
-    assert [
-        str(p) for p in ROOT.glob("FlowCache4*/README.md") if len(p.read_text().splitlines()) >= 120
-    ] == []
+    assert [str(p) for p in ROOT.glob("FlowCache4*/README.md") if len(p.read_text().splitlines()) >= 120] == []
 
 
 def test_words_of_the_field():
@@ -88,9 +86,7 @@ def test_words_of_the_field():
     assert found == []
 
 
-@pytest.mark.parametrize(
-    "readme", ["README.md", "FlowCache4MAGI-1/README.md", "FlowCache4SkyReels-V2/README.md"]
-)
+@pytest.mark.parametrize("readme", ["README.md", "FlowCache4MAGI-1/README.md", "FlowCache4SkyReels-V2/README.md"])
 def test_snippets_of_readmes_run(readme, tmp_path, monkeypatch):
     text = (ROOT / readme).read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -104,6 +100,4 @@ def test_snippets_of_readmes_run(readme, tmp_path, monkeypatch):
 
 def test_reference_is_that_of_the_parsers():
     written = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["make_reference"]()
-    assert written == (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), (
-        "run docs/make_reference.py"
-    )
+    assert written == (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), "run docs/make_reference.py"

@@ -62,12 +62,8 @@ def write_tiny_checkpoint(folder: Path) -> Path:
         ffn_dim=32,
         num_layers=2,
     )
-    vae = AutoencoderKLWan(
-        base_dim=4, z_dim=4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
-    )
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
-    )
+    vae = AutoencoderKLWan(base_dim=4, z_dim=4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0)
     parts = (tokenizer, UMT5EncoderModel(text), transformer, vae, scheduler)
     FlowCacheSkyReelsV2Pipeline(*parts).save_pretrained(folder)
     return folder

@@ -24,25 +24,20 @@ def write_tiny_magi(root: Path) -> Path:
     """Folders of a transformer, a VAE and a text encoder; returns the configuration that names them."""
     torch.manual_seed(0)
     section = ModelSection(**MODEL, in_channels=4, out_channels=4)
-    tensors = {
-        name: torch.randn(shape) * 0.2 for name, shape in official_shapes(new_transformer(section)).items()
-    }
+    tensors = {name: torch.randn(shape) * 0.2 for name, shape in official_shapes(new_transformer(section)).items()}
     folder = root / "magi" / "inference_weight.distill"
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")
-    AutoencoderKLMagi(
-        video_size=32, z_chans=4, embed_dim=256, depth=1, num_heads=2, mlp_ratio=1
-    ).save_pretrained(root / "vae")
+    AutoencoderKLMagi(video_size=32, z_chans=4, embed_dim=256, depth=1, num_heads=2, mlp_ratio=1).save_pretrained(
+        root / "vae"
+    )
     t5, tokenizer = root / "t5" / T5_FOLDER, tiny_tokenizer()
     tokenizer.save_pretrained(t5)
     T5EncoderModel(T5Config(vocab_size=len(tokenizer), **TEXT_SIZES)).save_pretrained(t5)
     config = MagiConfig(
         model_config=section,
         runtime_config=RuntimeSection(
-            **VIDEO,
-            load=str(root / "magi"),
-            vae_pretrained=str(root / "vae"),
-            t5_pretrained=str(root / "t5"),
+            **VIDEO, load=str(root / "magi"), vae_pretrained=str(root / "vae"), t5_pretrained=str(root / "t5")
         ),
         engine_config=EngineSection(distill=True),
     )

@@ -140,9 +140,7 @@ class Magi1(Adapter):
             del config["runtime_config"][name]
         extras, tokens = dict(self.extras), self.extras.get("special_tokens")
         extras["switches"] = asdict(extras["switches"])
-        extras["special_tokens"] = tokens and {
-            name: array_digest(rows) for name, rows in vars(tokens).items()
-        }
+        extras["special_tokens"] = tokens and {name: array_digest(rows) for name, rows in vars(tokens).items()}
         return {**config, **extras}
 
     def describe(self):
@@ -155,9 +153,7 @@ class Magi1(Adapter):
     def unread(self, given):
         runtime, unread = self.video, {}
         if runtime.cfg_number == 1:
-            unread = dict.fromkeys(
-                ("cfg_t_range", "prev_chunk_scales", "text_scales"), "it needs cfg_number 3"
-            )
+            unread = dict.fromkeys(("cfg_t_range", "prev_chunk_scales", "text_scales"), "it needs cfg_number 3")
         else:
             needed = ("discard_nearly_clean_chunk", "distill_nearly_clean_chunk_threshold")
             unread = dict.fromkeys(needed, "it needs cfg_number 1")
@@ -168,9 +164,7 @@ class Magi1(Adapter):
     def configure(self, options):
         total, live = options.total or TRAITS.total, self.video.window_size
         if options.compress and options.budget is None and total <= live:
-            raise ValueError(
-                f"total must be above window_size ({live}), the number of live chunks, got {total}."
-            )
+            raise ValueError(f"total must be above window_size ({live}), the number of live chunks, got {total}.")
         offload = options.kv_offload or self.source.config.engine_config.kv_offload
         return make_config(replace(options, kv_offload=offload), TRAITS)
 
@@ -214,9 +208,7 @@ def _check_mode(given: Given) -> None:
             raise ValueError(f"mode {mode} {verb} {given.spelled[name]}.")
 
 
-def _read_special_tokens(
-    path: Path | str | None, model: Magi1
-) -> tuple[CaptionSwitches, SpecialTokens | None]:
+def _read_special_tokens(path: Path | str | None, model: Magi1) -> tuple[CaptionSwitches, SpecialTokens | None]:
     typed = path is not None
     path = path or os.environ.get("SPECIAL_TOKEN_PATH")
     if not path and SPECIAL_TOKENS.is_file():

@@ -46,9 +46,7 @@ class _Cleaning:
 def clean_prompt(prompt: str) -> str:
     """Return the part of a prompt that is tokenized; refuse one that is too long to clean (ValueError)."""
     if len(prompt) > MAX_CHARACTERS:
-        raise ValueError(
-            f"prompt: expected at most {MAX_CHARACTERS} characters, got {len(prompt)}; shorten it."
-        )
+        raise ValueError(f"prompt: expected at most {MAX_CHARACTERS} characters, got {len(prompt)}; shorten it.")
     return _Cleaning().clean(prompt, clean_caption=True)[0]
 
 
@@ -69,9 +67,7 @@ class CaptionSwitches:
     negative: bool = False
 
     @classmethod
-    def from_environment(
-        cls, environment: Mapping[str, str] = os.environ, usual: bool = False
-    ) -> CaptionSwitches:
+    def from_environment(cls, environment: Mapping[str, str] = os.environ, usual: bool = False) -> CaptionSwitches:
         """Read the original's variables: ``PAD_HQ=1``, ``PAD_DURATION=1``, ..., ``NEG_PROMPT=1``.
 
         ``usual`` switches on what the original's scripts do, unless a variable says otherwise.

@@ -144,9 +144,7 @@ def _new_vae(folder: Path) -> AutoencoderKLMagi:
         if key in kinds:
             settings[key] = as_type(value, kinds[key], f"{path}: {key}", spelled=True)
         elif value != _VAE_ALWAYS.get(key, value):
-            raise ValueError(
-                f"{path}: {key} must be {json.dumps(_VAE_ALWAYS[key])}, got {json.dumps(value)}."
-            )
+            raise ValueError(f"{path}: {key} must be {json.dumps(_VAE_ALWAYS[key])}, got {json.dumps(value)}.")
         elif key not in _VAE_ALWAYS and not key.startswith("_"):
             logger.warning("%s: %s is ignored: the autoencoder does not know it.", path, key)
     for key in _VAE_COUNTS:

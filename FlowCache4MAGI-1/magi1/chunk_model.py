@@ -95,9 +95,7 @@ class MagiChunkModel:
         lengths = [self.num_tokens(len(item.timesteps)) for item in inputs]
         return list(self.transformer.embed(latents).unsqueeze(0).split(lengths, dim=1))
 
-    def blocks(
-        self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache
-    ) -> list[Tensor]:
+    def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
         # No live chunk has an older caption.
         oldest = max(item.chunk for item in inputs) + 1 - self.sampling.schedule.max_live
         self._text.forget_before(self._captions.of_chunk[max(0, oldest)])
@@ -156,9 +154,7 @@ class MagiChunkModel:
         live = self._is_live(local_step)
         return sum(
             self._flops.blocks(
-                num_tokens,
-                num_tokens if branch.slot is None else num_keys,
-                caption if live and branch.text else null,
+                num_tokens, num_tokens if branch.slot is None else num_keys, caption if live and branch.text else null
             )
             for branch in self._branches_at(None, local_step)
         )

@@ -230,8 +230,6 @@ class MagiConfig:
             place, kinds = f"{path}, {name}", field_types(section)
             given = dict(check_keys(content.get(name, {}), kinds, place))
             given |= {key: value for key, value in (overrides or {}).items() if key in kinds}
-            values = {
-                key: as_type(value, kinds[key][0], f"{place}: {key}", True) for key, value in given.items()
-            }
+            values = {key: as_type(value, kinds[key][0], f"{place}: {key}", True) for key, value in given.items()}
             built[name] = section(**values)
         return cls(**built)

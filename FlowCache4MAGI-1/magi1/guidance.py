@@ -70,9 +70,7 @@ class ThreeWayGuidance:
     num_slots = 2
     _BRANCHES = (Branch(text=True, slot=0), Branch(text=False, slot=1), Branch(text=False, slot=None))
 
-    def __init__(
-        self, times: Sequence[float], previous_scales: Sequence[float], text_scales: Sequence[float]
-    ) -> None:
+    def __init__(self, times: Sequence[float], previous_scales: Sequence[float], text_scales: Sequence[float]) -> None:
         if not len(times) == len(previous_scales) == len(text_scales):
             raise ValueError("cfg_t_range, prev_chunk_scales and text_scales must be of one length.")
         if not all(map(math.isfinite, (*times, *previous_scales, *text_scales))):

@@ -97,8 +97,7 @@ def resolve_model(
         absent = {
             name: f"{hub[0]}/{folder}"
             for name, folder in BESIDE.items()
-            if name not in overrides
-            and not ((named := getattr(runtime, name)) and Path(named).expanduser().is_dir())
+            if name not in overrides and not ((named := getattr(runtime, name)) and Path(named).expanduser().is_dir())
         }
         config = replace(config, runtime_config=replace(runtime, **absent))
     for name, check in FOLDERS.items():

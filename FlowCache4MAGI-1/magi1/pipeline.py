@@ -75,14 +75,10 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         self.register_to_config(tile_frames=tile_frames)
         if tile_frames is not None:
             vae.enable_tiling(Tiling(frames=tile_frames))
-        self.register_modules(
-            tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae
-        )
+        self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae)
 
     @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any
-    ) -> MagiPipeline:
+    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any) -> MagiPipeline:
         """Load the small checkpoint (``small``), a folder laid out as it, or one of ``save_pretrained``.
 
         Weights are on the CPU, in fp32 without ``torch_dtype``. ``named`` are arguments of diffusers or, for

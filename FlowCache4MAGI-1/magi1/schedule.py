@@ -28,11 +28,7 @@ class Timetable:
     """
 
     def __init__(
-        self,
-        num_steps: int,
-        shortcut: str = "8,16,16",
-        distilled: bool = False,
-        clean_time: float = CLEAN_TIME,
+        self, num_steps: int, shortcut: str = "8,16,16", distilled: bool = False, clean_time: float = CLEAN_TIME
     ) -> None:
         if num_steps < 4 or num_steps % 4:
             raise ValueError(f"num_steps must be a multiple of 4, got {num_steps}.")

@@ -27,9 +27,7 @@ def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise ValueError(f"t5_pretrained: {folder} lacks the tokenizer, {' or '.join(_VOCABULARIES)}.")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise ValueError(
-            f"t5_pretrained: {folder} lacks the weights, model.safetensors or pytorch_model.bin."
-        )
+        raise ValueError(f"t5_pretrained: {folder} lacks the weights, model.safetensors or pytorch_model.bin.")
     read_config(folder / "config.json", {"model_type": ""})
     with reading(folder / "config.json", "a configuration"), torch.device("meta"):
         sizes = T5Config.from_pretrained(folder, local_files_only=True)

@@ -116,13 +116,7 @@ class MagiBlock(nn.Module):
         self.feed_forward_norm = _offset_norm(config, config.hidden_size)
 
     def forward(
-        self,
-        layer: int,
-        hidden: Tensor,
-        condition: Tensor,
-        segment_of: Tensor,
-        rotary: Tensor,
-        attend: Attend,
+        self, layer: int, hidden: Tensor, condition: Tensor, segment_of: Tensor, rotary: Tensor, attend: Attend
     ) -> Tensor:
         """``hidden [tokens, dim]``; ``condition [segments, condition_dim]``; ``segment_of [tokens]``."""
         gates = torch.tanh(self.gates(functional.silu(condition)))
@@ -179,9 +173,7 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
         self.caption_embed = CaptionEmbedding(caption_channels, caption_max_length, cross_dim, condition_dim)
         num_bands = kv_channels // 8
         self.rotary_bands = nn.Parameter(10000.0 ** (-torch.arange(num_bands) / num_bands))
-        self.blocks = nn.ModuleList(
-            MagiBlock(self.config, cross_dim, condition_dim) for _ in range(num_layers)
-        )
+        self.blocks = nn.ModuleList(MagiBlock(self.config, cross_dim, condition_dim) for _ in range(num_layers))
         if fp8_quant:
             quantise_layout(self.blocks)
         self.norm_out = _offset_norm(self.config, hidden_size)

@@ -58,9 +58,7 @@ class ModelSource:
         known = given.keys() & VideoSettings.__dataclass_fields__.keys()
         return make_settings(self.defaults, **{name: given[name] for name in known})
 
-    def method_config(
-        self, method: str = "flowcache", preset: str = "fast", **changes: Any
-    ) -> FlowCacheConfig:
+    def method_config(self, method: str = "flowcache", preset: str = "fast", **changes: Any) -> FlowCacheConfig:
         """Call ``methods.method_config`` with the polynomial that was fitted for this model."""
         fitted = {"family": self.family, "coefficients": self.defaults.get("reuse_coefficients")}
         return method_config(method, preset, **{**fitted, **changes})

@@ -77,9 +77,7 @@ class SkyReelsV2ChunkModel:
         tokens = embedding(latents.unsqueeze(0).to(embedding.weight.dtype)).flatten(2).transpose(1, 2)
         return list(tokens.split(self._lengths(inputs), dim=1))
 
-    def blocks(
-        self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache
-    ) -> list[Tensor]:
+    def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
         lengths = self._lengths(inputs)
         rotary = torch.cat([self._rotary.frames(item.start_frame, item.stop_frame) for item in inputs])
         packed = PackedChunks(inputs, lengths, rotary, cache, self.bidirectional)

@@ -36,10 +36,7 @@ def paper_flops() -> PaperFlops:
             "FlowCache-slow": PaperRow(36, 5.88, 262, 83.12, 0.1225, 0.7890, 23.74),
             "FlowCache-fast": PaperRow(28, 6.7, 230, 83.05, 0.1467, 0.7635, 22.95),
         },
-        counted={
-            "every block at every step": _count(every),
-            "live blocks against a cache": _count(live),
-        },
+        counted={"every block at every step": _count(every), "live blocks against a cache": _count(live)},
     )
 
 

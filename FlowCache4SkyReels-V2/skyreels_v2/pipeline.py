@@ -31,14 +31,7 @@ from .codec import VideoCodec
 from .conditions import Condition, check_prompts, make_condition
 from .methods import traits_for
 from .model_folder import SMALL, find_family
-from .settings import (
-    DEFAULTS_FILE,
-    VideoSettings,
-    default_settings,
-    latent_frames,
-    make_settings,
-    pixel_frames,
-)
+from .settings import DEFAULTS_FILE, VideoSettings, default_settings, latent_frames, make_settings, pixel_frames
 from .solver import ChunkUniPC
 from .windows import check_streaming, plan_windows
 

@@ -106,9 +106,7 @@ def _read_run(run: ModelRun, prompt: str | None) -> Album:
     name = next((name for name in run.names if prompt in (None, prompts[name])), None)
     if name is None:
         raise ValueError(_unknown_prompt(prompt, prompts.values()))
-    takes = {
-        method_title(m.method): Take(folder_name(m.method), m.trace(name), m.video(name)) for m in run.methods
-    }
+    takes = {method_title(m.method): Take(folder_name(m.method), m.trace(name), m.video(name)) for m in run.methods}
     panels = {}
     rows = build_table(run, ()).rows
     for key, title in QUALITIES.items():

@@ -123,9 +123,7 @@ def find_model_runs(run_dir: Path) -> list[ModelRun]:
     found = [_read_model(folder) for folder in find_model_folders(run_dir)]
     reasons = [run for run in found if isinstance(run, str)]
     if len(reasons) == len(found):
-        needed = (
-            f"run_dir: {run_dir} has no {METHODS_FILE}; give a folder that scripts/reproduce_tables.sh or "
-        )
+        needed = f"run_dir: {run_dir} has no {METHODS_FILE}; give a folder that scripts/reproduce_tables.sh or "
         raise ValueError(reasons[0] if reasons else f"{needed}sample_video.py --methods has written.")
     for reason in reasons:
         logger.warning(reason)

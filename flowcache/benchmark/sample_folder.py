@@ -82,11 +82,7 @@ class SampleFolder:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = writable_folder("base_save_path", path)
-        self.videos, self._scratch, self._file = (
-            path / "videos",
-            path / ".unfinished",
-            path / "manifest.jsonl",
-        )
+        self.videos, self._scratch, self._file = (path / "videos", path / ".unfinished", path / "manifest.jsonl")
         self._manifest, self._settings = Manifest(self._file), json.loads(json.dumps(settings))
         if self._manifest.read()[0]:
             self._check_settings()

@@ -99,9 +99,7 @@ class Sampling:
             saved = read_methods(self.output)
             theirs = f"{saved['model']}, {saved['settings']}"
             if theirs != f"{self.model}, {self.description}":
-                raise ValueError(
-                    f"base_save_path: {self.output} has videos of {theirs}; give another folder."
-                )
+                raise ValueError(f"base_save_path: {self.output} has videos of {theirs}; give another folder.")
             methods = list(dict.fromkeys([*saved["ways"], *methods]))
         write_json(path, {"model": self.model, "settings": self.description, "ways": methods})
 

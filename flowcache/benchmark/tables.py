@@ -176,11 +176,7 @@ def _read_comparison(run: ModelRun, method: MethodRun, reference: MethodRun, met
         video = report and report["videos"].get(method.video(name).name)
         values.append(video and video.mean.get(metric))
         if values[-1] is None:
-            reasons = [
-                found.get(metric)
-                for found in (report and report["missing"], video and video.missing)
-                if found
-            ]
+            reasons = [found.get(metric) for found in (report and report["missing"], video and video.missing) if found]
             return next(filter(None, reasons), "not measured")
     return mean(values)
 

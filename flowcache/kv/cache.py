@@ -34,9 +34,7 @@ class ChunkKVCache:
         store: of clean chunks; None: they stay beside the live ones.
     """
 
-    def __init__(
-        self, layout: CacheLayout, capacity: int, keeps: bool = True, store: RowStore | None = None
-    ) -> None:
+    def __init__(self, layout: CacheLayout, capacity: int, keeps: bool = True, store: RowStore | None = None) -> None:
         shape = layout.shape(capacity, None if keeps else 1)
         # Keys and values, outside the store.
         self._rows = torch.empty((2, *shape), dtype=layout.dtype, device=layout.device)
@@ -119,9 +117,7 @@ class ChunkKVCache:
         if self._store:
             self._store.invalidate()
 
-    def read(
-        self, layer: int, last_chunk: int | None = None, first_chunk: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, last_chunk: int | None = None, first_chunk: int | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values from ``first_chunk`` to ``last_chunk``, both included (None: no bound).
 
         Views ``[branches, tokens, heads, head_dim]``, valid until another layer is read. Once chunks are

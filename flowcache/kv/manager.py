@@ -99,8 +99,7 @@ class CacheManager:
             return compression.budget if compression else 0
         if compression.total <= live:
             raise ValueError(
-                f"total: expected at least {live + 1} chunks, as {live} are live at once, "
-                f"got {compression.total}."
+                f"total: expected at least {live + 1} chunks, as {live} are live at once, got {compression.total}."
             )
         return compression.total - live
 

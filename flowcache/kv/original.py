@@ -8,9 +8,7 @@ from torch import Tensor
 
 from ..registry import check_options, option
 
-Weighting = Literal[
-    "no_weight", "hard_code", "exponential", "polynomial", "upper_convex_polynomial", "gaussian"
-]
+Weighting = Literal["no_weight", "hard_code", "exponential", "polynomial", "upper_convex_polynomial", "gaussian"]
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 
 

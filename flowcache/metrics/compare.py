@@ -151,8 +151,7 @@ def pair_up(original: Path, generated: Path, metrics: Sequence[str] = METRICS) -
     if not original.is_dir():
         return Report(original, generated, metrics, {generated.name: (original, generated)})
     theirs, ours = (
-        {path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
-        for folder in (original, generated)
+        {path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES} for folder in (original, generated)
     )
     pairs = {name: (original / name, generated / name) for name in sorted(theirs & ours)}
     if not pairs:

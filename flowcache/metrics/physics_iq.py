@@ -100,8 +100,7 @@ def physics_iq(generated: Sequence[Measures], physical: Sequence[Measures]) -> P
     if not generated or not physical:
         raise ValueError("Physics-IQ needs at least one video.")
     ours, takes = (
-        Measures(*np.mean([astuple(one) for one in measures], axis=0).tolist())
-        for measures in (generated, physical)
+        Measures(*np.mean([astuple(one) for one in measures], axis=0).tolist()) for measures in (generated, physical)
     )
     ratios = []
     for name in ("spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou"):

@@ -46,9 +46,7 @@ def ssim(generated: Video, reference: Video) -> tuple[float, Tensor]:
     def measure(ours: Tensor, theirs: Tensor) -> Tensor:
         # TF32 is too coarse for variances, which are small differences of large numbers.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return structural_similarity_index_measure(
-                ours, theirs, data_range=1.0, reduction="none"
-            ).reshape(-1)
+            return structural_similarity_index_measure(ours, theirs, data_range=1.0, reduction="none").reshape(-1)
 
     return _measure_frames(measure, generated, reference, least=11)
 

@@ -29,9 +29,7 @@ def reuse_map(trace: Trace, path: str | Path) -> None:
     """
     style.check_windows(trace)
     windows = trace.windows
-    steps = [
-        len(StaircaseSchedule(len(w.chunk_frames), w.num_steps, w.stride, w.first_chunk)) for w in windows
-    ]
+    steps = [len(StaircaseSchedule(len(w.chunk_frames), w.num_steps, w.stride, w.first_chunk)) for w in windows]
     chunks = max(len(window.chunk_frames) for window in windows)
     cells = [np.full((len(w.chunk_frames), count), np.nan) for w, count in zip(windows, steps, strict=True)]
     for record in trace.steps:

@@ -20,16 +20,7 @@ POLICIES: dict[str, type[ReusePolicy]] = {
 #: Former names.
 ALIASES = {"fixed_interval": "interval"}
 
-__all__ = [
-    "POLICIES",
-    "ChunkwiseReuse",
-    "Decision",
-    "Interval",
-    "NoReuse",
-    "ReusePolicy",
-    "TeaCache",
-    "make_policy",
-]
+__all__ = ["POLICIES", "ChunkwiseReuse", "Decision", "Interval", "NoReuse", "ReusePolicy", "TeaCache", "make_policy"]
 
 
 def make_policy(name: str, options: Mapping[str, Any] | None = None) -> ReusePolicy:

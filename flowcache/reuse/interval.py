@@ -37,8 +37,7 @@ class Interval(ReusePolicy):
         if min(live.values(), default=0) % self._every == 0:
             return dict.fromkeys(live, COMPUTE)
         return {
-            chunk: Decision(self.warmup_steps <= local_step < self._reuse_end)
-            for chunk, local_step in live.items()
+            chunk: Decision(self.warmup_steps <= local_step < self._reuse_end) for chunk, local_step in live.items()
         }
 
     def interval_for(self, num_chunk_steps: int) -> int:

@@ -85,9 +85,7 @@ def stream_video(
             raise ValueError("it holds no frame")
 
 
-def last_frames(
-    path: str | Path, most: int, fps: float | Fraction, size: tuple[int, int]
-) -> tuple[Frames, int]:
+def last_frames(path: str | Path, most: int, fps: float | Fraction, size: tuple[int, int]) -> tuple[Frames, int]:
     """Read the last ``most`` frames at a rate and in a size, and the number of all frames at that rate."""
     for what in probe_video(path).lost:
         logger.warning("%s has %s.", path, what)

@@ -18,11 +18,7 @@ _FACTORS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def contact_sheet(
-    videos: Mapping[str, Frames],
-    path: str | Path,
-    columns: int = 8,
-    scale: float = 1.0,
-    differences: bool = False,
+    videos: Mapping[str, Frames], path: str | Path, columns: int = 8, scale: float = 1.0, differences: bool = False
 ) -> None:
     """Save a PNG with a row for each video: its label above evenly spaced frames, first and last included.
 

@@ -45,9 +45,7 @@ def _attend(rows: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) 
     return scaled_dot_product_attention(*parts, attn_mask=mask, enable_gqa=True).transpose(1, 2).flatten(0, 1)
 
 
-def run_clips(
-    model: MagiTransformer3DModel, latents: Tensor, condition: Tensor, attend: ClipAttend
-) -> Tensor:
+def run_clips(model: MagiTransformer3DModel, latents: Tensor, condition: Tensor, attend: ClipAttend) -> Tensor:
     """Velocity of ``latents [samples, channels, frames, h, w]``; ``condition [samples * chunks, dim]``."""
     samples, _, frames, height, width = latents.shape
     tokens = model.embed(latents.transpose(0, 1).flatten(1, 2))  # one clip after another

@@ -60,9 +60,7 @@ class LatentPool:
 
     def draw(self, rng: np.random.Generator, clips: int, frames: int) -> tuple[Tensor, list[str]]:
         """Draw random clips, ``[clips, channels, frames, h, w]``, and their captions."""
-        latents, captions = zip(
-            *(self._clips[i] for i in rng.integers(len(self._clips), size=clips)), strict=True
-        )
+        latents, captions = zip(*(self._clips[i] for i in rng.integers(len(self._clips), size=clips)), strict=True)
         return torch.stack([clip[:, :frames] for clip in latents]), list(captions)
 
 

@@ -50,10 +50,7 @@ class WanTask(Task):
     """A round trip through noisy latents of a Wan VAE; single frames teach forms, long clips motion."""
 
     #: Clips, frames and size of a batch, all of similar cost, the shortest first.
-    batches = (
-        *((16, 1, 32), (4, 1, 64), (6, 5, 32), (2, 5, 64)),
-        *((3, 9, 32), (1, 9, 64), (1, 17, 48), (1, 33, 32)),
-    )
+    batches = (*((16, 1, 32), (4, 1, 64), (6, 5, 32), (2, 5, 64)), *((3, 9, 32), (1, 9, 64), (1, 17, 48), (1, 33, 32)))
     longest = 9  # frames of the clips that statistics are measured on
 
     def __init__(self, noise: float) -> None:

@@ -130,10 +130,7 @@ def physics(tmp_path):
     videos.mkdir(parents=True)
     rows = [["scenario", "description", "category", "generated_video_name"]]
     for identity, take, scene in (("0002", 1, "roll"), ("0001", 1, "fall"), ("0199", 2, "fall")):
-        rest, generated = (
-            f"perspective-left_take-{take}_{scene}.mp4",
-            f"{identity}_perspective-left_{scene}.mp4",
-        )
+        rest, generated = (f"perspective-left_take-{take}_{scene}.mp4", f"{identity}_perspective-left_{scene}.mp4")
         (videos / f"{identity}_conditioning-videos_24FPS_{rest}").touch()
         rows.append([f"{identity}_{rest}", f"what {scene} shows", "Solid Mechanics", generated])
     with (root / "descriptions.csv").open("w", newline="") as file:

@@ -19,9 +19,7 @@ from flowcache.running import run_checked
 
 def test_processes_that_check_one_folder_at_once_find_it_writable(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(lambda _: writable_folder("outdir", tmp_path / "out"), range(2000))) == {
-            tmp_path / "out"
-        }
+        assert set(pool.map(lambda _: writable_folder("outdir", tmp_path / "out"), range(2000))) == {tmp_path / "out"}
 
 
 def test_a_check_leaves_the_folder_as_it_was(tmp_path):
@@ -30,9 +28,7 @@ def test_a_check_leaves_the_folder_as_it_was(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".flowcache"]
 
 
-@pytest.mark.parametrize(
-    "path", ["x" * 240 + ".mp4", "x" * 300 + ".mp4", "y" * 300 + "/a.mp4", "a/" * 2000 + "a.mp4"]
-)
+@pytest.mark.parametrize("path", ["x" * 240 + ".mp4", "x" * 300 + ".mp4", "y" * 300 + "/a.mp4", "a/" * 2000 + "a.mp4"])
 def test_a_name_needs_room_for_what_is_written_beside_it(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="output_path"):
@@ -92,9 +88,7 @@ def test_an_ignored_signal_stays_ignored(request):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
-@pytest.mark.parametrize(
-    "program", ["FlowCache4MAGI-1/generate_video.py", "FlowCache4SkyReels-V2/sample_video.py"]
-)
+@pytest.mark.parametrize("program", ["FlowCache4MAGI-1/generate_video.py", "FlowCache4SkyReels-V2/sample_video.py"])
 def test_an_interrupted_import_leaves_no_traceback(program):
     process = subprocess.Popen(
         [sys.executable, ROOT / program, "--device", "none"],

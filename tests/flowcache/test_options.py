@@ -50,13 +50,7 @@ def test_typed_words_override_those_of_scripts_which_override_the_file(read):
     words = ["--method=slow", "--defaults", "--method", "fast", "--frames", "377"]
     words += ["--defaults", "--num_frames", "177", "--offload"]
     given = read(*words, content="num_frames: 3\nsizes: [1, 2e1]\nretention: false")
-    expected = {
-        "method": "slow",
-        "num_frames": 377,
-        "offload": True,
-        "sizes": (1.0, 20.0),
-        "retention": False,
-    }
+    expected = {"method": "slow", "num_frames": 377, "offload": True, "sizes": (1.0, 20.0), "retention": False}
     assert given.values == expected
     assert (given.typed, given.scripted) == ({"method"}, {"method", "num_frames", "offload"})
     given.override("num_frames", 5)
@@ -64,9 +58,7 @@ def test_typed_words_override_those_of_scripts_which_override_the_file(read):
 
 
 def test_words_become_values(read, caplog):
-    given = read(
-        "--sizes", "[1, 24000/1001]", "--no-retention", "--offload", "false", "--debug", "--frames=1e1"
-    )
+    given = read("--sizes", "[1, 24000/1001]", "--no-retention", "--offload", "false", "--debug", "--frames=1e1")
     expected = {"sizes": (1.0, 24000 / 1001), "retention": False, "offload": False, "num_frames": 10}
     assert given.pick(Options) == expected
     assert "debug is ignored" in caplog.text
@@ -146,9 +138,7 @@ def test_content_of_a_file_becomes_its_type():
     ],
 )
 def test_content_of_another_type_is_named(change, named):
-    content = {
-        key: value for key, value in ({"points": [], "closed": True} | change).items() if value is not ...
-    }
+    content = {key: value for key, value in ({"points": [], "closed": True} | change).items() if value is not ...}
     with pytest.raises(ValueError, match=named):
         as_type(content, Line)
 
@@ -159,9 +149,7 @@ def test_a_rate_stands_for_a_fraction(rate):
     assert [exact_rate(r) for r in (24, Fraction(25, 2), "30000/1001")] == [24, 12.5, Fraction(30000, 1001)]
 
 
-@pytest.mark.parametrize(
-    "rate", [0, -1, float("nan"), 10**9, "1/0", "x", None, [24], "9" * 5000, "1e999999999"]
-)
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), 10**9, "1/0", "x", None, [24], "9" * 5000, "1e999999999"])
 def test_no_other_rate_is_taken(rate):
     with pytest.raises(ValueError, match="fps"):
         exact_rate(rate)
@@ -181,8 +169,7 @@ def test_help_groups_all_options_and_shows_every_default(model):
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
-    [(["--help"], 0), ([], 2), (["generate", "--model", "sora"], 2), (["metrics", "--help"], 0)],
+    ("words", "code"), [(["--help"], 0), ([], 2), (["generate", "--model", "sora"], 2), (["metrics", "--help"], 0)]
 )
 def test_the_command_line_chooses_program_and_model(words, code, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:

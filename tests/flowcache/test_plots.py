@@ -89,8 +89,7 @@ def test_title_names_preset_figures_and_units():
     trace = make_trace(chunks=1, num_steps=10, stride=0, adaptive=False)
     trace.settings = {"preset": "fast", "reuse": {"policy": "interval", "interval": 5}}
     assert style.run_title(trace) == (
-        "flowcache, fast, interval 5\n"
-        "reuse ratio 0.00  ·  12.3 s denoising  ·  300 TFLOPs (2.00x fewer than vanilla)"
+        "flowcache, fast, interval 5\nreuse ratio 0.00  ·  12.3 s denoising  ·  300 TFLOPs (2.00x fewer than vanilla)"
     )
     assert style.run_title(Trace(flops={"actual": 2e12})) == "run\nreuse ratio 0.00  ·  2.00 TFLOPs"
     times = {0.04: "0.0 s", 60: "1 min 0 s", 7530: "2 h 5 min"}

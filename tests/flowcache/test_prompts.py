@@ -9,13 +9,7 @@ from flowcache.prompts import PromptWarnings, check_prompt, find_losses
 
 
 def test_a_prompt_of_which_nothing_is_left_is_refused():
-    for prompt, cleaned in {
-        "一只猫": "",
-        "一只猫。": "。",
-        "\ud800 a": "a",
-        "&nbsp;": "",
-        "\u200b": "\u200b",
-    }.items():
+    for prompt, cleaned in {"一只猫": "", "一只猫。": "。", "\ud800 a": "a", "&nbsp;": "", "\u200b": "\u200b"}.items():
         with pytest.raises(ValueError, match=r"^prompt: .*"):
             check_prompt("prompt", prompt, lambda _, cleaned=cleaned: cleaned)
     for prompt in ("", "a", "猫", "?"):

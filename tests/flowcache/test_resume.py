@@ -56,9 +56,7 @@ def make(path, run=RUN, breaks_at: int | None = None) -> Trace:
         if not before.exists():
             with VideoWriter(before, 24) as writer:
                 writer.write(np.full((2, 16, 16, 3), 90, np.uint8))
-        write_parts(
-            parts(), path, 24, trace, before=before, size=(16, 16), skip=7, resume=resume, state=state
-        )
+        write_parts(parts(), path, 24, trace, before=before, size=(16, 16), skip=7, resume=resume, state=state)
     return trace
 
 
@@ -72,12 +70,7 @@ def broken(folder, at=3):
 def test_a_video_is_resumed_and_nothing_else_is_left(tmp_path):
     whole = make(tmp_path / "whole.mp4")
     path = broken(tmp_path)
-    assert {p.name for p in tmp_path.glob("a.*")} == {
-        "a.part.mp4",
-        "a.resume.pt",
-        "a.resume.jsonl",
-        "a.resume.lock",
-    }
+    assert {p.name for p in tmp_path.glob("a.*")} == {"a.part.mp4", "a.resume.pt", "a.resume.jsonl", "a.resume.lock"}
     trace = make(path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "whole.mp4"]
     assert path.read_bytes() == (tmp_path / "whole.mp4").read_bytes()

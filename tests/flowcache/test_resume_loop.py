@@ -24,10 +24,7 @@ class Run:
         self.window = cut_window(noise, 3, prefix)
         self.schedule = StaircaseSchedule(len(self.window.chunks), 6, stride, self.window.num_given)
         self.denoiser = Denoiser(
-            RandomModel(),
-            config,
-            condition_noise=level,
-            draw_noise=lambda step, shape: torch.full(shape, 0.1 * step),
+            RandomModel(), config, condition_noise=level, draw_noise=lambda step, shape: torch.full(shape, 0.1 * step)
         )
 
     def chunks(self):

@@ -245,9 +245,7 @@ def _draw_words(rng: Random, action: argparse.Action, hostile: bool) -> list[str
     return [rng.choice(rng.choice((likely, likely, NUMBERS, TEXTS, PATHS))) for _ in range(count)]
 
 
-def run_program(
-    program: Program, typed: Mapping[str, Sequence[str]], **variables: str
-) -> tuple[int | None, str]:
+def run_program(program: Program, typed: Mapping[str, Sequence[str]], **variables: str) -> tuple[int | None, str]:
     """Run a program as a shell would, without other processes; return exit code and standard error.
 
     The code is None where it came to the denoising loop.

@@ -46,14 +46,10 @@ def guidance_of(case: Case, nearly_clean: bool = True) -> Guidance:
     return ThreeWayGuidance(runtime["cfg_t_range"], runtime["prev_chunk_scales"], runtime["text_scales"])
 
 
-def chunk_model(
-    case: Case, noise: Tensor, schedule: StaircaseSchedule, nearly_clean: bool = True
-) -> MagiChunkModel:
+def chunk_model(case: Case, noise: Tensor, schedule: StaircaseSchedule, nearly_clean: bool = True) -> MagiChunkModel:
     runtime, engine = case.info["config"]["runtime_config"], case.info["config"]["engine_config"]
     transformer = load_transformer(case)
-    table = Timetable(
-        runtime["num_steps"], engine["shortcut_mode"], engine["distill"], clean_time=runtime["clean_t"]
-    )
+    table = Timetable(runtime["num_steps"], engine["shortcut_mode"], engine["distill"], clean_time=runtime["clean_t"])
     kv_range = KVRange(tuple(runtime["noise2clean_kvrange"]), runtime["clean_chunk_kvrange"])
     sampling = Sampling(table, guidance_of(case, nearly_clean), schedule, kv_range)
     text = case.tensors["caption_embs"][0, 0][case.tensors["emb_masks"][0].bool()]

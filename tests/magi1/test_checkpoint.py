@@ -19,9 +19,7 @@ from magi1.layers import Fp32Linear
 from magi1.quantised import FP8, PLAIN, SMOOTHED, QuantisedLinear, multiplies_fp8
 from magi1.text_encoder import T5_FOLDER, load_text_encoder
 
-CONFIG = MagiConfig(
-    model_config=ModelSection(**{**SIZES, "num_layers": 3}), engine_config=EngineSection(distill=True)
-)
+CONFIG = MagiConfig(model_config=ModelSection(**{**SIZES, "num_layers": 3}), engine_config=EngineSection(distill=True))
 FP8_CONFIG = replace(CONFIG, engine_config=EngineSection(distill=True, fp8_quant=True))
 SINGLE = "model.safetensors"
 
@@ -205,10 +203,7 @@ def test_wrong_weights_of_the_text_encoder_are_named(weights, tmp_path):
     path = t5 / T5_FOLDER / SINGLE
     plain, last = load_file(path), "encoder.final_layer_norm.weight"
     another = {"encoder.block.1.layer.0.layer_norm.weight": plain[last].clone()}
-    for changed, message in (
-        ({k: plain[k] for k in plain if k != last}, "lacks"),
-        (plain | another, "layer"),
-    ):
+    for changed, message in (({k: plain[k] for k in plain if k != last}, "lacks"), (plain | another, "layer")):
         save_file(changed, path, {"format": "pt"})
         with pytest.raises(ValueError, match=message) as raised:
             load_text_encoder(t5)

@@ -22,14 +22,7 @@ from flowcache.reuse.chunkwise import ChunkwiseReuse
 from flowcache.reuse.policy import Decision, ReusePolicy
 from flowcache.reuse.teacache import TeaCache
 from magi1 import attention
-from magi1.attention import (
-    FlashVarlen,
-    PackedSegments,
-    PerSegmentAttention,
-    Segment,
-    TextBank,
-    choose_attention,
-)
+from magi1.attention import FlashVarlen, PackedSegments, PerSegmentAttention, Segment, TextBank, choose_attention
 from magi1.chunk_model import GIVEN_REACH, KVRange, MagiChunkModel
 from magi1.guidance import DistilledGuidance, ThreeWayGuidance
 from magi1.layers import rotate
@@ -237,8 +230,7 @@ def run(device: str, policy: ReusePolicy, forecast: str, distilled: bool = True)
 
 
 @pytest.mark.parametrize(
-    ("forecast", "distilled"),
-    [("hold_displacement", True), ("linear_residual", True), ("linear_velocity", False)],
+    ("forecast", "distilled"), [("hold_displacement", True), ("linear_residual", True), ("linear_velocity", False)]
 )
 def test_nothing_but_the_decision_waits(forecast, distilled):
     # Tensors of the meta device hold no values: a request for one would fail.

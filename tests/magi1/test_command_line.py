@@ -69,9 +69,7 @@ def test_a_preset_selects_the_steps_unless_an_option_does(prepared):
 
 def test_keys_of_a_file_that_the_method_does_not_read_are_left_alone(prepared):
     content = (FOLDER / "yaml_config" / "single_run" / "config.yaml").read_text()
-    Path("mine.yaml").write_text(
-        content.replace("no_weight", "gaussian") + "warmup_steps: 5\nrel_l1_thresh: 0.1\n"
-    )
+    Path("mine.yaml").write_text(content.replace("no_weight", "gaussian") + "warmup_steps: 5\nrel_l1_thresh: 0.1\n")
     configs = {
         m: prepared("--additional_config", "mine.yaml", "--method", m).sampler.config
         for m in ("vanilla", "teacache", "flowcache")

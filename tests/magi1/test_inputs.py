@@ -93,9 +93,7 @@ NAN = [
 
 
 @pytest.mark.parametrize(("key", "tensor", "part", "noticed", "flags"), NAN)
-def test_damaged_weights_are_named(
-    front, weights, tmp_path, monkeypatch, capsys, key, tensor, part, noticed, flags
-):
+def test_damaged_weights_are_named(front, weights, tmp_path, monkeypatch, capsys, key, tensor, part, noticed, flags):
     folder = Path(json.loads(weights.read_text())["runtime_config"][key])
     copy = damaged(folder, tmp_path / "copy", tensor, with_nan)
     Image.new("RGB", (32, 32), "red").save("a.png")

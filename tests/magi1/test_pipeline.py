@@ -56,8 +56,7 @@ def test_chunks_of_every_length_come_one_by_one(shared, num_frames, method):
 
 @pytest.mark.parametrize("base", [False, True])
 @pytest.mark.parametrize(
-    ("width", "given", "num_frames"),
-    [(2, 4, 32), (2, 8, 32), (2, 15, 36), (6, 20, 28), (1, 8, 32), (1, 0, 32)],
+    ("width", "given", "num_frames"), [(2, 4, 32), (2, 8, 32), (2, 15, 36), (6, 20, 28), (1, 8, 32), (1, 0, 32)]
 )
 def test_a_given_video_is_not_repeated(shared, base, width, given, num_frames):
     """Also where a single latent frame is all that it leaves of a chunk."""

@@ -30,9 +30,7 @@ def pipeline(weights):
     return pipeline
 
 
-@pytest.mark.parametrize(
-    ("name", "frames"), [*((name, 0) for name in CASES), ("reuse", 1), ("compressed", 12)]
-)
+@pytest.mark.parametrize(("name", "frames"), [*((name, 0) for name in CASES), ("reuse", 1), ("compressed", 12)])
 def test_a_stream_resumes_from_any_part(pipeline, weights, name, frames):
     method, options, changes = CASES[name]
     prefix = torch.rand(3, frames, 32, 32, generator=torch.Generator().manual_seed(0)) if frames else None

@@ -72,9 +72,7 @@ def test_a_method_that_cannot_run_has_a_row_with_the_reason():
     ]
     methods, reasons = [*(run.method for run in found), "dbcache:0.1"], {"dbcache:0.1": "no module"}
     lines = speed_table(found, methods, ["vanilla", "diffusers"], peers.find_base, reasons).splitlines()
-    assert lines[3].startswith(
-        "| flowcache:fast | 1.00 | 4.00 | 1.000 | 4.00 | 1.00 | 0.00 | 25.0 dB, 0.900 "
-    )
+    assert lines[3].startswith("| flowcache:fast | 1.00 | 4.00 | 1.000 | 4.00 | 1.00 | 0.00 | 25.0 dB, 0.900 ")
     assert lines[5].startswith("| fbcache:0.1 | 2.00 | 3.00 | 2.000 | 3.00 | 1.00 |  | 28.0 dB")
     assert lines[6].startswith("| dbcache:0.1 | cannot run: no module |")
     assert len({line.count("|") for line in lines}) == 1

@@ -222,9 +222,7 @@ def test_a_target_is_searched_for_once(made, front, checkpoint, tmp_path, monkey
     video = made(*steps, "--target_speedup", 1.2, "--resume")
     (profile,) = (tmp_path / "kept" / "profiles").glob("tiny-32x32-6steps-shift8-*.json")
     written = profile.stat().st_mtime_ns
-    expected, achieved = re.findall(
-        r"([\d.]+x)(?: fewer FLOPs than| *$)", capsys.readouterr().out.splitlines()[-2]
-    )
+    expected, achieved = re.findall(r"([\d.]+x)(?: fewer FLOPs than| *$)", capsys.readouterr().out.splitlines()[-2])
     assert expected == achieved, "a video as short as the pilot comes to what was expected"
     assert video.name.startswith("a_t2v_flowcache_1.2x_seed0_steps6_")
     settings = Trace.load(video.with_suffix(".trace.json")).settings

@@ -43,9 +43,7 @@ def test_rotary_positions_are_those_of_the_whole_table(longest):
 
 @pytest.mark.parametrize("steps, shift", [(1, 8.0), (2, 8.0), (3, 3.0), (8, 5.0), (50, 8.0)])
 def test_solver_equals_diffusers(steps, shift):
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-    )
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     scheduler.set_timesteps(sigmas=np.linspace(0.999, 0, steps + 1)[:-1])
     solver = ChunkUniPC(steps, shift, first_correction_as_original=False)
     generator = torch.Generator().manual_seed(0)

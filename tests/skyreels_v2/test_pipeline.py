@@ -153,8 +153,7 @@ def test_whole_window_runs_hold_one_layer(pipeline):
 def test_clean_blocks_in_host_memory_change_nothing(pipeline, method):
     long = {"num_frames": 41, "base_num_frames": 41, "ar_step": 3, "addnoise_condition": 20}
     plain, stored = (
-        generate(pipeline, method_config(method, kv_offload=on), Condition(IMAGE), **long)
-        for on in (False, True)
+        generate(pipeline, method_config(method, kv_offload=on), Condition(IMAGE), **long) for on in (False, True)
     )
     assert torch.equal(plain.latents, stored.latents)
     assert plain.trace.steps[-1].kv_tokens == stored.trace.steps[-1].kv_tokens

@@ -186,8 +186,6 @@ def test_staircase(tables):
             assert schedule.max_live > base, "too many live blocks for the window, as the original says"
             continue
         assert len(schedule) == case["rows"]
-        for live, row, mask in zip(
-            schedule, case["step_index_per_block"], case["update_mask_per_block"], strict=True
-        ):
+        for live, row, mask in zip(schedule, case["step_index_per_block"], case["update_mask_per_block"], strict=True):
             assert sorted(live) == [block for block, moves in enumerate(mask) if moves]
             assert all(row[block] == local_step + 1 for block, local_step in live.items())

@@ -33,9 +33,7 @@ def front(monkeypatch, tmp_path, checkpoint):
         start = f"{number}_conditioning-videos_8FPS_perspective-left"
         with VideoWriter(videos / f"{start}_take-1_{name}.mp4", 8) as writer:
             writer.write(np.full((length, 32, 32, 3), 200, np.uint8))
-        lines.append(
-            f"{number}_perspective-left_take-1_{name}.mp4,a {name},{number}_perspective-left_{name}.mp4"
-        )
+        lines.append(f"{number}_perspective-left_take-1_{name}.mp4,a {name},{number}_perspective-left_{name}.mp4")
     (tmp_path / "physics" / "descriptions.csv").write_text("\n".join(lines))
     first = ("--model_id", checkpoint, "--gpus", "cpu", *QUICK)
     return Program(ROOT / "FlowCache4SkyReels-V2" / "sample_video.py", monkeypatch, first)
@@ -53,8 +51,7 @@ def test_vbench_is_sampled_with_augmented_prompts(front, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("folder", "dimension", "named"),
-    [("vb_bom", "color", 2), ("vb_slash", "scene", 2), ("vb_long", "scene", 1)],
+    ("folder", "dimension", "named"), [("vb_bom", "color", 2), ("vb_slash", "scene", 2), ("vb_long", "scene", 1)]
 )
 def test_no_prompt_of_a_list_keeps_the_others_from_being_made(front, tmp_path, folder, dimension, named):
     flags = ["--vbench_prompt_dir", FAULTS / folder, "--dimension", dimension, "--samples", 1]
