@@ -10,6 +10,7 @@ from .kv.scorers import SCORERS
 from .registry import check_options, make_by_name
 from .reuse import ALIASES, POLICIES, Interval, make_policy
 from .reuse.forecast import FORECASTS
+from .typed import check_keys
 
 #: Interval between computed steps over the square root of a chunk's number of steps, by preset.
 INTERVAL_SCALE = {"quality": 0.3, "balanced": 0.45, "fast": 0.75, "turbo": 1.0}
@@ -137,6 +138,7 @@ class ModelTraits:
 
     def translate(self, named: Mapping[str, Any]) -> MethodOptions:
         ours = {theirs: name for name, theirs in self.names.items()}
+        check_keys(named, (*MethodOptions.__dataclass_fields__, *ours), "options of the method")
         return MethodOptions(**{ours.get(name, name): value for name, value in named.items()})
 
 

@@ -5,29 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.video_processor import VideoProcessor
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flowcache import Denoiser, FlowCacheConfig, KVStorageConfig, StaircaseSchedule, Trace, Window, cut_window
 from flowcache.arguments import GivenFrames, as_frames, check_type
-from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
+from flowcache.environment import describe_environment
 from flowcache.finite import check_finite
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoPart
-from flowcache.pipeline import FlowCachePipeline, StepCallback
+from flowcache.pipeline import FlowCachePipeline, StepCallback, convert_given
 from flowcache.prompts import check_prompt
 from flowcache.shipped import shipped
 from flowcache.state import State
+from flowcache.typed import check_keys
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt, make_captions
 from .chunk_model import KVRange, MagiChunkModel, Sampling
-from .config import FRAMES, EngineSection, MagiConfig
+from .config import FRAMES, EngineSection, MagiConfig, RuntimeSection
 from .guidance import PREVIOUS_WEIGHT, DistilledGuidance, ThreeWayGuidance
 from .methods import TRAITS, check_cache, method_config
 from .model_source import FOLDERS, SMALL, ModelSource, load_components, resolve_model
@@ -76,6 +77,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         if tile_frames is not None:
             vae.enable_tiling(Tiling(frames=tile_frames))
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae)
+        self.video_processor = VideoProcessor()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any) -> MagiPipeline:
@@ -138,16 +140,13 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         given = {name: options.pop(name) for name in _HANDED_ON if name in options}
         given["config"] = self.make_config(config, **options)
         runtime = given["config"].runtime_config
-        size = (runtime.video_size_h, runtime.video_size_w)
-        if image is not None and video is not None:
-            raise ValueError("image: expected no video beside it; the video starts with one of them.")
-        if image is not None:
-            given["prefix"] = as_frames("image", image, *size)
-        elif video is not None:
-            frames = as_frames("video", video, *size)
-            if (count := frames.shape[1]) < FRAMES:
+        frames = convert_given(runtime.video_size_h, runtime.video_size_w, image=image, video=video)
+        if "image" in frames:
+            given["prefix"] = frames["image"]
+        elif "video" in frames:
+            if (count := frames["video"].shape[1]) < FRAMES:
                 raise ValueError(f"video: expected at least {FRAMES} frames, got {count}; or give an image.")
-            given["prefix"] = frames[:, count % FRAMES :]
+            given["prefix"] = frames["video"][:, count % FRAMES :]
         return given, runtime.fps, runtime.seed
 
     @torch.no_grad()
@@ -205,7 +204,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         trace.settings |= {"prompt": prompt, "video": asdict(runtime), "reuse": reuse}
         trace.settings["special_tokens"] = str(switches)
         trace.environment = describe_environment(device)
-        with trace.timer("text"):
+        with self._stage("text", "text_encoder", trace):
             if prompt_embeds is None:
                 (prompt_embeds,) = self.encode_prompt(prompt, switches.num_tokens, trace)
             width = self.transformer.config.caption_channels
@@ -213,7 +212,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
                 got = list(prompt_embeds.shape)
                 raise ValueError(f"prompt_embeds: expected [tokens, {width}], got {got}.")
             caption = check_finite("text embeddings", prompt_embeds.float().to(device))
-        with trace.timer("encode"):
+        with self._stage("encode", "vae", trace):
             given = None if prefix is None else self._encode(prefix)
             window = self._new_window(config, given, shows_prefix)
         num_chunks, num_given = len(window.chunks), window.num_given
@@ -240,36 +239,19 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             wanted, hidden, state = state["wanted"], 0, None  # it may be large
         elif shows_prefix:
             # A chunk that is given whole is not denoised, and so does not come from the loop.
-            shown, hidden = map(window.latents, range(num_given)), 0
+            shown, hidden = range(num_given), 0
 
         def save_state() -> State:
             return {"wanted": wanted, "denoiser": denoiser.state_dict()}
 
-        def end_step() -> None:
-            progress.update()
-            if on_step_end is not None:
-                live = trace.steps[-1].events
-                latents = torch.cat([window.latents(event.chunk) for event in live], dim=1).unsqueeze(0)
-                timestep = solver.timestep(live[-1].local_step)
-                on_step_end(self, len(trace.steps) - 1, timestep, {"latents": latents})
-
-        denoiser.on_step = end_step
         with self.progress_bar(total=len(schedule)) as progress:
             progress.update(len(trace.steps))
-            chunks = denoiser.run(window, schedule, solver)
-            clean = chain(shown, (chunk.latents for chunk in chunks))
-            while True:
-                with trace.timer("denoise"):
-                    latents = next(clean, None)
-                    synchronize(device)
-                if latents is None:
-                    return
+            for latents in self._denoise(denoiser, window, schedule, solver, progress, on_step_end, shown):
                 # Clone, so that a slice does not keep the full tensor alive.
                 latents, hidden = latents[:, hidden:].clone(), 0
                 count = min(wanted, FRAMES * latents.shape[1])
-                with trace.timer("decode"):
+                with self._stage("decode", "vae", trace):
                     frames = self._decode(latents)[:, :count] if decode else latents.new_empty(3, 0, 0, 0)
-                trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(device))
                 wanted -= count
                 if count:
                     yield VideoPart(frames, latents, save_state if denoiser.in_window else None)
@@ -283,6 +265,8 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         """
         config = self.model_defaults if config is None else config
         check_type("config", config, MagiConfig)
+        known = (*RuntimeSection.__dataclass_fields__, *_KEYS, "guidance_scale")
+        check_keys(changes, known, "arguments of MAGI-1")
         runtime, changes = config.runtime_config, {_KEYS.get(k, k): v for k, v in changes.items()}
         if (scale := changes.pop("guidance_scale", None)) is not None:
             if runtime.cfg_number == 1:

@@ -9,7 +9,7 @@ from diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing impo
 from flowcache.arguments import GivenFrames, as_frames
 from flowcache.prompts import check_prompt
 
-from .settings import TEMPORAL_STRIDE, VideoSettings, latent_frames, pixel_frames
+from .settings import TEMPORAL_STRIDE
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,6 @@ class Condition:
         if last is not None and last.shape[1] != 1:
             raise ValueError(f"condition.last must be one frame, got {last.shape[1]}.")
         return Condition(prefix, last)
-
-
-def make_condition(settings: VideoSettings, **given: GivenFrames | None) -> Condition:
-    """Make a condition of ``image``, ``last_image`` and ``video``, the frames to continue."""
-    frames = {
-        name: as_frames(name, value, settings.height, settings.width)
-        for name, value in given.items()
-        if value is not None
-    }
-    first, video = frames.get("image"), frames.get("video")
-    if video is not None:
-        if first is not None:
-            raise ValueError("image: expected no video beside it; the video starts with one of them.")
-        count = settings.overlap_history or pixel_frames(latent_frames(video.shape[1]))
-        if video.shape[1] < count:
-            raise ValueError(f"video: expected overlap_history ({count}) frames, got {video.shape[1]}.")
-        first = video[:, -count:]
-    return Condition(first, frames.get("last_image"))
 
 
 def check_prompts(prompt: str, negative_prompt: str | None) -> None:

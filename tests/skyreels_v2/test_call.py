@@ -100,6 +100,14 @@ def test_callback_sees_every_step(pipe):
     assert [step for _, step, _, _ in seen] == list(range(6))
     assert all(made is pipe and 0 < timestep < 1000 for made, _, timestep, _ in seen)
     assert [kwargs["latents"].shape[2] for *_, kwargs in seen] == [1, 2, 3, 3, 2, 1]
+    (latents,) = pipe(
+        "a circle",
+        **CALL,
+        output_type="latent",
+        return_dict=False,
+        callback_on_step_end=lambda *args: {"latents": torch.zeros_like(args[-1]["latents"])},
+    )
+    assert not latents.any(), "as in diffusers, a callback may replace the latents"
 
 
 def test_images_and_videos(pipe):
@@ -153,6 +161,7 @@ REFUSED = {
     "generator:": {"generator": [generator(), generator()]},
     "generator: expected Generator": {"generator": 5},
     "num_videos_per_prompt:": {"num_videos_per_prompt": 0},
+    "num_videos_per_prompt: expected int": {"num_videos_per_prompt": 1.5},
     "output_type:": {"output_type": "gif"},
     "image:": {"image": 5},
     "image: expected no video": {"image": IMAGE, "video": PREFIX},
@@ -183,7 +192,7 @@ def test_wrong_arguments_are_named(pipe, monkeypatch, name):
 @pytest.mark.parametrize(
     ("match", "options"),
     [
-        ("bogus", {"bogus": 1}),
+        ("kv_bitz; did you mean kv_bits", {"kv_bitz": 8}),
         ("^preset:", {"preset": "slowest"}),
         ("^config:", {"config": FlowCacheConfig(), "kv_budget": 1}),
         ("KV cache", {"method": "vanilla", "kv_budget": 1}),

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from flowcache import FlowCacheConfig, Trace, Window
-from flowcache.pipeline import join
 from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, resolve_model
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 from skyreels_v2.codec import VideoCodec
@@ -31,8 +30,8 @@ def generate(pipeline, cache: FlowCacheConfig | None = None, condition: Conditio
     settings = VideoSettings(**{**SMALL, "num_frames": 17, "base_num_frames": 17, **changes})
     trace, cache = Trace(), cache or method_config("causal")
     parts = list(pipeline.stream("a red circle", None, settings, cache, condition, trace))
-    latents = torch.cat([part.latents for part in parts], dim=1)
-    return Video(join(parts), latents, trace, [part.frames.shape[1] for part in parts])
+    frames, latents = (torch.cat([getattr(p, name) for p in parts], dim=1) for name in ("frames", "latents"))
+    return Video(frames, latents, trace, [part.frames.shape[1] for part in parts])
 
 
 def pixels(frames: int, seed: int = 0) -> Tensor:
