@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 from flowcache.adapter import Adapter, Start
 from flowcache.methods import make_config
 from flowcache.options import Refuse
+from flowcache.prompts import check_prompt
 from flowcache.video import last_frames, probe_video, to_float
 
 from .checkpoint import ModelSource, load_pipeline, resolve_model
-from .conditions import Condition, check_prompts
 from .methods import TRAITS, traits_for
+from .pipeline import FlowCacheSkyReelsV2Pipeline
 from .settings import RESOLUTIONS, VideoSettings, latent_frames
 from .windows import check_streaming, plan_windows
 
@@ -170,7 +171,8 @@ class SkyReelsV2(Adapter):
         return make_config(options, traits_for(self.source.family))
 
     def check_prompt(self, prompt):
-        check_prompts(prompt, self.negative_prompt)
+        for name, text in {"prompt": prompt, "negative_prompt": self.negative_prompt or ""}.items():
+            check_prompt(name, text, FlowCacheSkyReelsV2Pipeline.clean_prompt)
 
     def check(self, config, start):
         check_streaming(self.video, config, arrives=start.last is not None)
@@ -199,9 +201,8 @@ class SkyReelsV2(Adapter):
         return load_pipeline(self.source, device, self.offload)
 
     def stream(self, pipeline, prompt, start, config, trace, state):
-        condition = Condition(start.prefix, start.last)
-        given = (prompt, self.negative_prompt, self.video, config, condition)
-        return pipeline.stream(*given, trace=trace, state=state)
+        settings = (self.negative_prompt, self.video, config)
+        return pipeline.stream(prompt, *settings, start.prefix, start.last, trace, state)
 
     def with_video(self, **changes: Any):
         return replace(self, video=replace(self.video, **changes))

@@ -21,15 +21,23 @@ from flowcache.methods import ModelTraits
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoPart
 from flowcache.pipeline import FlowCachePipeline, StepCallback, convert_given
+from flowcache.prompts import check_prompt
 from flowcache.state import State, on_device
 from flowcache.typed import check_keys
 
 from .chunk_model import SkyReelsV2ChunkModel
 from .codec import VideoCodec
-from .conditions import Condition, check_prompts
 from .methods import traits_for
 from .model_folder import SMALL, find_family
-from .settings import DEFAULTS_FILE, VideoSettings, default_settings, latent_frames, make_settings, pixel_frames
+from .settings import (
+    DEFAULTS_FILE,
+    TEMPORAL_STRIDE,
+    VideoSettings,
+    default_settings,
+    latent_frames,
+    make_settings,
+    pixel_frames,
+)
 from .solver import ChunkUniPC
 from .windows import check_streaming, plan_windows
 
@@ -48,7 +56,6 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
     def prepare(
         self,
         settings: VideoSettings | None = None,
-        condition: Condition | None = None,
         image: GivenFrames | None = None,
         last_image: GivenFrames | None = None,
         video: GivenFrames | None = None,
@@ -58,23 +65,20 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
 
         Args:
             settings: settings of the videos; None: the model's defaults.
-            condition: given frames, in place of ``image``, ``last_image`` and ``video``.
+            image, last_image: first frame, and the frame to arrive at.
             video: frames to continue: the last ``overlap_history`` of them, or all but at most three.
             **changes: as of ``make_settings``.
         """
         settings = self.make_settings(settings, **changes)
         frames = convert_given(settings.height, settings.width, image=image, last_image=last_image, video=video)
-        if condition is None:
-            condition = Condition(frames.get("image"), frames.get("last_image"))
-        elif frames:
-            raise ValueError("condition: expected no image, last_image or video beside it; leave it out.")
-        if "video" in frames:
-            found = frames["video"].shape[1]
-            count = settings.overlap_history or pixel_frames(latent_frames(found))
-            if found < count:
-                raise ValueError(f"video: expected overlap_history ({count}) frames, got {found}.")
-            condition = replace(condition, prefix=frames["video"][:, -count:])
-        return {"settings": settings, "condition": condition}, settings.fps, settings.seed
+        prefix = frames.get("image")
+        if (shown := frames.get("video")) is not None:
+            count = settings.overlap_history or pixel_frames(latent_frames(shown.shape[1]))
+            if shown.shape[1] < count:
+                raise ValueError(f"video: expected overlap_history ({count}) frames, got {shown.shape[1]}.")
+            prefix = shown[:, -count:]
+        given = {"settings": settings, "prefix": prefix, "last": frames.get("last_image")}
+        return given, settings.fps, settings.seed
 
     @torch.no_grad()
     def stream(
@@ -83,7 +87,8 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         negative_prompt: str | None = None,
         settings: VideoSettings | None = None,
         cache: FlowCacheConfig | None = None,
-        condition: Condition | None = None,
+        prefix: GivenFrames | None = None,
+        last: GivenFrames | None = None,
         trace: Trace | None = None,
         state: State | None = None,
         *,
@@ -96,6 +101,9 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         """Generate one video and yield the new frames of each block as soon as it is clean.
 
         Args:
+            prefix: first frames, ``[3, frames, height, width]`` in [-1, 1], or images or uint8 arrays (``as_frames``):
+                one for image-to-video, ``4 k + 1`` to extend.
+            last: frame to arrive at, ``[3, 1, height, width]``.
             state: state of a part of an earlier stream with the same arguments; this one continues behind it,
                 and ``trace`` holds what happened until then.
             prompt_embeds, negative_prompt_embeds: ``[tokens, width]`` in place of prompts.
@@ -105,26 +113,29 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             TypeError, ValueError: as ``__call__``.
         """
         settings, cache = self.make_settings(settings, **changes), cache or self.flowcache_config
-        condition, trace = condition or Condition(), trace if trace is not None else Trace()
-        device = self._execution_device
+        trace, device = trace if trace is not None else Trace(), self._execution_device
         check_type("cache", cache, FlowCacheConfig)
-        check_type("condition", condition, Condition, "; use Condition(prefix=...)")
-        if prompt_embeds is None:
-            check_prompts(prompt, negative_prompt)
-        condition = condition.converted(settings.height, settings.width)
-        check_streaming(settings, cache, condition.last is not None)
+        frames = convert_given(settings.height, settings.width, prefix=prefix, last=last)
+        prefix, last = frames.get("prefix"), frames.get("last")
+        if prefix is not None and prefix.shape[1] % TEMPORAL_STRIDE != 1:
+            raise ValueError(f"prefix must have 4 k + 1 frames, got {prefix.shape[1]}.")
+        if last is not None and last.shape[1] != 1:
+            raise ValueError(f"last must be one frame, got {last.shape[1]}.")
+        check_streaming(settings, cache, last is not None)
         settings.check_negative_prompt(negative_prompt)
         if negative_prompt is None:
             negative_prompt = self.default_negative_prompt
         reuse = cache.as_dict(settings.inference_steps)
         trace.settings |= {"prompt": prompt, "video": settings.as_dict(), "reuse": reuse}
         trace.environment = describe_environment(device)
-        history = condition.prefix
-        plans = plan_windows(settings, 0 if history is None else history.shape[1])
+        plans = plan_windows(settings, 0 if prefix is None else prefix.shape[1])
         decode = decode or len(plans) > 1  # as windows take over frames
         texts = {"prompt": (prompt, prompt_embeds)}
         if settings.guidance_scale > 1:
             texts["negative_prompt"] = (negative_prompt, negative_prompt_embeds)
+        for name, (text, embeds) in texts.items():
+            if embeds is None:
+                check_prompt(name, text, prompt_clean)
         with self._stage("text", "text_encoder", trace):
             embeds = self._embed_prompts(texts, trace)
         # The condition's noise has its own generator, so that methods draw the same noise for a window.
@@ -158,7 +169,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         with self.progress_bar(total=sum(len(plan.schedule(settings)) for plan in plans)) as progress:
             progress.update(0 if state is None else len(trace.steps))
             for index in range(0 if state is None else state["window"], len(plans)):
-                plan, last = plans[index], condition.last if index == len(plans) - 1 else None
+                plan, end = plans[index], last if index == len(plans) - 1 else None
                 solver = ChunkUniPC(settings.inference_steps, settings.shift)
                 codec = VideoCodec(self.vae, plan.repeated, num_kept)
                 condition_generator.manual_seed(settings.seed + index + 1)
@@ -170,16 +181,16 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                     state = None  # it may be large
                 else:
                     with self._stage("encode", "vae", trace):
-                        newest = history[:, -pixel_frames(plan.prefix) :] if plan.prefix else None
-                        given = tuple(f if f is None else codec.encode(f) for f in (newest, last))
-                num_frames = plan.frames + (last is not None)
+                        newest = prefix[:, -pixel_frames(plan.prefix) :] if plan.prefix else None
+                        given = tuple(f if f is None else codec.encode(f) for f in (newest, end))
+                num_frames = plan.frames + (end is not None)
                 at_once = latent_frames(settings.base_num_frames) if settings.streaming else num_frames
                 shape = (self.transformer.config.in_channels, num_frames, *size)
                 noise = BlockNoise(generator, shape, at_once, device)
                 window = cut_window(noise, settings.causal_block_size, *given)
                 # Given chunks are shown, too, except the one to arrive at.
                 shown = [c for c in range(window.num_given) if window.chunks[c].start < plan.frames]
-                run = window, plan.schedule(settings, last is not None), solver
+                run = window, plan.schedule(settings, end is not None), solver
                 for latents in self._denoise(denoiser, *run, progress, on_step_end, [] if resumed else shown):
                     new = latents.new_empty(3, 0, 0, 0), latents.clone()
                     if decode:
@@ -187,7 +198,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                             new = codec.decode_new(latents)
                     if new is not None:
                         yield VideoPart(*new, stream_state if denoiser.in_window else None)
-                history = codec.newest
+                prefix = codec.newest
 
     def make_settings(self, settings: VideoSettings | None = None, **changes: Any) -> VideoSettings:
         """Apply fields of ``VideoSettings``, and ``num_inference_steps``, to settings or to the model's defaults."""

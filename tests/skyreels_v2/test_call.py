@@ -14,7 +14,6 @@ from flowcache import FlowCacheConfig, KVCompressionConfig, VideoOutput
 from flowcache.reuse import ChunkwiseReuse, Interval
 from flowcache.video import probe_video, to_uint8
 from skyreels_v2 import (
-    Condition,
     FlowCacheSkyReelsV2Pipeline,
     VideoSettings,
     load_pipeline,
@@ -169,16 +168,16 @@ REFUSED = {
     "trace:": {"num_videos_per_prompt": 2, "trace": flowcache.Trace()},
     ".*bogus": {"bogus": 5},
     "height": {"height": 33},
-    "condition.prefix:": {"condition": Condition(prefix=PREFIX.to(torch.uint8))},
-    "condition.prefix must": {"condition": Condition(prefix=torch.zeros(3, 1, 16, 16))},
-    "condition.prefix must have 4": {"condition": Condition(prefix=PREFIX[:, :4])},
-    "condition.last:": {"condition": Condition(last=torch.full((3, 1, 32, 32), torch.nan))},
-    "condition:": {"condition": IMAGE},
+    "image: expected a float": {"image": PREFIX.to(torch.uint8)},
+    "image must": {"image": torch.zeros(3, 1, 16, 16)},
+    "prefix must have 4": {"image": PREFIX[:, :4]},
+    "last must be one": {"last_image": PREFIX},
+    "last_image:": {"last_image": torch.full((3, 1, 32, 32), torch.nan)},
     "settings:": {"settings": {"height": 32}},
     "cache:": {"cache": "fast"},
     "streaming needs use_compress": {"streaming": True, "ar_step": 2, "cache": method_config("causal")},
     "streaming needs ar_step": {"streaming": True, "ar_step": 0},
-    "num_frames": {"condition": Condition(prefix=torch.zeros(3, 9, 32, 32))},
+    "num_frames": {"image": torch.zeros(3, 9, 32, 32)},
 }
 
 
