@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -92,9 +92,7 @@ class FlowCachePipeline:
     _stage_device: torch.device | None = None
 
     @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any
-    ) -> FlowCachePipeline:
+    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any) -> Self:
         """Load as diffusers does, which calls ``torch_dtype`` ``dtype`` now."""
         return super().from_pretrained(folder, **{"dtype": torch_dtype, **named})
 
@@ -135,14 +133,12 @@ class FlowCachePipeline:
         given, fps, first_seed = self.prepare(**options)
         given |= {"cache": cache, "on_step_end": callback_on_step_end, "decode": output_type != "latent"}
         texts = _split_prompts(
+            self.clean_prompt,
             prompt=prompt,
             negative_prompt=negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
         )
-        for text in texts:
-            for name in text.keys() & {"prompt", "negative_prompt"}:
-                check_prompt(name, text[name], self.clean_prompt)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type: expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
         check_type("num_videos_per_prompt", num_videos_per_prompt, int)
@@ -285,13 +281,14 @@ def convert_given(height: int, width: int, **given: GivenFrames | None) -> dict[
     return frames
 
 
-def _split_prompts(**texts: str | list[str] | Tensor | None) -> list[dict[str, Any]]:
+def _split_prompts(clean: Callable[[str], str], **texts: str | list[str] | Tensor | None) -> list[dict[str, Any]]:
     """Split ``prompt``, ``negative_prompt`` and their ``_embeds`` into arguments for one prompt each.
 
     A single negative prompt or embedding holds for all prompts.
 
     Raises:
-        TypeError, ValueError: not exactly one of ``prompt`` and ``prompt_embeds`` is given, or counts differ.
+        TypeError, ValueError: not exactly one of ``prompt`` and ``prompt_embeds`` is given, counts differ, or
+            ``clean`` leaves nothing of a prompt.
     """
     given = {name: value for name, value in texts.items() if value is not None}
     if ("prompt" in given) == ("prompt_embeds" in given):
@@ -301,8 +298,10 @@ def _split_prompts(**texts: str | list[str] | Tensor | None) -> list[dict[str, A
             check_type(name, value, Tensor)
             if value.ndim != 3:
                 raise ValueError(f"{name}: expected [prompts, tokens, width], got {list(value.shape)}.")
-        elif not isinstance(value, list):
-            given[name] = [value]
+        else:
+            given[name] = value if isinstance(value, list) else [value]
+            for text in given[name]:
+                check_prompt(name, text, clean)
     count = max(1, len(given.get("prompt", given.get("prompt_embeds"))))
     for name, values in given.items():
         if len(values) not in (1, count):
