@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,8 +52,6 @@ class VideoOutput:
         frames: by ``output_type``: ``np`` an array ``[videos, frames, height, width, 3]`` in [0, 1], ``pt`` a
             tensor ``[videos, frames, 3, height, width]``, ``pil`` lists of images, ``latent`` the latents.
         latents: normalised, ``[videos, channels, frames', h, w]``, fp32.
-        traces: records of the runs, one for each video.
-        fps: frames per second.
     """
 
     frames: np.ndarray | Tensor | list[list[Image.Image]]
@@ -90,11 +88,6 @@ class FlowCachePipeline:
     flowcache_traits: ModelTraits
 
     _stage_device: torch.device | None = None
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any) -> Self:
-        """Load as diffusers does, which calls ``torch_dtype`` ``dtype`` now."""
-        return super().from_pretrained(folder, **{"dtype": torch_dtype, **named})
 
     @torch.no_grad()
     def __call__(
@@ -240,7 +233,7 @@ def enable(
     config: FlowCacheConfig | None = None,
     **options: Any,
 ) -> FlowCacheConfig:
-    """Choose how a pipeline runs; holds for all later calls.
+    """Choose how all later calls of a pipeline run; returns the configuration, now ``pipe.flowcache_config``.
 
     Args:
         preset: one of ``flowcache.methods.PRESETS``; None: fast.
@@ -248,9 +241,6 @@ def enable(
         method: one of ``flowcache.methods.METHODS``.
         config: a configuration of your own in place of all other options.
         **options: further fields of ``flowcache.methods.MethodOptions``: ``policy``, ``kv_bits``, ...
-
-    Returns:
-        The configuration, now ``pipe.flowcache_config``.
 
     Raises:
         TypeError, ValueError: an option is unknown, out of range or not the method's; it is named.
@@ -282,13 +272,9 @@ def convert_given(height: int, width: int, **given: GivenFrames | None) -> dict[
 
 
 def _split_prompts(clean: Callable[[str], str], **texts: str | list[str] | Tensor | None) -> list[dict[str, Any]]:
-    """Split ``prompt``, ``negative_prompt`` and their ``_embeds`` into arguments for one prompt each.
+    """Split ``prompt``, ``negative_prompt`` and their ``_embeds``, checked, into arguments for one prompt each.
 
     A single negative prompt or embedding holds for all prompts.
-
-    Raises:
-        TypeError, ValueError: not exactly one of ``prompt`` and ``prompt_embeds`` is given, counts differ, or
-            ``clean`` leaves nothing of a prompt.
     """
     given = {name: value for name, value in texts.items() if value is not None}
     if ("prompt" in given) == ("prompt_embeds" in given):

@@ -86,7 +86,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         Weights are on the CPU, in fp32 without ``torch_dtype``. ``named`` are arguments of diffusers or, for
         the small checkpoint's layout, keys of its configuration.
         """
-        folder = SMALL if folder == "small" else Path(folder)
+        folder, torch_dtype = SMALL if folder == "small" else Path(folder), named.pop("dtype", torch_dtype)
         config_file = folder / CONFIG_FILE
         if config_file.is_file() and not (folder / cls.config_name).is_file():
             places = zip(FOLDERS, (folder, folder / "vae", folder / "t5"), strict=True)
@@ -95,7 +95,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             for part in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
                 nn.Module.to(part, torch_dtype)  # diffusers warns of parts that ours keeps in fp32
             return pipeline
-        pipeline = super().from_pretrained(folder, torch_dtype=torch_dtype, **named)
+        pipeline = super().from_pretrained(folder, dtype=torch_dtype, **named)
         if config_file.is_file():
             pipeline.model_defaults = MagiConfig.from_file(config_file)
         return pipeline

@@ -1,7 +1,7 @@
 """SkyReels-V2 for the programs: its options, settings and videos."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 from flowcache.adapter import Adapter, Start
@@ -141,7 +141,7 @@ class SkyReelsV2(Adapter):
         return model
 
     def settings(self, with_folders=True):
-        video, negative = self.video.as_dict(), self.negative_prompt
+        video, negative = asdict(self.video), self.negative_prompt
         del video["seed"]
         if not with_folders and negative is None:
             negative = self.source.defaults["negative_prompt"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         if negative_prompt is None:
             negative_prompt = self.default_negative_prompt
         reuse = cache.as_dict(settings.inference_steps)
-        trace.settings |= {"prompt": prompt, "video": settings.as_dict(), "reuse": reuse}
+        trace.settings |= {"prompt": prompt, "video": asdict(settings), "reuse": reuse}
         trace.environment = describe_environment(device)
         plans = plan_windows(settings, 0 if prefix is None else prefix.shape[1])
         decode = decode or len(plans) > 1  # as windows take over frames
@@ -218,10 +218,12 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         return traits if fitted is None else replace(traits, coefficients={True: fitted, False: fitted})
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **named: Any) -> FlowCacheSkyReelsV2Pipeline:
+    def from_pretrained(
+        cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any
+    ) -> FlowCacheSkyReelsV2Pipeline:
         """Load as diffusers does, with the model's default settings; ``small`` is the small checkpoint."""
         folder = SMALL if folder == "small" else folder
-        pipeline = super().from_pretrained(folder, **named)
+        pipeline = super().from_pretrained(folder, **{"dtype": torch_dtype, **named})
         pipeline.model_defaults = default_settings(folder)
         return pipeline
 

@@ -9,13 +9,7 @@ from .settings import VideoSettings, latent_frames
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """One window, in latent frames.
-
-    Attributes:
-        frames: length of the window.
-        prefix: given frames at its start.
-        repeated: frames at its start that the window before has shown.
-    """
+    """One window, in latent frames: ``prefix`` of them are given, ``repeated`` the window before has shown."""
 
     frames: int
     prefix: int
@@ -31,11 +25,7 @@ class WindowPlan:
 
 
 def plan_windows(settings: VideoSettings, prefix_frames: int = 0) -> list[WindowPlan]:
-    """Plan windows that cover the video behind a prefix of pixel frames; the last window is the shortest.
-
-    Raises:
-        ValueError: the prefix leaves nothing to generate.
-    """
+    """Plan windows that cover the video behind a prefix of pixel frames; the last window is the shortest."""
     total, base = latent_frames(settings.num_frames), latent_frames(settings.base_num_frames)
     prefix = latent_frames(prefix_frames) if prefix_frames else 0
     if prefix >= min(total, base):
