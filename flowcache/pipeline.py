@@ -166,12 +166,15 @@ class FlowCachePipeline:
     def prompt_warnings(self) -> PromptWarnings:
         return PromptWarnings()
 
-    def _note_losses(self, name: str, prompt: str, cleaned: str, max_tokens: int, trace: Trace) -> None:
-        """Warn of words that the text encoder does not get, and note them in the trace."""
+    def _clean(self, name: str, prompt: str, max_tokens: int, trace: Trace) -> str:
+        """Clean a prompt; words that the text encoder does not get are a warning, and noted in the trace."""
+        check_prompt(name, prompt, self.clean_prompt)
+        cleaned = self.clean_prompt(prompt)
         losses = find_losses(prompt, cleaned, self.tokenizer, max_tokens)
         self.prompt_warnings.warn(name, losses, self.tokenizer)
         if losses:
             trace.settings.setdefault("prompt_losses", {})[name] = losses
+        return cleaned
 
     @contextmanager
     def _stage(self, name: str, component: str, trace: Trace) -> Iterator[None]:

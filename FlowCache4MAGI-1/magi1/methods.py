@@ -1,10 +1,9 @@
 """The method on MAGI-1: thresholds, and the model's names of options."""
 
-from functools import partial
 from typing import Any
 
 from flowcache import FlowCacheConfig
-from flowcache.methods import ModelTraits, check_config, make_config
+from flowcache.methods import ModelTraits, make_config
 
 METHODS = ("vanilla", "teacache", "flowcache")
 
@@ -33,8 +32,6 @@ TRAITS = ModelTraits(
         "clean_range": "set noise2clean_kvrange in the configuration",
     },
 )
-
-check_cache = partial(check_config, traits=TRAITS)
 
 
 def method_config(method: str = "flowcache", preset: str | None = None, **named: Any) -> FlowCacheConfig:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
@@ -18,10 +18,10 @@ from flowcache import Denoiser, FlowCacheConfig, KVStorageConfig, StaircaseSched
 from flowcache.arguments import GivenFrames, as_frames, check_type
 from flowcache.environment import describe_environment
 from flowcache.finite import check_finite
+from flowcache.methods import check_config
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoPart
 from flowcache.pipeline import FlowCachePipeline, StepCallback, convert_given
-from flowcache.prompts import check_prompt
 from flowcache.shipped import shipped
 from flowcache.state import State
 from flowcache.typed import check_keys
@@ -30,7 +30,7 @@ from .captions import CaptionSwitches, SpecialTokens, clean_prompt, make_caption
 from .chunk_model import KVRange, MagiChunkModel, Sampling
 from .config import FRAMES, EngineSection, MagiConfig, RuntimeSection
 from .guidance import PREVIOUS_WEIGHT, DistilledGuidance, ThreeWayGuidance
-from .methods import TRAITS, check_cache, method_config
+from .methods import TRAITS, method_config
 from .model_source import FOLDERS, SMALL, ModelSource, load_components, resolve_model
 from .schedule import Euler, Timetable
 from .transformer import MagiTransformer3DModel
@@ -80,7 +80,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         self.video_processor = VideoProcessor()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any) -> MagiPipeline:
+    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any) -> Self:
         """Load the small checkpoint (``small``), a folder laid out as it, or one of ``save_pretrained``.
 
         Weights are on the CPU, in fp32 without ``torch_dtype``. ``named`` are arguments of diffusers or, for
@@ -101,9 +101,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         return pipeline
 
     @classmethod
-    def from_config_file(
-        cls, config_file: str | Path, device: torch.device | str | None = None, **keys: Any
-    ) -> MagiPipeline:
+    def from_config_file(cls, config_file: str | Path, device: torch.device | str | None = None, **keys: Any) -> Self:
         """Load the official weights that a configuration names, as ``load_pipeline`` does.
 
         Args:
@@ -182,13 +180,10 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             decode: False leaves the frames of the parts empty.
             on_step_end: ``callback_on_step_end`` of ``__call__``.
             **changes: as of ``make_config``.
-
-        Raises:
-            TypeError, ValueError: as ``__call__``.
         """
         config, cache = self.make_config(config, **changes), cache or self.flowcache_config
         check_type("cache", cache, FlowCacheConfig)
-        check_cache(cache)
+        check_config(cache, TRAITS)
         runtime, engine = config.runtime_config, config.engine_config
         if engine.kv_offload:
             bits = cache.storage and cache.storage.bits
@@ -199,7 +194,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
                 raise ValueError(f"prefix must be one frame or a multiple of {FRAMES}, got {count}.")
         # An image is the first frame of the video.
         shows_prefix = prefix is not None and prefix.shape[1] == 1
-        trace, device = trace if trace is not None else Trace(), self._execution_device
+        trace, device = trace or Trace(), self._execution_device
         switches, reuse = switches or CaptionSwitches(), cache.as_dict(runtime.num_steps)
         trace.settings |= {"prompt": prompt, "video": asdict(runtime), "reuse": reuse}
         trace.settings["special_tokens"] = str(switches)
@@ -278,13 +273,12 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
 
     def encode_prompt(self, prompt: str, num_special: int = 0, trace: Trace | None = None) -> Tensor:
         """Embed a prompt without padding: ``[1, tokens, channels]``, fp32; notes lost words in the trace."""
-        check_prompt("prompt", prompt, clean_prompt)
-        text, sizes, device = clean_prompt(prompt), self.transformer.config, self._execution_device
-        if not text:
-            return torch.zeros(1, 0, sizes.caption_channels, device=device)
+        sizes, device = self.transformer.config, self._execution_device
         # Special tokens displace the last tokens of the caption, of which the very last only ends the text.
         room = sizes.caption_max_length - max(num_special - 1, 0)
-        self._note_losses("prompt", prompt, text, room, trace or Trace())
+        text = self._clean("prompt", prompt, room, trace or Trace())
+        if not text:
+            return torch.zeros(1, 0, sizes.caption_channels, device=device)
         limit = {"max_length": sizes.caption_max_length, "truncation": True}
         tokens = self.tokenizer(text, **limit, return_tensors="pt").input_ids
         embeds = self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state

@@ -21,13 +21,10 @@ class VideoCodec:
         vae: the autoencoder.
         repeated: latent frames at the start that the window before has shown; ``decode_new`` omits them.
         num_kept: newest frames to keep in ``newest`` for the next window.
-
-    Raises:
-        ValueError: the VAE is set to tile frames, whose features it keeps to itself.
     """
 
     def __init__(self, vae: AutoencoderKLWan, repeated: int = 0, num_kept: int = 0) -> None:
-        if vae.use_tiling:
+        if vae.use_tiling:  # it keeps the features of tiles to itself
             raise ValueError("vae cannot decode tiles chunk by chunk; call disable_tiling on it.")
         self.vae, self._repeated, self._num_kept = vae, repeated, num_kept
         count = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())

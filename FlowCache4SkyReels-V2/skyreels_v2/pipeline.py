@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline, SkyReelsV2DiffusionForcingPipeline
@@ -21,7 +21,6 @@ from flowcache.methods import ModelTraits
 from flowcache.noise import BlockNoise
 from flowcache.output import VideoPart
 from flowcache.pipeline import FlowCachePipeline, StepCallback, convert_given
-from flowcache.prompts import check_prompt
 from flowcache.state import State, on_device
 from flowcache.typed import check_keys
 
@@ -108,12 +107,9 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                 and ``trace`` holds what happened until then.
             prompt_embeds, negative_prompt_embeds: ``[tokens, width]`` in place of prompts.
             decode: False leaves the frames of the parts empty, if the video is a single window.
-
-        Raises:
-            TypeError, ValueError: as ``__call__``.
         """
         settings, cache = self.make_settings(settings, **changes), cache or self.flowcache_config
-        trace, device = trace if trace is not None else Trace(), self._execution_device
+        trace, device = trace or Trace(), self._execution_device
         check_type("cache", cache, FlowCacheConfig)
         frames = convert_given(settings.height, settings.width, prefix=prefix, last=last)
         prefix, last = frames.get("prefix"), frames.get("last")
@@ -133,9 +129,6 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         texts = {"prompt": (prompt, prompt_embeds)}
         if settings.guidance_scale > 1:
             texts["negative_prompt"] = (negative_prompt, negative_prompt_embeds)
-        for name, (text, embeds) in texts.items():
-            if embeds is None:
-                check_prompt(name, text, prompt_clean)
         with self._stage("text", "text_encoder", trace):
             embeds = self._embed_prompts(texts, trace)
         # The condition's noise has its own generator, so that methods draw the same noise for a window.
@@ -167,7 +160,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             )
         denoiser = Denoiser(model, cache, trace, settings.addnoise_condition / 1000, draw_noise)
         with self.progress_bar(total=sum(len(plan.schedule(settings)) for plan in plans)) as progress:
-            progress.update(0 if state is None else len(trace.steps))
+            progress.update(len(trace.steps))
             for index in range(0 if state is None else state["window"], len(plans)):
                 plan, end = plans[index], last if index == len(plans) - 1 else None
                 solver = ChunkUniPC(settings.inference_steps, settings.shift)
@@ -218,9 +211,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         return traits if fitted is None else replace(traits, coefficients={True: fitted, False: fitted})
 
     @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any
-    ) -> FlowCacheSkyReelsV2Pipeline:
+    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any) -> Self:
         """Load as diffusers does, with the model's default settings; ``small`` is the small checkpoint."""
         folder = SMALL if folder == "small" else folder
         pipeline = super().from_pretrained(folder, **{"dtype": torch_dtype, **named})
@@ -228,7 +219,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         return pipeline
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **named: Any) -> FlowCacheSkyReelsV2Pipeline:
+    def from_pipe(cls, pipeline: DiffusionPipeline, **named: Any) -> Self:
         """Share the components of another pipeline, in their types; diffusers would cast them to fp32."""
         names, _ = cls._get_signature_keys(cls)
         made = cls(**{name: part for name, part in pipeline.components.items() if name in names} | named)
@@ -255,15 +246,14 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
 
     def _embed_prompts(self, texts: dict[str, tuple[str | None, Tensor | None]], trace: Trace) -> Tensor:
         """Embed the texts that come without an embedding; ``[texts, tokens, text_dim]``."""
-        length = next((len(given) for _, given in texts.values() if given is not None), self.text_length)
-        expected, embeds = [length, self.transformer.config.text_dim], []
+        lengths = [len(given) for _, given in texts.values() if given is not None] or [self.text_length]
+        expected, embeds = [lengths[0], self.transformer.config.text_dim], []
         to = {"device": self._execution_device, "dtype": self.transformer.dtype}
         for name, (text, given) in texts.items():
             if given is None:
-                self._note_losses(name, text, prompt_clean(text), length, trace)
-                (given,), _ = self.encode_prompt(
-                    text, do_classifier_free_guidance=False, max_sequence_length=length, **to
-                )
+                self._clean(name, text, lengths[0], trace)
+                options = {"do_classifier_free_guidance": False, "max_sequence_length": lengths[0]}
+                (given,), _ = self.encode_prompt(text, **options, **to)
             elif list(given.shape) != expected:
                 raise ValueError(f"{name}_embeds: expected {expected}, got {list(given.shape)}.")
             embeds.append(given.to(**to))

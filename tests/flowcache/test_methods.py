@@ -3,8 +3,9 @@
 import pytest
 
 from flowcache import FlowCacheConfig
+from flowcache.methods import check_config
 from flowcache.reuse import ChunkwiseReuse, Interval, NoReuse, TeaCache
-from magi1.methods import check_cache
+from magi1.methods import TRAITS
 from magi1.methods import method_config as magi
 from skyreels_v2 import method_config as skyreels
 from skyreels_v2.methods import COEFFICIENTS
@@ -107,6 +108,6 @@ def test_the_paper_presets_compress_as_the_original_does(preset):
 
 @pytest.mark.parametrize("name", ["whole_window", "refresh_given", "clean_range"])
 def test_magi_refuses_configurations_that_it_cannot_run(name):
-    check_cache(FlowCacheConfig(clean_pass=True))
+    check_config(FlowCacheConfig(clean_pass=True), TRAITS)
     with pytest.raises(ValueError, match=name):
-        check_cache(FlowCacheConfig(**{name: 2 if name == "clean_range" else True}))
+        check_config(FlowCacheConfig(**{name: 2 if name == "clean_range" else True}), TRAITS)
