@@ -28,8 +28,6 @@ from .window import Window
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
-Generators = torch.Generator | list[torch.Generator]
-
 #: Pipeline, step, timestep of the youngest live chunk, and ``{"latents": ...}`` of the live chunks.
 StepCallback = Callable[["FlowCachePipeline", int, float, dict[str, Tensor]], Any]
 
@@ -98,7 +96,7 @@ class FlowCachePipeline:
         cache: FlowCacheConfig | None = None,
         trace: Trace | None = None,
         num_videos_per_prompt: int = 1,
-        generator: Generators | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         output_type: str = "np",
@@ -298,7 +296,7 @@ def _split_prompts(clean: Callable[[str], str], **texts: str | list[str] | Tenso
     return [{name: values[i % len(values)] for name, values in given.items()} for i in range(count)]
 
 
-def _draw_seeds(generator: Generators | None, count: int, first: int) -> list[int]:
+def _draw_seeds(generator: torch.Generator | list[torch.Generator] | None, count: int, first: int) -> list[int]:
     """Seeds of the videos of a call; without a generator, counted up from the first one."""
     if generator is None:
         return list(range(first, first + count))

@@ -109,8 +109,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             device: where to run; None: CUDA if there is any.
             **keys: of any section, in place of the file's: ``load="sand-ai/MAGI-1/ckpt/magi/4.5B_distill"``.
         """
-        path = Path(config_file)
-        path = path if path.is_file() else shipped("FlowCache4MAGI-1") / path
+        path = Path(config_file) if Path(config_file).is_file() else shipped("FlowCache4MAGI-1") / config_file
         return load_pipeline(resolve_model(path, keys, "official", device), device)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -186,8 +185,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         check_config(cache, TRAITS)
         runtime, engine = config.runtime_config, config.engine_config
         if engine.kv_offload:
-            bits = cache.storage and cache.storage.bits
-            cache = replace(cache, storage=KVStorageConfig(bits=bits, offload=True))
+            cache = replace(cache, storage=replace(cache.storage or KVStorageConfig(), offload=True))
         if prefix is not None:
             prefix = as_frames("prefix", prefix, runtime.video_size_h, runtime.video_size_w)
             if (count := prefix.shape[1]) != 1 and count % FRAMES:
@@ -204,8 +202,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
                 (prompt_embeds,) = self.encode_prompt(prompt, switches.num_tokens, trace)
             width = self.transformer.config.caption_channels
             if prompt_embeds.shape[1:] != (width,):
-                got = list(prompt_embeds.shape)
-                raise ValueError(f"prompt_embeds: expected [tokens, {width}], got {got}.")
+                raise ValueError(f"prompt_embeds: expected [tokens, {width}], got {list(prompt_embeds.shape)}.")
             caption = check_finite("text embeddings", prompt_embeds.float().to(device))
         with self._stage("encode", "vae", trace):
             given = None if prefix is None else self._encode(prefix)
@@ -220,13 +217,10 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             guidance = DistilledGuidance(threshold, previous_weight)
         kv_range = KVRange(runtime.noise2clean_kvrange, runtime.clean_chunk_kvrange)
         null_caption = self.transformer.caption_embed.null_caption.to(device)
-        model = MagiChunkModel(
-            self.transformer,
-            make_captions(caption, null_caption, num_chunks, num_given, switches, special_tokens),
-            tuple(window.frame_shape[1:]),
-            Sampling(timetable, guidance, schedule, kv_range),
-            cache.policy.indicator,
-        )
+        captions = make_captions(caption, null_caption, num_chunks, num_given, switches, special_tokens)
+        sampling, size = Sampling(timetable, guidance, schedule, kv_range), tuple(window.frame_shape[1:])
+        with self._stage("denoise", "transformer", trace):
+            model = MagiChunkModel(self.transformer, captions, size, sampling, cache.policy.indicator)
         denoiser, solver = Denoiser(model, cache, trace), Euler(timetable)
         shown, hidden, wanted = (), window.chunks[num_given].held, runtime.num_frames
         if state is not None:
@@ -260,8 +254,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         """
         config = self.model_defaults if config is None else config
         check_type("config", config, MagiConfig)
-        known = (*RuntimeSection.__dataclass_fields__, *_KEYS, "guidance_scale")
-        check_keys(changes, known, "arguments of MAGI-1")
+        check_keys(changes, (*RuntimeSection.__dataclass_fields__, *_KEYS, "guidance_scale"), "arguments of MAGI-1")
         runtime, changes = config.runtime_config, {_KEYS.get(k, k): v for k, v in changes.items()}
         if (scale := changes.pop("guidance_scale", None)) is not None:
             if runtime.cfg_number == 1:
@@ -279,16 +272,15 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         text = self._clean("prompt", prompt, room, trace or Trace())
         if not text:
             return torch.zeros(1, 0, sizes.caption_channels, device=device)
-        limit = {"max_length": sizes.caption_max_length, "truncation": True}
-        tokens = self.tokenizer(text, **limit, return_tensors="pt").input_ids
+        limit = sizes.caption_max_length
+        tokens = self.tokenizer(text, max_length=limit, truncation=True, return_tensors="pt").input_ids
         embeds = self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state
         return embeds.float().to(device)
 
     def _encode(self, video: Tensor) -> Tensor:
         """Scaled latents ``[channels, frames / 4, height / 8, width / 8]``; one frame gives one."""
         video = video.unsqueeze(0).to(self._execution_device, self.vae.dtype)
-        posterior = self.vae.encode(video).latent_dist
-        latents = posterior.mode()[0].float() * self.vae.config.scaling_factor
+        latents = self.vae.encode(video).latent_dist.mode()[0].float() * self.vae.config.scaling_factor
         return check_finite("latents of the given frames", latents)
 
     def _decode(self, latents: Tensor) -> Tensor:

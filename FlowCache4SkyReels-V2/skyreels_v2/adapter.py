@@ -13,7 +13,7 @@ from flowcache.video import last_frames, probe_video, to_float
 from .checkpoint import ModelSource, load_pipeline, resolve_model
 from .methods import TRAITS, traits_for
 from .pipeline import FlowCacheSkyReelsV2Pipeline
-from .settings import RESOLUTIONS, VideoSettings, latent_frames
+from .settings import RESOLUTIONS, VideoSettings, make_settings
 from .windows import check_streaming, plan_windows
 
 #: Defaults that depend on the model.
@@ -123,16 +123,14 @@ class SkyReelsV2(Adapter):
         values = {"height": height, "width": width, **given.pick(VideoSettings)}
         if info is not None and info.fps and "fps" not in values:
             values["fps"] = info.fps
-        frames = values.get("num_frames") or source.defaults["num_frames"]
         if seconds is not None:
-            values["num_frames"] = frames = _continued_frames(values, source, seconds)
+            values["num_frames"] = _continued_frames(values, source, seconds)
+        defaults = source.defaults
         if "causal_block_size" not in given.typed:
-            block = values.get("causal_block_size") or source.defaults["causal_block_size"]
-            window = min(frames, values.get("base_num_frames", VideoSettings.base_num_frames))
-            values["causal_block_size"] = max(1, min(block, latent_frames(window)))
+            defaults["causal_block_size"] = values.pop("causal_block_size", defaults["causal_block_size"])
         model = cls(
             source=source,
-            video=source.video_settings(**values),
+            video=make_settings(defaults, **values),
             negative_prompt=given.values.get("negative_prompt"),
             offload=given.get("offload", False),
         )

@@ -206,8 +206,8 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
     @property
     def flowcache_traits(self) -> ModelTraits:
         """Traits of this model, with the polynomial that was fitted for it."""
-        traits, own = traits_for(find_family(self.transformer.config)), self.model_defaults
-        fitted = own.get("reuse_coefficients")
+        fitted = self.model_defaults.get("reuse_coefficients")
+        traits = traits_for(find_family(self.transformer.config))
         return traits if fitted is None else replace(traits, coefficients={True: fitted, False: fitted})
 
     @classmethod
