@@ -123,13 +123,8 @@ class FlowCachePipeline:
         """
         given, fps, first_seed = self.prepare(**options)
         given |= {"cache": cache, "on_step_end": callback_on_step_end, "decode": output_type != "latent"}
-        texts = _split_prompts(
-            self.clean_prompt,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-        )
+        embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+        texts = _split_prompts(self.clean_prompt, prompt=prompt, negative_prompt=negative_prompt, **embeds)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type: expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
         check_type("num_videos_per_prompt", num_videos_per_prompt, int)
@@ -216,9 +211,11 @@ class FlowCachePipeline:
 
         denoiser.on_step = end_step
         chunks = denoiser.run(window, schedule, solver)
+        # Weights that a hook of accelerate moves must not become inference tensors.
+        mode = torch.no_grad if hasattr(self.transformer, "_hf_hook") else torch.inference_mode
         yield from map(window.latents, shown)
         while True:
-            with self._stage("denoise", "transformer", trace), torch.inference_mode():
+            with self._stage("denoise", "transformer", trace), mode():
                 chunk = next(chunks, None)
             if chunk is None:
                 return

@@ -164,7 +164,8 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             for index in range(0 if state is None else state["window"], len(plans)):
                 plan, end = plans[index], last if index == len(plans) - 1 else None
                 solver = ChunkUniPC(settings.inference_steps, settings.shift)
-                codec = VideoCodec(self.vae, plan.repeated, num_kept)
+                # Later windows start with frames that the window before has shown.
+                codec = VideoCodec(self.vae, plan.prefix if index else 0, num_kept)
                 condition_generator.manual_seed(settings.seed + index + 1)
                 if resumed := state is not None:
                     given = on_device(state["given"], device)

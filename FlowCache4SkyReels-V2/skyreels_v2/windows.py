@@ -9,11 +9,10 @@ from .settings import VideoSettings, latent_frames
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """One window, in latent frames: ``prefix`` of them are given, ``repeated`` the window before has shown."""
+    """One window, in latent frames; ``prefix`` of them are given."""
 
     frames: int
     prefix: int
-    repeated: int = 0
 
     def schedule(self, settings: VideoSettings, arrives: bool = False) -> StaircaseSchedule:
         """Staircase of this window; ``arrives`` adds the given chunk of a last frame."""
@@ -37,7 +36,7 @@ def plan_windows(settings: VideoSettings, prefix_frames: int = 0) -> list[Window
     done = plans[0].frames
     while done < total:
         overlap = latent_frames(settings.overlap_history)
-        plans.append(WindowPlan(min(base, total - done + overlap), overlap, overlap))
+        plans.append(WindowPlan(min(base, total - done + overlap), overlap))
         done += plans[-1].frames - overlap
     return plans
 
