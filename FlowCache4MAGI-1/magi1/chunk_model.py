@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowcache import StaircaseSchedule
 from flowcache.chunk_model import ChunkInput
+from flowcache.flops import TransformerFlops
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
 
 from .attention import PackedSegments, Segment, TextBank, choose_attention
 from .captions import Captions
-from .flops import TransformerFlops
 from .guidance import Branch, Guidance
 from .schedule import Timetable
 from .transformer import MagiTransformer3DModel
@@ -56,6 +57,19 @@ class Sampling:
     kv_range: KVRange = field(default_factory=KVRange)
 
 
+def transformer_flops(config: Any) -> TransformerFlops:
+    patch = config.t_patch_size * config.patch_size**2
+    return TransformerFlops(
+        dim=config.hidden_size,
+        query_dim=config.num_attention_heads * config.kv_channels,
+        key_dim=config.num_query_groups * config.kv_channels,
+        ffn_dim=config.ffn_hidden_size * (3 if config.gated_linear_unit else 2),
+        num_layers=config.num_layers,
+        patch_features_in=config.in_channels * patch,
+        patch_features_out=config.out_channels * patch,
+    )
+
+
 class MagiChunkModel:
     """Implements ``flowcache.chunk_model.ChunkModel`` for latents of a height and width (``size``).
 
@@ -85,7 +99,7 @@ class MagiChunkModel:
         self._tokens_per_frame, self._device = first_frame.shape[1], first_frame.device
         self._conditions = self._make_conditions()
         self._attention = choose_attention(self._device, transformer.dtype)
-        self._flops = TransformerFlops.of(transformer.config)
+        self._flops = transformer_flops(transformer.config)
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         return [tokens[0] for tokens in self.embed(inputs)]

@@ -2,8 +2,8 @@
 
 from flowcache.benchmark.paper_flops import PaperFlops, PaperRow
 
+from .chunk_model import transformer_flops
 from .config import ModelSection
-from .flops import TransformerFlops
 from .guidance import DistilledGuidance, Guidance
 from .schedule import Timetable
 
@@ -35,7 +35,7 @@ def paper_flops() -> PaperFlops:
 
 def _count_denoising(guidance: Guidance) -> float:
     """FLOPs of all steps of all chunks; clean chunks are not run again."""
-    flops, timetable = TransformerFlops.of(ModelSection()), Timetable(STEPS)
+    flops, timetable = transformer_flops(ModelSection()), Timetable(STEPS)
     # Of the window's four live chunks, only the oldest is ever nearly clean.
     times = map(timetable.time, range(STEPS))
     branches = [branch for time in times for branch in guidance.branches(time, oldest=True)]

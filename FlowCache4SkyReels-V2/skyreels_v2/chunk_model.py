@@ -1,20 +1,28 @@
 """SkyReels-V2's transformer, driven chunk by chunk."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
 from torch import Tensor
 
 from flowcache.chunk_model import ChunkInput
+from flowcache.flops import TransformerFlops
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
 
 from .attention import ChunkSelfAttention, PackedChunks, TextContext, TextCrossAttention
-from .flops import TransformerFlops
 from .rotary import FrameRotary
 
 #: Indicators of reuse policies, by their place in the result of ``_time``. Neither depends on the latents.
 INDICATORS = {"timestep_embedding": 0, "timestep_projection": 1}
+
+
+def transformer_flops(config: Any) -> TransformerFlops:
+    dim, patch = config.num_attention_heads * config.attention_head_dim, math.prod(config.patch_size)
+    features = (config.in_channels * patch, config.out_channels * patch)
+    return TransformerFlops(dim, dim, dim, 2 * config.ffn_dim, config.num_layers, *features)
 
 
 class SkyReelsV2ChunkModel:
@@ -59,7 +67,7 @@ class SkyReelsV2ChunkModel:
         self._grid = (grid[0] // config.patch_size[1], grid[1] // config.patch_size[2])
         self._fps_index = 0 if fps == 16 else 1
         self._times: dict[float, tuple[Tensor, Tensor]] = {}
-        self._flops = TransformerFlops.of(config, prompt_embeds.shape[1])
+        self._flops = transformer_flops(config)
         for layer, block in enumerate(transformer.blocks):
             block.attn1.set_processor(ChunkSelfAttention(layer))
             block.attn2.set_processor(TextCrossAttention(layer))
@@ -119,7 +127,7 @@ class SkyReelsV2ChunkModel:
         return None
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
-        return self.num_branches * self._flops.blocks(num_tokens, num_keys)
+        return self.num_branches * self._flops.blocks(num_tokens, num_keys, self._text.embeds.shape[1])
 
     def edge_flops(self, num_tokens: int, local_step: int | None = None) -> float:
         return self._flops.embed(num_tokens) + self.num_branches * self._flops.head(num_tokens)
