@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowcache.model_files import indexed_files, read_config, read_header
+from flowcache.model_files import find_weight_files, read_config, read_weights
 from flowcache.typed import as_type, check_keys
 from flowcache.user_files import reading
 
@@ -33,8 +32,6 @@ _VAE_COUNTS = ("embed_dim", "num_heads", "patch_size", "patch_length", "z_chans"
 REPOSITORY, _FOLDER = "sand-ai/MAGI-1", "ckpt/magi"
 _OFFICIAL = [f"{size}_{kind}" for size in ("4.5B", "24B") for kind in ("distill", "distill_quant", "base")]
 BESIDE = {"vae_pretrained": "ckpt/vae", "t5_pretrained": "ckpt/t5"}
-
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def new_transformer(section: ModelSection, fp8: bool = False) -> MagiTransformer3DModel:
@@ -71,8 +68,7 @@ def weight_folder(load: str | Path, engine: EngineSection) -> Path:
 
 def check_transformer(load: str | Path, config: MagiConfig) -> None:
     """Refuse weights that do not fit a configuration; reads only the headers of their files."""
-    shapes = official_shapes(new_transformer(config.model_config), config.engine_config.fp8_quant)
-    _locate_tensors(weight_folder(load, config.engine_config), shapes)
+    _read_transformer(load, config, new_transformer(config.model_config))
 
 
 def load_transformer(
@@ -94,7 +90,7 @@ def load_transformer(
             "capability 8.9 on do): they need more memory, and are no faster than plain ones.",
             str(dtype).removeprefix("torch."),
         )
-    tensors = _read_checked(weight_folder(load, config.engine_config), official_shapes(plain, fp8))
+    tensors = _read_transformer(load, config, plain)
     state = {}
     for name in plain.state_dict():
         official = official_key(name)
@@ -110,10 +106,15 @@ def load_transformer(
     return model.eval().requires_grad_(False)
 
 
+def _read_transformer(load: str | Path, config: MagiConfig, plain: MagiTransformer3DModel) -> dict[str, Tensor]:
+    shapes = official_shapes(plain, config.engine_config.fp8_quant)
+    return read_weights(_find_files(weight_folder(load, config.engine_config), "model"), shapes)
+
+
 def load_vae(folder: Path) -> AutoencoderKLMagi:
     """Load the official VAE, ``config.json`` and safetensors beside it, in fp32."""
     vae = _new_vae(folder)
-    state = {name: tensor.float() for name, tensor in _read_checked(folder, _shapes(vae)).items()}
+    state = {name: tensor.float() for name, tensor in _read_vae(folder, vae).items()}
     vae.load_state_dict(state, strict=True, assign=True)
     return vae.eval().requires_grad_(False)
 
@@ -128,7 +129,7 @@ def check_vae(folder: Path, config: MagiConfig) -> None:
     for name, value in wanted.items():
         if vae.config[name] != value:
             raise ValueError(f"vae_pretrained: expected {name} {value}, got {vae.config[name]} in {folder}.")
-    _locate_tensors(folder, _shapes(vae))
+    _read_vae(folder, vae)
 
 
 def _new_vae(folder: Path) -> AutoencoderKLMagi:
@@ -154,43 +155,12 @@ def _new_vae(folder: Path) -> AutoencoderKLMagi:
         return AutoencoderKLMagi(**settings)
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def _read_vae(folder: Path, vae: AutoencoderKLMagi) -> dict[str, Tensor]:
+    return read_weights(_find_files(folder), {name: tuple(t.shape) for name, t in vae.state_dict().items()})
 
 
-def _read_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Read the tensors of a folder's weight files, exactly those of ``shapes``."""
-    tensors = {}
-    for path in sorted(set(_locate_tensors(folder, shapes).values())):
-        with safe_open(path, framework="pt") as file:
-            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return tensors
-
-
-def _locate_tensors(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Path]:
-    """Find the file of each tensor; refuse others than those of ``shapes``."""
-    found: dict[str, Path] = {}
-    for path in _find_weight_files(folder):
-        for name, shape in read_header(path).items():
-            if name not in shapes:
-                raise ValueError(f"{path} holds {name}, which the model does not know.")
-            if shape != shapes[name]:
-                raise ValueError(f"{path}: {name} must have shape {shapes[name]}, has {shape}.")
-            if name in found:
-                raise ValueError(f"{path} holds {name}, which {found[name].name} holds as well.")
-            found[name] = path
-    if missing := sorted(shapes.keys() - found.keys()):
-        raise ValueError(f"{folder} lacks {missing[0]} ({len(missing)} missing in all).")
-    return found
-
-
-def _find_weight_files(folder: Path) -> list[Path]:
-    if (folder / _INDEX).is_file():
-        files = indexed_files(folder / _INDEX)
-    else:
-        files = [folder / _SINGLE]
-        if not files[0].is_file() and not files[0].with_name(f"{_SINGLE}.zst").is_file():
-            files = sorted(folder.glob("*.safetensors")) or files
+def _find_files(folder: Path, name: str = "diffusion_pytorch_model") -> list[Path]:
+    files = find_weight_files(folder, name)
     for path in files:
         if not path.is_file():
             packed = path.with_name(f"{path.name}.zst")

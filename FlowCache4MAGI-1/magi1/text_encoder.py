@@ -1,13 +1,12 @@
 """Loads the T5 text encoder and its tokenizer, strictly; errors as in ``checkpoint``."""
 
-import zipfile
 from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
-from flowcache.model_files import check_vocabulary, load_tokenizer, read_config, read_header
+from flowcache.model_files import can_map, check_vocabulary, load_tokenizer, read_config, read_tensors
 from flowcache.user_files import reading
 
 from .config import MagiConfig
@@ -37,9 +36,8 @@ def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
             f"t5_pretrained: expected d_model {width}, as caption_channels, got {sizes.d_model} in {folder}."
         )
     check_vocabulary(load_tokenizer(folder), sizes.vocab_size, folder)
-    # PyTorch's older format has no header.
-    for path in [*folder.glob("*.safetensors"), *filter(zipfile.is_zipfile, folder.glob("*.bin"))]:
-        _check_layers(path, read_header(path).keys() - known.keys())
+    for path in filter(can_map, [*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        _check_layers(path, read_tensors(path).keys() - known.keys())
 
 
 def load_text_encoder(t5_pretrained: Path) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:

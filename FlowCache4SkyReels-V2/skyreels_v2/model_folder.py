@@ -1,25 +1,24 @@
 """Model folders of SkyReels-V2, in diffusers' and in the original layout: checked first, then loaded."""
 
 import re
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from flowcache.model_files import (
+    can_map,
     check_vocabulary,
     default_arguments,
-    indexed_files,
+    find_weight_files,
     load_tokenizer,
     read_config,
-    read_header,
+    read_weights,
 )
 from flowcache.shipped import shipped
 from flowcache.user_files import reading
@@ -58,6 +57,10 @@ class _Part:
     files: list[Path]
     rename: Callable[[str], str] = str
 
+    def read(self) -> dict[str, Tensor]:
+        shapes = {key: tuple(tensor.shape) for key, tensor in self.model.state_dict().items()}
+        return read_weights(self.files, shapes, self.rename, _tied_names(self.model))
+
 
 def find_family(transformer: Any) -> str | None:
     """Find the official model that a transformer's configuration is of; None: none."""
@@ -91,8 +94,8 @@ def check_folder(folder: Path, layout: str) -> Any:
         _check_kind(folder)
     parts = _find_parts(folder, layout)
     for part in parts.values():
-        if all(_has_header(path) for path in part.files):
-            _check_tensors(part, {path: read_header(path) for path in part.files})
+        if all(map(can_map, part.files)):
+            part.read()
     _load_scheduler(folder, layout)
     tokenizer = load_tokenizer(folder / _TOKENIZERS[layout])
     configs = {name: part.model.config for name, part in parts.items()}
@@ -109,12 +112,9 @@ def load_folder(folder: Path, layout: str, dtype: torch.dtype) -> dict[str, Any]
     """
     models: dict[str, nn.Module] = {}
     for name, part in _find_parts(folder, layout).items():
-        stored = {path: _read_tensors(path) for path in part.files}
-        _check_tensors(part, {p: {k: tuple(t.shape) for k, t in held.items()} for p, held in stored.items()})
+        weights = part.read()
         keep = set(part.model._keep_in_fp32_modules if name == "transformer" else ())
-        weights = {}
-        for original, tensor in ((k, held.pop(k)) for held in stored.values() for k in list(held)):
-            key = part.rename(original)
+        for key, tensor in weights.items():
             is_fp32 = name == "vae" or keep.intersection(key.split("."))
             weights[key] = tensor.to(torch.float32 if is_fp32 else dtype)
         tied = _tied_names(part.model)
@@ -132,7 +132,7 @@ def load_folder(folder: Path, layout: str, dtype: torch.dtype) -> dict[str, Any]
 
 def _find_parts(folder: Path, layout: str) -> dict[str, _Part]:
     if layout == "diffusers":
-        return {n: _Part(_new_model(folder, n), _weight_files(folder, n)) for n in _PARTS}
+        return {n: _Part(_new_model(folder, n), find_weight_files(folder / n, _PARTS[n][1])) for n in _PARTS}
     path = folder / "config.json"
     config = conversion.transformer_config(read_config(path, conversion.ORIGINAL_CONFIG))
     with reading(path, "a configuration"), torch.device("meta"):
@@ -158,19 +158,14 @@ def _new_model(folder: Path, part: str) -> nn.Module:
         return kind(kind.config_class.from_pretrained(path.parent, local_files_only=True))
 
 
-def _weight_files(folder: Path, part: str) -> list[Path]:
-    """List the weight files of a part of diffusers' layout: the single file, or those its index names."""
-    single = folder / part / f"{_PARTS[part][1]}.safetensors"
-    index = single.with_name(f"{single.name}.index.json")
-    return indexed_files(index) if index.is_file() and not single.is_file() else [single]
-
-
 def _list_files(folder: Path, layout: str) -> list[str]:
     """List the files that a folder must hold, relative to it."""
     names = [f"{_TOKENIZERS[layout]}/tokenizer_config.json"]
     if layout == "diffusers":
         names += ["scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _PARTS)]
-        return names + [str(p.relative_to(folder)) for part in _PARTS for p in _weight_files(folder, part)]
+        return names + [
+            str(p.relative_to(folder)) for part in _PARTS for p in find_weight_files(folder / part, _PARTS[part][1])
+        ]
     names += [VAE_FILE, TEXT_ENCODER_FILE]
     shards = sorted(path.name for path in folder.glob("*.safetensors")) or ["*.safetensors"]
     if shard := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", shards[0]):
@@ -202,47 +197,10 @@ def _load_scheduler(folder: Path, layout: str) -> UniPCMultistepScheduler:
         return UniPCMultistepScheduler.from_pretrained(path.parent)
 
 
-def _check_tensors(part: _Part, headers: Mapping[Path, Mapping[str, tuple[int, ...]]]) -> None:
-    """Raise ValueError for a stored tensor that is unknown, missing, misshapen or stored twice."""
-    shapes = {key: tuple(tensor.shape) for key, tensor in part.model.state_dict().items()}
-    found: dict[str, Path] = {}
-    for path, header in headers.items():
-        for stored, shape in header.items():
-            key = part.rename(stored)
-            if key not in shapes:
-                raise ValueError(f"{path} holds {stored}, which the model does not have.")
-            if key in found:
-                raise ValueError(f"{path} holds {stored}, which {found[key].name} holds, too.")
-            if shape != shapes[key]:
-                raise ValueError(f"{path} holds {stored} with shape {shape}, not {shapes[key]}.")
-            found[key] = path
-    tied = _tied_names(part.model)
-    if missing := sorted(shapes.keys() - found.keys() - (tied if tied & found.keys() else set())):
-        others = f" and {len(missing) - 1} more" if missing[1:] else ""
-        where = part.files[0].parent if part.files[1:] else part.files[0]
-        raise ValueError(f"{where} lacks {missing[0]}{others} (as the converted model names it).")
-
-
 def _tied_names(model: nn.Module) -> set[str]:
     """Names of tensors of which one is enough. Older versions of transformers list only some of them."""
     tied = getattr(model, "_tied_weights_keys", None) or {}
     return {*tied, *(tied.values() if isinstance(tied, dict) else ())}
-
-
-def _has_header(path: Path) -> bool:
-    return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        with reading(path, "a safetensors file"):
-            return load_file(path)
-    with reading(path, "a PyTorch file"):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_has_header(path))
-        for key, tensor in content.items():
-            if not tensor.is_floating_point():
-                raise ValueError(f"{key}: expected floating-point numbers, got {tensor.dtype}")
-        return content
 
 
 def _check_fit(configs: dict[str, Any], folder: Path) -> None:
