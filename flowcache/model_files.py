@@ -18,7 +18,7 @@ from .user_files import read_json, reading
 #: Sanity limits of a configuration's numbers, by a part of the key; the last holds for all others.
 _LARGEST = {"layers": 1000, "depth": 1000, "blocks": 1000, "heads": 1000, "vocab_size": 2**20, "": 2**16}
 #: Starts of keys of numbers that are at least 1; keys of numbers between 0 and 1.
-_COUNTS = ("num_", "d_", "depth", "relative_attention_")
+_COUNTS = ("num_", "d_", "depth", "relative_attention_", "embed_dim", "patch_", "z_chans", "in_chan")
 _BELOW_ONE = ("eps", "layer_norm_epsilon")
 
 
@@ -128,7 +128,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, folder: Path
 def _check_value(key: str, value: Any, like: Any) -> None:
     """Raise ValueError for a value of another type than ``like``, or a number outside the limits."""
     for name, item in value.items() if isinstance(value, dict) else ():
-        _check_value(name, item, None)
+        _check_value(name, item, like.get(name) if isinstance(like, dict) else None)
     for item in value if isinstance(value, list) else ():
         _check_value(key, item, like[0] if isinstance(like, list | tuple) and like else None)
     if isinstance(value, int | float):

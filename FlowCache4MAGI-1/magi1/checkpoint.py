@@ -7,13 +7,11 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
-from flowcache.model_files import find_weight_files, read_config, read_weights
-from flowcache.typed import as_type, check_keys
+from flowcache.model_files import default_arguments, find_weight_files, read_config, read_weights
 from flowcache.user_files import reading
 
 from .config import FRAMES, PIXELS, EngineSection, MagiConfig, ModelSection
@@ -26,7 +24,6 @@ logger = logging.getLogger(__name__)
 #: Keys of the official VAE's configuration that can have one value only.
 _VAE_ALWAYS = {"conv_last_layer": True, "double_z": True, "norm_code": False, "use_rope": False}
 _VAE_ALWAYS |= {"with_cls_token": True}
-_VAE_COUNTS = ("embed_dim", "num_heads", "patch_size", "patch_length", "z_chans", "depth", "in_chans")
 
 #: The official repository on the Hub, and its folders: weights of each size, and the parts beside them.
 REPOSITORY, _FOLDER = "sand-ai/MAGI-1", "ckpt/magi"
@@ -48,18 +45,14 @@ def weight_folder_name(engine: EngineSection) -> str:
 
 
 def weight_folder(load: str | Path, engine: EngineSection) -> Path:
-    if not str(load):
-        raise ValueError(
-            f"load must name a folder of weights, here or on the Hub ({REPOSITORY}/{_FOLDER}/{_OFFICIAL[0]})."
-        )
     name = weight_folder_name(engine)
     folder = Path(load).expanduser() / name
-    if not folder.is_dir():
+    if not str(load) or not folder.is_dir():
         kind = "distill_quant" if engine.fp8_quant else "distill" if engine.distill else "base"
         official = f"{_FOLDER}/{folder.parent.name if folder.parent.name in _OFFICIAL else f'4.5B_{kind}'}"
         wanted = " ".join(f'--include "{inside}/*"' for inside in (f"{official}/{name}", *BESIDE.values()))
         raise ValueError(
-            f"load: expected a folder of weights, got {load}, which has no folder {name}; set load to "
+            f"load: expected a folder with weights in {name}, got {str(load)!r}; set load to "
             f"{REPOSITORY}/{official}, which is downloaded at the first run or before by "
             f"`hf download {REPOSITORY} {wanted}`."
         )
@@ -134,25 +127,19 @@ def check_vae(folder: Path, config: MagiConfig) -> None:
 
 def _new_vae(folder: Path) -> AutoencoderKLMagi:
     """The VAE that a folder's ``config.json`` describes, on the meta device."""
-    path = folder / "config.json"
-    content = read_config(path, {})
+    path, known = folder / "config.json", default_arguments(AutoencoderKLMagi)
+    like = known | _VAE_ALWAYS
+    content = read_config(path, like | {"ddconfig": like})
     if content.get("_class_name") not in ("ViTVAE", "AutoencoderKLMagi"):
         raise ValueError(f"{path} describes a {content.get('_class_name')}, not a ViTVAE.")
-    kinds = get_type_hints(AutoencoderKLMagi.__init__)
-    settings: dict[str, Any] = {}
     described = content.get("ddconfig", content)
-    for key, value in check_keys(described, described, f"{path}, ddconfig").items():
-        if key in kinds:
-            settings[key] = as_type(value, kinds[key], f"{path}: {key}", spelled=True)
-        elif value != _VAE_ALWAYS.get(key, value):
+    for key, value in described.items():
+        if value != _VAE_ALWAYS.get(key, value):
             raise ValueError(f"{path}: {key} must be {json.dumps(_VAE_ALWAYS[key])}, got {json.dumps(value)}.")
-        elif key not in _VAE_ALWAYS and not key.startswith("_"):
+        if key not in like and not key.startswith("_"):
             logger.warning("%s: %s is ignored: the autoencoder does not know it.", path, key)
-    for key in _VAE_COUNTS:
-        if settings.get(key, 1) < 1:
-            raise ValueError(f"{path}: {key} must be at least 1, got {settings[key]}.")
     with reading(path, "an autoencoder"), torch.device("meta"):
-        return AutoencoderKLMagi(**settings)
+        return AutoencoderKLMagi(**{key: value for key, value in described.items() if key in known})
 
 
 def _read_vae(folder: Path, vae: AutoencoderKLMagi) -> dict[str, Tensor]:

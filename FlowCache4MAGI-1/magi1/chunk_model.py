@@ -34,19 +34,15 @@ class KVRange:
     #: of a clean or given chunk; -1: the last of ``noisy``. Without ``noisy``, for given chunks only.
     clean: int = -1
 
-    def reach(self, local_step: int, num_steps: int) -> int | None:
-        """Context at a local step, ``num_steps`` once clean; None: all chunks before."""
-        if not self.noisy:
+    def reach(self, local_step: int | None, num_steps: int) -> int | None:
+        """Context at a local step: ``num_steps`` once clean, None if given. None: all chunks before."""
+        if local_step is not None and not self.noisy:
             return None
-        if local_step >= num_steps:
-            return self.noisy[-1] if self.clean == -1 else self.clean
-        return self.noisy[local_step // (num_steps // len(self.noisy))]
-
-    @property
-    def given_reach(self) -> int:
-        if self.clean == -1:
-            return self.noisy[-1] if self.noisy else GIVEN_REACH
-        return self.clean
+        if local_step is not None and local_step < num_steps:
+            return self.noisy[local_step // (num_steps // len(self.noisy))]
+        if self.clean != -1:
+            return self.clean
+        return self.noisy[-1] if self.noisy else GIVEN_REACH
 
 
 @dataclass(frozen=True)
@@ -158,10 +154,7 @@ class MagiChunkModel:
         return CacheLayout(*sizes, self.transformer.dtype, self._device)
 
     def reach(self, local_step: int | None) -> int | None:
-        kv_range = self.sampling.kv_range
-        if local_step is None:
-            return kv_range.given_reach
-        return kv_range.reach(local_step, self.timetable.num_steps)
+        return self.sampling.kv_range.reach(local_step, self.timetable.num_steps)
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
         caption, null = max(map(len, self._captions.texts)), len(self._captions.null)
@@ -182,7 +175,7 @@ class MagiChunkModel:
         return local_step is not None and local_step < self.timetable.num_steps
 
     def _time(self, local_step: int | None) -> float:
-        return self.timetable.time(local_step) if self._is_live(local_step) else self.timetable.clean_time
+        return self.timetable.timestep(local_step) if self._is_live(local_step) else self.timetable.clean_time
 
     def _branches(self, item: ChunkInput) -> Sequence[Branch]:
         is_given = item.chunk < self.sampling.schedule.first_chunk
@@ -214,7 +207,7 @@ class MagiChunkModel:
         """
         count, device = self.timetable.num_steps, self._device
         steps = [*range(count), 0]  # clean chunks run when a chunk starts, with its step size
-        times = [*map(self.timetable.time, range(count)), self.timetable.clean_time]
+        times = [*self.timetable.times[:-1], self.timetable.clean_time]
         sizes = None
         if self.timetable.distilled:
             sizes = torch.tensor([self.timetable.step_size(step) for step in steps], device=device)

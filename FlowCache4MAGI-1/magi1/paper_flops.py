@@ -37,8 +37,7 @@ def _count_denoising(guidance: Guidance) -> float:
     """FLOPs of all steps of all chunks; clean chunks are not run again."""
     flops, timetable = transformer_flops(ModelSection()), Timetable(STEPS)
     # Of the window's four live chunks, only the oldest is ever nearly clean.
-    times = map(timetable.time, range(STEPS))
-    branches = [branch for time in times for branch in guidance.branches(time, oldest=True)]
+    branches = [branch for time in timetable.times[:-1] for branch in guidance.branches(time, oldest=True)]
     edges = STEPS * flops.embed(CHUNK_TOKENS) + len(branches) * flops.head(CHUNK_TOKENS)
     blocks = sum(
         flops.blocks(CHUNK_TOKENS, CHUNK_TOKENS * (1 if branch.slot is None else chunk + 1), text_tokens=0)

@@ -31,7 +31,7 @@ from .config import FRAMES, EngineSection, MagiConfig
 from .guidance import PREVIOUS_WEIGHT, DistilledGuidance, ThreeWayGuidance
 from .methods import TRAITS, check_cache, method_config
 from .model_source import FOLDERS, SMALL, ModelSource, load_components, resolve_model
-from .schedule import Euler, Timetable
+from .schedule import Timetable
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi, Tiling
 
@@ -233,7 +233,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             Sampling(timetable, guidance, schedule, kv_range),
             cache.policy.indicator,
         )
-        denoiser, solver = Denoiser(model, cache, trace), Euler(timetable)
+        denoiser = Denoiser(model, cache, trace)
         shown, hidden, wanted = (), window.chunks[num_given].held, runtime.num_frames
         if state is not None:
             denoiser.load_state_dict(state["denoiser"])
@@ -250,13 +250,13 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             if on_step_end is not None:
                 live = trace.steps[-1].events
                 latents = torch.cat([window.latents(event.chunk) for event in live], dim=1).unsqueeze(0)
-                timestep = solver.timestep(live[-1].local_step)
+                timestep = timetable.timestep(live[-1].local_step)
                 on_step_end(self, len(trace.steps) - 1, timestep, {"latents": latents})
 
         denoiser.on_step = end_step
         with self.progress_bar(total=len(schedule)) as progress:
             progress.update(len(trace.steps))
-            chunks = denoiser.run(window, schedule, solver)
+            chunks = denoiser.run(window, schedule, timetable)
             clean = chain(shown, (chunk.latents for chunk in chunks))
             while True:
                 with trace.timer("denoise"):
