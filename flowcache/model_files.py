@@ -38,10 +38,10 @@ def default_arguments(kind: type) -> dict[str, Any]:
 
 
 def find_weight_files(folder: Path, name: str = "diffusion_pytorch_model") -> list[Path]:
-    """Return the safetensors file of that name, or else those that its index names; they may be missing."""
+    """Return the files that the index of that name lists, or else the single one; they may be missing."""
     single = folder / f"{name}.safetensors"
     index = single.with_name(f"{single.name}.index.json")
-    if single.is_file() or not index.is_file():
+    if not index.is_file():
         return [single]
     with reading(index, "an index of weight files"):
         content = read_json(index, dict[str, Any], "an index of weight files")

@@ -28,7 +28,7 @@ _VAE_ALWAYS |= {"with_cls_token": True}
 #: The official repository on the Hub, and its folders: weights of each size, and the parts beside them.
 REPOSITORY, _FOLDER = "sand-ai/MAGI-1", "ckpt/magi"
 _OFFICIAL = [f"{size}_{kind}" for size in ("4.5B", "24B") for kind in ("distill", "distill_quant", "base")]
-BESIDE = {"vae_pretrained": "ckpt/vae", "t5_pretrained": "ckpt/t5"}
+SMALLEST, BESIDE = f"{_FOLDER}/{_OFFICIAL[0]}", {"vae_pretrained": "ckpt/vae", "t5_pretrained": "ckpt/t5"}
 
 
 def new_transformer(section: ModelSection, fp8: bool = False) -> MagiTransformer3DModel:
@@ -47,12 +47,12 @@ def weight_folder_name(engine: EngineSection) -> str:
 def weight_folder(load: str | Path, engine: EngineSection) -> Path:
     name = weight_folder_name(engine)
     folder = Path(load).expanduser() / name
-    if not str(load) or not folder.is_dir():
+    if not folder.is_dir():
         kind = "distill_quant" if engine.fp8_quant else "distill" if engine.distill else "base"
         official = f"{_FOLDER}/{folder.parent.name if folder.parent.name in _OFFICIAL else f'4.5B_{kind}'}"
         wanted = " ".join(f'--include "{inside}/*"' for inside in (f"{official}/{name}", *BESIDE.values()))
         raise ValueError(
-            f"load: expected a folder with weights in {name}, got {str(load)!r}; set load to "
+            f"load: expected a folder with weights in {name}, got {load}; set load to "
             f"{REPOSITORY}/{official}, which is downloaded at the first run or before by "
             f"`hf download {REPOSITORY} {wanted}`."
         )

@@ -23,23 +23,20 @@ class Branch:
     slot: int | None
 
 
+@dataclass(frozen=True)
 class DistilledGuidance:
     """One forward: guidance is distilled into the weights.
 
     When the oldest live chunk is nearly clean, it also runs without context, and the two velocities are
     mixed, which keeps errors from spreading to later chunks.
-
-    Args:
-        threshold: time above which a chunk counts as nearly clean; None: never.
-        weight: share of the velocity with context.
     """
+
+    threshold: float | None = 0.3  # time above which a chunk counts as nearly clean; None: never
+    weight: float = PREVIOUS_WEIGHT
 
     #: branches of the cache
     num_slots = 1
     _USUAL, _ALONE = Branch(text=True, slot=0), Branch(text=True, slot=None)
-
-    def __init__(self, threshold: float | None = 0.3, weight: float = PREVIOUS_WEIGHT) -> None:
-        self.threshold, self.weight = threshold, weight
 
     def branches(self, time: float, oldest: bool) -> Sequence[Branch]:
         """Branches of a live chunk; ``oldest``: no other live chunk is nearer to clean."""
@@ -61,10 +58,6 @@ class ThreeWayGuidance:
         times: times from which the scales at the same place hold, rising from 0.
         previous_scales: weight of the earlier chunks.
         text_scales: weight of the text.
-
-    Raises:
-        ValueError: the lists differ in length, hold numbers that are not finite, or ``times`` does not rise
-            from 0.
     """
 
     num_slots = 2

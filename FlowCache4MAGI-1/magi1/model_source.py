@@ -12,19 +12,12 @@ from typing import Any
 
 import torch
 
+from flowcache.environment import choose_device
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
 from flowcache.shipped import shipped
 
-from .checkpoint import (
-    BESIDE,
-    check_transformer,
-    check_vae,
-    load_transformer,
-    load_vae,
-    weight_folder,
-    weight_folder_name,
-)
+from . import checkpoint
 from .config import MagiConfig
 from .quantised import multiplies_fp8
 from .text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder
@@ -34,7 +27,11 @@ logger = logging.getLogger(__name__)
 SMALL = shipped("assets/magi1_small")
 
 #: Keys of the configuration that name folders of weights, and the checks of their files.
-FOLDERS = {"load": check_transformer, "vae_pretrained": check_vae, "t5_pretrained": check_text_encoder}
+FOLDERS = {
+    "load": checkpoint.check_transformer,
+    "vae_pretrained": checkpoint.check_vae,
+    "t5_pretrained": check_text_encoder,
+}
 
 #: A folder on the Hub: ``owner/repository/folder``.
 _HUB_FOLDER = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([^/].*?)/*")
@@ -59,7 +56,7 @@ class ModelSource:
         named = {name: getattr(self.config.runtime_config, name) for name in FOLDERS}
         local = {k: Path(value).expanduser() for k, value in named.items() if not parse_hub_folder(value)}
         if "load" in local:
-            local["load"] = weight_folder(local["load"], self.config.engine_config)
+            local["load"] = checkpoint.weight_folder(local["load"], self.config.engine_config)
         return local
 
 
@@ -88,7 +85,7 @@ def resolve_model(
         why = "asked for official"
     elif model == "auto" and overrides.get("load"):
         why = "load was given"
-    elif model == "auto" and _choose_device(device).type == "cuda":
+    elif model == "auto" and choose_device(device).type == "cuda":
         why = "CUDA device"
     else:
         return _resolve_small(config, overrides, model)
@@ -96,16 +93,17 @@ def resolve_model(
     if hub := parse_hub_folder(load):
         absent = {
             name: f"{hub[0]}/{folder}"
-            for name, folder in BESIDE.items()
+            for name, folder in checkpoint.BESIDE.items()
             if name not in overrides and not ((named := getattr(runtime, name)) and Path(named).expanduser().is_dir())
         }
         config = replace(config, runtime_config=replace(runtime, **absent))
     for name, check in FOLDERS.items():
         folder = getattr(config.runtime_config, name)
-        if not folder and name != "load":
-            raise ValueError(f"{name} must name a folder, here or on the Hub.")
+        if not folder:
+            official = checkpoint.BESIDE.get(name, checkpoint.SMALLEST)
+            raise ValueError(f"{name} must name a folder, here or on the Hub ({checkpoint.REPOSITORY}/{official}).")
         if not parse_hub_folder(folder):
-            check(Path(folder).expanduser() if folder else "", config)
+            check(Path(folder).expanduser(), config)
     return ModelSource(config, f"{why}: using the official weights in {load}")
 
 
@@ -118,7 +116,7 @@ def load_components(source: ModelSource, device: torch.device | str | None = Non
         ValueError, NotFiniteError: a tensor is missing, unknown, misshapen or corrupt, or not finite.
         OSError: a download failed.
     """
-    device, config = _choose_device(device), source.config
+    device, config = choose_device(device), source.config
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
     folders = {name: _fetch_folder(name, config) for name in FOLDERS}
     runtime = config.runtime_config
@@ -131,8 +129,8 @@ def load_components(source: ModelSource, device: torch.device | str | None = Non
             runtime.clean_chunk_kvrange,
         )
     dtype = None if device.type == "cuda" else torch.float32
-    transformer = load_transformer(folders["load"], config, dtype, keep_fp8=multiplies_fp8(device))
-    vae = load_vae(folders["vae_pretrained"])
+    transformer = checkpoint.load_transformer(folders["load"], config, dtype, keep_fp8=multiplies_fp8(device))
+    vae = checkpoint.load_vae(folders["vae_pretrained"])
     vae.register_to_config(scaling_factor=runtime.scale_factor)
     tokenizer, encoder = load_text_encoder(folders["t5_pretrained"])
     for part in (transformer, vae):
@@ -143,10 +141,6 @@ def load_components(source: ModelSource, device: torch.device | str | None = Non
     parts = {"tokenizer": tokenizer, "text_encoder": encoder, "transformer": transformer, "vae": vae}
     check_finite_weights(parts)
     return {**parts, "tile_frames": tile_frames}
-
-
-def _choose_device(device: torch.device | str | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _resolve_small(config: MagiConfig, overrides: dict[str, Any], model: str) -> ModelSource:
@@ -191,7 +185,7 @@ def _fetch_folder(key: str, config: MagiConfig) -> Path:
     if (hub := parse_hub_folder(named)) is None:
         return Path(named).expanduser()
     repository, folder = hub
-    inside = {"load": weight_folder_name(config.engine_config), "t5_pretrained": T5_FOLDER}.get(key)
+    inside = {"load": checkpoint.weight_folder_name(config.engine_config), "t5_pretrained": T5_FOLDER}.get(key)
     wanted = f"{folder}/{inside}" if inside else folder
 
     def check(root: Path) -> None:

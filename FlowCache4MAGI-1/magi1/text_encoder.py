@@ -14,19 +14,16 @@ from .config import MagiConfig
 #: The official encoder's folder, inside the one that ``t5_pretrained`` names.
 T5_FOLDER = "t5-v1_1-xxl"
 
-#: Files with the vocabulary, without which transformers would make a tokenizer that knows no word.
-_VOCABULARIES = ("spiece.model", "tokenizer.json")
+#: Of each of these, one file is needed; without a vocabulary, transformers would make a tokenizer that knows no word.
+_NEEDED = (("config.json",), ("spiece.model", "tokenizer.json"), ("*.safetensors", "*.bin"))
 
 
 def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
     """Refuse a folder without a T5 as wide as the captions and its tokenizer; reads no weights."""
     folder, width = t5_pretrained / T5_FOLDER, config.model_config.caption_channels
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"t5_pretrained names {t5_pretrained}, which has no {T5_FOLDER}/config.json.")
-    if not any((folder / name).is_file() for name in _VOCABULARIES):
-        raise ValueError(f"t5_pretrained: {folder} lacks the tokenizer, {' or '.join(_VOCABULARIES)}.")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise ValueError(f"t5_pretrained: {folder} lacks the weights, model.safetensors or pytorch_model.bin.")
+    for names in _NEEDED:
+        if not any(path for name in names for path in folder.glob(name)):
+            raise ValueError(f"t5_pretrained: {folder} lacks {' or '.join(names)}.")
     read_config(folder / "config.json", {"model_type": ""})
     with reading(folder / "config.json", "a configuration"), torch.device("meta"):
         sizes = T5Config.from_pretrained(folder, local_files_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from flowcache import FlowCacheConfig
+from flowcache.environment import choose_device
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
 from flowcache.user_files import reading
@@ -26,23 +27,14 @@ OFFICIAL = tuple(f"Skywork/SkyReels-V2-DF-{name}" for name in ("1.3B-540P", "14B
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from; decided before any weight is read.
+    """Where a model comes from; decided before any weight is read."""
 
-    Attributes:
-        model_id: as the user gave it; ``location`` resolves it.
-        path: local folder; None for a Hub id.
-        layout: ``diffusers`` or ``original``.
-        family: ``1.3B``, ``14B`` or ``small``, which selects the fitted polynomials; None if unknown.
-        reason: one sentence that says which model and why.
-        is_substitute: whether the small checkpoint replaces the official weights for want of CUDA.
-    """
-
-    model_id: str
-    path: Path | None
-    layout: str
-    family: str | None
-    reason: str
-    is_substitute: bool = False
+    model_id: str  # as the user gave it; ``location`` resolves it
+    path: Path | None  # local folder; None for a Hub id
+    layout: str  # ``diffusers`` or ``original``
+    family: str | None  # ``1.3B``, ``14B`` or ``small``, which selects the fitted polynomials; None if unknown
+    reason: str  # one sentence that says which model and why
+    is_substitute: bool = False  # whether the small checkpoint replaces the official weights for want of CUDA
 
     @property
     def location(self) -> str:
@@ -71,12 +63,9 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
         model_id: ``auto`` (the official 1.3B on CUDA, else the small one), ``small``, a folder in diffusers'
             or the original layout, or the Hub id of an official diffusion-forcing model in either layout.
         device: where to run, which only ``auto`` reads; None: CUDA if available.
-
-    Raises:
-        ValueError: one sentence that names ``model_id`` and its choices, or what a folder lacks.
     """
     is_auto = model_id == "auto"
-    if model_id == "small" or (is_auto and _choose_device(device).type != "cuda"):
+    if model_id == "small" or (is_auto and choose_device(device).type != "cuda"):
         if not SMALL.is_dir():
             raise ValueError(
                 f"model_id {model_id} needs the small checkpoint, but there is no folder {SMALL}; "
@@ -108,12 +97,7 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
 
 
 def load_components(source: ModelSource, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Read the components of a pipeline, as ``load_folder`` does; downloads them first for a Hub id.
-
-    Raises:
-        ValueError: a file or tensor is missing or corrupt; it is named.
-        OSError: the download failed.
-    """
+    """Read the components of a pipeline, as ``load_folder`` does; downloads them first for a Hub id."""
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
     folder = source.path or fetch_snapshot(
         "model_id", source.location, PATTERNS[source.layout], partial(check_folder, layout=source.layout)
@@ -126,13 +110,10 @@ def load_pipeline(
 ) -> FlowCacheSkyReelsV2Pipeline:
     """Load a model (a result of ``resolve_model``, or its ``model_id``), in bf16 on CUDA and fp32 elsewhere.
 
-    ``offload`` keeps every component in host memory while it is idle.
-
-    Raises:
-        ValueError, OSError: as ``resolve_model`` and ``load_components``.
-        NotFiniteError: a weight holds NaN or infinity; it is named.
+    ``offload`` keeps every component in host memory while it is idle. ValueError and NotFiniteError name a file
+    or a weight; OSError: the download failed.
     """
-    device = _choose_device(device)
+    device = choose_device(device)
     if isinstance(source, str):
         source = resolve_model(source, device)
     parts = load_components(source, torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -144,10 +125,6 @@ def load_pipeline(
         pipeline.to(device)
     check_finite_weights(pipeline.components)
     return pipeline
-
-
-def _choose_device(device: torch.device | str | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _find_folder(model_id: str) -> Path | None:

@@ -38,9 +38,6 @@ class SkyReelsV2ChunkModel:
         bidirectional: attend to the whole window, as the original does, and not only to the past.
         indicator: a key of ``INDICATORS``; None is ``timestep_projection``.
         runs_whole_window: see ``ChunkModel``; False for streaming, which the original lacks.
-
-    Raises:
-        ValueError: the transformer takes image tokens or patches that span frames; unknown indicator.
     """
 
     def __init__(

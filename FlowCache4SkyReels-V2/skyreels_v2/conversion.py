@@ -66,11 +66,7 @@ def vae_key(original: str) -> str:
 
 
 def transformer_config(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of ``SkyReelsV2Transformer3DModel`` from the original ``config.json``.
-
-    Raises:
-        ValueError: the configuration is of another kind of model, or lacks a size.
-    """
+    """Arguments of ``SkyReelsV2Transformer3DModel`` from the original ``config.json``."""
     original = {**ORIGINAL_CONFIG, **given}
     if (kind := original["model_type"]) != "t2v":
         raise ValueError(f"model_id names a {kind} model; only diffusion-forcing (DF) models are supported.")
@@ -79,8 +75,6 @@ def transformer_config(given: dict[str, Any]) -> dict[str, Any]:
     for key, supported in (("qk_norm", True), ("window_size", [-1, -1])):
         if original[key] != supported:
             raise ValueError(f"config.json: {key}: expected {supported}, got {original[key]}.")
-    if original["num_heads"] < 1:
-        raise ValueError(f"config.json: num_heads: expected at least 1, got {original['num_heads']}.")
     same = ("text_dim", "freq_dim", "ffn_dim", "num_layers", "cross_attn_norm", "eps", "inject_sample_info")
     return {
         "patch_size": tuple(original["patch_size"]),
