@@ -5,13 +5,24 @@ What a function here refuses is a ValueError that names the file and the tensor 
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
-from flowcache.model_files import default_arguments, find_weight_files, read_config, read_weights
+from flowcache.model_files import (
+    can_map,
+    check_vocabulary,
+    default_arguments,
+    find_weight_files,
+    load_tokenizer,
+    read_config,
+    read_tensors,
+    read_weights,
+)
 from flowcache.user_files import reading
 
 from .config import FRAMES, PIXELS, EngineSection, MagiConfig, ModelSection
@@ -29,6 +40,12 @@ _VAE_ALWAYS |= {"with_cls_token": True}
 REPOSITORY, _FOLDER = "sand-ai/MAGI-1", "ckpt/magi"
 _OFFICIAL = [f"{size}_{kind}" for size in ("4.5B", "24B") for kind in ("distill", "distill_quant", "base")]
 SMALLEST, BESIDE = f"{_FOLDER}/{_OFFICIAL[0]}", {"vae_pretrained": "ckpt/vae", "t5_pretrained": "ckpt/t5"}
+
+#: The official encoder's folder, inside the one that ``t5_pretrained`` names.
+T5_FOLDER = "t5-v1_1-xxl"
+
+#: Of each of these, one file is needed; without a vocabulary, transformers would make a tokenizer that knows no word.
+_NEEDED = (("config.json",), ("spiece.model", "tokenizer.json"), ("*.safetensors", "*.bin"))
 
 
 def new_transformer(section: ModelSection, fp8: bool = False) -> MagiTransformer3DModel:
@@ -125,6 +142,42 @@ def check_vae(folder: Path, config: MagiConfig) -> None:
     _read_vae(folder, vae)
 
 
+def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
+    """Refuse a folder without a T5 as wide as the captions and its tokenizer; reads no weights."""
+    folder, width = t5_pretrained / T5_FOLDER, config.model_config.caption_channels
+    for names in _NEEDED:
+        if not any(path for name in names for path in folder.glob(name)):
+            raise ValueError(f"t5_pretrained: {folder} lacks {' or '.join(names)}.")
+    read_config(folder / "config.json", {"model_type": ""})
+    with reading(folder / "config.json", "a configuration"), torch.device("meta"):
+        sizes = T5Config.from_pretrained(folder, local_files_only=True)
+        known = T5EncoderModel(sizes).state_dict()
+    if sizes.d_model != width:
+        raise ValueError(
+            f"t5_pretrained: expected d_model {width}, as caption_channels, got {sizes.d_model} in {folder}."
+        )
+    check_vocabulary(load_tokenizer(folder), sizes.vocab_size, folder)
+    for path in filter(can_map, [*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        _check_layers(path, read_tensors(path).keys() - known.keys())
+
+
+def load_text_encoder(t5_pretrained: Path) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
+    folder = t5_pretrained / T5_FOLDER
+    tokenizer = load_tokenizer(folder)
+    with reading(folder, "a text encoder"):
+        encoder, report = T5EncoderModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    _check_layers(folder, report["unexpected_keys"])
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"t5_pretrained: {folder} lacks {missing[0]} ({len(missing)} missing in all).")
+    return tokenizer, encoder.eval()
+
+
+#: Keys of the configuration that name folders of weights, and the checks of their files.
+FOLDERS = {"load": check_transformer, "vae_pretrained": check_vae, "t5_pretrained": check_text_encoder}
+
+
 def _new_vae(folder: Path) -> AutoencoderKLMagi:
     """The VAE that a folder's ``config.json`` describes, on the meta device."""
     path, known = folder / "config.json", default_arguments(AutoencoderKLMagi)
@@ -154,3 +207,9 @@ def _find_files(folder: Path, name: str = "diffusion_pytorch_model") -> list[Pat
             hint = f"; unpack it first: zstd -d {packed}" if packed.is_file() else "."
             raise ValueError(f"{folder} lacks {path.name}{hint}")
     return files
+
+
+def _check_layers(path: Path, unknown: Collection[str]) -> None:
+    """Refuse tensors of layers that ``config.json`` leaves out; a decoder's are not needed."""
+    if layers := sorted(name for name in unknown if name.startswith("encoder.block.")):
+        raise ValueError(f"t5_pretrained: {path} holds {layers[0]}, for which config.json has no layer.")

@@ -206,12 +206,10 @@ class MagiChunkModel:
         Made once a video, so that no step waits for times on their way to the device.
         """
         count, device = self.timetable.num_steps, self._device
-        steps = [*range(count), 0]  # clean chunks run when a chunk starts, with its step size
-        times = [*self.timetable.times[:-1], self.timetable.clean_time]
-        sizes = None
-        if self.timetable.distilled:
-            sizes = torch.tensor([self.timetable.step_size(step) for step in steps], device=device)
-        times = torch.tensor(times, device=device)
+        times = torch.tensor([*self.timetable.times[:-1], self.timetable.clean_time], device=device)
+        # Clean chunks run when a chunk starts, with its step size.
+        sizes = [self.timetable.step_size(step) for step in (*range(count), 0)]
+        sizes = torch.tensor(sizes, device=device) if self.timetable.distilled else None
         by_text = [self.transformer.condition(times, [flag] * (count + 1), sizes) for flag in (False, True)]
         return torch.stack(by_text, dim=1)
 

@@ -184,8 +184,7 @@ class EngineSection(Section):
 
     @property
     def unused(self) -> list[str]:
-        defaults = EngineSection()
-        return [name for name in UNUSED if getattr(self, name) != getattr(defaults, name)]
+        return [name for name in UNUSED if getattr(self, name) != getattr(EngineSection, name)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +229,5 @@ class MagiConfig:
             place, kinds = f"{path}, {name}", field_types(section)
             given = dict(check_keys(content.get(name, {}), kinds, place))
             given |= {key: value for key, value in (overrides or {}).items() if key in kinds}
-            values = {key: as_type(value, kinds[key][0], f"{place}: {key}", True) for key, value in given.items()}
-            built[name] = section(**values)
+            built[name] = as_type(given, section, place, spelled=True)
         return cls(**built)

@@ -18,20 +18,13 @@ from flowcache.hub import fetch_snapshot
 from flowcache.shipped import shipped
 
 from . import checkpoint
+from .checkpoint import FOLDERS, T5_FOLDER
 from .config import MagiConfig
 from .quantised import multiplies_fp8
-from .text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder
 
 logger = logging.getLogger(__name__)
 
 SMALL = shipped("assets/magi1_small")
-
-#: Keys of the configuration that name folders of weights, and the checks of their files.
-FOLDERS = {
-    "load": checkpoint.check_transformer,
-    "vae_pretrained": checkpoint.check_vae,
-    "t5_pretrained": check_text_encoder,
-}
 
 #: A folder on the Hub: ``owner/repository/folder``.
 _HUB_FOLDER = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([^/].*?)/*")
@@ -110,11 +103,7 @@ def resolve_model(
 def load_components(source: ModelSource, device: torch.device | str | None = None) -> dict[str, Any]:
     """Load text encoder, transformer and VAE: in the configuration's types on CUDA, in fp32 elsewhere.
 
-    The text encoder is always in fp32. ``device`` None: CUDA if there is any.
-
-    Raises:
-        ValueError, NotFiniteError: a tensor is missing, unknown, misshapen or corrupt, or not finite.
-        OSError: a download failed.
+    The text encoder is always in fp32. ValueError and NotFiniteError name a tensor; OSError: a download failed.
     """
     device, config = choose_device(device), source.config
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
@@ -132,7 +121,7 @@ def load_components(source: ModelSource, device: torch.device | str | None = Non
     transformer = checkpoint.load_transformer(folders["load"], config, dtype, keep_fp8=multiplies_fp8(device))
     vae = checkpoint.load_vae(folders["vae_pretrained"])
     vae.register_to_config(scaling_factor=runtime.scale_factor)
-    tokenizer, encoder = load_text_encoder(folders["t5_pretrained"])
+    tokenizer, encoder = checkpoint.load_text_encoder(folders["t5_pretrained"])
     for part in (transformer, vae):
         part.to(device)
     if runtime.t5_device != "cpu":

@@ -19,8 +19,8 @@ from torch.nn import functional
 def normalise_heads(x: Tensor) -> Tensor:
     """Each head's channels to mean 0 and deviation 1; epsilon is added to the deviation."""
     x32 = x.float()
-    deviation = x32.std(dim=-1, keepdim=True, unbiased=False)
-    return ((x32 - x32.mean(dim=-1, keepdim=True)) / (deviation + 1e-5)).type_as(x)
+    deviation, mean = torch.std_mean(x32, dim=-1, keepdim=True, unbiased=False)
+    return ((x32 - mean) / (deviation + 1e-5)).type_as(x)
 
 
 class ViTAttention(nn.Module):
@@ -178,9 +178,6 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
         """Posterior of the latents of ``[batch, 3, frames, height, width]`` in [-1, 1].
 
         One frame alone becomes one latent frame; other lengths are multiples of ``patch_length``.
-
-        Raises:
-            ValueError: the clip cannot be cut into patches.
         """
         length, side = self.config.patch_length, self.config.patch_size
         still = video.shape[2] == 1
@@ -197,10 +194,7 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
     def decode(self, latents: Tensor, still: bool = True) -> Tensor:
         """Video ``[batch, 3, frames, height, width]``, not clamped.
 
-        Args:
-            latents: ``[batch, channels, frames / 4, height / 8, width / 8]``.
-            still: a single latent frame stands for an image and gives one frame; False: it is part of a video
-                and gives four, like any other.
+        A latent frame gives four, except for a single one if ``still``: it stands for an image and gives one.
         """
         video = self._run_in_tiles(latents, self.decoder, encodes=False)
         return video[:, :, :1] if still and latents.shape[2] == 1 else video

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from flowcache.hub import fetch_snapshot
 from flowcache.user_files import reading
 
 from .methods import method_config
-from .model_folder import FAMILIES, PATTERNS, SMALL, check_folder, find_family, find_layout, load_folder
+from .model_folder import FAMILIES, PATTERNS, SMALL, check_folder, find_family, load_folder
 from .pipeline import FlowCacheSkyReelsV2Pipeline
 from .settings import DEFAULTS_FILE, VideoSettings, default_settings, make_settings
 
@@ -73,12 +72,11 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
             )
         reason = f"no CUDA device: using it in place of {OFFICIAL_DEFAULT}" if is_auto else "asked for"
         reason = f"the small checkpoint shipped in assets/, which knows only moving shapes ({reason})"
-        check_folder(SMALL, layout := find_layout(SMALL))
+        layout, _ = check_folder(SMALL)
         return ModelSource(model_id, SMALL, layout, "small", reason, is_auto)
     if not is_auto and (folder := _find_folder(model_id)):
-        transformer = check_folder(folder, layout := find_layout(folder))
-        is_small = SMALL.is_dir() and folder.samefile(SMALL)
-        family = "small" if is_small else find_family(transformer)
+        layout, transformer = check_folder(folder)
+        family = "small" if SMALL.is_dir() and folder.samefile(SMALL) else find_family(transformer)
         source = ModelSource(model_id, folder, layout, family, f"{folder}, a folder in the {layout} layout")
         with reading(folder / DEFAULTS_FILE, "settings"):
             source.video_settings()
@@ -99,10 +97,8 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
 def load_components(source: ModelSource, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Read the components of a pipeline, as ``load_folder`` does; downloads them first for a Hub id."""
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
-    folder = source.path or fetch_snapshot(
-        "model_id", source.location, PATTERNS[source.layout], partial(check_folder, layout=source.layout)
-    )
-    return load_folder(folder, source.layout, dtype)
+    folder = source.path or fetch_snapshot("model_id", source.location, PATTERNS[source.layout], check_folder)
+    return load_folder(folder, dtype)
 
 
 def load_pipeline(

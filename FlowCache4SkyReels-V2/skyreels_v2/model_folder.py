@@ -76,17 +76,13 @@ def find_layout(folder: Path) -> str:
     raise ValueError(f"model_id names {folder}, which holds neither model_index.json nor config.json.")
 
 
-def check_folder(folder: Path, layout: str) -> Any:
+def check_folder(folder: Path) -> tuple[str, Any]:
     """Refuse a folder that lacks a file or holds a damaged one; reads no weights.
 
     PyTorch files of the older format have no header; their tensors are checked when they are loaded.
-
-    Returns:
-        The transformer's configuration.
-
-    Raises:
-        ValueError: one sentence that names the file, and the key or the tensor.
+    Returns the layout and the transformer's configuration. ValueError names the file, and the key or the tensor.
     """
+    layout = find_layout(folder)
     if missing := [name for name in _list_files(folder, layout) if not (folder / name).is_file()]:
         raise ValueError(f"The model folder {folder} lacks {', '.join(missing)}.")
     read_defaults(folder)
@@ -101,16 +97,16 @@ def check_folder(folder: Path, layout: str) -> Any:
     configs = {name: part.model.config for name, part in parts.items()}
     check_vocabulary(tokenizer, configs["text_encoder"].vocab_size, folder)
     _check_fit(configs, folder)
-    return configs["transformer"]
+    return layout, configs["transformer"]
 
 
-def load_folder(folder: Path, layout: str, dtype: torch.dtype) -> dict[str, Any]:
+def load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """Read the components of a pipeline, in evaluation mode, from a folder that ``check_folder`` accepts.
 
     Transformer and text encoder get ``dtype``; the VAE, and what diffusers keeps in fp32 (time embedding,
     modulation, norms), fp32. ValueError names a file or tensor that is damaged or does not fit.
     """
-    models: dict[str, nn.Module] = {}
+    layout, models = find_layout(folder), {}
     for name, part in _find_parts(folder, layout).items():
         weights = part.read()
         keep = set(part.model._keep_in_fp32_modules if name == "transformer" else ())

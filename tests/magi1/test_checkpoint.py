@@ -12,12 +12,11 @@ from reference import case_names
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from magi1.checkpoint import load_transformer, load_vae, new_transformer
+from magi1.checkpoint import T5_FOLDER, load_text_encoder, load_transformer, load_vae, new_transformer
 from magi1.config import EngineSection, MagiConfig, ModelSection
 from magi1.conversion import dequantise, official_key, official_shapes
 from magi1.layers import Fp32Linear
 from magi1.quantised import FP8, PLAIN, SMOOTHED, QuantisedLinear, multiplies_fp8
-from magi1.text_encoder import T5_FOLDER, load_text_encoder
 
 CONFIG = MagiConfig(model_config=ModelSection(**{**SIZES, "num_layers": 3}), engine_config=EngineSection(distill=True))
 FP8_CONFIG = replace(CONFIG, engine_config=EngineSection(distill=True, fp8_quant=True))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 
 from flowcache.trace import Trace
 from magi1 import model_source
-from magi1.text_encoder import T5_FOLDER
+from magi1.checkpoint import T5_FOLDER
 
 VAE, TEXT = "vae/config.json", f"t5/{T5_FOLDER}/config.json"
 TOKENIZER, TOKENIZER_CONFIG = f"t5/{T5_FOLDER}/tokenizer.json", f"t5/{T5_FOLDER}/tokenizer_config.json"
