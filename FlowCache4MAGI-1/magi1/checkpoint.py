@@ -13,16 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
-from flowcache.model_files import (
-    can_map,
-    check_vocabulary,
-    default_arguments,
-    find_weight_files,
-    load_tokenizer,
-    read_config,
-    read_tensors,
-    read_weights,
-)
+from flowcache import model_files
 from flowcache.user_files import reading
 
 from .config import FRAMES, PIXELS, EngineSection, MagiConfig, ModelSection
@@ -52,8 +43,7 @@ def new_transformer(section: ModelSection, fp8: bool = False) -> MagiTransformer
     """The transformer of a configuration, on the meta device; ``fp8``: for quantised weights."""
     known = MagiTransformer3DModel._get_init_keys(MagiTransformer3DModel)
     with torch.device("meta"):
-        settings = {k: v for k, v in asdict(section).items() if k in known}
-        return MagiTransformer3DModel(**settings, fp8_quant=fp8)
+        return MagiTransformer3DModel(**{k: v for k, v in asdict(section).items() if k in known}, fp8_quant=fp8)
 
 
 def weight_folder_name(engine: EngineSection) -> str:
@@ -118,7 +108,7 @@ def load_transformer(
 
 def _read_transformer(load: str | Path, config: MagiConfig, plain: MagiTransformer3DModel) -> dict[str, Tensor]:
     shapes = official_shapes(plain, config.engine_config.fp8_quant)
-    return read_weights(_find_files(weight_folder(load, config.engine_config), "model"), shapes)
+    return model_files.read_weights(_find_files(weight_folder(load, config.engine_config), "model"), shapes)
 
 
 def load_vae(folder: Path) -> AutoencoderKLMagi:
@@ -131,8 +121,6 @@ def load_vae(folder: Path) -> AutoencoderKLMagi:
 
 def check_vae(folder: Path, config: MagiConfig) -> None:
     """Refuse a VAE that does not fit the transformer; reads only the headers of its weight files."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"vae_pretrained names {folder}, which has no config.json.")
     vae, section = _new_vae(folder), config.model_config
     wanted = {"patch_size": PIXELS, "patch_length": FRAMES}
     wanted["z_chans"] = section.in_channels // (2 if section.half_channel_vae else 1)
@@ -148,7 +136,7 @@ def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
     for names in _NEEDED:
         if not any(path for name in names for path in folder.glob(name)):
             raise ValueError(f"t5_pretrained: {folder} lacks {' or '.join(names)}.")
-    read_config(folder / "config.json", {"model_type": ""})
+    model_files.read_config(folder / "config.json", {"model_type": ""})
     with reading(folder / "config.json", "a configuration"), torch.device("meta"):
         sizes = T5Config.from_pretrained(folder, local_files_only=True)
         known = T5EncoderModel(sizes).state_dict()
@@ -156,14 +144,14 @@ def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
         raise ValueError(
             f"t5_pretrained: expected d_model {width}, as caption_channels, got {sizes.d_model} in {folder}."
         )
-    check_vocabulary(load_tokenizer(folder), sizes.vocab_size, folder)
-    for path in filter(can_map, [*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        _check_layers(path, read_tensors(path).keys() - known.keys())
+    model_files.check_vocabulary(model_files.load_tokenizer(folder), sizes.vocab_size, folder)
+    for path in filter(model_files.can_map, [*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        _check_layers(path, model_files.read_tensors(path).keys() - known.keys())
 
 
 def load_text_encoder(t5_pretrained: Path) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
     folder = t5_pretrained / T5_FOLDER
-    tokenizer = load_tokenizer(folder)
+    tokenizer = model_files.load_tokenizer(folder)
     with reading(folder, "a text encoder"):
         encoder, report = T5EncoderModel.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
@@ -180,9 +168,9 @@ FOLDERS = {"load": check_transformer, "vae_pretrained": check_vae, "t5_pretraine
 
 def _new_vae(folder: Path) -> AutoencoderKLMagi:
     """The VAE that a folder's ``config.json`` describes, on the meta device."""
-    path, known = folder / "config.json", default_arguments(AutoencoderKLMagi)
+    path, known = folder / "config.json", model_files.default_arguments(AutoencoderKLMagi)
     like = known | _VAE_ALWAYS
-    content = read_config(path, like | {"ddconfig": like})
+    content = model_files.read_config(path, like | {"ddconfig": like})
     if content.get("_class_name") not in ("ViTVAE", "AutoencoderKLMagi"):
         raise ValueError(f"{path} describes a {content.get('_class_name')}, not a ViTVAE.")
     described = content.get("ddconfig", content)
@@ -196,11 +184,13 @@ def _new_vae(folder: Path) -> AutoencoderKLMagi:
 
 
 def _read_vae(folder: Path, vae: AutoencoderKLMagi) -> dict[str, Tensor]:
-    return read_weights(_find_files(folder), {name: tuple(t.shape) for name, t in vae.state_dict().items()})
+    return model_files.read_weights(
+        _find_files(folder), {name: tuple(t.shape) for name, t in vae.state_dict().items()}
+    )
 
 
 def _find_files(folder: Path, name: str = "diffusion_pytorch_model") -> list[Path]:
-    files = find_weight_files(folder, name)
+    files = model_files.find_weight_files(folder, name)
     for path in files:
         if not path.is_file():
             packed = path.with_name(f"{path.name}.zst")

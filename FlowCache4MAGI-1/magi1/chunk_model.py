@@ -29,10 +29,8 @@ GIVEN_REACH = 8
 class KVRange:
     """Context of a chunk, in chunks, itself included."""
 
-    #: by the chunk's progress, in equal parts of its steps; empty: all chunks before it
-    noisy: Sequence[int] = ()
-    #: of a clean or given chunk; -1: the last of ``noisy``. Without ``noisy``, for given chunks only.
-    clean: int = -1
+    noisy: Sequence[int] = ()  # by the chunk's progress, in equal parts of its steps; empty: all before it
+    clean: int = -1  # of a clean or given chunk; -1: the last of ``noisy``. Without ``noisy``, of given ones only.
 
     def reach(self, local_step: int | None, num_steps: int) -> int | None:
         """Context at a local step: ``num_steps`` once clean, None if given. None: all chunks before."""

@@ -38,10 +38,8 @@ class ModelSource:
     """A configuration whose folders exist, or are named on the Hub; no weight is read yet."""
 
     config: MagiConfig
-    #: which model and why, for the log
-    reason: str
-    #: whether the small checkpoint replaces the official weights because CUDA is missing
-    is_substitute: bool = False
+    reason: str  # which model and why, for the log
+    is_substitute: bool = False  # whether the small checkpoint replaces the official weights for want of CUDA
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -144,8 +142,7 @@ def _resolve_small(config: MagiConfig, overrides: dict[str, Any], model: str) ->
             "repository, or set model to official and load to a folder of official weights."
         )
     runtime = config.runtime_config
-    kept = {name: getattr(runtime, name) for name in _KEPT}
-    kept["shortcut_mode"] = config.engine_config.shortcut_mode
+    kept = {name: getattr(runtime, name) for name in _KEPT} | {"shortcut_mode": config.engine_config.shortcut_mode}
     folders = {"load": SMALL, "vae_pretrained": SMALL / "vae", "t5_pretrained": SMALL / "t5"}
     overrides = {**kept, **overrides, **{name: str(path) for name, path in folders.items()}}
     small = MagiConfig.from_file(SMALL / "config.json", overrides)

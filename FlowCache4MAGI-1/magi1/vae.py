@@ -129,12 +129,9 @@ class ViTDecoder(ViT):
 class Tiling:
     """Cut of large clips into tiles, which are blended where they overlap in space."""
 
-    #: height and width of a tile, pixels; None: no cut in space
-    size: int | None = 256
-    #: frames of a tile; None: no cut in time
-    frames: int | None = 16
-    #: share of a tile that it has in common with the next
-    overlap: float = 0.25
+    size: int | None = 256  # height and width of a tile, pixels; None: no cut in space
+    frames: int | None = 16  # frames of a tile; None: no cut in time
+    overlap: float = 0.25  # share of a tile that it has in common with the next
 
 
 class AutoencoderKLMagi(ModelMixin, ConfigMixin):

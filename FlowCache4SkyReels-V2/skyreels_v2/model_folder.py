@@ -11,15 +11,7 @@ from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMulti
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from flowcache.model_files import (
-    can_map,
-    check_vocabulary,
-    default_arguments,
-    find_weight_files,
-    load_tokenizer,
-    read_config,
-    read_weights,
-)
+from flowcache import model_files
 from flowcache.shipped import shipped
 from flowcache.user_files import reading
 
@@ -59,7 +51,7 @@ class _Part:
 
     def read(self) -> dict[str, Tensor]:
         shapes = {key: tuple(tensor.shape) for key, tensor in self.model.state_dict().items()}
-        return read_weights(self.files, shapes, self.rename, _tied_names(self.model))
+        return model_files.read_weights(self.files, shapes, self.rename, _tied_names(self.model))
 
 
 def find_family(transformer: Any) -> str | None:
@@ -90,12 +82,12 @@ def check_folder(folder: Path) -> tuple[str, Any]:
         _check_kind(folder)
     parts = _find_parts(folder, layout)
     for part in parts.values():
-        if all(map(can_map, part.files)):
+        if all(map(model_files.can_map, part.files)):
             part.read()
     _load_scheduler(folder, layout)
-    tokenizer = load_tokenizer(folder / _TOKENIZERS[layout])
+    tokenizer = model_files.load_tokenizer(folder / _TOKENIZERS[layout])
     configs = {name: part.model.config for name, part in parts.items()}
-    check_vocabulary(tokenizer, configs["text_encoder"].vocab_size, folder)
+    model_files.check_vocabulary(tokenizer, configs["text_encoder"].vocab_size, folder)
     _check_fit(configs, folder)
     return layout, configs["transformer"]
 
@@ -122,15 +114,17 @@ def load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     rope = models["transformer"].rope
     models["transformer"].rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
     models["text_encoder"].tie_weights()
-    tokenizer = load_tokenizer(folder / _TOKENIZERS[layout])
+    tokenizer = model_files.load_tokenizer(folder / _TOKENIZERS[layout])
     return {**models, "tokenizer": tokenizer, "scheduler": _load_scheduler(folder, layout)}
 
 
 def _find_parts(folder: Path, layout: str) -> dict[str, _Part]:
     if layout == "diffusers":
-        return {n: _Part(_new_model(folder, n), find_weight_files(folder / n, _PARTS[n][1])) for n in _PARTS}
+        return {
+            n: _Part(_new_model(folder, n), model_files.find_weight_files(folder / n, _PARTS[n][1])) for n in _PARTS
+        }
     path = folder / "config.json"
-    config = conversion.transformer_config(read_config(path, conversion.ORIGINAL_CONFIG))
+    config = conversion.transformer_config(model_files.read_config(path, conversion.ORIGINAL_CONFIG))
     with reading(path, "a configuration"), torch.device("meta"):
         transformer = SkyReelsV2Transformer3DModel(**config)
         vae = AutoencoderKLWan(**conversion.WAN_VAE)
@@ -147,7 +141,9 @@ def _new_model(folder: Path, part: str) -> nn.Module:
     kind, path = _PARTS[part][0], folder / part / "config.json"
     is_diffusers = hasattr(kind, "load_config")
     # transformers checks most types by itself
-    content = read_config(path, default_arguments(kind) if is_diffusers else {"model_type": ""})
+    content = model_files.read_config(
+        path, model_files.default_arguments(kind) if is_diffusers else {"model_type": ""}
+    )
     with reading(path, "a configuration"), torch.device("meta"):
         if is_diffusers:
             return kind.from_config(content)
@@ -160,7 +156,9 @@ def _list_files(folder: Path, layout: str) -> list[str]:
     if layout == "diffusers":
         names += ["scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _PARTS)]
         return names + [
-            str(p.relative_to(folder)) for part in _PARTS for p in find_weight_files(folder / part, _PARTS[part][1])
+            str(p.relative_to(folder))
+            for part in _PARTS
+            for p in model_files.find_weight_files(folder / part, _PARTS[part][1])
         ]
     names += [VAE_FILE, TEXT_ENCODER_FILE]
     shards = sorted(path.name for path in folder.glob("*.safetensors")) or ["*.safetensors"]
@@ -173,8 +171,8 @@ def _list_files(folder: Path, layout: str) -> list[str]:
 def _check_kind(folder: Path) -> None:
     """Refuse models that were not trained for diffusion forcing; their weights look the same."""
     ours = SkyReelsV2Transformer3DModel.__name__
-    pipeline = read_config(folder / "model_index.json", {"_class_name": ""}).get("_class_name")
-    config = {"_class_name": ours} | read_config(folder / "transformer" / "config.json", {})
+    pipeline = model_files.read_config(folder / "model_index.json", {"_class_name": ""}).get("_class_name")
+    config = {"_class_name": ours} | model_files.read_config(folder / "transformer" / "config.json", {})
     others = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
     if pipeline in others or config.get("image_dim") is not None or config["_class_name"] != ours:
         raise ValueError(
@@ -188,7 +186,7 @@ def _load_scheduler(folder: Path, layout: str) -> UniPCMultistepScheduler:
         sigmas = {"use_flow_sigmas": True, "flow_shift": 8.0}
         return UniPCMultistepScheduler(prediction_type="flow_prediction", **sigmas)
     path = folder / "scheduler" / "scheduler_config.json"
-    read_config(path, default_arguments(UniPCMultistepScheduler))
+    model_files.read_config(path, model_files.default_arguments(UniPCMultistepScheduler))
     with reading(path, "a configuration"):
         return UniPCMultistepScheduler.from_pretrained(path.parent)
 
