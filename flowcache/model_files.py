@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .typed import as_type
@@ -67,6 +67,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return tensors
 
 
+def list_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
 def read_weights(
     files: Sequence[Path],
     shapes: Mapping[str, tuple[int, ...]],
@@ -102,8 +106,8 @@ def read_weights(
     return found
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder; runs no code from there."""
+def load_tokenizer(folder: Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder; runs no code from there. ``vocab_size``: of the text encoder."""
     for path in sorted(folder.glob("*.json")):
         read_json(path, dict[str, Any], "JSON")
     files = [folder / name for name in ("tokenizer.json", "spiece.model") if (folder / name).is_file()]
@@ -114,15 +118,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             raise ValueError(f"model_max_length: expected a whole number of at least 2, got {longest!r}")
         # Some damage shows only in use.
         tokenizer("a", padding="max_length", max_length=2, truncation=True, return_offsets_mapping=True)
+        if vocab_size is not None and len(tokenizer) > vocab_size:
+            wanted = f"at most the text encoder's {vocab_size} tokens (vocab_size)"
+            raise ValueError(f"expected {wanted}, got {len(tokenizer)}; take both from the same model")
     return tokenizer
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, folder: Path) -> None:
-    """Raise ValueError for a tokenizer with more tokens than the text encoder's vocabulary."""
-    if len(tokenizer) > size:
-        most = f"at most the text encoder's {size} tokens (vocab_size)"
-        found = f"{len(tokenizer)}; take both from the same model"
-        raise ValueError(f"{folder}: expected a tokenizer of {most}, got {found}.")
 
 
 def _check_value(key: str, value: Any, like: Any) -> None:

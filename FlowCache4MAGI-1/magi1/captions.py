@@ -167,10 +167,8 @@ def make_captions(
     if switches.negative:
         null = torch.cat([tokens.before_null().to(null), null])
     null = null[:NULL_TOKENS]
-    if len(caption) == 0:
-        return Captions([null], [0] * num_chunks, null)
-    if not switches.any:
-        return Captions([caption[:longest]], [0] * num_chunks, null)
+    if len(caption) == 0 or not switches.any:
+        return Captions([caption[:longest] if len(caption) else null], [0] * num_chunks, null)
     # The duration alone differs between chunks, and only between the last ones of a video.
     different = min(num_chunks - num_given, _NUM_DURATIONS) if switches.duration else 1
     texts = [

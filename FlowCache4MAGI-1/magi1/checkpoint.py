@@ -24,8 +24,7 @@ from .vae import AutoencoderKLMagi
 logger = logging.getLogger(__name__)
 
 #: Keys of the official VAE's configuration that can have one value only.
-_VAE_ALWAYS = {"conv_last_layer": True, "double_z": True, "norm_code": False, "use_rope": False}
-_VAE_ALWAYS |= {"with_cls_token": True}
+_ALWAYS = {"conv_last_layer": True, "double_z": True, "norm_code": False, "use_rope": False, "with_cls_token": True}
 
 #: The official repository on the Hub, and its folders: weights of each size, and the parts beside them.
 REPOSITORY, _FOLDER = "sand-ai/MAGI-1", "ckpt/magi"
@@ -77,7 +76,6 @@ def load_transformer(
     """Load the transformer of a configuration from a checkpoint's folder.
 
     Args:
-        load, config: the folder, and its configuration.
         dtype: of the weights, except for those that stay in fp32; None: the configuration's ``params_dtype``.
         keep_fp8: leave quantised weights in fp8, for devices that multiply them (``multiplies_fp8``); False
             converts them, with a warning.
@@ -144,7 +142,7 @@ def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
         raise ValueError(
             f"t5_pretrained: expected d_model {width}, as caption_channels, got {sizes.d_model} in {folder}."
         )
-    model_files.check_vocabulary(model_files.load_tokenizer(folder), sizes.vocab_size, folder)
+    model_files.load_tokenizer(folder, sizes.vocab_size)
     for path in filter(model_files.can_map, [*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         _check_layers(path, model_files.read_tensors(path).keys() - known.keys())
 
@@ -169,14 +167,14 @@ FOLDERS = {"load": check_transformer, "vae_pretrained": check_vae, "t5_pretraine
 def _new_vae(folder: Path) -> AutoencoderKLMagi:
     """The VAE that a folder's ``config.json`` describes, on the meta device."""
     path, known = folder / "config.json", model_files.default_arguments(AutoencoderKLMagi)
-    like = known | _VAE_ALWAYS
+    like = known | _ALWAYS
     content = model_files.read_config(path, like | {"ddconfig": like})
     if content.get("_class_name") not in ("ViTVAE", "AutoencoderKLMagi"):
         raise ValueError(f"{path} describes a {content.get('_class_name')}, not a ViTVAE.")
     described = content.get("ddconfig", content)
     for key, value in described.items():
-        if value != _VAE_ALWAYS.get(key, value):
-            raise ValueError(f"{path}: {key} must be {json.dumps(_VAE_ALWAYS[key])}, got {json.dumps(value)}.")
+        if value != _ALWAYS.get(key, value):
+            raise ValueError(f"{path}: {key} must be {json.dumps(_ALWAYS[key])}, got {json.dumps(value)}.")
         if key not in like and not key.startswith("_"):
             logger.warning("%s: %s is ignored: the autoencoder does not know it.", path, key)
     with reading(path, "an autoencoder"), torch.device("meta"):
@@ -184,9 +182,7 @@ def _new_vae(folder: Path) -> AutoencoderKLMagi:
 
 
 def _read_vae(folder: Path, vae: AutoencoderKLMagi) -> dict[str, Tensor]:
-    return model_files.read_weights(
-        _find_files(folder), {name: tuple(t.shape) for name, t in vae.state_dict().items()}
-    )
+    return model_files.read_weights(_find_files(folder), model_files.list_shapes(vae))
 
 
 def _find_files(folder: Path, name: str = "diffusion_pytorch_model") -> list[Path]:

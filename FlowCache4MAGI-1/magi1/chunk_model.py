@@ -118,9 +118,10 @@ class MagiChunkModel:
             .repeat(len(own), 1)
             for item, own in zip(inputs, branches, strict=True)
         ]
+        steps = self.timetable.num_steps
         out = self.transformer(
             torch.cat(hidden),
-            torch.stack([self._condition(item, branch) for item, branch in packed]),
+            torch.stack([self._conditions[min(item.local_step, steps), int(branch.text)] for item, branch in packed]),
             [segment.length for segment in segments],
             torch.cat(rotary),
             PackedSegments(segments, cache, self._text, self._attention),
@@ -210,6 +211,3 @@ class MagiChunkModel:
         sizes = torch.tensor(sizes, device=device) if self.timetable.distilled else None
         by_text = [self.transformer.condition(times, [flag] * (count + 1), sizes) for flag in (False, True)]
         return torch.stack(by_text, dim=1)
-
-    def _condition(self, item: ChunkInput, branch: Branch) -> Tensor:
-        return self._conditions[min(item.local_step, self.timetable.num_steps), int(branch.text)]

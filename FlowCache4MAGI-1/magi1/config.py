@@ -216,11 +216,7 @@ class MagiConfig:
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> MagiConfig:
-        """Read a JSON file; ``overrides`` replace keys of any section by their bare names.
-
-        Raises:
-            ValueError: the file is missing or no JSON, or a key or value is wrong; the key is named.
-        """
+        """Read a JSON file; ``overrides`` replace keys of any section by their bare names."""
         sections = {section.name: section.default_factory for section in fields(cls)}
         content = check_keys(parse_file(path, json.loads, "JSON", most=MAX_BYTES), sections, str(path))
         check_keys(overrides or {}, cls.keys(), "the command line")

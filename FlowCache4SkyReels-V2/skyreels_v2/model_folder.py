@@ -50,7 +50,7 @@ class _Part:
     rename: Callable[[str], str] = str
 
     def read(self) -> dict[str, Tensor]:
-        shapes = {key: tuple(tensor.shape) for key, tensor in self.model.state_dict().items()}
+        shapes = model_files.list_shapes(self.model)
         return model_files.read_weights(self.files, shapes, self.rename, _tied_names(self.model))
 
 
@@ -85,9 +85,8 @@ def check_folder(folder: Path) -> tuple[str, Any]:
         if all(map(model_files.can_map, part.files)):
             part.read()
     _load_scheduler(folder, layout)
-    tokenizer = model_files.load_tokenizer(folder / _TOKENIZERS[layout])
     configs = {name: part.model.config for name, part in parts.items()}
-    model_files.check_vocabulary(tokenizer, configs["text_encoder"].vocab_size, folder)
+    model_files.load_tokenizer(folder / _TOKENIZERS[layout], configs["text_encoder"].vocab_size)
     _check_fit(configs, folder)
     return layout, configs["transformer"]
 
@@ -120,9 +119,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 def _find_parts(folder: Path, layout: str) -> dict[str, _Part]:
     if layout == "diffusers":
-        return {
-            n: _Part(_new_model(folder, n), model_files.find_weight_files(folder / n, _PARTS[n][1])) for n in _PARTS
-        }
+        return {part: _Part(_new_model(folder, part), _find_files(folder, part)) for part in _PARTS}
     path = folder / "config.json"
     config = conversion.transformer_config(model_files.read_config(path, conversion.ORIGINAL_CONFIG))
     with reading(path, "a configuration"), torch.device("meta"):
@@ -150,16 +147,16 @@ def _new_model(folder: Path, part: str) -> nn.Module:
         return kind(kind.config_class.from_pretrained(path.parent, local_files_only=True))
 
 
+def _find_files(folder: Path, part: str) -> list[Path]:
+    return model_files.find_weight_files(folder / part, _PARTS[part][1])
+
+
 def _list_files(folder: Path, layout: str) -> list[str]:
     """List the files that a folder must hold, relative to it."""
     names = [f"{_TOKENIZERS[layout]}/tokenizer_config.json"]
     if layout == "diffusers":
         names += ["scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _PARTS)]
-        return names + [
-            str(p.relative_to(folder))
-            for part in _PARTS
-            for p in model_files.find_weight_files(folder / part, _PARTS[part][1])
-        ]
+        return names + [str(path.relative_to(folder)) for part in _PARTS for path in _find_files(folder, part)]
     names += [VAE_FILE, TEXT_ENCODER_FILE]
     shards = sorted(path.name for path in folder.glob("*.safetensors")) or ["*.safetensors"]
     if shard := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", shards[0]):
