@@ -110,11 +110,8 @@ def load_components(source: ModelSource, device: torch.device | str | None = Non
     for name in config.engine_config.unused:
         logger.warning("%s is ignored: one device runs everything.", name)
     if runtime.clean_chunk_kvrange != -1 and not runtime.noise2clean_kvrange:
-        logger.warning(
-            "clean_chunk_kvrange %d is ignored except for given chunks, because noise2clean_kvrange is "
-            "empty: a chunk sees all chunks before it.",
-            runtime.clean_chunk_kvrange,
-        )
+        found = f"clean_chunk_kvrange {runtime.clean_chunk_kvrange}, but noise2clean_kvrange is empty"
+        logger.warning("%s: a chunk sees all chunks before it, unless it is given.", found)
     dtype = None if device.type == "cuda" else torch.float32
     transformer = checkpoint.load_transformer(folders["load"], config, dtype, keep_fp8=multiplies_fp8(device))
     vae = checkpoint.load_vae(folders["vae_pretrained"])
@@ -132,15 +129,11 @@ def load_components(source: ModelSource, device: torch.device | str | None = Non
 
 def _resolve_small(config: MagiConfig, overrides: dict[str, Any], model: str) -> ModelSource:
     if unread := next((name for name in FOLDERS if overrides.get(name)), None):
-        raise ValueError(
-            f"{unread}: the small checkpoint, which is used here, has its own; leave {unread} out, or set "
-            "model to official."
-        )
+        remedy = f"leave {unread} out, or set model to official"
+        raise ValueError(f"{unread}: the small checkpoint, which is used here, has its own; {remedy}.")
     if not SMALL.is_dir():
-        raise ValueError(
-            f"model: {model} uses the small checkpoint here, but there is no folder {SMALL}; get the whole "
-            "repository, or set model to official and load to a folder of official weights."
-        )
+        remedy = "get the whole repository, or set model to official and load to a folder of official weights"
+        raise ValueError(f"model {model}: there is no folder {SMALL} with the small checkpoint; {remedy}.")
     runtime = config.runtime_config
     kept = {name: getattr(runtime, name) for name in _KEPT} | {"shortcut_mode": config.engine_config.shortcut_mode}
     folders = {"load": SMALL, "vae_pretrained": SMALL / "vae", "t5_pretrained": SMALL / "t5"}

@@ -66,10 +66,8 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
     is_auto = model_id == "auto"
     if model_id == "small" or (is_auto and choose_device(device).type != "cuda"):
         if not SMALL.is_dir():
-            raise ValueError(
-                f"model_id {model_id} needs the small checkpoint, but there is no folder {SMALL}; "
-                "get the whole repository, or give a folder or a Hub id."
-            )
+            remedy = "get the whole repository, or give a folder or a Hub id"
+            raise ValueError(f"model_id {model_id}: there is no folder {SMALL} with the small checkpoint; {remedy}.")
         reason = f"no CUDA device: using it in place of {OFFICIAL_DEFAULT}" if is_auto else "asked for"
         reason = f"the small checkpoint shipped in assets/, which knows only moving shapes ({reason})"
         layout, _ = check_folder(SMALL)
@@ -84,10 +82,8 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
     repository = OFFICIAL_DEFAULT if is_auto else model_id
     name = repository.removesuffix("-Diffusers")
     if name not in OFFICIAL:
-        raise ValueError(
-            f"model_id must be auto, small, an existing folder, or one of {', '.join(OFFICIAL)} "
-            f"(each also with -Diffusers), got {model_id!r}."
-        )
+        known = f"auto, small, an existing folder, or one of {', '.join(OFFICIAL)} (each also with -Diffusers)"
+        raise ValueError(f"model_id must be {known}, got {model_id!r}.")
     layout = "original" if name == repository else "diffusers"
     family = next(family for family in FAMILIES.values() if f"-{family}-" in name)
     reason = f"{repository}, official" + (" (auto on a CUDA device)" if is_auto else "")

@@ -21,15 +21,8 @@ UMT5_XXL = {"vocab_size": 256384, "d_model": 4096, "d_ff": 10240, "num_layers": 
 WAN_VAE: dict[str, Any] = {}
 
 #: The original configuration of the 1.3B model; most keys are those of diffusers.
-ORIGINAL_CONFIG = default_arguments(SkyReelsV2Transformer3DModel) | {
-    "model_type": "t2v",
-    "dim": 1536,
-    "in_dim": 16,
-    "out_dim": 16,
-    "num_heads": 12,
-    "window_size": [-1, -1],
-    "qk_norm": True,
-}
+ORIGINAL_CONFIG = default_arguments(SkyReelsV2Transformer3DModel) | {"model_type": "t2v", "qk_norm": True}
+ORIGINAL_CONFIG |= {"window_size": [-1, -1], "dim": 1536, "num_heads": 12, "in_dim": 16, "out_dim": 16}
 
 # Names in Wan's file of the umT5 encoder; those within a block follow ``blocks.N.``.
 _T5_PARTS = {

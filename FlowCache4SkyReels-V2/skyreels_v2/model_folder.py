@@ -172,10 +172,8 @@ def _check_kind(folder: Path) -> None:
     config = {"_class_name": ours} | model_files.read_config(folder / "transformer" / "config.json", {})
     others = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
     if pipeline in others or config.get("image_dim") is not None or config["_class_name"] != ours:
-        raise ValueError(
-            f"model_id names {folder}, a {pipeline} with a {config['_class_name']}; "
-            "only SkyReels-V2 diffusion-forcing (DF) models are supported."
-        )
+        found = f"{folder}, a {pipeline} with a {config['_class_name']}"
+        raise ValueError(f"model_id names {found}; only SkyReels-V2 diffusion-forcing (DF) models are supported.")
 
 
 def _load_scheduler(folder: Path, layout: str) -> UniPCMultistepScheduler:
@@ -210,7 +208,5 @@ def _check_fit(configs: dict[str, Any], folder: Path) -> None:
         ("vae, scale_factor_spatial", vae.scale_factor_spatial, 8),
     ):
         if found != wanted:
-            raise ValueError(
-                f"{folder}: {name}: expected {wanted}, as the other parts need it, got {found}; "
-                "take all parts from the same model."
-            )
+            got = f"got {found}; take all parts from the same model"
+            raise ValueError(f"{folder}: {name}: expected {wanted}, as the other parts need it, {got}.")
