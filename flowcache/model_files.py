@@ -77,15 +77,9 @@ def read_weights(
     rename: Callable[[str], str] = str,
     tied: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Read the tensors of a model from its files.
+    """Read a model's tensors; ValueError names one that is unknown, missing, misshapen or stored twice.
 
-    Args:
-        shapes: of the model's tensors.
-        rename: translates stored names to the model's.
-        tied: names of equal tensors, of which one is enough.
-
-    Raises:
-        ValueError: a stored tensor is unknown, missing, misshapen or stored twice; it is named.
+    ``rename`` translates stored names to the model's. Of ``tied`` tensors, which are equal, one is enough.
     """
     found: dict[str, Tensor] = {}
     places: dict[str, Path] = {}

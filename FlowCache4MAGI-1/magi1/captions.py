@@ -24,8 +24,7 @@ NULL_TOKENS = 50
 #: Rows of the table of special tokens; a duration's row depends on the chunk.
 _ROWS = {"static": 2, "dynamic": 3, "borderness": 4, "high_quality": 1, "three_d_model": 15}
 _ROWS |= {"two_d_anime": 16, "duration": None}
-_FIRST_DURATION, _NUM_DURATIONS = 7, 8
-_NUM_ROWS = 17
+_NUM_ROWS, _FIRST_DURATION, _NUM_DURATIONS = 17, 7, 8
 _BORDER_ROW, _TRANSITION_ROW = 4, 0
 
 #: The original's environment variable of each switch, and the switches that all of its scripts set.

@@ -112,9 +112,9 @@ def _read_transformer(load: str | Path, config: MagiConfig, plain: MagiTransform
 def load_vae(folder: Path) -> AutoencoderKLMagi:
     """Load the official VAE, ``config.json`` and safetensors beside it, in fp32."""
     vae = _new_vae(folder)
-    state = {name: tensor.float() for name, tensor in _read_vae(folder, vae).items()}
-    vae.load_state_dict(state, strict=True, assign=True)
-    return vae.eval().requires_grad_(False)
+    weights = model_files.read_weights(_find_files(folder), model_files.list_shapes(vae))
+    vae.load_state_dict(weights, strict=True, assign=True)
+    return vae.float().eval().requires_grad_(False)
 
 
 def check_vae(folder: Path, config: MagiConfig) -> None:
@@ -125,7 +125,7 @@ def check_vae(folder: Path, config: MagiConfig) -> None:
     for name, value in wanted.items():
         if vae.config[name] != value:
             raise ValueError(f"vae_pretrained: expected {name} {value}, got {vae.config[name]} in {folder}.")
-    _read_vae(folder, vae)
+    model_files.read_weights(_find_files(folder), model_files.list_shapes(vae))
 
 
 def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
@@ -179,10 +179,6 @@ def _new_vae(folder: Path) -> AutoencoderKLMagi:
             logger.warning("%s: %s is ignored: the autoencoder does not know it.", path, key)
     with reading(path, "an autoencoder"), torch.device("meta"):
         return AutoencoderKLMagi(**{key: value for key, value in described.items() if key in known})
-
-
-def _read_vae(folder: Path, vae: AutoencoderKLMagi) -> dict[str, Tensor]:
-    return model_files.read_weights(_find_files(folder), model_files.list_shapes(vae))
 
 
 def _find_files(folder: Path, name: str = "diffusion_pytorch_model") -> list[Path]:

@@ -20,9 +20,6 @@ from .schedule import Timetable
 #: Pixels of a latent along height and width, and frames of one along time.
 PIXELS, FRAMES = 8, 4
 
-#: Keys of the engine's section that are accepted and ignored: one device runs everything.
-UNUSED = ("pp_size", "cp_size", "ulysses_overlap_degree", "enable_cuda_graph")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
@@ -184,7 +181,9 @@ class EngineSection(Section):
 
     @property
     def unused(self) -> list[str]:
-        return [name for name in UNUSED if getattr(self, name) != getattr(EngineSection, name)]
+        """Given keys that are ignored, because one device runs everything."""
+        names = ("pp_size", "cp_size", "ulysses_overlap_degree", "enable_cuda_graph")
+        return [name for name in names if getattr(self, name) != getattr(EngineSection, name)]
 
 
 @dataclass(frozen=True, kw_only=True)

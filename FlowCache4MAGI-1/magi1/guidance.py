@@ -34,8 +34,7 @@ class DistilledGuidance:
     threshold: float | None = 0.3  # time above which a chunk counts as nearly clean; None: never
     weight: float = PREVIOUS_WEIGHT
 
-    #: branches of the cache
-    num_slots = 1
+    num_slots = 1  # branches of the cache
     _USUAL, _ALONE = Branch(text=True, slot=0), Branch(text=True, slot=None)
 
     def branches(self, time: float, oldest: bool) -> Sequence[Branch]:

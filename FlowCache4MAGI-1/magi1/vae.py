@@ -65,8 +65,7 @@ class ViT(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         side, dim = config.video_size // config.patch_size, config.embed_dim
-        # of the clips in training
-        self.grid = (config.video_length // config.patch_length, side, side)
+        self.grid = (config.video_length // config.patch_length, side, side)  # of the clips in training
         self.patch = (config.patch_length, config.patch_size, config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + prod(self.grid), dim))
