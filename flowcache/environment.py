@@ -28,6 +28,11 @@ def describe_environment(device: torch.device | str) -> dict[str, str]:
     }
 
 
+def choose_device(device: torch.device | str | None = None) -> torch.device:
+    """The device, or else CUDA where there is any."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 @cache
 def repository_commit() -> str:
     """Return this code's commit, with ``-dirty`` if files differ; ``unknown`` outside of a checkout."""

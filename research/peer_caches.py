@@ -21,8 +21,8 @@ from flowcache import Trace
 from flowcache.environment import synchronize
 from flowcache.video import Frames, to_uint8
 from skyreels_v2 import FlowCacheSkyReelsV2Pipeline, VideoSettings
+from skyreels_v2.chunk_model import transformer_flops
 from skyreels_v2.codec import VideoCodec
-from skyreels_v2.flops import TransformerFlops
 from skyreels_v2.windows import plan_windows
 
 #: Seed of the run from which MagCache learns its ratios; none of the measured ones.
@@ -42,7 +42,7 @@ class OriginalGrid(UniPCMultistepScheduler):
 @contextmanager
 def count_flops(transformer: nn.Module, text_tokens: int, trace: Trace) -> Iterator[None]:
     """Add a transformer's FLOPs to the trace where modules of its blocks may be skipped."""
-    sizes = TransformerFlops.of(transformer.config, text_tokens)
+    sizes = transformer_flops(transformer.config)
     trace.flops.setdefault("actual", 0.0)
 
     def edges(out: Tensor) -> float:
@@ -55,7 +55,7 @@ def count_flops(transformer: nn.Module, text_tokens: int, trace: Trace) -> Itera
         return 4 * (tokens + keys) * dim**2 + 4 * tokens * keys * dim
 
     def feed_forward(out: Tensor) -> float:
-        return 4 * sizes.dim * sizes.ffn_dim * out[..., 0].numel()
+        return 2 * sizes.dim * sizes.ffn_dim * out[..., 0].numel()
 
     with ExitStack() as stack:
 

@@ -9,10 +9,9 @@ from safetensors.torch import save_file
 from tiny import TEXT_SIZES, tiny_tokenizer
 from transformers import T5Config, T5EncoderModel
 
-from magi1.checkpoint import new_transformer
+from magi1.checkpoint import T5_FOLDER, new_transformer
 from magi1.config import EngineSection, MagiConfig, ModelSection, RuntimeSection
 from magi1.conversion import official_shapes
-from magi1.text_encoder import T5_FOLDER
 from magi1.vae import AutoencoderKLMagi
 
 MODEL = {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 2}

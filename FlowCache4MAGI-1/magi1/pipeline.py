@@ -28,11 +28,11 @@ from flowcache.typed import check_keys
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt, make_captions
 from .chunk_model import KVRange, MagiChunkModel, Sampling
-from .config import FRAMES, EngineSection, MagiConfig, RuntimeSection
+from .config import FRAMES, EngineSection, MagiConfig
 from .guidance import PREVIOUS_WEIGHT, DistilledGuidance, ThreeWayGuidance
 from .methods import TRAITS, method_config
 from .model_source import FOLDERS, SMALL, ModelSource, load_components, resolve_model
-from .schedule import Euler, Timetable
+from .schedule import Timetable
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi, Tiling
 
@@ -221,7 +221,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         sampling, size = Sampling(timetable, guidance, schedule, kv_range), tuple(window.frame_shape[1:])
         with self._stage("denoise", "transformer", trace):
             model = MagiChunkModel(self.transformer, captions, size, sampling, cache.policy.indicator)
-        denoiser, solver = Denoiser(model, cache, trace), Euler(timetable)
+        denoiser = Denoiser(model, cache, trace)
         shown, hidden, wanted = (), window.chunks[num_given].held, runtime.num_frames
         if state is not None:
             denoiser.load_state_dict(state["denoiser"])
@@ -235,7 +235,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
 
         with self.progress_bar(total=len(schedule)) as progress:
             progress.update(len(trace.steps))
-            for latents in self._denoise(denoiser, window, schedule, solver, progress, on_step_end, shown):
+            for latents in self._denoise(denoiser, window, schedule, timetable, progress, on_step_end, shown):
                 # Clone, so that a slice does not keep the full tensor alive.
                 latents, hidden = latents[:, hidden:].clone(), 0
                 count = min(wanted, FRAMES * latents.shape[1])

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from flowcache.files import write_json
 from flowcache.plots.style import COMPUTED
+from magi1.checkpoint import T5_FOLDER
 from magi1.conversion import official_key
-from magi1.text_encoder import T5_FOLDER
 from magi1.vae import AutoencoderKLMagi
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 

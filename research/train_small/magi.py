@@ -139,8 +139,8 @@ def draw_times(rng: np.random.Generator, chunks: int) -> tuple[Tensor, Tensor, T
         row = int(rng.integers(steps + (chunks - 1) * (steps // CHUNKS)))
         places = [row - chunk * (steps // CHUNKS) for chunk in range(chunks)]
         # without a clean pass, a clean chunk shows its last step, and its text
-        last = CLEAN_TIME if rng.random() < 0.75 else table.time(steps - 1)
-        times = [0.0 if p < 0 else table.time(p) if p < steps else last for p in places]
+        last = CLEAN_TIME if rng.random() < 0.75 else table.timestep(steps - 1)
+        times = [0.0 if p < 0 else table.timestep(p) if p < steps else last for p in places]
         counted = [0 <= p < steps for p in places]
         clean = [p >= steps and last == CLEAN_TIME for p in places]
     else:

@@ -14,7 +14,7 @@ from flowcache.output import VideoPart
 from flowcache.trace import WindowRecord
 from research import compression, kv, long_video, peer_caches, peers, policies, runs
 from research.compare import Run, speed_table
-from skyreels_v2.flops import TransformerFlops
+from skyreels_v2.chunk_model import transformer_flops
 from skyreels_v2.solver import noise_grid
 
 
@@ -141,9 +141,9 @@ def test_diffusers_gets_our_grid_and_flops_are_those_of_the_blocks_that_run():
     plain, cached = Trace(), Trace()
     with peer_caches.count_flops(model, 7, plain):
         model(*inputs)
-    expected, tokens = TransformerFlops.of(model.config, 7), 5 * 2 * 3
+    expected, tokens = transformer_flops(model.config), 5 * 2 * 3
     edges = expected.embed(tokens) + expected.head(tokens)
-    blocks = expected.blocks(tokens, tokens) + expected.text_projections()
+    blocks = expected.blocks(tokens, tokens, 7) + expected.text(7)
     assert plain.flops["actual"] == edges + blocks
 
     peer_caches.register_block()
