@@ -16,13 +16,14 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import Timeout
 from tqdm import tqdm
 
 from ..environment import repository_commit
@@ -132,7 +133,7 @@ class Sampling:
             share = todo[self.rank.index :: self.rank.count]
             if share:
                 first, *others = self.samplers.values()
-                with folders[0].locked(f"load {socket.gethostname()}"):
+                with folders[0].lock(f"load {socket.gethostname()}"):
                     first.load()
                 for other in others:
                     other.adopt(first)
@@ -140,7 +141,7 @@ class Sampling:
             if self.failures():
                 # torchrun ends all processes with the first that fails: wait for the others' videos
                 for method, sample in self._unfinished():
-                    with self.folders[method].locked(f"sample {sample.name}"):
+                    with self.folders[method].lock(f"sample {sample.name}"):
                         pass
             failures = self.failures()
         total = len(self.samples) * len(self.samplers)
@@ -173,26 +174,26 @@ class Sampling:
     def _make_unless_taken(self, method: str, sample: Sample) -> bool | None:
         """Whether the video could be made; None: it exists, or another process makes it."""
         folder = self.folders[method]
-        with folder.locked(f"sample {sample.name}", wait=False) as free:
-            if not free or folder.is_finished(sample):
-                return None
-            started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-            with folder.scratch(sample) as path:
-                try:
-                    trace = self.samplers[method].generate(sample, path)
-                except Exception as error:
-                    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-                        raise
-                    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                    expected = isinstance(error, (OSError, ValueError, torch.OutOfMemoryError))
-                    logger.warning("%s failed: %s", sample.name, reason, exc_info=None if expected else error)
-                    folder.note_failure(sample, reason)
-                else:
-                    details = {"started": started, "seconds": time.perf_counter() - clock}
-                    details |= {"seconds_by_stage": trace.seconds, "rank": self.rank.index}
-                    details["environment"] = {**trace.environment, "commit": repository_commit()}
-                    folder.keep(sample, path, trace, details)
-                    return True
+        with suppress(Timeout), folder.claim(sample) as path:
+            return None if folder.is_finished(sample) else self._make_one(method, sample, path)
+        return None
+
+    def _make_one(self, method: str, sample: Sample, path: Path) -> bool:
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        try:
+            trace = self.samplers[method].generate(sample, path)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            expected = isinstance(error, (OSError, ValueError, torch.OutOfMemoryError))
+            logger.warning("%s failed: %s", sample.name, reason, exc_info=None if expected else error)
+            self.folders[method].note_failure(sample, reason)
+        else:
+            details = {"started": started, "seconds": time.perf_counter() - clock, "seconds_by_stage": trace.seconds}
+            details |= {"rank": self.rank.index, "environment": {**trace.environment, "commit": repository_commit()}}
+            self.folders[method].keep(sample, path, trace, details)
+            return True
         if torch.cuda.is_available():  # the error, which is gone by now, referred to tensors on the GPU
             gc.collect()
             torch.cuda.empty_cache()

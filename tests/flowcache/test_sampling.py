@@ -150,7 +150,7 @@ def test_a_rank_that_fails_ends_after_the_videos_of_the_others(tmp_path):
     (folder,) = sampling_in(tmp_path).folders.values()
 
     def hold():
-        with folder.open(), folder.locked(f"sample {NAMES[1]}"):
+        with folder.open(), folder.lock(f"sample {NAMES[1]}"):
             (tmp_path / "held").touch()
             time.sleep(1)
             (tmp_path / "released").touch()
