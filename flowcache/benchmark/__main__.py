@@ -21,17 +21,17 @@ from ..command_line import Parser, check_device, output_stem, writable_folder
 from ..extras import require
 from ..running import run_checked
 from .paper_flops import NOTE, registered_models
-from .physics_iq import PARTS, PhysicsIQReport, find_views
+from .physics_iq import PARTS, find_views
 from .pictures import find_albums
 from .prompts import DIMENSIONS, choose_dimensions, read_full_info
 from .runs import find_model_runs, read_commands
-from .samples import SamplesFailed
+from .samples import SamplesFailed, save_report
 from .tables import build_table, format_tables, save_tables
-from .vbench import VBenchReport, check_environment, score
+from .vbench import check_environment, score
 
 
 def build_parser() -> ArgumentParser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, prog="flowcache benchmark")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("flops", description="Print the paper's PFLOPs beside ours.")
     add = commands.add_parser("physics_iq", description="Score videos by Physics-IQ.").add_argument
@@ -87,7 +87,7 @@ def prepare_physics_iq(args: Namespace) -> Run:
         report.measure(args.part)
         if not report.measured:
             raise SamplesFailed("no video could be scored:", report.broken)
-        return _save(report, output)
+        return save_report(report, output)
 
     return run
 
@@ -103,14 +103,7 @@ def prepare_vbench(args: Namespace) -> Run:
 
     environment, results = (args.environment, args.python), Path(f"{output}_results")
     what = (environment, args.generated_videos, results, dimensions, args.device, args.full_info)
-    return lambda: _save(score(*what), output)
-
-
-def _save(report: PhysicsIQReport | VBenchReport, output: Path) -> str:
-    text = "\n".join([report.text(), *map(str, report.save(output))])
-    if report.broken:
-        raise SamplesFailed(f"{len(report.broken)} videos could not be scored:", report.broken, text)
-    return text
+    return lambda: save_report(score(*what), output)
 
 
 def prepare_tables(args: Namespace) -> Run:

@@ -43,6 +43,14 @@ class SamplesFailed(ValueError):
         super().__init__("\n".join([*lines, report] if report else lines))
 
 
+def save_report(report: Any, stem: Path) -> str:
+    """Write a report of videos and return its text; raises SamplesFailed if some of the videos are ``broken``."""
+    text = "\n".join([report.text(), *map(str, report.save(stem))])
+    if report.broken:
+        raise SamplesFailed(f"{len(report.broken)} videos could not be scored:", report.broken, text)
+    return text
+
+
 @dataclass(frozen=True)
 class Sample:
     """A video to make."""

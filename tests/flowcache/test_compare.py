@@ -84,7 +84,7 @@ def test_two_folders_are_matched_by_name_and_broken_videos_are_named(measure, tm
     assert content["only_in_original_video"] == ["original.mp4"]
     assert [row["video"] for row in table if row["frame"] == "mean"] == [*means, "all"]
     error = capsys.readouterr().err
-    named = ("2 of 5", "broken.mp4: no psnr: ", "short.mp4 has 3 frames", "small.mp4: no ssim: ")
+    named = ("2 videos", "broken.mp4: ", "short.mp4 has 3 frames", "small.mp4: no ssim: ")
     assert all(words in error for words in (*named, "generated.mp4: only in generated_video"))
 
 
