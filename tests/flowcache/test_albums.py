@@ -70,7 +70,6 @@ def test_a_viewer_plays_each_part_while_the_next_is_made():
         finished_parts(Trace())
     runner = Runner("a", np.zeros((1, 2, 2, 3), np.uint8), [(8.0, 0.5), (12.0, 0.75), (16.0, 1.0)])
     assert [runner.position(time) for time in (7.9, 8, 10, 12, 16)] == [None, 0, 0.25, 0.5, 1]
-    assert runner.share(4.0) == 0.25 and runner.share(99.0) == 1.0
 
 
 def test_race_shows_the_fast_one_while_the_slow_one_computes(tmp_path):
