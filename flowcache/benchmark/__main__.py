@@ -13,14 +13,17 @@ run's results beside the paper's figures; ``plot`` draws its traces and plays it
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+from ..cli import MODELS
 from ..command_line import Parser, check_device, output_stem, writable_folder
 from ..extras import require
 from ..running import run_checked
-from .paper_flops import NOTE, registered_models
+from .paper_flops import NOTE, PaperFlops
 from .physics_iq import PARTS, find_views
 from .pictures import find_albums
 from .prompts import DIMENSIONS, choose_dimensions, read_full_info
@@ -72,9 +75,14 @@ def build_parser() -> ArgumentParser:
 Run = Callable[[], str]
 
 
+def load_papers() -> list[PaperFlops]:
+    """The paper's tables of all models that have one, by name."""
+    modules = [name for model in MODELS if find_spec(name := f"{model}.paper_flops")]
+    return sorted((import_module(name).paper_flops() for name in modules), key=lambda paper: paper.model)
+
+
 def prepare_flops(args: Namespace) -> Run:
-    tables = registered_models()
-    return lambda: "\n\n".join([*(table.markdown() for table in tables), NOTE])
+    return lambda: "\n\n".join([*(paper.markdown() for paper in load_papers()), NOTE])
 
 
 def prepare_physics_iq(args: Namespace) -> Run:
@@ -117,7 +125,7 @@ def prepare_tables(args: Namespace) -> Run:
             model.measure(args.device, args.again)
             if args.environment is not None:
                 model.score((args.environment, args.python), device.type, args.again)
-        papers, commands = registered_models(), read_commands(args.run_dir)
+        papers, commands = load_papers(), read_commands(args.run_dir)
         tables = [build_table(model, papers) for model in runs]
         paths = save_tables(tables, output, commands)
         return "\n".join([format_tables(tables, commands), "", *map(str, paths)])
@@ -132,7 +140,6 @@ def prepare_plot(args: Namespace) -> Run:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, check, measure; returns 2 for bad input, 1 for a failure."""
     args = build_parser().parse_args(arguments)
     prepare: Callable[[Namespace], Run] = globals()[f"prepare_{args.command}"]
     return run_checked(lambda: prepare(args), lambda run: run())

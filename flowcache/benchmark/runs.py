@@ -139,9 +139,9 @@ def read_commands(run_dir: Path) -> list[str]:
 def _read_model(folder: Path) -> ModelRun | str:
     """A model's videos, or why there are none that all methods have made."""
     content = read_methods(folder)
-    if not content["ways"]:
+    if not content.ways:
         return f"{folder / METHODS_FILE} names no method; run it again."
-    first, *others = content["ways"]
+    first, *others = content.ways
     # the paper's methods before ours
     names = [first, *sorted(others, key=lambda m: m.startswith("flowcache") and ":paper-" not in m)]
     found = [_read_method(method, folder / folder_name(method)) for method in names]
@@ -149,8 +149,8 @@ def _read_model(folder: Path) -> ModelRun | str:
     every = dict.fromkeys(name for run in methods for name in run.records)
     common = [name for name in every if all(name in run.records for run in methods)]
     if not common or first in absent:
-        return f"{folder} has no video that was made by all of {', '.join(content['ways'])}; run it again."
-    named = content["model"], content["settings"], folder
+        return f"{folder} has no video that was made by all of {', '.join(content.ways)}; run it again."
+    named = content.model, content.settings, folder
     return ModelRun(*named, methods, absent, common, unfinished=len(every) - len(common))
 
 

@@ -17,10 +17,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import Timeout
@@ -29,8 +28,7 @@ from tqdm import tqdm
 from ..environment import repository_commit
 from ..files import write_json
 from ..sampler import Sampler
-from ..typed import as_type
-from ..user_files import read_json, reading
+from ..user_files import read_json
 from .ranks import Rank, start_on_all
 from .sample_folder import SampleFolder
 from .samples import Sample, SamplesFailed
@@ -49,12 +47,17 @@ def folder_name(method: str) -> str:
     return method.replace(":", "_")
 
 
-def read_methods(folder: Path) -> dict[str, Any]:
-    """``model``, ``settings`` and ``ways`` (the methods) of a folder of several methods."""
-    path, kinds = folder / METHODS_FILE, {"model": str, "settings": str, "ways": list[str]}
-    with reading(path, "a list of methods"):
-        content = read_json(path, dict[str, Any], "a list of methods")
-        return {key: as_type(content[key], kind, key) for key, kind in kinds.items()}
+@dataclass(frozen=True)
+class MethodList:
+    """The model of a folder of several methods, what all its videos share, and the methods."""
+
+    model: str
+    settings: str
+    ways: list[str]
+
+
+def read_methods(folder: Path) -> MethodList:
+    return read_json(folder / METHODS_FILE, MethodList, "a list of methods")
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,11 @@ class Sampling:
         path, methods = self.output / METHODS_FILE, list(self.samplers)
         if path.is_file():
             saved = read_methods(self.output)
-            theirs = f"{saved['model']}, {saved['settings']}"
+            theirs = f"{saved.model}, {saved.settings}"
             if theirs != f"{self.model}, {self.description}":
                 raise ValueError(f"base_save_path: {self.output} has videos of {theirs}; give another folder.")
-            methods = list(dict.fromkeys([*saved["ways"], *methods]))
-        write_json(path, {"model": self.model, "settings": self.description, "ways": methods})
+            methods = list(dict.fromkeys([*saved.ways, *methods]))
+        write_json(path, asdict(MethodList(self.model, self.description, methods)))
 
     def _unfinished(self) -> list[tuple[str, Sample]]:
         """Videos to make, by method and sample."""

@@ -1,8 +1,7 @@
 """PSNR, SSIM and LPIPS of videos, frame by frame.
 
-Each takes two videos ``[frames, height, width, 3]`` of one shape, uint8 or floating point in [0, 1], and
-returns the mean over the frames and the value of each frame, ``[frames]``. It raises ValueError for other
-videos.
+Each takes two videos ``[frames, height, width, 3]`` of one shape, uint8 or floating point in [0, 1], and returns the
+mean over the frames and the value of each frame, ``[frames]``. It raises ValueError for other videos.
 """
 
 from collections.abc import Callable

@@ -1,16 +1,9 @@
 """The paper's PFLOPs beside ours."""
 
-import tomllib
-from importlib.metadata import EntryPoint
-
-import pytest
-from reference import ROOT
-
 from flowcache.benchmark import __main__ as program
-from flowcache.benchmark.paper_flops import GROUP, PETA, PaperFlops, PaperRow
+from flowcache.benchmark.paper_flops import PETA, PaperFlops, PaperRow
 
 ROWS = {name: PaperRow(pflops, 1, 1, 1) for name, pflops in (("vanilla", 100), ("slow", 80), ("fast", 50))}
-DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][GROUP]
 
 
 def test_a_share_is_what_the_row_does_not_pay_for():
@@ -23,17 +16,7 @@ def test_a_share_is_what_the_row_does_not_pay_for():
     assert rounded.reused_share("vanilla", "everything") == 0, "the paper's figures are rounded"
 
 
-@pytest.mark.parametrize(
-    ("points", "code", "words"),
-    [
-        (DECLARED, 0, ["| vanilla | 305.98 | 306 | +0.0 % |", "| FlowCache-fast | 113.60 | 28 |"]),
-        ({}, 2, ["error: ", "install this project again"]),
-        ({"gone": "no_such_package:table"}, 2, ["error: ", "install this project again"]),
-    ],
-)
-def test_command_prints_the_tables_of_installed_models(points, code, words, monkeypatch, capsys):
-    found = [EntryPoint(name, value, GROUP) for name, value in points.items()]
-    monkeypatch.setattr("flowcache.benchmark.paper_flops.entry_points", lambda group: found)
-    assert program.main(["flops"]) == code
-    text = "".join(capsys.readouterr())
-    assert all(word in text for word in words)
+def test_command_prints_the_tables_of_all_models(capsys):
+    assert program.main(["flops"]) == 0
+    text = capsys.readouterr().out
+    assert all(row in text for row in ("| vanilla | 305.98 | 306 | +0.0 % |", "| FlowCache-fast | 113.60 | 28 |"))

@@ -33,7 +33,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def run(whole, tmp_path, monkeypatch):
     """A copy of it."""
-    monkeypatch.setattr(program, "registered_models", lambda: [PAPER])
+    monkeypatch.setattr(program, "load_papers", lambda: [PAPER])
     return shutil.copytree(whole, tmp_path / "run")
 
 
