@@ -105,7 +105,6 @@ def read_full_info(path: Path) -> dict[str, list[str]]:
 
 
 def _read_entries(path: Path) -> list[tuple[str, list[str]]]:
-    """Each prompt with its dimensions."""
     kind = f"a list in the format of {FULL_INFO}"
     entries = read_json(path, list[dict[str, Any]], kind)
     with reading(path, kind):
@@ -149,8 +148,7 @@ def _read_augmented(path: Path, folder: Path, lists: Mapping[str, Sequence[str]]
 
 def _read_whole_benchmark(folder: Path) -> list[str]:
     """All prompts, in the benchmark's order; empty if the folder does not say it."""
-    path = find_full_info(folder)
-    if path is not None:
+    if (path := find_full_info(folder)) is not None:
         return [prompt for prompt, _ in _read_entries(path)]
     path = find_file((folder, folder / "prompts", folder.parent), ALL_PROMPTS)
     return [] if path is None else _read_lines(path)
