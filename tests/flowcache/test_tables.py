@@ -147,7 +147,7 @@ def test_an_interrupted_run_gives_tables_of_what_is_finished(run, caplog):
     (run / "begun" / "vanilla" / "manifest.jsonl").unlink()
     assert [model.folder.name for model in find_model_runs(run)] == ["abacus"]
     assert "begun has no video" in caplog.text
-    make_sampling(run / "abacus", ("vanilla",), [replace(SAMPLES[0], name="a red circle-1")]).run()
+    make_sampling(run / "abacus" / "vanilla", ("vanilla",), [replace(SAMPLES[0], name="a red circle-1")]).run()
     table = table_of(run)
     assert table.prompts == 2 and len(table.notes) == 1 and "left out" in table.notes[0]
 
