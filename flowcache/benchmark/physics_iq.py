@@ -7,11 +7,11 @@ writes no mask to a lossy video in between and rounds nothing before the end, so
 
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -71,25 +71,20 @@ class PhysicsIQReport:
 
     def check(self) -> None:
         """Check all videos by their headers; ValueError with the first reason if none can be measured."""
-        views, self.pending = self.pending, []
-        for view in views:
-            with self._noting(view):
-                view.check()
-                self.pending.append(view)
+        self.pending = [view for view, _ in self._try_each(View.check)]
         if not self.pending:
             raise ValueError(next(iter(self.broken.values())))
 
     def measure(self, part: str) -> None:
-        for view in tqdm(self.pending, unit="view"):
-            with self._noting(view):
-                self.measured.append((view, *measure_view(view, part)))
+        measured = self._try_each(lambda view: measure_view(view, part))
+        self.measured = [(view, *measures) for view, measures in tqdm(measured, unit="view", total=len(self.pending))]
 
-    @contextmanager
-    def _noting(self, view: View) -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:
-            self.broken[view.generated.name] = str(error)
+    def _try_each(self, work: Callable[[View], Any]) -> Iterator[tuple[View, Any]]:
+        for view in self.pending:
+            try:
+                yield view, work(view)
+            except ValueError as error:
+                self.broken[view.generated.name] = str(error)
 
     def score(self) -> PhysicsIQ:
         return physics_iq([ours for _, ours, _ in self.measured], [takes for *_, takes in self.measured])

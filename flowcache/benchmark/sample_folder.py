@@ -35,7 +35,7 @@ MAX_TRACE_BYTES = 230
 
 
 class Manifest:
-    """Records in a file of JSON lines, of which the newest of a name counts; without unfinished lines."""
+    """Records in a file of JSON lines, of which the newest of a name counts."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._position = path, 0
@@ -119,12 +119,11 @@ class SampleFolder:
         self._check_same(saved, self._settings, "videos")
 
     def _check_same(self, saved: Any, ours: Any, what: str) -> None:
-        difference = _first_difference(saved, ours)
-        if difference is not None:
+        if difference := _first_difference(saved, ours):
             key, there, here = difference
             raise ValueError(
-                f"base_save_path: {self.path} holds {what} of another {key} ({there!r} there, {here!r} "
-                "here); give another folder, or the same settings."
+                f"base_save_path: {self.path} holds {what} of another {key} ({there!r} there, {here!r} here); give "
+                "another folder, or the same settings."
             )
 
     def is_finished(self, sample: Sample) -> bool:

@@ -58,22 +58,17 @@ class Sample:
     name: str  # of the file, without suffix
     prompt: str
     seed: int
-    image: Path | None = None  # first frame
     video: Path | None = None  # to continue
     original: str | None = None  # the benchmark's prompt if ``prompt`` is an augmented one
 
     def __post_init__(self) -> None:
         if not is_file_name(self.name):
             raise ValueError(f"name: expected at most {MAX_NAME_BYTES} bytes without /, got {self.name!r}.")
-        if self.image is not None and self.video is not None:
-            raise ValueError(f"{self.name}: expected an image or a video to start from, got both.")
 
     def as_dict(self) -> dict[str, Any]:
         """What identifies the sample in the manifest; plain values."""
-        values = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
-        if self.original is None:
-            del values["original"]
-        return values
+        values = {**vars(self), "video": self.video and str(self.video)}
+        return values if self.original else {key: value for key, value in values.items() if key != "original"}
 
 
 def is_file_name(name: str, max_bytes: int = MAX_NAME_BYTES) -> bool:
@@ -83,7 +78,7 @@ def is_file_name(name: str, max_bytes: int = MAX_NAME_BYTES) -> bool:
 
 
 def safe_name(text: str) -> str:
-    """A short file name for any text: its first words and a digest that keeps texts apart."""
+    """A short file name for any text: its first words and a digest."""
     return f"{prompt_words(text)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -127,11 +122,6 @@ class BenchmarkOptions:
         for name in ("base_save_path", *PATHS):
             expand_path(getattr(self, name), name)
 
-    def devices_text(self, environment: Mapping[str, str]) -> tuple[str, str]:
-        """The name and the text of the list of devices."""
-        text = environment.get("DEVICES", "")
-        return ("DEVICES", text) if text.strip() else ("gpus", self.gpus)
-
     def list_samples(self, seed: int, fps: float, small: bool) -> list[Sample]:
         """The samples, in the benchmark's order and naming.
 
@@ -155,13 +145,9 @@ class BenchmarkOptions:
         prompts = dict(self._part("prompts", list(found.items())))
         longest = f"-{self.samples - 1}"
         names = {p: p if is_file_name(p + longest) else safe_name(p) for p in prompts}
-        renamed = [f"{name}-0.mp4 of {prompt!r}" for prompt, name in names.items() if name != prompt]
-        if renamed:
-            logger.warning(
-                "VBench does not find the videos of %d prompts that cannot be file names, such as %s; "
-                "manifest.jsonl has the prompt of each.",
-                *(len(renamed), renamed[0]),
-            )
+        if renamed := [f"{name}-0.mp4 of {prompt!r}" for prompt, name in names.items() if name != prompt]:
+            what = f"{len(renamed)} prompts that cannot be file names, such as {renamed[0]}"
+            logger.warning("VBench does not find the videos of %s; manifest.jsonl has the prompt of each.", what)
         return [
             Sample(f"{names[prompt]}-{i}", given, seed + i, original=None if augmented is None else prompt)
             for prompt, given in prompts.items()
@@ -169,8 +155,7 @@ class BenchmarkOptions:
         ]
 
     def _path(self, name: str) -> Path | None:
-        text = getattr(self, name)
-        return Path(text).expanduser() if text else None
+        return Path(text).expanduser() if (text := getattr(self, name)) else None
 
     def _part(self, kind: str, items: Sequence[Any]) -> Sequence[Any]:
         if self.start >= len(items):

@@ -43,7 +43,6 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def folder_name(method: str) -> str:
-    """Name of the folder of ``METHOD:PRESET``."""
     return method.replace(":", "_")
 
 
@@ -81,7 +80,7 @@ class Sampling:
 
     def check(self) -> None:
         """Raise ValueError for what cannot be made before any weight is read; write the list of methods."""
-        name, count = Counter(sample.name for sample in self.samples).most_common(1)[0]
+        ((name, count),) = Counter(sample.name for sample in self.samples).most_common(1)
         if count > 1:
             raise ValueError(f"samples: two share the name {name}.")
         reasons = {}

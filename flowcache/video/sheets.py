@@ -20,8 +20,8 @@ def contact_sheet(
 ) -> None:
     """Save a PNG with a row for each video: its label above evenly spaced frames, first and last included.
 
-    Videos are frames ``[frames, height, width, 3]`` of any size; ``columns`` is the most in a row. ``differences`` adds
-    below each row that looks like the first their difference, scaled as its label says.
+    Videos are frames ``[frames, height, width, 3]`` of any size; ``columns`` is the most in a row. ``differences``
+    adds below each row that looks like the first their difference, scaled as its label says.
     """
     if not videos or any(len(frames) == 0 for frames in videos.values()):
         raise ValueError("A contact sheet needs at least one video, and at least one frame of each.")

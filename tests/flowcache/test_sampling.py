@@ -254,11 +254,12 @@ def test_torchrun_serves_several_devices(monkeypatch):
 def test_devices_are_those_named(monkeypatch, count, text, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setenv("DEVICES", text)
     if expected is None:
         with pytest.raises(ValueError, match="DEVICES: "):
-            list_devices("DEVICES", text)
+            list_devices("cpu")
         return
-    assert list_devices("DEVICES", text) == expected
+    assert list_devices("") == expected
     assert select_device(Rank(3, 4, 1), expected) == expected[-1]
     if expected != ["cpu"]:
         with pytest.raises(ValueError, match="LOCAL_RANK"):
