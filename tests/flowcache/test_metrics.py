@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from programs import assert_refused
 from reference import ROOT
 from torch import nn
 
@@ -215,9 +216,7 @@ def test_bad_input_is_refused_in_one_sentence(measure, tmp_path, capsys, named, 
     save(tmp_path / "narrow.mp4", size=(32, 24))
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    assert measure(original, generated, *more) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and named in error
+    assert_refused(measure(original, generated, *more), named, capsys)
     assert not list(tmp_path.glob("*.csv"))
 
 

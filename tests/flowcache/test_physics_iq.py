@@ -3,11 +3,11 @@
 import csv
 import json
 import math
-import re
 import sys
 
 import numpy as np
 import pytest
+from programs import assert_refused
 
 from flowcache.benchmark import __main__ as program
 from flowcache.metrics.physics_iq import Clip, Measures, compare_clips, make_clip, physics_iq
@@ -221,12 +221,12 @@ def test_given_frames_at_the_start_can_be_skipped(score, folders):
     [
         (["0199_a.mp4"], [], "generated_videos: 0199_a.mp4"),
         (["0001_a.mp4", "0001_b.mp4"], [], "0001_a.mp4 and 0001_b.mp4"),
-        (["0001_a.mp4"], ["roll.mp4"], "reference_videos: .*roll.mp4"),
+        (["0001_a.mp4"], ["roll.mp4"], "reference_videos: roll.mp4"),
         (["0001_a.mp4"], [reference_name("0003", 1, "right")], "no second take of 0003"),
         ([], [], "generated_videos: "),
         ({"0001_a.mp4": {"frames": 30}}, [], "40 frames, 5 s, 0001_a.mp4 has 30"),
-        ({"0001_a.mp4": {"fps": 16, "frames": 80}}, [], "8 frames a second.* 16 of 0001_a.mp4"),
-        (None, [], "needs cv2: pip install -e '.\\[metrics\\]'"),
+        ({"0001_a.mp4": {"fps": 16, "frames": 80}}, [], "8 frames a second, 16 of 0001_a.mp4"),
+        (None, [], "needs cv2: pip install -e '.[metrics]'"),
     ],
 )
 def test_bad_folders_are_refused(score, folders, capsys, monkeypatch, generated, reference, message):
@@ -235,6 +235,4 @@ def test_bad_folders_are_refused(score, folders, capsys, monkeypatch, generated,
     for folder, names in zip(folders, (generated or [], reference), strict=True):
         for name in names:
             save(folder, name, **(names[name] if isinstance(names, dict) else {}))
-    assert score()[0] == 2
-    (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: ") and re.search(message, error)
+    assert_refused(score()[0], message, capsys)

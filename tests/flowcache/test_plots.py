@@ -8,6 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
+from programs import assert_refused
 from synthetic_run import PROMPTS, SAMPLES, make_run, make_trace
 
 from flowcache import plots
@@ -139,13 +140,8 @@ def test_contact_sheet_shows_evenly_spaced_frames_and_difference_maps(tmp_path):
 # Whole folders
 
 
-@pytest.fixture(autouse=True)
-def short_race(monkeypatch):
-    """A race is over in half a second."""
+def test_a_run_of_several_methods_gives_all_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(race, "_SECONDS", (0.5, 0.5))
-
-
-def test_a_run_of_several_methods_gives_all_pictures(tmp_path, capsys):
     make_run(tmp_path)
     find_model_runs(tmp_path)[0].measure("cpu")
     assert program.main(["plot", str(tmp_path), "--prompt", PROMPTS[1]]) == 0, capsys.readouterr().err
@@ -179,13 +175,11 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, content, message, capsys
     folder = tmp_path / "run"
     if content is not None:
         folder.mkdir()
-        for name, text in content.items():
-            make_trace("vanilla", 1.0, SAMPLES[0]).save(folder / name)
-            if text:
-                (folder / name).write_text(text)
-    assert program.main(["plot", str(folder), "--prompt", "a hat"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert message in line
+    for name, text in (content or {}).items():
+        make_trace("vanilla", 1.0, SAMPLES[0]).save(folder / name)
+        if text:
+            (folder / name).write_text(text)
+    assert_refused(program.main(["plot", str(folder), "--prompt", "a hat"]), message, capsys)
 
 
 def test_a_viewer_plays_each_part_while_the_next_is_made():
@@ -197,7 +191,8 @@ def test_a_viewer_plays_each_part_while_the_next_is_made():
     assert [runner.position(time) for time in (7.9, 8, 10, 12, 16)] == [None, 0, 0.25, 0.5, 1]
 
 
-def test_race_shows_the_fast_one_while_the_slow_one_computes(tmp_path):
+def test_race_shows_the_fast_one_while_the_slow_one_computes(tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "_SECONDS", (0.5, 0.5))
     red, green = (np.full((6, 32, 48, 3), colour, np.uint8) for colour in ((220, 30, 30), (30, 220, 30)))
     runners = [Runner("slow", red, [(10.0, 1.0)]), Runner("fast", green, [(2.0, 0.5), (4.0, 1.0)])]
     write_race(runners, "a race", tmp_path / "race.mp4")
