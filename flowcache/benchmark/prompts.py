@@ -49,10 +49,8 @@ DIMENSIONS = {
 def read_prompts(folder: Path, dimension: str, augmented: Path | None = None) -> dict[str, str]:
     """Prompts of some dimensions, each once, in the benchmark's order, with the prompt for the model.
 
-    Args:
-        folder: VBench's repository or package, or a folder of lists such as ``scene.txt``.
-        augmented: a folder of lists such as ``scene_longer.txt``, with a line for each of the benchmark's, or
-            the list of one dimension or of the whole benchmark.
+    ``folder`` is VBench's repository or package, or one of lists such as ``scene.txt``; ``augmented`` is one of lists
+    such as ``scene_longer.txt``, line by line as the benchmark's, or the list of one dimension or of all.
     """
     if not folder.is_dir():
         raise ValueError(f"vbench_prompt_dir: {folder} is not a folder.")

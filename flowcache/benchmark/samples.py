@@ -34,7 +34,7 @@ _SCENARIO = re.compile(r"(?P<id>\d{4})_(?P<rest>perspective-[a-z]+_take-1_.+)\.m
 
 
 class SamplesFailed(ValueError):
-    """Samples that cannot be made or scored: a line for each, then a report of those that could."""
+    """Videos that cannot be made or scored: a line for each, then a report of the others."""
 
     has_lines = True
 
@@ -123,12 +123,9 @@ class BenchmarkOptions:
             expand_path(getattr(self, name), name)
 
     def list_samples(self, seed: int, fps: float, small: bool) -> list[Sample]:
-        """The samples, in the benchmark's order and naming.
+        """The samples, in the benchmark's order and naming; a small checkpoint has its own list of prompts.
 
-        Args:
-            seed: of all Physics-IQ videos, and of a VBench prompt's first video; its next ones count up.
-            fps: rate of the videos to continue.
-            small: whether the model is a small checkpoint, which has its own list of prompts.
+        ``seed`` is that of all Physics-IQ videos and of a VBench prompt's first video, whose next ones count up.
         """
         if self.benchmark == "vbench":
             return self._list_prompts(seed, small)
@@ -174,10 +171,8 @@ def split_method(text: str) -> tuple[str, str | None]:
 def find_scenes(folder: Path, table: Path | None, fps: float, seed: int) -> list[Sample]:
     """The first takes of Physics-IQ (github.com/google-deepmind/physics-IQ-benchmark), in the order of ids.
 
-    Args:
-        folder: with ``split-videos/``, or the parent of such a ``physics-IQ-benchmark/``.
-        table: CSV of scenario, description and name of the video to generate; None: in or beside ``folder``.
-        fps: preferred rate of the videos to continue; else the highest is taken.
+    ``folder`` holds ``split-videos/``, or is the parent of such a ``physics-IQ-benchmark/``; ``table``, the CSV of
+    scenarios, is by default in or beside it. Without videos at ``fps``, those at the highest rate are taken.
     """
     if not folder.is_dir():
         raise ValueError(f"physicsiq_data_dir: {folder} is not a folder.")

@@ -1,9 +1,9 @@
 """The runner of a benchmark: makes its videos by one method or several, in any number of processes.
 
-Each process makes its share of the samples that are not finished, then those at which nobody works: a process
-may have been killed, or be slower. A sample gives the same video whichever process makes it. A failure does
-not stop the others: the manifest keeps the reason, other processes and the next run try again, and the run
-ends with a list. Several methods run in turn on each sample, so that a slow spell of the machine hits all:
+Each process makes its share of the samples that are not finished, then those at which nobody works: a process may have
+been killed, or be slower. A sample gives the same video whichever process makes it. A failure does not stop the
+others: the manifest keeps the reason, other processes and the next run try again, and the run ends with a list.
+Several methods run in turn on each sample, so that a slow spell of the machine hits all:
 
     METHOD/        a folder of videos for each method, see ``sample_folder``
     ways.json      the model, and the methods in their order
@@ -118,12 +118,9 @@ class Sampling:
         return {path: reason for path, reason in reasons.items() if reason is not None}
 
     def run(self) -> str:
-        """Make this process's share and what others left; returns a report.
+        """Make this process's share and what others left; returns a report, or raises SamplesFailed.
 
         Processes of one machine load one after another; one without a share does not load.
-
-        Raises:
-            SamplesFailed: some videos could not be made.
         """
         made, in_a_row, folders = 0, 0, list(self.folders.values())
         with ExitStack() as stack:

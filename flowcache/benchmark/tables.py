@@ -167,7 +167,8 @@ def _read_comparison(run: ModelRun, method: MethodRun, reference: MethodRun, met
         video = report and report["videos"].get(method.video(name).name)
         values.append(video and video.mean.get(metric))
         if values[-1] is None:
-            reasons = [found.get(metric) for found in (report and report["missing"], video and video.missing) if found]
+            places = (report and report["missing"], video and video.missing)
+            reasons = [reasons.get(metric) for reasons in places if reasons]
             return next(filter(None, reasons), "not measured")
     return mean(values)
 

@@ -150,10 +150,8 @@ def score(
 ) -> VBenchReport:
     """Score ``{prompt}-{index}.mp4`` by dimension; neither a failure nor a broken video stops the others.
 
-    Args:
-        environment: folder of a Python environment for VBench, and the Python to make it with if need be.
-        results: folder for VBench's own files.
-        full_info: prompts by dimension, in VBench's format; None: those of the package.
+    ``environment`` is a folder of Python for VBench, and the Python to make it with if need be; VBench's own files go
+    to ``results``; ``full_info`` lists prompts by dimension (default: those of the package).
     """
     python, package = _prepare_environment(*environment)
     info, videos = full_info or find_full_info(package), videos.absolute()

@@ -51,11 +51,7 @@ class Report:
         raise reasons[0]
 
     def measure(self, device: str, keep_going: bool = False) -> None:
-        """Compare all pairs by all metrics that are available.
-
-        Raises:
-            ValueError: a file breaks off, or two differ in shape; with ``keep_going``, it is ``broken``.
-        """
+        """Compare all pairs; ValueError for files that break off or differ in shape, or ``keep_going``: ``broken``."""
         metrics: dict[str, Metric] = {}
         for name in self.metrics:
             try:
@@ -149,7 +145,7 @@ def pair_up(original: Path, generated: Path, metrics: Sequence[str] = METRICS) -
 
 
 def check_alike(original: Path, generated: Path) -> None:
-    """Raise ValueError where the headers of two videos differ in size or length; the argument is named."""
+    """Raise ValueError where the headers of two videos differ in size or length."""
     infos = _read_both(probe_video, original, generated)
     known = all(info.num_frames for info in infos)
     theirs, ours = ((info.num_frames if known else 0, info.height, info.width) for info in infos)
@@ -165,7 +161,6 @@ def _check_sizes(original: Path, theirs: Sequence[int], generated: Path, ours: S
 
 
 def _read_both(read: Callable[[Path], Content], original: Path, generated: Path) -> list[Content]:
-    """Read both files; an error names the argument."""
     found = []
     for name, path in (("original_video", original), ("generated_video", generated)):
         try:
