@@ -36,9 +36,6 @@ class PaperFlops:
     def vanilla(self) -> float:
         return next(iter(self.counted.values())) / PETA
 
-    def difference(self, method: str) -> float:
-        return self.rows[method].pflops / self.vanilla - 1
-
     def reused_share(self, method: str, running: str) -> float | None:
         """Share of the chunk-steps ``running`` that the paper's row reused; None: it costs more."""
         share = 1 - self.rows[method].pflops * PETA / self.counted[running]
@@ -51,7 +48,7 @@ class PaperFlops:
         rows = []
         for method, row in self.rows.items():
             shares = [self.reused_share(method, running) for running in self.counted]
-            difference = f"{100 * self.difference(method):+.1f} %"
+            difference = f"{100 * (row.pflops / self.vanilla - 1):+.1f} %"
             cells = [method, f"{self.vanilla:.2f}", f"{row.pflops:g}", difference]
             rows.append(cells + ["" if share is None else f"{share:.2f}" for share in shares])
         return f"{self.model}: {self.settings}\n\n{markdown_table(titles, rows)}"

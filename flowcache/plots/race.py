@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -33,17 +33,14 @@ class Runner:
 
     @property
     def seconds(self) -> float:
-        """Denoising time of the whole video."""
         return self.finished[-1][0]
 
     def position(self, now: float) -> float | None:
         """Place in the video, 0 to 1, playing each part while the next is computed; None: no part."""
-        shown = 0.0
-        for (start, share), (end, _) in pairwise(self.finished):
-            if start <= now < end:
-                return shown + (share - shown) * (now - start) / (end - start)
-            shown = share if start <= now else shown
-        return 1.0 if now >= self.seconds else None
+        times, shares = zip(*self.finished, strict=True)
+        if times[0] <= now < times[-1]:
+            return float(np.interp(now, times, (0.0, *shares[:-1])))
+        return 1.0 if now >= times[-1] else None
 
 
 def finished_parts(trace: Trace) -> list[tuple[float, float]]:

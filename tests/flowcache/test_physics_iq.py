@@ -32,25 +32,15 @@ def video(centres, light=255):
     return frames
 
 
-def clip(frames):
-    return make_clip(frames, (SIDE, SIDE))
-
-
 def moving(*centres, light=255):
-    return clip(video(centres, light)).masks
-
-
-# Motion
-
-
-def test_only_change_is_motion():
-    assert not moving(*[(40, 40)] * 4).any() and not moving((40, 40), (60, 40))[0].any()
-    speck = video([None, None])
-    speck[1, 50, 50] = 255
-    assert not clip(speck).masks.any()
+    return make_clip(video(centres, light), (SIDE, SIDE)).masks
 
 
 def test_a_disc_moves_where_it_appears_where_it_was_and_where_it_is():
+    assert not moving(*[(40, 40)] * 4).any() and not moving((40, 40), (60, 40))[0].any(), "only change is motion"
+    speck = video([None, None])
+    speck[1, 50, 50] = 255
+    assert not make_clip(speck, (SIDE, SIDE)).masks.any()
     wrong = moving(None, (48, 48))[1] ^ disc(48, 48)
     # the blur and the squares of opening and closing act on the rim alone
     assert not (wrong & (disc(48, 48, 9) | ~disc(48, 48, 16))).any()
@@ -58,15 +48,11 @@ def test_a_disc_moves_where_it_appears_where_it_was_and_where_it_is():
     assert mask[48, 24] and mask[48, 72] and not mask[48, 48] and not mask[10, 10]
 
 
-def test_the_average_forgets_a_disc_that_came_to_rest():
+def test_the_average_forgets_a_disc_that_came_to_rest_and_a_faint_change_is_no_motion():
     # what is left of 255 after nine frames, times 0.7 in each, is ten whole grey levels
     assert moving(None, *[(48, 48)] * 15)[:, 48, 48].tolist() == [False] + [True] * 8 + [False] * 7
-
-
-@pytest.mark.parametrize(("light", "moves"), [(14, False), (15, True)])
-def test_a_faint_change_is_no_motion(light, moves):
     # 0.7 of a change is left beyond the average that took it in: 9.8 is 10 in whole grey levels, 10.5 is 11
-    assert moving(None, (48, 48), light=light)[1].any() == moves
+    assert [moving(None, (48, 48), light=light)[1].any() for light in (14, 15)] == [False, True]
 
 
 # The measures
