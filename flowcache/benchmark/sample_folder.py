@@ -7,8 +7,8 @@
     settings.json  what all videos share
 
 Any number of processes may work in it at once, on one machine or on many where the file system has locks for all;
-one that is killed leaves it readable. Meanwhile ``.unfinished`` holds their locks and what they write; the last
-process removes it.
+one that is killed leaves it readable. Their locks, and a folder beside each with what its holder writes, are hidden;
+the last process removes them.
 """
 
 import json
@@ -83,36 +83,35 @@ class SampleFolder:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = writable_folder("base_save_path", path)
-        self.videos, self._scratch = path / "videos", path / ".unfinished"
-        self._manifest, self._settings = Manifest(path / "manifest.jsonl"), json.loads(json.dumps(settings))
+        self.videos, self._settings = path / "videos", json.loads(json.dumps(settings))
+        self._manifest = Manifest(path / "manifest.jsonl")
         if self._manifest.read()[0]:
             self._check_settings()
 
     def lock(self, name: str) -> FileLock:
         """A lock among the processes that work in this folder; one that ends frees its locks, even if killed."""
-        self._scratch.mkdir(exist_ok=True)
-        return FileLock(self._scratch / f"{safe_name(name)}.lock")
+        return FileLock(self.path / f".{safe_name(name)}.lock")
 
     @contextmanager
     def open(self) -> Iterator[None]:
         """Let this process make videos within the block; another run may have changed the settings since."""
-        with self.lock("manifest"):
-            if self._manifest.read()[0]:
-                self._check_settings()
-            else:  # the settings of a run that made nothing do not count
-                write_json(self.path / "settings.json", self._settings)
-            (self.path / "manifest.jsonl").touch()
-            for folder in (self.videos, self.path / "traces"):
-                folder.mkdir(exist_ok=True)
         try:
+            with self.lock("manifest"):
+                if self._manifest.read()[0]:
+                    self._check_settings()
+                else:  # the settings of a run that made nothing do not count
+                    write_json(self.path / "settings.json", self._settings)
+                (self.path / "manifest.jsonl").touch()
+                for folder in (self.videos, self.path / "traces"):
+                    folder.mkdir(exist_ok=True)
             yield
         finally:
-            for path in self._scratch.glob("*.lock"):
-                with suppress(Timeout), FileLock(path).acquire(blocking=False):  # no other process holds it
-                    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-                    path.unlink()
-            with suppress(OSError):  # another process is at work
-                self._scratch.rmdir()
+            with self.lock("manifest") as lock:
+                for path in self.path.glob(".*.lock"):
+                    with suppress(Timeout), FileLock(path).acquire(blocking=False):  # nobody holds it
+                        shutil.rmtree(path.with_suffix(".unfinished"), ignore_errors=True)
+                        path.unlink()
+                Path(lock.lock_file).unlink()
 
     def _check_settings(self) -> None:
         saved = read_json(self.path / "settings.json", dict[str, Any], "settings of videos")
@@ -142,8 +141,11 @@ class SampleFolder:
 
         Raises Timeout if another process has it.
         """
-        with (lock := self.lock(f"sample {sample.name}")).acquire(blocking=False):
-            folder = Path(lock.lock_file).with_suffix("")
+        lock = self.lock(f"sample {sample.name}")
+        with self.lock("manifest"):  # no other process clears away the locks that it finds free
+            taken = lock.acquire(blocking=False)
+        with taken:
+            folder = Path(lock.lock_file).with_suffix(".unfinished")
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             try:
