@@ -42,10 +42,10 @@ class Album:
     quality: Mapping[str, Sequence[Point]] = field(default_factory=dict)  # of the trade-off, by measure
 
     def frames(self) -> dict[str, Frames]:
-        videos = {label: take.video for label, take in self.takes.items() if take.video.is_file()}
-        if not videos:
+        found = {label: read_video(take.video)[0] for label, take in self.takes.items() if take.video.is_file()}
+        if not found:
             raise ValueError("there is no video beside the traces.")
-        return {label: read_video(video)[0] for label, video in videos.items()}
+        return found
 
     def draw(self, output: Path) -> list[str]:
         """Draw everything that the traces and videos allow; returns paths, or why there is no picture."""

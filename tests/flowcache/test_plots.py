@@ -156,9 +156,8 @@ def test_a_folder_of_single_runs_is_drawn_without_videos(tmp_path, capsys):
         make_trace(method, 3.0, SAMPLES[0]).save(tmp_path / f"a_red_circle_{method[:4]}_seed0.trace.json")
     make_trace("vanilla", 3.0, SAMPLES[1]).save(tmp_path / "alone.trace.json")
     assert program.main(["plot", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    out, names = capsys.readouterr().out, {path.name for path in (tmp_path / "out").iterdir()}
     assert {"a_red_circle_vani_seed0.reuse.png", "alone.reuse.png", "cache.png"} <= names
-    out = capsys.readouterr().out
     assert "no race.mp4: " in out and "no tradeoff.png: " in out
 
 
