@@ -77,12 +77,16 @@ Run = Callable[[], str]
 
 def load_papers() -> list[PaperFlops]:
     """The paper's tables of all models that have one, by name."""
-    modules = [name for model in MODELS if find_spec(name := f"{model}.paper_flops")]
-    return sorted((import_module(name).paper_flops() for name in modules), key=lambda paper: paper.model)
+    try:
+        modules = [import_module(name) for model in MODELS if find_spec(name := f"{model}.paper_flops")]
+    except ImportError as error:
+        raise ValueError(f"{error}; install this project again: pip install -e .") from error
+    return sorted((module.paper_flops() for module in modules), key=lambda paper: paper.model)
 
 
 def prepare_flops(args: Namespace) -> Run:
-    return lambda: "\n\n".join([*(paper.markdown() for paper in load_papers()), NOTE])
+    papers = load_papers()
+    return lambda: "\n\n".join([*(paper.markdown() for paper in papers), NOTE])
 
 
 def prepare_physics_iq(args: Namespace) -> Run:

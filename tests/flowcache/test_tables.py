@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from programs import assert_refused
 from synthetic_run import PROMPTS, SAMPLES, make_run, make_sampling
 
 from flowcache.benchmark import __main__ as program
@@ -194,7 +195,9 @@ def test_a_share_is_what_the_row_does_not_pay_for():
     assert rounded.reused_share("vanilla", "everything") == 0, "the paper's figures are rounded"
 
 
-def test_command_prints_the_tables_of_all_models(capsys):
+def test_command_prints_the_tables_of_all_models(capsys, monkeypatch):
     assert program.main(["flops"]) == 0
     text = capsys.readouterr().out
     assert all(row in text for row in ("| vanilla | 305.98 | 306 | +0.0 % |", "| FlowCache-fast | 113.60 | 28 |"))
+    monkeypatch.setattr(program, "MODELS", {"no_such_package": ""})
+    assert_refused(program.main(["flops"]), "no_such_package install", capsys)
