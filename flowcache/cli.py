@@ -178,7 +178,7 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
     """Check everything that a benchmark's videos need; returns the devices of this machine and the work."""
     given = read_options(model, "sample", words)
     options = BenchmarkOptions(**given.pick(BenchmarkOptions))
-    rank, devices = Rank.from_environment(os.environ), list_devices(*options.devices_text(os.environ))
+    rank, devices = Rank.from_environment(os.environ), list_devices(options.gpus)
     device, compared = select_device(rank, devices), given.get("methods", [])
     runs = {}
     with given.naming():

@@ -18,7 +18,7 @@ from .output import write_parts
 from .resume import ResumeFile
 from .trace import Trace
 from .tuning import Target, Tuning
-from .video import probe_video, read_image
+from .video import probe_video
 
 
 @dataclass(kw_only=True)
@@ -52,10 +52,8 @@ class Sampler:
         }
 
     def check(self, sample: Sample) -> None:
-        """Raise ValueError for a sample whose prompt, image or video cannot be used; reads no weight."""
+        """Raise ValueError for a sample whose prompt or video cannot be used; reads no weight."""
         self.model.check_prompt(sample.prompt)
-        if sample.image is not None:
-            read_image(sample.image)
         if sample.video is not None:
             probe_video(sample.video)
             self.model.check_history(sample.video)
@@ -93,8 +91,7 @@ class Sampler:
         """Make a sample's video and write it; of a video that is continued, only what is new."""
         restart_peak_memory(self.device)
         trace = Trace(method=self.method)
-        image = None if sample.image is None else read_image(sample.image)
-        start = replace(self.model.start(image, None, sample.video), before=None)
+        start = replace(self.model.start(None, None, sample.video), before=None)
         self.write(sample.prompt, start, path, trace, seed=sample.seed)
         return trace
 

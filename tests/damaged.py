@@ -12,15 +12,12 @@ from torch import Tensor
 def damaged(folder: Path, target: Path, tensor: str, change: Callable[[Tensor], Tensor]) -> Path:
     """Copy a checkpoint and change one tensor of it, named by its end; returns the copy."""
     shutil.copytree(folder, target)
-    (path, name), *_ = [
-        (path, name)
-        for path in sorted(target.rglob("*.safetensors"))
-        for name in load_file(path)
-        if name.endswith(tensor)
-    ]
-    weights = load_file(path)
-    save_file(weights | {name: change(weights[name])}, path, metadata={"format": "pt"})
-    return target
+    for path in sorted(target.rglob("*.safetensors")):
+        weights = load_file(path)
+        for name in [name for name in weights if name.endswith(tensor)][:1]:
+            save_file(weights | {name: change(weights[name])}, path, metadata={"format": "pt"})
+            return target
+    raise LookupError(tensor)
 
 
 def with_nan(weight: Tensor) -> Tensor:
