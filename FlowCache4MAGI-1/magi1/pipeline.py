@@ -28,7 +28,7 @@ from flowcache.typed import check_keys
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt, make_captions
 from .chunk_model import KVRange, MagiChunkModel, Sampling
-from .config import FRAMES, EngineSection, MagiConfig
+from .config import FRAMES, EngineSection, MagiConfig, RuntimeSection
 from .guidance import PREVIOUS_WEIGHT, DistilledGuidance, ThreeWayGuidance
 from .methods import TRAITS, method_config
 from .model_source import FOLDERS, SMALL, ModelSource, load_components, resolve_model
