@@ -46,6 +46,9 @@ SHAPES = {
 
 
 def bench(args: argparse.Namespace) -> str:
+    check_device(args.device)
+    if args.chunks < 2:
+        raise ValueError(f"chunks: expected at least 2, so that some tokens are kept, got {args.chunks}.")
     shape = SHAPES[args.model]
     shape = shape._replace(layers=args.layers or shape.layers)
     found = [measure(args, shape, most) for most in tqdm((None, args.max_queries), unit="run")]
@@ -91,7 +94,7 @@ def measure(args: argparse.Namespace, shape: Shape, most: int | None) -> dict[st
     return measured | {"shape": shape._asdict()}
 
 
-def parse_arguments() -> argparse.Namespace:
+if __name__ == "__main__":
     parser = new_parser(__doc__, "compression")
     add = parser.add_argument
     add("--model", choices=SHAPES, default="magi-4.5B", help="default: magi-4.5B")
@@ -101,12 +104,4 @@ def parse_arguments() -> argparse.Namespace:
     most = KVCompressionConfig().max_queries
     add("--max_queries", type=positive, default=most, help=f"in the second run (default: {most})")
     add("--repeats", type=positive, default=3, help="compressions whose median counts (default: 3)")
-    args = parser.parse_args()
-    check_device(args.device)
-    if args.chunks < 2:
-        raise ValueError(f"chunks: expected at least 2, so that some tokens are kept, got {args.chunks}.")
-    return args
-
-
-if __name__ == "__main__":
-    main(parse_arguments, bench)
+    main(parser, bench)

@@ -22,7 +22,6 @@ from flowcache.markdown import markdown_table
 
 from .compare import Line, Run, draw_lines, main, new_parser, positive, write_results
 from .runs import LIVE, Model, add_model_flags, compare_configs, find_chunk_model
-from .train_small.moving_shapes import read_held_out
 
 PRESETS = ("none", "fast")
 #: Scorers that serve as controls.
@@ -82,6 +81,8 @@ Rows = dict[tuple[str, Variant], Row]
 
 def bench(args: argparse.Namespace) -> str:
     model = find_chunk_model(args, args.chunks)
+    if args.chunks <= LIVE + max(v.budget for v in AXES["budget",]):
+        raise ValueError(f"chunks: expected more than 10, as the largest budget is 6, got {args.chunks}.")
     variants = list(dict.fromkeys([KEEP_ALL, *chain(*AXES.values())]))
     model.warm_up(KEEP_ALL.configure(model, "none", args.chunks))
     results: Results = {}
@@ -142,15 +143,14 @@ def tabulate(rows: Rows, axis: tuple[str, ...]) -> str:
 
 def judge(results: Results) -> str:
     """Markdown: the paper's scorer against each other one, run by run, and whether it wins."""
+
+    def measure(scorer: str) -> list[float]:
+        pairs = product(PRESETS, SCORED_BUDGETS)
+        return [run.psnr[str(KEEP_ALL)] for preset, b in pairs for run in results[preset, Variant(b, scorer)]]
+
     lines, wins_all = [], True
     for name in (name for name in SCORERS if name != "paper"):
-        gains = [
-            paper.psnr[str(KEEP_ALL)] - other.psnr[str(KEEP_ALL)]
-            for preset, budget in product(PRESETS, SCORED_BUDGETS)
-            for paper, other in zip(
-                results[preset, Variant(budget)], results[preset, Variant(budget, name)], strict=True
-            )
-        ]
+        gains = [paper - other for paper, other in zip(measure("paper"), measure(name), strict=True)]
         wins = sum(gain > 0 for gain in gains)
         wins_all &= wins > len(gains) / 2
         lines.append((name, f"{wins} of {len(gains)}", f"{mean(gains):+.1f} dB"))
@@ -176,21 +176,11 @@ def draw(rows: Rows, path: Path) -> None:
     draw_lines(path, panels, 9, sharey=True)
 
 
-def parse_arguments() -> argparse.Namespace:
+if __name__ == "__main__":
     parser = new_parser(__doc__, "kv")
     add_model_flags(parser)
     add = parser.add_argument
     add("--steps", type=positive, default=16, help=f"denoising steps, a multiple of {LIVE} (default: 16)")
     add("--captions", type=positive, default=4, help="number of held-out captions (default: 4)")
     add("--chunks", type=positive, default=11, help="of each video, more than 10 (default: 11)")
-    args = parser.parse_args()
-    find_chunk_model(args, args.chunks)
-    if args.chunks <= LIVE + max(v.budget for v in AXES["budget",]):
-        raise ValueError(f"chunks: expected more than 10, as the largest budget is 6, got {args.chunks}.")
-    if args.captions > (known := len(read_held_out())):
-        raise ValueError(f"captions: expected at most {known}, got {args.captions}.")
-    return args
-
-
-if __name__ == "__main__":
-    main(parse_arguments, bench)
+    main(parser, bench)

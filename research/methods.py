@@ -13,7 +13,7 @@ from flowcache.methods import PRESETS
 from flowcache.plots import distance_curves, reuse_map
 from flowcache.video import Frames
 
-from .compare import Run, add_comparison_flags, compare, main, new_parser, speed_table, write_results
+from .compare import Run, compare, main, new_parser, positive, speed_table, write_results
 from .runs import Model, add_model_flags, find_model
 
 FRAMES = {"skyreels": 177, "magi": 240}
@@ -32,12 +32,16 @@ def configure(model: Model, text: str) -> FlowCacheConfig:
 
 
 def bench(args: argparse.Namespace) -> str:
+    args.num_frames = args.num_frames or FRAMES[args.model]
     model = find_model(args)
+    presets = [f"flowcache:{preset}" for preset in PRESETS if preset != "paper-slow"]
+    known = model.adapter.traits.methods
+    methods = args.methods or [*known[:-1], *presets]
+    configs = {method: configure(model, method) for method in methods}
     prompt = args.prompt or model.adapter.default_prompt
 
     def make(method: str, seed: int) -> tuple[Frames, Trace]:
-        trace = Trace(method=method)
-        frames, _ = model.video(prompt, seed, configure(model, method), trace)
+        frames, trace = model.video(prompt, seed, configs[method], Trace(method=method))
         stem = args.outdir / f"{method.replace(':', '_')}_seed{seed}"
         trace.save(f"{stem}.trace.json")
         reuse_map(trace, f"{stem}.reuse.png")
@@ -46,12 +50,11 @@ def bench(args: argparse.Namespace) -> str:
         return frames, trace
 
     model.warm_up(model.configure(model.no_reuse))
-    plain = [method for method in ("vanilla", "causal") if method in model.methods]
-    seeds = range(args.seed, args.seed + args.repeats)
-    runs = compare(make, args.methods, seeds, plain, args.outdir, shown=args.methods)
-    table = speed_table(runs, args.methods, plain, lambda method: args.methods[0])
-    splits = filter(None, map(split_gain, runs[: len(args.methods)]))
-    return write_results(args, "bench", "\n\n".join([table, *splits]), runs)
+    plain = [method for method in ("vanilla", "causal") if method in known]
+    runs = compare(make, methods, range(args.seed, args.seed + args.repeats), plain, args.outdir, shown=methods)
+    splits = filter(None, map(split_gain, runs[: len(methods)]))
+    table = "\n\n".join([speed_table(runs, plain, lambda method: methods[0]), *splits])
+    return write_results(args, "bench", table, runs)
 
 
 def split_gain(run: Run) -> str:
@@ -66,19 +69,19 @@ def split_gain(run: Run) -> str:
     )
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = new_parser(__doc__, "methods")
-    add_model_flags(parser, "177; magi: 240")
-    add_comparison_flags(parser)
-    args = parser.parse_args()
-    args.num_frames = args.num_frames or FRAMES[args.model]
-    model = find_model(args)
-    presets = [f"flowcache:{preset}" for preset in PRESETS if preset != "paper-slow"]
-    args.methods = args.methods or [*model.methods[:-1], *presets]
-    for method in args.methods:
-        configure(model, method)
-    return args
+def make_parser(description: str, name: str, frames: str, methods: list[str] | None = None) -> argparse.ArgumentParser:
+    """The flags of scripts that compare methods on one prompt; ``methods``: the default."""
+    parser = new_parser(description, name)
+    add_model_flags(parser, frames)
+    add = parser.add_argument
+    add("--methods", "--ways", nargs="+", default=methods, help="ratios are to the first (default: all)")
+    add("--repeats", type=positive, default=3, help="videos per method, each with its own seed (default: 3)")
+    add("--seed", type=int, default=0, help="of the first repeat (default: 0)")
+    add("--prompt", help="default: the model's")
+    add("--height", type=int, help="pixels (default: the model's)")
+    add("--width", type=int, help="pixels (default: the model's)")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_arguments, bench)
+    main(make_parser(__doc__, "methods", "177; magi: 240"), bench)

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flowcache import FlowCacheConfig
-from flowcache.files import write_atomically, write_csv
+from flowcache.files import write_csv
 from flowcache.markdown import markdown_table
 from flowcache.reuse import TeaCache
 
-from .compare import Line, Run, draw_lines, main, new_parser, positive
+from .compare import Line, Run, draw_lines, main, new_parser, positive, write_results
 from .runs import Model, add_model_flags, compare_configs, find_model
 from .train_small.moving_shapes import read_held_out
 
@@ -66,12 +66,14 @@ def bench(args: argparse.Namespace) -> str:
     plain = model.configure(model.no_reuse, **({"budget": args.budget} if args.budget else {}))
     curves, configs = make_curves(model, THRESHOLDS[args.model]), {PLAIN: plain}
     for name in args.curves or curves:
+        if name not in curves:
+            raise ValueError(f"curves: expected names among {'; '.join(curves)}, got {name!r}.")
         for value, config in curves[name].items():
             configs[f"{name} | {value:g}"] = replace(config, compression=plain.compression)
-    captions = range(len(read_held_out()))[args.skip :][: args.captions]
+    captions = range(args.skip, min(args.skip + args.captions, len(read_held_out())))
     video = {"steps": args.steps, "frames": args.num_frames}
     runs = compare_configs(model, configs, PLAIN, captions, args, video)
-    return report([run for run in runs if run.method != PLAIN], args.outdir, args.model)
+    return report([run for run in runs if run.method != PLAIN], args)
 
 
 class Curve:
@@ -110,21 +112,19 @@ class Curve:
         return float(np.mean(self.psnr_at(np.linspace(*SPAN, 101))))
 
 
-def report(runs: Sequence[Run], outdir: Path, model: str) -> str:
+def report(runs: Sequence[Run], args: argparse.Namespace) -> str:
     """Write every point and the picture; return the tables."""
     curves = [Curve(name, runs) for name in dict.fromkeys(run.method.partition(" | ")[0] for run in runs)]
     columns = ("curve", "value", "computed", "saved", "psnr", "ssim")
     rows = [dict(zip(columns, (c.name, *point), strict=True)) for c in curves for point in c.points]
-    write_csv(outdir / "curves.csv", columns, rows)
-    draw(curves, outdir / "curves.png", model)
+    write_csv(args.outdir / "curves.csv", columns, rows)
+    draw(curves, args.outdir / "curves.png", args.model)
     tables = [f"Medians over {len({run.seed for run in runs})} captions.", summarise(curves)]
     tables += [compare_with(curve, curves) for curve in curves if curve.name == PAPER]
     form = "{:g}: {:.2f}, {:.2f}x, {:.1f}, {:.3f}"
     points = [(c.name, "; ".join(form.format(*point) for point in c.points)) for c in curves]
     tables.append(markdown_table(("policy and forecast", "option: computed, FLOPs saved, dB, SSIM"), points))
-    table = "\n\n".join(tables)
-    write_atomically(outdir / "curves.md", f"{table}\n".encode())
-    return table
+    return write_results(args, "curves", "\n\n".join(tables), rows)
 
 
 def summarise(curves: Sequence[Curve]) -> str:
@@ -170,7 +170,7 @@ def draw(curves: Sequence[Curve], path: Path, model: str) -> None:
     draw_lines(path, [(labels, lines)], 9)
 
 
-def parse_arguments() -> argparse.Namespace:
+if __name__ == "__main__":
     parser = new_parser(__doc__, "policies_MODEL")
     add_model_flags(parser, "97; magi: 96")
     add = parser.add_argument
@@ -178,14 +178,4 @@ def parse_arguments() -> argparse.Namespace:
     add("--skip", type=int, default=0, help="held-out captions to skip (default: 0)")
     add("--budget", type=positive, help="chunks' worth of KV tokens kept of clean chunks (default: all)")
     add("--curves", nargs="+", help="names of the curves to measure (default: all)")
-    args = parser.parse_args()
-    args.outdir = Path(str(args.outdir).replace("MODEL", args.model))
-    curves = make_curves(find_model(args), THRESHOLDS[args.model])
-    for name in args.curves or ():
-        if name not in curves:
-            raise ValueError(f"curves: expected names among {'; '.join(curves)}, got {name!r}.")
-    return args
-
-
-if __name__ == "__main__":
-    main(parse_arguments, bench)
+    main(parser, bench)

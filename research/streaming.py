@@ -84,6 +84,8 @@ def measure_constancy(frames: Frames, length: int, block: int) -> dict[str, floa
 
 
 def bench(args: argparse.Namespace) -> str:
+    if args.model != "skyreels":
+        raise ValueError(f"model: expected skyreels, which has windows, got {args.model}.")
     models = {streams: find_model(args, streaming=streams) for streams in (False, True)}
     models[True].pipeline = models[False].pipeline
     rows = []
@@ -105,18 +107,10 @@ def bench(args: argparse.Namespace) -> str:
     return write_results(args, "streaming", markdown_table(["variant", *names], cells), rows)
 
 
-def parse_arguments() -> argparse.Namespace:
+if __name__ == "__main__":
     parser = new_parser(__doc__, "streaming")
     add_model_flags(parser, "377")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="default: two of moving shapes")
     parser.set_defaults(num_frames=377)
-    args = parser.parse_args()
-    if args.model != "skyreels":
-        raise ValueError(f"model: expected skyreels, which has windows, got {args.model}.")
-    find_model(args)
-    return args
-
-
-if __name__ == "__main__":
-    main(parse_arguments, bench)
+    main(parser, bench)

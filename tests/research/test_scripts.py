@@ -44,7 +44,7 @@ def test_help(run, name):
         ("streaming --model magi", "model"),
         ("peers --num_frames 93", "num_frames"),
         ("peers --methods nocache:1", "nocache"),
-        ("peers --methods pab", "pab:2"),
+        ("peers --methods fbcache", "fbcache:2"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(run, words, named):
