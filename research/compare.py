@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from flowcache import Trace
-from flowcache.command_line import Parser, writable_folder
+from flowcache.command_line import writable_folder
 from flowcache.environment import describe_environment
 from flowcache.files import write_atomically, write_json
 from flowcache.markdown import markdown_table
@@ -183,13 +183,6 @@ def positive(text: str) -> int:
     if not 1 <= value <= MAX_COUNT:
         raise argparse.ArgumentTypeError(f"must be from 1 to {MAX_COUNT}, got {value}")
     return value
-
-
-def new_parser(description: str, name: str) -> argparse.ArgumentParser:
-    """A parser with ``--outdir``, whose default is ``outputs/NAME``; ``MODEL`` in it is that of ``--model``."""
-    parser, default = Parser(description), f"outputs/{name}"
-    parser.add_argument("--outdir", type=Path, default=Path(default), help=f"default: {default}")
-    return parser
 
 
 def main(parser: argparse.ArgumentParser, bench: Callable[[argparse.Namespace], str]) -> None:

@@ -23,7 +23,8 @@ from flowcache.kv.layout import CacheLayout
 from flowcache.kv.selection import TokenSelector
 from flowcache.markdown import markdown_table
 
-from .compare import main, new_parser, positive, write_results
+from .compare import main, positive, write_results
+from .runs import new_parser
 
 
 class Shape(NamedTuple):
@@ -95,10 +96,9 @@ def measure(args: argparse.Namespace, shape: Shape, most: int | None) -> dict[st
 
 
 if __name__ == "__main__":
-    parser = new_parser(__doc__, "compression")
+    parser = new_parser(__doc__, "compression", has_model=False)
     add = parser.add_argument
     add("--model", choices=SHAPES, default="magi-4.5B", help="default: magi-4.5B")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     add("--chunks", type=positive, default=6, help="chunks' worth of tokens that are scored (default: 6)")
     add("--layers", type=positive, help="default: all of the model's")
     most = KVCompressionConfig().max_queries

@@ -20,8 +20,8 @@ from flowcache.files import write_csv
 from flowcache.kv.scorers import SCORERS
 from flowcache.markdown import markdown_table
 
-from .compare import Line, Run, draw_lines, main, new_parser, positive, write_results
-from .runs import LIVE, Model, add_model_flags, compare_configs, find_chunk_model
+from .compare import Line, Run, draw_lines, main, positive, write_results
+from .runs import LIVE, Model, compare_configs, find_chunk_model, new_parser
 
 PRESETS = ("none", "fast")
 #: Scorers that serve as controls.
@@ -178,7 +178,6 @@ def draw(rows: Rows, path: Path) -> None:
 
 if __name__ == "__main__":
     parser = new_parser(__doc__, "kv")
-    add_model_flags(parser)
     add = parser.add_argument
     add("--steps", type=positive, default=16, help=f"denoising steps, a multiple of {LIVE} (default: 16)")
     add("--captions", type=positive, default=4, help="number of held-out captions (default: 4)")

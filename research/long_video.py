@@ -26,8 +26,8 @@ from flowcache.markdown import markdown_table
 from flowcache.plots.style import COMPUTED, REUSED
 from flowcache.video import VideoWriter, to_uint8
 
-from .compare import Line, draw_lines, main, new_parser, positive, write_results
-from .runs import LIVE, PROMPT, add_model_flags, find_chunk_model
+from .compare import Line, draw_lines, main, positive, write_results
+from .runs import LIVE, PROMPT, find_chunk_model, new_parser
 
 CACHES = {"compressed": COMPUTED, "plain": REUSED}
 
@@ -112,7 +112,6 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
 
 if __name__ == "__main__":
     parser = new_parser(__doc__, "long_video")
-    add_model_flags(parser)
     add = parser.add_argument
     add("--steps", type=positive, default=20, help=f"denoising steps, a multiple of {LIVE} (default: 20)")
     add("--chunks", type=positive, nargs="+", default=[10, 40, 160], help="lengths (default: 10 40 160)")

@@ -13,8 +13,8 @@ from flowcache.methods import PRESETS
 from flowcache.plots import distance_curves, reuse_map
 from flowcache.video import Frames
 
-from .compare import Run, compare, main, new_parser, positive, speed_table, write_results
-from .runs import Model, add_model_flags, find_model
+from .compare import Run, compare, main, positive, speed_table, write_results
+from .runs import Model, find_model, new_parser
 
 FRAMES = {"skyreels": 177, "magi": 240}
 
@@ -71,8 +71,7 @@ def split_gain(run: Run) -> str:
 
 def make_parser(description: str, name: str, frames: str, methods: list[str] | None = None) -> argparse.ArgumentParser:
     """The flags of scripts that compare methods on one prompt; ``methods``: the default."""
-    parser = new_parser(description, name)
-    add_model_flags(parser, frames)
+    parser = new_parser(description, name, frames)
     add = parser.add_argument
     add("--methods", "--ways", nargs="+", default=methods, help="ratios are to the first (default: all)")
     add("--repeats", type=positive, default=3, help="videos per method, each with its own seed (default: 3)")

@@ -8,13 +8,11 @@ for taylorseer the interval between computed steps. A speed-up is over the plain
 """
 
 import argparse
-import ast
-import io
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -42,14 +40,12 @@ from .runs import find_model
 
 METHODS = (
     *("vanilla", "causal", "teacache", "flowcache:fast", "flowcache:balanced", "diffusers"),
-    *("fbcache:0.1", "fbcache:0.4", "magcache:0.05", "magcache:0.3", "seacache:0.2", "seacache:0.6"),
+    *("fbcache:0.1", "fbcache:0.4", "seacache:0.2", "seacache:0.6"),
     *("taylorseer:5", "taylorseer:8", "dbcache:0.1", "dbcache:0.4", "dbcache_taylor:0.1", "dbcache_taylor:0.4"),
 )
 #: Runs without reuse, with which the others are compared.
 PLAIN = ("vanilla", "causal", "diffusers")
-#: Seed of the run from which MagCache learns its ratios; none of the measured ones.
-CALIBRATION_SEED = 1000
-#: Maximum number of steps that MagCache, SeaCache and DBCache reuse in a row.
+#: Maximum number of steps that SeaCache and DBCache reuse in a row.
 MOST_REUSED = 7
 
 
@@ -116,28 +112,6 @@ class PeerRun:
     prompt: str
     negative_prompt: str
 
-    @cached_property
-    def window_steps(self) -> list[int]:
-        return [len(plan.schedule(self.settings)) for plan in plan_windows(self.settings)]
-
-    @cached_property
-    def mag_ratios(self) -> list[float]:
-        """MagCache's ratios over the steps of the first window, from a run of another seed."""
-        config = hooks.MagCacheConfig(calibrate=True, num_inference_steps=self.window_steps[0])
-        printed = io.StringIO()
-        with self.hook(config), redirect_stdout(printed):
-            self.denoise(CALIBRATION_SEED, Trace())
-        lists = [line for line in printed.getvalue().splitlines() if line.startswith("[") and "," in line]
-        return ast.literal_eval(next(line for line in lists if "MagCache" not in line))
-
-    @contextmanager
-    def hook(self, config: Any) -> Iterator[None]:
-        self.pipeline.transformer.enable_cache(config)
-        try:
-            yield
-        finally:
-            self.pipeline.transformer.disable_cache()
-
     def denoise(self, seed: int, trace: Trace) -> Tensor:
         """Denoise a video, ``[channels, frames, height, width]``; adds time and FLOPs to the trace."""
         pipeline, settings = self.pipeline, self.settings
@@ -171,20 +145,13 @@ class PeerRun:
 
 
 #: Configurations of diffusers' caches by a threshold, or by the interval between computed steps.
-CONFIGS: dict[str, Callable[[PeerRun, float], Any]] = {
-    "fbcache": lambda run, threshold: hooks.FirstBlockCacheConfig(threshold=threshold),
-    "magcache": lambda run, threshold: hooks.MagCacheConfig(
-        threshold=threshold,
-        max_skip_steps=MOST_REUSED,
-        retention_ratio=0.1,
-        num_inference_steps=run.window_steps[0],
-        mag_ratios=run.mag_ratios,
-    ),
+CONFIGS: dict[str, Callable[[float], Any]] = {
+    "fbcache": lambda threshold: hooks.FirstBlockCacheConfig(threshold=threshold),
     # the lite form, which forecasts the last projection: TaylorSeer's patterns match no module here
-    "taylorseer": lambda run, interval: hooks.TaylorSeerCacheConfig(
+    "taylorseer": lambda interval: hooks.TaylorSeerCacheConfig(
         cache_interval=int(interval), taylor_factors_dtype=torch.float32, use_lite_mode=True
     ),
-    "seacache": lambda run, threshold: hooks.SeaCacheConfig(
+    "seacache": lambda threshold: hooks.SeaCacheConfig(
         threshold=threshold,
         max_consecutive_cached=MOST_REUSED,
         raw_vision_callback=lambda module, args, kwargs: list(kwargs["hidden_states"].unbind()),
@@ -199,19 +166,27 @@ def enable_cache(run: PeerRun, text: str) -> Iterator[None]:
     name, number = parse_cache(text)
     with ExitStack() as stack:
         if name in CONFIGS:
-            stack.enter_context(run.hook(CONFIGS[name](run, number)))
+            run.pipeline.transformer.enable_cache(CONFIGS[name](number))
+            stack.callback(run.pipeline.transformer.disable_cache)
         if name == "seacache":
             stack.enter_context(pass_places(run))
         if name.startswith("dbcache"):
-            stack.enter_context(db_cache(run, number, forecasts=name == "dbcache_taylor"))
+            cache_dit = require("cache_dit", name, "bench")
+            # one block is computed at every step
+            limits = {"max_warmup_steps": 3, "max_continuous_cached_steps": MOST_REUSED}
+            config = cache_dit.DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=number, **limits)
+            seer = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1) if name == "dbcache_taylor" else None
+            cache_dit.enable_cache(run.pipeline, cache_config=config, calibrator_config=seer)
+            stack.callback(cache_dit.disable_cache, run.pipeline)
         yield
 
 
 @contextmanager
 def pass_places(run: PeerRun) -> Iterator[None]:
     """Pass SeaCache step, number of steps and mean noise level, which the pipeline does not."""
-    transformer, num_steps = run.pipeline.transformer, sum(run.window_steps)
-    branches = ("cond", "uncond") if run.settings.guidance_scale > 1 else ("cond",)
+    transformer, settings = run.pipeline.transformer, run.settings
+    num_steps = sum(len(plan.schedule(settings)) for plan in plan_windows(settings))
+    branches = ("cond", "uncond") if settings.guidance_scale > 1 else ("cond",)
     calls, contexts = count(), ExitStack()
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -223,20 +198,6 @@ def pass_places(run: PeerRun) -> Iterator[None]:
     before = transformer.register_forward_pre_hook(enter, with_kwargs=True)
     with before, transformer.register_forward_hook(lambda *_: contexts.close()):
         yield
-
-
-@contextmanager
-def db_cache(run: PeerRun, threshold: float, forecasts: bool) -> Iterator[None]:
-    """cache-dit's DBCache, one block computed at every step; ``forecasts``: with its TaylorSeer."""
-    cache_dit = require("cache_dit", "dbcache", "bench")
-    limits = {"max_warmup_steps": 3, "max_continuous_cached_steps": MOST_REUSED}
-    config = cache_dit.DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=threshold, **limits)
-    calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1) if forecasts else None
-    cache_dit.enable_cache(run.pipeline, cache_config=config, calibrator_config=calibrator)
-    try:
-        yield
-    finally:
-        cache_dit.disable_cache(run.pipeline)
 
 
 def parse_cache(text: str) -> tuple[str, float]:

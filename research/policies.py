@@ -20,8 +20,8 @@ from flowcache.files import write_csv
 from flowcache.markdown import markdown_table
 from flowcache.reuse import TeaCache
 
-from .compare import Line, Run, draw_lines, main, new_parser, positive, write_results
-from .runs import Model, add_model_flags, compare_configs, find_model
+from .compare import Line, Run, draw_lines, main, positive, write_results
+from .runs import Model, compare_configs, find_model, new_parser
 from .train_small.moving_shapes import read_held_out
 
 INTERVALS = (2, 3, 4, 5, 7, 10)
@@ -171,8 +171,7 @@ def draw(curves: Sequence[Curve], path: Path, model: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = new_parser(__doc__, "policies_MODEL")
-    add_model_flags(parser, "97; magi: 96")
+    parser = new_parser(__doc__, "policies_MODEL", "97; magi: 96")
     add = parser.add_argument
     add("--captions", type=positive, default=12, help="number of held-out captions (default: 12)")
     add("--skip", type=int, default=0, help="held-out captions to skip (default: 0)")

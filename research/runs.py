@@ -15,7 +15,7 @@ import torch
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.adapter import Adapter, Start
-from flowcache.command_line import check_device
+from flowcache.command_line import Parser, check_device
 from flowcache.methods import MethodOptions
 from flowcache.output import VideoPart
 from flowcache.video import Frames, to_uint8
@@ -131,14 +131,24 @@ def compare_configs(
     return compare(make, list(configs), captions, [reference], args.outdir, settings, **sheet)
 
 
-def add_model_flags(parser: ArgumentParser, frames: str = "") -> None:
-    """Add the flags that ``find_model`` reads; ``frames``: default lengths to show, empty: no such flag."""
+def new_parser(description: str, name: str, frames: str = "", has_model: bool = True) -> ArgumentParser:
+    """A parser with ``--outdir`` and the flags that ``find_model`` reads.
+
+    Args:
+        name: folder below ``outputs``; ``MODEL`` in it is that of ``--model``.
+        frames: default lengths to show; without, the script chooses length and steps.
+        has_model: whether the script makes videos.
+    """
+    parser, default = Parser(description), f"outputs/{name}"
     add = parser.add_argument
-    add("--model", "--family", choices=["skyreels", "magi"], default="skyreels", help="default: skyreels")
-    weights = "small, official (magi), a folder or Hub id (skyreels) (default: auto)"
-    add("--checkpoint", "--model_id", default="auto", help=weights)
-    add("--config_file", type=Path, default=MAGI_CONFIG, help="configuration of MAGI-1")
+    add("--outdir", type=Path, default=Path(default), help=f"default: {default}")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    if has_model:
+        add("--model", "--family", choices=["skyreels", "magi"], default="skyreels", help="default: skyreels")
+        weights = "small, official (magi), a folder or Hub id (skyreels) (default: auto)"
+        add("--checkpoint", "--model_id", default="auto", help=weights)
+        add("--config_file", type=Path, default=MAGI_CONFIG, help="configuration of MAGI-1")
     if frames:
         add("--num_frames", "--frames", type=int, help=f"of the video (default: {frames})")
         add("--steps", type=int, help="denoising steps (default: 50; magi: 64)")
+    return parser

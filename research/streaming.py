@@ -24,8 +24,8 @@ from flowcache.markdown import markdown_table
 from flowcache.metrics import psnr
 from flowcache.video import Frames, contact_sheet
 
-from .compare import main, new_parser, write_results
-from .runs import PROMPT, add_model_flags, find_model
+from .compare import main, write_results
+from .runs import PROMPT, find_model, new_parser
 
 #: Whether to stream, and limits on the cache.
 VARIANTS = {
@@ -108,8 +108,7 @@ def bench(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    parser = new_parser(__doc__, "streaming")
-    add_model_flags(parser, "377")
+    parser = new_parser(__doc__, "streaming", "377")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="default: two of moving shapes")
     parser.set_defaults(num_frames=377)

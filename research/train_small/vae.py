@@ -1,6 +1,5 @@
 """Train a small autoencoder on moving shapes: a Wan VAE for SkyReels-V2, or MAGI-1's."""
 
-import json
 import math
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from magi1.vae import AutoencoderKLMagi
 
 from .moving_shapes import ASSETS, draw_scene, render
-from .trainer import Task, new_parser, train
+from .trainer import Task, Training, new_parser
 
 
 @torch.no_grad()
@@ -130,20 +129,11 @@ def draw_batch(rng: np.random.Generator, clips: int, frames: int, size: int) -> 
     return torch.stack(videos)
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = new_parser(__doc__, minutes=18, lr=0.012, ema=0.0, first_clips=0)
     add = parser.add_argument
-    add("--model", choices=["skyreels", "magi"], default="skyreels", help="default: skyreels")
-    add("--start", type=Path, help="folder of a VAE to start from")
-    add("--noise", type=float, default=0.2, help="noise on latents, share of their spread (default: 0.2)")
+    add("--model", choices=["skyreels", "magi"], default="skyreels", help="of the autoencoder")
+    add("--noise", type=float, default=0.2, help="noise on latents, share of their spread")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    task = (MagiTask if args.model == "magi" else WanTask)(args.noise)
-    if args.start:
-        task.vae.load_state_dict(type(task.vae).from_pretrained(args.start).state_dict())
-        args.start = json.loads((args.start / "arguments.json").read_text())
-    train(task, args)
-
-
-if __name__ == "__main__":
-    main()
+    Training((MagiTask if args.model == "magi" else WanTask)(args.noise), args).run()

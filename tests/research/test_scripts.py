@@ -7,7 +7,7 @@ import sys
 import pytest
 
 SCRIPTS = ("methods", "policies", "kv", "long_video", "compression", "streaming", "peers")
-TRAINING = ("vae", "skyreels", "magi", "export")
+TRAINING = ("vae", "skyreels", "magi")
 
 
 @pytest.fixture
