@@ -3,12 +3,14 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
-from typing import Any, NamedTuple
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -151,25 +153,13 @@ def write_results(args: argparse.Namespace, stem: str, table: str, results: Sequ
     return table
 
 
-class Line(NamedTuple):
-    """A line of a plot; ``style``: options of matplotlib's ``plot``."""
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    style: Mapping[str, Any]
-
-
-def draw_lines(
-    path: Path, panels: Sequence[tuple[Mapping[str, Any], Sequence[Line]]], width: float, sharey: bool = False
-) -> None:
-    """Save a PNG, ``width`` inches wide: a panel for each pair of its axis' properties and its lines."""
+@contextmanager
+def draw_panels(path: Path, width: float, count: int = 1, sharey: bool = False) -> Iterator[Sequence[Axes]]:
+    """Yield the axes of panels side by side, ``width`` inches in all; save them as PNG, with a legend for all."""
     figure = Figure(figsize=(width, 3.8), dpi=130, layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=sharey, squeeze=False)[0]
-    for axis, (properties, lines) in zip(axes, panels, strict=True):
-        for line in lines:
-            axis.plot(line.x, line.y, label=line.label, **line.style)
-        axis.set(**properties)
+    axes = figure.subplots(1, count, sharey=sharey, squeeze=False)[0]
+    yield axes
+    for axis in axes:
         plain_frame(axis)
         faint_grid(axis)
     handles, labels = axes[0].get_legend_handles_labels()

@@ -20,7 +20,7 @@ from flowcache.files import write_csv
 from flowcache.kv.scorers import SCORERS
 from flowcache.markdown import markdown_table
 
-from .compare import Line, Run, draw_lines, main, positive, write_results
+from .compare import Run, draw_panels, main, positive, write_results
 from .runs import LIVE, Model, compare_configs, find_chunk_model, new_parser
 
 PRESETS = ("none", "fast")
@@ -161,19 +161,16 @@ def judge(results: Results) -> str:
 
 def draw(rows: Rows, path: Path) -> None:
     """Save a PNG: PSNR over the memory of keys and values, a line per scorer."""
-    panels = []
-    for preset in PRESETS:
-        lines = []
-        for name in SCORERS:
-            budgets = AXES["budget",] if name == "paper" else [Variant(b, name) for b in SCORED_BUDGETS]
-            found = [rows[preset, variant] for variant in budgets]
-            style = {"linewidth": 2.2, "color": "black"} if name == "paper" else {"linewidth": 1.2}
-            style |= {"linestyle": "--" if name in CONTROLS else "-", "marker": "o", "markersize": 3.5}
-            sizes = [row["kv_bytes"] / 2**20 for row in found]
-            lines.append(Line(name, sizes, [row["psnr"] for row in found], style))
-        panels.append(({"title": f"reuse: {preset}", "xlabel": "keys and values, MiB"}, lines))
-    panels[0][0]["ylabel"] = "PSNR to everything kept, dB"
-    draw_lines(path, panels, 9, sharey=True)
+    with draw_panels(path, 9, len(PRESETS), sharey=True) as axes:
+        for axis, preset in zip(axes, PRESETS, strict=True):
+            for name in SCORERS:
+                budgets = AXES["budget",] if name == "paper" else [Variant(b, name) for b in SCORED_BUDGETS]
+                found = [rows[preset, variant] for variant in budgets]
+                style = {"lw": 2.2, "color": "black"} if name == "paper" else {"lw": 1.2}
+                style |= {"linestyle": "--" if name in CONTROLS else "-", "marker": "o", "ms": 3.5, "label": name}
+                axis.plot([row["kv_bytes"] / 2**20 for row in found], [row["psnr"] for row in found], **style)
+            axis.set(title=f"reuse: {preset}", xlabel="keys and values, MiB")
+        axes[0].set_ylabel("PSNR to everything kept, dB")
 
 
 if __name__ == "__main__":

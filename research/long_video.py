@@ -26,7 +26,7 @@ from flowcache.markdown import markdown_table
 from flowcache.plots.style import COMPUTED, REUSED
 from flowcache.video import VideoWriter, to_uint8
 
-from .compare import Line, draw_lines, main, positive, write_results
+from .compare import draw_panels, main, positive, write_results
 from .runs import LIVE, PROMPT, find_chunk_model, new_parser
 
 CACHES = {"compressed": COMPUTED, "plain": REUSED}
@@ -94,20 +94,16 @@ def summarise(measurements: Sequence[Measurement]) -> str:
 
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
     """Save a PNG: memory over the length of the video, and the time of each chunk of the longest."""
-    keys, process, times = [], [], []
-    for cache, colour in CACHES.items():
-        runs = sorted((m for m in measurements if m.cache == cache), key=lambda m: m.chunks)
-        chunks, style = [m.chunks for m in runs], {"color": colour, "marker": "o"}
-        keys.append(Line(cache, chunks, [m.kv_bytes / 2**20 for m in runs], style))
-        process.append(Line(cache, chunks, [m.process_bytes / 2**20 for m in runs], style))
-        times.append(Line(cache, range(1, chunks[-1]), runs[-1].seconds, {"color": colour, "lw": 0.9}))
-    length = {"xlabel": "chunks of the video", "ylim": (0, None)}
-    panels = [
-        ({"title": "keys and values, MiB", **length}, keys),
-        ({"title": "process at its peak, MiB", **length}, process),
-        ({"title": "time of a chunk, s", "xlabel": "chunk of the longest video", "ylim": (0, None)}, times),
-    ]
-    draw_lines(path, panels, 11)
+    with draw_panels(path, 11, 3) as (keys, process, times):
+        for cache, colour in CACHES.items():
+            runs = sorted((m for m in measurements if m.cache == cache), key=lambda m: m.chunks)
+            chunks, style = [m.chunks for m in runs], {"color": colour, "label": cache, "marker": "o"}
+            keys.plot(chunks, [m.kv_bytes / 2**20 for m in runs], **style)
+            process.plot(chunks, [m.process_bytes / 2**20 for m in runs], **style)
+            times.plot(range(1, chunks[-1]), runs[-1].seconds, color=colour, lw=0.9)
+        keys.set(title="keys and values, MiB", xlabel="chunks of the video", ylim=(0, None))
+        process.set(title="process at its peak, MiB", xlabel="chunks of the video", ylim=(0, None))
+        times.set(title="time of a chunk, s", xlabel="chunk of the longest video", ylim=(0, None))
 
 
 if __name__ == "__main__":

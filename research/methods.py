@@ -21,14 +21,14 @@ FRAMES = {"skyreels": 177, "magi": 240}
 
 def configure(model: Model, text: str) -> FlowCacheConfig:
     """Make the configuration of ``METHOD[:PRESET[:THRESHOLD]]``; ValueError for other words."""
-    method, *rest = text.split(":")
-    if len(rest) > 2 or (rest and method in ("vanilla", "causal")):
-        raise ValueError(f"methods: expected METHOD[:PRESET[:THRESHOLD]], got {text!r}.")
     try:
-        options = {"threshold": float(rest[1])} if len(rest) == 2 else {}
-    except ValueError:
-        raise ValueError(f"methods: expected a number as threshold, got {rest[1]!r} in {text!r}.") from None
-    return model.configure(method, rest[0] if rest else None, **options)
+        method, preset, threshold = (*text.split(":"), None, None)[:3]
+        options = {} if threshold is None else {"threshold": float(threshold)}
+        if text.count(":") > 2 or (preset and method in ("vanilla", "causal")):
+            raise ValueError("a method without reuse has no preset")
+        return model.configure(method, preset, **options)
+    except ValueError as error:
+        raise ValueError(f"methods: expected METHOD[:PRESET[:THRESHOLD]], got {text!r}: {error}") from error
 
 
 def bench(args: argparse.Namespace) -> str:

@@ -20,7 +20,7 @@ from flowcache.files import write_csv
 from flowcache.markdown import markdown_table
 from flowcache.reuse import TeaCache
 
-from .compare import Line, Run, draw_lines, main, positive, write_results
+from .compare import Run, draw_panels, main, positive, write_results
 from .runs import Model, compare_configs, find_model, new_parser
 from .train_small.moving_shapes import read_held_out
 
@@ -161,13 +161,12 @@ def draw(curves: Sequence[Curve], path: Path, model: str) -> None:
         first = f", {next(iter(FORECASTS))}"
         curves = [c for c in curves if c.name.endswith(first) or ", " not in c.name]
     markers = {"the": "X", "TeaCache": "P", "chunkwise": "o", "interval": "s"}
-    lines = []
-    for curve in curves:
-        marker = markers.get(curve.name.split()[0].rstrip(","), "v")
-        lines.append(Line(curve.name, curve.computed, curve.psnr, {"marker": marker, "ms": 5, "lw": 1.3}))
-    labels = {"title": f"PSNR at equal compute, small {model} checkpoint"}
-    labels |= {"xlabel": "share of chunk steps computed", "ylabel": "PSNR to the run without reuse, dB"}
-    draw_lines(path, [(labels, lines)], 9)
+    with draw_panels(path, 9) as (axis,):
+        for curve in curves:
+            marker = markers.get(curve.name.split()[0].rstrip(","), "v")
+            axis.plot(curve.computed, curve.psnr, label=curve.name, marker=marker, ms=5, lw=1.3)
+        axis.set_title(f"PSNR at equal compute, small {model} checkpoint")
+        axis.set(xlabel="share of chunk steps computed", ylabel="PSNR to the run without reuse, dB")
 
 
 if __name__ == "__main__":

@@ -83,8 +83,9 @@ class MagiTask(TransformerTask):
     def export(self, out: Path, dtype: torch.dtype) -> None:
         weights, text_folder = out / "inference_weight.distill", out / "t5" / T5_FOLDER
         weights.mkdir(parents=True, exist_ok=True)
-        tensors = self.transformer.to(dtype).state_dict()
-        save_file({official_key(name): tensor for name, tensor in tensors.items()}, weights / "model.safetensors")
+        state = self.transformer.state_dict()
+        tensors = {official_key(name): tensor.to(dtype) for name, tensor in state.items()}
+        save_file(tensors, weights / "model.safetensors")
         self.encoder.to(dtype).save_pretrained(text_folder)
         self.tokenizer.save_pretrained(text_folder)
         self._vae.to(dtype).save_pretrained(out / "vae")

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from flowcache.files import replaced_when_done, write_json
 from flowcache.plots.style import COMPUTED
 
-from ..compare import Line, draw_lines
+from ..compare import draw_panels
 from .moving_shapes import draw_scene, read_held_out, render
 
 #: Keys of configurations that say where a part was read from.
@@ -86,6 +86,8 @@ class TransformerTask(Task):
     def finish(self, out: Path) -> None:
         """Write ``checkpoint``, with the record of its training; parts of an earlier one are replaced."""
         checkpoint = out / "checkpoint"
+        # without the padding of the last batch
+        self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer.name_or_path)
         self.export(checkpoint, getattr(torch, self.args.dtype))
         for path in checkpoint.rglob("*.json"):
             content = json.loads(path.read_text())
@@ -99,9 +101,9 @@ class TransformerTask(Task):
         losses = json.loads((out / "losses.json").read_text())
         window = min(50, len(losses))
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-        labels = {"xlabel": "step", "ylabel": f"velocity error, mean of {window} steps", "yscale": "log"}
-        line = Line("loss", np.arange(len(smooth)) + window, smooth, {"color": COMPUTED, "linewidth": 1})
-        draw_lines(checkpoint / "loss_curve.png", [(labels, [line])], 7)
+        with draw_panels(checkpoint / "loss_curve.png", 7) as (axis,):
+            axis.plot(np.arange(len(smooth)) + window, smooth, color=COMPUTED, lw=1)
+            axis.set(xlabel="step", ylabel=f"velocity error, mean of {window} steps", yscale="log")
 
 
 class Training:
