@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -93,9 +94,7 @@ def count_flops(transformer: nn.Module, text_tokens: int, trace: Trace) -> Itera
 def make_pipeline(ours: FlowCacheSkyReelsV2Pipeline, original_grid: bool) -> DiffusersPipeline:
     """Diffusers' pipeline with the same weights as ours; ``original_grid``: and the original's noise grid."""
     parts = dict(ours.components)
-    transformer = type(parts["transformer"]).from_config(parts["transformer"].config)
-    transformer.load_state_dict(parts["transformer"].state_dict())
-    parts["transformer"] = transformer.to(ours.device, ours.transformer.dtype).eval()
+    parts["transformer"] = deepcopy(ours.transformer).eval()
     if original_grid:
         parts["scheduler"] = OriginalGrid.from_config(parts["scheduler"].config)
     pipeline = DiffusersPipeline(**parts)

@@ -90,9 +90,8 @@ class SkyReelsTask(TransformerTask):
 def draw_levels(rng: np.random.Generator, num_frames: int, causal: bool) -> Tensor:
     """Draw a noise level for every latent frame, ``[frames]``, 0 (clean) to 1 (not started).
 
-    Half are rows of a staircase as in sampling, the rest are one level for each block or one for all. Some
-    samples then get given frames: a clean or slightly noisy first block, a clean first frame, or clean first
-    and last frames.
+    Half are rows of a staircase as in sampling, the rest are one level for each block or one for all. Some samples
+    then get given frames: a clean or slightly noisy first block, a clean first frame, or clean first and last frames.
     """
     num_blocks = -(-num_frames // BLOCK)
     kind = rng.random()

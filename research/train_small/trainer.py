@@ -213,6 +213,9 @@ def train_transformer(new_task: Callable[[argparse.Namespace], Task], descriptio
     add("--first-clips", type=int, default=300, help="clips to encode before the first step")
     add("--clips", type=int, default=2500, help="clips to encode in all")
     add("--dtype", choices=["bfloat16", "float16", "float32"], default="float16", help="of the checkpoint")
-    args = parser.parse_args()
+    train(new_task, parser.parse_args())
+
+
+def train(new_task: Callable[[argparse.Namespace], Task], args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     Training(new_task(args), args).run()

@@ -1,8 +1,11 @@
-"""What research scripts make of their runs."""
+"""Research scripts: what they make of their runs, help, bad input, and tiny runs of the small checkpoints."""
 
 import argparse
 import csv
+import json
 import math
+import runpy
+import sys
 
 import pytest
 import torch
@@ -16,14 +19,14 @@ from research.compare import Run, speed_table
 from skyreels_v2.flops import TransformerFlops
 from skyreels_v2.solver import noise_grid
 
+SCRIPTS = ("methods", "policies", "kv", "long_video", "compression", "streaming", "peers")
+TRAINING = ("vae", "skyreels", "magi")
+
 
 class FakeModel(runs.Model):
     """Grey videos; the fewer tokens are kept, the further from those with everything."""
 
     no_reuse, made = "causal", 0
-
-    def __init__(self):
-        pass
 
     def configure(self, method, preset=None, budget=None, kv_bits=None, kv_range=None):
         compression = None if budget is None else KVCompressionConfig(budget=budget)
@@ -31,8 +34,7 @@ class FakeModel(runs.Model):
         return FlowCacheConfig(compression=compression, storage=storage)
 
     def stream(self, prompt, seed, config, trace):
-        kept = config.compression
-        apart = 0.01 * bool(config.storage)
+        kept, apart = config.compression, 0.01 * bool(config.storage)
         apart += 0 if kept is None else 0.1 / kept.budget + 0.02 * (kept.as_dict()["scorer"] == "paper")
         trace.begin_window(WindowRecord(4, 1, 0, [1] * 11, 2**20 * (kept.budget if kept else 10)))
         trace.seconds |= {"denoise": 2.0} | ({"compress": 0.1} if kept else {})
@@ -41,7 +43,7 @@ class FakeModel(runs.Model):
 
 
 def test_kv_results_and_an_interrupted_measurement(monkeypatch, tmp_path):
-    monkeypatch.setattr(kv, "find_chunk_model", lambda args, chunks: FakeModel())
+    monkeypatch.setattr(kv, "find_chunk_model", lambda args, chunks: FakeModel(None, "cpu"))
     args = argparse.Namespace(model="fake", captions=2, chunks=11, steps=4, device="cpu", outdir=tmp_path)
     text = kv.bench(args)
     assert "| 3 | 3.00 | 25.2 dB, " in text  # 14 of 255 grey levels
@@ -74,21 +76,18 @@ def test_speed_table_with_the_base_of_each_pipeline():
     assert lines[5].startswith("| fbcache:0.1 | 2.00 | 3.00 | 2.000 | 3.00 | 1.00 |  | 28.0 dB")
 
 
-#: Value of the option, computed share and dB of two captions.
-POINTS = [(5, 0.2, (20.0, 30.0)), (3, 0.4, (40.0, 42.0)), (2, 0.6, (44.0, 50.0))]
-
-
-def curve_runs(name, lift=0.0):
-    return [
-        run_of(f"{name} | {value}", share, {policies.PLAIN: psnr + lift}, 1 - share, seed)
-        for value, share, heights in POINTS
-        for seed, psnr in enumerate(heights)
-    ]
-
-
 def test_curves_interpolate_medians_and_are_compared_with_the_papers_rule(tmp_path):
     name = "interval, line"
-    curve = policies.Curve(name, curve_runs(name))
+    heights = {(5, 0.2): (20.0, 30.0), (3, 0.4): (40.0, 42.0), (2, 0.6): (44.0, 50.0)}  # dB of two captions
+
+    def measure(name, lift=0.0):
+        return [
+            run_of(f"{name} | {value}", share, {policies.PLAIN: height + lift}, 1 - share, seed)
+            for (value, share), pair in heights.items()
+            for seed, height in enumerate(pair)
+        ]
+
+    curve = policies.Curve(name, measure(name))
     assert [point[0] for point in curve.points] == [5, 3, 2] and curve.psnr == (25.0, 41.0, 47.0)
     assert curve.psnr_at([0.1, 0.3, 0.7]) == pytest.approx([math.nan, 33, math.nan], nan_ok=True)
     assert curve.computed_for(33) == pytest.approx(0.3) and math.isnan(curve.computed_for(48))
@@ -96,7 +95,7 @@ def test_curves_interpolate_medians_and_are_compared_with_the_papers_rule(tmp_pa
     assert curve.area == pytest.approx((35 * 0.15 + 42.5 * 0.1) / 0.25, abs=0.02)
 
     args = argparse.Namespace(model="tiny", device="cpu", outdir=tmp_path)
-    table = policies.report([*curve_runs(policies.PAPER), *curve_runs(name, lift=16.0)], args)
+    table = policies.report([*measure(policies.PAPER), *measure(name, lift=16.0)], args)
     assert f"| 0.40 | 41.0 | 57.0 dB ({name}) | less than 0.20, more than 2.0x fewer ({name}) |" in table
     assert f"| 0.60 | 47.0 | 63.0 dB ({name}) | 0.2" in table
     assert (tmp_path / "curves.png").stat().st_size > 1000
@@ -153,3 +152,58 @@ def test_diffusers_gets_our_grid_and_flops_are_those_of_the_blocks_that_run():
     model(*inputs)  # not counted
     # one block of three the second time
     assert cached.flops["actual"] == pytest.approx(2 * edges + blocks * (1 + 1 / 3))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        monkeypatch.delitem(sys.modules, f"research.{name}", raising=False)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module(f"research.{name}", run_name="__main__")
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *(f"train_small.{name}" for name in TRAINING)])
+def test_help(run, name):
+    code, out, _ = run(name, "--help")
+    assert code == 0 and "--out" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("methods --device foo", "device"),
+        ("methods --model magi --methods vanilla:fast", "vanilla:fast"),
+        ("methods --model magi --methods flowcache:papr", "preset"),
+        ("methods --methods flowcache:fast:abc", "'abc'"),
+        ("policies --curves interval", "curves"),
+        ("kv --steps 6", "steps"),
+        ("kv --chunks 10", "chunks"),
+        ("long_video --chunks 1", "chunks"),
+        ("long_video --outdir /proc/nowhere", "/proc/nowhere"),
+        ("compression --chunks 1", "chunks"),
+        ("streaming --model magi", "model"),
+        ("peers --num_frames 93", "num_frames"),
+        ("peers --methods nocache:1", "nocache"),
+        ("peers --methods fbcache", "fbcache:2"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(run, words, named):
+    code, _, err = run(*words.split())
+    assert code == 2
+    assert named in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_methods_of_the_small_checkpoint(run, tmp_path):
+    words = ["--model", "magi", "--num_frames", 48, "--steps", 8, "--repeats", 1, "--outdir", tmp_path]
+    code, out, _ = run("methods", *words, "--methods", "vanilla", "flowcache:fast")
+    table = (tmp_path / "bench.md").read_text()
+    assert code == 0 and table.strip() in out
+    assert "| flowcache:fast | " in table and "x from reuse (seed 0)" in table
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert [m["method"] for m in record["measurements"]] == ["vanilla", "flowcache:fast"]
+    for name in ("seed0.png", "flowcache_fast_seed0.reuse.png", "vanilla_seed0.trace.json"):
+        assert (tmp_path / name).stat().st_size > 500
