@@ -88,10 +88,8 @@ def bench(args: argparse.Namespace) -> str:
     results: Results = {}
     for preset in PRESETS:
         configs = {str(variant): variant.configure(model, preset, args.chunks) for variant in variants}
-        video = {"model": args.model, "chunks": args.chunks, "steps": args.steps, "preset": preset}
         sheet = {"shown": [str(variant) for variant in SHEET], "name": f"{args.model}_{preset}_caption"}
-        captions = range(args.captions)
-        runs = compare_configs(model, configs, str(KEEP_ALL), captions, args, video, last=LIVE, **sheet)
+        runs = compare_configs(model, configs, str(KEEP_ALL), range(args.captions), args, last=LIVE, **sheet)
         for index, variant in enumerate(variants):
             results[preset, variant] = runs[index :: len(variants)]
     rows = {key: summarise(*key, results) for key in results}

@@ -13,7 +13,7 @@ from flowcache.methods import PRESETS
 from flowcache.plots import distance_curves, reuse_map
 from flowcache.video import Frames
 
-from .compare import Run, compare, main, positive, speed_table, write_results
+from .compare import compare, main, positive, speed_table, write_results
 from .runs import Model, find_model, new_parser
 
 FRAMES = {"skyreels": 177, "magi": 240}
@@ -52,21 +52,7 @@ def bench(args: argparse.Namespace) -> str:
     model.warm_up(model.configure(model.no_reuse))
     plain = [method for method in ("vanilla", "causal") if method in known]
     runs = compare(make, methods, range(args.seed, args.seed + args.repeats), plain, args.outdir, shown=methods)
-    splits = filter(None, map(split_gain, runs[: len(methods)]))
-    table = "\n\n".join([speed_table(runs, plain, lambda method: methods[0]), *splits])
-    return write_results(args, "bench", table, runs)
-
-
-def split_gain(run: Run) -> str:
-    """Sources of a run's gain; empty where it reuses nothing."""
-    flops = run.flops
-    if not run.reuse_ratio or flops["actual"] >= flops["causal"]:
-        return ""
-    return (
-        f"{run.method}: {flops['vanilla'] / flops['live_only']:.2f}x from running live chunks only, "
-        f"{flops['live_only'] / flops['causal']:.2f}x from causal attention through the cache, "
-        f"{flops['causal'] / flops['actual']:.2f}x from reuse (seed {run.seed})."
-    )
+    return write_results(args, "bench", speed_table(runs, plain, lambda method: methods[0]), runs)
 
 
 def make_parser(description: str, name: str, frames: str, methods: list[str] | None = None) -> argparse.ArgumentParser:

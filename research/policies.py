@@ -71,8 +71,7 @@ def bench(args: argparse.Namespace) -> str:
         for value, config in curves[name].items():
             configs[f"{name} | {value:g}"] = replace(config, compression=plain.compression)
     captions = range(args.skip, min(args.skip + args.captions, len(read_held_out())))
-    video = {"steps": args.steps, "frames": args.num_frames}
-    runs = compare_configs(model, configs, PLAIN, captions, args, video)
+    runs = compare_configs(model, configs, PLAIN, captions, args)
     return report([run for run in runs if run.method != PLAIN], args)
 
 

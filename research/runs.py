@@ -112,17 +112,17 @@ def compare_configs(
     reference: str,
     captions: Sequence[int],
     args: Namespace,
-    video: Mapping[str, Any],
     last: int | None = None,
     **sheet: Any,
 ) -> list[Run]:
     """``compare`` configurations on held-out captions, by number; an interrupted measurement continues.
 
-    ``video``: settings that tell one measurement from another; ``last``: chunks of each video to compare.
+    ``last``: chunks of each video to compare; ``sheet``: further arguments of ``compare``.
     """
     prompts = read_held_out()
     if max(captions) >= len(prompts):
         raise ValueError(f"captions: expected at most {len(prompts)}, got {args.captions}.")
+    video = {name: str(vars(args).get(name)) for name in ("model", "checkpoint", "num_frames", "chunks", "steps")}
     settings = {name: {**video, "cache": config.as_dict(args.steps)} for name, config in configs.items()}
 
     def make(name: str, seed: int) -> tuple[Frames, Trace]:
