@@ -25,7 +25,7 @@ from .benchmark.ranks import Rank, list_devices, select_device
 from .benchmark.samples import BENCHMARKS, BenchmarkOptions, split_method
 from .benchmark.sampling import Sampling, run_on
 from .command_line import check_device, output_file
-from .methods import DEFAULT_PRESET, SELECTORS, MethodOptions
+from .methods import DEFAULT_PRESET, SELECTORS, CompressionOptions, MethodOptions
 from .naming import setting_words, video_name
 from .options import Given, OptionParser
 from .resume import ResumeFile
@@ -33,7 +33,7 @@ from .running import run_checked, run_program
 from .sampler import Sampler
 from .trace import Trace
 from .tuning import Target, Tuning
-from .unread import CACHE_OPTIONS, unread_options
+from .typed import field_types
 from .video import Frames, VideoInfo, probe_video, read_image
 
 logger = logging.getLogger(__name__)
@@ -108,8 +108,8 @@ def build_parser(model: type[Adapter], program: str) -> OptionParser:
     aliases = {name: (original,) for name, original in model.traits.names.items()}
     hidden = {"refresh_given", "coefficients", *model.lacks}
     methods = {"method": model.traits.methods}
-    parser.add_fields("method", MethodOptions, aliases, {*hidden, *CACHE_OPTIONS}, choices=methods)
-    parser.add_fields("KV cache", MethodOptions, aliases, hidden)
+    parser.add_fields("method", MethodOptions, aliases, {*hidden, *field_types(CompressionOptions)}, choices=methods)
+    parser.add_fields("KV cache", CompressionOptions, aliases, hidden)
     if program == "generate":
         absent = {"image", "end_image", "video_path"} - model.inputs.keys()
         parser.add_fields("run", VideoOptions, model.inputs, absent)
@@ -169,7 +169,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     seed, steps = f"seed{chosen.video.seed}", f"steps{chosen.num_steps}"
     output = output_path(given, model, video_name(prompt, [task, *named, *chosen.words, seed, steps], identity))
     resume = ResumeFile(output, identity, device) if given.get("resume") else None
-    by_preset = options.method == "flowcache" and not options.selecting and target is None
+    by_preset = options.method == "flowcache" and not options.pick(SELECTORS) and target is None
     preset = options.preset or (DEFAULT_PRESET if by_preset else None)
     return Job(sampler, prompt, start, output, preset, resume, tuning)
 
@@ -209,9 +209,9 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
 
 
 def choose_method(given: Given, model: type[Adapter]) -> tuple[MethodOptions, dict[str, str]]:
-    """The options of the method that are read, and why the others are not, by name."""
+    """The options of the method without those that have no effect, and why, by name."""
     values = given.pick(MethodOptions)
-    unread = unread_options({"method": "flowcache", **values}, model.traits)
+    unread = MethodOptions(**values).unread(model.traits)
     for name in unread.keys() & values.keys():
         del values[name]
         if name in given.scripted - given.typed:

@@ -70,7 +70,7 @@ class Given:
         for name in reasons[0]:
             if name in self.typed and all(name in of_run for of_run in reasons):
                 why = ", ".join(dict.fromkeys(of_run[name] for of_run in reasons))
-                raise ValueError(f"{name} has no effect: {why}; leave it out.")
+                raise ValueError(f"{name}: no effect, as {why}; leave it out.")
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -116,7 +116,7 @@ class OptionParser(Parser):
             if f.name in hidden or f.name in self._kinds:
                 continue
             text, shown = f.metadata.get("help") or lines.get(f.name, ""), (defaults or {}).get(f.name)
-            if shown is None and "(default" not in text:
+            if shown is None and "(default" not in text and text is not argparse.SUPPRESS:
                 shown = "none" if f.default in (None, MISSING, "") else str(f.default).strip("()")
                 shown = shown.lower() if isinstance(f.default, bool) else shown
             text = text if shown is None else f"{text} (default: {shown})"
