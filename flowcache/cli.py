@@ -25,9 +25,11 @@ from .benchmark.ranks import Rank, list_devices, select_device
 from .benchmark.samples import BENCHMARKS, BenchmarkOptions, split_method
 from .benchmark.sampling import Sampling, run_on
 from .command_line import check_device, output_file
+from .config import FlowCacheConfig
+from .fingerprint import video_name
 from .methods import DEFAULT_PRESET, SELECTORS, CompressionOptions, MethodOptions
-from .naming import setting_words, video_name
 from .options import Given, OptionParser
+from .prompts import check_prompt
 from .resume import ResumeFile
 from .running import run_checked, run_program
 from .sampler import Sampler
@@ -125,9 +127,9 @@ def build_parser(model: type[Adapter], program: str) -> OptionParser:
 
 def read_options(model: type[Adapter], program: str, words: Sequence[str]) -> Given:
     """Options of the command line, over those of the YAML file; raises ValueError with the name of one."""
-    given = build_parser(model, program).read(words, "yaml_config", model.options_file(program))
+    given = build_parser(model, program).read(words, "yaml_config", model.option_files.get(program))
     with given.naming():
-        model.settle(given)
+        model.translate(given)
     return given
 
 
@@ -143,13 +145,12 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     check_device(device)
     images, info = read_inputs(given)
     chosen = model.resolve(given, device, info, None)
-    given.refuse_unread(chosen.unread(given))
     with given.naming():
         config = chosen.configure(options)
     prompt = given.get("prompt", chosen.default_prompt).strip()
     if not prompt:
         raise ValueError("prompt must not be empty.")
-    chosen.check_prompt(prompt)
+    check_prompt("prompt", prompt, chosen.clean_prompt)
     try:
         start = chosen.start(images.get("image"), images.get("end_image"), given.get("video_path"))
     except ValueError as error:
@@ -191,7 +192,6 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
         given.refuse_unread(*(unread for _, unread in runs.values()))
     seconds = SECONDS if options.benchmark == "physicsiq" else None
     chosen, samplers = model.resolve(given, device, None, seconds), {}
-    given.refuse_unread(chosen.unread(given))
     for name, (method, _) in runs.items():
         with given.naming():
             config = chosen.configure(method)
@@ -262,6 +262,35 @@ def read_inputs(given: Given) -> tuple[Mapping[str, Frames], VideoInfo | None]:
         except ValueError as error:
             raise ValueError(f"{given.spelled[name]}: {error}") from error
     return images, info
+
+
+def setting_words(
+    method: str,
+    preset: str | None,
+    selected: Mapping[str, float | str | None],
+    target: Target | None,
+    config: FlowCacheConfig,
+) -> list[str]:
+    """Words for the method, for what selects the steps to skip, and for what the KV cache keeps.
+
+    ``selected`` are options that select a reuse policy, by name; a target replaces them and the preset.
+    """
+    given = {name: value for name, value in selected.items() if value is not None}
+    chosen = [value if isinstance(value, str) else f"{name}{value:g}" for name, value in given.items()]
+    if target is not None:
+        chosen = [str(target)]
+    elif preset is not None or (method == "flowcache" and not chosen):
+        chosen.insert(0, preset or DEFAULT_PRESET)
+    compression, storage = config.compression, config.storage
+    if compression is not None:
+        total = compression.total
+        chosen.append(f"budget{compression.budget}" if total is None else f"total{total}")
+    if config.clean_range is not None:
+        chosen.append(f"kvrange{config.clean_range}")
+    if storage is not None:
+        chosen += [f"kv{storage.bits}bits"] if storage.bits else []
+        chosen += ["kvoffload"] if storage.offload else []
+    return [method, *chosen]
 
 
 def output_path(given: Given, model: type[Adapter], name: str) -> Path:

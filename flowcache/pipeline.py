@@ -16,8 +16,8 @@ from torch import Tensor
 from .arguments import check_type
 from .config import FlowCacheConfig
 from .methods import ModelTraits, make_config
-from .output import VideoPart
 from .prompts import PromptWarnings, check_prompt, find_losses
+from .state import VideoPart
 from .trace import Trace
 from .video import VideoWriter
 

@@ -16,7 +16,7 @@ import torch
 from flowcache import FlowCacheConfig, Trace
 from flowcache.adapter import Adapter, Start
 from flowcache.command_line import check_device
-from flowcache.output import VideoPart
+from flowcache.state import VideoPart
 from flowcache.video import Frames, to_uint8
 from magi1 import model_source as magi_source
 from magi1.adapter import Magi1

@@ -19,11 +19,10 @@ from flowcache.arguments import GivenFrames, as_frames, check_type
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
 from flowcache.finite import check_finite
 from flowcache.noise import BlockNoise
-from flowcache.output import VideoPart
 from flowcache.pipeline import FlowCachePipeline, StepCallback
 from flowcache.prompts import check_prompt
 from flowcache.shipped import shipped
-from flowcache.state import State
+from flowcache.state import State, VideoPart
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt, make_captions
 from .chunk_model import KVRange, MagiChunkModel, Sampling

@@ -4,13 +4,16 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing import prompt_clean
+
 from flowcache.adapter import Adapter, Start
 from flowcache.methods import make_config
 from flowcache.options import Refuse
+from flowcache.prompts import check_prompt
 from flowcache.video import last_frames, probe_video, to_float
 
 from .checkpoint import ModelSource, load_pipeline, resolve_model
-from .conditions import Condition, check_prompts
+from .conditions import Condition
 from .methods import TRAITS, traits_for
 from .settings import RESOLUTIONS, VideoSettings, latent_frames
 from .windows import check_streaming, plan_windows
@@ -65,6 +68,7 @@ class SkyReelsV2(Adapter):
     package = "skyreels_v2"
     inputs: ClassVar = {"image": (), "end_image": (), "video_path": ()}
     traits = TRAITS
+    clean_prompt = staticmethod(prompt_clean)
 
     source: ModelSource
     video: VideoSettings
@@ -73,6 +77,8 @@ class SkyReelsV2(Adapter):
 
     size = property(lambda self: (self.video.height, self.video.width))
     num_steps = property(lambda self: self.video.inference_steps)
+    shape = property(lambda self: f"ar_step {self.video.ar_step}, blocks of {self.video.causal_block_size}")
+    profile_word = property(lambda self: f"shift{self.video.shift:g}")
     location = property(lambda self: self.source.location)
     folders = property(lambda self: {} if self.source.path is None else {"model": self.source.path})
     default_prompt = property(lambda self: self.source.defaults["prompt"])
@@ -90,7 +96,7 @@ class SkyReelsV2(Adapter):
             parser.add_argument(*names, action=Refuse, const=reason)
 
     @classmethod
-    def settle(cls, given):
+    def translate(cls, given):
         if given.get("teacache"):
             if "method" in given.typed and given.values["method"] != "teacache":
                 method = given.values["method"]
@@ -135,8 +141,16 @@ class SkyReelsV2(Adapter):
             negative_prompt=given.values.get("negative_prompt"),
             offload=given.get("offload", False),
         )
+        if model.negative_prompt is not None:
+            check_prompt("negative_prompt", model.negative_prompt, prompt_clean)
         model.video.check_negative_prompt(model.negative_prompt)
         plan_windows(model.video, 0 if seconds is None else model.video.overlap_history)
+        continues, video = given.get("video_path") or seconds is not None, model.video
+        if not continues and (video.num_frames <= video.base_num_frames or video.streaming):
+            unread = {"overlap_history": "it needs video_path, or windows"}
+            if not given.get("image"):
+                unread["addnoise_condition"] = "it needs image, video_path or windows"
+            given.refuse_unread(unread)
         return model
 
     def settings(self, with_folders=True):
@@ -147,30 +161,10 @@ class SkyReelsV2(Adapter):
         named = with_folders or not self.folders
         return {**({"model": self.location} if named else {}), "video": video, "negative_prompt": negative}
 
-    def describe(self):
-        video = self.video
-        return (
-            f"{video.num_frames} frames of {video.width} x {video.height}, {video.inference_steps} steps, "
-            f"ar_step {video.ar_step}, blocks of {video.causal_block_size}"
-        )
-
-    def unread(self, given):
-        video = self.video
-        continues = given.get("video_path") or given.get("benchmark") == "physicsiq"
-        if continues or (video.num_frames > video.base_num_frames and not video.streaming):
-            return {}
-        unread = {"overlap_history": "it needs video_path, or windows"}
-        if not given.get("image"):
-            unread["addnoise_condition"] = "it needs image, video_path or windows"
-        return unread
-
     def configure(self, options):
         fitted = self.source.defaults.get("reuse_coefficients")
         options = replace(options, coefficients=options.coefficients or fitted)
         return make_config(options, traits_for(self.source.family))
-
-    def check_prompt(self, prompt):
-        check_prompts(prompt, self.negative_prompt)
 
     def check(self, config, start):
         check_streaming(self.video, config, arrives=start.last is not None)
@@ -178,11 +172,9 @@ class SkyReelsV2(Adapter):
             plan_windows(self.video, start.prefix.shape[1])
 
     def check_history(self, path):
-        info, wanted = probe_video(path), self.video.overlap_history
-        if wanted is None:
-            self.continue_from(path)
+        info = probe_video(path)
         seconds = 0 if info.num_frames is None or not info.fps else info.num_frames / info.fps
-        if seconds * self.video.fps < wanted + 1:  # by the header, which may be wrong
+        if seconds * self.video.fps < self.video.overlap_history + 1:  # by the header, which may be wrong
             self.continue_from(path)
 
     def continue_from(self, history):
@@ -207,12 +199,8 @@ class SkyReelsV2(Adapter):
         return replace(self, video=replace(self.video, **changes))
 
     def pilot(self):
-        video = self.video
-        frames = min(video.num_frames, video.base_num_frames)
-        alone = {"overlap_history": None, "addnoise_condition": 0, "seed": 0}
-        name = f"{self.source.path.name if self.source.path else self.location.rpartition('/')[2]}"
-        name += f"-{video.height}x{video.width}-{video.inference_steps}steps-shift{video.shift:g}"
-        return self.with_video(num_frames=frames, **alone), name
+        frames = min(self.video.num_frames, self.video.base_num_frames)
+        return self.with_video(num_frames=frames, overlap_history=None, addnoise_condition=0, seed=0)
 
 
 def _continued_frames(values: dict[str, Any], source: ModelSource, seconds: float) -> int:

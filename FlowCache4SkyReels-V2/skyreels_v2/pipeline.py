@@ -21,10 +21,9 @@ from flowcache.environment import describe_environment, peak_memory_bytes, synch
 from flowcache.finite import check_finite
 from flowcache.methods import ModelTraits
 from flowcache.noise import BlockNoise
-from flowcache.output import VideoPart
 from flowcache.pipeline import FlowCachePipeline, Generators, VideoOutput, make_videos, split_prompts
 from flowcache.prompts import PromptWarnings, find_losses
-from flowcache.state import State, on_device
+from flowcache.state import State, VideoPart, on_device
 
 from .chunk_model import SkyReelsV2ChunkModel
 from .codec import VideoCodec
