@@ -1,9 +1,10 @@
-"""Options of policies and scorers: fields of dataclasses, checked where they are made, set by name."""
+"""Options of policies, scorers and videos: fields of dataclasses, checked where they are made, set by name."""
 
 import ast
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, field, fields, is_dataclass
+from fractions import Fraction
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -13,6 +14,9 @@ T = TypeVar("T")
 
 #: Pixels of all frames together: six hours of 24 frames a second in 1920 x 1080.
 MAX_PIXELS = 2**40
+
+#: Frames per second; a file that claims another rate is damaged.
+SLOWEST, FASTEST = Fraction(1, 100), Fraction(1000)
 
 _PLAIN = (bool, int, float, str, dict, list, tuple)
 
@@ -51,6 +55,28 @@ def check_pixels(num_frames: int, height: int, width: int) -> None:
     if num_frames * height * width > MAX_PIXELS:
         got = f"got {num_frames} x {height} x {width}; make fewer or smaller frames"
         raise ValueError(f"num_frames x height x width must be at most {MAX_PIXELS:.1e}, {got}.")
+
+
+def exact_rate(rate: float | Fraction | str) -> Fraction:
+    """The fraction that a rate stands for: 24000/1001 for 23.976 and for ``"24000/1001"``."""
+    try:
+        fraction = Fraction(rate) if "/" in str(rate) else Fraction(float(rate))
+    except (ValueError, TypeError, OverflowError, ZeroDivisionError):
+        fraction = Fraction(0)
+    if not SLOWEST <= fraction <= FASTEST:
+        known = f"a number from {float(SLOWEST):g} to {FASTEST}, such as 24, 23.976 or 24000/1001"
+        raise ValueError(f"fps must be {known}, got {rate}.")
+    # NTSC rates are commonly written with two or three decimals.
+    ntsc = Fraction(round(fraction * 1001 / 1000) * 1000, 1001)
+    if fraction.denominator > 1 and math.isclose(fraction, ntsc, rel_tol=2e-4):
+        return ntsc
+    return fraction.limit_denominator(1001)
+
+
+def plain_rate(rate: float | Fraction | str) -> int | float:
+    """The rate as a number for JSON, from which ``exact_rate`` restores the fraction; errors as there."""
+    exact = exact_rate(rate)
+    return exact.numerator if exact.denominator == 1 else float(exact)
 
 
 def make_by_name(kind: str, registry: Mapping[str, type[T]], name: str, options: Mapping[str, Any] | None = None) -> T:

@@ -16,7 +16,7 @@ import torch
 
 from .benchmark.ranks import Rank
 from .command_line import one_line
-from .extras import Unavailable
+from .environment import Unavailable
 from .finite import NotFiniteError
 from .plots import reuse_map
 from .plots.style import format_flops, format_saving

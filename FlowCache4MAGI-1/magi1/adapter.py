@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from flowcache.adapter import Adapter, Start
+from flowcache.files import shipped
 from flowcache.fingerprint import array_digest
 from flowcache.methods import make_config
 from flowcache.options import Given
 from flowcache.registry import check_number
-from flowcache.shipped import shipped
 from flowcache.video import last_frames, to_float
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt

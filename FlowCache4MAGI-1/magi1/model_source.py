@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from flowcache.files import shipped
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
-from flowcache.shipped import shipped
 
 from .checkpoint import (
     BESIDE,

@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from flowcache import Denoiser, FlowCacheConfig, KVStorageConfig, StaircaseSchedule, Trace, Window, cut_window
 from flowcache.arguments import GivenFrames, as_frames, check_type
 from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
+from flowcache.files import shipped
 from flowcache.finite import check_finite
 from flowcache.noise import BlockNoise
 from flowcache.pipeline import FlowCachePipeline, StepCallback
 from flowcache.prompts import check_prompt
-from flowcache.shipped import shipped
 from flowcache.state import State, VideoPart
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt, make_captions

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from flowcache.files import shipped
 from flowcache.model_files import (
     check_vocabulary,
     default_arguments,
@@ -21,7 +22,6 @@ from flowcache.model_files import (
     read_config,
     read_header,
 )
-from flowcache.shipped import shipped
 from flowcache.user_files import reading
 
 from . import conversion

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..command_line import Parser, check_device, output_stem, writable_folder
-from ..extras import require
+from ..environment import require
 from ..running import run_checked
 from .paper_flops import NOTE, registered_models
 from .physics_iq import PARTS, PhysicsIQReport, find_views

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
-from ..markdown import markdown_table
+from ..files import markdown_table
 
 GROUP = "flowcache.paper_flops"
 PETA = 1e15

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from reference import ROOT
 
-from flowcache.extras import Unavailable
+from flowcache.environment import Unavailable
 from flowcache.metrics import __main__ as program
 from flowcache.metrics import compare, psnr, ssim
 from flowcache.video import VideoWriter, read_video

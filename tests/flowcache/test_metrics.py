@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowcache.extras import Unavailable
+from flowcache.environment import Unavailable
 from flowcache.metrics import load_lpips, psnr, ssim
 
 

@@ -11,7 +11,7 @@ from reference import ROOT
 
 from flowcache import cli
 from flowcache.options import OptionParser, Refuse
-from flowcache.rates import exact_rate, plain_rate
+from flowcache.registry import exact_rate, plain_rate
 from flowcache.typed import as_type
 
 
