@@ -188,6 +188,13 @@ class ModelTraits:
     names: Mapping[str, str] = field(default_factory=dict)
     lacking: Mapping[str, str] = field(default_factory=dict)
 
+    def configure(self, method: str = "flowcache", preset: str | None = None, **named: Any) -> FlowCacheConfig:
+        """Configuration of a method of ``METHODS`` with a preset of ``PRESETS``; None: the default.
+
+        ``named`` are fields of ``MethodOptions``, also under the model's own names.
+        """
+        return make_config(self.translate({"method": method, "preset": preset, **named}), self)
+
     def translate(self, named: Mapping[str, Any]) -> MethodOptions:
         """Options under their own names or those of the model; a budget alone compresses."""
         ours = {theirs: name for name, theirs in self.names.items()}
