@@ -163,7 +163,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
         if not os.path.exists(tuning.path):
             output_file("profile", tuning.path)
         tuning.check()
-        identity["tuning"] = tuning.identity
+        identity["tuning"] = {"target": str(target), "profile": tuning.key}
     task = "v2v" if given.get("video_path") else "i2v" if given.get("image") else "t2v"
     selected = {given.spelled[name]: given.get(name) for name in SELECTORS if name not in unread}
     named = setting_words(options.method, options.preset, selected, target, config)

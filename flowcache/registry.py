@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, field, fields, is_dataclass
 from fractions import Fraction
-from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .typed import as_type
@@ -120,18 +119,15 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
 
 def _from_text(value: Any, kind: Any) -> Any:
     """Value of a field's type; what cannot be read stays text and is refused by the field's check."""
-    members = get_args(kind) or (kind,)
+    members = (kind, *get_args(kind))
     if isinstance(value, list):
         return tuple(value)
     if not isinstance(value, str) or str in members:
         return value
-    text = value.strip()
-    if text.lower() == "none" and NoneType in members:
-        return None
+    text = {"none": "None", "true": "True", "false": "False"}.get(value.strip().lower(), value.strip())
     try:
-        read = ast.literal_eval(text.capitalize() if text.lower() in ("true", "false") else text)
+        read = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return value
-    if not any(get_origin(k) is tuple for k in (kind, *members)):
-        return read
-    return tuple(read) if isinstance(read, list | tuple) else (read,)
+    takes_several = any(get_origin(each) is tuple for each in members)
+    return read if read is None or not takes_several else tuple(read) if isinstance(read, list | tuple) else (read,)

@@ -89,9 +89,8 @@ class Sampler:
             parts = pilot.stream(self._pipeline, prompt, Start(), config, trace, None)
             return torch.cat([part.frames for part in parts], dim=1), trace
 
-        tuned = tuning.run(run)
-        self.config = tuned.cache
-        trace.settings["tuning"] = {"target": str(tuning.target), "expected": str(tuned)}
+        self.config, _, expected = tuning.run(run)
+        trace.settings["tuning"] = {"target": str(tuning.target), "expected": expected}
 
     def generate(self, sample: Sample, path: Path) -> Trace:
         """Make a sample's video and write it; of a video that is continued, only what is new."""
