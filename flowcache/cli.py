@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -29,9 +30,10 @@ from .config import FlowCacheConfig
 from .fingerprint import video_name
 from .methods import DEFAULT_PRESET, SELECTORS, CompressionOptions, MethodOptions
 from .options import Given, OptionParser
+from .plots import reuse_map
 from .prompts import check_prompt
 from .resume import ResumeFile
-from .running import run_checked, run_program
+from .running import run_checked, summary
 from .sampler import Sampler
 from .trace import Trace
 from .tuning import Target, Tuning
@@ -88,8 +90,10 @@ class Job:
     preset: str | None
     resume: ResumeFile | None
     tuning: Tuning | None
+    started: float
 
-    def run(self) -> tuple[Trace, Path]:
+    def run(self) -> str:
+        """Make the video, its trace and its reuse map; returns their paths and a summary."""
         trace, sampler = Trace(method=self.sampler.method), self.sampler
         with self.resume or nullcontext() as resume:
             with trace.timer("load"):
@@ -99,7 +103,15 @@ class Job:
                     sampler.tune(self.tuning, trace)
             trace.settings["preset"] = self.preset
             sampler.write(self.prompt, self.start, self.output, trace, resume=resume)
-        return trace, self.output
+        files = {"trace": self.output.with_suffix(".trace.json"), "reuse map": self.output.with_suffix(".reuse.png")}
+        try:
+            trace.save(files["trace"])
+            reuse_map(trace, files["reuse map"])
+        except OSError as error:
+            error.add_note(f"the video itself is whole: {self.output}")
+            raise
+        lines = [f"{name}: {path}" for name, path in {"video": self.output, **files}.items()]
+        return "\n".join([*lines, summary(trace, time.perf_counter() - self.started)])
 
 
 def build_parser(model: type[Adapter], program: str) -> OptionParser:
@@ -135,12 +147,18 @@ def read_options(model: type[Adapter], program: str, words: Sequence[str]) -> Gi
 
 def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     """Check everything that a video needs; raises ValueError with the name of an option."""
+    started, count = time.perf_counter(), Rank.from_environment(os.environ).count
+    if count > 1:
+        raise ValueError(
+            f"WORLD_SIZE: expected 1, as one process makes one video, got {count}; start this program without "
+            "torchrun, or make many videos on many GPUs with sample_video.py."
+        )
     given = read_options(model, "generate", words)
     with given.naming():
-        target = settle_target(given)
+        target = read_target(given)
         options, unread = choose_method(given, model)
         given.refuse_unread(unread)
-    settle_seed(given)
+    draw_seed(given)
     device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     images, info = read_inputs(given)
@@ -172,7 +190,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     resume = ResumeFile(output, identity, device) if given.get("resume") else None
     by_preset = options.method == "flowcache" and not options.pick(SELECTORS) and target is None
     preset = options.preset or (DEFAULT_PRESET if by_preset else None)
-    return Job(sampler, prompt, start, output, preset, resume, tuning)
+    return Job(sampler, prompt, start, output, preset, resume, tuning, started)
 
 
 def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[str], Sampling]:
@@ -219,7 +237,7 @@ def choose_method(given: Given, model: type[Adapter]) -> tuple[MethodOptions, di
     return MethodOptions(**values), unread
 
 
-def settle_target(given: Given) -> Target | None:
+def read_target(given: Given) -> Target | None:
     """The target of a search for settings, over method and preset of a script; None if no target is given."""
     speedup, psnr = given.get("target_speedup"), given.get("target_psnr")
     if speedup is None and psnr is None:
@@ -236,7 +254,7 @@ def settle_target(given: Given) -> Target | None:
     return target
 
 
-def settle_seed(given: Given) -> None:
+def draw_seed(given: Given) -> None:
     """Draw and log a seed for -1, as the original programs do; raises ValueError for a run to resume."""
     if given.get("seed") == -1:
         if given.get("resume"):
@@ -320,5 +338,5 @@ def main(words: Sequence[str] | None = None) -> int:
     chosen, rest = parser.parse_args(words[:first]), words[first:]
     model = find_model(chosen.model)
     if chosen.program == "generate":
-        return run_program(lambda: prepare_video(model, rest), Job.run)
+        return run_checked(lambda: prepare_video(model, rest), Job.run)
     return run_checked(lambda: prepare_samples(model, rest), lambda found: run_on(*found))
