@@ -18,19 +18,12 @@ from .video import Frames, VideoInfo, resize_and_crop, to_float
 
 @dataclass(frozen=True)
 class Start:
-    """What a video starts from.
-
-    Attributes:
-        prefix: first frames, ``[3, frames, height, width]`` in [-1, 1].
-        last: frame to arrive at, ``[3, 1, height, width]``.
-        before: video to write first.
-        skip: generated frames not to write.
-    """
+    """What a video starts from; frames are ``[3, frames, height, width]`` in [-1, 1]."""
 
     prefix: Tensor | None = None
-    last: Tensor | None = None
-    before: Path | None = None
-    skip: int = 0
+    last: Tensor | None = None  # one frame to arrive at
+    before: Path | None = None  # video to write first
+    skip: int = 0  # generated frames not to write
 
 
 class Adapter(ABC):
@@ -84,11 +77,10 @@ class Adapter(ABC):
     @classmethod
     @abstractmethod
     def resolve(cls, given: Given, device: str, info: VideoInfo | None, seconds: float | None) -> Self:
-        """Choose weights and settings; reads no weight and opens no connection; refuses options without effect.
+        """Choose weights and settings, and refuse options without effect; reads no weight, opens no connection.
 
-        Args:
-            info: size and rate of the image or video that the video starts with.
-            seconds: length of the new part, for a benchmark that continues videos.
+        ``info`` is that of the image or video that the video starts with; ``seconds`` the length of the new part, for
+        a benchmark that continues videos.
         """
 
     @abstractmethod

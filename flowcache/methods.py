@@ -157,16 +157,12 @@ class ModelTraits:
     """How the method differs on a model.
 
     Attributes:
-        methods: those of ``METHODS`` that the model has.
-        thresholds: of the paper presets.
         whole_window: vanilla and teacache run the whole window at every computed step, without a KV cache.
         clean_pass: a chunk runs once more when it is clean, but with the paper presets.
         final_steps: steps at a chunk's end that flowcache always computes.
         final_window_steps: steps at the end of the staircase, where distance decides.
-        paper_forecast: forecast of the paper presets.
-        paper_within_step: whether they compress the cache within a step.
-        query_granularity: default of the option.
-        total: default of the option; None: a budget of 1.
+        thresholds, paper_forecast: of the paper presets; paper_within_step: they compress the cache within a step.
+        query_granularity, total: defaults of the options; total None: a budget of 1.
         coefficients: fitted polynomials over the distance, with retention steps (True) and without.
         indicator_without_retention: indicator of teacache without retention steps.
         names: the model's own names of options.

@@ -141,7 +141,7 @@ class OptionParser(Parser):
             base, choices = type(get_args(base)[0]), choices or get_args(base)
         self._kinds[name], self._spelled[name] = kind, aliases[0] if aliases else name
         flags, to = [f"--{n}" for n in (name, *aliases)], group or self
-        more |= {"dest": name, "help": text.replace("%", "%%"), "type": _reader(base)}
+        more |= {"dest": name, "help": text.replace("%", "%%"), "type": base if base is Path else _reader(base)}
         if base is Mapping:
             more |= {"type": _read_pair, "action": "append", "metavar": "NAME=VALUE"}
             flags.append(f"--{name.removesuffix('s')}")
@@ -222,8 +222,6 @@ def _reader(kind: Any) -> Callable[[str], Any]:
 
     def read(text: str) -> Any:
         try:
-            if kind is Path:
-                return expand_path(text)
             with reading(short_repr(text), "YAML"):
                 value = text if kind is str else yaml.safe_load(text)
             return as_type(value, kind, "the value", spelled=True)
