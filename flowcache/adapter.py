@@ -30,40 +30,27 @@ class Adapter(ABC):
     """A model and the settings of its videos, chosen and checked before any weight is read.
 
     All methods but ``load`` and ``stream`` raise ValueError, with a sentence that names the option.
-
-    Attributes:
-        title, package: name of the model in tables, and folder of its outputs.
-        inputs: options of the start of a video that the model has, with the original's names.
-        lacks: options of the method that the model does not have.
-        option_files: YAML files whose options hold where nothing else is given, by program.
-        clean_prompt: gives the part of a prompt that is tokenized.
-        video: settings of the video, with ``num_frames``, ``seed`` and ``fps``.
-        size: height and width in pixels.
-        num_steps: denoising steps of a chunk.
-        shape: words for what else determines the speed, for tables; ``profile_word``: for the name of a profile.
-        location: folder or Hub id of the weights.
-        folders: local folders of weights, by the setting that names them.
-        is_small: whether the weights are the small checkpoint of this project.
-        words: of the settings, for the name of a video.
     """
 
-    title: ClassVar[str]
-    package: ClassVar[str]
+    title: ClassVar[str]  # name of the model in tables
+    package: ClassVar[str]  # folder of its outputs
     traits: ClassVar[ModelTraits]
+    # Options of the start of a video that the model has, with the original's names.
     inputs: ClassVar[Mapping[str, tuple[str, ...]]]
-    lacks: ClassVar[frozenset[str]] = frozenset()
+    lacks: ClassVar[frozenset[str]] = frozenset()  # options of the method that the model does not have
+    # YAML files whose options hold where nothing else is given, by program.
     option_files: ClassVar[Mapping[str, Path]] = {}
-    clean_prompt: ClassVar[Callable[[str], str]]
-    video: Any
-    size: tuple[int, int]
-    num_steps: int
-    shape: str
-    profile_word: str
-    location: str
-    folders: Mapping[str, Path]
+    clean_prompt: ClassVar[Callable[[str], str]]  # gives the part of a prompt that is tokenized
+    video: Any  # settings of the video, with ``num_frames``, ``seed`` and ``fps``
+    size: tuple[int, int]  # height and width in pixels
+    num_steps: int  # denoising steps of a chunk
+    shape: str  # words for what else determines the speed, for tables
+    profile_word: str  # the same for the name of a profile
+    location: str  # folder or Hub id of the weights
+    folders: Mapping[str, Path]  # local folders of weights, by the setting that names them
     default_prompt: str
-    is_small: bool
-    words: tuple[str, ...] = ()
+    is_small: bool  # whether the weights are the small checkpoint of this project
+    words: tuple[str, ...] = ()  # words of the settings, for the name of a video
 
     @classmethod
     @abstractmethod

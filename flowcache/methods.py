@@ -154,34 +154,23 @@ class MethodOptions(CompressionOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTraits:
-    """How the method differs on a model.
-
-    Attributes:
-        whole_window: vanilla and teacache run the whole window at every computed step, without a KV cache.
-        clean_pass: a chunk runs once more when it is clean, but with the paper presets.
-        final_steps: steps at a chunk's end that flowcache always computes.
-        final_window_steps: steps at the end of the staircase, where distance decides.
-        thresholds, paper_forecast: of the paper presets; paper_within_step: they compress the cache within a step.
-        query_granularity, total: defaults of the options; total None: a budget of 1.
-        coefficients: fitted polynomials over the distance, with retention steps (True) and without.
-        indicator_without_retention: indicator of teacache without retention steps.
-        names: the model's own names of options.
-        lacking: fields of ``FlowCacheConfig`` that must keep their defaults, with the reason.
-    """
+    """How the method differs on a model."""
 
     methods: tuple[str, ...] = METHODS
-    thresholds: Mapping[str, float]
-    whole_window: bool
-    clean_pass: bool
-    final_steps: int
-    final_window_steps: int = 0
+    thresholds: Mapping[str, float]  # of the paper presets
+    whole_window: bool  # vanilla and teacache run the whole window at every computed step, without a KV cache
+    clean_pass: bool  # a chunk runs once more when it is clean, but with the paper presets
+    final_steps: int  # steps at a chunk's end that flowcache always computes
+    final_window_steps: int = 0  # steps at the end of the staircase, where distance decides
     paper_forecast: str
-    paper_within_step: bool = False
-    query_granularity: str
-    total: int | None = None
+    paper_within_step: bool = False  # the paper presets compress the cache within a step
+    query_granularity: str  # default of the option
+    total: int | None = None  # default of the option; None: a budget of 1
+    # Fitted polynomials over the distance, with retention steps (True) and without.
     coefficients: Mapping[bool, tuple[float, ...]] = field(default_factory=dict)
-    indicator_without_retention: str | None = None
-    names: Mapping[str, str] = field(default_factory=dict)
+    indicator_without_retention: str | None = None  # of teacache
+    names: Mapping[str, str] = field(default_factory=dict)  # the model's own names of options
+    # Fields of ``FlowCacheConfig`` that must keep their defaults, with the reason.
     lacking: Mapping[str, str] = field(default_factory=dict)
 
     def configure(self, method: str = "flowcache", preset: str | None = None, **named: Any) -> FlowCacheConfig:

@@ -28,18 +28,12 @@ MAX_BYTES = 2**20
 
 @dataclass
 class Given:
-    """Options that were given, by name.
+    """Options that were given, by name."""
 
-    Attributes:
-        values: of options that a user typed, or else that a script or a YAML file sets.
-        typed, scripted: names of those that the user typed, and that a script sets.
-        spelled: name of an option in messages: as it was given, or as the original program calls it.
-    """
-
-    values: dict[str, Any]
-    typed: set[str]
-    scripted: set[str]
-    spelled: Mapping[str, str]
+    values: dict[str, Any]  # typed by the user, or else set by a script or a YAML file
+    typed: set[str]  # names of options that the user typed
+    scripted: set[str]  # names of options that a script sets
+    spelled: Mapping[str, str]  # name of an option in messages: as it was given, or as the original program calls it
 
     def get(self, name: str, default: Any = None) -> Any:
         value = self.values.get(name)

@@ -13,17 +13,12 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class VideoPart:
-    """New frames of a video.
+    """New frames of a video."""
 
-    Attributes:
-        frames: ``[3, frames, height, width]`` in [-1, 1].
-        latents: of those frames, ``[channels, frames', h, w]``.
-        state: gives the state from which the stream resumes behind this part; to be called, and its result saved,
-            before the next part is requested. None where the stream cannot resume.
-    """
-
-    frames: Tensor
-    latents: Tensor
+    frames: Tensor  # ``[3, frames, height, width]`` in [-1, 1]
+    latents: Tensor  # of those frames, ``[channels, frames', h, w]``
+    # Gives the state from which the stream resumes behind this part; to be called, and its result saved, before the
+    # next part is requested. None where the stream cannot resume.
     state: Callable[[], State] | None = None
 
 

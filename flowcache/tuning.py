@@ -43,15 +43,10 @@ Pilot = Callable[[FlowCacheConfig], tuple[Tensor, Trace]]
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a run must reach; exactly one of the two.
+    """What a run must reach; exactly one of the two."""
 
-    Args:
-        speedup: FLOPs ratio to the original, reached at the best quality.
-        psnr: dB to the same video without reuse, reached with the fewest FLOPs.
-    """
-
-    speedup: float | None = None
-    psnr: float | None = None
+    speedup: float | None = None  # FLOPs ratio to the original, reached at the best quality
+    psnr: float | None = None  # dB to the same video without reuse, reached with the fewest FLOPs
 
     def __post_init__(self) -> None:
         if (self.speedup is None) == (self.psnr is None):

@@ -62,12 +62,7 @@ class MagiOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Magi1(Adapter):
-    """MAGI-1 with the settings of its videos.
-
-    Attributes:
-        source: weights and configuration.
-        extras: arguments of ``MagiPipeline.stream`` about special tokens and guidance.
-    """
+    """MAGI-1 with the settings of its videos."""
 
     title = "MAGI-1"
     package = "magi1"
@@ -81,7 +76,8 @@ class Magi1(Adapter):
     clean_prompt = staticmethod(clean_prompt)
     default_prompt = "a red circle moves right over a dark background"
 
-    source: ModelSource
+    source: ModelSource  # weights and configuration
+    # Arguments of ``MagiPipeline.stream`` about special tokens and guidance.
     extras: dict[str, Any] = field(default_factory=dict)
 
     video = property(lambda self: self.source.config.runtime_config)

@@ -55,14 +55,7 @@ class SkyReelsOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SkyReelsV2(Adapter):
-    """SkyReels-V2 with the settings of its videos.
-
-    Attributes:
-        source: the weights.
-        video: settings of the video.
-        negative_prompt: what to avoid; None: what suits the model.
-        offload: keep idle components in host memory.
-    """
+    """SkyReels-V2 with the settings of its videos."""
 
     title = "SkyReels-V2"
     package = "skyreels_v2"
@@ -72,8 +65,8 @@ class SkyReelsV2(Adapter):
 
     source: ModelSource
     video: VideoSettings
-    negative_prompt: str | None = None
-    offload: bool = False
+    negative_prompt: str | None = None  # what to avoid; None: what suits the model
+    offload: bool = False  # keep idle components in host memory
 
     size = property(lambda self: (self.video.height, self.video.width))
     num_steps = property(lambda self: self.video.inference_steps)

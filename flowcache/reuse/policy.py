@@ -16,17 +16,11 @@ from .forecast import Forecast
 
 @dataclass(frozen=True)
 class Decision:
-    """A policy's decision for one live chunk at one step.
+    """A policy's decision for one live chunk at one step."""
 
-    Attributes:
-        reuse: skip the model and forecast.
-        distance: change of the chunk's indicator since the previous step; None if not measured.
-        accumulated: value compared with the threshold; None if nothing was compared.
-    """
-
-    reuse: bool
-    distance: float | None = None
-    accumulated: float | None = None
+    reuse: bool  # skip the model and forecast
+    distance: float | None = None  # change of the chunk's indicator since the previous step; None if not measured
+    accumulated: float | None = None  # value compared with the threshold; None if nothing was compared
 
 
 COMPUTE = Decision(reuse=False)
