@@ -32,6 +32,7 @@ from .methods import DEFAULT_PRESET, SELECTORS, CompressionOptions, MethodOption
 from .options import Given, OptionParser
 from .plots import reuse_map
 from .prompts import check_prompt
+from .registry import described
 from .resume import ResumeFile
 from .running import run_checked, summary
 from .sampler import Sampler
@@ -48,35 +49,22 @@ MODELS = {"skyreels_v2": "skyreels_v2.adapter:SkyReelsV2", "magi1": "magi1.adapt
 
 @dataclass(frozen=True, kw_only=True)
 class VideoOptions:
-    """Options of a single video.
+    """Options of a single video."""
 
-    Attributes:
-        prompt: text to show (default: the model's).
-        image: first frame.
-        end_image: last frame; needs ``--image``.
-        video_path: video to continue.
-        output_path: the mp4 (default: OUTDIR/EXPNAME/NAME.mp4, NAME from the prompt and all settings).
-        outdir: folder of the results.
-        expname: folder within it (default: the model's package).
-        resume: save the state as the video grows, and resume from it if it exists.
-        target_speedup: times fewer FLOPs than vanilla; finds the best setting.
-        target_psnr: dB to the same video without reuse; finds the fastest setting.
-        profile: file with the results of that search (default: in ~/.cache/flowcache).
-        device: cpu, cuda or cuda:1 (default: cuda if there is a GPU, otherwise cpu).
-    """
-
-    prompt: str | None = None
-    image: Path | None = None
-    end_image: Path | None = None
-    video_path: Path | None = None
-    output_path: Path | None = None
-    outdir: Path = Path("outputs")
-    expname: str | None = None
-    resume: bool = False
-    target_speedup: float | None = None
-    target_psnr: float | None = None
-    profile: Path | None = None
-    device: str | None = None
+    prompt: str | None = described("text to show (default: the model's)")
+    image: Path | None = described("first frame")
+    end_image: Path | None = described("last frame; needs --image")
+    video_path: Path | None = described("video to continue")
+    output_path: Path | None = described(
+        "the mp4 (default: OUTDIR/EXPNAME/NAME.mp4, NAME from the prompt and all settings)"
+    )
+    outdir: Path = described("folder of the results", Path("outputs"))
+    expname: str | None = described("folder within it (default: the model's package)")
+    resume: bool = described("save the state as the video grows, and resume from it if it exists", False)
+    target_speedup: float | None = described("times fewer FLOPs than vanilla; finds the best setting")
+    target_psnr: float | None = described("dB to the same video without reuse; finds the fastest setting")
+    profile: Path | None = described("file with the results of that search (default: in ~/.cache/flowcache)")
+    device: str | None = described("cpu, cuda or cuda:1 (default: cuda if there is a GPU, otherwise cpu)")
 
 
 @dataclass(frozen=True)

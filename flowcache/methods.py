@@ -10,7 +10,7 @@ from typing import Any
 from .config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
 from .kv.original import WEIGHTINGS, OriginalCompression
 from .kv.scorers import SCORERS
-from .registry import check_options, make_by_name
+from .registry import check_options, described, make_by_name
 from .reuse import ALIASES, POLICIES, Interval, make_policy
 from .reuse.forecast import FORECASTS
 
@@ -32,41 +32,35 @@ RETENTION_STEPS = 5
 _GRANULARITIES = ("token", "frame", "chunk")
 
 
-def _choice(help: str, default: Any = None, **metadata: Any) -> Any:
-    """A field of ``MethodOptions``; ``limits`` or ``choices`` of its metadata are checked."""
-    made = {"default_factory": dict} if default is dict else {"default": default}
-    return field(**made, metadata={"help": help, **metadata})
-
-
 @dataclass(frozen=True, kw_only=True)
 class CacheOptions:
     """Options of the KV cache."""
 
-    compress: bool = _choice("compressed KV cache, which keeps the best tokens of clean chunks", False)
-    kv_range: int | None = _choice("newest clean chunks a chunk sees (default: all)", limits=(0, 10**6))
-    kv_bits: int | None = _choice("bits of clean chunks' keys and values (default: all)", choices=(8, 4))
-    kv_offload: bool = _choice("keys and values of clean chunks in host memory", False)
+    compress: bool = described("compressed KV cache, which keeps the best tokens of clean chunks", False)
+    kv_range: int | None = described("newest clean chunks a chunk sees (default: all)", limits=(0, 10**6))
+    kv_bits: int | None = described("bits of clean chunks' keys and values (default: all)", choices=(8, 4))
+    kv_offload: bool = described("keys and values of clean chunks in host memory", False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionOptions(CacheOptions):
     """Options of a compressed cache: fields of ``KVCompressionConfig`` or ``OriginalCompression`` of that name."""
 
-    budget: int | None = _choice(
+    budget: int | None = described(
         "chunks' worth of tokens kept by compression (default: 1, or by total)", limits=(1, 10**6)
     )
-    total: int | None = _choice("chunks in a compressed cache, live ones included", limits=(1, 10**6))
-    strategy: str | None = _choice("unit of compression (default: token)", choices=_GRANULARITIES)
-    query_granularity: str | None = _choice(
+    total: int | None = described("chunks in a compressed cache, live ones included", limits=(1, 10**6))
+    strategy: str | None = described("unit of compression (default: token)", choices=_GRANULARITIES)
+    query_granularity: str | None = described(
         "newest queries that score tokens (default: the model's)", choices=_GRANULARITIES
     )
-    scorer: str | None = _choice("score of tokens (default: paper)", choices=tuple(SCORERS))
-    scorer_options: Mapping = _choice("option of the scorer, NAME=VALUE", dict)
-    mix_lambda: float | None = _choice(
+    scorer: str | None = described("score of tokens (default: paper)", choices=tuple(SCORERS))
+    scorer_options: Mapping = described("option of the scorer, NAME=VALUE", dict)
+    mix_lambda: float | None = described(
         "weight of importance in the paper score, 0 to 1 (default: 0.07)", limits=(0, 1)
     )
-    weighting: str | None = _choice(SUPPRESS, choices=WEIGHTINGS)
-    power: float | None = _choice(SUPPRESS, limits=(0.001, 1000))
+    weighting: str | None = described(SUPPRESS, choices=WEIGHTINGS)
+    power: float | None = described(SUPPRESS, limits=(0.001, 1000))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,25 +71,25 @@ class MethodOptions(CompressionOptions):
     metadata: ``help``, ``limits``, ``choices``.
     """
 
-    method: str = _choice("method that makes the video", "flowcache", choices=METHODS)
-    preset: str | None = _choice(f"speed against quality (default: {DEFAULT_PRESET})", choices=PRESETS)
-    policy: str | None = _choice("reuse policy (default: the preset's)", choices=(*POLICIES, *ALIASES))
-    policy_options: Mapping = _choice("option of the reuse policy, NAME=VALUE", dict)
-    threshold: float | None = _choice(
+    method: str = described("method that makes the video", "flowcache", choices=METHODS)
+    preset: str | None = described(f"speed against quality (default: {DEFAULT_PRESET})", choices=PRESETS)
+    policy: str | None = described("reuse policy (default: the preset's)", choices=(*POLICIES, *ALIASES))
+    policy_options: Mapping = described("option of the reuse policy, NAME=VALUE", dict)
+    threshold: float | None = described(
         "accumulated distance at which a chunk is computed (default: the preset's)", limits=(0, 1000)
     )
-    interval: int | None = _choice("computed step every N steps (default: the preset's)", limits=(1, 1000))
-    warmup_steps: int | None = _choice(
+    interval: int | None = described("computed step every N steps (default: the preset's)", limits=(1, 1000))
+    warmup_steps: int | None = described(
         f"first steps of a chunk that are always computed (default: {RETENTION_STEPS} with teacache and the "
         "paper presets, otherwise 1)",
         limits=(0, 1000),
     )
-    retention: bool | None = _choice(
+    retention: bool | None = described(
         f"where distance decides, {RETENTION_STEPS} warm-up steps and the polynomial fitted with them "
         "(default: with teacache and the paper presets)"
     )
-    forecast: str | None = _choice("output of a reused chunk (default: the preset's)", choices=tuple(FORECASTS))
-    causal_attention: bool = _choice("block-causal attention for vanilla and teacache", False)
+    forecast: str | None = described("output of a reused chunk (default: the preset's)", choices=tuple(FORECASTS))
+    causal_attention: bool = described("block-causal attention for vanilla and teacache", False)
     refresh_given: bool = False
     coefficients: Sequence[float] | None = None
 

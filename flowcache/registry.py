@@ -25,6 +25,12 @@ def option(default: Any = MISSING, least: float = -math.inf, most: float = math.
     return field(default=default, metadata={"limits": (least, most)})
 
 
+def described(help: str, default: Any = None, **metadata: Any) -> Any:
+    """A dataclass field that is an option of a program, with ``limits`` or ``choices`` to check."""
+    made = {"default_factory": dict} if default is dict else {"default": default}
+    return field(**made, metadata={"help": help, **metadata})
+
+
 def check_options(made: Any) -> None:
     """Refuse a dataclass with a field of another type than annotated, or outside its limits or choices.
 

@@ -13,7 +13,7 @@ from flowcache.files import shipped
 from flowcache.fingerprint import array_digest
 from flowcache.methods import make_config
 from flowcache.options import Given
-from flowcache.registry import check_number
+from flowcache.registry import check_number, described
 from flowcache.video import last_frames, to_float
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt
@@ -39,25 +39,23 @@ PREFIX_SECONDS = 5  # of a video that is continued
 
 @dataclass(frozen=True, kw_only=True)
 class MagiOptions:
-    """Options of MAGI-1 beside the keys of its configuration.
+    """Options of MAGI-1 beside the keys of its configuration."""
 
-    Attributes:
-        config_file: configuration in three sections, JSON.
-        weights: auto (the configuration's on CUDA or with ``--load``, otherwise small), official, or small.
-        mode: t2v, i2v (needs ``--image_path``) or v2v (needs ``--prefix_video_path``)
-            (default: by what is given).
-        special_tokens: special_tokens.npz of the official code; switches PAD_HQ and PAD_DURATION on.
-        discard_nearly_clean_chunk: no extra forward pass without context of a nearly clean chunk.
-        log, print_peak_memory: ignored; accepted for compatibility.
-    """
-
-    config_file: Path = Path(CONFIG_FILE)
-    weights: Literal["auto", "official", "small"] = "auto"
-    mode: Literal["t2v", "i2v", "v2v"] = "t2v"
-    special_tokens: Path | None = None
-    discard_nearly_clean_chunk: bool = False
-    log: bool = False
-    print_peak_memory: bool = False
+    config_file: Path = described("configuration in three sections, JSON", Path(CONFIG_FILE))
+    weights: Literal["auto", "official", "small"] = described(
+        "auto (the configuration's on CUDA or with --load, otherwise small), official, or small", "auto"
+    )
+    mode: Literal["t2v", "i2v", "v2v"] = described(
+        "t2v, i2v (needs --image_path) or v2v (needs --prefix_video_path) (default: by what is given)", "t2v"
+    )
+    special_tokens: Path | None = described(
+        "special_tokens.npz of the official code; switches PAD_HQ and PAD_DURATION on"
+    )
+    discard_nearly_clean_chunk: bool = described(
+        "no extra forward pass without context of a nearly clean chunk", False
+    )
+    log: bool = described("ignored; accepted for compatibility", False)
+    print_peak_memory: bool = described("ignored; accepted for compatibility", False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from flowcache.adapter import Adapter, Start
 from flowcache.methods import make_config
 from flowcache.options import Refuse
 from flowcache.prompts import check_prompt
+from flowcache.registry import described
 from flowcache.video import last_frames, probe_video, to_float
 
 from .checkpoint import ModelSource, load_pipeline, resolve_model
@@ -34,23 +35,14 @@ _REFUSED = {
 
 @dataclass(frozen=True, kw_only=True)
 class SkyReelsOptions:
-    """Options of SkyReels-V2 beside the settings of the video.
+    """Options of SkyReels-V2 beside the settings of the video."""
 
-    Attributes:
-        weights: auto (the official 1.3B on CUDA, otherwise small), small, a folder, or a Hub id.
-        resolution: size of the frames.
-        negative_prompt: what to avoid.
-        offload: idle components in host memory.
-        use_kvrange: clean blocks limited to the newest, ``--kvrange`` of them.
-        teacache: the original's flag for ``--method teacache``.
-    """
-
-    weights: str = "auto"
-    resolution: str = "auto"
-    negative_prompt: str | None = None
-    offload: bool = False
-    use_kvrange: bool = False
-    teacache: bool = False
+    weights: str = described("auto (the official 1.3B on CUDA, otherwise small), small, a folder, or a Hub id", "auto")
+    resolution: str = described("size of the frames", "auto")
+    negative_prompt: str | None = described("what to avoid")
+    offload: bool = described("idle components in host memory", False)
+    use_kvrange: bool = described("clean blocks limited to the newest, --kvrange of them", False)
+    teacache: bool = described("the original's flag for --method teacache", False)
 
 
 @dataclass(frozen=True, kw_only=True)
