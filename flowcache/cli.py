@@ -155,7 +155,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
         config = chosen.configure(options)
     prompt = given.get("prompt", chosen.default_prompt).strip()
     if not prompt:
-        raise ValueError("prompt must not be empty.")
+        raise ValueError("prompt: expected text, got an empty one.")
     check_prompt("prompt", prompt, chosen.clean_prompt)
     try:
         start = chosen.start(images.get("image"), images.get("end_image"), given.get("video_path"))
@@ -236,7 +236,7 @@ def read_target(given: Given) -> Target | None:
         if name not in given.typed:
             given.override(name, value)
     if given.get("method") != "flowcache":
-        raise ValueError(f"{target.flag} needs method flowcache, got {given.get('method')}.")
+        raise ValueError(f"{target.flag}: expected method flowcache, got {given.get('method')}.")
     for name in given.pick(("preset", *SELECTORS)):
         raise ValueError(f"{target.flag} and {name} exclude each other: leave one of them out.")
     return target
@@ -254,9 +254,9 @@ def draw_seed(given: Given) -> None:
 def read_inputs(given: Given) -> tuple[Mapping[str, Frames], VideoInfo | None]:
     """Images by their options, and size and rate of what the video starts with."""
     if given.get("end_image") and not given.get("image"):
-        raise ValueError("end_image needs image as well: the video has to start somewhere.")
+        raise ValueError("end_image: expected image beside it, from which the video starts.")
     if given.get("video_path") and given.get("image"):
-        raise ValueError("video_path and image exclude each other: the video starts with one of them.")
+        raise ValueError("video_path: expected no image beside it; the video starts with one of them.")
     images, info = {}, None
     for name, path in given.pick(("end_image", "image", "video_path")).items():
         try:
@@ -306,7 +306,7 @@ def output_path(given: Given, model: type[Adapter], name: str) -> Path:
         folder = given.get("outdir", VideoOptions.outdir) / given.get("expname", model.package)
         return output_file("outdir", folder / name)
     if path.name and path.suffix.lower() not in ("", ".mp4"):
-        raise ValueError(f"output_path must end in .mp4, which is what is written, got {path}.")
+        raise ValueError(f"output_path: expected a name that ends in .mp4, got {path}.")
     return output_file("output_path", path if path.suffix or os.path.isdir(path) else path.with_suffix(".mp4"))
 
 

@@ -141,7 +141,7 @@ class Magi1(Adapter):
     def configure(self, options):
         total, live = options.total or TRAITS.total, self.video.window_size
         if options.compress and options.budget is None and total <= live:
-            raise ValueError(f"total must be above window_size ({live}), the number of live chunks, got {total}.")
+            raise ValueError(f"total: expected more than the {live} live chunks (window_size), got {total}.")
         offload = options.kv_offload or self.source.config.engine_config.kv_offload
         return make_config(replace(options, kv_offload=offload), TRAITS)
 

@@ -85,7 +85,7 @@ class SkyReelsV2(Adapter):
         if given.get("teacache"):
             if "method" in given.typed and given.values["method"] != "teacache":
                 method = given.values["method"]
-                raise ValueError(f"teacache and method {method} exclude each other: leave one of them out.")
+                raise ValueError(f"teacache: expected method teacache, got {method}; leave one of them out.")
             given.override("method", "teacache")
             given.typed |= {"method"}
         if given.get("method") in ("vanilla", "teacache") and "streaming" not in given.typed:
