@@ -69,12 +69,9 @@ class GainSplit:
     ) -> dict[str, float]:
         """FLOPs of one step, by accounting.
 
-        Args:
-            ran, edges: chunks that went through the block stack, and through embedding and head.
-            live: local steps of the chunks that moved.
-            first: whether this is the window's first step, at which given chunks run.
-            cleaned: finished chunks among those that ran.
-            seen: tokens that each of those saw, where a cache was compressed; None: all that it could.
+        Chunks in ``ran`` went through the block stack, those in ``edges`` through embedding and head, and ``live``
+        has the local steps of those that moved; ``cleaned`` ones ran again. At the window's ``first`` step, given
+        chunks run. ``seen`` are the tokens that each saw of a compressed cache; None: all that it could.
         """
         model, lengths = self._model, self._lengths
         progress = dict.fromkeys(cleaned, self._num_steps) | live

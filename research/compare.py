@@ -17,8 +17,7 @@ from tqdm import tqdm
 from flowcache import Trace
 from flowcache.command_line import writable_folder
 from flowcache.environment import describe_environment
-from flowcache.files import write_atomically, write_json
-from flowcache.markdown import markdown_table
+from flowcache.files import markdown_table, write_atomically, write_json
 from flowcache.metrics import psnr, ssim
 from flowcache.plots.style import faint_grid, plain_frame, save_figure
 from flowcache.running import run_checked

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from flowcache.command_line import check_device
 from flowcache.environment import peak_memory_bytes, restart_peak_memory, synchronize
+from flowcache.files import markdown_table
 from flowcache.kv.compression import CompressedKVCache
 from flowcache.kv.config import KVCompressionConfig
 from flowcache.kv.layout import CacheLayout
 from flowcache.kv.selection import TokenSelector
-from flowcache.markdown import markdown_table
 
 from .compare import main, positive, write_results
 from .runs import new_parser

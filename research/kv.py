@@ -16,9 +16,8 @@ from statistics import mean, median
 from typing import Any
 
 from flowcache import FlowCacheConfig
-from flowcache.files import write_csv
+from flowcache.files import markdown_table, write_csv
 from flowcache.kv.scorers import SCORERS
-from flowcache.markdown import markdown_table
 
 from .compare import Run, draw_panels, main, positive, write_results
 from .runs import LIVE, Model, compare_configs, find_chunk_model, new_parser

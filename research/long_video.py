@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from flowcache import Trace
 from flowcache.environment import peak_memory_bytes
-from flowcache.markdown import markdown_table
+from flowcache.files import markdown_table
 from flowcache.plots.style import COMPUTED, REUSED
 from flowcache.video import VideoWriter, to_uint8
 

@@ -26,8 +26,7 @@ from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Tran
 from torch import Tensor, nn
 
 from flowcache import Trace
-from flowcache.environment import synchronize
-from flowcache.extras import require
+from flowcache.environment import require, synchronize
 from flowcache.video import Frames, to_uint8
 from skyreels_v2 import METHODS as OURS
 from skyreels_v2 import FlowCacheSkyReelsV2Pipeline, VideoSettings

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flowcache import FlowCacheConfig
-from flowcache.files import write_csv
-from flowcache.markdown import markdown_table
+from flowcache.files import markdown_table, write_csv
 from flowcache.reuse import TeaCache
 
 from .compare import Run, draw_panels, main, positive, write_results

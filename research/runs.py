@@ -16,8 +16,7 @@ import torch
 from flowcache import FlowCacheConfig, Trace
 from flowcache.adapter import Adapter, Start
 from flowcache.command_line import Parser, check_device
-from flowcache.methods import MethodOptions
-from flowcache.output import VideoPart
+from flowcache.state import VideoPart
 from flowcache.video import Frames, to_uint8
 from magi1 import model_source as magi_source
 from magi1.adapter import Magi1
@@ -55,7 +54,7 @@ class Model:
     def configure(self, method: str, preset: str | None = None, **options: Any) -> FlowCacheConfig:
         """Make the configuration of a method; options that the model lacks are left out."""
         known = {name: value for name, value in options.items() if name not in self.adapter.lacks}
-        return self.adapter.configure(MethodOptions(method=method, preset=preset, **known))
+        return self.adapter.configure(self.adapter.traits.translate({"method": method, "preset": preset, **known}))
 
     def stream(self, prompt: str, seed: int, config: FlowCacheConfig, trace: Trace) -> Iterator[VideoPart]:
         """Make a video; yields each chunk's frames as soon as they are clean."""

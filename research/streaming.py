@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowcache import Trace
-from flowcache.markdown import markdown_table
+from flowcache.files import markdown_table
 from flowcache.metrics import psnr
 from flowcache.video import Frames, contact_sheet
 

@@ -34,4 +34,4 @@ def test_files_of_an_installed_package_exist_in_the_checkout():
     for package, patterns in SETTINGS["package-data"].items():
         folder = ROOT / SETTINGS["package-dir"][package]
         assert all(any(folder.glob(pattern)) for pattern in patterns)
-        assert package == f"flowcache.data.{folder.name}", "the path that flowcache.shipped looks for"
+        assert package == f"flowcache.data.{folder.name}", "the path that flowcache.files.shipped looks for"

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowcache.options import MAX_BYTES
-from flowcache.rates import plain_rate
-from flowcache.registry import check_options, check_pixels, option
+from flowcache.registry import check_options, check_pixels, option, plain_rate
 from flowcache.typed import as_type, check_keys, field_types
 from flowcache.user_files import expand_path, parse_file
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from flowcache.environment import choose_device
+from flowcache.files import shipped
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
-from flowcache.shipped import shipped
 
 from . import checkpoint
 from .checkpoint import FOLDERS, T5_FOLDER

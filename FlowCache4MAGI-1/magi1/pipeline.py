@@ -17,13 +17,12 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from flowcache import Denoiser, FlowCacheConfig, KVStorageConfig, StaircaseSchedule, Trace, Window, cut_window
 from flowcache.arguments import GivenFrames, as_frames, check_type
 from flowcache.environment import describe_environment
+from flowcache.files import shipped
 from flowcache.finite import check_finite
 from flowcache.methods import check_config
 from flowcache.noise import BlockNoise
-from flowcache.output import VideoPart
 from flowcache.pipeline import FlowCachePipeline, StepCallback, convert_given
-from flowcache.shipped import shipped
-from flowcache.state import State
+from flowcache.state import State, VideoPart
 from flowcache.typed import check_keys
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt, make_captions

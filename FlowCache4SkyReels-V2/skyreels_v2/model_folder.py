@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from flowcache import model_files
-from flowcache.shipped import shipped
+from flowcache.files import shipped
 from flowcache.user_files import reading
 
 from . import conversion

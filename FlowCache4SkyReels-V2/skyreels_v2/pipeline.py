@@ -19,9 +19,8 @@ from flowcache.environment import describe_environment
 from flowcache.finite import check_finite
 from flowcache.methods import ModelTraits
 from flowcache.noise import BlockNoise
-from flowcache.output import VideoPart
 from flowcache.pipeline import FlowCachePipeline, StepCallback, convert_given
-from flowcache.state import State, on_device
+from flowcache.state import State, VideoPart, on_device
 from flowcache.typed import check_keys
 
 from .chunk_model import SkyReelsV2ChunkModel

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flowcache.model_files import read_config
-from flowcache.rates import plain_rate
-from flowcache.registry import check_options, check_pixels, option
+from flowcache.registry import check_options, check_pixels, option, plain_rate
 
 TEMPORAL_STRIDE = 4  # pixel frames per latent frame of the Wan VAE, after the first
 SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2

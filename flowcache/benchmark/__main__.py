@@ -21,7 +21,7 @@ import torch
 
 from ..cli import MODELS
 from ..command_line import Parser, check_device, output_stem, writable_folder
-from ..extras import require
+from ..environment import require
 from ..running import run_checked
 from .paper_flops import NOTE, PaperFlops
 from .physics_iq import PARTS, find_views

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..markdown import markdown_table
+from ..files import markdown_table
 
 PETA = 1e15
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..markdown import write_results
+from ..files import write_results
 from ..metrics.physics_iq import Measures, PhysicsIQ, compare_clips, make_clip, physics_iq
 from ..video import probe_video, stream_video
 

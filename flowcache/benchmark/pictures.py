@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..naming import prompt_words
+from ..fingerprint import prompt_words
 from ..plots import Point, cache_over_time, distance_curves, reuse_map, step_distances, tradeoff
 from ..plots.race import Runner, finished_parts, write_race
 from ..trace import Trace

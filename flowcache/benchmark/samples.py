@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..command_line import one_line
-from ..naming import prompt_words
-from ..shipped import shipped
+from ..files import shipped
+from ..fingerprint import prompt_words
 from ..user_files import expand_path, read_text, reading
 from .prompts import SAMPLES, find_file, read_prompts
 

@@ -7,8 +7,7 @@ from math import prod
 from pathlib import Path
 from statistics import mean, median
 
-from ..files import write_atomically
-from ..markdown import markdown_table, write_results
+from ..files import markdown_table, write_atomically, write_results
 from ..trace import Trace
 from .paper_flops import PETA, PaperFlops
 from .prompts import DIMENSIONS

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..markdown import write_results
+from ..files import write_results
 from ..user_files import UnreadableFile, read_json, reading
 from ..video import probe_video
 from .prompts import DIMENSIONS, SAMPLES, find_full_info, read_full_info

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..environment import describe_environment
-from ..extras import Unavailable
-from ..markdown import write_results
+from ..environment import Unavailable, describe_environment
+from ..files import write_results
 from ..video import probe_video, read_video
 from .similarity import Video, load_lpips, psnr, ssim
 

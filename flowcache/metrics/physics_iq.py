@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..extras import require
+from ..environment import require
 from ..video import Frames
 
 Mask = NDArray[np.bool_]

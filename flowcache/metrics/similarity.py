@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from ..extras import Unavailable, require
+from ..environment import Unavailable, require
 
 Video = Tensor | NDArray[np.generic]
 

@@ -13,7 +13,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorTrc, VideoReformatter
 
-from ..rates import SLOWEST, exact_rate
+from ..registry import SLOWEST, exact_rate
 from ..user_files import check_is_file, reading
 from .frames import EXACT, Frames, over_black, resize_and_crop
 

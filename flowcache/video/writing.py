@@ -16,7 +16,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from ..files import GrowingFile, replaced_when_done
-from ..rates import exact_rate
+from ..registry import exact_rate
 from ..state import State
 from ..user_files import reading
 from .frames import EXACT, Frames

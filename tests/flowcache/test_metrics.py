@@ -13,7 +13,7 @@ from programs import assert_refused, script_words
 from reference import ROOT
 from torch import nn
 
-from flowcache.extras import Unavailable
+from flowcache.environment import Unavailable
 from flowcache.metrics import __main__ as program
 from flowcache.metrics import compare, load_lpips, psnr, ssim
 from flowcache.video import VideoWriter, read_video

@@ -3,8 +3,9 @@
 import pytest
 
 from flowcache import FlowCacheConfig
+from flowcache.cli import setting_words
 from flowcache.config import KVCompressionConfig, KVStorageConfig
-from flowcache.naming import setting_words, video_name
+from flowcache.fingerprint import video_name
 from flowcache.tuning import Target
 
 

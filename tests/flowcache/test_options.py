@@ -11,7 +11,7 @@ from reference import ROOT
 
 from flowcache import cli
 from flowcache.options import OptionParser, Refuse
-from flowcache.rates import exact_rate, plain_rate
+from flowcache.registry import exact_rate, plain_rate
 from flowcache.typed import as_type
 
 
@@ -108,7 +108,7 @@ def test_errors_name_an_option_as_it_was_given(read):
     given = read("--frames", "3")
     with pytest.raises(ValueError, match=r"^frames and method"), given.naming():
         raise ValueError("num_frames and method exclude each other.")
-    with pytest.raises(ValueError, match=r"num_frames has no effect: a, b;"):
+    with pytest.raises(ValueError, match=r"num_frames: no effect, as a, b;"):
         given.refuse_unread({"num_frames": "a", "method": "c"}, {"num_frames": "b"})
 
 

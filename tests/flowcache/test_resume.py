@@ -10,11 +10,12 @@ import torch
 from resumed import count_moments, kill_at
 
 from flowcache import Trace
+from flowcache.adapter import Start
 from flowcache.files import GrowingFile, remove_leftovers
 from flowcache.fingerprint import array_digest, differences, folder_digest
-from flowcache.output import VideoPart, write_parts
 from flowcache.resume import FORMAT_VERSION, ResumeFile
-from flowcache.state import on_host
+from flowcache.sampler import write_parts
+from flowcache.state import VideoPart, on_host
 from flowcache.trace import StepRecord
 from flowcache.video import VideoWriter
 
@@ -56,7 +57,7 @@ def make(path, run=RUN, breaks_at: int | None = None) -> Trace:
         if not before.exists():
             with VideoWriter(before, 24) as writer:
                 writer.write(np.full((2, 16, 16, 3), 90, np.uint8))
-        write_parts(parts(), path, 24, trace, before=before, size=(16, 16), skip=7, resume=resume, state=state)
+        write_parts(parts(), path, 24, (16, 16), Start(before=before, skip=7), trace, resume, state)
     return trace
 
 

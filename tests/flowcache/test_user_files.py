@@ -9,7 +9,7 @@ import torch
 from flowcache.benchmark.prompts import read_full_info
 from flowcache.benchmark.sample_folder import SampleFolder
 from flowcache.benchmark.sampling import read_methods
-from flowcache.extras import Unavailable, require
+from flowcache.environment import Unavailable, require
 from flowcache.files import replaced_when_done, write_csv, write_json
 from flowcache.resume import ResumeFile
 from flowcache.trace import Trace

@@ -12,7 +12,7 @@ import torch
 from diffusers import SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 
 from flowcache import FlowCacheConfig, KVCompressionConfig, KVStorageConfig, Trace
-from flowcache.output import VideoPart
+from flowcache.state import VideoPart
 from flowcache.trace import WindowRecord
 from research import compression, kv, long_video, peers, policies, runs
 from research.compare import Run, speed_table
