@@ -1,6 +1,5 @@
 """Hostile values, and damage to files."""
 
-import copy
 import json
 import math
 from pathlib import Path
@@ -27,7 +26,7 @@ PATHS = (
     *("GOOD/empty", "GOOD/image.png", "GOOD/in.mp4", "GOOD/options.yaml", "GOOD/prompts", "GOOD/skyreels"),
 )
 PLAIN_VALUES = (
-    *(None, True, False, 0, 1, -1, 2, 3, 2**31, 2**62, 2**63, 10**9, 10**400, 0.5, -0.5, 1e-300, 1e38),
+    *(None, True, False, 0, 1, -1, 2, 3, 10**4, 10**7, 2**31, 2**40, 2**63, 10**400, 0.5, -0.5, 1e-300, 1e38),
     *(math.nan, math.inf, -math.inf, "", " ", "x", "../x", "nan", "1", "中", "a" * 300, "\ud800"),
     *([], [[]], [1, 2], ["a"], [None], {}, {"a": 1}, {"": {}}),
 )
@@ -40,17 +39,16 @@ TAGS = (
 
 def damage_file(rng: Random, path: Path) -> str:
     """Damage a file as its suffix suggests; return a description."""
-    content = path.read_bytes()
-    suffix = path.suffix
-    if suffix == ".json" and rng.random() < 0.7:
+    content, suffix, kind = path.read_bytes(), path.suffix, rng.random()
+    if suffix == ".json" and kind < 0.7:
         content, what = _damage_tree(rng, json.loads(content))
-    elif suffix == ".yaml" and rng.random() < 0.7:
+    elif suffix == ".yaml" and kind < 0.7:
         lines = content.decode().splitlines()
         index = rng.choice([i for i, line in enumerate(lines) if ":" in line and not line.startswith("#")])
-        new = rng.choice((*TAGS, *NUMBERS, *(json.dumps(value) for value in PLAIN_VALUES)))
+        new = rng.choice((*TAGS, *NUMBERS, *map(json.dumps, PLAIN_VALUES)))
         lines[index] = f"{lines[index].split(':')[0]}: {new}"
         content, what = "\n".join(lines).encode("utf-8", "surrogatepass"), lines[index][:80]
-    elif suffix in (".json", ".jsonl", ".yaml", ".txt", ".csv") and rng.random() < 0.6:
+    elif suffix in (".json", ".jsonl", ".yaml", ".txt") and kind < 0.9:
         whole = (b"", b"3", b"word", b"\0" * 64, b"[" * 100_000, b'{"a":' * 100_000, content * 2)
         utf_16 = content.decode(errors="replace").encode("utf-16")
         other = (b"\xef\xbb\xbf" + content, content + b"\xff\xfe", content.replace(b"\n", b"\r\n"), utf_16)
@@ -63,39 +61,33 @@ def damage_file(rng: Random, path: Path) -> str:
 
 
 def _damage_tree(rng: Random, document: Any) -> tuple[bytes, str]:
-    places = list(_places(document))
-    if not places:
-        return b"[3]", "[3]"
-    *above, last = place = rng.choice(places)
-    changed = holder = copy.deepcopy(document)
-    for key in above:
-        holder = holder[key]
-    old = holder.pop(last)
+    """Delete or replace one of the values within a document."""
+    holder, key = rng.choice(list(_places(document)) or [([document], 0)])
+    old = holder[key]
+    holder[key] = new = rng.choice((*PLAIN_VALUES, {"nested": old}))
     if rng.random() < 0.2:
-        return json.dumps(changed).encode(), f"{place} deleted"
-    near = (0, 1, 10**4, 10**7, 2**40, 1e-9, 1e12, math.nan, math.inf, -1)
-    new = rng.choice(rng.choice((PLAIN_VALUES, PLAIN_VALUES, near, [{"nested": old}])))
-    holder.insert(last, new) if isinstance(holder, list) else holder.update({last: new})
-    return json.dumps(changed).encode(), f"{place} = {str(new)[:60]}"
+        del holder[key]
+        new = "deleted"
+    return json.dumps(document).encode(), f"{key} = {str(new)[:60]}"
 
 
-def _places(document: Any, above: tuple = ()) -> list[tuple]:
-    """Paths of keys to every value but the document itself."""
-    items = {dict: lambda: document.items(), list: lambda: enumerate(document[:20])}.get(type(document), dict)
-    return [path for key, value in list(items()) for path in ((*above, key), *_places(value, (*above, key)))]
+def _places(document: Any) -> list[tuple[Any, Any]]:
+    """Each object or list within a document, with each of its keys."""
+    keys = list(document) if isinstance(document, dict) else range(len(document)) if isinstance(document, list) else ()
+    return [place for key in keys for place in ((document, key), *_places(document[key]))]
 
 
 def _damage_bytes(rng: Random, content: bytes) -> tuple[bytes, str]:
-    """Cut, overwrite, double or leave out bytes."""
+    """Cut, overwrite, double, leave out or replace bytes."""
     first = rng.randrange(max(1, len(content)))
     last = first + rng.choice((1, 4, 64, 1024))
-    kind = rng.choice(("cut", "overwritten", "overwritten", "doubled", "left out", "random"))
-    changed = {
+    ways = {
         "cut": content[:first],
         "doubled": content[:last] + content[first:],
         "left out": content[:first] + content[last:],
+        "overwritten": content[:first] + rng.randbytes(last - first) + content[last:],
+        "overwritten in front": rng.randbytes(3) + content[3:],
         "random": rng.randbytes(min(len(content), 4096)),
-    }.get(kind, bytearray(content))
-    for _ in range(rng.choice((1, 3, 20)) if content and kind == "overwritten" else 0):
-        changed[rng.randrange(min(len(content), rng.choice((200, 10**9))))] = rng.randrange(256)
-    return bytes(changed), f"bytes {first} to {last} {kind}"
+    }
+    kind = rng.choice(list(ways))
+    return ways[kind], f"bytes {first} to {last} {kind}"
