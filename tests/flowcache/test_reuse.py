@@ -1,4 +1,4 @@
-"""Reuse policies, and their options."""
+"""Reuse policies and their options, and the forecasts that replace the model's output."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from flowcache import FlowCacheConfig, KVStorageConfig, ReusePolicy
+from flowcache.chunk_model import ChunkInput
 from flowcache.methods import INTERVAL_SCALE
 from flowcache.reuse import ChunkwiseReuse, Interval, NoReuse, TeaCache, make_policy
+from flowcache.reuse.forecast import REACH, VelocityForecast
+
+TIMES = (1.0, 0.9, 0.7, 0.4, 0.35, 0.1, 0.0)
 
 
 def indicator(value):
@@ -19,9 +23,9 @@ def begun(policy, num_chunk_steps=9):
     return policy
 
 
-def walk(policy, values, num_steps=None):
+def walk(policy, values):
     """Decisions for one chunk whose indicator takes these values, one a step."""
-    count = num_steps or len(values)
+    count = len(values)
     begun(policy, count)
     return [policy.decide(i, count, {0: i}, {0: indicator(v)})[0] for i, v in enumerate(values)]
 
@@ -111,7 +115,7 @@ def test_intervals_of_the_presets_grow_with_the_root_of_the_steps(preset, interv
     [
         ("none", {}, NoReuse()),
         ("fixed_interval", {"interval": "3", "scale": "0.5"}, Interval(3, 0.5)),
-        ("chunkwise", {"together": "true", "coefficients": "1,2"}, ChunkwiseReuse(together=True)),
+        ("chunkwise", {"together": "true", "coefficients": "1,2"}, ChunkwiseReuse(together=True, coefficients=(1, 2))),
         ("teacache", {"threshold": "0.3", "indicator": "1"}, TeaCache(0.3, indicator="1")),
         ("cubic", {}, "policy.*cubic"),
         ("interval", {"period": 3}, "period"),
@@ -124,10 +128,8 @@ def test_policies_are_made_by_name_with_options_as_text(name, options, made):
     if isinstance(made, str):
         with pytest.raises(ValueError, match=made):
             make_policy(name, options)
-        return
-    if "coefficients" in options:
-        made.coefficients = (1, 2)
-    assert make_policy(name, options) == made
+    else:
+        assert make_policy(name, options) == made
 
 
 @dataclass
@@ -161,3 +163,39 @@ def test_a_configuration_takes_any_policy_and_copies_it():
 def test_wrong_configurations_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FlowCacheConfig(**wrong)
+
+
+def item(local_step):
+    return ChunkInput(0, 0, torch.zeros(1, 1, 1, 1), (0.0,), local_step)
+
+
+def taught(order, factor, steps):
+    """A forecast that saw velocities in proportion to the time at some steps."""
+    forecast = VelocityForecast(order)
+    forecast.begin(TIMES)
+    for step in steps:
+        velocity = torch.full((1, 1, 1, 1), factor * TIMES[step], dtype=torch.float64)
+        forecast.observe_evaluation([item(step)], [], [], [velocity])
+    return forecast
+
+
+@pytest.mark.parametrize(
+    ("order", "steps", "step", "expected"),
+    [
+        (0, (0, 1, 2), 3, 5 * 0.7),
+        (1, (0, 1, 2), 3, 5 * 0.4),  # a line is exact at uneven times
+        (1, (0,), 1, 5 * 1.0),  # one evaluation is held
+        (1, (0, 1), 5, 5 * (0.9 - REACH * 0.1)),  # clamped
+        (1, (0, 0), 1, 5 * 1.0),  # two evaluations at one time
+    ],
+)
+def test_forecast_of_a_line(order, steps, step, expected):
+    assert taught(order, 5, steps).predict(None, [item(step)])[0].item() == pytest.approx(expected)
+
+
+def test_nothing_is_kept_of_a_forgotten_chunk_or_an_earlier_window():
+    for clear in (lambda f: f.forget(0), lambda f: f.begin(TIMES)):
+        forecast = taught(1, 1, steps=(0, 1, 2))
+        assert forecast.evaluated_at(0) == [0.9, 0.7]
+        clear(forecast)
+        assert not forecast.knows(0)
