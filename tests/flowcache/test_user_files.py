@@ -1,18 +1,24 @@
-"""Files of users and of earlier runs, files written whole or not at all, optional packages."""
+"""Files of users, of earlier runs and of the Hub, files written whole or not at all, optional packages."""
 
 import json
+import logging
 import os
+import socket
+import time
 
 import pytest
 import torch
+from huggingface_hub import close_session, constants
 
 from flowcache.benchmark.prompts import read_full_info
 from flowcache.benchmark.sample_folder import SampleFolder
 from flowcache.benchmark.sampling import read_methods
 from flowcache.extras import Unavailable, require
 from flowcache.files import replaced_when_done, write_csv, write_json
+from flowcache.hub import fetch_snapshot
+from flowcache.kv.quantized import QuantizationEvent
 from flowcache.resume import ResumeFile
-from flowcache.trace import Trace
+from flowcache.trace import ChunkEvent, Trace, WindowRecord
 from flowcache.tuning import Profile
 from flowcache.user_files import UnreadableFile, read_text
 
@@ -30,7 +36,7 @@ READERS = {
         Trace.load,
         TRACE | {"steps": [STEP]},
         [
-            *({"steps": [3]}, {"steps": [STEP | {"window": 1}]}, {"format": 2}, {"unknown": 1}),
+            *({"steps": [3]}, {"steps": 3}, {"steps": [STEP | {"window": 1}]}, {"format": 2}, {"unknown": 1}),
             *({"seconds": {"denoise": "1"}}, {"settings": {"video": 3}}),
             {"steps": [STEP | {"events": [{"chunk": 5, "local_step": 0, "reused": False}]}]},
         ],
@@ -82,6 +88,56 @@ def test_a_state_of_another_kind_is_named(tmp_path, change):
     torch.save(content | change, tmp_path / "a.resume.pt")
     with pytest.raises(UnreadableFile, match=r"a\.resume\.pt .* remove it"):
         ResumeFile(tmp_path / "a.mp4", {})
+
+
+def test_a_trace_is_read_as_it_was_written(tmp_path):
+    trace = Trace(method="flowcache", settings={"reuse": {"threshold": 0.1}})
+    trace.begin_window(WindowRecord(3, 1, 0, [5, 5], 100))
+    flops = {"actual": 1.0, "vanilla": 4.0}
+    trace.add_step(0, [ChunkEvent(0, 0, False)], 0.5, 10, flops)
+    assert not trace.has_distances
+    events = [ChunkEvent(0, 1, True, 0.01, 0.02), ChunkEvent(1, 0, False)]
+    trace.add_step(1, events, 0.5, 20, flops, quantizations=[QuantizationEvent([0], 0.01, 0.02)])
+    for _ in range(2):
+        with trace.timer("decode"):
+            pass
+    trace.save(tmp_path / "trace.json")
+    assert Trace.load(tmp_path / "trace.json") == trace
+    assert trace.seconds["decode"] > 0 and trace.has_distances
+    assert (trace.reuse_ratio, trace.flops) == (pytest.approx(1 / 3), {"actual": 2.0, "vanilla": 8.0})
+
+
+@pytest.fixture
+def silent_hub(monkeypatch, tmp_path):
+    """A Hub that lets connections wait and answers none, and an empty cache."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
+        close_session()
+        yield server
+        close_session()
+
+
+def test_a_silent_hub_is_named_and_not_waited_for_long_nor_asked_in_vain(silent_hub, tmp_path, caplog):
+    snapshot = tmp_path / "models--a--whole" / "snapshots" / ("0" * 40)
+    for folder in (snapshot, snapshot.parents[1] / "refs"):
+        folder.mkdir(parents=True)
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    checked = []
+    assert fetch_snapshot("model_id", "a/whole", ["*"], checked.append) == snapshot
+    assert checked == [snapshot]
+    with pytest.raises(BlockingIOError):
+        silent_hub.accept()
+    started = time.monotonic()
+    with caplog.at_level(logging.INFO), pytest.raises(OSError, match=r"model_id: a/b could not be") as raised:
+        fetch_snapshot("model_id", "a/b", ["*"], lambda folder: None)
+    assert time.monotonic() - started < 10
+    silent_hub.accept()[0].close()
+    (line,) = [record.message for record in caplog.records if record.name == "flowcache.hub"]
+    assert "a/b" in line and constants.ENDPOINT in line
+    assert "\n" not in str(raised.value)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
