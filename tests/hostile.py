@@ -17,13 +17,14 @@ TEXTS = (
     *("a\nb", "\udcff", "-", "a/b", "../x", ".hidden", "%s %d", "{x}", "\x1b[31m", "null", "\ufeffa"),
     *("a\u202eb", "~", "word " * 400, "<pad>", "\\", '"', "'"),
 )
-#: Paths without a file; BAD holds places that cannot be read or written.
+#: Paths without a file; ``bad`` holds places that cannot be read or written.
 PATHS = (
     *("missing", "missing.mp4", "missing/deep/er.mp4", "", " ", ".", "~", "~nosuch_user/a.mp4", "x" * 255),
     *("é" * 130 + ".mp4", "y/" * 1000 + "a.mp4", "a\nb.mp4", "\udcff.mp4", "/proc/nowhere/a.mp4", "a.avi"),
     *("/dev/null/a", ".mp4", "a.mp4/", "-a", "a.part.mp4", "http://127.0.0.1:9/a.mp4", "%03d.png", "*.mp4"),
-    *("BAD/fifo", "BAD/loop", "BAD/dangling", "BAD/folder.mp4", "GOOD/notes.txt", "GOOD/notes.txt/a.mp4"),
-    *("GOOD/empty", "GOOD/image.png", "GOOD/in.mp4", "GOOD/options.yaml", "GOOD/prompts", "GOOD/skyreels"),
+    *("../bad/fifo", "../bad/loop", "../bad/dangling", "../bad/folder.mp4", "../good/notes.txt", "../good/empty"),
+    *("../good/notes.txt/a.mp4", "../good/image.png", "../good/in.mp4", "../good/options.yaml", "../good/prompts"),
+    "../good/skyreels",
 )
 PLAIN_VALUES = (
     *(None, True, False, 0, 1, -1, 2, 3, 10**4, 10**7, 2**31, 2**40, 2**63, 10**400, 0.5, -0.5, 1e-300, 1e38),

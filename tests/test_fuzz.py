@@ -14,10 +14,8 @@ import multiprocessing
 import os
 import re
 import resource
-import runpy
 import shutil
 import subprocess
-import sys
 import traceback
 from functools import cache
 from pathlib import Path
@@ -33,6 +31,7 @@ from PIL import Image
 from reference import ROOT
 from synthetic_run import make_run
 
+from flowcache import cli
 from flowcache.denoise import Denoiser
 from flowcache.video import VideoWriter
 
@@ -47,19 +46,19 @@ VARIABLES |= {"prev_chunks_scale": "0.7", "RANK": "1", "WORLD_SIZE": "2", "PYTHO
 
 _SKYREELS = "--model_id small --height 64 --width 64 --num_frames 17 --inference_steps 4 --ar_step 2"
 _MAGI = "--num_steps 8 --num_frames 24"
-_SAMPLES = " --gpus cpu --vbench_prompt_dir GOOD/prompts --samples 1 --base_save_path out"
-_VIDEOS = "--original_video GOOD/original --generated_video GOOD/generated --metrics psnr --output s"
-_PHYSICS = "--generated_videos GOOD/generated --reference_videos GOOD/original --output scores"
-#: File or module of each program, and a usual command line; ``GOOD`` is the folder of good files.
+_SAMPLES = " --gpus cpu --vbench_prompt_dir ../good/prompts --samples 1 --base_save_path out"
+_VIDEOS = "--original_video ../good/original --generated_video ../good/generated --metrics psnr --output s"
+_PHYSICS = "--generated_videos ../good/generated --reference_videos ../good/original --output scores"
+#: Command of each program, and a usual command line.
 PROGRAMS = {
-    "skyreels": ("FlowCache4SkyReels-V2/generate_video_df.py", "--prompt a " + _SKYREELS),
-    "magi": ("FlowCache4MAGI-1/generate_video.py", "--prompt a " + _MAGI),
-    "skyreels_samples": ("FlowCache4SkyReels-V2/sample_video.py", _SKYREELS + _SAMPLES),
-    "magi_samples": ("FlowCache4MAGI-1/sample_video.py", _MAGI + _SAMPLES),
-    "metrics": ("flowcache.metrics", _VIDEOS),
-    "tables": ("flowcache.benchmark tables", "--run_dir GOOD/run --output tables --device cpu"),
-    "plot": ("flowcache.benchmark plot", "--run_dir GOOD/run --output pictures"),
-    "physics_iq": ("flowcache.benchmark physics_iq", _PHYSICS),
+    "skyreels": ("generate --model skyreels_v2", "--prompt a " + _SKYREELS),
+    "magi": ("generate --model magi1", "--prompt a " + _MAGI),
+    "skyreels_samples": ("sample --model skyreels_v2", _SKYREELS + _SAMPLES),
+    "magi_samples": ("sample --model magi1", _MAGI + _SAMPLES),
+    "metrics": ("metrics", _VIDEOS),
+    "tables": ("benchmark tables", "--run_dir ../run --output tables --device cpu"),
+    "plot": ("benchmark plot", "--run_dir ../run --output pictures"),
+    "physics_iq": ("benchmark physics_iq", _PHYSICS),
 }
 #: Good files and folders, and the program and options that read them; a file in a folder is damaged in a copy.
 FILES = (
@@ -67,15 +66,15 @@ FILES = (
     ("image.png", "magi", "--mode i2v --image_path"),
     ("in.mp4", "skyreels", "--overlap_history 17 --video_path"),
     ("in.mp4", "magi", "--mode v2v --prefix_video_path"),
-    ("in.mp4", "metrics", "--original_video GOOD/in.mp4 --generated_video"),
+    ("in.mp4", "metrics", "--original_video ../good/in.mp4 --generated_video"),
     ("options.yaml", "magi", "--additional_config"),
     ("magi.json", "magi", "--config_file"),
     ("samples.yaml", "magi_samples", "--yaml_config"),
     ("prompts", "skyreels_samples", "--vbench_prompt_dir"),
     ("skyreels", "skyreels", "--model_id"),
     ("magi", "magi", "--model official --config_file"),
-    ("run", "tables", "--run_dir"),
-    ("run", "plot", "--run_dir"),
+    ("../run", "tables", "--run_dir"),
+    ("../run", "plot", "--run_dir"),
 )
 
 
@@ -106,7 +105,7 @@ def sandbox(tmp_path_factory):
     shutil.copy(magi / "config/single_run/4.5B_distill.json", good / "magi.json")
     shutil.copytree(ROOT / "assets" / "skyreels_v2_small", good / "skyreels")
     shutil.copytree(ROOT / "assets" / "magi1_small", good / "magi")
-    make_run(good / "run")
+    make_run(root / "run")  # which ``tables`` adds scores to
     os.mkfifo(bad / "fifo")
     (bad / "loop").symlink_to(bad / "loop")
     (bad / "dangling").symlink_to(bad / "nowhere" / "a.mp4")
@@ -164,9 +163,10 @@ def _draw_line(rng: Random, root: Path) -> tuple[str, dict, dict, str]:
 
 
 def _draw_file(rng: Random, root: Path) -> tuple[str, dict, dict, str]:
-    good, name, options = rng.choice(FILES)
-    copied = shutil.copytree if (root / "good" / good).is_dir() else shutil.copy
-    copied(root / "good" / good, good)
+    source, name, options = rng.choice(FILES)
+    good = Path(source).name
+    copied = shutil.copytree if (root / "good" / source).is_dir() else shutil.copy
+    copied(root / "good" / source, good)
     suffixes = (".json", ".jsonl", ".yaml", ".txt", ".safetensors", ".png", ".mp4")
     files = [path for path in [Path(good), *sorted(Path(good).rglob("*"))] if path.is_file()]
     damaged = rng.choice([path for path in files if path.suffix in suffixes])
@@ -203,9 +203,8 @@ def _list_files() -> set[str]:
 
 
 def _stamp(good: Path) -> dict[Path, tuple[int, int]]:
-    """Sizes and times of the good files, except for the run that ``tables`` adds scores to."""
-    paths = [path for path in good.rglob("*") if path.is_file() and good / "run" not in path.parents]
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+    """Sizes and times of the files that no program may change."""
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in good.rglob("*") if path.is_file()}
 
 
 @cache
@@ -223,23 +222,18 @@ def run_program(name: str, typed: dict[str, list[str]], **variables: str) -> tup
 
     The code is None where it came to the denoising loop.
     """
-    code, (place, *command) = None, PROGRAMS[name][0].split()
-    encoding = variables.get("PYTHONIOENCODING", "utf-8")
+    code, encoding = None, variables.get("PYTHONIOENCODING", "utf-8")
     output = io.TextIOWrapper(io.BytesIO(), encoding, "strict", write_through=True)
     errors = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
     with (
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
-        mock.patch.object(sys, "argv", [place, *command, *_words(typed)]),
         mock.patch.dict(os.environ, variables),
         mock.patch.object(Denoiser, "run", side_effect=Stopped),
         mock.patch.object(subprocess, "Popen", side_effect=FileNotFoundError),
     ):
         try:
-            if place.endswith(".py"):
-                runpy.run_path(str(ROOT / place), run_name="__main__")
-            else:
-                runpy.run_module(place, run_name="__main__", alter_sys=True)
+            code = cli.main([*PROGRAMS[name][0].split(), *_words(typed)])
         except SystemExit as ended:
             code = ended.code or 0
         except Stopped:
@@ -249,21 +243,17 @@ def run_program(name: str, typed: dict[str, list[str]], **variables: str) -> tup
 
 def _run_and_judge(root: Path, name: str, typed: dict[str, list[str]], variables: dict[str, str], damage: str) -> None:
     """Run a program; bad input must end in one sentence that names it and leave no file behind."""
-    places = {
-        option: [re.sub("^(GOOD|BAD)(?=/|$)", lambda place: f"{root}/{place[0].lower()}", word) for word in words]
-        for option, words in typed.items()
-    }
     options, before, good = read_options(name), _list_files(), _stamp(root / "good")
-    code, errors = run_program(name, places, **variables)
+    code, errors = run_program(name, typed, **variables)
     assert "Traceback (most" not in errors and code in (None, 0, 1, 2, 130, 143), f"ended with {code}: {errors}"
     sentences = [line for line in re.split(r"[\r\n]", errors) if line.startswith("error: ")]
     assert code not in (1, 2) or len(sentences) == 1, f"{len(sentences)} sentences: {errors}"
     if code == 2:
-        words = [*places, *(word for words in places.values() for word in words), *variables, *options]
+        words = [*typed, *(word for words in typed.values() for word in words), *variables, *options]
         words += re.split("[/:]", damage[1:])[:-1]
         words = ["arguments", *(os.path.basename(word).lower() or word for word in words)]
         assert any(word and word in sentences[0].lower() for word in words), f"names no argument: {sentences[0]}"
-    for option, words in places.items() if code in (None, 0) else ():
+    for option, words in typed.items() if code in (None, 0) else ():
         for word in words if option in options and options[option].type in (int, float) else ():
             assert not _is_nonsense(option, word), f"--{option} {word} was accepted"
     new = sorted(_list_files() - before)
