@@ -1,6 +1,7 @@
-"""The examples run, and stay as short as they claim; pipelines are loaded as diffusers' are."""
+"""The examples run and do what they claim; pipelines are loaded as diffusers' are."""
 
 import os
+import runpy
 import subprocess
 import sys
 import warnings
@@ -25,6 +26,16 @@ def test_example_runs(name, tmp_path):
     assert EXAMPLES[name] in done.stdout
     if name == "from_pipe.py":
         assert {path.name for path in tmp_path.iterdir()} == {"circle.mp4", "circle.png"}
+
+
+def test_the_example_policy_reuses_within_its_tolerance(tmp_path, capsys):
+    main = runpy.run_path(str(ROOT / "examples" / "own_policy.py"))["main"]
+    reused = []
+    for tolerance in ("0", "0.05"):
+        main(["--tolerance", tolerance, "--steps", "16", "--output", str(tmp_path / "map.png")])
+        reused.append(int(capsys.readouterr().out.split("%")[0].split()[-1]))
+    assert reused[0] == 0 < reused[1]
+    assert (tmp_path / "map.png").stat().st_size
 
 
 def test_own_model_is_under_60_lines():

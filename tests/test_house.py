@@ -1,15 +1,19 @@
-"""Rules of the code base that no single module can keep: layers, sizes, words, documents."""
+"""Rules of the code base that no single module can keep: layers, sizes, words, documents, installation."""
 
 import ast
 import re
 import runpy
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from reference import ROOT
+from setuptools import find_packages
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"flowcache": ".", "magi1": "FlowCache4MAGI-1", "skyreels_v2": "FlowCache4SkyReels-V2"}
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 WORDS = re.compile(r"\b(lest|anew|knobs?|lonely)\b", re.IGNORECASE)
 
 
@@ -101,3 +105,27 @@ def test_snippets_of_readmes_run(readme, tmp_path, monkeypatch):
 def test_reference_is_that_of_the_parsers():
     written = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["make_reference"]()
     assert written == (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), "run docs/make_reference.py"
+
+
+@pytest.mark.parametrize("folder", ["FlowCache4MAGI-1", "FlowCache4SkyReels-V2"])
+def test_requirements_install_the_project_from_their_own_folder(folder):
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "-r", "requirements.txt"]
+    done = subprocess.run(command, cwd=ROOT / folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "flowcache" in done.stdout.splitlines()[-1]
+
+
+def test_every_package_is_listed():
+    found = {name for name in find_packages(ROOT) if name.partition(".")[0] == "flowcache"}
+    for name in ("magi1", "skyreels_v2"):
+        parent = Path(SETTINGS["package-dir"][name]).parent
+        found |= {package for package in find_packages(ROOT / parent) if package.startswith(name)}
+    assert found == {name for name in SETTINGS["packages"] if not name.startswith("flowcache.data")}
+
+
+def test_files_of_an_installed_package_exist_in_the_checkout():
+    for package, patterns in SETTINGS["package-data"].items():
+        folder = ROOT / SETTINGS["package-dir"][package]
+        assert all(any(folder.glob(pattern)) for pattern in patterns)
+        assert package == f"flowcache.data.{folder.name}", "the path that flowcache.shipped looks for"
