@@ -25,7 +25,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hostile import NUMBERS, PATHS, TEXTS, damage_file
 from huggingface_hub import constants
 from PIL import Image
 from reference import ROOT
@@ -43,6 +42,37 @@ UNBOUNDED = {"seed", "end", "distributed_timeout_minutes"}
 #: Variables that the programs read.
 VARIABLES = {"PAD_HQ": "yes", "PAD_DURATION": "1", "SPECIAL_TOKEN_PATH": "missing.npz", "DEVICES": "0,1"}
 VARIABLES |= {"prev_chunks_scale": "0.7", "RANK": "1", "WORLD_SIZE": "2", "PYTHONIOENCODING": "ascii"}
+
+NUMBERS = (
+    *("0", "1", "2", "3", "5", "8", "16", "17", "33", "97", "-1", "-0.0", "0.5", "1.5", "1e-5", "1e3", "2.0"),
+    *("+5", "1_000", "0x10", "65536", "1000000", "1000000001", "2147483648", "9223372036854775808"),
+    *("1" + "0" * 400, "1e-300", "1e38", "1e309", "nan", ".nan", "inf", "-inf", "", " ", "１２", "1,5"),
+    *("true", "null", "[]", "{}", "[1", "x"),
+)
+TEXTS = (
+    *("a", "a red circle", "", " ", "\t", "中文提示", "émile", "\N{GRINNING FACE}", "a" * 300, "a" * 5000),
+    *("a\nb", "\udcff", "-", "a/b", "../x", ".hidden", "%s %d", "{x}", "\x1b[31m", "null", "\ufeffa"),
+    *("a\u202eb", "~", "word " * 400, "<pad>", "\\", '"', "'"),
+)
+#: Paths without a file; ``bad`` holds places that cannot be read or written.
+PATHS = (
+    *("missing", "missing.mp4", "missing/deep/er.mp4", "", " ", ".", "~", "~nosuch_user/a.mp4", "x" * 255),
+    *("é" * 130 + ".mp4", "y/" * 1000 + "a.mp4", "a\nb.mp4", "\udcff.mp4", "/proc/nowhere/a.mp4", "a.avi"),
+    *("/dev/null/a", ".mp4", "a.mp4/", "-a", "a.part.mp4", "http://127.0.0.1:9/a.mp4", "%03d.png", "*.mp4"),
+    *("../bad/fifo", "../bad/loop", "../bad/dangling", "../bad/folder.mp4", "../good/notes.txt", "../good/empty"),
+    *("../good/notes.txt/a.mp4", "../good/image.png", "../good/in.mp4", "../good/options.yaml", "../good/prompts"),
+    "../good/skyreels",
+)
+PLAIN_VALUES = (
+    *(None, True, False, 0, 1, -1, 2, 3, 10**4, 10**7, 2**31, 2**40, 2**63, 10**400, 0.5, -0.5, 1e-300, 1e38),
+    *(math.nan, math.inf, -math.inf, "", " ", "x", "../x", "nan", "1", "中", "a" * 300, "\ud800"),
+    *([], [[]], [1, 2], ["a"], [None], {}, {"a": 1}, {"": {}}),
+)
+#: YAML that its reader turns into an exception of another kind, or into an unexpected value.
+TAGS = (
+    *("!!int ''", "!!bool x", "!!timestamp x", "!!python/object:os.system {}", "&a [*a]", "2026-01-01"),
+    *("0o17", "1:30", "yes", "~", "!!binary x", "!!set {a}", "? a", "- - a", "*b", ".inf"),
+)
 
 _SKYREELS = "--model_id small --height 64 --width 64 --num_frames 17 --inference_steps 4 --ar_step 2"
 _MAGI = "--num_steps 8 --num_frames 24"
@@ -170,9 +200,37 @@ def _draw_file(rng: Random, root: Path) -> tuple[str, dict, dict, str]:
     suffixes = (".json", ".jsonl", ".yaml", ".txt", ".safetensors", ".png", ".mp4")
     files = [path for path in [Path(good), *sorted(Path(good).rglob("*"))] if path.is_file()]
     damaged = rng.choice([path for path in files if path.suffix in suffixes])
-    what = damage_file(rng, damaged)
+    what = _damage_file(rng, damaged)
     word = "magi/config.json" if good == "magi" else good
     return name, _split(f"{PROGRAMS[name][1]} {options} {word}"), {}, f"[{damaged}: {what}]"
+
+
+def _damage_file(rng: Random, path: Path) -> str:
+    """Damage a file as its suffix suggests; return a description."""
+    content, kind = path.read_bytes(), rng.random()
+    if path.suffix in (".json", ".jsonl", ".yaml") and kind < 0.7:
+        text = content.decode()
+        yaml = path.suffix == ".yaml"
+        values = re.finditer(r"(?<=: )\S+" if yaml else r"(?<=[:,\[\s])[^\s,\[\]{}:]+(?=[,\n\]}]|$)", text)
+        old, new = rng.choice([*values]), rng.choice([*map(json.dumps, PLAIN_VALUES), *(TAGS + NUMBERS) * yaml])
+        content = f"{text[: old.start()]}{new}{text[old.end() :]}".encode("utf-8", "surrogatepass")
+        what = f"{new[:60]} for {old[0]} at {old.start()}"
+    elif path.suffix in (".json", ".jsonl", ".yaml", ".txt") and kind < 0.9:
+        whole = (b"", b"3", b"word", b"\0" * 64, b"[" * 100_000, b'{"a":' * 100_000, content * 2)
+        utf_16 = content.decode(errors="replace").encode("utf-16")
+        other = (b"\xef\xbb\xbf" + content, content + b"\xff\xfe", content.replace(b"\n", b"\r\n"), utf_16)
+        content = rng.choice((*whole, *other))
+        what = f"{content[:20]}... of {len(content)} bytes"
+    else:
+        first = rng.randrange(max(1, len(content)))
+        last = first + rng.choice((1, 4, 64, 1024))
+        what = f"bytes {first} to {last}"
+        cut, doubled, left_out = content[:first], content[:last] + content[first:], content[:first] + content[last:]
+        overwritten = content[:first] + rng.randbytes(last - first) + content[last:]
+        no_header, no_content = rng.randbytes(3) + content[3:], rng.randbytes(min(len(content), 4096))
+        content = rng.choice((cut, doubled, left_out, overwritten, no_header, no_content))
+    path.write_bytes(content)
+    return what
 
 
 def _draw_words(rng: Random, action: argparse.Action, hostile: bool) -> list[str]:

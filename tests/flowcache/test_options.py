@@ -92,15 +92,15 @@ def test_wrong_words_are_refused_in_one_line(read, words, named, capsys):
     ("content", "named"),
     [
         ("[1, 2]", "a.yaml must hold named values"),
-        ("num_frame: 3", "did you mean num_frames?"),
+        ("num_frame: 3", "did you mean num_frames"),
         ("frames: many", "frames must be a whole number"),
         ("method: magic", "method must be one of"),
         ("offload: {a: 1}", "offload"),
-        ("[" * 100_000, "a.yaml cannot be read as YAML"),
+        ("[" * 3000, "a.yaml cannot be read as YAML"),
     ],
 )
 def test_wrong_files_are_refused(read, content, named):
-    with pytest.raises(ValueError, match=named.replace("?", r"\?")):
+    with pytest.raises(ValueError, match=named):
         read(content=content)
 
 
@@ -143,9 +143,9 @@ def test_content_of_another_type_is_named(change, named):
         as_type(content, Line)
 
 
-@pytest.mark.parametrize("rate", [23.976, "23.98", "24000/1001", Fraction(24000, 1001), 24000 / 1001])
-def test_a_rate_stands_for_a_fraction(rate):
-    assert exact_rate(rate) == exact_rate(plain_rate(rate)) == Fraction(24000, 1001)
+def test_a_rate_stands_for_a_fraction():
+    for rate in (23.976, "23.98", "24000/1001", Fraction(24000, 1001), 24000 / 1001):
+        assert exact_rate(rate) == exact_rate(plain_rate(rate)) == Fraction(24000, 1001)
     assert [exact_rate(r) for r in (24, Fraction(25, 2), "30000/1001")] == [24, 12.5, Fraction(30000, 1001)]
 
 
@@ -156,16 +156,13 @@ def test_no_other_rate_is_taken(rate):
 
 
 @pytest.mark.parametrize("model", cli.MODELS)
-def test_help_groups_all_options_and_shows_every_default(model):
-    for program in ("generate", "sample"):
-        parser = cli.build_parser(cli.find_model(model), program)
-        groups = [group.title for group in parser._action_groups]
-        assert {"method", "KV cache", "model", "video"} < set(groups)
-        for action in parser._actions:
-            flags = ", ".join(action.option_strings)
-            exempt = ("refused", "ignored", "opposite", "==SUPPRESS==", "show this")
-            assert "(default" in action.help or action.help.startswith(exempt), flags
-        assert "(default: " in parser.format_help()
+@pytest.mark.parametrize("program", ["generate", "sample"])
+def test_help_groups_all_options_and_shows_every_default(model, program):
+    parser = cli.build_parser(cli.find_model(model), program)
+    assert {"method", "KV cache", "model", "video"} < {group.title for group in parser._action_groups}
+    exempt = ("refused", "ignored", "opposite", "==SUPPRESS==", "show this")
+    lacking = [a.option_strings for a in parser._actions if "(default" not in a.help and not a.help.startswith(exempt)]
+    assert not lacking and "(default: " in parser.format_help()
 
 
 @pytest.mark.parametrize(
