@@ -86,14 +86,11 @@ def test_retention_steps_and_fitted_polynomials():
     assert (policy.warmup_steps, policy.coefficients) == (1, (1, 2))
 
 
-def test_options_of_a_yaml_file():
+@pytest.mark.parametrize("preset", ["fast", "paper-fast", "paper-slow"])
+def test_the_paper_presets_compress_as_the_original_does(preset):
     config = magi("flowcache", rel_l1_thresh=0.1, warmup_steps=0, compress_kv_cache=True)
     assert (config.policy.threshold, config.policy.warmup_steps) == (0.1, 1)
     assert (config.compression.total, config.compression.query_granularity) == (8, "frame")
-
-
-@pytest.mark.parametrize("preset", ["fast", "paper-fast", "paper-slow"])
-def test_the_paper_presets_compress_as_the_original_does(preset):
     paper = preset != "fast"
     options = {"compress_kv_cache": True, "total_cache_chunk_nums": 9}
     configs = [skyreels("flowcache", preset, budget_block=2), magi("flowcache", preset, **options)]
