@@ -112,6 +112,14 @@ def stored(content):
     return file.getvalue()
 
 
+def changed(change):
+    return lambda content: stored(torch.load(io.BytesIO(content), weights_only=True) | change)
+
+
+STATES = [{"trace": {"seconds": 3}}, {"run": []}, {"steps": {}}, {"steps": {"length": "1", "checksum": 2}}]
+STATES += [{"state": {}}, {"state": torch.zeros(3)}, {"format": 0}]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -119,10 +127,9 @@ def stored(content):
         lambda content: content[: len(content) // 2],
         # a bit among the numbers of a tensor, where no structure would notice
         lambda content: content.replace(b"\x02\0\0\0\0\0\0\0", b"\x03\0\0\0\0\0\0\0", 1),
-        lambda content: stored({"format": FORMAT_VERSION, "run": re.compile("a")}),
-        lambda content: stored({"format": 0}),
+        lambda content: stored({"format": FORMAT_VERSION, "run": re.compile("a")}),  # an object
+        *map(changed, STATES),
     ],
-    ids=["empty", "truncated", "a flipped bit", "an object", "another format"],
 )
 def test_a_damaged_state_is_refused(tmp_path, damage):
     path, state = broken(tmp_path), tmp_path / "a.resume.pt"

@@ -7,7 +7,6 @@ import socket
 import time
 
 import pytest
-import torch
 from huggingface_hub import close_session, constants
 
 from flowcache.benchmark.prompts import read_full_info
@@ -17,7 +16,6 @@ from flowcache.extras import Unavailable, require
 from flowcache.files import replaced_when_done, write_csv, write_json
 from flowcache.hub import fetch_snapshot
 from flowcache.kv.quantized import QuantizationEvent
-from flowcache.resume import ResumeFile
 from flowcache.trace import ChunkEvent, Trace, WindowRecord
 from flowcache.tuning import Profile
 from flowcache.user_files import UnreadableFile, read_text
@@ -74,20 +72,6 @@ def test_prompts_and_settings_of_another_kind_are_named(tmp_path, wrong):
         read_full_info(tmp_path / "settings.json")
     with pytest.raises(UnreadableFile, match=r"settings\.json"):
         SampleFolder(tmp_path, {"steps": 8})
-
-
-STATES = [{"trace": {"seconds": 3}}, {"run": []}, {"steps": {}}, {"steps": {"length": "1", "checksum": 2}}]
-STATES += [{"state": {}}, {"state": torch.zeros(3)}]
-
-
-@pytest.mark.parametrize("change", STATES)
-def test_a_state_of_another_kind_is_named(tmp_path, change):
-    part = {"length": 0, "checksum": 0}
-    content = {"format": 1, "run": {}, "environment": {}, "trace": {}, "steps": part}
-    content |= {"state": {"video": {"part": part}}}
-    torch.save(content | change, tmp_path / "a.resume.pt")
-    with pytest.raises(UnreadableFile, match=r"a\.resume\.pt .* remove it"):
-        ResumeFile(tmp_path / "a.mp4", {})
 
 
 def test_a_trace_is_read_as_it_was_written(tmp_path):
