@@ -1,55 +1,44 @@
 """The loop continues from a state as if it had never stopped, and stops at numbers that are not finite."""
 
 import math
-import random
 
 import pytest
 import torch
 from random_model import RandomModel, StraightSolver
-from resumed import decided, loaded, saved
+from resumed import check_stream, saved
 from torch.utils._pytree import tree_leaves
 
-from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, cut_window
+from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, Trace, cut_window
 from flowcache.config import KVCompressionConfig, KVStorageConfig
 from flowcache.finite import FiniteWatch, NotFiniteError, check_finite
 from flowcache.kv.original import OriginalCompression
 from flowcache.noise import BlockNoise
+from flowcache.output import VideoPart
 from flowcache.reuse import POLICIES, ChunkwiseReuse, Interval, make_policy
 from flowcache.reuse.forecast import FORECASTS
 
 
-class Run:
-    """A window of seven chunks in blocks of noise, at its beginning."""
-
-    def __init__(self, config: FlowCacheConfig, stride=2, given=0, level=0.0) -> None:
-        noise = BlockNoise(torch.Generator().manual_seed(1), (4, 21, 1, 1), 9)
-        prefix = torch.linspace(-1, 1, 12 * given).view(4, 3 * given, 1, 1) if given else None
-        self.window = cut_window(noise, 3, prefix)
-        self.schedule = StaircaseSchedule(len(self.window.chunks), 6, stride, self.window.num_given)
-        self.denoiser = Denoiser(
-            RandomModel(), config, condition_noise=level, draw_noise=lambda step, shape: torch.full(shape, 0.1 * step)
-        )
-
-    def chunks(self):
-        for chunk in self.denoiser.run(self.window, self.schedule, StraightSolver()):
-            yield chunk.chunk, chunk.latents.clone()
+def make_loop(config: FlowCacheConfig, stride=2, given=0, level=0.0) -> tuple:
+    """Denoiser, window and schedule of seven chunks in blocks of noise."""
+    noise = BlockNoise(torch.Generator().manual_seed(1), (4, 21, 1, 1), 9)
+    prefix = torch.linspace(-1, 1, 12 * given).view(4, 3 * given, 1, 1) if given else None
+    window = cut_window(noise, 3, prefix)
+    drawn = {"condition_noise": level, "draw_noise": lambda step, shape: torch.full(shape, 0.1 * step)}
+    return Denoiser(RandomModel(), config, **drawn), window, StaircaseSchedule(7, 6, stride, window.num_given)
 
 
 def check(config: FlowCacheConfig, **options) -> None:
-    """Stop behind two of the chunks, and continue from there in another run."""
-    whole, clean, states = Run(config, **options), [], []
-    for chunk in whole.chunks():
-        clean.append(chunk)
-        states.append(saved(whole.denoiser.state_dict(), whole.denoiser.trace))
-    assert len(clean) == len(whole.window.chunks) - whole.window.num_given
-    for count in random.Random(0).sample(range(1, len(states)), 2):
-        other = Run(config, **options)
-        state, other.denoiser.trace = loaded(states[count - 1])
-        other.denoiser.load_state_dict(state)
-        rest = list(other.chunks())
-        assert [c for c, _ in rest] == [c for c, _ in clean[count:]]
-        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(rest, clean[count:], strict=True))
-        assert decided(other.denoiser.trace) == decided(whole.denoiser.trace)
+    """Stop behind one of the chunks, and continue from there in another loop."""
+
+    def stream(trace, state):
+        denoiser, window, schedule = make_loop(config, **options)
+        denoiser.trace = trace
+        if state is not None:
+            denoiser.load_state_dict(state)
+        for chunk in denoiser.run(window, schedule, StraightSolver()):
+            yield VideoPart(chunk.latents.clone(), chunk.latents.clone(), denoiser.state_dict)
+
+    check_stream(stream, f"{config.policy}{config.forecast}{options}")
 
 
 ALL = [(name, "linear_velocity") for name in POLICIES]
@@ -91,12 +80,13 @@ def test_noise_on_given_frames_continues():
 
 def test_a_state_holds_live_chunks_alone_and_exists_while_a_window_runs():
     """It does not grow with the video."""
-    run = Run(FlowCacheConfig(policy=Interval(2), compression=KVCompressionConfig(), clean_pass=True))
+    config = FlowCacheConfig(policy=Interval(2), compression=KVCompressionConfig(), clean_pass=True)
+    denoiser, window, schedule = make_loop(config)
     with pytest.raises(RuntimeError, match="state_dict"):
-        run.denoiser.state_dict()
-    sizes = [len(saved(run.denoiser.state_dict(), type(run.denoiser.trace)())) for _ in run.chunks()]
+        denoiser.state_dict()
+    sizes = [len(saved(denoiser.state_dict(), Trace())) for _ in denoiser.run(window, schedule, StraightSolver())]
     assert max(sizes[4:]) < 1.1 * max(sizes[2:4])
-    assert not run.denoiser.in_window
+    assert not denoiser.in_window
 
 
 class BreakingModel(RandomModel):
