@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
 import pytest
 from programs import Program
@@ -12,7 +11,6 @@ from reference import ROOT
 from flowcache import cli
 from flowcache.options import OptionParser, Refuse
 from flowcache.rates import exact_rate, plain_rate
-from flowcache.typed import as_type
 
 
 @dataclass(frozen=True)
@@ -110,37 +108,6 @@ def test_errors_name_an_option_as_it_was_given(read):
         raise ValueError("num_frames and method exclude each other.")
     with pytest.raises(ValueError, match=r"num_frames has no effect: a, b;"):
         given.refuse_unread({"num_frames": "a", "method": "c"}, {"num_frames": "b"})
-
-
-@dataclass(frozen=True)
-class Line:
-    points: tuple[Options, ...]
-    closed: bool
-    labels: dict[int, str] = field(default_factory=dict)
-    more: Any = None
-
-
-def test_content_of_a_file_becomes_its_type():
-    content = {"points": [{}, {"num_frames": 3}], "closed": True, "labels": {"3": "a"}, "more": [{}]}
-    assert as_type(content, Line) == Line((Options(), Options(num_frames=3)), True, {3: "a"}, [{}])
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"closed": 1}, "closed must be true or false"),
-        ({"points": {}}, "points must be a list"),
-        ({"points": [3]}, r"points\[0\] must be an object, got 3"),
-        ({"points": [{"num_frames": True}]}, r"points\[0\].num_frames must be a whole number"),
-        ({"labels": {"3": 3}}, "labels.3 must be text"),
-        ({"open": 1}, "unknown field 'open'"),
-        ({"closed": ...}, "lacks closed"),
-    ],
-)
-def test_content_of_another_type_is_named(change, named):
-    content = {key: value for key, value in ({"points": [], "closed": True} | change).items() if value is not ...}
-    with pytest.raises(ValueError, match=named):
-        as_type(content, Line)
 
 
 def test_a_rate_stands_for_a_fraction():

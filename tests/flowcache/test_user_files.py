@@ -26,28 +26,42 @@ BROKEN = [b"", b"{", b"7", b"null", b"[3]", b'"a"', b"\xff\xfe{}", b"[" * 100_00
 SETTING = {"interval": 2, "speedup": 2.0, "psnr": 30.0, "seconds": 1.0}
 PROFILE = {"format": 2, "key": {}, "settings": [SETTING], "seconds": 1.0, "environment": {}}
 TRACE = {"format": 1, "windows": [{"num_steps": 4, "stride": 2, "first_chunk": 0, "chunk_frames": [2]}]}
-STEP = {"window": 0, "step": 0, "events": [{"chunk": 0, "local_step": 0, "reused": False}]}
+EVENT = {"chunk": 0, "local_step": 0, "reused": False}
+STEP = {"window": 0, "step": 0, "events": [EVENT]}
 
-#: What reads a file, what it accepts, and changes that it must not accept.
+#: What reads a file, what it accepts, and changes that it must not accept with the words of the error.
 READERS = {
     "a.trace.json": (
         Trace.load,
         TRACE | {"steps": [STEP]},
         [
-            *({"steps": [3]}, {"steps": 3}, {"steps": [STEP | {"window": 1}]}, {"format": 2}, {"unknown": 1}),
-            *({"seconds": {"denoise": "1"}}, {"settings": {"video": 3}}),
-            {"steps": [STEP | {"events": [{"chunk": 5, "local_step": 0, "reused": False}]}]},
+            ({"steps": [3]}, r"steps\[0\] must be an object, got 3"),
+            ({"steps": 3}, "steps must be a list"),
+            ({"steps": [STEP | {"window": 1}]}, ""),
+            ({"steps": [STEP | {"events": [EVENT | {"chunk": 5}]}]}, ""),
+            ({"steps": [STEP | {"events": [EVENT | {"chunk": True}]}]}, r"\[0\].events\[0\].chunk must be a whole"),
+            ({"steps": [STEP | {"events": [EVENT | {"reused": 1}]}]}, "reused must be true or false"),
+            ({"steps": [{"window": 0}]}, "lacks step"),
+            ({"format": 2}, ""),
+            ({"unknown": 1}, "unknown field 'unknown'"),
+            ({"seconds": {"denoise": "1"}}, "seconds.denoise"),
+            ({"settings": {"video": 3}}, "settings.video"),
+            ({"method": 3}, "method must be text"),
         ],
     ),
     "profile.json": (
         Profile.load,
         PROFILE,
-        [{"settings": [SETTING | {"speedup": "2"}]}, {"settings": {}}, {"seconds": None}, {"format": "1"}],
+        [
+            ({"settings": [SETTING | {"speedup": "2"}]}, "speedup"),
+            ({"format": "1"}, "delete"),
+            ({"seconds": None}, ""),
+        ],
     ),
     "ways.json": (
         lambda path: read_methods(path.parent),
         {"model": "a", "settings": "b", "ways": ["vanilla"]},
-        [{"ways": "vanilla"}, {"ways": [1]}, {"model": None}],
+        [({"ways": "vanilla"}, ""), ({"ways": [1]}, ""), ({"model": None}, "")],
     ),
 }
 
@@ -58,9 +72,10 @@ def test_a_file_of_another_kind_is_named(tmp_path, name):
     path = tmp_path / name
     path.write_text(f"\ufeff{json.dumps(content)}", encoding="utf-8")
     assert read(path)
-    for wrong in [*BROKEN, *(json.dumps(content | change).encode() for change in changes)]:
-        path.write_bytes(wrong)
-        with pytest.raises(UnreadableFile, match=name):
+    wrong = [(broken, "") for broken in BROKEN]
+    for broken, named in wrong + [(json.dumps(content | change).encode(), named) for change, named in changes]:
+        path.write_bytes(broken)
+        with pytest.raises(UnreadableFile, match=f"{name}.*{named}"):
             read(path)
 
 
