@@ -109,15 +109,12 @@ def test_requirements_install_the_project_from_their_own_folder(folder):
     assert "flowcache" in done.stdout.splitlines()[-1]
 
 
-def test_every_package_is_listed():
+def test_every_package_is_listed_and_its_files_exist_in_the_checkout():
     found = {name for name in find_packages(ROOT) if name.partition(".")[0] == "flowcache"}
     for name in ("magi1", "skyreels_v2"):
         parent = Path(SETTINGS["package-dir"][name]).parent
         found |= {package for package in find_packages(ROOT / parent) if package.startswith(name)}
     assert found == {name for name in SETTINGS["packages"] if not name.startswith("flowcache.data")}
-
-
-def test_files_of_an_installed_package_exist_in_the_checkout():
     for package, patterns in SETTINGS["package-data"].items():
         folder = ROOT / SETTINGS["package-dir"][package]
         assert all(any(folder.glob(pattern)) for pattern in patterns)

@@ -56,19 +56,13 @@ def test_the_paper_presets_and_teacache(model):
 @pytest.mark.parametrize(
     ("model", "method", "named", "error"),
     [
-        ("magi", "vanilla", {"interval": 4}, "interval"),
-        ("skyreels", "causal", {"threshold": 0.1}, "threshold"),
         ("skyreels", "teacache", {"policy": "none"}, "policy"),
-        ("skyreels", "flowcache", {"threshold": 0.1, "interval": 4}, "threshold and interval"),
         ("magi", "flowcache", {"rel_l1_thresh": 0.1, "policy": "none"}, "threshold and policy"),
-        ("skyreels", "vanilla", {"kvrange": 0}, "kv_range"),
-        ("skyreels", "vanilla", {"budget_block": 1}, "budget"),
         ("magi", "causal", {}, "method"),
         ("magi", "flowcache", {"kv_range": 1}, "clean_range"),
         ("magi", "flowcache", {"preset": "slow"}, "preset"),
         ("skyreels", "flowcache", {"policy_options": {"period": 3}}, "period"),
         ("skyreels", "flowcache", {"warmup_steps": -1}, "warmup_steps"),
-        ("skyreels", "flowcache", {"kv_bits": 3}, "kv_bits"),
     ],
 )
 def test_options_that_a_method_lacks_are_named(model, method, named, error):
