@@ -39,9 +39,6 @@ COUNT, SEED = int(os.environ.get("FUZZ_COUNT", "80")), os.environ.get("FUZZ_SEED
 SECONDS, MEMORY = 60, 3 * 2**30
 #: Numbers that may be larger than a million.
 UNBOUNDED = {"seed", "end", "distributed_timeout_minutes"}
-#: Variables that the programs read.
-VARIABLES = {"PAD_HQ": "yes", "PAD_DURATION": "1", "SPECIAL_TOKEN_PATH": "missing.npz", "DEVICES": "0,1"}
-VARIABLES |= {"prev_chunks_scale": "0.7", "RANK": "1", "WORLD_SIZE": "2", "PYTHONIOENCODING": "ascii"}
 
 NUMBERS = (
     *("0", "1", "2", "3", "5", "8", "16", "17", "33", "97", "-1", "-0.0", "0.5", "1.5", "1e-5", "1e3", "2.0"),
@@ -170,29 +167,25 @@ def _try_input(root: Path, number: int) -> str | None:
     """Draw the command line or damaged file of a number and run it; return its fault and description."""
     rng = Random(f"{SEED} {number}")
     with TemporaryDirectory(dir=root) as folder, contextlib.chdir(folder):
-        name, typed, variables, damage = (_draw_file if rng.random() < 0.4 else _draw_line)(rng, root)
+        name, typed, damage = (_draw_file if rng.random() < 0.4 else _draw_line)(rng, root)
         try:
-            _run_and_judge(root, name, typed, variables, damage)
+            _run_and_judge(root, name, typed, damage)
         except Exception:
-            shown = f"{variables or ''} {name} {' '.join(word[:80] for word in _words(typed))} {damage}"
+            shown = f"{name} {' '.join(word[:80] for word in _words(typed))} {damage}"
             return f"{traceback.format_exc()[-1500:]}\n{shown}".encode("ascii", "backslashreplace").decode()
 
 
-def _draw_line(rng: Random, root: Path) -> tuple[str, dict, dict, str]:
+def _draw_line(rng: Random, root: Path) -> tuple[str, dict, str]:
     name = rng.choice(["skyreels", "magi", "skyreels_samples", "magi_samples", *PROGRAMS])
-    options, typed, variables = read_options(name), _split(PROGRAMS[name][1]), {}
+    options, typed = read_options(name), _split(PROGRAMS[name][1])
     for hostile in (False, True):
         for option in rng.sample(list(options), min(len(options), rng.choice((1, 1, 2, 3)))):
             if not hostile or rng.random() < 0.7:
                 typed[option] = _draw_words(rng, options[option], hostile)
-    if rng.random() < 0.1:
-        variable, usual = rng.choice(list(VARIABLES.items()))
-        hostile = usual if variable == "PYTHONIOENCODING" else rng.choice(NUMBERS)
-        variables = {variable: rng.choice((usual, hostile))}
-    return name, typed, variables, ""
+    return name, typed, ""
 
 
-def _draw_file(rng: Random, root: Path) -> tuple[str, dict, dict, str]:
+def _draw_file(rng: Random, root: Path) -> tuple[str, dict, str]:
     source, name, options = rng.choice(FILES)
     good = Path(source).name
     copied = shutil.copytree if (root / "good" / source).is_dir() else shutil.copy
@@ -202,7 +195,7 @@ def _draw_file(rng: Random, root: Path) -> tuple[str, dict, dict, str]:
     damaged = rng.choice([path for path in files if path.suffix in suffixes])
     what = _damage_file(rng, damaged)
     word = "magi/config.json" if good == "magi" else good
-    return name, _split(f"{PROGRAMS[name][1]} {options} {word}"), {}, f"[{damaged}: {what}]"
+    return name, _split(f"{PROGRAMS[name][1]} {options} {word}"), f"[{damaged}: {what}]"
 
 
 def _damage_file(rng: Random, path: Path) -> str:
@@ -275,18 +268,16 @@ def read_options(name: str) -> dict[str, argparse.Action]:
     return {action.option_strings[0].lstrip("-"): action for action in actions}
 
 
-def run_program(name: str, typed: dict[str, list[str]], **variables: str) -> tuple[int | None, str]:
+def run_program(name: str, typed: dict[str, list[str]]) -> tuple[int | None, str]:
     """Run a program as a shell would, without other processes; return exit code and standard error.
 
     The code is None where it came to the denoising loop.
     """
-    code, encoding = None, variables.get("PYTHONIOENCODING", "utf-8")
-    output = io.TextIOWrapper(io.BytesIO(), encoding, "strict", write_through=True)
+    code, output = None, io.TextIOWrapper(io.BytesIO(), "utf-8", "strict", write_through=True)
     errors = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
     with (
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
-        mock.patch.dict(os.environ, variables),
         mock.patch.object(Denoiser, "run", side_effect=Stopped),
         mock.patch.object(subprocess, "Popen", side_effect=FileNotFoundError),
     ):
@@ -299,15 +290,15 @@ def run_program(name: str, typed: dict[str, list[str]], **variables: str) -> tup
     return code, errors.buffer.getvalue().decode()
 
 
-def _run_and_judge(root: Path, name: str, typed: dict[str, list[str]], variables: dict[str, str], damage: str) -> None:
+def _run_and_judge(root: Path, name: str, typed: dict[str, list[str]], damage: str) -> None:
     """Run a program; bad input must end in one sentence that names it and leave no file behind."""
     options, before, good = read_options(name), _list_files(), _stamp(root / "good")
-    code, errors = run_program(name, typed, **variables)
+    code, errors = run_program(name, typed)
     assert "Traceback (most" not in errors and code in (None, 0, 1, 2, 130, 143), f"ended with {code}: {errors}"
     sentences = [line for line in re.split(r"[\r\n]", errors) if line.startswith("error: ")]
     assert code not in (1, 2) or len(sentences) == 1, f"{len(sentences)} sentences: {errors}"
     if code == 2:
-        words = [*typed, *(word for words in typed.values() for word in words), *variables, *options]
+        words = [*typed, *(word for words in typed.values() for word in words), *options]
         words += re.split("[/:]", damage[1:])[:-1]
         words = ["arguments", *(os.path.basename(word).lower() or word for word in words)]
         assert any(word and word in sentences[0].lower() for word in words), f"names no argument: {sentences[0]}"

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 import tomllib
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,7 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, *([base] if base else [])])
+            base = resolve_name("." * node.level + (node.module or ""), package)
             names = {f"{base}.{alias.name}" for alias in node.names}
             found |= {n if n in known else base for n in names}
     return {n for n in found if n in known} - {name}

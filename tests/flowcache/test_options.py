@@ -9,7 +9,7 @@ from programs import Program
 from reference import ROOT
 
 from flowcache import cli
-from flowcache.options import OptionParser, Refuse
+from flowcache.options import OptionParser
 from flowcache.rates import exact_rate, plain_rate
 
 
@@ -34,7 +34,6 @@ class Options:
 def read(tmp_path):
     parser = OptionParser()
     parser.add_fields("options", Options, {"num_frames": ("frames",)}, choices={"method": ["fast", "slow"]})
-    parser.add_argument("--use_usp", action=Refuse, const="one process makes one video")
     parser.ignore(["debug"])
 
     def read(*words, content=None):
@@ -67,13 +66,11 @@ def test_words_become_values(read, caplog):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--use_usp"], "--use_usp: one process"),
         (["--num_frame", "3"], "did you mean --num_frames?"),
         (["--num_frames", "--defaults", "--method", "fast"], "--num_frames"),
         (["--sizes", "[" * 3000], "YAML"),
         (["--sizes", "!!python/object/apply:os.getcwd []"], "YAML"),
         (["--num_frames", '!!int ""'], "YAML"),
-        (["--num_frames", "1.5"], "a whole number"),
         (["--offload", "1"], "true or false"),
         (["--policy_option", "scale"], "NAME=VALUE"),
         (["--method", "magic"], "--method"),

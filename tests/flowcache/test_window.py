@@ -56,11 +56,6 @@ def test_chunks_of_a_window(prefix, last, num_given, spans):
     assert (whole[:, 13 - last :] == 1).all()
 
 
-def test_a_prefix_must_leave_something():
-    with pytest.raises(ValueError, match=r"prefix.*13"):
-        cut_window(NOISE, 5, prefix=NOISE)
-
-
 def test_condition_noise_touches_the_prefix_alone():
     """The chunk of the last frame comes first in the window, before those of the prefix."""
     window = cut_window(NOISE, 2, prefix=torch.zeros(4, 3, 2, 2), last=torch.zeros(4, 1, 2, 2))
@@ -72,7 +67,9 @@ def test_condition_noise_touches_the_prefix_alone():
     assert not window.latents(2)[:, :1].any(), "the window itself is unchanged"
 
 
-def test_a_window_holds_the_chunks_in_use_alone():
+def test_a_window_has_a_chunk_to_make_and_holds_those_in_use_alone():
+    with pytest.raises(ValueError, match=r"prefix.*13"):
+        cut_window(NOISE, 5, prefix=NOISE)
     window = cut_window(NOISE, 5)
     for chunk in range(3):
         window.latents(chunk).fill_(1)
