@@ -38,10 +38,6 @@ def test_the_example_policy_reuses_within_its_tolerance(tmp_path, capsys):
     assert (tmp_path / "map.png").stat().st_size
 
 
-def test_own_model_is_under_60_lines():
-    assert len((ROOT / "examples" / "own_model.py").read_text().splitlines()) < 60
-
-
 @pytest.mark.parametrize("kind", [FlowCacheSkyReelsV2Pipeline, MagiPipeline])
 def test_torch_dtype_is_taken_without_a_warning(kind):
     with warnings.catch_warnings():

@@ -204,22 +204,17 @@ def test_digests_tell_runs_apart(tmp_path):
     assert len({array_digest(of) for of in (None, pixels, pixels.T, pixels + 1, pixels.astype(float))}) == 5
 
 
-@pytest.fixture
-def file_limit():
-    """Sets the most bytes that a file may have, at which writing fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("size", [0, 1000, 2500, 4000])
-def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, file_limit, size):
+def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, size):
+    """Writing fails at the most bytes that a file may have as it does on a full disk."""
     make(tmp_path / "whole.mp4")
-    path = tmp_path / "a.mp4"
-    file_limit(size)
-    with pytest.raises(OSError) as found:
-        make(path)
-    file_limit(resource.RLIM_INFINITY)
+    path, (soft, hard) = tmp_path / "a.mp4", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(OSError) as found:
+            make(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(found.value.filename).startswith(str(tmp_path / "a."))
     assert not list(tmp_path.glob(".*")), "no temporary file is left"
     state = tmp_path / "a.resume.pt"

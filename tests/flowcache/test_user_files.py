@@ -106,34 +106,26 @@ def test_a_trace_is_read_as_it_was_written(tmp_path):
     assert (trace.reuse_ratio, trace.flops) == (pytest.approx(1 / 3), {"actual": 2.0, "vanilla": 8.0})
 
 
-@pytest.fixture
-def silent_hub(monkeypatch, tmp_path):
-    """A Hub that lets connections wait and answers none, and an empty cache."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+def test_a_silent_hub_is_named_and_not_waited_for_long_nor_asked_in_vain(monkeypatch, tmp_path, caplog):
+    snapshot, checked = tmp_path / "models--a--whole" / "snapshots" / ("0" * 40), []
+    for folder in (snapshot, snapshot.parents[1] / "refs"):
+        folder.mkdir(parents=True)
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # which lets connections wait
         server.setblocking(False)
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
         close_session()
-        yield server
-        close_session()
-
-
-def test_a_silent_hub_is_named_and_not_waited_for_long_nor_asked_in_vain(silent_hub, tmp_path, caplog):
-    snapshot = tmp_path / "models--a--whole" / "snapshots" / ("0" * 40)
-    for folder in (snapshot, snapshot.parents[1] / "refs"):
-        folder.mkdir(parents=True)
-    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
-    checked = []
-    assert fetch_snapshot("model_id", "a/whole", ["*"], checked.append) == snapshot
-    assert checked == [snapshot]
-    with pytest.raises(BlockingIOError):
-        silent_hub.accept()
-    started = time.monotonic()
-    with caplog.at_level(logging.INFO), pytest.raises(OSError, match=r"model_id: a/b could not be") as raised:
-        fetch_snapshot("model_id", "a/b", ["*"], lambda folder: None)
-    assert time.monotonic() - started < 10
-    silent_hub.accept()[0].close()
+        assert fetch_snapshot("model_id", "a/whole", ["*"], checked.append) == snapshot
+        with pytest.raises(BlockingIOError):
+            server.accept()
+        started = time.monotonic()
+        with caplog.at_level(logging.INFO), pytest.raises(OSError, match=r"model_id: a/b could not be") as raised:
+            fetch_snapshot("model_id", "a/b", ["*"], lambda folder: None)
+        server.accept()[0].close()
+    close_session()
+    assert time.monotonic() - started < 10 and checked == [snapshot]
     (line,) = [record.message for record in caplog.records if record.name == "flowcache.hub"]
     assert "a/b" in line and constants.ENDPOINT in line
     assert "\n" not in str(raised.value)
