@@ -249,13 +249,9 @@ def _words(typed: dict[str, list[str]]) -> list[str]:
     return [word for name, words in typed.items() for word in (f"--{name}", *words)]
 
 
-def _list_files() -> set[str]:
-    return {os.path.join(folder, name) for folder, _, names in os.walk(".") for name in names}
-
-
-def _stamp(good: Path) -> dict[Path, tuple[int, int]]:
-    """Sizes and times of the files that no program may change."""
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in good.rglob("*") if path.is_file()}
+def _stamp(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Sizes and times of the files in a folder."""
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
 @cache
@@ -292,7 +288,7 @@ def run_program(name: str, typed: dict[str, list[str]]) -> tuple[int | None, str
 
 def _run_and_judge(root: Path, name: str, typed: dict[str, list[str]], damage: str) -> None:
     """Run a program; bad input must end in one sentence that names it and leave no file behind."""
-    options, before, good = read_options(name), _list_files(), _stamp(root / "good")
+    options, before, good = read_options(name), _stamp(Path()), _stamp(root / "good")
     code, errors = run_program(name, typed)
     assert "Traceback (most" not in errors and code in (None, 0, 1, 2, 130, 143), f"ended with {code}: {errors}"
     sentences = [line for line in re.split(r"[\r\n]", errors) if line.startswith("error: ")]
@@ -305,12 +301,12 @@ def _run_and_judge(root: Path, name: str, typed: dict[str, list[str]], damage: s
     for option, words in typed.items() if code in (None, 0) else ():
         for word in words if option in options and options[option].type in (int, float) else ():
             assert not _is_nonsense(option, word), f"--{option} {word} was accepted"
-    new = sorted(_list_files() - before)
+    new = sorted(_stamp(Path()).keys() - before)
     assert _stamp(root / "good") == good, "files of the user changed"
     assert code != 2 or not new, f"a refusal left {new} behind"
     chosen = {Path(word).name for words in typed.values() for word in words} - {""}
-    half = [file for file in new if re.search(r"/\.[^/]*$|\.part\.mp4$", file)]
-    half = [file for file in half if not any(word in Path(file).name for word in chosen)]
+    half = [path.name for path in new if path.name.startswith(".") or path.name.endswith(".part.mp4")]
+    half = [name for name in half if not any(word in name for word in chosen)]
     assert code != 0 or not half, f"half-written: {half}"
 
 
