@@ -32,6 +32,7 @@ def test_the_staircase(stride, given):
             made[chunk].append(local_step)
     assert made == {chunk: list(range(7)) if chunk >= given else [] for chunk in range(9)}
     assert schedule.max_live == max(len(live) for live in schedule)
+    assert schedule.live(len(schedule) - 1) and not schedule.live(len(schedule)), "no step without a chunk"
 
 
 @pytest.mark.parametrize(
