@@ -6,10 +6,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flowcache.benchmark.ranks import Rank
+from flowcache.benchmark.sample_folder import Manifest
 from flowcache.benchmark.samples import Sample
 from flowcache.benchmark.sampling import Sampling
 from flowcache.trace import ChunkEvent, Trace, WindowRecord
@@ -21,6 +23,8 @@ SAMPLES = [Sample(f"{prompt}-0", prompt, 0) for prompt in PROMPTS]
 SECONDS = {"vanilla": (10.0, 30.0), "flowcache:paper-fast": (4.0, 10.0), "causal": (8.0, 20.0)}
 #: FLOPs of a run, by method.
 FLOPS = {"vanilla": 4e15, "flowcache:paper-fast": 1e15, "causal": 2e15}
+#: What the documentation says that a benchmark's folder holds.
+FINISHED = ["manifest.jsonl", "settings.json", "traces", "videos"]
 
 
 def make_trace(method: str, seconds: float, sample: Sample) -> Trace:
@@ -101,3 +105,8 @@ def make_run(folder: Path, methods=("vanilla", "flowcache:paper-fast"), samples=
     sampling.check()
     sampling.run()
     return folder
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """Records in the order in which the videos were first made."""
+    return list(Manifest(folder / "manifest.jsonl").read()[0].values())

@@ -13,8 +13,7 @@ from itertools import pairwise
 import pytest
 import synthetic_run
 import torch
-from manifests import FINISHED, read_manifest
-from synthetic_run import PROMPTS, make_sampling
+from synthetic_run import FINISHED, PROMPTS, make_sampling, read_manifest
 
 from flowcache.benchmark import sampling as sampling_module
 from flowcache.benchmark.ranks import Rank, list_devices, select_device, start_on_all

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damaged import damaged, with_nan
 from PIL import Image
 from programs import Program
 from reference import ROOT
 from safetensors.torch import load_file, save
+from tiny import with_nan
 
 from flowcache.trace import Trace
 from magi1 import model_source
@@ -95,7 +95,7 @@ NAN = [
 @pytest.mark.parametrize(("key", "tensor", "part", "noticed", "flags"), NAN)
 def test_damaged_weights_are_named(front, weights, tmp_path, monkeypatch, capsys, key, tensor, part, noticed, flags):
     folder = Path(json.loads(weights.read_text())["runtime_config"][key])
-    copy = damaged(folder, tmp_path / "copy", tensor, with_nan)
+    copy = with_nan(folder, tmp_path / "copy", tensor)
     Image.new("RGB", (32, 32), "red").save("a.png")
 
     def check(expected: str, *more) -> None:

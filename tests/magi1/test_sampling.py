@@ -6,7 +6,7 @@ from itertools import accumulate, count, islice
 import pytest
 import torch
 from cases import chunk_model, magi_case, relative_error, reuse_table
-from denoised import denoised
+from random_model import denoised
 from reference import Case, case_names
 from torch import Tensor
 
