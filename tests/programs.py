@@ -17,6 +17,7 @@ from flowcache import cli
 VARIABLES = ("PAD_HQ", "PAD_DURATION", "SPECIAL_TOKEN_PATH", "prev_chunks_scale")
 VARIABLES += ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DEVICES")
 MODELS = {"FlowCache4MAGI-1": "magi1", "FlowCache4SkyReels-V2": "skyreels_v2"}
+FOLDERS = {model: ROOT / folder for folder, model in MODELS.items()}
 
 
 class Program:
@@ -29,14 +30,14 @@ class Program:
     """
 
     def __init__(self, path: Path, monkeypatch, first: tuple = ()) -> None:
-        self._path, self._monkeypatch, self._first = path, monkeypatch, first
+        self._path, self._monkeypatch, self.first = path, monkeypatch, first
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
         self.model, self._command = MODELS.get(path.parent.name), path.stem.partition("_")[0]
         self.module = cli if self.model else _load(path, monkeypatch)
 
     def __call__(self, *arguments) -> int | str | None:
-        words = [str(word) for word in (*self._first, *arguments)]
+        words = [str(word) for word in (*self.first, *arguments)]
         self._monkeypatch.setattr(sys, "argv", [self._path.name, *words])
         try:
             if self.model is None:
@@ -47,13 +48,13 @@ class Program:
 
     def read(self, *arguments) -> Any:
         """The options that arguments come to."""
-        words = [str(word) for word in (*self._first, *arguments)]
+        words = [str(word) for word in (*self.first, *arguments)]
         return cli.read_options(cli.find_model(self.model), self._command, words)
 
     def prepare(self, *arguments) -> Any:
         """The checked job of some arguments."""
         prepare = {"generate": cli.prepare_video, "sample": cli.prepare_samples}[self._command]
-        return prepare(cli.find_model(self.model), [str(word) for word in (*self._first, *arguments)])
+        return prepare(cli.find_model(self.model), [str(word) for word in (*self.first, *arguments)])
 
 
 def script_words(script: Path, *typed, cwd: Path) -> list[str]:
