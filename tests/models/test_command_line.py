@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from programs import FOLDERS, assert_refused
@@ -99,3 +100,24 @@ def test_a_target_is_searched_for_once(skyreels, tmp_path, request, capsys):
     assert_refused(skyreels(*steps, "--target_speedup", 99), "target_speedup", capsys)
     given = ["--profile", profile, "--shift", 3, "--target_psnr", 1]
     assert_refused(skyreels(*steps, *given), "video.shift", capsys)
+
+
+@pytest.mark.parametrize("how", ["none", "flag", "variable", "official code"])
+def test_the_usual_special_tokens_are_on_with_their_table(magi, monkeypatch, caplog, how):
+    caplog.set_level("INFO")
+    table = Path("example/assets/special_tokens.npz")  # its place in the official code
+    table.parent.mkdir(parents=True)
+    rows = {"other_tokens": 100, "caption_token": 1, "logo_token": 1}
+    np.savez(table, **{name: np.ones((size, 16)) for name, size in rows.items()})
+    words = ["--special_tokens", table.rename("t.npz")] if how == "flag" else []
+    if how == "variable":
+        monkeypatch.setenv("SPECIAL_TOKEN_PATH", str(table.rename("t.npz")))
+    if how == "none":
+        table.unlink()
+    else:
+        monkeypatch.setenv("PAD_STATIC", "y")
+    assert magi(*words, "--num_frames", 16, "--output_path", "a.mp4") == 0
+    if how == "none":
+        assert "special tokens: none" in caplog.text and "--special_tokens" in caplog.text
+    else:
+        assert Trace.load("a.trace.json").settings["special_tokens"] == "static, high_quality, duration"
