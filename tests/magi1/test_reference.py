@@ -7,7 +7,7 @@ from itertools import accumulate, count, islice
 
 import pytest
 import torch
-from cases import chunk_model, guidance_of, load_transformer, magi_case, pick_known, relative_error, reuse_table
+from cases import chunk_model, guidance_of, load_transformer, magi_case, pick_known, relative_error
 from denoised import denoised
 from reference import Case, case_names
 from safetensors.torch import load_file
@@ -256,11 +256,12 @@ def test_flowcache(name, monkeypatch):
     cache = method_config("flowcache", "paper-fast", **{k: v for k, v in named.items() if k in known})
     monkeypatch.setattr(TokenSelector, "choose", checked_choose(case, TokenSelector.choose))
     latents, given, trace = denoise(case, cache, nearly_clean=not settings["discard_nearly_clean_chunk"])
-    table = torch.full_like(reuse_table(case), -1)
+    expected = case.tensors["reuse"].to(torch.int8)
+    table = torch.full_like(expected, -1)
     for record in trace.steps:
         for event in record.events:
             table[record.step, event.chunk] = int(event.reused)
-    assert torch.equal(table, reuse_table(case))
+    assert torch.equal(table, expected)
     compressed = list(accumulate(e.chunks for record in trace.steps for e in record.compressions))
     assert compressed == [e["clean_chunk_ids"] for e in case.info.get("compression_events") or []]
     assert_latents(case, latents, given)

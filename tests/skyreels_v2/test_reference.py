@@ -13,7 +13,7 @@ from diffusers import SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2RotaryPosEmbed
 from layouts import run_blocks
 from reference import Case, case_names, reference_dir
-from tiny import tiny_transformer
+from tiny import SIZES, tiny_transformer
 from torch import Tensor
 
 from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, Trace, cut_window
@@ -195,8 +195,6 @@ def test_staircase(tables):
             assert all(row[block] == local_step + 1 for block, local_step in live.items())
 
 
-SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4}
-SIZES |= {"text_dim": 16, "freq_dim": 32, "ffn_dim": 32, "num_layers": 3}
 FRAMES, HEIGHT, WIDTH = 6, 4, 6
 
 
@@ -204,7 +202,7 @@ FRAMES, HEIGHT, WIDTH = 6, 4, 6
 @pytest.mark.parametrize(("knows_fps", "at_once"), [(False, True), (True, True), (True, False)])
 def test_causal_through_the_cache_equals_diffusers(block, knows_fps, at_once):
     torch.manual_seed(0)
-    theirs = SkyReelsV2Transformer3DModel(**SIZES, inject_sample_info=knows_fps).eval()
+    theirs = SkyReelsV2Transformer3DModel(**{**SIZES, "num_layers": 3}, inject_sample_info=knows_fps).eval()
     latents, text = torch.randn(1, 4, FRAMES, HEIGHT, WIDTH), torch.randn(1, 8, 16)
     times = [float(100 * (1 + start)) for start in range(0, FRAMES, block) for _ in range(block)]
     theirs._set_ar_attention(block)
