@@ -252,8 +252,10 @@ def test_flowcache(name, monkeypatch):
             "and scores by its queries as if it stood behind the newest chunk; ours sees itself alone"
         )
     named = settings | (settings.get("compression") or {})
-    known = {TRAITS.names.get(key, key) for key in MethodOptions.__dataclass_fields__}
-    cache = method_config("flowcache", "paper-fast", **{k: v for k, v in named.items() if k in known})
+    known = {TRAITS.names.get(key, key): key for key in MethodOptions.__dataclass_fields__}
+    options = {known[key]: value for key, value in named.items() if key in known}
+    unread = TRAITS.translate({"preset": "paper-fast", **options}).unread(TRAITS)
+    cache = method_config("flowcache", "paper-fast", **{k: v for k, v in options.items() if k not in unread})
     monkeypatch.setattr(TokenSelector, "choose", checked_choose(case, TokenSelector.choose))
     latents, given, trace = denoise(case, cache, nearly_clean=not settings["discard_nearly_clean_chunk"])
     expected = case.tensors["reuse"].to(torch.int8)
