@@ -60,8 +60,7 @@ class FlowCacheConfig:
                     raise ValueError(f"{name}: expected a KV cache, got whole_window; set whole_window to false.")
         if self.refresh_given and (self.compression or self.storage):
             raise ValueError("refresh_given: expected plain keys and values; remove compression and storage.")
-        original = self.compression and self.compression.original
-        if original and original.within_step and self.clean_pass:
+        if self.compression and self.compression.trigger == "step" and self.clean_pass:
             raise ValueError("clean_pass: expected false with compression within a step, got true.")
 
     def make_policy(self) -> ReusePolicy:

@@ -150,11 +150,7 @@ class WindowRun:
         for chunk, local_step in live.items():
             self._advance(chunk, local_step, moves[chunk], chunk in reused)
         ran += wanted
-        # First, so that the store needs no room for chunks that no later step reads.
-        self.cache.release(step + 1)
-        if step + 1 < len(self.schedule):
-            # Keys and values are final with a chunk's last run.
-            self.cache.settle(self.schedule.finished(step if self.config.clean_pass else step + 1))
+        self.cache.leave(step + 1)
         self._record_step(step, live, decisions, started, ran)
         self.steps = step + 1
         self.clean = [c for c, k in live.items() if k == self.schedule.num_steps - 1]
@@ -243,8 +239,8 @@ class WindowRun:
         chunks = list(range(self.window.num_given))
         for group in [chunks] if self.cache.fits(chunks) else [[chunk] for chunk in chunks]:
             self.cache.make_room(group, step=0)
-            self._evaluate([inputs[c] for c in group], step=0)
-            self.cache.settle(group)
+            self._evaluate([inputs[c] for c in group], step=0, next_step=0)
+            self.cache.leave(next_step=0)
         return chunks
 
     def _make_room(
@@ -258,15 +254,18 @@ class WindowRun:
             return []
         finished = [c for c in chunks if c >= self.schedule.first_chunk and c not in live]
         self._evaluate([inputs[c] for c in finished], step)
-        self.cache.settle(finished)
+        self.cache.leave(step + 1)
         self.cache.make_room(chunks, step)
         return finished
 
-    def _evaluate(self, inputs: list[ChunkInput], step: int) -> dict[int, Tensor]:
-        """Run the model on all inputs in one packed call; velocities of those that are not clean."""
+    def _evaluate(self, inputs: list[ChunkInput], step: int, next_step: int | None = None) -> dict[int, Tensor]:
+        """Run the model on all inputs in one packed call; velocities of those that are not clean.
+
+        ``next_step``: the first that reads the keys and values of this call; None: the one after it.
+        """
         if not inputs:
             return {}
-        self.cache.enter([item.chunk for item in inputs], step)
+        self.cache.enter([item.chunk for item in inputs], step, step + 1 if next_step is None else next_step)
         tokens = self.model.embed(inputs)
         outputs = self.model.blocks(inputs, tokens, self.cache.cache)
         noisy = [i for i, item in enumerate(inputs) if item.local_step < self.schedule.num_steps]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
-from .kv.original import WEIGHTINGS, OriginalCompression
+from .kv.original import WEIGHTINGS, OriginalCompression, Trigger
 from .kv.scorers import SCORERS
 from .registry import check_options, described, make_by_name
 from .reuse import ALIASES, POLICIES, Interval, make_policy
@@ -158,7 +158,7 @@ class ModelTraits:
     final_steps: int  # steps at a chunk's end that flowcache always computes
     final_window_steps: int = 0  # steps at the end of the staircase, where distance decides
     paper_forecast: str
-    paper_within_step: bool = False  # the paper presets compress the cache within a step
+    paper_compression: Trigger = "full"  # when the paper presets compress the cache
     query_granularity: str  # default of the option
     total: int | None = None  # default of the option; None: a budget of 1
     # Fitted polynomials over the distance, with retention steps (True) and without.
@@ -266,8 +266,8 @@ def _compression(options: MethodOptions, traits: ModelTraits) -> KVCompressionCo
     if options.is_paper:
         given["max_queries"] = None
     if options.is_paper or place:
-        within = options.is_paper and traits.paper_within_step
-        given["original"] = OriginalCompression(within_step=within, best_first=options.is_paper, **place)
+        trigger = traits.paper_compression if options.is_paper else "clean"
+        given["original"] = OriginalCompression(trigger=trigger, best_first=options.is_paper, **place)
     if "budget" not in given and "total" not in given:
         given["total"] = traits.total
     given["scorer"] = make_by_name("scorer", SCORERS, given["scorer"], given.pop("scorer_options", None))

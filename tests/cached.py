@@ -14,7 +14,7 @@ TOKENS = 6  # of a chunk
 HOST, EIGHT_BITS = KVStorageConfig(offload=True), KVStorageConfig(bits=8)
 
 #: Times of compression, with whether chunks run once more when they are clean.
-TIMES = [(None, False), (None, True), (OriginalCompression(within_step=True), False)]
+TIMES = [(None, False), (None, True), (OriginalCompression(trigger="step"), False)]
 
 
 def fill(cache: ChunkKVCache, chunk: int, tokens: int = TOKENS) -> tuple[Tensor, Tensor]:

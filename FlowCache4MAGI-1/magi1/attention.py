@@ -171,5 +171,4 @@ class PackedSegments:
                 yield alone
                 continue
             self.cache.observe(layer, segment.chunk, query, segment.slot)
-            keys, values = self.cache.read(layer, segment.chunk, segment.first_chunk)
-            yield keys[segment.slot], values[segment.slot]
+            yield self.cache.read(layer, segment.chunk, segment.first_chunk, segment.slot)

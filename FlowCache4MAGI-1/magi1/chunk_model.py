@@ -119,6 +119,10 @@ class MagiChunkModel:
             for item, own in zip(inputs, branches, strict=True)
         ]
         steps = self.timetable.num_steps
+        # After this call, all branches see the keys and values that the last one has of clean chunks.
+        for item in inputs:
+            if not self._is_live(item.local_step):
+                cache.share_branch(item.chunk, source=self.num_branches - 1)
         out = self.transformer(
             torch.cat(hidden),
             torch.stack([self._conditions[min(item.local_step, steps), int(branch.text)] for item, branch in packed]),
@@ -126,10 +130,6 @@ class MagiChunkModel:
             torch.cat(rotary),
             PackedSegments(segments, cache, self._text, self._attention),
         )
-        # From now on, all branches see the keys and values that the last one has of clean chunks.
-        for item in inputs:
-            for slot in range(0 if self._is_live(item.local_step) else self.num_branches - 1):
-                cache.copy_branch(item.chunk, source=self.num_branches - 1, target=slot)
         parts = out.split([len(part) for part in hidden])
         return [part.unflatten(0, (len(own), -1)) for part, own in zip(parts, branches, strict=True)]
 

@@ -1,6 +1,7 @@
 """Keys and values that chunks leave for each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -21,27 +22,42 @@ class CacheFullError(RuntimeError):
 class ChunkKVCache:
     """Keys and values of a window's chunks, preallocated, per layer and guidance branch.
 
-    Chunks take ranges of rows in the order in which they enter, so that what a chunk may see, itself and all
-    before it, is one contiguous range, read without a copy. Keys are stored with their rotary positions
-    applied, so a token keeps its place in time wherever it is moved.
+    Chunks take ranges of rows in the order in which they enter, so that what a chunk may see, itself and all before
+    it, is one contiguous range, read without a copy. Keys are stored with their rotary positions applied, so a token
+    keeps its place in time wherever it is moved.
 
-    With a store, there are two kinds of rows: clean ones, at the beginning, in the store; and live ones, in
-    ``capacity`` rows of every layer. Both are read through the workspace of one layer of the store.
+    There are two kinds of rows: clean ones, first, in the store, per layer; and live ones. Both are written and read
+    in the workspace of one layer: opening a layer loads its clean rows, closing it stores the chunks that have become
+    clean. Without a store, clean rows stay beside the live ones.
 
     Args:
         capacity: most rows per layer and branch, without those in the store.
-        keeps: whether keys and values outlive a call of the model. False: layers share one layer's rows.
-        store: of clean chunks; None: they stay beside the live ones.
+        keeps_live: live rows of every layer outlive a call of the model. False: layers share one layer's rows, for
+            policies that compute a chunk only together with the live ones that it sees.
+        store: of clean chunks.
     """
 
-    def __init__(self, layout: CacheLayout, capacity: int, keeps: bool = True, store: RowStore | None = None) -> None:
-        shape = layout.shape(capacity, None if keeps else 1)
-        # Keys and values, outside the store.
-        self._rows = torch.empty((2, *shape), dtype=layout.dtype, device=layout.device)
-        # A table per layer, as layers may be compressed one after another while the model runs.
-        self._ranges: list[dict[int, range]] = [{} for _ in range(shape[0])]
+    def __init__(
+        self, layout: CacheLayout, capacity: int, keeps_live: bool = True, store: RowStore | None = None
+    ) -> None:
+        def allocate(*shape: int) -> Tensor:
+            return torch.empty((2, *shape), dtype=layout.dtype, device=layout.device)
+
+        self._clean_rows, self._store = store.capacity if store else 0, store
+        # Keys and values: live ones of every layer; those of the open layer, clean up to ``_clean_rows``, then live.
+        self._live = allocate(*layout.shape(capacity)) if keeps_live else None
+        one_layer = store or not keeps_live
+        self._workspace = allocate(*layout.shape(self._clean_rows + capacity)[1:]) if one_layer else None
         self.layout, self.capacity = layout, capacity
-        self._store, self._stored = store, [0] * shape[0]
+        # Tables per layer, as layers change one after another while the model runs.
+        self._ranges: list[dict[int, range]] = [{} for _ in range(layout.num_layers)]
+        self._stored = [0] * layout.num_layers
+        # The open layer, place of its first row in the workspace, and chunks and branches written since.
+        self._layer, self._origin, self._written = -1, 0, set[tuple[int, int]]()
+        # What closing a layer does: chunks to store, chunks to drop, and the branch that a chunk's others take.
+        self._clean: Collection[int] = ()
+        self._gone: Collection[int] = ()
+        self._shared: dict[int, int] = {}
         self._errors: dict[tuple[int, ...], list[Tensor]] = {}
 
     def __contains__(self, chunk: int) -> bool:
@@ -69,7 +85,8 @@ class ChunkKVCache:
     @property
     def nbytes(self) -> int:
         """Bytes allocated on the model's device; ``host_nbytes`` in host memory, if that is another."""
-        return count_bytes([self._rows]) + (self._store.nbytes if self._store else 0)
+        own = [rows for rows in (self._live, self._workspace) if rows is not None]
+        return count_bytes(own) + (self._store.nbytes if self._store else 0)
 
     @property
     def host_nbytes(self) -> int:
@@ -101,6 +118,28 @@ class ChunkKVCache:
     def make_room(self, clean: Sequence[int], num_tokens: int) -> None:
         """Compress clean chunks, if the cache does that, until ``num_tokens`` more fit."""
 
+    def update_clean(self, clean: Collection[int], gone: Collection[int], during_call: bool = False) -> None:
+        """Store clean chunks, which are not written again, and drop the oldest ones, ``gone``.
+
+        ``during_call``: at the end of each layer of the next call, whose keys and values are the last ones. Otherwise
+        now.
+        """
+        self._close()
+        self._clean, self._gone = clean, gone
+        if not during_call:
+            for layer in range(self.layout.num_layers) if self._has_work(0) else ():
+                self._open(layer)
+            self.end_call()
+
+    def share_branch(self, chunk: int, source: int) -> None:
+        """After this call, all branches see the keys and values that one has of a chunk."""
+        self._shared[chunk] = source
+
+    def end_call(self) -> None:
+        """Close the last layer of a call of the model."""
+        self._close()
+        self._clean, self._gone, self._shared = (), (), {}
+
     def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:
         """Record the queries about to attend, all query heads; otherwise shaped as in ``write``."""
 
@@ -109,71 +148,50 @@ class ChunkKVCache:
 
         With ``branch``, those of one branch, ``[tokens, heads, head_dim]``.
         """
-        place = self._place(layer)
-        rows = self._live(place, self._ranges[place][chunk])
-        branches = slice(None) if branch is None else branch
-        self._rows[0, place, branches, rows] = keys
-        self._rows[1, place, branches, rows] = values
-        if self._store:
-            self._store.invalidate()
+        rows = self._ranges[layer][chunk]
+        if rows.start < self._stored[layer]:
+            raise ValueError("chunk: expected a live one, got one in the store, which is not written again.")
+        buffer, branches = self._open(layer), slice(None) if branch is None else branch
+        place = slice(self._origin + rows.start, self._origin + rows.stop)
+        buffer[0, branches, place] = keys
+        buffer[1, branches, place] = values
+        numbers = range(self.layout.num_branches) if branch is None else (branch,)
+        self._written.update((chunk, number) for number in numbers)
 
-    def read(self, layer: int, last_chunk: int | None = None, first_chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    def read(
+        self,
+        layer: int,
+        last_chunk: int | None = None,
+        first_chunk: int | None = None,
+        branch: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Keys and values from ``first_chunk`` to ``last_chunk``, both included (None: no bound).
 
-        Views ``[branches, tokens, heads, head_dim]``, valid until another layer is read. Once chunks are
-        compressed, ``first_chunk`` is ignored: all chunks see what is kept of them.
+        Views ``[branches, tokens, heads, head_dim]``, with ``branch`` of that one, valid until another layer is read.
+        Once chunks are compressed, ``first_chunk`` is ignored: all chunks see what is kept of them.
         """
-        place = self._place(layer)
-        rows = self._visible(place, last_chunk, first_chunk)
-        keys, values = self._layer(place)
-        return keys[:, rows.start : rows.stop], values[:, rows.start : rows.stop]
+        buffer, rows = self._open(layer), self._visible(layer, last_chunk, first_chunk)
+        if self._live is None:
+            self._check_written(layer, rows, range(self.layout.num_branches) if branch is None else (branch,))
+        seen = buffer[:, :, self._origin + rows.start : self._origin + rows.stop]
+        return tuple(seen if branch is None else seen[:, branch])
 
-    def copy_branch(self, chunk: int, source: int, target: int) -> None:
-        rows = self._live(0, self._ranges[0][chunk])
-        self._rows[:, :, target, rows] = self._rows[:, :, source, rows]
-
-    def settle(self, chunk: int) -> None:
-        """Move a clean chunk, which is not written again, to the store.
-
-        It stays where it is without a store, without room there, or behind an older chunk that stays.
-        """
-        rows = self._ranges[0][chunk]
-        if self._store is None or rows.start != self._stored[0] or rows.stop > self._store.capacity:
-            return
-        for layer, live in enumerate(self._rows[:, :, :, self._live(0, rows)].unbind(1)):
-            self._write_clean(layer, [chunk], rows.start, live)
-        self._move_live(slice(0, self.layout.num_layers), len(rows), 0)
-        self._stored = [rows.stop] * self.layout.num_layers
-
-    def drop(self, chunks: Sequence[int]) -> None:
-        """Drop the oldest chunks, none of which is compressed; the others move up."""
-        layers, end, stored = len(self._ranges), self.count_rows(chunks), self._stored[0]
-        gone = min(end, stored)
-        self._move_live(slice(0, layers), end - gone, 0)
-        if gone:
-            self._store.move_up(gone, stored)
-        self._stored = [stored - gone] * layers
-        self._ranges = [self._moved(layer, chunks, -end) for layer in range(layers)]
-
-    def merge(self, layers: slice, chunks: Sequence[int], kept: Tensor) -> None:
-        """Keep some rows of those kept before and of the oldest chunks; the others move up.
+    def merge(self, layer: int, chunks: Sequence[int], kept: Tensor) -> None:
+        """Keep some rows of those kept before and of the oldest chunks of the open layer; the others move up.
 
         Args:
-            layers: with the same ranges; a single one with a store.
             chunks: the oldest chunks, which lose their ranges.
-            kept: indices of rows, ``[layers, branches, heads, rows]``, in their new order.
+            kept: indices of rows, ``[branches, heads, rows]``, in their new order.
         """
-        layer, count = layers.start, kept.shape[-1]
-        end, stored = self.count_rows(chunks, layer), self._stored[layer]
-        keys, values = (_take(rows, kept) for rows in self._oldest(layers, end))
-        self._move_live(layers, end - stored, 0 if self._store else count)
+        count, end = kept.shape[-1], self.count_rows(chunks, layer)
+        keys, values = (_take(rows, kept) for rows in self._oldest(layer, end))
         if self._store:
+            self._write_clean(layer, chunks, 0, (keys, values))
             self._stored[layer] = count
-            self._write_clean(layer, chunks, 0, (keys[0], values[0]))
-        else:
-            self._rows[0, layers, :, :count], self._rows[1, layers, :, :count] = keys, values
-        for layer in range(layers.start, layers.stop):
-            self._ranges[layer] = {KEPT: range(count)} | self._moved(layer, chunks, count - end)
+        self._remove(layer, chunks, end, end - count)
+        self._ranges[layer] = {KEPT: range(count), **self._ranges[layer]}
+        clean = self._buffer(layer)[:, :, self._origin : self._origin + count]
+        clean[0], clean[1] = keys, values
 
     def pop_events(self) -> list:
         """Compressions since the last call."""
@@ -193,7 +211,7 @@ class ChunkKVCache:
         return {
             "ranges": [[(c, r.start, r.stop) for c, r in ranges.items()] for ranges in self._ranges],
             "stored": list(self._stored),
-            "rows": self._rows[:, :, :, : self._most_live()],
+            "live": None if self._live is None else self._live[:, :, :, : self._most_taken()],
             "store": self._store.state_dict(max(self._stored)) if self._store else {},
         }
 
@@ -201,46 +219,89 @@ class ChunkKVCache:
         """Take the state of a cache of the same layout and capacity; no chunk has entered this one."""
         self._ranges = [{c: range(*bounds) for c, *bounds in ranges} for ranges in state["ranges"]]
         self._stored = list(state["stored"])
-        self._rows[:, :, :, : self._most_live()] = state["rows"]
+        if self._live is not None:
+            self._live[:, :, :, : self._most_taken()] = state["live"]
         if self._store:
             self._store.load_state_dict(state["store"], max(self._stored))
 
-    def count_rows(self, chunks: Sequence[int], layer: int = 0) -> int:
+    def count_rows(self, chunks: Collection[int], layer: int = 0) -> int:
+        """Rows kept of compressed chunks, and those of ``chunks``."""
         ranges = self._ranges[layer]
         return sum(len(ranges[chunk]) for chunk in (KEPT, *chunks) if chunk in ranges)
 
-    def _moved(self, layer: int, gone: Sequence[int], shift: int) -> dict[int, range]:
-        others = {c: r for c, r in self._ranges[layer].items() if c not in (KEPT, *gone)}
-        return {c: range(r.start + shift, r.stop + shift) for c, r in others.items()}
+    def _buffer(self, layer: int) -> Tensor:
+        """Keys and values of the open layer, ``[2, branches, rows, heads, head_dim]``."""
+        return self._live[:, layer] if self._workspace is None else self._workspace
 
-    def _layer(self, place: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, ``[branches, rows, heads, head_dim]``: clean rows, then live ones."""
-        stored = self._stored[place]
-        live = self._rows[:, place, :, : self._used(place) - stored]
-        return self._store.read(place, stored, live) if stored else tuple(live)
+    def _open(self, layer: int) -> Tensor:
+        buffer = self._buffer(layer)
+        if layer != self._layer:
+            self._close()
+            stored, self._layer = self._stored[layer], layer
+            self._origin = self._clean_rows - stored
+            if stored:
+                self._store.load(layer, buffer[:, :, self._origin : self._clean_rows])
+            if self._store and self._live is not None:
+                taken = self._used(layer) - stored
+                buffer[:, :, self._clean_rows : self._clean_rows + taken] = self._live[:, layer, :, :taken]
+        return buffer
 
-    def _live(self, place: int, rows: range) -> slice:
-        stored = self._stored[place]
-        if rows.start < stored:
-            raise ValueError("chunk: expected a live one, got one in the store, which is not written again.")
-        return slice(rows.start - stored, rows.stop - stored)
+    def _close(self) -> None:
+        if self._layer < 0:
+            return
+        layer, buffer = self._layer, self._buffer(self._layer)
+        for chunk, source in self._shared.items():
+            rows = self._ranges[layer][chunk]
+            shared = buffer[:, :, self._origin + rows.start : self._origin + rows.stop]
+            shared.copy_(shared[:, source].unsqueeze(1).clone().expand_as(shared))
+        if self._has_work(layer):
+            self._update_layer(layer)
+        if self._store and self._live is not None:
+            first, last = self._origin + self._stored[layer], self._origin + self._used(layer)
+            self._live[:, layer, :, : last - first] = buffer[:, :, first:last]
+        self._layer, self._written = -1, set()
 
-    def _oldest(self, layers: slice, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the rows up to ``end``, ``[layers, branches, rows, heads, head_dim]``."""
-        if self._store is None:
-            return tuple(self._rows[:, layers, :, :end])
-        keys, values = self._layer(layers.start)
-        return keys[None, :, :end], values[None, :, :end]
+    def _has_work(self, layer: int) -> bool:
+        """Whether closing a layer changes its clean rows."""
+        return bool(self._gone or (self._store and self._new_clean(layer)))
 
-    def _move_live(self, layers: slice, start: int, to: int) -> None:
-        """Move the rows outside the store from ``start`` on."""
-        rows, shift = self._rows[:, layers], start - to
-        stop = self._used(layers.start) - self._stored[layers.start]
-        # In pieces that do not overlap with their new place, so that none needs a copy; they are few, as the
-        # shift is at least a frame and usually a chunk.
-        for first in range(start, stop, shift) if shift else ():
-            last = min(first + shift, stop)
-            rows[:, :, :, first - shift : last - shift] = rows[:, :, :, first:last]
+    def _new_clean(self, layer: int) -> list[int]:
+        """Chunks that have become clean right behind the rows in the store, as far as that has room."""
+        ranges, stored = self._ranges[layer], self._stored[layer]
+        behind = (chunk for chunk, rows in ranges.items() if rows.start >= stored)
+        return list(takewhile(lambda c: c in self._clean and ranges[c].stop <= self._clean_rows, behind))
+
+    def _update_layer(self, layer: int) -> None:
+        """Drop and store chunks of the open layer."""
+        gone = [chunk for chunk in self._ranges[layer] if chunk in self._gone]
+        end, stored = self.count_rows(gone, layer), self._stored[layer]
+        if from_store := min(end, stored):
+            self._store.move_up(layer, from_store, stored)
+            self._stored[layer] -= from_store
+        self._remove(layer, gone, end, end)
+        for chunk in self._new_clean(layer) if self._store else ():
+            rows = self._ranges[layer][chunk]
+            place = slice(self._origin + rows.start, self._origin + rows.stop)
+            self._write_clean(layer, [chunk], rows.start, self._buffer(layer)[:, :, place])
+            self._stored[layer] = rows.stop
+
+    def _oldest(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the rows of the open layer up to ``end``, ``[branches, rows, heads, head_dim]``."""
+        return tuple(self._buffer(layer)[:, :, self._origin : self._origin + end])
+
+    def _remove(self, layer: int, chunks: Collection[int], end: int, count: int) -> None:
+        """Take away the oldest chunks' ranges; rows from ``end`` on move up by ``count``."""
+        if self._workspace is not None:
+            self._origin += count
+        else:
+            rows, stop = self._buffer(layer), self._used(layer)
+            # In pieces that do not overlap with their new place, so that none needs a copy; they are few, as the
+            # shift is at least a frame and usually a chunk.
+            for first in range(end, stop, count) if count else ():
+                last = min(first + count, stop)
+                rows[:, :, first - count : last - count] = rows[:, :, first:last]
+        others = {c: r for c, r in self._ranges[layer].items() if c != KEPT and c not in chunks}
+        self._ranges[layer] = {c: range(r.start - count, r.stop - count) for c, r in others.items()}
 
     def _write_clean(self, layer: int, chunks: Sequence[int], start: int, rows: Sequence[Tensor]) -> None:
         """Write rows of ``chunks`` to the store, and record how much it changes them."""
@@ -248,30 +309,34 @@ class ChunkKVCache:
         if errors is not None:
             self._errors.setdefault(tuple(chunks), []).append(errors)
 
-    def _most_live(self) -> int:
-        """Most rows of a layer outside the store that outlive a call of the model."""
-        if len(self._ranges) < self.layout.num_layers:
-            return 0
-        return max(self._used(layer) - self._stored[layer] for layer in range(len(self._ranges)))
+    def _most_taken(self) -> int:
+        return max(self._used(layer) - stored for layer, stored in enumerate(self._stored))
 
     def _used(self, layer: int) -> int:
         return sum(map(len, self._ranges[layer].values()))
 
-    def _place(self, layer: int) -> int:
-        return layer % len(self._ranges)
-
-    def _visible(self, place: int, last_chunk: int | None, first_chunk: int | None) -> range:
-        ranges = self._ranges[place]
-        end = self._used(place) if last_chunk is None else ranges[last_chunk].stop
+    def _visible(self, layer: int, last_chunk: int | None, first_chunk: int | None) -> range:
+        ranges = self._ranges[layer]
+        end = self._used(layer) if last_chunk is None else ranges[last_chunk].stop
         if first_chunk is None or KEPT in ranges:
             return range(end)
         return range(min(r.start for chunk, r in ranges.items() if chunk >= first_chunk), end)
 
+    def _check_written(self, layer: int, seen: range, branches: Collection[int]) -> None:
+        for chunk, rows in self._ranges[layer].items():
+            if self._stored[layer] <= rows.start and seen.start <= rows.start < seen.stop:
+                for branch in branches:
+                    if (chunk, branch) not in self._written:
+                        raise RuntimeError(
+                            f"chunk {chunk}: layers share one layer's live rows, but the chunk did not run in this "
+                            "call. reads_fresh of the reuse policy: expected False."
+                        )
+
 
 def _take(rows: Tensor, kept: Tensor) -> Tensor:
-    """Rows ``[layers, branches, rows, heads, head_dim]`` at indices ``[layers, branches, heads, kept]``."""
-    heads = torch.arange(kept.shape[2], device=kept.device)
-    places = (kept.mT * len(heads) + heads).flatten(-2).flatten(0, 1)
+    """Rows ``[branches, rows, heads, head_dim]`` at indices ``[branches, heads, kept]``."""
+    heads = torch.arange(kept.shape[1], device=kept.device)
+    places = (kept.mT * len(heads) + heads).flatten(-2)
     # Heads are adjacent within a branch; its rows are copied whole, not number by number.
-    best = [row.flatten(0, 1).index_select(0, at) for row, at in zip(rows.flatten(0, 1), places, strict=True)]
-    return torch.stack(best).view(*kept.shape[:2], -1, *rows.shape[3:])
+    best = [row.flatten(0, 1).index_select(0, at) for row, at in zip(rows, places, strict=True)]
+    return torch.stack(best).view(len(kept), -1, *rows.shape[2:])

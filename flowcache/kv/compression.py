@@ -1,4 +1,4 @@
-"""A cache that compresses clean chunks, and so never needs more than its capacity."""
+"""Caches that compress clean chunks, and so never need more than their capacity."""
 
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -14,9 +14,6 @@ from .layout import CacheLayout
 from .scorers import ScoreInput
 from .selection import TokenSelector
 from .storage import RowStore
-
-#: Numbers of keys up to which layers are compressed together: a bound of the memory that it takes.
-NUMBERS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -38,20 +35,24 @@ class CompressionEvent:
 class CompressedKVCache(ChunkKVCache):
     """Keeps the best tokens of clean chunks, each head its own (FlowCache, section 3.3).
 
-    Live chunks are never compressed. Compression happens between two steps, when the next chunk does not
-    fit, by the newest queries that were seen.
-
-    The store, as far as it has room, holds clean chunks and what is kept of compressed ones.
+    Live chunks are never compressed. As soon as more than ``budget`` rows are clean, each layer keeps that many, by
+    the newest queries that were seen.
     """
 
     #: Clean chunks that a chunk sees, where the configuration does not say; None: all, from the first step.
     clean_range: int | None = None
 
     def __init__(
-        self, layout: CacheLayout, capacity: int, selector: TokenSelector, store: RowStore | None = None
+        self,
+        layout: CacheLayout,
+        capacity: int,
+        selector: TokenSelector,
+        budget: int,
+        keeps_live: bool = True,
+        store: RowStore | None = None,
     ) -> None:
-        super().__init__(layout, capacity, store=store)
-        self._selector = selector
+        super().__init__(layout, capacity, keeps_live, store)
+        self._selector, self._budget = selector, budget
         self._queries: list[Tensor | None] = [None] * layout.num_layers
         self._asking: Collection[int] = ()  # chunks whose queries are recorded
         self._starts: dict[int, int] = {}
@@ -59,12 +60,6 @@ class CompressedKVCache(ChunkKVCache):
         self._positions = [none for _ in range(layout.num_layers)]
         self._events: list[CompressionEvent] = []
         self._seconds = 0.0
-
-    @classmethod
-    def sizes(cls, lengths: Sequence[int], max_live: int, budget: int) -> tuple[int, int, int]:
-        """Most rows of live chunks, of clean ones beside them, and of clean ones in a store."""
-        live = min(sum(lengths), max_live * max(lengths))
-        return live, min(budget, sum(lengths) - live), min(budget, sum(lengths[:-max_live]))
 
     def pop_events(self) -> list[CompressionEvent]:
         events, self._events = self._events, []
@@ -95,26 +90,6 @@ class CompressedKVCache(ChunkKVCache):
             held[slice(None) if branch is None else branch] = queries
         self._seconds += time.perf_counter() - started
 
-    def make_room(self, clean: Sequence[int], num_tokens: int) -> None:
-        """Compress clean chunks, oldest first, until ``num_tokens`` more fit; else CacheFullError."""
-        missing = self.num_taken + num_tokens - self.capacity
-        if missing <= 0:
-            return
-        rows = self.count_rows(self._oldest_clean(clean))
-        budget = rows - missing
-        if self._store:
-            budget = self._store.capacity if rows - self._stored[0] >= missing else 0
-        if budget < 1:
-            raise CacheFullError(
-                f"{num_tokens} tokens do not fit: {self.num_taken} of {self.capacity} are taken, the rest of "
-                "them by live chunks. Give the cache a budget of more chunks."
-            )
-        # Small layers together; one at a time with a store.
-        layers, numbers = self.layout.num_layers, self._rows[0, 0].numel()
-        count = 1 if self._store else max(1, NUMBERS_AT_ONCE // numbers)
-        for first in range(0, layers, count):
-            self._compress(slice(first, min(first + count, layers)), clean, budget)
-
     def state_dict(self) -> State:
         own = {"queries": self._queries, "starts": self._starts, "positions": self._positions}
         return super().state_dict() | own
@@ -124,27 +99,35 @@ class CompressedKVCache(ChunkKVCache):
         own = on_device([state[name] for name in ("queries", "starts", "positions")], self.layout.device)
         self._queries, self._starts, self._positions = own
 
+    def _has_work(self, layer: int) -> bool:
+        return self._exceeds_budget(layer) or super()._has_work(layer)
+
+    def _update_layer(self, layer: int) -> None:
+        if self._exceeds_budget(layer):
+            self._compress(layer, self._oldest_clean(self._clean, layer), self._budget)
+        else:
+            super()._update_layer(layer)
+
+    def _exceeds_budget(self, layer: int) -> bool:
+        return self.count_rows(self._oldest_clean(self._clean, layer), layer) > self._budget
+
     def _oldest_clean(self, clean: Collection[int], layer: int = 0) -> list[int]:
         """The clean chunks before the first one that is not, in order of entry: their rows are adjacent."""
         own = (chunk for chunk in self._ranges[layer] if chunk in self._starts)
         return list(takewhile(clean.__contains__, own))
 
-    def _compress(self, layers: slice, clean: Collection[int], budget: int) -> None:
-        started = time.perf_counter()
-        clean = self._oldest_clean(clean, layers.start)
-        end = self.count_rows(clean, layers.start)
-        positions, start = torch.stack(self._positions[layers]), self._starts[clean[0]] if clean else 0
+    def _compress(self, layer: int, clean: Sequence[int], budget: int) -> None:
+        """Keep ``budget`` rows of the clean chunks of the open layer."""
+        started, end = time.perf_counter(), self.count_rows(clean, layer)
+        positions, start = self._positions[layer], self._starts[clean[0]] if clean else 0
         new = torch.arange(start, start + end - positions.shape[-1], device=positions.device)
         positions = torch.cat([positions, new.to(positions).expand(*positions.shape[:-1], -1)], dim=-1)
-        queries = torch.stack(self._queries[layers])
-        # Scorers do not distinguish layers from branches.
-        seen = (part.flatten(0, 1) for part in (*self._oldest(layers, end), queries))
-        ages, size = (positions.amax() - positions).flatten(0, 1), self._selector.tokens_per_chunk
-        kept = self._selector.choose(ScoreInput(*seen, ages, size), budget).unflatten(0, positions.shape[:2])
-        self.merge(layers, clean, kept)
-        self._positions[layers] = positions.gather(-1, kept)
-        if layers.stop == self.layout.num_layers:
-            self._events.append(CompressionEvent(clean, end, kept.shape[-1], self._origins()))
+        ages, size = positions.amax() - positions, self._selector.tokens_per_chunk
+        kept = self._selector.choose(ScoreInput(*self._oldest(layer, end), self._queries[layer], ages, size), budget)
+        self.merge(layer, clean, kept)
+        self._positions[layer] = positions.gather(-1, kept)
+        if layer == self.layout.num_layers - 1:
+            self._events.append(CompressionEvent(list(clean), end, kept.shape[-1], self._origins()))
         self._seconds += time.perf_counter() - started
 
     def _origins(self) -> dict[int, float]:
@@ -154,23 +137,44 @@ class CompressedKVCache(ChunkKVCache):
         return {chunks[i]: count / positions.numel() for i, count in enumerate(counts) if count}
 
 
-class WithinStepCache(CompressedKVCache):
-    """Compresses as the original does on SkyReels-V2: in each layer, right before a chunk reads, as soon as
-    more than the budget is clean.
+class FullKVCache(CompressedKVCache):
+    """Compresses as the original does on MAGI-1: between two steps, when the next chunk does not fit."""
 
-    That chunk's own queries decide. Chunks that take their last step in this very step count as clean for
-    later ones, so one chunk more than are live must fit; given chunks count from the second step on.
+    def make_room(self, clean: Sequence[int], num_tokens: int) -> None:
+        """Compress clean chunks, oldest first, until ``num_tokens`` more fit; else CacheFullError."""
+        missing = self.num_taken + num_tokens - self.capacity
+        if missing <= 0:
+            return
+        chunks = self._oldest_clean(clean)
+        rows = self.count_rows(chunks)
+        budget = rows - missing
+        if self._store:
+            budget = self._store.capacity if rows - self._stored[0] >= missing else 0
+        if budget < 1:
+            raise CacheFullError(
+                f"{num_tokens} tokens do not fit: {self.num_taken} of {self.capacity} are taken, the rest of "
+                "them by live chunks. Give the cache a budget of more chunks."
+            )
+        for layer in range(self.layout.num_layers):
+            self._open(layer)
+            self._compress(layer, chunks, budget)
+        self.end_call()
+
+    def _exceeds_budget(self, layer: int) -> bool:
+        return False
+
+
+class WithinStepKVCache(FullKVCache):
+    """Compresses as the original does on SkyReels-V2: in each layer, right before a chunk reads, as soon as more than
+    the budget is clean.
+
+    That chunk's own queries decide. Chunks that take their last step in this very step count as clean for later ones,
+    so one chunk more than are live must fit; given chunks count from the second step on.
     """
 
     clean_range = 10**9
 
     _due: Mapping[int, list[int]] = {}
-    _budget = 0
-
-    @classmethod
-    def sizes(cls, lengths: Sequence[int], max_live: int, budget: int) -> tuple[int, int, int]:
-        live, clean, _ = super().sizes(lengths, max_live + 1, budget)
-        return live, clean, min(budget, sum(lengths[:-1]))
 
     def prepare(self, clean: Mapping[int, range], budget: int) -> dict[int, int]:
         due, dropped, held, compressed = {}, {}, self.num_kept, set()
@@ -188,4 +192,4 @@ class WithinStepCache(CompressedKVCache):
     def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:
         super().observe(layer, chunk, queries, branch)
         if chunk in self._due:
-            self._compress(slice(layer, layer + 1), self._due[chunk], self._budget)
+            self._compress(layer, self._due[chunk], self._budget)

@@ -7,7 +7,7 @@ import torch
 
 from ..registry import check_options, describe, make_by_name, option
 from .layout import CacheLayout
-from .original import OriginalCompression
+from .original import OriginalCompression, Trigger
 from .quantized import QuantizedRows, group_size
 from .scorers import SCORERS, Paper, Scorer
 from .storage import HostStore, PlainRows, RowStore
@@ -49,8 +49,9 @@ class KVCompressionConfig:
             object.__setattr__(self, "scorer", replace(scorer, mix_lambda=self.mix_lambda))
 
     @property
-    def within_step(self) -> bool:
-        return self.original is not None and self.original.within_step
+    def trigger(self) -> Trigger:
+        """When chunks are compressed, see ``OriginalCompression``."""
+        return self.original.trigger if self.original else "clean"
 
     def as_dict(self) -> dict[str, Any]:
         """Fields for logs and traces; the scorer as its name, with its options beside it."""
@@ -77,9 +78,9 @@ class KVStorageConfig:
         if self.bits is None and not self.offload:
             raise ValueError("storage: expected bits or offload, got neither; set bits=8 or offload=True.")
 
-    def make_store(self, layout: CacheLayout, rows: int, unit: int, live_rows: int = 0) -> RowStore:
+    def make_store(self, layout: CacheLayout, rows: int, unit: int) -> RowStore:
         """Memory for that many rows of clean chunks, which come in multiples of ``unit``."""
         form = PlainRows() if self.bits is None else QuantizedRows(self.bits, group_size(unit))
         # On the CPU, host memory is the device's own.
         offload = self.offload and torch.device(layout.device).type == "cuda"
-        return (HostStore if offload else RowStore)(layout, rows, form, live_rows)
+        return (HostStore if offload else RowStore)(layout, rows, form)

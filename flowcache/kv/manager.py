@@ -8,28 +8,36 @@ from ..chunk_model import ChunkModel
 from ..config import FlowCacheConfig
 from ..schedule import StaircaseSchedule
 from .cache import ChunkKVCache
-from .compression import CompressedKVCache, WithinStepCache
+from .compression import CompressedKVCache, FullKVCache, WithinStepKVCache
 from .selection import TokenSelector
-from .storage import RowStore
+from .storage import PlainRows, RowStore
 
 logger = logging.getLogger(__name__)
 
+CACHES = {"clean": CompressedKVCache, "full": FullKVCache, "step": WithinStepKVCache}
+
 
 class CacheManager:
-    """Makes the cache of a window, whose chunks have ``lengths`` tokens, and keeps it within its budget."""
+    """Makes the cache of a window, whose chunks have ``lengths`` tokens, and keeps it within its budget.
+
+    Where no chunk reads what an earlier call left of a live one, live chunks share one layer's memory.
+    """
 
     def __init__(
         self, model: ChunkModel, schedule: StaircaseSchedule, lengths: Sequence[int], config: FlowCacheConfig
     ) -> None:
         self._model, self._schedule, self._lengths, self._config = model, schedule, lengths, config
         compression, self._clean_range = config.compression, config.clean_range
-        if compression:
-            self._cache_type = WithinStepCache if compression.within_step else CompressedKVCache
-            if self._clean_range is None:
-                self._clean_range = self._cache_type.clean_range
+        if compression and self._clean_range is None:
+            self._clean_range = CACHES[compression.trigger].clean_range
         self._budget = self._budget_chunks() * max(lengths)
         rolls = not (compression or config.whole_window or config.refresh_given)
         self._reach_back = self._chunks_behind() if rolls else None
+        self._keeps_live = not config.whole_window and (
+            config.refresh_given
+            or not config.policy.reads_fresh(config.clean_pass)
+            or (compression is not None and compression.trigger != "clean")
+        )
         self._seen: dict[int, int] = {}
         self.cache = self._new_cache()
 
@@ -45,25 +53,16 @@ class CacheManager:
         clean = self._clean_before(chunk, step)
         return max(clean.start, clean.stop - self._clean_range)
 
-    def release(self, step: int) -> None:
-        if self._reach_back is None:
-            return
-        # With a clean pass, the chunk that has just become clean reads once more.
-        oldest = self._schedule.first_below(self._schedule.num_steps + self._config.clean_pass, step)
-        dropped = [chunk for chunk in self.cache.chunks if chunk < oldest - self._reach_back]
-        if dropped:
-            self.cache.drop(dropped)
-
     def fits(self, chunks: Sequence[int]) -> bool:
         return self.cache.num_taken + self._needed(chunks) <= self.cache.capacity
 
     def make_room(self, chunks: Sequence[int], step: int) -> None:
-        """Compress clean chunks until ``chunks`` fit, see ``CompressedKVCache.make_room``."""
+        """Compress clean chunks until ``chunks`` fit, see ``FullKVCache``."""
         done = self._schedule.num_steps
         clean = [c for c in self.cache.chunks if self._schedule.local_step(c, step) >= done]
         self.cache.make_room(clean, self._needed(chunks))
 
-    def enter(self, chunks: Sequence[int], step: int) -> None:
+    def enter(self, chunks: Sequence[int], step: int, next_step: int) -> None:
         """Give the chunks that are about to run their ranges."""
         for chunk in chunks:
             self.cache.enter(chunk, self._lengths[chunk])
@@ -72,17 +71,35 @@ class CacheManager:
         for chunk in chunks:
             total += dropped.get(chunk, 0)
             self._seen[chunk] = self.cache.num_visible(chunk, self.first_chunk(chunk, step)) - total
+        if not self._keeps_live:
+            self.cache.update_clean(self._clean(next_step), self._gone(next_step), during_call=True)
 
-    def settle(self, chunks: Sequence[int]) -> None:
-        """Move clean chunks, oldest first, to the store, if there is one."""
-        for chunk in chunks:
-            if chunk in self.cache:
-                self.cache.settle(chunk)
+    def leave(self, next_step: int) -> None:
+        """Store and compress chunks that are clean by the next step, and drop those that it does not read."""
+        self.cache.end_call()
+        if self._keeps_live:
+            self.cache.update_clean(self._clean(next_step), self._gone(next_step))
 
     @property
     def seen(self) -> dict[int, int] | None:
         """Tokens that each chunk saw when it last ran; None: all that it could."""
         return None if self._config.compression is None and self._clean_range is None else self._seen
+
+    def _clean(self, step: int) -> list[int]:
+        """Chunks whose keys and values are final at the beginning of a step, if any step comes."""
+        if step == len(self._schedule) or self._config.whole_window or self._config.refresh_given:
+            return []
+        done = self._schedule.num_steps + self._config.clean_pass
+        first = self._schedule.first_chunk
+        return [c for c in self.cache.chunks if c < first or self._schedule.local_step(c, step) >= done]
+
+    def _gone(self, step: int) -> list[int]:
+        """Chunks that no step reads from this one on."""
+        if self._reach_back is None or step == len(self._schedule):
+            return []
+        # With a clean pass, the chunk that has just become clean reads once more.
+        oldest = self._schedule.first_below(self._schedule.num_steps + self._config.clean_pass, step)
+        return [chunk for chunk in self.cache.chunks if chunk < oldest - self._reach_back]
 
     def _needed(self, chunks: Sequence[int]) -> int:
         return sum(self._lengths[c] for c in chunks if c not in self.cache)
@@ -110,27 +127,34 @@ class CacheManager:
         return None if None in behind else max(behind)
 
     def _new_cache(self) -> ChunkKVCache:
-        layout, lengths, max_live = self._model.cache_layout(), self._lengths, self._schedule.max_live
-        compression, chunk = self._config.compression, max(lengths)
-        if compression is not None:
-            live, clean, stored = self._cache_type.sizes(lengths, max_live, self._budget)
-            store = self._new_store(stored, live)
+        """Make the cache, as small as the schedule allows: chunks that are live, given, clean or read bound it."""
+        layout, schedule, config, lengths = self._model.cache_layout(), self._schedule, self._config, self._lengths
+        chunk, given, compression = max(lengths), schedule.first_chunk, config.compression
+        if config.whole_window:
+            return ChunkKVCache(layout, sum(lengths), keeps_live=False)
+        # Chunks that run beside the live ones, as they have just become clean.
+        trigger = compression and compression.trigger
+        beside = {"full": 0, "step": 1}.get(trigger, int(config.clean_pass))
+        live = min(sum(lengths), (schedule.max_live + beside) * chunk)
+        clean = sum(lengths[: schedule.first_below(schedule.num_steps + config.clean_pass, len(schedule) - 1)])
+        if compression:
+            store = self._new_store(min(clean, self._budget))
+            rows = live if store else live + min(self._budget, sum(lengths) - live)
             selector = TokenSelector(compression, self._model.num_tokens(1), chunk)
-            return self._cache_type(layout, live if store else live + clean, selector, store)
-        # A chunk runs once more when it is clean, beside the live ones.
-        beside, given = max_live + self._config.clean_pass, self._schedule.first_chunk
-        stored, held, live = sum(lengths[:-beside]), sum(lengths), min(sum(lengths), beside * chunk)
-        if (behind := self._reach_back) is not None:
-            stored = min(stored, max(behind, given) * chunk)
-            held = min(held, max(behind + beside, given + len(self._schedule.live(0))) * chunk)
-        store = self._new_store(stored, live)
-        return ChunkKVCache(layout, live if store else held, not self._config.whole_window, store)
+            return CACHES[trigger](layout, rows, selector, self._budget, self._keeps_live, store)
+        rows, behind = sum(lengths), self._reach_back
+        if behind is not None:
+            clean = min(clean, max(behind, given) * chunk)
+            rows = min(rows, max(behind + schedule.max_live + beside, given + len(schedule.live(0))) * chunk)
+        if store := self._new_store(clean):
+            # Given chunks run in one call.
+            rows = live if self._keeps_live else max(live, sum(lengths[:given]))
+        return ChunkKVCache(layout, rows, self._keeps_live, store)
 
-    def _new_store(self, rows: int, live_rows: int) -> RowStore | None:
-        storage = self._config.storage
+    def _new_store(self, rows: int) -> RowStore | None:
+        layout, storage = self._model.cache_layout(), self._config.storage
         if storage and rows == 0:
             logger.warning("kv_bits, kv_offload: ignored in this window: no clean chunk is read.")
         elif storage:
-            unit = math.gcd(*self._lengths)
-            return storage.make_store(self._model.cache_layout(), rows, unit, live_rows)
-        return None
+            return storage.make_store(layout, rows, math.gcd(*self._lengths))
+        return None if self._keeps_live or rows == 0 else RowStore(layout, rows, PlainRows())

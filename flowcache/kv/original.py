@@ -9,6 +9,7 @@ from torch import Tensor
 from ..registry import check_options, option
 
 Weighting = Literal["no_weight", "hard_code", "exponential", "polynomial", "upper_convex_polynomial", "gaussian"]
+Trigger = Literal["clean", "full", "step"]
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 
 
@@ -17,14 +18,14 @@ class OriginalCompression:
     """How the original compresses.
 
     Args:
-        within_step: compress within a step as soon as more than the budget is clean (SkyReels-V2). False:
-            between two steps, when the next chunk does not fit.
+        trigger: compress when a chunk becomes ``clean``, as we do; between two steps, when the next chunk finds the
+            cache ``full`` (MAGI-1); or within a ``step``, in each layer before a chunk reads (SkyReels-V2).
         weighting: weight of a token's score by its place, see ``weight_by_place`` (MAGI-1).
         power: exponent of the polynomial weightings.
         best_first: order kept tokens by score. False: by time.
     """
 
-    within_step: bool = False
+    trigger: Trigger = "clean"
     weighting: Weighting = "no_weight"
     power: float = option(1.0, 0.001, 1000)
     best_first: bool = True

@@ -34,62 +34,43 @@ class PlainRows:
 
 
 class RowStore:
-    """Clean rows of all layers on the model's device, and a workspace of one layer for attention to read.
-
-    The workspace holds the clean rows of a layer and, behind them, its live ones.
-
-    ``capacity``: clean rows per layer and branch; ``live_rows``: most live rows.
-    """
+    """Clean rows of all layers on the model's device; ``capacity`` of them per layer and branch."""
 
     host_nbytes = 0
 
-    def __init__(self, layout: CacheLayout, capacity: int, form: PlainRows, live_rows: int = 0) -> None:
+    def __init__(self, layout: CacheLayout, capacity: int, form: PlainRows) -> None:
         self.capacity, self._layout, self._form = capacity, layout, form
-        shape = (2, *layout.shape(capacity + live_rows)[1:])
-        self._workspace, self._layer = torch.empty(shape, dtype=layout.dtype, device=layout.device), -1
         self._parts = self._allocate()
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated on the model's device; ``host_nbytes`` in host memory, if that is another."""
-        return count_bytes([self._workspace, *self._parts])
-
-    def invalidate(self) -> None:
-        self._layer = -1
+        return count_bytes(self._parts)
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> Tensor | None:
         """Store rows from ``start`` on, ``[branches, rows, heads, head_dim]`` each.
 
         Returns root mean square of the error of keys and of values, over theirs; None if the form is exact.
         """
-        self.invalidate()
         stop = start + keys.shape[1]
         for part, entries in zip(self._parts, self._form.encode(keys, values), strict=True):
             self._entries(part[layer], start, stop).copy_(entries)
         if not self._form.lossy:
             return None
-        stored = self._workspace[:, :, start:stop]
-        self._form.decode(self._load(layer, start, stop), *stored)
-        pairs = zip(stored.float(), (keys.float(), values.float()), strict=True)
-        return torch.stack([(read - rows).norm() / rows.norm().clamp_min(1e-12) for read, rows in pairs])
+        stored = torch.empty_like(keys), torch.empty_like(values)
+        self._form.decode([self._entries(part[layer], start, stop) for part in self._parts], *stored)
+        pairs = zip(stored, (keys, values), strict=True)
+        return torch.stack([(s.float() - r.float()).norm() / r.float().norm().clamp_min(1e-12) for s, r in pairs])
 
-    def read(self, layer: int, count: int, live: Tensor) -> tuple[Tensor, Tensor]:
-        """Views of a layer's ``count`` clean rows and its live ones, ``[branches, rows, heads, head_dim]``.
+    def load(self, layer: int, rows: Tensor) -> None:
+        """Fill ``rows``, ``[2, branches, rows, heads, head_dim]``, with the first rows of a layer."""
+        self._form.decode(self._load(layer, rows.shape[2]), *rows)
 
-        ``live``: keys and values of the live rows, ``[2, branches, rows, heads, head_dim]``.
-        """
-        stop = count + live.shape[2]
-        if layer != self._layer:
-            self._layer = layer
-            self._form.decode(self._load(layer, 0, count), *self._workspace[:, :, :count])
-            self._workspace[:, :, count:stop] = live
-        return tuple(self._workspace[:, :, :stop])
-
-    def move_up(self, start: int, stop: int) -> None:
-        self.invalidate()
-        for layer in chain(*self._parts):
-            rows = self._entries(layer, start, stop).clone()
-            self._entries(layer, 0, stop - start).copy_(rows)
+    def move_up(self, layer: int, start: int, stop: int) -> None:
+        """Move rows of a layer to its beginning."""
+        for part in self._parts:
+            rows = self._entries(part[layer], start, stop).clone()
+            self._entries(part[layer], 0, stop - start).copy_(rows)
 
     def state_dict(self, rows: int) -> State:
         return {"parts": [self._entries(part.flatten(0, 1), 0, rows) for part in self._parts]}
@@ -102,8 +83,8 @@ class RowStore:
     def _allocate(self) -> list[Tensor]:
         return self._form.allocate(self._layout, self.capacity, self._layout.device)
 
-    def _load(self, layer: int, start: int, stop: int) -> list[Tensor]:
-        return [self._entries(part[layer], start, stop) for part in self._parts]
+    def _load(self, layer: int, count: int) -> list[Tensor]:
+        return [self._entries(part[layer], 0, count) for part in self._parts]
 
     def _entries(self, part: Tensor, start: int, stop: int) -> Tensor:
         """Entries of ``part``, ``[branches, entries, ...]``, that hold some rows."""
@@ -125,12 +106,12 @@ class HostStore(RowStore):
         for part in chain(*self._buffers):
             # Copies may still run when the store is dropped.
             part.record_stream(self._stream)
-        self._current, self._ahead = 0, (-1, 0, 0)
+        self._current, self._ahead = 0, (-1, 0)
         return self._form.allocate(self._layout, self.capacity, "cpu", pinned=True)
 
     @property
     def nbytes(self) -> int:
-        return count_bytes([self._workspace, *chain(*self._buffers)])
+        return count_bytes(list(chain(*self._buffers)))
 
     @property
     def host_nbytes(self) -> int:
@@ -138,33 +119,33 @@ class HostStore(RowStore):
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> Tensor | None:
         if self._ahead[0] == layer:
-            self._ahead = (-1, 0, 0)
+            self._ahead = (-1, 0)
         return super().write(layer, start, keys, values)
 
-    def move_up(self, start: int, stop: int) -> None:
+    def move_up(self, layer: int, start: int, stop: int) -> None:
         # The host is ahead of the device, which may still copy these rows.
         self._stream.synchronize()
-        self._ahead = (-1, 0, 0)
-        super().move_up(start, stop)
+        self._ahead = (-1, 0)
+        super().move_up(layer, start, stop)
 
-    def _load(self, layer: int, start: int, stop: int) -> list[Tensor]:
-        if self._ahead != (layer, start, stop):
-            self._fetch(layer, start, stop)
+    def _load(self, layer: int, count: int) -> list[Tensor]:
+        if self._ahead != (layer, count):
+            self._fetch(layer, count)
         torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
-        parts = [self._entries(part[0], start, stop) for part in self._buffers[self._current]]
-        self._fetch((layer + 1) % self._layout.num_layers, start, stop)
+        parts = [self._entries(part[0], 0, count) for part in self._buffers[self._current]]
+        self._fetch((layer + 1) % self._layout.num_layers, count)
         return parts
 
-    def _fetch(self, layer: int, start: int, stop: int) -> None:
+    def _fetch(self, layer: int, count: int) -> None:
         """Start copying a layer's rows to the buffer that was not read last."""
-        self._current, self._ahead = 1 - self._current, (layer, start, stop)
+        self._current, self._ahead = 1 - self._current, (layer, count)
         # The computation may still read from that buffer.
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
             for source, target in zip(self._parts, self._buffers[self._current], strict=True):
-                rows = self._entries(source[layer], start, stop)
+                rows = self._entries(source[layer], 0, count)
                 # Branch by branch: only contiguous memory is copied in parallel with other work.
-                for there, here in zip(self._entries(target[0], start, stop), rows, strict=True):
+                for there, here in zip(self._entries(target[0], 0, count), rows, strict=True):
                     there.copy_(here, non_blocking=True)
 
 

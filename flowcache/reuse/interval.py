@@ -40,6 +40,10 @@ class Interval(ReusePolicy):
             chunk: Decision(self.warmup_steps <= local_step < self._reuse_end) for chunk, local_step in live.items()
         }
 
+    def reads_fresh(self, clean_pass):
+        # A chunk that is still in its warm-up, except at its first step, is computed without older ones.
+        return self.warmup_steps <= 1 and (clean_pass or self.final_steps >= 1)
+
     def interval_for(self, num_chunk_steps: int) -> int:
         return self.interval or max(2, round(self.scale * math.sqrt(num_chunk_steps)))
 

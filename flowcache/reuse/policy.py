@@ -83,6 +83,14 @@ class ReusePolicy(ABC):
     def load_state_dict(self, state: State) -> None:
         """Continue from the state of another policy with the same options; called after ``begin``."""
 
+    def reads_fresh(self, clean_pass: bool) -> bool:
+        """Whether no chunk ever reads what an earlier call left of a live one, so that layers may share memory.
+
+        This holds where a chunk is computed only together with all older live ones, and always at its last step;
+        ``clean_pass``: chunks run once more after that.
+        """
+        return False
+
     def describe(self, num_chunk_steps: int | None = None) -> dict[str, Any]:
         """Options by name, for traces; those derived from a chunk's number of steps are filled in."""
         return asdict(self) if is_dataclass(self) else {}
@@ -94,6 +102,9 @@ class NoReuse(ReusePolicy):
 
     def decide(self, step, num_steps, live, indicators):
         return dict.fromkeys(live, COMPUTE)
+
+    def reads_fresh(self, clean_pass):
+        return True
 
 
 def relative_l1(current: Sequence[Tensor], previous: Sequence[Tensor]) -> list[float]:

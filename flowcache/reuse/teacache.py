@@ -34,6 +34,9 @@ class TeaCache(DistancePolicy):
         self._previous, self._chunks = indicator, chunks
         return dict.fromkeys(live, decision)
 
+    def reads_fresh(self, clean_pass):
+        return clean_pass  # else a chunk's last step may be reused, and its keys are older
+
     def state_dict(self):
         return {"accumulated": self._accumulated, "previous": self._previous, "chunks": self._chunks}
 

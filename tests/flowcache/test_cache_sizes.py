@@ -104,7 +104,7 @@ def test_a_clean_range_is_seen_alone():
 
 
 def test_storage_without_use_is_reported(caplog):
-    (plain, trace), (stored, of_stored) = run(2), run(2, storage=EIGHT_BITS)
+    (plain, trace), (stored, of_stored) = run(2, stride=0), run(2, stride=0, storage=EIGHT_BITS)
     assert torch.equal(plain, stored)
     assert trace.windows == of_stored.windows
     assert "kv_bits" in caplog.text

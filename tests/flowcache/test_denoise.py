@@ -51,7 +51,7 @@ def test_every_policy_and_forecast_continues(name, forecast):
     check(FlowCacheConfig(policy=make_policy(name, options), forecast=forecast, clean_pass=True))
 
 
-WITHIN = KVCompressionConfig(original=OriginalCompression(within_step=True))
+WITHIN = KVCompressionConfig(original=OriginalCompression(trigger="step"))
 CACHES = {
     "all that was seen": {},
     "compressed when full": {"compression": KVCompressionConfig(budget=2), "clean_pass": True},

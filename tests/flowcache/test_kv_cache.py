@@ -206,7 +206,7 @@ def test_scorers_are_made_by_name_with_options_as_typed():
             make_by_name("scorer", SCORERS, name, options)
 
 
-WITHIN = {"compression": KVCompressionConfig(original=OriginalCompression(within_step=True))}
+WITHIN = {"compression": KVCompressionConfig(original=OriginalCompression(trigger="step"))}
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_the_paper_presets_compress_as_the_original_does(preset):
     options = {"compress_kv_cache": True, "total_cache_chunk_nums": 9}
     configs = [skyreels("flowcache", preset, budget_block=2), magi("flowcache", preset, **options)]
     compressions = [config.compression for config in configs]
-    assert [bool(c.original and c.original.within_step) for c in compressions] == [paper, False]
+    assert [c.trigger == "step" for c in compressions] == [paper, False]
     assert {c.max_queries for c in compressions} == {None if paper else 256}
     assert {bool(c.original and c.original.best_first) for c in compressions} == {paper}
     weighted = magi("flowcache", preset=preset, compress=True, score_weighting_method="gaussian").compression

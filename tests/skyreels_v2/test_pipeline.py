@@ -145,7 +145,7 @@ def test_noise_of_a_window_does_not_depend_on_the_method(pipeline, shown):
 
 def test_whole_window_runs_hold_one_layer(pipeline):
     sizes = {m: generate(pipeline, method_config(m)).trace.windows[0].kv_bytes for m in ("vanilla", "causal")}
-    assert sizes["causal"] == pipeline.transformer.config.num_layers * sizes["vanilla"]
+    assert sizes["causal"] > pipeline.transformer.config.num_layers * sizes["vanilla"]
 
 
 @pytest.mark.parametrize("method", ["causal", "flowcache"])

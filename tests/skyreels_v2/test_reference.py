@@ -106,7 +106,7 @@ def kv_options(case: Case) -> dict[str, Any]:
     args = case.info["args"]
     if args["use_compress"]:
         settings = {"budget": args["budget_block"], "query_granularity": "chunk", "max_queries": None}
-        original = OriginalCompression(within_step=True)
+        original = OriginalCompression(trigger="step")
         return {"compression": KVCompressionConfig(**settings, original=original)}
     return {"clean_range": args["kvrange"]} if args["use_kvrange"] else {}
 
