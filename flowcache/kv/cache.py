@@ -35,19 +35,25 @@ class ChunkKVCache:
         keeps_live: live rows of every layer outlive a call of the model. False: layers share one layer's rows, for
             policies that compute a chunk only together with the live ones that it sees.
         store: of clean chunks.
+        most: rows of all chunks together, where they are fewer than store and ``capacity`` hold.
     """
 
     def __init__(
-        self, layout: CacheLayout, capacity: int, keeps_live: bool = True, store: RowStore | None = None
+        self,
+        layout: CacheLayout,
+        capacity: int,
+        keeps_live: bool = True,
+        store: RowStore | None = None,
+        most: int | None = None,
     ) -> None:
         def allocate(*shape: int) -> Tensor:
             return torch.empty((2, *shape), dtype=layout.dtype, device=layout.device)
 
         self._clean_rows, self._store = store.capacity if store else 0, store
-        # Keys and values: live ones of every layer; those of the open layer, clean up to ``_clean_rows``, then live.
+        # Keys and values: live ones of every layer; and those of the open layer, clean ones first.
         self._live = allocate(*layout.shape(capacity)) if keeps_live else None
-        one_layer = store or not keeps_live
-        self._workspace = allocate(*layout.shape(self._clean_rows + capacity)[1:]) if one_layer else None
+        rows = min(self._clean_rows + capacity, most or 10**18)
+        self._workspace = allocate(*layout.shape(rows)[1:]) if store or not keeps_live else None
         self.layout, self.capacity = layout, capacity
         # Tables per layer, as layers change one after another while the model runs.
         self._ranges: list[dict[int, range]] = [{} for _ in range(layout.num_layers)]
@@ -237,13 +243,12 @@ class ChunkKVCache:
         buffer = self._buffer(layer)
         if layer != self._layer:
             self._close()
-            stored, self._layer = self._stored[layer], layer
-            self._origin = self._clean_rows - stored
+            stored, self._layer, self._origin = self._stored[layer], layer, 0
             if stored:
-                self._store.load(layer, buffer[:, :, self._origin : self._clean_rows])
+                self._store.load(layer, buffer[:, :, :stored])
             if self._store and self._live is not None:
-                taken = self._used(layer) - stored
-                buffer[:, :, self._clean_rows : self._clean_rows + taken] = self._live[:, layer, :, :taken]
+                used = self._used(layer)
+                buffer[:, :, stored:used] = self._live[:, layer, :, : used - stored]
         return buffer
 
     def _close(self) -> None:

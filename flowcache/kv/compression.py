@@ -50,8 +50,9 @@ class CompressedKVCache(ChunkKVCache):
         budget: int,
         keeps_live: bool = True,
         store: RowStore | None = None,
+        most: int | None = None,
     ) -> None:
-        super().__init__(layout, capacity, keeps_live, store)
+        super().__init__(layout, capacity, keeps_live, store, most)
         self._selector, self._budget = selector, budget
         self._queries: list[Tensor | None] = [None] * layout.num_layers
         self._asking: Collection[int] = ()  # chunks whose queries are recorded

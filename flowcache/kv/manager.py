@@ -141,7 +141,7 @@ class CacheManager:
             store = self._new_store(min(clean, self._budget))
             rows = live if store else live + min(self._budget, sum(lengths) - live)
             selector = TokenSelector(compression, self._model.num_tokens(1), chunk)
-            return CACHES[trigger](layout, rows, selector, self._budget, self._keeps_live, store)
+            return CACHES[trigger](layout, rows, selector, self._budget, self._keeps_live, store, sum(lengths))
         rows, behind = sum(lengths), self._reach_back
         if behind is not None:
             clean = min(clean, max(behind, given) * chunk)
@@ -149,7 +149,7 @@ class CacheManager:
         if store := self._new_store(clean):
             # Given chunks run in one call.
             rows = live if self._keeps_live else max(live, sum(lengths[:given]))
-        return ChunkKVCache(layout, rows, self._keeps_live, store)
+        return ChunkKVCache(layout, rows, self._keeps_live, store, sum(lengths))
 
     def _new_store(self, rows: int) -> RowStore | None:
         layout, storage = self._model.cache_layout(), self._config.storage
