@@ -36,7 +36,7 @@ class CompressedKVCache(ChunkKVCache):
     """Keeps the best tokens of clean chunks, each head its own (FlowCache, section 3.3).
 
     Live chunks are never compressed. As soon as more than ``budget`` rows are clean, each layer keeps that many, by
-    the newest queries that were seen.
+    the newest queries of the newest chunk that has run before: those of pure noise ask for other tokens.
     """
 
     #: Clean chunks that a chunk sees, where the configuration does not say; None: all, from the first step.
@@ -56,6 +56,7 @@ class CompressedKVCache(ChunkKVCache):
         self._selector, self._budget = selector, budget
         self._queries: list[Tensor | None] = [None] * layout.num_layers
         self._asking: Collection[int] = ()  # chunks whose queries are recorded
+        self._entered: list[int] = []  # chunks that run for the first time
         self._starts: dict[int, int] = {}
         none = torch.empty(layout.num_branches, layout.num_heads, 0, dtype=torch.int32, device=layout.device)
         self._positions = [none for _ in range(layout.num_layers)]
@@ -71,10 +72,16 @@ class CompressedKVCache(ChunkKVCache):
         return seconds
 
     def enter(self, chunk: int, num_tokens: int) -> None:
-        self._asking = (chunk,)
         if chunk not in self:
             super().enter(chunk, num_tokens)
             self._starts[chunk] = max(self._starts.values(), default=-num_tokens) + num_tokens
+            self._entered.append(chunk)
+        ran = [c for c in self.chunks if c not in self._entered]
+        self._asking = (ran or self.chunks)[-1:]
+
+    def end_call(self) -> None:
+        super().end_call()
+        self._entered.clear()
 
     def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:
         if chunk not in self._asking:
@@ -139,7 +146,12 @@ class CompressedKVCache(ChunkKVCache):
 
 
 class FullKVCache(CompressedKVCache):
-    """Compresses as the original does on MAGI-1: between two steps, when the next chunk does not fit."""
+    """Compresses as the original does on MAGI-1: between two steps, when the next chunk does not fit, by the newest
+    queries of the chunk that ran last."""
+
+    def enter(self, chunk: int, num_tokens: int) -> None:
+        super().enter(chunk, num_tokens)
+        self._asking = (chunk,)
 
     def make_room(self, clean: Sequence[int], num_tokens: int) -> None:
         """Compress clean chunks, oldest first, until ``num_tokens`` more fit; else CacheFullError."""

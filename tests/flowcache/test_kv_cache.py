@@ -7,9 +7,8 @@ import torch
 from cached import TOKENS, fill, run
 
 from flowcache import FlowCacheConfig
-from flowcache.kv import compression
 from flowcache.kv.cache import CacheFullError, ChunkKVCache
-from flowcache.kv.compression import CompressedKVCache, WithinStepCache
+from flowcache.kv.compression import CompressedKVCache, FullKVCache, WithinStepKVCache
 from flowcache.kv.config import KVCompressionConfig, KVStorageConfig
 from flowcache.kv.layout import CacheLayout
 from flowcache.kv.original import OriginalCompression
@@ -23,7 +22,7 @@ LAYOUT = CacheLayout(num_layers=3, num_branches=2, num_heads=2, head_dim=8)
 
 def make_store(chunks: int, bits: int | None, layout: CacheLayout = LAYOUT):
     storage = KVStorageConfig(bits=bits, offload=bits is None)
-    return storage.make_store(layout, chunks * TOKENS, TOKENS, 5 * TOKENS)
+    return storage.make_store(layout, chunks * TOKENS, TOKENS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -47,14 +46,14 @@ def test_bytes_are_those_of_codes_bounds_and_the_buffer(bits):
     with pytest.raises(ValueError, match="bits=4"):
         make_store(1, 4, replace(LAYOUT, head_dim=3))
     rows, per_row = 5 * 80, 3 * 2 * 2  # layers, branches, heads
-    store = KVStorageConfig(bits=bits).make_store(LAYOUT, rows, 80, 160)
+    store = KVStorageConfig(bits=bits).make_store(LAYOUT, rows, 80)
     bounds = 2 * 2 * (rows // 80) * per_row * 8 + 2 * 2 * rows * per_row
     token = 2 * 2 * 2 * 8 * 4  # keys and values, branches, heads, channels, fp32
-    workspace = (rows + 160) * token
-    assert (store.nbytes, store.host_nbytes) == (2 * rows * per_row * bits + bounds + workspace, 0)
+    assert (store.nbytes, store.host_nbytes) == (2 * rows * per_row * bits + bounds, 0)
     assert ChunkKVCache(LAYOUT, 160).nbytes == 3 * 160 * token
-    cache = ChunkKVCache(LAYOUT, 160, store=store)
-    assert cache.nbytes == 3 * 160 * token + store.nbytes
+    sizes = {live: ChunkKVCache(LAYOUT, 160, live, store).nbytes - store.nbytes for live in (True, False)}
+    assert sizes == {True: (3 * 160 + rows + 160) * token, False: (rows + 160) * token}
+    assert ChunkKVCache(LAYOUT, 160, False, store, most=rows).nbytes == store.nbytes + rows * token
 
 
 @pytest.mark.parametrize(("stored", "bits", "most"), [(0, None, 0), (4, None, 0), (4, 8, 0.01), (4, 4, 0.15)])
@@ -64,7 +63,7 @@ def test_a_chunk_sees_itself_and_earlier_ones(stored, bits, most):
         fill(cache, chunk)
         chunks.append(fill(cache, chunk))  # writing again replaces
         if chunk:
-            cache.settle(chunk - 1)
+            cache.update_clean([chunk - 1], ())
     keys, values = (torch.cat(parts, dim=2) for parts in zip(*chunks, strict=True))
     for layer in (0, 2, 2, 1):
         for first, last in ((3, 4), (4, 4), (2, 4), (None, 4), (1, 2), (0, 0)):
@@ -87,12 +86,12 @@ def test_writes_between_two_reads_are_seen_and_stored_chunks_are_not_written():
     cache = ChunkKVCache(LAYOUT, 3 * TOKENS, store=make_store(1, None))
     for chunk in range(3):
         fill(cache, chunk)
-    cache.settle(1)
+    cache.update_clean([1], ())
     assert cache.num_taken == 3 * TOKENS, "an older chunk is live"
     before = cache.read(1)[0].clone()
-    cache.settle(0)
+    cache.update_clean([0], ())
     assert torch.equal(cache.read(1)[0], before)
-    cache.settle(1)
+    cache.update_clean([1], ())
     assert cache.num_taken == 2 * TOKENS, "the store has room for one"
     new = torch.randn(2, TOKENS, 2, 8)
     cache.write(1, 2, new, new)
@@ -104,9 +103,29 @@ def test_writes_between_two_reads_are_seen_and_stored_chunks_are_not_written():
         cache.enter(4, TOKENS)
 
 
-def make_cache(chunks: int, kind=CompressedKVCache, layout=LAYOUT, **options) -> CompressedKVCache:
+@pytest.mark.parametrize("bits", [None, 8])
+def test_layers_share_the_rows_of_live_chunks(bits):
+    caches, found = [ChunkKVCache(LAYOUT, 3 * TOKENS, keeps, make_store(2, bits)) for keeps in (True, False)], []
+    for cache in caches:
+        torch.manual_seed(1)
+        for first in range(4):  # three live chunks, of which the oldest becomes clean in this call
+            for chunk in range(first, first + 3):
+                cache.enter(chunk, TOKENS)
+            cache.update_clean([first], [first - 2], during_call=True)
+            for layer in range(3):
+                for chunk in range(first, first + 3):
+                    cache.write(layer, chunk, *torch.randn(2, 2, TOKENS, 2, 8))
+                found.append(torch.stack(cache.read(layer)))
+            cache.end_call()
+    assert all(map(torch.equal, found[:12], found[12:]))
+    assert caches[1].num_tokens == 4 * TOKENS, "two chunks are stored, two are live"
+    with pytest.raises(RuntimeError, match="reads_fresh"):
+        caches[1].read(0)
+
+
+def make_cache(chunks: int, kind=FullKVCache, layout=LAYOUT, **options) -> CompressedKVCache:
     selector = TokenSelector(KVCompressionConfig(**options), 2, TOKENS)
-    return kind(layout, chunks * TOKENS, selector)
+    return kind(layout, chunks * TOKENS, selector, TOKENS)
 
 
 @pytest.mark.parametrize("missing", [1, 4, 5, 6])
@@ -169,7 +188,7 @@ class FirstQuery(Scorer):
     ],
 )
 def test_whose_queries_count(asked, due, expected):
-    scorer, kind = FirstQuery(), CompressedKVCache if due is None else WithinStepCache
+    scorer, kind = FirstQuery(), FullKVCache if due is None else WithinStepKVCache
     cache = make_cache(3, kind, replace(LAYOUT, num_layers=1), scorer=scorer)
     for chunk in range(3):
         cache.enter(chunk, TOKENS)
@@ -180,19 +199,6 @@ def test_whose_queries_count(asked, due, expected):
     if due is None:
         cache.make_room([0, 1], TOKENS)
     assert scorer.seen == expected
-
-
-def test_layers_together_are_compressed_as_each_alone(monkeypatch):
-    results = []
-    for numbers in (2**22, 1):
-        monkeypatch.setattr(compression, "NUMBERS_AT_ONCE", numbers)
-        torch.manual_seed(1)
-        cache = make_cache(3)
-        for chunk in range(6):
-            cache.make_room(cache.chunks[:2], TOKENS)
-            fill(cache, chunk)
-        results.append((torch.stack([*cache.read(0), *cache.read(1)]), cache.pop_events()))
-    assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
 
 
 def test_scorers_are_made_by_name_with_options_as_typed():
