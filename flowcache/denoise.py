@@ -66,9 +66,10 @@ class Denoiser:
         """
         self._run = WindowRun(self, window, schedule, solver)
         if self._loaded is None:
-            frames, cache = [span.frames for span in window.chunks], self._run.cache.cache
+            frames, manager = [span.frames for span in window.chunks], self._run.cache
             shape = (schedule.num_steps, schedule.stride, window.num_given, frames)
-            self.trace.begin_window(WindowRecord(*shape, cache.nbytes, cache.host_nbytes))
+            held = (manager.cache.nbytes, manager.cache.host_nbytes, manager.plain_nbytes)
+            self.trace.begin_window(WindowRecord(*shape, *held))
         else:
             self._run.load_state_dict(self._loaded)
             self._loaded = None

@@ -15,7 +15,7 @@ import torch
 from .command_line import one_line
 from .environment import Unavailable
 from .finite import NotFiniteError
-from .plots.style import format_flops, format_saving
+from .plots.style import format_bytes, format_flops, format_saving
 from .trace import Trace
 
 Job = TypeVar("Job")
@@ -117,11 +117,16 @@ def summary(trace: Trace, seconds: float) -> str:
     """One line: time, reuse, FLOPs, memory; before it, the expectation of a search for settings."""
     actual, vanilla = trace.flops["actual"], trace.flops["vanilla"]
     denoise, compress = trace.seconds["denoise"], trace.seconds.get("compress")
-    share = "" if compress is None else f", {compress / denoise:.2%} of that compressing the cache"
+    largest = max(trace.windows, key=lambda window: window.kv_bytes)
+    held, plain = format_bytes(largest.kv_bytes), format_bytes(largest.kv_plain_bytes)
+    cache = f"KV cache {held}" + ("" if held == plain else f" ({plain} uncompressed)")
+    if compress is not None:
+        count = sum(len(step.compressions) for step in trace.steps)
+        cache += f", {count} compressions in {compress / denoise:.2%} of the denoising time"
     tuning = trace.settings.get("tuning")
     expected = f"{tuning['expected']}; achieved {vanilla / actual:.2f}x\n" if tuning else ""
     return expected + (
-        f"{seconds:.1f} s in all, {denoise:.1f} s denoising{share}; "
+        f"{seconds:.1f} s in all, {denoise:.1f} s denoising; "
         f"reuse ratio {trace.reuse_ratio:.2f}; {format_flops(actual)} ({format_saving(actual, vanilla)}); "
-        f"peak memory {trace.peak_memory_bytes / 2**30:.2f} GiB"
+        f"{cache}; peak memory {format_bytes(trace.peak_memory_bytes)}"
     )

@@ -45,7 +45,8 @@ class StepRecord:
 
 @dataclass
 class WindowRecord:
-    """Geometry of one window, given chunks first; bytes of its cache on the device and in host memory."""
+    """Geometry of one window, given chunks first; bytes of its cache on the device, in host memory, and what it would
+    take without compression and storage."""
 
     num_steps: int
     stride: int
@@ -53,6 +54,7 @@ class WindowRecord:
     chunk_frames: list[int]
     kv_bytes: int = 0
     kv_host_bytes: int = 0
+    kv_plain_bytes: int = 0
 
 
 @dataclass

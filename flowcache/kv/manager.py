@@ -3,12 +3,14 @@
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..chunk_model import ChunkModel
 from ..config import FlowCacheConfig
 from ..schedule import StaircaseSchedule
 from .cache import ChunkKVCache
 from .compression import CompressedKVCache, FullKVCache, WithinStepKVCache
+from .layout import CacheLayout
 from .selection import TokenSelector
 from .storage import PlainRows, RowStore
 
@@ -24,9 +26,15 @@ class CacheManager:
     """
 
     def __init__(
-        self, model: ChunkModel, schedule: StaircaseSchedule, lengths: Sequence[int], config: FlowCacheConfig
+        self,
+        model: ChunkModel,
+        schedule: StaircaseSchedule,
+        lengths: Sequence[int],
+        config: FlowCacheConfig,
+        layout: CacheLayout | None = None,
     ) -> None:
         self._model, self._schedule, self._lengths, self._config = model, schedule, lengths, config
+        self._layout = layout or model.cache_layout()
         compression, self._clean_range = config.compression, config.clean_range
         if compression and self._clean_range is None:
             self._clean_range = CACHES[compression.trigger].clean_range
@@ -81,6 +89,13 @@ class CacheManager:
             self.cache.update_clean(self._clean(next_step), self._gone(next_step))
 
     @property
+    def plain_nbytes(self) -> int:
+        """Bytes that the cache would take without compression, fewer bits and host memory."""
+        config = replace(self._config, compression=None, storage=None)
+        parts = (self._model, self._schedule, self._lengths, config, replace(self._layout, device="meta"))
+        return CacheManager(*parts).cache.nbytes
+
+    @property
     def seen(self) -> dict[int, int] | None:
         """Tokens that each chunk saw when it last ran; None: all that it could."""
         return None if self._config.compression is None and self._clean_range is None else self._seen
@@ -128,7 +143,7 @@ class CacheManager:
 
     def _new_cache(self) -> ChunkKVCache:
         """Make the cache, as small as the schedule allows: chunks that are live, given, clean or read bound it."""
-        layout, schedule, config, lengths = self._model.cache_layout(), self._schedule, self._config, self._lengths
+        layout, schedule, config, lengths = self._layout, self._schedule, self._config, self._lengths
         chunk, given, compression = max(lengths), schedule.first_chunk, config.compression
         if config.whole_window:
             return ChunkKVCache(layout, sum(lengths), keeps_live=False)
@@ -152,7 +167,7 @@ class CacheManager:
         return ChunkKVCache(layout, rows, self._keeps_live, store, sum(lengths))
 
     def _new_store(self, rows: int) -> RowStore | None:
-        layout, storage = self._model.cache_layout(), self._config.storage
+        layout, storage = self._layout, self._config.storage
         if storage and rows == 0:
             logger.warning("kv_bits, kv_offload: ignored in this window: no clean chunk is read.")
         elif storage:
