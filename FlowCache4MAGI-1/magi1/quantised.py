@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from flowcache.blockwise import map_tokens
+
 FP8 = torch.float8_e4m3fn
 
 #: The oldest GPUs that multiply in fp8 (Ada).
@@ -47,7 +49,10 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[tokens, in_features]`` to ``[tokens, out_features]`` in the same type."""
-        # The original rounds the input twice, too.
-        scaled = (x / self.channel_scale).clamp(-_LARGEST, _LARGEST).to(torch.bfloat16).to(FP8)
+        return map_tokens(self._multiply, x)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        # In fp32 until the original rounds the input twice, too.
+        scaled = (x / self.channel_scale).clamp_(-_LARGEST, _LARGEST).to(torch.bfloat16).to(FP8)
         scales = {"scale_a": self.input_scale, "scale_b": self.weight_scale}
         return torch._scaled_mm(scaled, self.weight.view(FP8).T, **scales, out_dtype=x.dtype)

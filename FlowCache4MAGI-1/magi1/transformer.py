@@ -7,6 +7,7 @@ same time, text and context: a chunk in one guidance branch. An ``Attend`` keeps
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, Protocol
 
@@ -16,6 +17,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional
+
+from flowcache.blockwise import map_tokens
 
 from .layers import CaptionEmbedding, Fp32Linear, OffsetLayerNorm, TimeEmbedding, rotary_table, rotate
 from .quantised import quantise_layout
@@ -63,19 +66,24 @@ class MagiAttention(nn.Module):
             self.add_module(name, _offset_norm(config, self.head_dim))
         self.to_out = Fp32Linear(2 * query_dim, dim)
 
-    def forward(self, layer: int, hidden: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
-        """``hidden [tokens, dim]``, ``rotary [tokens, angles]`` to ``[tokens, dim]``."""
+    def forward(self, layer: int, hidden: Tensor, rotary: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
+        """``hidden [tokens, dim]``, ``rotary [tokens, angles]`` to self and cross attention for ``project``."""
         normed = self.norm(hidden)
-        value = self._split(self.to_v(normed))
-        # Queries and keys stay in fp32 between their norms and their rotation.
-        query = rotate(self.norm_q(self._split(self.to_q(normed)).float()), rotary).type_as(value)
-        key = rotate(self.norm_k(self._split(self.to_k(normed)).float()), rotary).type_as(value)
-        video = attend.attend_video(layer, query, key, value)
-        query = self.norm_q_cross(self._split(self.to_q_cross(normed)))
-        text = attend.attend_text(layer, query, self.project_text)
+        query = map_tokens(partial(self._turn, self.to_q, self.norm_q), normed, rotary)
+        key = map_tokens(partial(self._turn, self.to_k, self.norm_k), normed, rotary)
+        video = attend.attend_video(layer, query, key, self._split(self.to_v(normed)))
+        query = map_tokens(lambda x: self.norm_q_cross(self._split(self.to_q_cross(x))), normed)
+        return video, attend.attend_text(layer, query, self.project_text)
+
+    def _turn(self, project: nn.Module, norm: nn.Module, normed: Tensor, rotary: Tensor) -> Tensor:
+        # In fp32 between norm and rotation.
+        return rotate(norm(self._split(project(normed)).float()), rotary).type_as(normed)
+
+    def project(self, video: Tensor, text: Tensor, dtype: torch.dtype) -> Tensor:
+        """Self and cross attention ``[tokens, heads, head_dim]`` to ``[tokens, dim]``."""
         both = torch.stack([video.flatten(1), text.flatten(1)], dim=1)
         shards = both.unflatten(2, (TRAINING_SHARDS, -1)).transpose(1, 2)
-        return self.to_out(shards.flatten(1).type_as(normed))
+        return self.to_out(shards.flatten(1).to(dtype))
 
     def project_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Implements ``ProjectText``."""
@@ -120,11 +128,15 @@ class MagiBlock(nn.Module):
     ) -> Tensor:
         """``hidden [tokens, dim]``; ``condition [segments, condition_dim]``; ``segment_of [tokens]``."""
         gates = torch.tanh(self.gates(functional.silu(condition)))
-        attention_gate, feed_forward_gate = gates[segment_of].chunk(2, dim=-1)
-        update = self.attention(layer, hidden, rotary, attend)
-        hidden = (hidden + self.attention_norm(attention_gate * update)).type_as(hidden)
-        update = self.feed_forward(hidden)
-        return hidden + self.feed_forward_norm(feed_forward_gate * update)
+        video, text = self.attention(layer, hidden, rotary, attend)
+
+        def update(hidden: Tensor, video: Tensor, text: Tensor, segment_of: Tensor) -> Tensor:
+            attention_gate, feed_forward_gate = gates[segment_of].chunk(2, dim=-1)
+            attended = self.attention.project(video, text, hidden.dtype)
+            hidden = (hidden + self.attention_norm(attention_gate * attended)).type_as(hidden)
+            return hidden + self.feed_forward_norm(feed_forward_gate * self.feed_forward(hidden))
+
+        return map_tokens(update, hidden, video, text, segment_of)
 
 
 class MagiTransformer3DModel(ModelMixin, ConfigMixin):

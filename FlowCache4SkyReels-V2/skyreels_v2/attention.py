@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention, SkyReelsV2AttnProcessor
-from torch import Tensor
+from torch import Tensor, nn
 
+from flowcache.blockwise import MAX_TOKENS, map_tokens
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import ChunkKVCache
 
@@ -68,6 +70,19 @@ class _LayerProcessor(SkyReelsV2AttnProcessor):
         return attn.to_out[1](projected).view_as(like)
 
 
+class BlockwiseFeedForward(FeedForward):
+    """Diffusers' feed-forward, with the same parameters, on blocks of frames."""
+
+    def __init__(self, net: nn.ModuleList) -> None:
+        nn.Module.__init__(self)
+        self.net = net
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``[frames, tokens, dim]`` to the same shape."""
+        most = max(1, MAX_TOKENS // hidden_states.shape[1])
+        return map_tokens(super().forward, hidden_states, most=most)
+
+
 class ChunkSelfAttention(_LayerProcessor):
     """Self attention of ``PackedChunks`` against a KV cache; diffusers' own for any other call."""
 
@@ -83,8 +98,9 @@ class ChunkSelfAttention(_LayerProcessor):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         cache, heads = packed.cache, (attn.heads, -1)
         sequences = hidden_states.reshape(cache.layout.num_branches, -1, hidden_states.shape[-1])
-        query = rotate(attn.norm_q(attn.to_q(sequences)).unflatten(2, heads), packed.rotary)
-        key = rotate(attn.norm_k(attn.to_k(sequences)).unflatten(2, heads), packed.rotary)
+        rotary = packed.rotary.unsqueeze(0)
+        query = map_tokens(rotate, attn.norm_q(attn.to_q(sequences)).unflatten(2, heads), rotary, dim=1)
+        key = map_tokens(rotate, attn.norm_k(attn.to_k(sequences)).unflatten(2, heads), rotary, dim=1)
         value = attn.to_v(sequences).unflatten(2, heads)
         queries, keys, values = (x.split(packed.lengths, dim=1) for x in (query, key, value))
         for item, *written in zip(packed.inputs, keys, values, strict=True):

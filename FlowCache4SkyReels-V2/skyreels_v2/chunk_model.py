@@ -13,7 +13,7 @@ from flowcache.chunk_model import ChunkInput
 from flowcache.flops import TransformerFlops
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
 
-from .attention import ChunkSelfAttention, PackedChunks, TextContext, TextCrossAttention
+from .attention import BlockwiseFeedForward, ChunkSelfAttention, PackedChunks, TextContext, TextCrossAttention
 
 #: Indicators of reuse policies, by their place in the result of ``_time``. Neither depends on the latents.
 INDICATORS = {"timestep_embedding": 0, "timestep_projection": 1}
@@ -96,6 +96,7 @@ class SkyReelsV2ChunkModel:
         for layer, block in enumerate(transformer.blocks):
             block.attn1.set_processor(ChunkSelfAttention(layer))
             block.attn2.set_processor(TextCrossAttention(layer))
+            block.ffn = BlockwiseFeedForward(block.ffn.net)
         self._rotary = FrameRotary(transformer.rope, self._grid, num_frames)
         self._text = TextContext(transformer.condition_embedder.text_embedder(prompt_embeds))
 
