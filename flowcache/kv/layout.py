@@ -1,5 +1,6 @@
 """What a model stores of a token."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,3 +24,7 @@ class CacheLayout:
 
     def shape(self, rows: int, layers: int | None = None) -> tuple[int, ...]:
         return (layers or self.num_layers, self.num_branches, rows, self.num_heads, self.head_dim)
+
+    def nbytes(self, rows: int, layers: int | None = None) -> int:
+        """Bytes of keys and values of that many rows."""
+        return 2 * math.prod(self.shape(rows, layers)) * self.dtype.itemsize

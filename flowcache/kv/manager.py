@@ -3,14 +3,12 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ..chunk_model import ChunkModel
-from ..config import FlowCacheConfig
+from ..config import FlowCacheConfig, KVCompressionConfig
 from ..schedule import StaircaseSchedule
 from .cache import ChunkKVCache
 from .compression import CompressedKVCache, FullKVCache, WithinStepKVCache
-from .layout import CacheLayout
 from .selection import TokenSelector
 from .storage import PlainRows, RowStore
 
@@ -31,10 +29,9 @@ class CacheManager:
         schedule: StaircaseSchedule,
         lengths: Sequence[int],
         config: FlowCacheConfig,
-        layout: CacheLayout | None = None,
     ) -> None:
         self._model, self._schedule, self._lengths, self._config = model, schedule, lengths, config
-        self._layout = layout or model.cache_layout()
+        self._layout = model.cache_layout()
         compression, self._clean_range = config.compression, config.clean_range
         if compression and self._clean_range is None:
             self._clean_range = CACHES[compression.trigger].clean_range
@@ -91,9 +88,13 @@ class CacheManager:
     @property
     def plain_nbytes(self) -> int:
         """Bytes that the cache would take without compression, fewer bits and host memory."""
-        config = replace(self._config, compression=None, storage=None)
-        parts = (self._model, self._schedule, self._lengths, config, replace(self._layout, device="meta"))
-        return CacheManager(*parts).cache.nbytes
+        if not (self._config.compression or self._config.storage):
+            return self.cache.nbytes
+        live, clean, held = self._count_rows(None)
+        if self._keeps_live:
+            return self._layout.nbytes(held)
+        total = sum(self._lengths)
+        return self._layout.nbytes(clean) + self._layout.nbytes(min(live + clean, total), layers=1)
 
     @property
     def seen(self) -> dict[int, int] | None:
@@ -142,29 +143,34 @@ class CacheManager:
         return None if None in behind else max(behind)
 
     def _new_cache(self) -> ChunkKVCache:
-        """Make the cache, as small as the schedule allows: chunks that are live, given, clean or read bound it."""
-        layout, schedule, config, lengths = self._layout, self._schedule, self._config, self._lengths
-        chunk, given, compression = max(lengths), schedule.first_chunk, config.compression
-        if config.whole_window:
-            return ChunkKVCache(layout, sum(lengths), keeps_live=False)
+        layout, compression, total = self._layout, self._config.compression, sum(self._lengths)
+        if self._config.whole_window:
+            return ChunkKVCache(layout, total, keeps_live=False)
+        live, clean, held = self._count_rows(compression)
+        store = self._new_store(clean)
+        sizes = {"capacity": live if store else held, "keeps_live": self._keeps_live, "store": store, "most": total}
+        if compression is None:
+            return ChunkKVCache(layout, **sizes)
+        selector = TokenSelector(compression, self._model.num_tokens(1), max(self._lengths))
+        return CACHES[compression.trigger](layout, selector=selector, budget=self._budget, **sizes)
+
+    def _count_rows(self, compression: KVCompressionConfig | None) -> tuple[int, int, int]:
+        """Most rows of a layer: outside a store, in it, and without one; chunks that are live, given, clean or read
+        bound them."""
+        schedule, lengths, clean_pass = self._schedule, self._lengths, self._config.clean_pass
+        chunk, given, total = max(lengths), schedule.first_chunk, sum(lengths)
         # Chunks that run beside the live ones, as they have just become clean.
-        trigger = compression and compression.trigger
-        beside = {"full": 0, "step": 1}.get(trigger, int(config.clean_pass))
-        live = min(sum(lengths), (schedule.max_live + beside) * chunk)
-        clean = sum(lengths[: schedule.first_below(schedule.num_steps + config.clean_pass, len(schedule) - 1)])
+        beside = {"full": 0, "step": 1}.get(compression and compression.trigger, int(clean_pass))
+        live = min(total, (schedule.max_live + beside) * chunk)
+        clean = sum(lengths[: schedule.first_below(schedule.num_steps + clean_pass, len(schedule) - 1)])
         if compression:
-            store = self._new_store(min(clean, self._budget))
-            rows = live if store else live + min(self._budget, sum(lengths) - live)
-            selector = TokenSelector(compression, self._model.num_tokens(1), chunk)
-            return CACHES[trigger](layout, rows, selector, self._budget, self._keeps_live, store, sum(lengths))
-        rows, behind = sum(lengths), self._reach_back
+            return live, min(clean, self._budget), live + min(self._budget, total - live)
+        held, behind = total, self._reach_back
         if behind is not None:
             clean = min(clean, max(behind, given) * chunk)
-            rows = min(rows, max(behind + schedule.max_live + beside, given + len(schedule.live(0))) * chunk)
-        if store := self._new_store(clean):
-            # Given chunks run in one call.
-            rows = live if self._keeps_live else max(live, sum(lengths[:given]))
-        return ChunkKVCache(layout, rows, self._keeps_live, store, sum(lengths))
+            held = min(held, max(behind + schedule.max_live + beside, given + len(schedule.live(0))) * chunk)
+        # Given chunks run in one call.
+        return live if self._keeps_live else max(live, sum(lengths[:given])), clean, held
 
     def _new_store(self, rows: int) -> RowStore | None:
         layout, storage = self._layout, self._config.storage
