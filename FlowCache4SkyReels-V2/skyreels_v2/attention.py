@@ -25,7 +25,8 @@ class PackedChunks:
     """The chunks of one packed call, in their order, for self attention.
 
     ``rotary`` is the complex rotation of every token, ``[tokens, 1, head_dim / 2]``. ``bidirectional``: every
-    chunk attends to all of the cache, not just to itself and earlier chunks.
+    chunk attends to all of the cache, not just to itself and earlier chunks. ``branch``: the only one in the call;
+    None: all are.
     """
 
     inputs: Sequence[ChunkInput]
@@ -33,17 +34,29 @@ class PackedChunks:
     rotary: Tensor
     cache: ChunkKVCache
     bidirectional: bool
+    branch: int | None = None
+
+    def pick(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Tensors ``[branches, ...]`` as the cache takes them."""
+        return tensors if self.branch is None else [each[0] for each in tensors]
+
+    def read(self, layer: int, last_chunk: int | None = None, first_chunk: int | None = None) -> Sequence[Tensor]:
+        """Keys and values from the cache, ``[branches, tokens, heads, head_dim]``."""
+        seen = self.cache.read(layer, last_chunk, first_chunk, self.branch)
+        return seen if self.branch is None else [each.unsqueeze(0) for each in seen]
 
 
 @dataclass
 class TextContext:
     """Embedded prompts, ``[branches, tokens, dim]``, and their keys and values by layer.
 
-    These are the same at every step, so each layer projects them once per video.
+    These are the same at every step, so each layer projects them once per video. ``branch``: the only one in the
+    call; None: all are.
     """
 
     embeds: Tensor
     keys_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    branch: int | None = None
 
 
 def rotate(tokens: Tensor, rotary: Tensor) -> Tensor:
@@ -96,21 +109,22 @@ class ChunkSelfAttention(_LayerProcessor):
     ) -> Tensor:
         if not isinstance(packed := rotary_emb, PackedChunks):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-        cache, heads = packed.cache, (attn.heads, -1)
-        sequences = hidden_states.reshape(cache.layout.num_branches, -1, hidden_states.shape[-1])
+        cache, branch, heads = packed.cache, packed.branch, (attn.heads, -1)
+        branches = cache.layout.num_branches if branch is None else 1
+        sequences = hidden_states.reshape(branches, -1, hidden_states.shape[-1])
         rotary = packed.rotary.unsqueeze(0)
         query = map_tokens(rotate, attn.norm_q(attn.to_q(sequences)).unflatten(2, heads), rotary, dim=1)
         key = map_tokens(rotate, attn.norm_k(attn.to_k(sequences)).unflatten(2, heads), rotary, dim=1)
         value = attn.to_v(sequences).unflatten(2, heads)
         queries, keys, values = (x.split(packed.lengths, dim=1) for x in (query, key, value))
         for item, *written in zip(packed.inputs, keys, values, strict=True):
-            cache.write(self.layer, item.chunk, *written)
+            cache.write(self.layer, item.chunk, *packed.pick(written), branch)
         if packed.bidirectional:
-            return self._project(attn, self._dispatch(query, *cache.read(self.layer)), hidden_states)
+            return self._project(attn, self._dispatch(query, *packed.read(self.layer)), hidden_states)
         parts = []
         for item, own in zip(packed.inputs, queries, strict=True):
-            cache.observe(self.layer, item.chunk, own)
-            parts.append(self._dispatch(own, *cache.read(self.layer, item.chunk, item.first_chunk)))
+            cache.observe(self.layer, item.chunk, *packed.pick([own]), branch)
+            parts.append(self._dispatch(own, *packed.read(self.layer, item.chunk, item.first_chunk)))
         attended = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         return self._project(attn, attended, hidden_states)
 
@@ -132,6 +146,9 @@ class TextCrossAttention(_LayerProcessor):
         if self.layer not in text.keys_values:
             key = attn.norm_k(attn.to_k(text.embeds)).unflatten(2, heads)
             text.keys_values[self.layer] = key, attn.to_v(text.embeds).unflatten(2, heads)
-        sequences = hidden_states.reshape(len(text.embeds), -1, hidden_states.shape[-1])
+        seen = text.keys_values[self.layer]
+        if text.branch is not None:
+            seen = [each[text.branch].unsqueeze(0) for each in seen]
+        sequences = hidden_states.reshape(len(seen[0]), -1, hidden_states.shape[-1])
         query = attn.norm_q(attn.to_q(sequences)).unflatten(2, heads)
-        return self._project(attn, self._dispatch(query, *text.keys_values[self.layer]), hidden_states)
+        return self._project(attn, self._dispatch(query, *seen), hidden_states)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from diffusers import SkyReelsV2Transformer3DModel
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2RotaryPosEmbed
 from torch import Tensor
 
+from flowcache.blockwise import MAX_TOKENS
 from flowcache.chunk_model import ChunkInput
 from flowcache.flops import TransformerFlops
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
@@ -98,7 +100,8 @@ class SkyReelsV2ChunkModel:
             block.attn2.set_processor(TextCrossAttention(layer))
             block.ffn = BlockwiseFeedForward(block.ffn.net)
         self._rotary = FrameRotary(transformer.rope, self._grid, num_frames)
-        self._text = TextContext(transformer.condition_embedder.text_embedder(prompt_embeds))
+        embeds = transformer.condition_embedder.text_embedder(prompt_embeds)
+        self._text = TextContext(embeds)
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         # Frames of one time count as one.
@@ -114,17 +117,20 @@ class SkyReelsV2ChunkModel:
     def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
         lengths = self._lengths(inputs)
         rotary = torch.cat([self._rotary.frames(item.start_frame, item.stop_frame) for item in inputs])
-        packed = PackedChunks(inputs, lengths, rotary, cache, self.bidirectional)
-        modulation = self._per_frame(inputs, part=1)
-        hidden = self._by_frame(torch.cat(list(tokens), dim=1))
+        # Branches of a large call run one after another: together they are no faster, and take more memory.
+        groups = range(self.num_branches) if cache.by_branch and sum(lengths) > MAX_TOKENS else [None]
+        packed = [PackedChunks(inputs, lengths, rotary, cache, self.bidirectional, branch) for branch in groups]
+        modulation = self._per_frame(inputs, self.num_branches // len(groups), part=1)
+        hidden = list(self._by_frame(torch.cat(list(tokens), dim=1)).chunk(len(groups)))
         for block in self.transformer.blocks:
-            hidden = block(hidden, self._text, modulation, packed, None)
-        return list(hidden.reshape(self.num_branches, -1, hidden.shape[-1]).split(lengths, dim=1))
+            for i, branch in enumerate(groups):
+                hidden[i] = block(hidden[i], replace(self._text, branch=branch), modulation, packed[i], None)
+        return list(torch.cat(hidden).reshape(self.num_branches, -1, hidden[0].shape[-1]).split(lengths, dim=1))
 
     def head(self, inputs: Sequence[ChunkInput], outputs: Sequence[Tensor]) -> list[Tensor]:
         model = self.transformer
         hidden = self._by_frame(torch.cat(list(outputs), dim=1))
-        modulation = model.scale_shift_table + self._per_frame(inputs, part=0).unsqueeze(1)
+        modulation = model.scale_shift_table + self._per_frame(inputs, self.num_branches, part=0).unsqueeze(1)
         shift, scale = modulation.chunk(2, dim=1)
         hidden = (model.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
         # [branches * frames, tokens per frame, features] to [branches, channels, frames, height, width]
@@ -166,10 +172,10 @@ class SkyReelsV2ChunkModel:
         tokens = tokens.expand(self.num_branches, -1, -1)
         return tokens.reshape(-1, self.num_tokens(1), tokens.shape[-1])
 
-    def _per_frame(self, inputs: Sequence[ChunkInput], part: int) -> Tensor:
-        """Time embedding (0) or its projection (1) of every packed frame, for all branches."""
+    def _per_frame(self, inputs: Sequence[ChunkInput], branches: int, part: int) -> Tensor:
+        """Time embedding (0) or its projection (1) of every packed frame, for each of several branches."""
         values = torch.stack([self._time(t)[part] for item in inputs for t in item.timesteps])
-        return values.repeat(self.num_branches, *[1] * (values.ndim - 1))
+        return values.repeat(branches, *[1] * (values.ndim - 1))
 
     def _time(self, timestep: float) -> tuple[Tensor, Tensor]:
         """Embedding ``[dim]`` of a timestep and its projection ``[6, dim]``; each is made once."""

@@ -38,6 +38,9 @@ class ChunkKVCache:
         most: rows of all chunks together, where they are fewer than store and ``capacity`` hold.
     """
 
+    #: Whether a layer may run one branch after another.
+    by_branch = True
+
     def __init__(
         self,
         layout: CacheLayout,

@@ -186,6 +186,7 @@ class WithinStepKVCache(FullKVCache):
     """
 
     clean_range = 10**9
+    by_branch = False  # the queries of all branches decide before the first one reads
 
     _due: Mapping[int, list[int]] = {}
 
