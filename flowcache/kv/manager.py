@@ -174,8 +174,8 @@ class CacheManager:
 
     def _new_store(self, rows: int) -> RowStore | None:
         layout, storage = self._layout, self._config.storage
-        if storage and rows == 0:
-            logger.warning("kv_bits, kv_offload: ignored in this window: no clean chunk is read.")
+        if rows == 0 and (storage or self._config.compression):
+            logger.warning("compress, kv_bits, kv_offload: ignored in this window: no clean chunk is read.")
         elif storage:
             return storage.make_store(layout, rows, math.gcd(*self._lengths))
         return None if self._keeps_live or rows == 0 else RowStore(layout, rows, PlainRows())
