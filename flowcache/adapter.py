@@ -44,6 +44,8 @@ class Adapter(ABC):
         package: folder of its outputs.
         inputs: options of the start of a video that the model has, with the original's names.
         lacks: options of the method that the model does not have.
+        staged: components of the pipeline that are on the device only for their stages.
+        on_host: components that never are.
         video: settings of the video, with ``seed`` and ``fps``.
         size: height and width in pixels.
         num_steps: denoising steps of a chunk.
@@ -58,6 +60,8 @@ class Adapter(ABC):
     traits: ClassVar[ModelTraits]
     inputs: ClassVar[Mapping[str, tuple[str, ...]]]
     lacks: ClassVar[frozenset[str]] = frozenset()
+    staged: frozenset[str] = frozenset()
+    on_host: frozenset[str] = frozenset()
     video: Any
     size: tuple[int, int]
     num_steps: int
@@ -133,6 +137,16 @@ class Adapter(ABC):
     @abstractmethod
     def load(self, device: str) -> Any:
         """Read the weights; returns a pipeline."""
+
+    @abstractmethod
+    def skeleton(self, device: str) -> Any:
+        """Make the pipeline that ``load`` gives on a kind of device, on the meta device, without tokenizer."""
+
+    @abstractmethod
+    def rehearse(
+        self, pipeline: Any, start: Start, config: FlowCacheConfig, trace: Trace
+    ) -> Iterator[VideoPart]:
+        """Run a skeleton's text encoder on the longest prompt, then ``stream``."""
 
     @abstractmethod
     def stream(

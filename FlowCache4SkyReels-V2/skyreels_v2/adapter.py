@@ -4,13 +4,17 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
+
 from flowcache.adapter import Adapter, Start
+from flowcache.memory import STAGES
 from flowcache.methods import make_config
 from flowcache.options import Refuse
 from flowcache.video import last_frames, probe_video, to_float
 
-from .checkpoint import ModelSource, load_pipeline, resolve_model
+from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
 from .conditions import Condition, check_prompts
+from .pipeline import MAX_TEXT
 from .methods import TRAITS, traits_for
 from .settings import RESOLUTIONS, VideoSettings, latent_frames
 from .windows import check_streaming, plan_windows
@@ -77,6 +81,7 @@ class SkyReelsV2(Adapter):
     folders = property(lambda self: {} if self.source.path is None else {"model": self.source.path})
     default_prompt = property(lambda self: self.source.defaults["prompt"])
     is_small = property(lambda self: self.source.family == "small")
+    staged = property(lambda self: frozenset(STAGES.values()) if self.offload else frozenset())
     words = property(lambda self: ("streaming",) if self.video.streaming else ())
 
     @classmethod
@@ -197,6 +202,17 @@ class SkyReelsV2(Adapter):
 
     def load(self, device):
         return load_pipeline(self.source, device, self.offload)
+
+    def skeleton(self, device):
+        return new_pipeline(self.source, device)
+
+    def rehearse(self, pipeline, start, config, trace):
+        named = ("prompt_embeds", "negative_prompt_embeds")[: 2 if self.video.guidance_scale > 1 else 1]
+        tokens = torch.zeros(len(named), MAX_TEXT, dtype=torch.int64, device="meta")
+        with trace.timer("text"):
+            embeds = dict(zip(named, pipeline.text_encoder(tokens).last_hidden_state, strict=True))
+        condition = Condition(start.prefix, start.last)
+        yield from pipeline.stream(None, None, self.video, config, condition, trace, **embeds)
 
     def stream(self, pipeline, prompt, start, config, trace, state):
         condition = Condition(start.prefix, start.last)

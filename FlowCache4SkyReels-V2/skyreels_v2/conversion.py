@@ -47,6 +47,12 @@ ORIGINAL_CONFIG: dict[str, Any] = {
     "inject_sample_info": False,
 }
 
+#: Configurations of the official models, by family.
+OFFICIAL_CONFIGS: dict[str, dict[str, Any]] = {
+    "1.3B": {**ORIGINAL_CONFIG, "inject_sample_info": True},
+    "14B": {**ORIGINAL_CONFIG, "dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
+}
+
 # Names in Wan's file of the umT5 encoder; those within a block follow ``blocks.N.``.
 _T5_PARTS = {
     "token_embedding": "shared",

@@ -35,6 +35,9 @@ from .settings import DEFAULTS_FILE, VideoSettings, default_settings, latent_fra
 from .solver import ChunkUniPC
 from .windows import check_streaming, plan_windows
 
+#: Most tokens of a prompt.
+MAX_TEXT = 512
+
 #: Pipeline, step, timestep of the youngest live block, and ``{"latents": ...}`` of the live blocks.
 StepCallback = Callable[["FlowCacheSkyReelsV2Pipeline", int, float, dict[str, Tensor]], Any]
 
@@ -295,7 +298,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
     @property
     def text_length(self) -> int:
         """Tokens to which prompts are padded: the tokenizer's limit, at most the model's 512."""
-        return min(512, self.tokenizer.model_max_length)
+        return min(MAX_TEXT, self.tokenizer.model_max_length)
 
     def _clean_latents(self, given: list[Tensor], chunks: Iterator[Any], trace: Trace) -> Iterator[Tensor]:
         """Latents of the given chunks, then of those that the loop makes clean."""
@@ -333,7 +336,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         """
         unknown = {name: text for name, (text, given) in texts.items() if given is None}
         embeds = {name: given for name, (_, given) in texts.items() if given is not None}
-        length = next((len(given) for given in embeds.values()), self.text_length)
+        length = len(next(iter(embeds.values()))) if embeds else self.text_length
         expected = [length, self.transformer.config.text_dim]
         for name, given in embeds.items():
             if list(given.shape) != expected:

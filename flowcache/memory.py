@@ -1,0 +1,203 @@
+"""What a video will need: memory, FLOPs and time, from sizes alone.
+
+The pipeline itself makes the video on the meta device, whose tensors have shapes but no storage, while the
+bytes that they would take are counted. So the estimate follows the code, and needs no weights and no GPU.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .config import FlowCacheConfig
+from .plots.style import format_flops
+from .trace import Trace
+
+if TYPE_CHECKING:
+    from .adapter import Adapter, Start
+
+GIB = 2**30
+
+#: Stages of a run, and the component that each runs.
+STAGES = {"text": "text_encoder", "encode": "vae", "denoise": "transformer", "decode": "vae"}
+
+_aten = torch.ops.aten
+_READS = (_aten._local_scalar_dense.default, _aten.item.default, _aten.is_nonzero.default)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one video will need. Memory is in bytes, without the CUDA context and workspaces of libraries.
+
+    Attributes:
+        weights: by component of the pipeline.
+        working: most bytes beside the weights, by stage; those of the KV cache included.
+        kv, kv_host: of the KV cache, on the device and in host memory.
+        staged: components that are on the device only for their stages.
+        on_host: components that never are.
+        flops: of the transformer; at most, where the policy measures distances.
+        is_bound: whether ``flops`` is only a bound.
+    """
+
+    weights: Mapping[str, int]
+    working: Mapping[str, int]
+    kv: int
+    kv_host: int
+    staged: frozenset[str]
+    on_host: frozenset[str]
+    flops: float
+    is_bound: bool
+
+    def on_device(self, stage: str) -> dict[str, int]:
+        """Bytes by part in a stage."""
+        always = self.weights.keys() - self.staged - self.on_host
+        held = {name: size for name, size in self.weights.items() if name in always or name == STAGES[stage]}
+        kv = self.kv if stage in ("denoise", "decode") else 0
+        return held | {"KV cache": kv, "activations": self.working[stage] - kv}
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        """Bytes on the device, by stage."""
+        stages = [stage for stage in self.working if STAGES[stage] not in self.on_host]
+        return {stage: sum(self.on_device(stage).values()) for stage in stages}
+
+    @property
+    def peak(self) -> int:
+        return max(self.peaks.values())
+
+    def seconds(self, rate: float) -> float:
+        """Time of the transformer on a device that makes ``rate`` TFLOP/s."""
+        return self.flops / rate / 1e12
+
+    def __str__(self) -> str:
+        stage = max(self.peaks, key=self.peaks.get)
+        parts = (f"{name.replace('_', ' ')} {size / GIB:.1f}" for name, size in self.on_device(stage).items())
+        bound = "at most " if self.is_bound else ""
+        return f"{self.peak / GIB:.1f} GiB ({stage}: {', '.join(parts)}), {bound}{format_flops(self.flops)}"
+
+    def report(self, rate: float | None = None) -> str:
+        """Several lines: bytes by part and stage, FLOPs, and seconds at ``rate`` TFLOP/s."""
+        lines = [f"peak memory: {self.peak / GIB:.2f} GiB, without the CUDA context"]
+        for stage, peak in self.peaks.items():
+            parts = (f"{name.replace('_', ' ')} {size / GIB:.2f}" for name, size in self.on_device(stage).items())
+            lines.append(f"  {stage}: {peak / GIB:.2f} GiB ({', '.join(parts)})")
+        if self.kv_host:
+            lines.append(f"host memory: KV cache {self.kv_host / GIB:.2f} GiB")
+        bound = "at most " if self.is_bound else ""
+        lines.append(f"transformer: {bound}{format_flops(self.flops)}")
+        if rate:
+            lines.append(f"time: {bound}{self.seconds(rate):.0f} s at {rate:g} TFLOP/s")
+        return "\n".join(lines)
+
+
+def estimate(model: Adapter, config: FlowCacheConfig, start: Start, device: str = "cuda") -> Estimate:
+    """Estimate what a video needs on a kind of device, ``cuda`` or ``cpu``; none has to be there."""
+    pipeline = model.skeleton(device)
+    pipeline.set_progress_bar_config(disable=True)
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    within_step = config.compression is not None and config.compression.within_step
+    if not within_step:  # which compresses in the middle of a block
+        for block in pipeline.transformer.blocks:
+            block.forward = _run_if_larger(block.forward)
+    with torch.inference_mode(), StorageCounter() as counter:
+        weights = {name: counter.ignore(part) for name, part in parts.items()}
+        trace = _StageTrace(counter)
+        for _ in model.rehearse(pipeline, start, config, trace):
+            pass
+    # Distances are not known without weights.
+    every_step = "vanilla" if config.whole_window else "causal"
+    is_bound = config.policy.needs_indicator
+    return Estimate(
+        weights=weights,
+        working=counter.peaks,
+        kv=max(window.kv_bytes for window in trace.windows),
+        kv_host=max(window.kv_host_bytes for window in trace.windows),
+        staged=model.staged,
+        on_host=model.on_host,
+        flops=trace.flops[every_step if is_bound else "actual"],
+        is_bound=is_bound,
+    )
+
+
+class StorageCounter(TorchDispatchMode):
+    """Counts bytes of the meta tensors that are alive, and their peak by ``stage``.
+
+    What reads a value gets 1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage, self.peaks = "denoise", dict[str, int]()
+        self._alive, self._known = 0, set[int]()
+
+    def ignore(self, module: nn.Module) -> int:
+        """Leave a module's weights out of the count; returns their bytes."""
+        tensors = [*module.parameters(), *module.buffers()]
+        sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+        self._known |= sizes.keys()
+        return sum(sizes.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].is_meta:
+            if func in _READS:
+                return 1
+            if func is _aten.bincount.default:  # has no meta kernel
+                return args[0].new_zeros(1)
+            if torch.device("cpu") in (kwargs.get("device"), *args[1:]):
+                return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        result = func(*args, **kwargs)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if (place := storage._cdata) in self._known:
+            return
+        self._known.add(place)
+        self._alive += storage.nbytes()
+        self.peaks[self.stage] = max(self._alive, self.peaks.get(self.stage, 0))
+        weakref.finalize(storage, self._forget, place, storage.nbytes())
+
+    def _forget(self, place: int, size: int) -> None:
+        self._known.remove(place)
+        self._alive -= size
+
+
+class _StageTrace(Trace):
+    """A trace that tells a counter which stage runs."""
+
+    def __init__(self, counter: StorageCounter) -> None:
+        super().__init__()
+        self._counter = counter
+
+    @contextmanager
+    def timer(self, stage: str):
+        self._counter.stage, before = stage, self._counter.stage
+        with super().timer(stage):
+            yield
+        self._counter.stage = before
+
+
+def _run_if_larger(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Run a transformer block on more tokens than before only; its memory does not depend on anything else."""
+    largest = 0
+
+    def run(*args: Any) -> Tensor:
+        nonlocal largest
+        hidden = next(value for value in args if isinstance(value, Tensor))
+        if hidden.numel() <= largest:
+            return torch.empty_like(hidden)
+        largest = hidden.numel()
+        return forward(*args)
+
+    return run
