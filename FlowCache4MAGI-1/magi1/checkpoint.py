@@ -87,7 +87,7 @@ def load_transformer(
             converts them, with a warning.
     """
     plain, fp8 = new_transformer(config.model_config), config.engine_config.fp8_quant
-    dtype = dtype or getattr(torch, config.model_config.params_dtype.removeprefix("torch."))
+    dtype = dtype or config.model_config.dtype
     if fp8 and not keep_fp8:
         logger.warning(
             "fp8 weights are turned into %s, as the device does not multiply in fp8 (GPUs from compute "
@@ -112,7 +112,7 @@ def load_transformer(
 
 def load_vae(folder: Path) -> AutoencoderKLMagi:
     """Load the official VAE, ``config.json`` and safetensors beside it, in fp32."""
-    vae = _new_vae(folder)
+    vae = new_vae(folder)
     state = {name: tensor.float() for name, tensor in _read_checked(folder, _shapes(vae)).items()}
     vae.load_state_dict(state, strict=True, assign=True)
     return vae.eval().requires_grad_(False)
@@ -122,7 +122,7 @@ def check_vae(folder: Path, config: MagiConfig) -> None:
     """Refuse a VAE that does not fit the transformer; reads only the headers of its weight files."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"vae_pretrained names {folder}, which has no config.json.")
-    vae, section = _new_vae(folder), config.model_config
+    vae, section = new_vae(folder), config.model_config
     wanted = {"patch_size": PIXELS, "patch_length": FRAMES}
     wanted["z_chans"] = section.in_channels // (2 if section.half_channel_vae else 1)
     for name, value in wanted.items():
@@ -131,8 +131,11 @@ def check_vae(folder: Path, config: MagiConfig) -> None:
     _locate_tensors(folder, _shapes(vae))
 
 
-def _new_vae(folder: Path) -> AutoencoderKLMagi:
-    """The VAE that a folder's ``config.json`` describes, on the meta device."""
+def new_vae(folder: Path | None) -> AutoencoderKLMagi:
+    """The VAE that a folder's ``config.json`` describes, or the official one, on the meta device."""
+    if folder is None:
+        with torch.device("meta"):
+            return AutoencoderKLMagi()
     path = folder / "config.json"
     content = read_config(path, {})
     if content.get("_class_name") not in ("ViTVAE", "AutoencoderKLMagi"):

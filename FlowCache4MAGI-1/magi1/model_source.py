@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
@@ -22,12 +23,14 @@ from .checkpoint import (
     check_vae,
     load_transformer,
     load_vae,
+    new_transformer,
+    new_vae,
     weight_folder,
     weight_folder_name,
 )
-from .config import MagiConfig
+from .config import FRAMES, MagiConfig
 from .quantised import multiplies_fp8
-from .text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder
+from .text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder, new_text_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -139,10 +142,27 @@ def load_components(source: ModelSource, device: torch.device | str | None = Non
         part.to(device)
     if runtime.t5_device != "cpu":
         encoder.to(device)
-    tile_frames = max(round(runtime.fps) // 2, vae.config.patch_length)
     parts = {"tokenizer": tokenizer, "text_encoder": encoder, "transformer": transformer, "vae": vae}
     check_finite_weights(parts)
-    return {**parts, "tile_frames": tile_frames}
+    return {**parts, "tile_frames": _choose_tile(config)}
+
+
+def new_components(source: ModelSource, device: torch.device) -> dict[str, Any]:
+    """Make what ``load_components`` loads for a kind of device, on the meta device and without tokenizer."""
+    config, folders, on_cuda = source.config, source.folders, device.type == "cuda"
+    # Without a GPU, of one that multiplies in fp8.
+    keep_fp8 = multiplies_fp8(device) if torch.cuda.is_available() else on_cuda
+    transformer = new_transformer(config.model_config, keep_fp8 and config.engine_config.fp8_quant)
+    # Diffusers' method would warn of what stays in fp32.
+    nn.Module.to(transformer, config.model_config.dtype if on_cuda else torch.float32)
+    encoder, vae = new_text_encoder(folders.get("t5_pretrained")), new_vae(folders.get("vae_pretrained"))
+    parts = {"tokenizer": None, "text_encoder": encoder, "transformer": transformer, "vae": vae}
+    return {**parts, "tile_frames": _choose_tile(config)}
+
+
+def _choose_tile(config: MagiConfig) -> int:
+    """Frames that the VAE takes at once: half a second."""
+    return max(round(config.runtime_config.fps) // 2, FRAMES)
 
 
 def _choose_device(device: torch.device | str | None) -> torch.device:

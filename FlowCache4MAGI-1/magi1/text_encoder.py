@@ -19,6 +19,18 @@ T5_FOLDER = "t5-v1_1-xxl"
 _VOCABULARIES = ("spiece.model", "tokenizer.json")
 
 
+#: Sizes of the official encoder.
+_T5_XXL = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+
+
+def new_text_encoder(t5_pretrained: Path | None) -> T5EncoderModel:
+    """The text encoder of a folder, or the official one, on the meta device."""
+    with torch.device("meta"):
+        if t5_pretrained is None:
+            return T5EncoderModel(T5Config(**_T5_XXL, feed_forward_proj="gated-gelu"))
+        return T5EncoderModel(T5Config.from_pretrained(t5_pretrained / T5_FOLDER, local_files_only=True))
+
+
 def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
     """Refuse a folder without a T5 as wide as the captions and its tokenizer; reads no weights."""
     folder, width = t5_pretrained / T5_FOLDER, config.model_config.caption_channels
@@ -29,9 +41,9 @@ def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise ValueError(f"t5_pretrained: {folder} lacks the weights, model.safetensors or pytorch_model.bin.")
     read_config(folder / "config.json", {"model_type": ""})
-    with reading(folder / "config.json", "a configuration"), torch.device("meta"):
-        sizes = T5Config.from_pretrained(folder, local_files_only=True)
-        known = T5EncoderModel(sizes).state_dict()
+    with reading(folder / "config.json", "a configuration"):
+        encoder = new_text_encoder(t5_pretrained)
+    sizes, known = encoder.config, encoder.state_dict()
     if sizes.d_model != width:
         raise ValueError(
             f"t5_pretrained: expected d_model {width}, as caption_channels, got {sizes.d_model} in {folder}."
