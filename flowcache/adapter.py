@@ -44,6 +44,7 @@ class Adapter(ABC):
         package: folder of its outputs.
         inputs: options of the start of a video that the model has, with the original's names.
         lacks: options of the method that the model does not have.
+        saving: options that need less memory, the least loss first.
         staged: components of the pipeline that are on the device only for their stages.
         on_host: components that never are.
         video: settings of the video, with ``seed`` and ``fps``.
@@ -60,6 +61,7 @@ class Adapter(ABC):
     traits: ClassVar[ModelTraits]
     inputs: ClassVar[Mapping[str, tuple[str, ...]]]
     lacks: ClassVar[frozenset[str]] = frozenset()
+    saving: ClassVar[tuple[str, ...]]
     staged: frozenset[str] = frozenset()
     on_host: frozenset[str] = frozenset()
     video: Any
@@ -143,9 +145,7 @@ class Adapter(ABC):
         """Make the pipeline that ``load`` gives on a kind of device, on the meta device, without tokenizer."""
 
     @abstractmethod
-    def rehearse(
-        self, pipeline: Any, start: Start, config: FlowCacheConfig, trace: Trace
-    ) -> Iterator[VideoPart]:
+    def rehearse(self, pipeline: Any, start: Start, config: FlowCacheConfig, trace: Trace) -> Iterator[VideoPart]:
         """Run a skeleton's text encoder on the longest prompt, then ``stream``."""
 
     @abstractmethod

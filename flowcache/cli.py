@@ -25,9 +25,11 @@ from .benchmark.ranks import Rank, list_devices, select_device
 from .benchmark.samples import BENCHMARKS, BenchmarkOptions, split_method
 from .benchmark.sampling import Sampling, run_on
 from .command_line import check_device, output_file
+from .memory import Estimate, estimate, log_needs
 from .methods import DEFAULT_PRESET, SELECTORS, MethodOptions
 from .naming import setting_words, video_name
-from .options import Given, OptionParser
+from .options import DEFAULTS, Given, OptionParser
+from .registry import check_number
 from .resume import ResumeFile
 from .running import run_checked, run_program
 from .sampler import Sampler
@@ -59,6 +61,8 @@ class VideoOptions:
         target_psnr: dB to the same video without reuse; finds the fastest setting.
         profile: file with the results of that search (default: in ~/.cache/flowcache).
         device: cpu, cuda or cuda:1 (default: cuda if there is a GPU, otherwise cpu).
+        dry_run: only what the video will need: memory and FLOPs; cuda needs no GPU then.
+        rate: TFLOP/s of the device, for the time in a dry run.
     """
 
     prompt: str | None = None
@@ -73,6 +77,8 @@ class VideoOptions:
     target_psnr: float | None = None
     profile: Path | None = None
     device: str | None = None
+    dry_run: bool = False
+    rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,10 @@ class Job:
     preset: str | None
     resume: ResumeFile | None
     tuning: Tuning | None
+    given: Given
+
+    def estimate(self) -> Estimate:
+        return estimate(self.sampler.model, self.sampler.config, self.start, self.sampler.device)
 
     def run(self) -> tuple[Trace, Path]:
         trace, sampler = Trace(method=self.sampler.method), self.sampler
@@ -140,7 +150,11 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
         given.refuse_unread(unread)
     settle_seed(given)
     device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
+    if given.get("dry_run"):
+        check_number("rate", given.get("rate", 1), 1e-6, 1e6)
+    else:
+        given.refuse_unread({"rate": "it needs dry_run"})
+        check_device(device)
     images, info = read_inputs(given)
     chosen = model.resolve(given, device, info, None)
     given.refuse_unread(chosen.unread(given))
@@ -167,11 +181,21 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     selected = {given.spelled[name]: given.get(name) for name in SELECTORS if name not in unread}
     named = setting_words(options.method, options.preset, selected, target, config)
     seed, steps = f"seed{chosen.video.seed}", f"steps{chosen.num_steps}"
-    output = output_path(given, model, video_name(prompt, [task, *named, *chosen.words, seed, steps], identity))
+    output = (
+        Path()
+        if given.get("dry_run")
+        else output_path(given, model, video_name(prompt, [task, *named, *chosen.words, seed, steps], identity))
+    )
     resume = ResumeFile(output, identity, device) if given.get("resume") else None
     by_preset = options.method == "flowcache" and not options.selecting and target is None
     preset = options.preset or (DEFAULT_PRESET if by_preset else None)
-    return Job(sampler, prompt, start, output, preset, resume, tuning)
+    return Job(sampler, prompt, start, output, preset, resume, tuning, given)
+
+
+def plan_video(model: type[Adapter], words: Sequence[str], option: str) -> Estimate:
+    """Estimate what a video needs with one more option, of several words perhaps."""
+    place = words.index(DEFAULTS) if DEFAULTS in words else len(words)
+    return prepare_video(model, [*words[:place], *option.split(), "--dry_run", *words[place:]]).estimate()
 
 
 def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[str], Sampling]:
@@ -291,5 +315,12 @@ def main(words: Sequence[str] | None = None) -> int:
     chosen, rest = parser.parse_args(words[:first]), words[first:]
     model = find_model(chosen.model)
     if chosen.program == "generate":
-        return run_program(lambda: prepare_video(model, rest), Job.run)
+
+        def run(job: Job) -> tuple[Trace, Path] | str:
+            if job.given.get("dry_run"):
+                return job.estimate().report(job.given.get("rate"))
+            log_needs(job.estimate, lambda option: plan_video(model, rest, option), model.saving, job.sampler.device)
+            return job.run()
+
+        return run_program(lambda: prepare_video(model, rest), run)
     return run_checked(lambda: prepare_samples(model, rest), lambda found: run_on(*found))

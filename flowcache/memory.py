@@ -6,11 +6,13 @@ bytes that they would take are counted. So the estimate follows the code, and ne
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +27,12 @@ from .trace import Trace
 if TYPE_CHECKING:
     from .adapter import Adapter, Start
 
+logger = logging.getLogger(__name__)
+
 GIB = 2**30
+
+#: Bytes of a card for the CUDA context, workspaces of libraries and fragments.
+RESERVED = GIB
 
 #: Stages of a run, and the component that each runs.
 STAGES = {"text": "text_encoder", "encode": "vae", "denoise": "transformer", "decode": "vae"}
@@ -78,6 +85,10 @@ class Estimate:
         """Time of the transformer on a device that makes ``rate`` TFLOP/s."""
         return self.flops / rate / 1e12
 
+    def fits(self, memory: int) -> bool:
+        """Whether a card with that many bytes holds it, with ``RESERVED`` of them for others."""
+        return self.peak + RESERVED <= memory
+
     def __str__(self) -> str:
         stage = max(self.peaks, key=self.peaks.get)
         parts = (f"{name.replace('_', ' ')} {size / GIB:.1f}" for name, size in self.on_device(stage).items())
@@ -104,9 +115,10 @@ def estimate(model: Adapter, config: FlowCacheConfig, start: Start, device: str 
     pipeline = model.skeleton(device)
     pipeline.set_progress_bar_config(disable=True)
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    if not (config.compression and config.compression.within_step):  # which happens in every block
-        for layer, block in enumerate(pipeline.transformer.blocks):
-            # All but the first are alike. Each runs once at least, as it keeps the text's keys and values.
+    within_step = config.compression and config.compression.within_step  # that is, within every block
+    for layer, block in enumerate(pipeline.transformer.blocks):
+        # All but the first are alike. Each runs once, as it keeps the text's keys and values.
+        if layer > 1 or not within_step:
             _skip_repeats(block, by_shape=layer < 2)
     # A causal decoder has all features of earlier frames from the third call on.
     _skip_repeats(pipeline.vae.decoder, runs=3)
@@ -130,6 +142,31 @@ def estimate(model: Adapter, config: FlowCacheConfig, start: Start, device: str 
     )
 
 
+def log_needs(
+    needed: Callable[[], Estimate], others: Callable[[str], Estimate], options: Sequence[str], device: str
+) -> None:
+    """Log the estimate of a run on a GPU; if that is too small, warn and name options that lower the peak.
+
+    Args:
+        others: returns the estimate with an option; ValueError where it does not go with the rest.
+        options: to try in this order; the first three that help are named.
+    """
+    if torch.device(device).type != "cuda":
+        return
+    try:
+        found, own, memory = [], needed(), torch.cuda.get_device_properties(device).total_memory
+        logger.info("memory: about %s", own)
+        for option in () if own.fits(memory) else options:
+            with suppress(ValueError):
+                if len(found) < 3 and (peak := others(option).peak) < 0.98 * own.peak:
+                    found.append(f"{option} ({peak / GIB:.1f} GiB)")
+        if not own.fits(memory):
+            less = " or ".join([*found, "smaller or fewer frames"])
+            logger.warning("memory: %s has %.1f GiB; less is needed with %s", device, memory / GIB, less)
+    except Exception:  # the run itself may well succeed
+        logger.warning("memory: no estimate of this run", exc_info=True)
+
+
 class StorageCounter(TorchDispatchMode):
     """Counts bytes of the meta tensors that are alive, and their peak by ``stage``.
 
@@ -140,6 +177,8 @@ class StorageCounter(TorchDispatchMode):
         super().__init__()
         self.stage, self.peaks = "denoise", dict[str, int]()
         self._alive, self._known = 0, set[int]()
+        #: shape, stride and type of new tensors, by operator and arguments
+        self._made: dict[Any, Any] = {}
 
     def ignore(self, module: nn.Module) -> int:
         """Leave a module's weights out of the count; returns their bytes."""
@@ -157,11 +196,25 @@ class StorageCounter(TorchDispatchMode):
                 return args[0].new_zeros(1)
             if torch.device("cpu") in (kwargs.get("device"), *args[1:]):
                 return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        result = func(*args, **kwargs)
+        result = self._call(func, args, kwargs)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.is_meta:
                 self._add(tensor.untyped_storage())
         return result
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call an operator; what one that makes a tensor makes is looked up, as meta kernels are slow."""
+        if not _makes_tensor(func):
+            return func(*args, **kwargs)
+        place = (func, _describe(args), _describe([*kwargs.items()]))
+        if place not in self._made:
+            result = func(*args, **kwargs)
+            if not result.is_meta or result.untyped_storage()._cdata in self._known:
+                return result
+            self._made[place] = result.shape, result.stride(), result.dtype
+            return result
+        shape, stride, dtype = self._made[place]
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         if (place := storage._cdata) in self._known:
@@ -189,6 +242,22 @@ class _StageTrace(Trace):
         with super().timer(stage):
             yield
         self._counter.stage = before
+
+
+@cache
+def _makes_tensor(func: Any) -> bool:
+    """Whether an operator returns one tensor with storage of its own."""
+    returns = func._schema.returns
+    return len(returns) == 1 and returns[0].alias_info is None and str(returns[0].type) == "Tensor"
+
+
+def _describe(value: Any) -> Any:
+    """What decides about the result of an operator, hashable."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, list | tuple):
+        return tuple(_describe(each) for each in value)
+    return type(value), value
 
 
 def _skip_repeats(module: nn.Module, runs: int = 1, by_shape: bool = True) -> None:

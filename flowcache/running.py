@@ -25,8 +25,11 @@ from .trace import Trace
 Job = TypeVar("Job")
 
 
-def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Path]]) -> int:
-    """Check, make a video and report as ``run_checked``; ``run`` returns the trace and the video's path."""
+def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Path] | str]) -> int:
+    """Check, make a video and report as ``run_checked``.
+
+    ``run`` returns the trace and the video's path; or a report, where it makes no video.
+    """
     started = time.perf_counter()
 
     def prepare_alone() -> Job:
@@ -39,7 +42,9 @@ def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Pa
         return prepare()
 
     def report(job: Job) -> str:
-        trace, video = run(job)
+        if isinstance(made := run(job), str):
+            return made
+        trace, video = made
         files = {"trace": video.with_suffix(".trace.json"), "reuse map": video.with_suffix(".reuse.png")}
         try:
             trace.save(files["trace"])

@@ -96,7 +96,6 @@ class ModelSection(Section):
         divides = heads % self.num_query_groups == 0
         self.require(divides, "num_query_groups", f"a divisor of num_attention_heads ({heads})")
 
-
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights on CUDA."""

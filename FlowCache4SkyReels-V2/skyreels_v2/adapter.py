@@ -14,8 +14,8 @@ from flowcache.video import last_frames, probe_video, to_float
 
 from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
 from .conditions import Condition, check_prompts
-from .pipeline import MAX_TEXT
 from .methods import TRAITS, traits_for
+from .pipeline import MAX_TEXT
 from .settings import RESOLUTIONS, VideoSettings, latent_frames
 from .windows import check_streaming, plan_windows
 
@@ -69,6 +69,13 @@ class SkyReelsV2(Adapter):
     package = "skyreels_v2"
     inputs: ClassVar = {"image": (), "end_image": (), "video_path": ()}
     traits = TRAITS
+    saving = (
+        "--offload",
+        "--use_compress --budget_block 1",
+        "--kv_bits 8",
+        "--base_num_frames 57",
+        "--method vanilla",
+    )
 
     source: ModelSource
     video: VideoSettings
