@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -110,19 +110,25 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(model: Adapter, config: FlowCacheConfig, start: Start, device: str = "cuda") -> Estimate:
-    """Estimate what a video needs on a kind of device, ``cuda`` or ``cpu``; none has to be there."""
-    pipeline = model.skeleton(device)
+def estimate(
+    model: Adapter, config: FlowCacheConfig, start: Start, device: str = "cuda", every_call: bool = False
+) -> Estimate:
+    """Estimate what a video needs on a kind of device, ``cuda`` or ``cpu``; none has to be there.
+
+    ``every_call``: also run calls of blocks and decoder that are like earlier ones, which takes minutes.
+    """
+    pipeline, counter = model.skeleton(device), StorageCounter()
     pipeline.set_progress_bar_config(disable=True)
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     within_step = config.compression and config.compression.within_step  # that is, within every block
-    for layer, block in enumerate(pipeline.transformer.blocks):
+    for layer, block in enumerate(() if every_call else pipeline.transformer.blocks):
         # All but the first are alike. Each runs once, as it keeps the text's keys and values.
         if layer > 1 or not within_step:
-            _skip_repeats(block, by_shape=layer < 2)
-    # A causal decoder has all features of earlier frames from the third call on.
-    _skip_repeats(pipeline.vae.decoder, runs=3)
-    with torch.inference_mode(), StorageCounter() as counter:
+            _skip_repeats(counter, block, by_shape=layer < 2)
+    if not every_call:
+        # A causal decoder has all features of earlier frames from the third call on.
+        _skip_repeats(counter, pipeline.vae.decoder, runs=3)
+    with torch.inference_mode(), counter:
         weights = {name: counter.ignore(part) for name, part in parts.items()}
         trace = _StageTrace(counter)
         for _ in model.rehearse(pipeline, start, config, trace):
@@ -176,7 +182,7 @@ class StorageCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.stage, self.peaks = "denoise", dict[str, int]()
-        self._alive, self._known = 0, set[int]()
+        self._alive, self._highest, self._known = 0, 0, set[int]()
         #: shape, stride and type of new tensors, by operator and arguments
         self._made: dict[Any, Any] = {}
 
@@ -221,8 +227,22 @@ class StorageCounter(TorchDispatchMode):
             return
         self._known.add(place)
         self._alive += storage.nbytes()
-        self.peaks[self.stage] = max(self._alive, self.peaks.get(self.stage, 0))
+        self.reach(0)
         weakref.finalize(storage, self._forget, place, storage.nbytes())
+
+    def reach(self, more: int) -> None:
+        """Count that many bytes more than are alive, for a moment."""
+        self._highest = max(self._highest, self._alive + more)
+        self.peaks[self.stage] = max(self._alive + more, self.peaks.get(self.stage, 0))
+
+    @contextmanager
+    def measure(self) -> Iterator[list[int]]:
+        """Within the block, count the bytes beside those of before at the peak, for the list."""
+        before, outer, taken = self._alive, self._highest, []
+        self._highest = before
+        yield taken
+        taken.append(self._highest - before)
+        self._highest = max(outer, self._highest)
 
     def _forget(self, place: int, size: int) -> None:
         self._known.remove(place)
@@ -260,8 +280,8 @@ def _describe(value: Any) -> Any:
     return type(value), value
 
 
-def _skip_repeats(module: nn.Module, runs: int = 1, by_shape: bool = True) -> None:
-    """Run a module's ``forward`` that many times (on inputs of each shape), then answer as the last time."""
+def _skip_repeats(counter: StorageCounter, module: nn.Module, runs: int = 1, by_shape: bool = True) -> None:
+    """Run a module that many times (on inputs of each shape); then count what it took the last time."""
     forward, done, made = module.forward, Counter[Any](), dict[Any, Any]()
 
     def run(*args: Any, **kwargs: Any) -> Tensor:
@@ -269,10 +289,14 @@ def _skip_repeats(module: nn.Module, runs: int = 1, by_shape: bool = True) -> No
         place = tuple(given.shape) if by_shape else None
         done[place] += 1
         if done[place] <= runs:
-            result = forward(*args, **kwargs)
-            made[place] = result.shape, result.dtype
+            with counter.measure() as taken:
+                result = forward(*args, **kwargs)
+            made[place] = result.shape, result.dtype, *taken
             return result
-        shape, dtype = made[place] if by_shape else (given.shape, given.dtype)
+        if not by_shape:
+            return torch.empty_like(given)
+        shape, dtype, taken = made[place]
+        counter.reach(taken)
         return given.new_empty(shape, dtype=dtype)
 
     module.forward = run
