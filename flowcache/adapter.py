@@ -142,7 +142,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def skeleton(self, device: str) -> Any:
-        """Make the pipeline that ``load`` gives on a kind of device, on the meta device, without tokenizer."""
+        """Make the pipeline that ``load`` gives on a kind of device, on the meta device."""
 
     @abstractmethod
     def rehearse(self, pipeline: Any, start: Start, config: FlowCacheConfig, trace: Trace) -> Iterator[VideoPart]:

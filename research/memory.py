@@ -8,10 +8,11 @@
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 
 from flowcache.cli import MODELS, find_model, prepare_video
-from flowcache.markdown import table
+from flowcache.markdown import markdown_table
 from flowcache.memory import GIB, Estimate, estimate
 
 #: Memory of cards, GB as they are sold, which is GiB but for the largest.
@@ -56,7 +57,11 @@ def describe_video(model: str, options: str) -> list[str]:
     plans = {more: plan(model, f"{options} {more}".split()) for more in MORE[model]}
     fitting = [[f"`{m}`" if m else "yes" for m, p in plans.items() if p.fits(size * GIB)] for size in CARDS.values()]
     first = next(iter(plans.values()))
-    return [f"{first.kv / GIB:.1f}", *(f"{p.peak / GIB:.1f}" for p in plans.values()), *(f[0] if f else "–" for f in fitting)]
+    return [
+        f"{first.kv / GIB:.1f}",
+        *(f"{p.peak / GIB:.1f}" for p in plans.values()),
+        *(f[0] if f else "–" for f in fitting),
+    ]
 
 
 def check_video(model: str, options: str) -> list[str]:
@@ -77,7 +82,7 @@ def main() -> None:
     header = ["counted, GiB", "estimate, GiB", "difference"]
     header = header if args.check else ["KV cache, GiB", *named, *(f"{card} GB" for card in CARDS)]
     rows = [[name, *make(args.model, options)] for name, options in ROWS[args.model].items() if args.only in name]
-    print(table(["video", *header], rows))
+    sys.stdout.write(markdown_table(["video", *header], rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from flowcache.video import last_frames, probe_video, to_float
 from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
 from .conditions import Condition, check_prompts
 from .methods import TRAITS, traits_for
-from .pipeline import MAX_TEXT
 from .settings import RESOLUTIONS, VideoSettings, latent_frames
 from .windows import check_streaming, plan_windows
 
@@ -215,7 +214,7 @@ class SkyReelsV2(Adapter):
 
     def rehearse(self, pipeline, start, config, trace):
         named = ("prompt_embeds", "negative_prompt_embeds")[: 2 if self.video.guidance_scale > 1 else 1]
-        tokens = torch.zeros(len(named), MAX_TEXT, dtype=torch.int64, device="meta")
+        tokens = torch.zeros(len(named), pipeline.text_length, dtype=torch.int64, device="meta")
         with trace.timer("text"):
             embeds = dict(zip(named, pipeline.text_encoder(tokens).last_hidden_state, strict=True))
         condition = Condition(start.prefix, start.last)

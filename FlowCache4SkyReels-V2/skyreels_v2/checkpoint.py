@@ -156,7 +156,7 @@ def load_pipeline(
 
 
 def new_pipeline(source: ModelSource, device: str) -> FlowCacheSkyReelsV2Pipeline:
-    """Make the pipeline that ``load_pipeline`` loads, on the meta device and without tokenizer."""
+    """Make the pipeline that ``load_pipeline`` loads, on the meta device."""
     dtype = _choose_type(torch.device(device))
     return FlowCacheSkyReelsV2Pipeline(**new_components(source.path, source.layout, source.family, dtype))
 

@@ -131,7 +131,7 @@ def load_folder(folder: Path, layout: str, dtype: torch.dtype) -> dict[str, Any]
 def new_components(folder: Path | None, layout: str, family: str | None, dtype: torch.dtype) -> dict[str, Any]:
     """Make the parts that ``load_folder`` loads on the meta device, by their configurations alone.
 
-    Without a folder, they are those of the official ``family``.
+    Without a folder, they are those of the official ``family``, and there is no tokenizer.
     """
     if folder is None:
         models = _new_models(conversion.OFFICIAL_CONFIGS[family])
@@ -141,7 +141,8 @@ def new_components(folder: Path | None, layout: str, family: str | None, dtype: 
         weights = {key: tensor.to(_type_of(name, key, dtype)) for key, tensor in model.state_dict().items()}
         model.load_state_dict(weights, assign=True)
     models["text_encoder"].tie_weights()
-    return {**models, "tokenizer": None, "scheduler": UniPCMultistepScheduler()}
+    tokenizer = folder and load_tokenizer(folder / _TOKENIZERS[layout])
+    return {**models, "tokenizer": tokenizer, "scheduler": UniPCMultistepScheduler()}
 
 
 def _type_of(part: str, key: str, dtype: torch.dtype) -> torch.dtype:

@@ -298,7 +298,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
     @property
     def text_length(self) -> int:
         """Tokens to which prompts are padded: the tokenizer's limit, at most the model's 512."""
-        return min(MAX_TEXT, self.tokenizer.model_max_length)
+        return min(MAX_TEXT, self.tokenizer.model_max_length) if self.tokenizer else MAX_TEXT
 
     def _clean_latents(self, given: list[Tensor], chunks: Iterator[Any], trace: Trace) -> Iterator[Tensor]:
         """Latents of the given chunks, then of those that the loop makes clean."""

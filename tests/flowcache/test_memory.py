@@ -1,0 +1,112 @@
+"""Estimates of memory, of the small checkpoints and of the official sizes."""
+
+import pytest
+import torch
+
+from flowcache.cli import find_model, main, prepare_video
+from flowcache.memory import GIB, StorageCounter, estimate, log_needs
+from research.memory import CARDS, describe_video
+
+SMALL = {
+    "skyreels_v2": "--weights small --num_frames 33 --inference_steps 6 --ar_step 2 --causal_block_size 2",
+    "magi1": "--weights small --num_frames 72 --num_steps 8",
+}
+
+
+def plan(model, options, every_call=False):
+    job = prepare_video(find_model(model), [*options.split(), "--dry_run"])
+    return estimate(job.sampler.model, job.sampler.config, job.start, job.sampler.device, every_call)
+
+
+def test_counter_follows_storages():
+    with StorageCounter() as counter:
+        first = torch.empty(100, device="meta")
+        view = first[10:]
+        counter.stage = "decode"
+        second = first + 1
+        del first
+        assert counter.peaks == {"denoise": 400, "decode": 800}
+        del view, second
+        with counter.measure() as taken:
+            torch.empty(5, device="meta")
+        assert taken == [20]
+        assert torch.ones(2, device="meta").tolist() == [1, 1]
+        assert bool(torch.zeros((), device="meta") > 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        ("skyreels_v2", "--method vanilla"),
+        ("skyreels_v2", "--preset fast"),
+        ("skyreels_v2", "--preset paper-fast --use_compress"),
+        ("skyreels_v2", "--method teacache"),
+        ("magi1", "--preset fast"),
+        ("magi1", "--compress_kv_cache --total_cache_chunk_nums 5 --kv_bits 8"),
+    ],
+)
+def test_skipped_calls_count_as_if_they_ran(model, method):
+    options = f"{SMALL[model]} {method}"
+    short, whole = plan(model, options), plan(model, options, every_call=True)
+    assert short.weights == whole.weights and short.kv == whole.kv > 0
+    assert short.flops == whole.flops > 0
+    assert short.peak == pytest.approx(whole.peak, rel=0.05)
+    assert short.is_bound == ("paper" in method or "teacache" in method)
+
+
+def test_weights_and_cache_are_those_of_a_run(tmp_path):
+    options = SMALL["skyreels_v2"].split()
+    job = prepare_video(find_model("skyreels_v2"), [*options, "--outdir", str(tmp_path)])
+    needed = job.estimate()
+    pipeline = job.sampler.model.load("cpu")
+    for name, size in needed.weights.items():
+        part = getattr(pipeline, name)
+        assert size == pytest.approx(sum(p.nbytes for p in part.parameters()), rel=0.05)
+    trace, _ = job.run()
+    assert needed.kv == trace.windows[0].kv_bytes
+    assert needed.flops == trace.flops["actual"]
+
+
+def test_official_sizes():
+    row = "--weights Skywork/SkyReels-V2-DF-14B-540P --inference_steps 50 --ar_step 5 --causal_block_size 3"
+    always = describe_video("skyreels_v2", f"{row} --method vanilla --num_frames 9 --resolution 540P")
+    assert len(always) == 3 + len(CARDS)
+    assert float(always[1]) > 37 > float(always[2]) > 27  # the transformer has 27, the text encoder 11
+    assert always[3:] == ["–", "–", "`--offload`", "`--offload`", "yes", "yes"]
+
+
+def test_dry_run_needs_no_gpu_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = "--dry_run --device cuda --weights small --num_frames 17 --inference_steps 4 --rate 100"
+    assert main(["generate", "--model", "skyreels_v2", *options.split()]) == 0
+    shown = capsys.readouterr().out
+    assert "GiB" in shown and "FLOPs" in shown and "100 TFLOP/s" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [["--rate", "1"], ["--dry_run", "--rate", "0"]])
+def test_rate_is_checked(options, capsys):
+    assert main(["generate", "--model", "magi1", "--weights", "small", *options]) == 2
+    assert "rate" in capsys.readouterr().err
+
+
+def test_warning_names_options_that_help(monkeypatch, caplog):
+    model, options = "skyreels_v2", f"{SMALL['skyreels_v2']} --preset fast"
+
+    class Card:
+        total_memory = GIB
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
+    tried = ("--offload", "--no_such_option", "--kv_bits 4", "--method vanilla")
+
+    def others(option):
+        if option == "--no_such_option":
+            raise ValueError(option)
+        return plan(model, f"{options} {option}")
+
+    log_needs(lambda: plan(model, options), others, tried, "cuda:0")
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 1 and "--method vanilla" in warned[0] and "--no_such_option" not in warned[0]
+    caplog.clear()
+    log_needs(lambda: plan(model, options), others, tried, "cpu")
+    assert not caplog.records
