@@ -1,10 +1,13 @@
 """Estimates of memory, of the small checkpoints and of the official sizes."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from flowcache.cli import find_model, main, prepare_video
-from flowcache.memory import GIB, StorageCounter, estimate, log_needs
+from flowcache.memory import GIB, Estimate, StorageCounter, estimate, log_needs
 from research.memory import CARDS, describe_video
 
 SMALL = {
@@ -91,22 +94,22 @@ def test_rate_is_checked(options, capsys):
 
 
 def test_warning_names_options_that_help(monkeypatch, caplog):
-    model, options = "skyreels_v2", f"{SMALL['skyreels_v2']} --preset fast"
-
-    class Card:
-        total_memory = GIB
-
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
-    tried = ("--offload", "--no_such_option", "--kv_bits 4", "--method vanilla")
+    caplog.set_level("INFO")
+    own = Estimate({"transformer": 2 * GIB}, {"denoise": GIB}, 0, 0, frozenset(), frozenset(), 1e15, is_bound=False)
+    changes = {"--same": {}, "--less": {"working": {"denoise": 0}}, "--fewer": {"weights": {"transformer": GIB}}}
 
     def others(option):
-        if option == "--no_such_option":
+        if option not in changes:
             raise ValueError(option)
-        return plan(model, f"{options} {option}")
+        return replace(own, **changes[option])
 
-    log_needs(lambda: plan(model, options), others, tried, "cuda:0")
-    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warned) == 1 and "--method vanilla" in warned[0] and "--no_such_option" not in warned[0]
-    caplog.clear()
-    log_needs(lambda: plan(model, options), others, tried, "cpu")
-    assert not caplog.records
+    def warnings(size, device="cuda:0"):
+        caplog.clear()
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=size))
+        log_needs(lambda: own, others, ["--refused", *changes], device)
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    (warned,) = warnings(3 * GIB)
+    assert "--less (2.0 GiB) or --fewer (2.0 GiB)" in warned and "--same" not in warned and "--refused" not in warned
+    assert warnings(5 * GIB) == [] and "3.0 GiB" in caplog.text
+    assert warnings(GIB, "cpu") == [] and not caplog.records
