@@ -37,13 +37,19 @@ ROWS = {
     },
     "magi1": {
         f"{size}, {frames} frames": f"{_MAGI.format(size)} --num_frames {frames}"
-        for size in ("4.5B_distill", "4.5B_distill_quant", "24B_distill_quant")
-        for frames in (96, 240)
+        for size, lengths in {
+            "4.5B_distill": (96, 240),
+            "4.5B_distill_quant": (96,),
+            "4.5B_base": (96,),
+            "24B_distill_quant": (96,),
+            "24B_base": (96,),
+        }.items()
+        for frames in lengths
     },
 }
 MORE = {
     "skyreels_v2": ("", "--offload"),
-    "magi1": ("--t5_device cpu", "--t5_device cpu --compress_kv_cache"),
+    "magi1": ("", "--t5_device cpu"),
 }
 
 
