@@ -48,7 +48,7 @@ class Estimate:
     Attributes:
         weights: by component of the pipeline.
         working: most bytes beside the weights, by stage; those of the KV cache included.
-        kv, kv_host: of the KV cache, on the device and in host memory.
+        kv: of the KV cache; what ``kv_offload`` moves to host memory counts as on the device.
         staged: components that are on the device only for their stages.
         on_host: components that never are.
         flops: of the transformer; at most, where the policy measures distances.
@@ -58,7 +58,6 @@ class Estimate:
     weights: Mapping[str, int]
     working: Mapping[str, int]
     kv: int
-    kv_host: int
     staged: frozenset[str]
     on_host: frozenset[str]
     flops: float
@@ -89,11 +88,14 @@ class Estimate:
         """Whether a card with that many bytes holds it, with ``RESERVED`` of them for others."""
         return self.peak + RESERVED <= memory
 
+    @property
+    def _bound(self) -> str:
+        return "at most " if self.is_bound else ""
+
     def __str__(self) -> str:
         stage = max(self.peaks, key=self.peaks.get)
         parts = (f"{name.replace('_', ' ')} {size / GIB:.1f}" for name, size in self.on_device(stage).items())
-        bound = "at most " if self.is_bound else ""
-        return f"{self.peak / GIB:.1f} GiB ({stage}: {', '.join(parts)}), {bound}{format_flops(self.flops)}"
+        return f"{self.peak / GIB:.1f} GiB ({stage}: {', '.join(parts)}), {self._bound}{format_flops(self.flops)}"
 
     def report(self, rate: float | None = None) -> str:
         """Several lines: bytes by part and stage, FLOPs, and seconds at ``rate`` TFLOP/s."""
@@ -101,12 +103,9 @@ class Estimate:
         for stage, peak in self.peaks.items():
             parts = (f"{name.replace('_', ' ')} {size / GIB:.2f}" for name, size in self.on_device(stage).items())
             lines.append(f"  {stage}: {peak / GIB:.2f} GiB ({', '.join(parts)})")
-        if self.kv_host:
-            lines.append(f"host memory: KV cache {self.kv_host / GIB:.2f} GiB")
-        bound = "at most " if self.is_bound else ""
-        lines.append(f"transformer: {bound}{format_flops(self.flops)}")
+        lines.append(f"transformer: {self._bound}{format_flops(self.flops)}")
         if rate:
-            lines.append(f"time: {bound}{self.seconds(rate):.0f} s at {rate:g} TFLOP/s")
+            lines.append(f"time: {self._bound}{self.seconds(rate):.0f} s at {rate:g} TFLOP/s")
         return "\n".join(lines)
 
 
@@ -140,7 +139,6 @@ def estimate(
         weights=weights,
         working=counter.peaks,
         kv=max(window.kv_bytes for window in trace.windows),
-        kv_host=max(window.kv_host_bytes for window in trace.windows),
         staged=model.staged,
         on_host=model.on_host,
         flops=trace.flops[every_step if is_bound else "actual"],

@@ -79,7 +79,7 @@ class Magi1(Adapter):
     inputs: ClassVar = {"image": ("image_path",), "video_path": ("prefix_video_path",)}
     lacks = frozenset({"kv_range", "retention", "causal_attention"})
     traits = TRAITS
-    saving = ("--t5_device cpu", "--compress_kv_cache", "--kv_offload", "--kv_bits 8", "--num_frames 96")
+    saving = ("--t5_device cpu", "--compress_kv_cache", "--kv_bits 8", "--num_frames 96")
     default_prompt = "a red circle moves right over a dark background"
 
     source: ModelSource

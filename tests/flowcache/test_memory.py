@@ -95,7 +95,7 @@ def test_rate_is_checked(options, capsys):
 
 def test_warning_names_options_that_help(monkeypatch, caplog):
     caplog.set_level("INFO")
-    own = Estimate({"transformer": 2 * GIB}, {"denoise": GIB}, 0, 0, frozenset(), frozenset(), 1e15, is_bound=False)
+    own = Estimate({"transformer": 2 * GIB}, {"denoise": GIB}, 0, frozenset(), frozenset(), 1e15, is_bound=False)
     changes = {"--same": {}, "--less": {"working": {"denoise": 0}}, "--fewer": {"weights": {"transformer": GIB}}}
 
     def others(option):
