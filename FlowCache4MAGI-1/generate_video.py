@@ -2,7 +2,7 @@
 
 import sys
 
-from flowcache.start import main
+from flowcache.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main("generate", "--model", "magi1"))

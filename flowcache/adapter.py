@@ -1,7 +1,7 @@
 """What a model contributes to the programs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -11,67 +11,49 @@ from torch import Tensor
 from .config import FlowCacheConfig
 from .methods import MethodOptions, ModelTraits
 from .options import Given, OptionParser
-from .output import VideoPart
-from .state import State
+from .state import State, VideoPart
 from .trace import Trace
 from .video import Frames, VideoInfo, resize_and_crop, to_float
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a video starts from.
-
-    Attributes:
-        prefix: first frames, ``[3, frames, height, width]`` in [-1, 1].
-        last: frame to arrive at, ``[3, 1, height, width]``.
-        before: video to write first.
-        skip: generated frames not to write.
-    """
+    """What a video starts from; frames are ``[3, frames, height, width]`` in [-1, 1]."""
 
     prefix: Tensor | None = None
-    last: Tensor | None = None
-    before: Path | None = None
-    skip: int = 0
+    last: Tensor | None = None  # one frame to arrive at
+    before: Path | None = None  # video to write first
+    skip: int = 0  # generated frames not to write
 
 
 class Adapter(ABC):
     """A model and the settings of its videos, chosen and checked before any weight is read.
 
     All methods but ``load`` and ``stream`` raise ValueError, with a sentence that names the option.
-
-    Attributes:
-        title: name of the model in tables.
-        package: folder of its outputs.
-        inputs: options of the start of a video that the model has, with the original's names.
-        lacks: options of the method that the model does not have.
-        saving: options that need less memory, the least loss first.
-        staged: components of the pipeline that are on the device only for their stages.
-        on_host: components that never are.
-        video: settings of the video, with ``seed`` and ``fps``.
-        size: height and width in pixels.
-        num_steps: denoising steps of a chunk.
-        location: folder or Hub id of the weights.
-        folders: local folders of weights, by the setting that names them.
-        is_small: whether the weights are the small checkpoint of this project.
-        words: of the settings, for the name of a video.
     """
 
-    title: ClassVar[str]
-    package: ClassVar[str]
+    title: ClassVar[str]  # name of the model in tables
+    package: ClassVar[str]  # folder of its outputs
     traits: ClassVar[ModelTraits]
+    # Options of the start of a video that the model has, with the original's names.
     inputs: ClassVar[Mapping[str, tuple[str, ...]]]
-    lacks: ClassVar[frozenset[str]] = frozenset()
-    saving: ClassVar[tuple[str, ...]]
-    staged: frozenset[str] = frozenset()
-    on_host: frozenset[str] = frozenset()
-    video: Any
-    size: tuple[int, int]
-    num_steps: int
-    location: str
-    folders: Mapping[str, Path]
+    lacks: ClassVar[frozenset[str]] = frozenset()  # options of the method that the model does not have
+    # YAML files whose options hold where nothing else is given, by program.
+    option_files: ClassVar[Mapping[str, Path]] = {}
+    clean_prompt: ClassVar[Callable[[str], str]]  # gives the part of a prompt that is tokenized
+    saving: ClassVar[tuple[str, ...]]  # options that need less memory, the least loss first
+    staged: frozenset[str] = frozenset()  # components of the pipeline that are on the device for their stages alone
+    on_host: frozenset[str] = frozenset()  # components that never are
+    video: Any  # settings of the video, with ``num_frames``, ``seed`` and ``fps``
+    size: tuple[int, int]  # height and width in pixels
+    num_steps: int  # denoising steps of a chunk
+    shape: str  # words for what else determines the speed, for tables
+    profile_word: str  # the same for the name of a profile
+    location: str  # folder or Hub id of the weights
+    folders: Mapping[str, Path]  # local folders of weights, by the setting that names them
     default_prompt: str
-    is_small: bool
-    words: tuple[str, ...] = ()
+    is_small: bool  # whether the weights are the small checkpoint of this project
+    words: tuple[str, ...] = ()  # words of the settings, for the name of a video
 
     @classmethod
     @abstractmethod
@@ -79,21 +61,16 @@ class Adapter(ABC):
         """Add the model's own options; ``program`` is ``generate`` or ``sample``."""
 
     @classmethod
-    def options_file(cls, program: str) -> Path | None:
-        """YAML file whose options hold where nothing else is given."""
-
-    @classmethod
-    def settle(cls, given: Given) -> None:
+    def translate(cls, given: Given) -> None:
         """Replace options of the original program by those that all models share."""
 
     @classmethod
     @abstractmethod
     def resolve(cls, given: Given, device: str, info: VideoInfo | None, seconds: float | None) -> Self:
-        """Choose weights and settings; reads no weight and opens no connection.
+        """Choose weights and settings, and refuse options without effect; reads no weight, opens no connection.
 
-        Args:
-            info: size and rate of the image or video that the video starts with.
-            seconds: length of the new part, for a benchmark that continues videos.
+        ``info`` is that of the image or video that the video starts with; ``seconds`` the length of the new part, for
+        a benchmark that continues videos.
         """
 
     @abstractmethod
@@ -103,21 +80,14 @@ class Adapter(ABC):
         Without ``with_folders``, local folders of weights are left out, as they may move.
         """
 
-    @abstractmethod
     def describe(self) -> str:
         """Length, size and steps of the videos in words, for tables."""
-
-    def unread(self, given: Given) -> dict[str, str]:
-        """Why options of the model have no effect, by name."""
-        return {}
+        height, width = self.size
+        return f"{self.video.num_frames} frames of {width} x {height}, {self.num_steps} steps, {self.shape}"
 
     @abstractmethod
     def configure(self, options: MethodOptions) -> FlowCacheConfig:
         """Settings of the method on this model."""
-
-    @abstractmethod
-    def check_prompt(self, prompt: str) -> None:
-        """Refuse a prompt that the model cannot use."""
 
     def check(self, config: FlowCacheConfig, start: Start) -> None:
         """Refuse a method or a start that does not fit the video."""
@@ -159,5 +129,5 @@ class Adapter(ABC):
         """A copy with other settings of the video."""
 
     @abstractmethod
-    def pilot(self) -> tuple[Self, str]:
-        """A copy for the short video of a search for settings, and the name of its profile."""
+    def pilot(self) -> Self:
+        """A copy for the short video of a search for settings."""

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -25,17 +26,20 @@ from .benchmark.ranks import Rank, list_devices, select_device
 from .benchmark.samples import BENCHMARKS, BenchmarkOptions, split_method
 from .benchmark.sampling import Sampling, run_on
 from .command_line import check_device, output_file
+from .config import FlowCacheConfig
+from .fingerprint import video_name
 from .memory import Estimate, estimate, log_needs
-from .methods import DEFAULT_PRESET, SELECTORS, MethodOptions
-from .naming import setting_words, video_name
+from .methods import DEFAULT_PRESET, SELECTORS, CompressionOptions, MethodOptions
 from .options import DEFAULTS, Given, OptionParser
-from .registry import check_number
+from .plots import reuse_map
+from .prompts import check_prompt
+from .registry import check_number, described
 from .resume import ResumeFile
-from .running import run_checked, run_program
+from .running import run_checked, summary
 from .sampler import Sampler
 from .trace import Trace
 from .tuning import Target, Tuning
-from .unread import CACHE_OPTIONS, unread_options
+from .typed import field_types
 from .video import Frames, VideoInfo, probe_video, read_image
 
 logger = logging.getLogger(__name__)
@@ -46,39 +50,24 @@ MODELS = {"skyreels_v2": "skyreels_v2.adapter:SkyReelsV2", "magi1": "magi1.adapt
 
 @dataclass(frozen=True, kw_only=True)
 class VideoOptions:
-    """Options of a single video.
+    """Options of a single video."""
 
-    Attributes:
-        prompt: text to show (default: the model's).
-        image: first frame.
-        end_image: last frame; needs ``--image``.
-        video_path: video to continue.
-        output_path: the mp4 (default: OUTDIR/EXPNAME/NAME.mp4, NAME from the prompt and all settings).
-        outdir: folder of the results.
-        expname: folder within it (default: the model's package).
-        resume: save the state as the video grows, and resume from it if it exists.
-        target_speedup: times fewer FLOPs than vanilla; finds the best setting.
-        target_psnr: dB to the same video without reuse; finds the fastest setting.
-        profile: file with the results of that search (default: in ~/.cache/flowcache).
-        device: cpu, cuda or cuda:1 (default: cuda if there is a GPU, otherwise cpu).
-        dry_run: only what the video will need: memory and FLOPs; cuda needs no GPU then.
-        rate: TFLOP/s of the device, for the time in a dry run.
-    """
-
-    prompt: str | None = None
-    image: Path | None = None
-    end_image: Path | None = None
-    video_path: Path | None = None
-    output_path: Path | None = None
-    outdir: Path = Path("outputs")
-    expname: str | None = None
-    resume: bool = False
-    target_speedup: float | None = None
-    target_psnr: float | None = None
-    profile: Path | None = None
-    device: str | None = None
-    dry_run: bool = False
-    rate: float | None = None
+    prompt: str | None = described("text to show (default: the model's)")
+    image: Path | None = described("first frame")
+    end_image: Path | None = described("last frame; needs --image")
+    video_path: Path | None = described("video to continue")
+    output_path: Path | None = described(
+        "the mp4 (default: OUTDIR/EXPNAME/NAME.mp4, NAME from the prompt and all settings)"
+    )
+    outdir: Path = described("folder of the results", Path("outputs"))
+    expname: str | None = described("folder within it (default: the model's package)")
+    resume: bool = described("save the state as the video grows, and resume from it if it exists", False)
+    target_speedup: float | None = described("times fewer FLOPs than vanilla; finds the best setting")
+    target_psnr: float | None = described("dB to the same video without reuse; finds the fastest setting")
+    profile: Path | None = described("file with the results of that search (default: in ~/.cache/flowcache)")
+    device: str | None = described("cpu, cuda or cuda:1 (default: cuda if there is a GPU, otherwise cpu)")
+    dry_run: bool = described("only what the video will need: memory and FLOPs; cuda needs no GPU then", False)
+    rate: float | None = described("TFLOP/s of the device, for the time in a dry run")
 
 
 @dataclass(frozen=True)
@@ -92,12 +81,14 @@ class Job:
     preset: str | None
     resume: ResumeFile | None
     tuning: Tuning | None
+    started: float
     given: Given
 
     def estimate(self) -> Estimate:
         return estimate(self.sampler.model, self.sampler.config, self.start, self.sampler.device)
 
-    def run(self) -> tuple[Trace, Path]:
+    def run(self) -> str:
+        """Make the video, its trace and its reuse map; returns their paths and a summary."""
         trace, sampler = Trace(method=self.sampler.method), self.sampler
         with self.resume or nullcontext() as resume:
             with trace.timer("load"):
@@ -107,7 +98,15 @@ class Job:
                     sampler.tune(self.tuning, trace)
             trace.settings["preset"] = self.preset
             sampler.write(self.prompt, self.start, self.output, trace, resume=resume)
-        return trace, self.output
+        files = {"trace": self.output.with_suffix(".trace.json"), "reuse map": self.output.with_suffix(".reuse.png")}
+        try:
+            trace.save(files["trace"])
+            reuse_map(trace, files["reuse map"])
+        except OSError as error:
+            error.add_note(f"the video itself is whole: {self.output}")
+            raise
+        lines = [f"{name}: {path}" for name, path in {"video": self.output, **files}.items()]
+        return "\n".join([*lines, summary(trace, time.perf_counter() - self.started)])
 
 
 def build_parser(model: type[Adapter], program: str) -> OptionParser:
@@ -118,8 +117,8 @@ def build_parser(model: type[Adapter], program: str) -> OptionParser:
     aliases = {name: (original,) for name, original in model.traits.names.items()}
     hidden = {"refresh_given", "coefficients", *model.lacks}
     methods = {"method": model.traits.methods}
-    parser.add_fields("method", MethodOptions, aliases, {*hidden, *CACHE_OPTIONS}, choices=methods)
-    parser.add_fields("KV cache", MethodOptions, aliases, hidden)
+    parser.add_fields("method", MethodOptions, aliases, {*hidden, *field_types(CompressionOptions)}, choices=methods)
+    parser.add_fields("KV cache", CompressionOptions, aliases, hidden)
     if program == "generate":
         absent = {"image", "end_image", "video_path"} - model.inputs.keys()
         parser.add_fields("run", VideoOptions, model.inputs, absent)
@@ -135,35 +134,40 @@ def build_parser(model: type[Adapter], program: str) -> OptionParser:
 
 def read_options(model: type[Adapter], program: str, words: Sequence[str]) -> Given:
     """Options of the command line, over those of the YAML file; raises ValueError with the name of one."""
-    given = build_parser(model, program).read(words, "yaml_config", model.options_file(program))
+    given = build_parser(model, program).read(words, "yaml_config", model.option_files.get(program))
     with given.naming():
-        model.settle(given)
+        model.translate(given)
     return given
 
 
 def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     """Check everything that a video needs; raises ValueError with the name of an option."""
+    started, count = time.perf_counter(), Rank.from_environment(os.environ).count
+    if count > 1:
+        raise ValueError(
+            f"WORLD_SIZE: expected 1, as one process makes one video, got {count}; start this program without "
+            "torchrun, or make many videos on many GPUs with sample_video.py."
+        )
     given = read_options(model, "generate", words)
     with given.naming():
-        target = settle_target(given)
+        target = read_target(given)
         options, unread = choose_method(given, model)
         given.refuse_unread(unread)
-    settle_seed(given)
+    draw_seed(given)
     device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
-    if given.get("dry_run"):
-        check_number("rate", given.get("rate", 1), 1e-6, 1e6)
+    if dry_run := given.get("dry_run", False):
+        check_number("rate", given.get("rate"), 1e-6, 1e6)
     else:
         given.refuse_unread({"rate": "it needs dry_run"})
         check_device(device)
     images, info = read_inputs(given)
     chosen = model.resolve(given, device, info, None)
-    given.refuse_unread(chosen.unread(given))
     with given.naming():
         config = chosen.configure(options)
     prompt = given.get("prompt", chosen.default_prompt).strip()
     if not prompt:
-        raise ValueError("prompt must not be empty.")
-    chosen.check_prompt(prompt)
+        raise ValueError("prompt: expected text, got an empty one.")
+    check_prompt("prompt", prompt, chosen.clean_prompt)
     try:
         start = chosen.start(images.get("image"), images.get("end_image"), given.get("video_path"))
     except ValueError as error:
@@ -176,20 +180,17 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
         if not os.path.exists(tuning.path):
             output_file("profile", tuning.path)
         tuning.check()
-        identity["tuning"] = tuning.identity
+        identity["tuning"] = {"target": str(target), "profile": tuning.key}
     task = "v2v" if given.get("video_path") else "i2v" if given.get("image") else "t2v"
     selected = {given.spelled[name]: given.get(name) for name in SELECTORS if name not in unread}
     named = setting_words(options.method, options.preset, selected, target, config)
     seed, steps = f"seed{chosen.video.seed}", f"steps{chosen.num_steps}"
-    output = (
-        Path()
-        if given.get("dry_run")
-        else output_path(given, model, video_name(prompt, [task, *named, *chosen.words, seed, steps], identity))
-    )
+    name = video_name(prompt, [task, *named, *chosen.words, seed, steps], identity)
+    output = Path(name) if dry_run else output_path(given, model, name)
     resume = ResumeFile(output, identity, device) if given.get("resume") else None
-    by_preset = options.method == "flowcache" and not options.selecting and target is None
+    by_preset = options.method == "flowcache" and not options.pick(SELECTORS) and target is None
     preset = options.preset or (DEFAULT_PRESET if by_preset else None)
-    return Job(sampler, prompt, start, output, preset, resume, tuning, given)
+    return Job(sampler, prompt, start, output, preset, resume, tuning, started, given)
 
 
 def plan_video(model: type[Adapter], words: Sequence[str], option: str) -> Estimate:
@@ -202,7 +203,7 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
     """Check everything that a benchmark's videos need; returns the devices of this machine and the work."""
     given = read_options(model, "sample", words)
     options = BenchmarkOptions(**given.pick(BenchmarkOptions))
-    rank, devices = Rank.from_environment(os.environ), list_devices(*options.devices_text(os.environ))
+    rank, devices = Rank.from_environment(os.environ), list_devices(options.gpus)
     device, compared = select_device(rank, devices), given.get("methods", [])
     runs = {}
     with given.naming():
@@ -215,7 +216,6 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
         given.refuse_unread(*(unread for _, unread in runs.values()))
     seconds = SECONDS if options.benchmark == "physicsiq" else None
     chosen, samplers = model.resolve(given, device, None, seconds), {}
-    given.refuse_unread(chosen.unread(given))
     for name, (method, _) in runs.items():
         with given.naming():
             config = chosen.configure(method)
@@ -233,9 +233,9 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
 
 
 def choose_method(given: Given, model: type[Adapter]) -> tuple[MethodOptions, dict[str, str]]:
-    """The options of the method that are read, and why the others are not, by name."""
+    """The options of the method without those that have no effect, and why, by name."""
     values = given.pick(MethodOptions)
-    unread = unread_options({"method": "flowcache", **values}, model.traits)
+    unread = MethodOptions(**values).unread(model.traits)
     for name in unread.keys() & values.keys():
         del values[name]
         if name in given.scripted - given.typed:
@@ -243,7 +243,7 @@ def choose_method(given: Given, model: type[Adapter]) -> tuple[MethodOptions, di
     return MethodOptions(**values), unread
 
 
-def settle_target(given: Given) -> Target | None:
+def read_target(given: Given) -> Target | None:
     """The target of a search for settings, over method and preset of a script; None if no target is given."""
     speedup, psnr = given.get("target_speedup"), given.get("target_psnr")
     if speedup is None and psnr is None:
@@ -254,13 +254,13 @@ def settle_target(given: Given) -> Target | None:
         if name not in given.typed:
             given.override(name, value)
     if given.get("method") != "flowcache":
-        raise ValueError(f"{target.flag} needs method flowcache, got {given.get('method')}.")
+        raise ValueError(f"{target.flag}: expected method flowcache, got {given.get('method')}.")
     for name in given.pick(("preset", *SELECTORS)):
         raise ValueError(f"{target.flag} and {name} exclude each other: leave one of them out.")
     return target
 
 
-def settle_seed(given: Given) -> None:
+def draw_seed(given: Given) -> None:
     """Draw and log a seed for -1, as the original programs do; raises ValueError for a run to resume."""
     if given.get("seed") == -1:
         if given.get("resume"):
@@ -272,9 +272,9 @@ def settle_seed(given: Given) -> None:
 def read_inputs(given: Given) -> tuple[Mapping[str, Frames], VideoInfo | None]:
     """Images by their options, and size and rate of what the video starts with."""
     if given.get("end_image") and not given.get("image"):
-        raise ValueError("end_image needs image as well: the video has to start somewhere.")
+        raise ValueError("end_image: expected image beside it, from which the video starts.")
     if given.get("video_path") and given.get("image"):
-        raise ValueError("video_path and image exclude each other: the video starts with one of them.")
+        raise ValueError("video_path: expected no image beside it; the video starts with one of them.")
     images, info = {}, None
     for name, path in given.pick(("end_image", "image", "video_path")).items():
         try:
@@ -288,6 +288,35 @@ def read_inputs(given: Given) -> tuple[Mapping[str, Frames], VideoInfo | None]:
     return images, info
 
 
+def setting_words(
+    method: str,
+    preset: str | None,
+    selected: Mapping[str, float | str | None],
+    target: Target | None,
+    config: FlowCacheConfig,
+) -> list[str]:
+    """Words for the method, for what selects the steps to skip, and for what the KV cache keeps.
+
+    ``selected`` are options that select a reuse policy, by name; a target replaces them and the preset.
+    """
+    given = {name: value for name, value in selected.items() if value is not None}
+    chosen = [value if isinstance(value, str) else f"{name}{value:g}" for name, value in given.items()]
+    if target is not None:
+        chosen = [str(target)]
+    elif preset is not None or (method == "flowcache" and not chosen):
+        chosen.insert(0, preset or DEFAULT_PRESET)
+    compression, storage = config.compression, config.storage
+    if compression is not None:
+        total = compression.total
+        chosen.append(f"budget{compression.budget}" if total is None else f"total{total}")
+    if config.clean_range is not None:
+        chosen.append(f"kvrange{config.clean_range}")
+    if storage is not None:
+        chosen += [f"kv{storage.bits}bits"] if storage.bits else []
+        chosen += ["kvoffload"] if storage.offload else []
+    return [method, *chosen]
+
+
 def output_path(given: Given, model: type[Adapter], name: str) -> Path:
     """Path of the video, in a folder that is made; raises ValueError if it cannot be written."""
     path = given.get("output_path")
@@ -295,7 +324,7 @@ def output_path(given: Given, model: type[Adapter], name: str) -> Path:
         folder = given.get("outdir", VideoOptions.outdir) / given.get("expname", model.package)
         return output_file("outdir", folder / name)
     if path.name and path.suffix.lower() not in ("", ".mp4"):
-        raise ValueError(f"output_path must end in .mp4, which is what is written, got {path}.")
+        raise ValueError(f"output_path: expected a name that ends in .mp4, got {path}.")
     return output_file("output_path", path if path.suffix or os.path.isdir(path) else path.with_suffix(".mp4"))
 
 
@@ -316,11 +345,11 @@ def main(words: Sequence[str] | None = None) -> int:
     model = find_model(chosen.model)
     if chosen.program == "generate":
 
-        def run(job: Job) -> tuple[Trace, Path] | str:
+        def run(job: Job) -> str:
             if job.given.get("dry_run"):
                 return job.estimate().report(job.given.get("rate"))
             log_needs(job.estimate, lambda option: plan_video(model, rest, option), model.saving, job.sampler.device)
             return job.run()
 
-        return run_program(lambda: prepare_video(model, rest), run)
+        return run_checked(lambda: prepare_video(model, rest), run)
     return run_checked(lambda: prepare_samples(model, rest), lambda found: run_on(*found))

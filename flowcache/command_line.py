@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,16 +58,11 @@ def _path(text: str) -> Path:
 
 def check_device(name: str) -> torch.device:
     """The device of that name, ``cpu``, ``cuda`` or ``cuda:1``; raises ValueError if it is missing."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be cpu or cuda, got {name!r}.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {name!r}.")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda asks for a CUDA device, but PyTorch finds none; use cpu.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: PyTorch finds {torch.cuda.device_count()} GPUs, got {name}; use cuda.")
+    if not re.fullmatch(r"(cpu|cuda)(:\d{1,3})?", name):
+        raise ValueError(f"device: expected cpu, cuda or cuda:1, got {name!r}.")
+    device, count = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"device: expected one of {count} CUDA devices that PyTorch finds, got {name}; use cpu.")
     return device
 
 

@@ -1,4 +1,4 @@
-"""Hardware and versions, and the peak memory of a device."""
+"""Hardware, versions and optional packages, and the peak memory of a device."""
 
 import platform
 import resource
@@ -6,8 +6,10 @@ import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -26,6 +28,11 @@ def describe_environment(device: torch.device | str) -> dict[str, str]:
         "hardware": hardware,
         "threads": str(torch.get_num_threads()),
     }
+
+
+def choose_device(device: torch.device | str | None = None) -> torch.device:
+    """The device, or else CUDA where there is any."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @cache
@@ -69,3 +76,19 @@ def restart_peak_memory(device: torch.device | str) -> None:
 
 def _is_cuda(device: torch.device | str) -> bool:
     return torch.device(device).type == "cuda"
+
+
+class Unavailable(RuntimeError):
+    """A package or a download is missing; the message is one sentence."""
+
+
+def require(module: str, purpose: str, extra: str) -> ModuleType:
+    """Import an optional module of the project's ``extra``; ``purpose`` is the subject of the error."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        remedy = f"pip install -e '.[{extra}]' in this project"
+        raise Unavailable(f"{purpose} needs {module}: {remedy}.") from error
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise Unavailable(f"{purpose} needs {module}, which cannot be loaded here: {reason}") from error

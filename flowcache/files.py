@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files of the project, and files that are written whole or not at all."""
 
 import csv
 import io
@@ -6,13 +6,19 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 from .state import State
+
+
+def shipped(name: str) -> Path:
+    """Path of a folder such as ``assets/magi1_small``: in the checkout, or in ``data`` of the installed package."""
+    package = Path(__file__).resolve().parent
+    return (package.parent if (package.parent / "pyproject.toml").is_file() else package / "data") / name
 
 
 @contextmanager
@@ -125,3 +131,18 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Sequence[Mapping[s
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, table.getvalue().encode())
+
+
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table with a column for each title; cells are written as ``str`` writes them."""
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (titles, ["---"] * len(titles), *rows))
+
+
+def write_results(
+    stem: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], content: Mapping[str, Any]
+) -> list[Path]:
+    """Write rows to ``stem.csv`` and everything to ``stem.json``; returns both paths."""
+    paths = [Path(f"{stem}{suffix}") for suffix in (".csv", ".json")]
+    write_csv(paths[0], columns, rows)
+    write_json(paths[1], content)
+    return paths

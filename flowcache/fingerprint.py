@@ -1,7 +1,8 @@
-"""Fingerprint of a run: digests of its inputs and models, and differences of its settings."""
+"""Fingerprint of a run: digests of its inputs and models, differences of its settings, and its file name."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from reprlib import Repr
 from typing import Any
@@ -15,6 +16,9 @@ _ENDS = (".safetensors", ".pth", ".pt", ".bin", ".model", "config.json", "tokeni
 _PIECES, _PIECE_BYTES = 16, 2**16
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
+#: Bytes of a name without suffix. The longest that is written beside a video is 21 bytes longer,
+#: ``.NAME.trace.12345678.json``, and stays below 240.
+MAX_NAME_BYTES = 218
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
@@ -54,3 +58,18 @@ def folder_digest(folder: Path) -> str:
                 file.seek(start)
                 digest.update(file.read(_PIECE_BYTES))
     return digest.hexdigest()[:16]
+
+
+def video_name(prompt: str, words: Iterable[str], identity: Mapping[str, Any]) -> str:
+    """File name of a video, made of ``identity``: all that decides about the video, without its paths."""
+    content = json.dumps(identity, sort_keys=True, default=str)
+    rest = "_".join([*words, hashlib.sha256(content.encode()).hexdigest()[:8]])
+    start = prompt_words(prompt).encode()[: MAX_NAME_BYTES - len(rest) - 1].decode(errors="ignore")
+    return f"{start}_{rest}.mp4"
+
+
+def prompt_words(prompt: str) -> str:
+    """A prompt as part of a file's name: letters and digits, at most 60 of them and 120 bytes."""
+    words = "".join(c if c.isalnum() else " " for c in prompt).split()
+    name = "_".join(words)[:60].strip("_")
+    return name.encode()[:120].decode(errors="ignore") or "video"

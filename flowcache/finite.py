@@ -30,12 +30,7 @@ class FiniteWatch:
         self._sums.append((name, values.sum(dtype=torch.float32)))
 
     def check(self, causes: str = CAUSES) -> None:
-        """Transfer everything recorded since the last call to the host, at once.
-
-        Raises:
-            NotFiniteError: a tensor is not finite; the first one is named, and the message ends in
-                ``causes``.
-        """
+        """Transfer all records to the host; NotFiniteError names the first tensor that is not finite, and causes."""
         sums, self._sums = self._sums, []
         values = torch.stack([value for _, value in sums]).tolist() if sums else ()
         for (name, _), value in zip(sums, values, strict=True):
@@ -44,11 +39,7 @@ class FiniteWatch:
 
 
 def check_finite(name: str, values: Tensor) -> Tensor:
-    """Return ``values``; the host waits for them.
-
-    Raises:
-        NotFiniteError: they are not all finite.
-    """
+    """Return ``values``, or raise NotFiniteError; the host waits for them."""
     watch = FiniteWatch()
     watch.observe(name, values)
     watch.check()
@@ -56,13 +47,9 @@ def check_finite(name: str, values: Tensor) -> Tensor:
 
 
 def check_finite_weights(components: Mapping[str, Any]) -> None:
-    """Refuse weights that are not finite: attention and gates may hide them from later checks.
+    """Refuse parts of a pipeline with weights that are not finite (NotFiniteError names the weight).
 
-    Args:
-        components: parts of a pipeline by name; those that are not modules are skipped.
-
-    Raises:
-        NotFiniteError: a weight or buffer holds NaN or infinity; it is named.
+    Attention and gates may hide them from later checks. Parts that are not modules are skipped.
     """
     for part, module in components.items():
         if isinstance(module, nn.Module):

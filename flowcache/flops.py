@@ -11,10 +11,14 @@ from .chunk_model import ChunkModel
 
 
 @dataclass(frozen=True)
-class PatchFlops:
-    """FLOPs of a transformer's edges: its patch embedding and its output projection."""
+class TransformerFlops:
+    """FLOPs of one branch, without what is made once a video: keys and values of the text, and the condition."""
 
     dim: int
+    query_dim: int  # channels of all query heads
+    key_dim: int
+    ffn_dim: int  # rows of all matrices of a feed-forward
+    num_layers: int
     patch_features_in: int
     patch_features_out: int
 
@@ -24,6 +28,17 @@ class PatchFlops:
 
     def head(self, num_tokens: int) -> float:
         return 2.0 * num_tokens * self.patch_features_out * self.dim
+
+    def blocks(self, num_tokens: int, num_keys: int, text_tokens: int) -> float:
+        """The block stack on ``num_tokens`` queries, each attending to keys of video and text."""
+        # queries of self and cross attention and the output of both, keys and values
+        projections = 2.0 * num_tokens * self.dim * (4 * self.query_dim + 2 * self.key_dim)
+        attention = 4 * num_tokens * self.query_dim * (num_keys + text_tokens)
+        return self.num_layers * (projections + attention + 2 * num_tokens * self.dim * self.ffn_dim)
+
+    def text(self, text_tokens: int) -> float:
+        """Keys and values of the text in all layers, for models that project them in every call."""
+        return 4.0 * self.num_layers * text_tokens * self.dim * self.key_dim
 
 
 class GainSplit:
@@ -54,12 +69,9 @@ class GainSplit:
     ) -> dict[str, float]:
         """FLOPs of one step, by accounting.
 
-        Args:
-            ran, edges: chunks that went through the block stack, and through embedding and head.
-            live: local steps of the chunks that moved.
-            first: whether this is the window's first step, at which given chunks run.
-            cleaned: finished chunks among those that ran.
-            seen: tokens that each of those saw, where a cache was compressed; None: all that it could.
+        Chunks in ``ran`` went through the block stack, those in ``edges`` through embedding and head, and ``live``
+        has the local steps of those that moved; ``cleaned`` ones ran again. At the window's ``first`` step, given
+        chunks run. ``seen`` are the tokens that each saw of a compressed cache; None: all that it could.
         """
         model, lengths = self._model, self._lengths
         progress = dict.fromkeys(cleaned, self._num_steps) | live

@@ -10,7 +10,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 logger = logging.getLogger(__name__)
 
 
-def fetch_snapshot(name: str, repository: str, patterns: Sequence[str], check: Callable[[Path], None]) -> Path:
+def fetch_snapshot(name: str, repository: str, patterns: Sequence[str], check: Callable[[Path], object]) -> Path:
     """Return the folder of a repository in the Hub's cache; connect only if files are missing.
 
     ``name`` is that of the argument, ``patterns`` select files, and ``check`` raises ValueError for a folder

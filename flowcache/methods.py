@@ -1,15 +1,19 @@
 """Methods and presets of every model: one table, and what it makes of a user's choices."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from argparse import SUPPRESS
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
 from .kv.original import WEIGHTINGS, OriginalCompression
 from .kv.scorers import SCORERS
-from .registry import check_options, make_by_name
+from .registry import check_options, described, make_by_name
 from .reuse import ALIASES, POLICIES, Interval, make_policy
 from .reuse.forecast import FORECASTS
+from .typed import check_keys
 
 #: Interval between computed steps over the square root of a chunk's number of steps, by preset.
 INTERVAL_SCALE = {"quality": 0.3, "balanced": 0.45, "fast": 0.75, "turbo": 1.0}
@@ -29,58 +33,64 @@ RETENTION_STEPS = 5
 _GRANULARITIES = ("token", "frame", "chunk")
 
 
-def _choice(help: str, default: Any = None, **metadata: Any) -> Any:
-    """A field of ``MethodOptions``; ``limits`` or ``choices`` of its metadata are checked."""
-    made = {"default_factory": dict} if default is dict else {"default": default}
-    return field(**made, metadata={"help": help, **metadata})
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """Options of the KV cache."""
+
+    compress: bool = described("compressed KV cache, which keeps the best tokens of clean chunks", False)
+    kv_range: int | None = described("newest clean chunks a chunk sees (default: all)", limits=(0, 10**6))
+    kv_bits: int | None = described("bits of clean chunks' keys and values (default: all)", choices=(8, 4))
+    kv_offload: bool = described("keys and values of clean chunks in host memory", False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodOptions:
+class CompressionOptions(CacheOptions):
+    """Options of a compressed cache: fields of ``KVCompressionConfig`` or ``OriginalCompression`` of that name."""
+
+    budget: int | None = described(
+        "chunks' worth of tokens kept by compression (default: 1, or by total)", limits=(1, 10**6)
+    )
+    total: int | None = described("chunks in a compressed cache, live ones included", limits=(1, 10**6))
+    strategy: str | None = described("unit of compression (default: token)", choices=_GRANULARITIES)
+    query_granularity: str | None = described(
+        "newest queries that score tokens (default: the model's)", choices=_GRANULARITIES
+    )
+    scorer: str | None = described("score of tokens (default: paper)", choices=tuple(SCORERS))
+    scorer_options: Mapping = described("option of the scorer, NAME=VALUE", dict)
+    mix_lambda: float | None = described(
+        "weight of importance in the paper score, 0 to 1 (default: 0.07)", limits=(0, 1)
+    )
+    weighting: str | None = described(SUPPRESS, choices=WEIGHTINGS)
+    power: float | None = described(SUPPRESS, limits=(0.001, 1000))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions(CompressionOptions):
     """A user's choices about the method, the same for every model.
 
     None and False leave a choice to the preset and the model. Flags and keys are made of the fields and their
     metadata: ``help``, ``limits``, ``choices``.
     """
 
-    method: str = _choice("method that makes the video", "flowcache", choices=METHODS)
-    preset: str | None = _choice(f"speed against quality (default: {DEFAULT_PRESET})", choices=PRESETS)
-    policy: str | None = _choice("reuse policy (default: the preset's)", choices=(*POLICIES, *ALIASES))
-    policy_options: Mapping = _choice("option of the reuse policy, NAME=VALUE", dict)
-    threshold: float | None = _choice(
+    method: str = described("method that makes the video", "flowcache", choices=METHODS)
+    preset: str | None = described(f"speed against quality (default: {DEFAULT_PRESET})", choices=PRESETS)
+    policy: str | None = described("reuse policy (default: the preset's)", choices=(*POLICIES, *ALIASES))
+    policy_options: Mapping = described("option of the reuse policy, NAME=VALUE", dict)
+    threshold: float | None = described(
         "accumulated distance at which a chunk is computed (default: the preset's)", limits=(0, 1000)
     )
-    interval: int | None = _choice("computed step every N steps (default: the preset's)", limits=(1, 1000))
-    warmup_steps: int | None = _choice(
+    interval: int | None = described("computed step every N steps (default: the preset's)", limits=(1, 1000))
+    warmup_steps: int | None = described(
         f"first steps of a chunk that are always computed (default: {RETENTION_STEPS} with teacache and the "
         "paper presets, otherwise 1)",
         limits=(0, 1000),
     )
-    retention: bool | None = _choice(
+    retention: bool | None = described(
         f"where distance decides, {RETENTION_STEPS} warm-up steps and the polynomial fitted with them "
         "(default: with teacache and the paper presets)"
     )
-    forecast: str | None = _choice("output of a reused chunk (default: the preset's)", choices=tuple(FORECASTS))
-    causal_attention: bool = _choice("block-causal attention for vanilla and teacache", False)
-    compress: bool = _choice("compressed KV cache, which keeps the best tokens of clean chunks", False)
-    budget: int | None = _choice(
-        "chunks' worth of tokens kept by compression (default: 1, or by total)", limits=(1, 10**6)
-    )
-    total: int | None = _choice("chunks in a compressed cache, live ones included", limits=(1, 10**6))
-    strategy: str | None = _choice("unit of compression (default: token)", choices=_GRANULARITIES)
-    query_granularity: str | None = _choice(
-        "newest queries that score tokens (default: the model's)", choices=_GRANULARITIES
-    )
-    scorer: str | None = _choice("score of tokens (default: paper)", choices=tuple(SCORERS))
-    scorer_options: Mapping = _choice("option of the scorer, NAME=VALUE", dict)
-    mix_lambda: float | None = _choice(
-        "weight of importance in the paper score, 0 to 1 (default: 0.07)", limits=(0, 1)
-    )
-    weighting: str | None = _choice("weight of scores by a token's place (default: no_weight)", choices=WEIGHTINGS)
-    power: float | None = _choice("exponent of a polynomial weighting (default: 3)", limits=(0.001, 1000))
-    kv_range: int | None = _choice("newest clean chunks a chunk sees (default: all)", limits=(0, 10**6))
-    kv_bits: int | None = _choice("bits of clean chunks' keys and values (default: all)", choices=(8, 4))
-    kv_offload: bool = _choice("keys and values of clean chunks in host memory", False)
+    forecast: str | None = described("output of a reused chunk (default: the preset's)", choices=tuple(FORECASTS))
+    causal_attention: bool = described("block-causal attention for vanilla and teacache", False)
     refresh_given: bool = False
     coefficients: Sequence[float] | None = None
 
@@ -93,51 +103,84 @@ class MethodOptions:
     def is_paper(self) -> bool:
         return (self.preset or DEFAULT_PRESET).startswith("paper")
 
-    @property
-    def selecting(self) -> dict[str, Any]:
-        """Those of ``SELECTORS`` that are set."""
-        return {name: value for name in SELECTORS if (value := getattr(self, name)) is not None}
+    def pick(self, names: Iterable[str]) -> dict[str, Any]:
+        """The options among ``names`` that are set."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: v for name, v in values.items() if v is not None and v is not False and v != {}}
+
+    def choose_policy(self) -> str:
+        if self.method in ("vanilla", "causal", "teacache"):
+            return "teacache" if self.method == "teacache" else "none"
+        if self.policy is not None:
+            return ALIASES.get(self.policy, self.policy)
+        by_distance = self.threshold is not None or (self.is_paper and self.interval is None)
+        return "chunkwise" if by_distance else "interval"
+
+    def unread(self, traits: ModelTraits) -> dict[str, str]:
+        """Why options have no effect on a model, because of the method or of other options, by name."""
+        method, by_distance = self.method, self.choose_policy() in ("chunkwise", "teacache")
+        computes_all, is_tea = method in ("vanilla", "causal"), method == "teacache"
+        selected = list(self.pick(() if computes_all else ("threshold",) if is_tea else SELECTORS))
+        has_cache = not (traits.whole_window and method in ("vanilla", "teacache"))
+        compresses = has_cache and self.compress
+        reads_preset = not (computes_all or is_tea or selected)
+        if self.is_paper:
+            reads_preset |= compresses or (by_distance and not (is_tea and selected))
+        every = f"{method} computes every step"
+        why_not = every if computes_all else f"{selected[0]} chooses the steps" if selected else ""
+        if is_tea:
+            why_not = "teacache reads threshold, or else paper-slow or paper-fast"
+        needs_distance = "it needs threshold, paper-slow, paper-fast or method teacache"
+        compression, place = CompressionOptions.__annotations__, ("weighting", "power")
+        table = [
+            ((*SELECTORS, "policy_options", "warmup_steps", "retention", "forecast"), computes_all, every),
+            (("interval", "policy"), is_tea, "teacache takes threshold"),
+            (("preset",), not reads_preset, why_not),
+            (("retention",), not by_distance, needs_distance),
+            ((*CacheOptions.__annotations__, *compression), not has_cache, f"{method} has no KV cache"),
+            (compression, not compresses, "it needs compress"),
+            (place, self.strategy not in (None, "token"), "it needs strategy token"),
+            (("power",), "polynomial" not in (self.weighting or ""), "it needs a polynomial weighting"),
+            (("mix_lambda",), self.scorer not in (None, "paper"), "it needs scorer paper"),
+        ]
+        found = [(name, reason) for names, holds, reason in table if holds for name in names]
+        return dict(reversed(found))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTraits:
-    """How the method differs on a model.
-
-    Attributes:
-        methods: those of ``METHODS`` that the model has.
-        thresholds: of the paper presets.
-        whole_window: vanilla and teacache run the whole window at every computed step, without a KV cache.
-        clean_pass: a chunk runs once more when it is clean, but with the paper presets.
-        final_steps: steps at a chunk's end that flowcache always computes.
-        final_window_steps: steps at the end of the staircase, where distance decides.
-        paper_forecast: forecast of the paper presets.
-        paper_within_step: whether they compress the cache within a step.
-        query_granularity: default of the option.
-        total: default of the option; None: a budget of 1.
-        coefficients: fitted polynomials over the distance, with retention steps (True) and without.
-        indicator_without_retention: indicator of teacache without retention steps.
-        names: the model's own names of options.
-        lacking: fields of ``FlowCacheConfig`` that must keep their defaults, with the reason.
-    """
+    """How the method differs on a model."""
 
     methods: tuple[str, ...] = METHODS
-    thresholds: Mapping[str, float]
-    whole_window: bool
-    clean_pass: bool
-    final_steps: int
-    final_window_steps: int = 0
+    thresholds: Mapping[str, float]  # of the paper presets
+    whole_window: bool  # vanilla and teacache run the whole window at every computed step, without a KV cache
+    clean_pass: bool  # a chunk runs once more when it is clean, but with the paper presets
+    final_steps: int  # steps at a chunk's end that flowcache always computes
+    final_window_steps: int = 0  # steps at the end of the staircase, where distance decides
     paper_forecast: str
-    paper_within_step: bool = False
-    query_granularity: str
-    total: int | None = None
+    paper_within_step: bool = False  # the paper presets compress the cache within a step
+    query_granularity: str  # default of the option
+    total: int | None = None  # default of the option; None: a budget of 1
+    # Fitted polynomials over the distance, with retention steps (True) and without.
     coefficients: Mapping[bool, tuple[float, ...]] = field(default_factory=dict)
-    indicator_without_retention: str | None = None
-    names: Mapping[str, str] = field(default_factory=dict)
+    indicator_without_retention: str | None = None  # of teacache
+    names: Mapping[str, str] = field(default_factory=dict)  # the model's own names of options
+    # Fields of ``FlowCacheConfig`` that must keep their defaults, with the reason.
     lacking: Mapping[str, str] = field(default_factory=dict)
 
+    def configure(self, method: str = "flowcache", preset: str | None = None, **named: Any) -> FlowCacheConfig:
+        """Configuration of a method of ``METHODS`` with a preset of ``PRESETS``; None: the default.
+
+        ``named`` are fields of ``MethodOptions``, also under the model's own names.
+        """
+        return make_config(self.translate({"method": method, "preset": preset, **named}), self)
+
     def translate(self, named: Mapping[str, Any]) -> MethodOptions:
+        """Options under their own names or those of the model; a budget alone compresses."""
         ours = {theirs: name for name, theirs in self.names.items()}
-        return MethodOptions(**{ours.get(name, name): value for name, value in named.items()})
+        check_keys(named, (*MethodOptions.__dataclass_fields__, *ours), "options of the method")
+        options = {ours.get(name, name): value for name, value in named.items()}
+        return MethodOptions(**{"compress": options.get("budget") is not None, **options})
 
 
 def make_config(options: MethodOptions, traits: ModelTraits) -> FlowCacheConfig:
@@ -153,8 +196,14 @@ def make_config(options: MethodOptions, traits: ModelTraits) -> FlowCacheConfig:
 
     ``threshold``, ``interval`` or ``policy`` select a policy in place of the preset's.
     """
-    _check_method(options, traits)
-    name, whole = _choose_policy(options), traits.whole_window and options.method in ("vanilla", "teacache")
+    if options.method not in traits.methods:
+        raise ValueError(f"method: expected one of {', '.join(traits.methods)}, got {options.method!r}.")
+    if len(selecting := options.pick(SELECTORS)) > 1:
+        raise ValueError(f"{' and '.join(selecting)}: options that select a reuse policy exclude each other.")
+    unread = options.unread(traits)
+    for name in options.pick(name for name in unread if name != "preset"):
+        raise ValueError(f"{name}: no effect, as {unread[name]}; leave it out.")
+    name, whole = options.choose_policy(), traits.whole_window and options.method in ("vanilla", "teacache")
     as_paper = options.is_paper and name == "chunkwise"
     default_forecast = traits.paper_forecast if as_paper else "linear_velocity"
     stored = options.kv_bits is not None or options.kv_offload
@@ -179,34 +228,6 @@ def check_config(config: FlowCacheConfig, traits: ModelTraits) -> None:
         expected, value = getattr(default, name), getattr(config, name)
         if value != expected:
             raise ValueError(f"cache.{name}: expected {expected}, got {value}; {reason}.")
-
-
-def _check_method(options: MethodOptions, traits: ModelTraits) -> None:
-    method, selecting = options.method, list(options.selecting)
-    if method not in traits.methods:
-        raise ValueError(f"method: expected one of {', '.join(traits.methods)}, got {method!r}.")
-    if len(selecting) > 1:
-        raise ValueError(f"{' and '.join(selecting)}: options that select a reuse policy exclude each other.")
-    if method != "flowcache":
-        read = ("threshold", "policy_options") if method == "teacache" else ()
-        for name in (*selecting, *(["policy_options"] if options.policy_options else [])):
-            if name not in read:
-                raise ValueError(f"{name}: expected method flowcache, got {method}; leave one of them out.")
-    if traits.whole_window and method in ("vanilla", "teacache"):
-        for name in ("compress", "budget", "kv_range", "kv_bits", "kv_offload"):
-            if (value := getattr(options, name)) is not None and value is not False:
-                raise ValueError(f"{name}: expected a method with a KV cache, got {method}; use flowcache.")
-
-
-def _choose_policy(options: MethodOptions) -> str:
-    if options.method in ("vanilla", "causal"):
-        return "none"
-    if options.method == "teacache":
-        return "teacache"
-    if options.policy is not None:
-        return ALIASES.get(options.policy, options.policy)
-    by_distance = options.threshold is not None or (options.is_paper and options.interval is None)
-    return "chunkwise" if by_distance else "interval"
 
 
 def _policy_options(name: str, options: MethodOptions, traits: ModelTraits) -> dict[str, Any]:
@@ -235,22 +256,19 @@ def _policy_options(name: str, options: MethodOptions, traits: ModelTraits) -> d
 
 
 def _compression(options: MethodOptions, traits: ModelTraits) -> KVCompressionConfig | None:
-    if not (options.compress or options.budget is not None):
+    if not options.compress:
         return None
-    paper, weighting = options.is_paper, options.weighting or "no_weight"
-    original = None
-    if paper or weighting != "no_weight":
-        within = paper and traits.paper_within_step
-        power = options.power or (1.0 if weighting == "no_weight" else 3.0)
-        original = OriginalCompression(within_step=within, weighting=weighting, power=power, best_first=paper)
-    total = traits.total if options.budget is None and options.total is None else options.total
-    return KVCompressionConfig(
-        budget=options.budget or 1,
-        total=total,
-        scorer=make_by_name("scorer", SCORERS, options.scorer or "paper", options.scorer_options),
-        strategy=options.strategy or "token",
-        query_granularity=options.query_granularity or traits.query_granularity,
-        max_queries=None if paper else KVCompressionConfig.max_queries,
-        mix_lambda=options.mix_lambda,
-        original=original,
-    )
+    given = {"scorer": "paper", "query_granularity": traits.query_granularity}
+    given |= options.pick(CompressionOptions.__annotations__)
+    place = {"weighting": given.pop("weighting", "no_weight"), "power": given.pop("power", 3.0)}
+    if place["weighting"] == "no_weight":
+        place = {}
+    if options.is_paper:
+        given["max_queries"] = None
+    if options.is_paper or place:
+        within = options.is_paper and traits.paper_within_step
+        given["original"] = OriginalCompression(within_step=within, best_first=options.is_paper, **place)
+    if "budget" not in given and "total" not in given:
+        given["total"] = traits.total
+    given["scorer"] = make_by_name("scorer", SCORERS, given["scorer"], given.pop("scorer_options", None))
+    return KVCompressionConfig(**given)

@@ -1,13 +1,15 @@
 """Files of a model folder, checked before any weight is read."""
 
 import json
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .typed import as_type
@@ -16,7 +18,7 @@ from .user_files import read_json, reading
 #: Sanity limits of a configuration's numbers, by a part of the key; the last holds for all others.
 _LARGEST = {"layers": 1000, "depth": 1000, "blocks": 1000, "heads": 1000, "vocab_size": 2**20, "": 2**16}
 #: Starts of keys of numbers that are at least 1; keys of numbers between 0 and 1.
-_COUNTS = ("num_", "d_", "depth", "relative_attention_")
+_COUNTS = ("num_", "d_", "depth", "relative_attention_", "embed_dim", "patch_", "z_chans", "in_chan")
 _BELOW_ONE = ("eps", "layer_norm_epsilon")
 
 
@@ -35,32 +37,71 @@ def default_arguments(kind: type) -> dict[str, Any]:
     return {name: value.default for name, value in parameters if value.default is not Parameter.empty}
 
 
-def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read names and shapes of the tensors in a file of safetensors or ``torch.save``."""
-    with reading(path, "weights"):
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                found = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            found = {name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in state.items()}
-        for name, (_, dtype) in found.items():
-            if "f" not in dtype.lower():  # F32, BF16, F8_E4M3, torch.float32
-                raise ValueError(f"{name}: expected floating-point numbers, got {dtype}")
-    return {name: shape for name, (shape, _) in found.items()}
-
-
-def indexed_files(index: Path) -> list[Path]:
-    """Return the weight files that an index file names; raise UnreadableFile if it is no index."""
+def find_weight_files(folder: Path, name: str = "diffusion_pytorch_model") -> list[Path]:
+    """Return the files that the index of that name lists, or else the single one; they may be missing."""
+    single = folder / f"{name}.safetensors"
+    index = single.with_name(f"{single.name}.index.json")
+    if not index.is_file():
+        return [single]
     with reading(index, "an index of weight files"):
         content = read_json(index, dict[str, Any], "an index of weight files")
         names = as_type(content.get("weight_map"), dict[str, str], "weight_map").values()
-        return sorted({index.with_name(name) for name in names})
+        return sorted({folder / name for name in names})
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder; runs no code from there."""
+def can_map(path: Path) -> bool:
+    """Whether ``read_tensors`` maps a file; PyTorch files of the older format have no header."""
+    return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of safetensors or ``torch.save``; values of a mapped file are read when they are used."""
+    with reading(path, "weights"):
+        if path.suffix == ".safetensors":
+            tensors = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map(path))
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point():
+                raise ValueError(f"{name}: expected floating-point numbers, got {tensor.dtype}")
+        return tensors
+
+
+def list_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def read_weights(
+    files: Sequence[Path],
+    shapes: Mapping[str, tuple[int, ...]],
+    rename: Callable[[str], str] = str,
+    tied: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """Read a model's tensors; ValueError names one that is unknown, missing, misshapen or stored twice.
+
+    ``rename`` translates stored names to the model's. Of ``tied`` tensors, which are equal, one is enough.
+    """
+    found: dict[str, Tensor] = {}
+    places: dict[str, Path] = {}
+    for path in files:
+        for stored, tensor in read_tensors(path).items():
+            key, shape = rename(stored), tuple(tensor.shape)
+            if key not in shapes:
+                raise ValueError(f"{path} holds {stored}, which the model does not have.")
+            if key in found:
+                raise ValueError(f"{path} holds {stored}, which {places[key].name} holds, too.")
+            if shape != shapes[key]:
+                raise ValueError(f"{path} holds {stored} with shape {shape}, not {shapes[key]}.")
+            found[key], places[key] = tensor, path
+    spared = () if found.keys().isdisjoint(tied) else tied
+    if missing := sorted(shapes.keys() - found.keys() - set(spared)):
+        others = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise ValueError(f"{files[0].parent if files[1:] else files[0]} lacks {missing[0]}{others}.")
+    return found
+
+
+def load_tokenizer(folder: Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder; runs no code from there. ``vocab_size``: of the text encoder."""
     for path in sorted(folder.glob("*.json")):
         read_json(path, dict[str, Any], "JSON")
     files = [folder / name for name in ("tokenizer.json", "spiece.model") if (folder / name).is_file()]
@@ -71,21 +112,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             raise ValueError(f"model_max_length: expected a whole number of at least 2, got {longest!r}")
         # Some damage shows only in use.
         tokenizer("a", padding="max_length", max_length=2, truncation=True, return_offsets_mapping=True)
+        if vocab_size is not None and len(tokenizer) > vocab_size:
+            wanted = f"at most the text encoder's {vocab_size} tokens (vocab_size)"
+            raise ValueError(f"expected {wanted}, got {len(tokenizer)}; take both from the same model")
     return tokenizer
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, folder: Path) -> None:
-    """Raise ValueError for a tokenizer with more tokens than the text encoder's vocabulary."""
-    if len(tokenizer) > size:
-        most = f"at most the text encoder's {size} tokens (vocab_size)"
-        found = f"{len(tokenizer)}; take both from the same model"
-        raise ValueError(f"{folder}: expected a tokenizer of {most}, got {found}.")
 
 
 def _check_value(key: str, value: Any, like: Any) -> None:
     """Raise ValueError for a value of another type than ``like``, or a number outside the limits."""
     for name, item in value.items() if isinstance(value, dict) else ():
-        _check_value(name, item, None)
+        _check_value(name, item, like.get(name) if isinstance(like, dict) else None)
     for item in value if isinstance(value, list) else ():
         _check_value(key, item, like[0] if isinstance(like, list | tuple) and like else None)
     if isinstance(value, int | float):

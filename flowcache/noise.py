@@ -30,10 +30,7 @@ class BlockNoise(Noise):
     A block is one call of ``torch.randn``. A window of at most one block therefore gets the numbers of one
     draw for the whole window; a longer one gets others.
 
-    Args:
-        generator: on the host; nothing else may draw from it before the window's end.
-        shape: of the window, ``[channels, frames, height, width]``.
-        block_frames: latent frames of a block.
+    Nothing else may draw from the ``generator``, on the host, before the window's end.
     """
 
     def __init__(

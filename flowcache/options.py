@@ -28,18 +28,12 @@ MAX_BYTES = 2**20
 
 @dataclass
 class Given:
-    """Options that were given, by name.
+    """Options that were given, by name."""
 
-    Attributes:
-        values: of options that a user typed, or else that a script or a YAML file sets.
-        typed, scripted: names of those that the user typed, and that a script sets.
-        spelled: name of an option in messages: as it was given, or as the original program calls it.
-    """
-
-    values: dict[str, Any]
-    typed: set[str]
-    scripted: set[str]
-    spelled: Mapping[str, str]
+    values: dict[str, Any]  # typed by the user, or else set by a script or a YAML file
+    typed: set[str]  # names of options that the user typed
+    scripted: set[str]  # names of options that a script sets
+    spelled: Mapping[str, str]  # name of an option in messages: as it was given, or as the original program calls it
 
     def get(self, name: str, default: Any = None) -> Any:
         value = self.values.get(name)
@@ -70,7 +64,7 @@ class Given:
         for name in reasons[0]:
             if name in self.typed and all(name in of_run for of_run in reasons):
                 why = ", ".join(dict.fromkeys(of_run[name] for of_run in reasons))
-                raise ValueError(f"{name} has no effect: {why}; leave it out.")
+                raise ValueError(f"{name}: no effect, as {why}; leave it out.")
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -116,7 +110,7 @@ class OptionParser(Parser):
             if f.name in hidden or f.name in self._kinds:
                 continue
             text, shown = f.metadata.get("help") or lines.get(f.name, ""), (defaults or {}).get(f.name)
-            if shown is None and "(default" not in text:
+            if shown is None and "(default" not in text and text is not argparse.SUPPRESS:
                 shown = "none" if f.default in (None, MISSING, "") else str(f.default).strip("()")
                 shown = shown.lower() if isinstance(f.default, bool) else shown
             text = text if shown is None else f"{text} (default: {shown})"
@@ -141,7 +135,7 @@ class OptionParser(Parser):
             base, choices = type(get_args(base)[0]), choices or get_args(base)
         self._kinds[name], self._spelled[name] = kind, aliases[0] if aliases else name
         flags, to = [f"--{n}" for n in (name, *aliases)], group or self
-        more |= {"dest": name, "help": text.replace("%", "%%"), "type": _reader(base)}
+        more |= {"dest": name, "help": text.replace("%", "%%"), "type": base if base is Path else _reader(base)}
         if base is Mapping:
             more |= {"type": _read_pair, "action": "append", "metavar": "NAME=VALUE"}
             flags.append(f"--{name.removesuffix('s')}")
@@ -222,8 +216,6 @@ def _reader(kind: Any) -> Callable[[str], Any]:
 
     def read(text: str) -> Any:
         try:
-            if kind is Path:
-                return expand_path(text)
             with reading(short_repr(text), "YAML"):
                 value = text if kind is str else yaml.safe_load(text)
             return as_type(value, kind, "the value", spelled=True)

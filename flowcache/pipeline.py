@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +14,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .arguments import check_type
+from .arguments import GivenFrames, as_frames, check_type
+from .chunk_model import Solver
 from .config import FlowCacheConfig
+from .denoise import Denoiser
+from .environment import peak_memory_bytes, synchronize
 from .methods import ModelTraits, make_config
-from .output import VideoPart
 from .prompts import PromptWarnings, check_prompt, find_losses
+from .schedule import StaircaseSchedule
 from .trace import Trace
 from .video import VideoWriter
+from .window import Window
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
-
-Generators = torch.Generator | list[torch.Generator]
 
 #: Pipeline, step, timestep of the youngest live chunk, and ``{"latents": ...}`` of the live chunks.
 StepCallback = Callable[["FlowCachePipeline", int, float, dict[str, Tensor]], Any]
@@ -47,8 +50,6 @@ class VideoOutput:
         frames: by ``output_type``: ``np`` an array ``[videos, frames, height, width, 3]`` in [0, 1], ``pt`` a
             tensor ``[videos, frames, 3, height, width]``, ``pil`` lists of images, ``latent`` the latents.
         latents: normalised, ``[videos, channels, frames', h, w]``, fp32.
-        traces: records of the runs, one for each video.
-        fps: frames per second.
     """
 
     frames: np.ndarray | Tensor | list[list[Image.Image]]
@@ -70,26 +71,21 @@ class VideoOutput:
             frames = frames.permute(0, 2, 3, 1).cpu().numpy()
         frames = np.stack([np.asarray(frame) for frame in frames])
         with VideoWriter(Path(path), fps or self.fps) as writer:
-            writer.write(frames if frames.dtype == np.uint8 else _to_pixels(frames))
+            writer.write(frames if frames.dtype == np.uint8 else (255 * frames).round().astype(np.uint8))
 
 
 class FlowCachePipeline:
     """Mixin of diffusers pipelines; ``enable`` sets the configuration of calls that pass none.
 
-    A model has ``stream``; ``prepare``, which makes its arguments, frames per second and a seed of a call's
-    options; and ``clean_prompt``, which gives the part of a prompt that is tokenized.
+    A model has ``stream``; ``prepare``, which makes its arguments, frames per second and a seed of a call's options;
+    ``clean_prompt``, which gives the part of a prompt that is tokenized; and diffusers' ``video_processor``.
     """
 
     flowcache_config: FlowCacheConfig = FlowCacheConfig()
     flowcache_method: str = "flowcache"
     flowcache_traits: ModelTraits
 
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any
-    ) -> FlowCachePipeline:
-        """Load as diffusers does, which calls ``torch_dtype`` ``dtype`` now."""
-        return super().from_pretrained(folder, **{"dtype": torch_dtype, **named})
+    _stage_device: torch.device | None = None
 
     @torch.no_grad()
     def __call__(
@@ -100,61 +96,130 @@ class FlowCachePipeline:
         cache: FlowCacheConfig | None = None,
         trace: Trace | None = None,
         num_videos_per_prompt: int = 1,
-        generator: Generators | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         output_type: str = "np",
+        return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         **options: Any,
-    ) -> VideoOutput:
-        """Generate videos; diffusers' arguments have diffusers' meaning.
+    ) -> VideoOutput | tuple[Any]:
+        """Generate videos, one after another; diffusers' arguments have diffusers' meaning.
 
         Args:
             prompt, negative_prompt: one or a list; None: the model's default negative prompt.
             cache: configuration of FlowCache; None: that of ``enable``.
             trace: filled in with what happens in a single video.
-            generator: its next draw is the seed of a video; without one, seeds count up from ``seed``.
+            generator: one for all videos or one for each; its next draw is the seed of a video. Without one, seeds
+                count up from ``seed``.
             prompt_embeds, negative_prompt_embeds: ``[prompts, tokens, width]`` in place of prompts.
             output_type: ``np``, ``pt``, ``pil`` or ``latent``; see ``VideoOutput``.
-            callback_on_step_end: called after each step; its result is ignored.
+            return_dict: False returns the tuple of the output's ``frames`` alone.
+            callback_on_step_end: called after each step; ``latents`` of a dict that it returns replace the given ones.
             **options: given frames and settings of the videos, as of the model's ``prepare``.
 
         Raises:
-            TypeError, ValueError: an argument is of another type or out of range; it is named.
+            TypeError, ValueError: an argument is unknown, of another type or out of range; it is named.
         """
-        given, fps, seed = self.prepare(**options)
+        given, fps, first_seed = self.prepare(**options)
         given |= {"cache": cache, "on_step_end": callback_on_step_end, "decode": output_type != "latent"}
-        texts = split_prompts(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-        )
-        for text in texts:
-            for name in text.keys() & {"prompt", "negative_prompt"}:
-                check_prompt(name, text[name], self.clean_prompt)
-        return make_videos(
-            lambda index, seed, trace: self.stream(**texts[index], **given, seed=seed, trace=trace),
-            len(texts),
-            fps,
-            seed,
-            num_videos_per_prompt=num_videos_per_prompt,
-            generator=generator,
-            output_type=output_type,
-            trace=trace,
-            method=self.flowcache_method,
-        )
+        embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+        texts = _split_prompts(self.clean_prompt, prompt=prompt, negative_prompt=negative_prompt, **embeds)
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type: expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
+        check_type("num_videos_per_prompt", num_videos_per_prompt, int)
+        if num_videos_per_prompt < 1:
+            raise ValueError(f"num_videos_per_prompt: expected at least 1, got {num_videos_per_prompt}.")
+        count = len(texts) * num_videos_per_prompt
+        if trace is not None and count > 1:
+            raise ValueError(f"trace: expected a single video, got {count}; read the traces of the output.")
+        videos, traces = [], []
+        for index, seed in enumerate(_draw_seeds(generator, count, first_seed)):
+            own = Trace(method=self.flowcache_method) if trace is None else trace
+            parts = self.stream(**texts[index // num_videos_per_prompt], **given, seed=seed, trace=own)
+            # Without the parts' states, which would keep the stream alive.
+            pieces = zip(*((part.frames, part.latents) for part in parts), strict=True)
+            videos.append([torch.cat(each, dim=1) for each in pieces])
+            traces.append(VideoTrace(**vars(own)))
+        frames, latents = (torch.stack(each) for each in zip(*videos, strict=True))
+        shown = latents
+        if output_type != "latent":
+            shown = self.video_processor.postprocess_video(frames.float(), output_type)
+        return VideoOutput(shown, latents, traces, fps) if return_dict else (shown,)
+
+    def enable_stage_offload(self, device: torch.device | str) -> None:
+        """Keep the components on the CPU and move each to ``device`` only for its stage."""
+        self._stage_device = torch.device(device)
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return self._stage_device or super()._execution_device
 
     @cached_property
     def prompt_warnings(self) -> PromptWarnings:
         return PromptWarnings()
 
-    def _note_losses(self, name: str, prompt: str, cleaned: str, max_tokens: int, trace: Trace) -> None:
-        """Warn of words that the text encoder does not get, and note them in the trace."""
+    def _clean(self, name: str, prompt: str, max_tokens: int, trace: Trace) -> str:
+        """Clean a prompt; words that the text encoder does not get are a warning, and noted in the trace."""
+        check_prompt(name, prompt, self.clean_prompt)
+        cleaned = self.clean_prompt(prompt)
         losses = find_losses(prompt, cleaned, self.tokenizer, max_tokens)
         self.prompt_warnings.warn(name, losses, self.tokenizer)
         if losses:
             trace.settings.setdefault("prompt_losses", {})[name] = losses
+        return cleaned
+
+    @contextmanager
+    def _stage(self, name: str, component: str, trace: Trace) -> Iterator[None]:
+        """Measure time and peak memory of a stage; an offloaded component is on the device for the stage alone."""
+        with trace.timer(name):
+            if self._stage_device is not None:
+                getattr(self, component).to(self._stage_device)
+            try:
+                yield
+                synchronize(self._execution_device)
+            finally:
+                if self._stage_device is not None:
+                    getattr(self, component).to("cpu")
+        trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(self._execution_device))
+
+    def _denoise(
+        self,
+        denoiser: Denoiser,
+        window: Window,
+        schedule: StaircaseSchedule,
+        solver: Solver,
+        progress: Any,
+        callback: StepCallback | None,
+        shown: Iterable[int] = (),
+    ) -> Iterator[Tensor]:
+        """Latents of the given chunks that are shown, then of each chunk that becomes clean."""
+        trace = denoiser.trace
+
+        def end_step() -> None:
+            progress.update()
+            if callback is None:
+                return
+            live = trace.steps[-1].events
+            latents = [window.latents(event.chunk) for event in live]
+            kwargs = {"latents": torch.cat(latents, dim=1).unsqueeze(0)}
+            made = callback(self, len(trace.steps) - 1, solver.timestep(live[-1].local_step), kwargs) or {}
+            if "latents" in made:
+                changed = made["latents"][0].split([each.shape[1] for each in latents], dim=1)
+                for each, new in zip(latents, changed, strict=True):
+                    each.copy_(new)
+
+        denoiser.on_step = end_step
+        chunks = denoiser.run(window, schedule, solver)
+        # Weights that a hook of accelerate moves must not become inference tensors.
+        mode = torch.no_grad if hasattr(self.transformer, "_hf_hook") else torch.inference_mode
+        yield from map(window.latents, shown)
+        while True:
+            with self._stage("denoise", "transformer", trace), mode():
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk.latents
 
 
 def enable(
@@ -166,7 +231,7 @@ def enable(
     config: FlowCacheConfig | None = None,
     **options: Any,
 ) -> FlowCacheConfig:
-    """Choose how a pipeline runs; holds for all later calls.
+    """Choose how all later calls of a pipeline run; returns the configuration, now ``pipe.flowcache_config``.
 
     Args:
         preset: one of ``flowcache.methods.PRESETS``; None: fast.
@@ -174,9 +239,6 @@ def enable(
         method: one of ``flowcache.methods.METHODS``.
         config: a configuration of your own in place of all other options.
         **options: further fields of ``flowcache.methods.MethodOptions``: ``policy``, ``kv_bits``, ...
-
-    Returns:
-        The configuration, now ``pipe.flowcache_config``.
 
     Raises:
         TypeError, ValueError: an option is unknown, out of range or not the method's; it is named.
@@ -199,18 +261,18 @@ def disable(pipe: FlowCachePipeline) -> FlowCacheConfig:
     return enable(pipe, method="vanilla")
 
 
-def join(parts: Iterable[VideoPart]) -> Tensor:
-    """Join the frames of all parts: ``[3, frames, height, width]`` in [-1, 1]."""
-    return torch.cat([part.frames for part in parts], dim=1)
+def convert_given(height: int, width: int, **given: GivenFrames | None) -> dict[str, Tensor]:
+    """Convert the given frames of a call, by ``as_frames``; refuse an ``image`` beside a ``video``."""
+    frames = {name: as_frames(name, value, height, width) for name, value in given.items() if value is not None}
+    if {"image", "video"} <= frames.keys():
+        raise ValueError("image: expected no video beside it; the video starts with one of them.")
+    return frames
 
 
-def split_prompts(**texts: str | list[str] | Tensor | None) -> list[dict[str, Any]]:
-    """Split ``prompt``, ``negative_prompt`` and their ``_embeds`` into arguments for one prompt each.
+def _split_prompts(clean: Callable[[str], str], **texts: str | list[str] | Tensor | None) -> list[dict[str, Any]]:
+    """Split ``prompt``, ``negative_prompt`` and their ``_embeds``, checked, into arguments for one prompt each.
 
     A single negative prompt or embedding holds for all prompts.
-
-    Raises:
-        TypeError, ValueError: not exactly one of ``prompt`` and ``prompt_embeds`` is given, or counts differ.
     """
     given = {name: value for name, value in texts.items() if value is not None}
     if ("prompt" in given) == ("prompt_embeds" in given):
@@ -220,8 +282,10 @@ def split_prompts(**texts: str | list[str] | Tensor | None) -> list[dict[str, An
             check_type(name, value, Tensor)
             if value.ndim != 3:
                 raise ValueError(f"{name}: expected [prompts, tokens, width], got {list(value.shape)}.")
-        elif not isinstance(value, list):
-            given[name] = [value]
+        else:
+            given[name] = value if isinstance(value, list) else [value]
+            for text in given[name]:
+                check_prompt(name, text, clean)
     count = max(1, len(given.get("prompt", given.get("prompt_embeds"))))
     for name, values in given.items():
         if len(values) not in (1, count):
@@ -229,68 +293,13 @@ def split_prompts(**texts: str | list[str] | Tensor | None) -> list[dict[str, An
     return [{name: values[i % len(values)] for name, values in given.items()} for i in range(count)]
 
 
-def make_videos(
-    stream: Callable[[int, int, Trace], Iterable[VideoPart]],
-    num_prompts: int,
-    fps: float,
-    seed: int = 0,
-    *,
-    num_videos_per_prompt: int = 1,
-    generator: Generators | None = None,
-    output_type: str = "np",
-    trace: Trace | None = None,
-    method: str = "",
-) -> VideoOutput:
-    """Make the videos of one call, one after another.
-
-    Args:
-        stream: yields the parts of one video from the index of its prompt, its seed and its trace.
-        seed: seed of the first video without a generator; the next ones count up from it.
-        generator: one for all videos or one for each; its next draw is the seed of a video.
-        trace: to fill in, for a single video.
-        method: name for the traces.
-
-    Raises:
-        TypeError, ValueError: an argument is of another type or out of range; it is named.
-    """
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type: expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
-    if num_videos_per_prompt < 1:
-        raise ValueError(f"num_videos_per_prompt: expected at least 1, got {num_videos_per_prompt}.")
-    count = num_prompts * num_videos_per_prompt
-    if trace is not None and count > 1:
-        raise ValueError(f"trace: expected a single video, got {count}; read the traces of the output.")
-    each = isinstance(generator, list | tuple)
-    if each and len(generator) != count:
-        raise ValueError(f"generator: expected one for each of {count} videos, got {len(generator)}.")
-    frames, latents, traces = [], [], []
-    for index in range(count):
-        own, own_seed = Trace(method=method) if trace is None else trace, seed + index
-        if generator is not None:
-            drawn = generator[index] if each else generator
-            check_type("generator", drawn, torch.Generator)
-            own_seed = int(torch.randint(2**62, (), generator=drawn, device=drawn.device))
-        # Without the parts' states, which would keep the stream alive.
-        parts = [(part.frames, part.latents) for part in stream(index // num_videos_per_prompt, own_seed, own)]
-        video, clean = (torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True))
-        frames.append(video)
-        latents.append(clean)
-        traces.append(VideoTrace(**vars(own)))
-    stacked = torch.stack(latents)
-    shown = stacked if output_type == "latent" else _convert(torch.stack(frames), output_type)
-    return VideoOutput(shown, stacked, traces, fps)
-
-
-def _convert(videos: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image.Image]]:
-    """Convert ``[videos, 3, frames, height, width]`` in [-1, 1] to the layout of ``output_type``."""
-    shown = (videos.float() / 2 + 0.5).clamp(0, 1)
-    if output_type == "pt":
-        return shown.transpose(1, 2)
-    array = shown.permute(0, 2, 3, 4, 1).cpu().numpy()
-    if output_type == "np":
-        return array
-    return [[Image.fromarray(frame) for frame in video] for video in _to_pixels(array)]
-
-
-def _to_pixels(frames: np.ndarray) -> np.ndarray:
-    return (255 * frames).round().astype(np.uint8)
+def _draw_seeds(generator: torch.Generator | list[torch.Generator] | None, count: int, first: int) -> list[int]:
+    """Seeds of the videos of a call; without a generator, counted up from the first one."""
+    if generator is None:
+        return list(range(first, first + count))
+    generators = list(generator) if isinstance(generator, list | tuple) else [generator] * count
+    if len(generators) != count:
+        raise ValueError(f"generator: expected one for each of {count} videos, got {len(generators)}.")
+    for each in generators:
+        check_type("generator", each, torch.Generator)
+    return [int(torch.randint(2**62, (), generator=each, device=each.device)) for each in generators]

@@ -1,10 +1,10 @@
-"""Options of policies and scorers: fields of dataclasses, checked where they are made, set by name."""
+"""Options of policies, scorers and videos: fields of dataclasses, checked where they are made, set by name."""
 
 import ast
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, field, fields, is_dataclass
-from types import NoneType
+from fractions import Fraction
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .typed import as_type
@@ -14,12 +14,21 @@ T = TypeVar("T")
 #: Pixels of all frames together: six hours of 24 frames a second in 1920 x 1080.
 MAX_PIXELS = 2**40
 
+#: Frames per second; a file that claims another rate is damaged.
+SLOWEST, FASTEST = Fraction(1, 100), Fraction(1000)
+
 _PLAIN = (bool, int, float, str, dict, list, tuple)
 
 
 def option(default: Any = MISSING, least: float = -math.inf, most: float = math.inf) -> Any:
     """A dataclass field whose number, or each number of whose tuple, has sanity limits against typos."""
     return field(default=default, metadata={"limits": (least, most)})
+
+
+def described(help: str, default: Any = None, **metadata: Any) -> Any:
+    """A dataclass field that is an option of a program, with ``limits`` or ``choices`` to check."""
+    made = {"default_factory": dict} if default is dict else {"default": default}
+    return field(**made, metadata={"help": help, **metadata})
 
 
 def check_options(made: Any) -> None:
@@ -51,6 +60,28 @@ def check_pixels(num_frames: int, height: int, width: int) -> None:
     if num_frames * height * width > MAX_PIXELS:
         got = f"got {num_frames} x {height} x {width}; make fewer or smaller frames"
         raise ValueError(f"num_frames x height x width must be at most {MAX_PIXELS:.1e}, {got}.")
+
+
+def exact_rate(rate: float | Fraction | str) -> Fraction:
+    """The fraction that a rate stands for: 24000/1001 for 23.976 and for ``"24000/1001"``."""
+    try:
+        fraction = Fraction(rate) if "/" in str(rate) else Fraction(float(rate))
+    except (ValueError, TypeError, OverflowError, ZeroDivisionError):
+        fraction = Fraction(0)
+    if not SLOWEST <= fraction <= FASTEST:
+        known = f"a number from {float(SLOWEST):g} to {FASTEST}, such as 24, 23.976 or 24000/1001"
+        raise ValueError(f"fps must be {known}, got {rate}.")
+    # NTSC rates are commonly written with two or three decimals.
+    ntsc = Fraction(round(fraction * 1001 / 1000) * 1000, 1001)
+    if fraction.denominator > 1 and math.isclose(fraction, ntsc, rel_tol=2e-4):
+        return ntsc
+    return fraction.limit_denominator(1001)
+
+
+def plain_rate(rate: float | Fraction | str) -> int | float:
+    """The rate as a number for JSON, from which ``exact_rate`` restores the fraction; errors as there."""
+    exact = exact_rate(rate)
+    return exact.numerator if exact.denominator == 1 else float(exact)
 
 
 def make_by_name(kind: str, registry: Mapping[str, type[T]], name: str, options: Mapping[str, Any] | None = None) -> T:
@@ -94,18 +125,15 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
 
 def _from_text(value: Any, kind: Any) -> Any:
     """Value of a field's type; what cannot be read stays text and is refused by the field's check."""
-    members = get_args(kind) or (kind,)
+    members = (kind, *get_args(kind))
     if isinstance(value, list):
         return tuple(value)
     if not isinstance(value, str) or str in members:
         return value
-    text = value.strip()
-    if text.lower() == "none" and NoneType in members:
-        return None
+    text = {"none": "None", "true": "True", "false": "False"}.get(value.strip().lower(), value.strip())
     try:
-        read = ast.literal_eval(text.capitalize() if text.lower() in ("true", "false") else text)
+        read = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return value
-    if not any(get_origin(k) is tuple for k in (kind, *members)):
-        return read
-    return tuple(read) if isinstance(read, list | tuple) else (read,)
+    takes_several = any(get_origin(each) is tuple for each in members)
+    return read if read is None or not takes_several else tuple(read) if isinstance(read, list | tuple) else (read,)

@@ -40,9 +40,8 @@ class ResumeFile:
     ``NAME.resume.jsonl`` (the steps of the trace) grow; the state knows their lengths, and what a killed run
     appended later is cut off. A context manager; it keeps other runs that resume away from the video.
 
-    Args:
-        run: all that decides about the video, as plain values by name; a saved state must have the same.
-        device: of the run; another one, or other versions of libraries, are a warning.
+    ``run`` is all that decides about the video, as plain values by name; a saved state must have the same. Another
+    device, or other versions of libraries, are a warning.
     """
 
     def __init__(self, video: Path, run: Mapping[str, Any], device: torch.device | str = "cpu") -> None:

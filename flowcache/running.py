@@ -6,56 +6,19 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from .benchmark.ranks import Rank
 from .command_line import one_line
-from .extras import Unavailable
+from .environment import Unavailable
 from .finite import NotFiniteError
-from .plots import reuse_map
 from .plots.style import format_flops, format_saving
 from .trace import Trace
 
 Job = TypeVar("Job")
-
-
-def run_program(prepare: Callable[[], Job], run: Callable[[Job], tuple[Trace, Path] | str]) -> int:
-    """Check, make a video and report as ``run_checked``.
-
-    ``run`` returns the trace and the video's path; or a report, where it makes no video.
-    """
-    started = time.perf_counter()
-
-    def prepare_alone() -> Job:
-        count = Rank.from_environment(os.environ).count
-        if count > 1:
-            raise ValueError(
-                f"WORLD_SIZE: expected 1, as one process makes one video, got {count}; start this program "
-                "without torchrun, or make many videos on many GPUs with sample_video.py."
-            )
-        return prepare()
-
-    def report(job: Job) -> str:
-        if isinstance(made := run(job), str):
-            return made
-        trace, video = made
-        files = {"trace": video.with_suffix(".trace.json"), "reuse map": video.with_suffix(".reuse.png")}
-        try:
-            trace.save(files["trace"])
-            reuse_map(trace, files["reuse map"])
-        except OSError as error:
-            error.add_note(f"the video itself is whole: {video}")
-            raise
-        lines = [f"{name}: {path}" for name, path in {"video": video, **files}.items()]
-        return "\n".join([*lines, summary(trace, time.perf_counter() - started)])
-
-    return run_checked(prepare_alone, report)
 
 
 def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:

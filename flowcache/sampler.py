@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from .benchmark.samples import Sample
 from .config import FlowCacheConfig
 from .environment import make_current, restart_peak_memory
 from .fingerprint import array_digest, file_digest, folder_digest
-from .output import write_parts
+from .prompts import check_prompt
 from .resume import ResumeFile
+from .state import State, VideoPart
 from .trace import Trace
 from .tuning import Target, Tuning
-from .video import probe_video, read_image
+from .video import VideoWriter, probe_video, to_uint8
 
 
 @dataclass(kw_only=True)
@@ -52,10 +54,8 @@ class Sampler:
         }
 
     def check(self, sample: Sample) -> None:
-        """Raise ValueError for a sample whose prompt, image or video cannot be used; reads no weight."""
-        self.model.check_prompt(sample.prompt)
-        if sample.image is not None:
-            read_image(sample.image)
+        """Raise ValueError for a sample whose prompt or video cannot be used; reads no weight."""
+        check_prompt("prompt", sample.prompt, self.model.clean_prompt)
         if sample.video is not None:
             probe_video(sample.video)
             self.model.check_history(sample.video)
@@ -72,29 +72,29 @@ class Sampler:
 
     def tuning(self, target: Target, profile: Path | None = None) -> Tuning:
         """The search for settings that meet a target; its results go to ``profile`` or the cache folder."""
-        pilot, name = self.model.pilot()
+        pilot, place = self.model.pilot(), Path(self.model.location).name
+        height, width = self.model.size
+        name = f"{place}-{height}x{width}-{self.model.num_steps}steps-{self.model.profile_word}"
         described = {**pilot.settings(with_folders=False), "weights": self._weights()}
-        described |= {"model": Path(self.model.location).name, "prompt": self.model.default_prompt}
+        described |= {"model": place, "prompt": self.model.default_prompt}
         return Tuning(target, self.config, self.model.num_steps, described, name, profile)
 
     def tune(self, tuning: Tuning, trace: Trace) -> None:
-        (pilot, _), prompt = self.model.pilot(), self.model.default_prompt
+        pilot, prompt = self.model.pilot(), self.model.default_prompt
 
         def run(config: FlowCacheConfig) -> tuple[Tensor, Trace]:
             trace = Trace()
             parts = pilot.stream(self._pipeline, prompt, Start(), config, trace, None)
             return torch.cat([part.frames for part in parts], dim=1), trace
 
-        tuned = tuning.run(run)
-        self.config = tuned.cache
-        trace.settings["tuning"] = {"target": str(tuning.target), "expected": str(tuned)}
+        self.config, _, expected = tuning.run(run)
+        trace.settings["tuning"] = {"target": str(tuning.target), "expected": expected}
 
     def generate(self, sample: Sample, path: Path) -> Trace:
         """Make a sample's video and write it; of a video that is continued, only what is new."""
         restart_peak_memory(self.device)
         trace = Trace(method=self.method)
-        image = None if sample.image is None else read_image(sample.image)
-        start = replace(self.model.start(image, None, sample.video), before=None)
+        start = replace(self.model.start(None, None, sample.video), before=None)
         self.write(sample.prompt, start, path, trace, seed=sample.seed)
         return trace
 
@@ -113,9 +113,39 @@ class Sampler:
         state = None if resume is None else resume.begin(trace)
         resumed = state and state.pop("stream")
         parts = model.stream(self._pipeline, prompt, start, self.config, trace, resumed)
-        shown = {"before": start.before, "size": model.size, "skip": start.skip}
-        write_parts(parts, path, model.video.fps, trace, **shown, resume=resume, state=state)
+        write_parts(parts, path, model.video.fps, model.size, start, trace, resume, state)
         trace.settings["model"] = model.location
 
     def _weights(self) -> dict[str, str]:
         return {name: folder_digest(folder) for name, folder in self.model.folders.items()}
+
+
+def write_parts(
+    parts: Iterable[VideoPart],
+    path: Path,
+    fps: float,
+    size: tuple[int, int],
+    start: Start,
+    trace: Trace,
+    resume: ResumeFile | None = None,
+    state: State | None = None,
+) -> None:
+    """Write a video of a height and width part by part; the file takes its name when it is whole.
+
+    ``resume`` saves the state behind each part, once the part is on disk. With such a ``state``, ``parts`` are those
+    behind it.
+    """
+    with VideoWriter(path, fps, *size, state=state and state["video"]) as writer:
+        skip = start.skip if state is None else state["skip"]
+        if state is None and start.before is not None:
+            writer.write_video(start.before)
+        for part in parts:
+            frames = to_uint8(part.frames)
+            with trace.timer("write"):
+                writer.write(frames[skip:])
+            skip = max(0, skip - len(frames))
+            if resume is not None and part.state is not None:
+                with trace.timer("save"):
+                    resume.save({"stream": part.state(), "video": writer.state_dict(), "skip": skip}, trace)
+    if resume is not None:
+        resume.remove()

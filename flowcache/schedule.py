@@ -15,20 +15,13 @@ class StaircaseSchedule:
     one before the next starts. SkyReels-V2's asynchronous mode is ``stride = ar_step``; MAGI-1 is
     ``stride = num_steps / window_size`` (FlowCache, section 3.1).
 
-    Args:
-        num_chunks: chunks in the window, given ones included.
-        num_steps: denoising steps of every chunk.
-        stride: steps by which a chunk starts after the one before it.
-        first_chunk: the first chunk to denoise; those before it are given (the prefix).
-
-    Raises:
-        ValueError: a count is out of range; the message names the argument.
+    A count out of range is a ValueError that names it.
     """
 
-    num_chunks: int = option(least=1, most=10**7)
-    num_steps: int = option(least=1, most=10**6)
-    stride: int
-    first_chunk: int = 0
+    num_chunks: int = option(least=1, most=10**7)  # given ones included
+    num_steps: int = option(least=1, most=10**6)  # of every chunk
+    stride: int  # steps by which a chunk starts after the one before it
+    first_chunk: int = 0  # the first chunk to denoise; those before it are given (the prefix)
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -1,6 +1,7 @@
-"""States of the parts of a run: plain containers of tensors and values, returned by ``state_dict``."""
+"""States of the parts of a run, returned by ``state_dict``, and parts of a video with the state behind them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,17 @@ from torch import Tensor
 
 #: Numbers, text, None, tensors, and dicts, lists and tuples of these: what ``torch.load`` reads safely.
 State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class VideoPart:
+    """New frames of a video."""
+
+    frames: Tensor  # ``[3, frames, height, width]`` in [-1, 1]
+    latents: Tensor  # of those frames, ``[channels, frames', h, w]``
+    # Gives the state from which the stream resumes behind this part; to be called, and its result saved, before the
+    # next part is requested. None where the stream cannot resume.
+    state: Callable[[], State] | None = None
 
 
 def on_device(state: Any, device: torch.device | str) -> Any:

@@ -31,21 +31,14 @@ class ChunkEvent:
 
 @dataclass
 class StepRecord:
-    """One step of a window.
-
-    Attributes:
-        events: one for each live chunk.
-        seconds: wall time of the step; the device is not synchronised for it.
-        kv_tokens: tokens in the cache per layer and branch.
-        flops: computed in this step, over all branches.
-    """
+    """One step of a window."""
 
     window: int
     step: int
-    events: list[ChunkEvent]
-    seconds: float = 0.0
-    kv_tokens: int = 0
-    flops: float = 0.0
+    events: list[ChunkEvent]  # one for each live chunk
+    seconds: float = 0.0  # wall time of the step; the device is not synchronised for it
+    kv_tokens: int = 0  # tokens in the cache per layer and branch
+    flops: float = 0.0  # computed in this step, over all branches
     compressions: list[CompressionEvent] = field(default_factory=list)
     quantizations: list[QuantizationEvent] = field(default_factory=list)
 

@@ -43,15 +43,10 @@ Pilot = Callable[[FlowCacheConfig], tuple[Tensor, Trace]]
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a run must reach; exactly one of the two.
+    """What a run must reach; exactly one of the two."""
 
-    Args:
-        speedup: FLOPs ratio to the original, reached at the best quality.
-        psnr: dB to the same video without reuse, reached with the fewest FLOPs.
-    """
-
-    speedup: float | None = None
-    psnr: float | None = None
+    speedup: float | None = None  # FLOPs ratio to the original, reached at the best quality
+    psnr: float | None = None  # dB to the same video without reuse, reached with the fewest FLOPs
 
     def __post_init__(self) -> None:
         if (self.speedup is None) == (self.psnr is None):
@@ -106,32 +101,11 @@ class Profile:
             return as_type(content, cls)
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """A configuration with the interval that meets a target, as the profile expects it."""
-
-    cache: FlowCacheConfig
-    target: Target
-    expected: Setting
-    profile: Profile
-
-    def __str__(self) -> str:
-        hardware = self.profile.environment.get("hardware", "unknown hardware")
-        return (
-            f"target {self.target}: interval {self.expected.interval}, expected {self.expected} (the pilot "
-            f"took {self.expected.seconds:.1f} s instead of {self.profile.seconds:.1f} s on {hardware})"
-        )
-
-
 class Tuning:
-    """The search for an interval, whose profile is read or made.
+    """The search for an interval between the ``num_steps`` steps of a chunk, whose profile is read or made.
 
-    Args:
-        cache: the method, with an ``Interval`` policy.
-        num_steps: local steps of a chunk.
-        described: everything else that the pilot depends on, such as model and video; for JSON.
-        name: readable part of the profile's file name; a digest of the settings follows.
-        path: of the profile; None: in the cache folder.
+    ``described`` is everything else that the pilot depends on, such as model and video, for JSON. Without a ``path``,
+    the profile is in the cache folder, under ``name`` and a digest of the settings.
     """
 
     def __init__(
@@ -155,11 +129,6 @@ class Tuning:
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:8]
         self.path = path or profile_folder() / f"{name}-{digest}.json"
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that decides about the setting, for ``ResumeFile``."""
-        return {"target": str(self.target), "profile": self.key}
-
     def saved(self) -> Profile | None:
         """The profile; None if there is no file, ValueError for that of another model or other settings."""
         if not self.path.exists():
@@ -176,16 +145,23 @@ class Tuning:
         if (profile := self.saved()) is not None:
             self._choose(profile)
 
-    def run(self, pilot: Pilot) -> Tuned:
-        """Choose the setting, or raise as ``check``; without a profile, measure and save one first."""
+    def run(self, pilot: Pilot) -> tuple[FlowCacheConfig, Setting, str]:
+        """Choose the setting, or raise as ``check``; without a profile, measure and save one first.
+
+        Returns the configuration, what the profile expects of it, and both as a sentence.
+        """
         if (profile := self.saved()) is None:
             profile = self._measure(pilot)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, {"format": FORMAT_VERSION, **asdict(profile)})
         expected = self._choose(profile)
-        tuned = Tuned(self._with_interval(expected.interval), self.target, expected, profile)
-        logger.info("%s, by %s", tuned, self.path)
-        return tuned
+        sentence = (
+            f"target {self.target}: interval {expected.interval}, expected {expected} (the pilot took "
+            f"{expected.seconds:.1f} s instead of {profile.seconds:.1f} s on "
+            f"{profile.environment.get('hardware', 'unknown hardware')})"
+        )
+        logger.info("%s, by %s", sentence, self.path)
+        return self._with_interval(expected.interval), expected, sentence
 
     def _choose(self, profile: Profile) -> Setting:
         """The best setting that meets the target; ValueError names the nearest if none does."""

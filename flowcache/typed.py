@@ -15,17 +15,11 @@ _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 def as_type(value: Any, kind: Any, place: str = "its content", spelled: bool = False) -> Any:
     """Convert what ``json.loads`` or ``yaml.safe_load`` gave to a type, with all that it holds.
 
-    An object becomes a dataclass, a list becomes a tuple where the type says so.
+    An object becomes a dataclass, a list becomes a tuple where the type says so. ``kind`` is a dataclass, a list,
+    tuple or mapping with the type of its items, a literal, a plain type, one of these or None, or Any.
 
-    Args:
-        kind: a dataclass, a list, tuple or mapping with the type of its items, a literal, a plain type, one
-            of these or None, or Any.
-        place: of the value, for the error.
-        spelled: people wrote it: accept text such as ``1e-2`` or ``24000/1001`` for a number, a whole number
-            for text, and nothing for empty text.
-
-    Raises:
-        ValueError: a value has another type, or an object lacks a field or has an unknown one.
+    ``spelled``: people wrote the value: accept text such as ``1e-2`` or ``24000/1001`` for a number, a whole number
+    for text, and nothing for empty text. A ValueError names the ``place`` of a wrong value, or a missing field.
     """
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if kind is Any:

@@ -3,20 +3,21 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
-from typing import Any, NamedTuple
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from flowcache import Trace
-from flowcache.command_line import Parser, writable_folder
+from flowcache.command_line import writable_folder
 from flowcache.environment import describe_environment
-from flowcache.files import write_atomically, write_json
-from flowcache.markdown import markdown_table
+from flowcache.files import markdown_table, write_atomically, write_json
 from flowcache.metrics import psnr, ssim
 from flowcache.plots.style import faint_grid, plain_frame, save_figure
 from flowcache.running import run_checked
@@ -62,32 +63,25 @@ def compare(
         settings: of each method; runs in ``runs.jsonl`` with the same are not repeated. None: start over.
         shown, name: methods on the contact sheets, and their names.
     """
-    outdir.mkdir(parents=True, exist_ok=True)
-    path = outdir / "runs.jsonl"
-    known = _read_runs(path, settings or {})
-    seeds, present = list(seeds), [method for method in methods if method in references]
-    with tqdm(total=len(seeds) * len(methods), unit="video") as bar:
-        for seed in seeds:
-            missing = [method for method in methods if (method, seed) not in known]
-            bar.update(len(methods) - len(missing))
-            videos: dict[str, Frames] = {}
-            waiting: dict[str, Trace] = {}
-            for method in dict.fromkeys([*present, *missing] if missing else ()):
-                videos[method], waiting[method] = make(method, seed)
-                if len(videos) < len(present):
-                    continue  # references are compared with each other, too
-                for done in [method for method in waiting if method in missing]:
-                    run = known[done, seed] = _measure(done, seed, videos, present, waiting[done])
-                    line = {"settings": (settings or {}).get(done), "run": asdict(run)}
-                    with path.open("a") as file:
-                        file.write(f"{json.dumps(line)}\n")
-                    bar.update()
-                waiting.clear()
-            if shown and videos.keys() >= set(shown):
-                pictures = {method: videos[method] for method in shown}
-                scale = max(0.2, 112 / max(video.shape[2] for video in pictures.values()))
-                contact_sheet(pictures, outdir / f"{name}{seed}.png", columns=12, scale=scale)
-    return [known[method, seed] for seed in seeds for method in methods]
+    path, seeds, settings = outdir / "runs.jsonl", list(seeds), settings or {}
+    known, present = _read_runs(path, settings), [method for method in methods if method in references]
+    pairs = [(method, seed) for seed in seeds for method in methods]
+    bar = tqdm(total=len(pairs), initial=len(known.keys() & set(pairs)), unit="video")
+    for seed in seeds:
+        missing = [method for method in methods if (method, seed) not in known]
+        videos = {method: make(method, seed) for method in (present if missing else ())}
+        for method in missing:
+            if method not in videos:
+                videos[method] = make(method, seed)
+            run = known[method, seed] = _measure(method, seed, videos, present)
+            with path.open("a") as file:
+                file.write(f"{json.dumps({'settings': settings.get(method), 'run': asdict(run)})}\n")
+            bar.update()
+        if shown and videos.keys() >= set(shown):
+            pictures = {method: videos[method][0] for method in shown}
+            scale = max(0.2, 112 / max(video.shape[2] for video in pictures.values()))
+            contact_sheet(pictures, outdir / f"{name}{seed}.png", columns=12, scale=scale)
+    return [known[pair] for pair in pairs]
 
 
 def _read_runs(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, int], Run]:
@@ -103,8 +97,9 @@ def _read_runs(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, int],
     return runs
 
 
-def _measure(method: str, seed: int, videos: Mapping[str, Frames], references: Sequence[str], trace: Trace) -> Run:
-    pairs = {other: (videos[method], videos[other]) for other in references if other != method}
+def _measure(method: str, seed: int, videos: Mapping[str, tuple[Frames, Trace]], references: Sequence[str]) -> Run:
+    frames, trace = videos[method]
+    others = {other: videos[other][0] for other in references if other != method}
     return Run(
         method,
         seed,
@@ -113,34 +108,24 @@ def _measure(method: str, seed: int, videos: Mapping[str, Frames], references: S
         flops=dict(trace.flops),
         reuse_ratio=trace.reuse_ratio if trace.windows else None,
         kv_bytes=max((window.kv_bytes for window in trace.windows), default=0),
-        psnr={other: psnr(*pair)[0] for other, pair in pairs.items()},
-        ssim={other: ssim(*pair)[0] for other, pair in pairs.items()},
+        psnr={name: psnr(frames, other)[0] for name, other in others.items()},
+        ssim={name: ssim(frames, other)[0] for name, other in others.items()},
     )
 
 
-def speed_table(
-    runs: Sequence[Run],
-    methods: Sequence[str],
-    references: Sequence[str],
-    base: Callable[[str], str],
-    reasons: Mapping[str, str] | None = None,
-) -> str:
+def speed_table(runs: Sequence[Run], references: Sequence[str], base: Callable[[str], str]) -> str:
     """A Markdown table with a row per method: medians over the seeds, ratios to its ``base`` within a seed.
 
-    ``references``: columns of PSNR and SSIM; ``reasons``: why methods could not run.
+    ``references``: columns of PSNR and SSIM.
     """
     by_run = {(run.method, run.seed): run for run in runs}
-    seeds = sorted({run.seed for run in runs})
     titles = ["method", "denoising s", "speed-up", "TFLOPs", "FLOPs ratio", "speed-up / FLOPs ratio"]
     titles += ["reuse ratio", *(f"PSNR, SSIM to {other}" for other in references)]
     rows = []
-    for method in methods:
-        if reason := (reasons or {}).get(method):
-            rows.append([method, f"cannot run: {reason}", *[""] * (len(titles) - 2)])
-            continue
-        own, gains = [by_run[method, seed] for seed in seeds], [""] * 3
-        if (base(method), seeds[0]) in by_run:
-            pairs = [(by_run[base(method), run.seed], run) for run in own]
+    for method in dict.fromkeys(run.method for run in runs):
+        own, gains = [run for run in runs if run.method == method], [""] * 3
+        pairs = [(by_run[base(method), run.seed], run) for run in own if (base(method), run.seed) in by_run]
+        if pairs:
             speed = median(b.seconds / max(r.seconds, 1e-9) for b, r in pairs)
             saved = median(b.flops["actual"] / r.flops["actual"] for b, r in pairs)
             gains = [f"{gain:.2f}" for gain in (speed, saved, speed / saved)]
@@ -167,25 +152,13 @@ def write_results(args: argparse.Namespace, stem: str, table: str, results: Sequ
     return table
 
 
-class Line(NamedTuple):
-    """A line of a plot; ``style``: options of matplotlib's ``plot``."""
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    style: Mapping[str, Any]
-
-
-def draw_lines(
-    path: Path, panels: Sequence[tuple[Mapping[str, Any], Sequence[Line]]], width: float, sharey: bool = False
-) -> None:
-    """Save a PNG, ``width`` inches wide: a panel for each pair of its axis' properties and its lines."""
+@contextmanager
+def draw_panels(path: Path, width: float, count: int = 1, sharey: bool = False) -> Iterator[Sequence[Axes]]:
+    """Yield the axes of panels side by side, ``width`` inches in all; save them as PNG, with a legend for all."""
     figure = Figure(figsize=(width, 3.8), dpi=130, layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=sharey, squeeze=False)[0]
-    for axis, (properties, lines) in zip(axes, panels, strict=True):
-        for line in lines:
-            axis.plot(line.x, line.y, label=line.label, **line.style)
-        axis.set(**properties)
+    axes = figure.subplots(1, count, sharey=sharey, squeeze=False)[0]
+    yield axes
+    for axis in axes:
         plain_frame(axis)
         faint_grid(axis)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -201,30 +174,14 @@ def positive(text: str) -> int:
     return value
 
 
-def new_parser(description: str, name: str) -> argparse.ArgumentParser:
-    """A parser with ``--outdir``, whose default is ``outputs/NAME``."""
-    parser, default = Parser(description), f"outputs/{name}"
-    parser.add_argument("--outdir", type=Path, default=Path(default), help=f"default: {default}")
-    return parser
-
-
-def add_comparison_flags(parser: argparse.ArgumentParser, methods: list[str] | None = None) -> None:
-    """Add the flags of scripts that compare methods on one prompt; ``methods``: the default."""
-    add = parser.add_argument
-    add("--methods", "--ways", nargs="+", default=methods, help="ratios are to the first (default: all)")
-    add("--repeats", type=positive, default=3, help="videos per method, each with its own seed (default: 3)")
-    add("--seed", type=int, default=0, help="of the first repeat (default: 0)")
-    add("--prompt", help="default: the model's")
-    add("--height", type=int, help="pixels (default: the model's)")
-    add("--width", type=int, help="pixels (default: the model's)")
-
-
-def main(parse: Callable[[], argparse.Namespace], bench: Callable[[argparse.Namespace], str]) -> None:
+def main(parser: argparse.ArgumentParser, bench: Callable[[argparse.Namespace], str]) -> None:
     """Parse, measure and print the table; exits with 2 for bad input, 1 for a failure, and one sentence."""
+    args = parser.parse_args()
 
-    def prepare() -> argparse.Namespace:
-        args = parse()
+    args.outdir = Path(str(args.outdir).replace("MODEL", args.model))
+
+    def prepare() -> str:
         writable_folder("outdir", args.outdir)
-        return args
+        return bench(args)
 
-    sys.exit(run_checked(prepare, lambda args: f"{bench(args)}\n\nresults: {args.outdir}"))
+    sys.exit(run_checked(prepare, lambda table: f"{table}\n\nresults: {args.outdir}"))

@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from flowcache.command_line import check_device
 from flowcache.environment import peak_memory_bytes, restart_peak_memory, synchronize
+from flowcache.files import markdown_table
 from flowcache.kv.compression import CompressedKVCache
 from flowcache.kv.config import KVCompressionConfig
 from flowcache.kv.layout import CacheLayout
 from flowcache.kv.selection import TokenSelector
-from flowcache.markdown import markdown_table
 
-from .compare import main, new_parser, positive, write_results
+from .compare import main, positive, write_results
+from .runs import new_parser
 
 
 class Shape(NamedTuple):
@@ -46,6 +47,9 @@ SHAPES = {
 
 
 def bench(args: argparse.Namespace) -> str:
+    check_device(args.device)
+    if args.chunks < 2:
+        raise ValueError(f"chunks: expected at least 2, so that some tokens are kept, got {args.chunks}.")
     shape = SHAPES[args.model]
     shape = shape._replace(layers=args.layers or shape.layers)
     found = [measure(args, shape, most) for most in tqdm((None, args.max_queries), unit="run")]
@@ -91,22 +95,13 @@ def measure(args: argparse.Namespace, shape: Shape, most: int | None) -> dict[st
     return measured | {"shape": shape._asdict()}
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = new_parser(__doc__, "compression")
+if __name__ == "__main__":
+    parser = new_parser(__doc__, "compression", has_model=False)
     add = parser.add_argument
     add("--model", choices=SHAPES, default="magi-4.5B", help="default: magi-4.5B")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     add("--chunks", type=positive, default=6, help="chunks' worth of tokens that are scored (default: 6)")
     add("--layers", type=positive, help="default: all of the model's")
     most = KVCompressionConfig().max_queries
     add("--max_queries", type=positive, default=most, help=f"in the second run (default: {most})")
     add("--repeats", type=positive, default=3, help="compressions whose median counts (default: 3)")
-    args = parser.parse_args()
-    check_device(args.device)
-    if args.chunks < 2:
-        raise ValueError(f"chunks: expected at least 2, so that some tokens are kept, got {args.chunks}.")
-    return args
-
-
-if __name__ == "__main__":
-    main(parse_arguments, bench)
+    main(parser, bench)

@@ -16,13 +16,11 @@ from statistics import mean, median
 from typing import Any
 
 from flowcache import FlowCacheConfig
-from flowcache.files import write_csv
+from flowcache.files import markdown_table, write_csv
 from flowcache.kv.scorers import SCORERS
-from flowcache.markdown import markdown_table
 
-from .compare import Line, Run, draw_lines, main, new_parser, positive, write_results
-from .runs import LIVE, Model, add_model_flags, compare_configs, find_chunk_model
-from .train_small.moving_shapes import read_held_out
+from .compare import Run, draw_panels, main, positive, write_results
+from .runs import LIVE, Model, compare_configs, find_chunk_model, new_parser
 
 PRESETS = ("none", "fast")
 #: Scorers that serve as controls.
@@ -82,15 +80,15 @@ Rows = dict[tuple[str, Variant], Row]
 
 def bench(args: argparse.Namespace) -> str:
     model = find_chunk_model(args, args.chunks)
+    if args.chunks <= LIVE + max(v.budget for v in AXES["budget",]):
+        raise ValueError(f"chunks: expected more than 10, as the largest budget is 6, got {args.chunks}.")
     variants = list(dict.fromkeys([KEEP_ALL, *chain(*AXES.values())]))
     model.warm_up(KEEP_ALL.configure(model, "none", args.chunks))
     results: Results = {}
     for preset in PRESETS:
         configs = {str(variant): variant.configure(model, preset, args.chunks) for variant in variants}
-        video = {"model": args.model, "chunks": args.chunks, "steps": args.steps, "preset": preset}
         sheet = {"shown": [str(variant) for variant in SHEET], "name": f"{args.model}_{preset}_caption"}
-        captions = range(args.captions)
-        runs = compare_configs(model, configs, str(KEEP_ALL), captions, args, video, last=LIVE, **sheet)
+        runs = compare_configs(model, configs, str(KEEP_ALL), range(args.captions), args, last=LIVE, **sheet)
         for index, variant in enumerate(variants):
             results[preset, variant] = runs[index :: len(variants)]
     rows = {key: summarise(*key, results) for key in results}
@@ -142,15 +140,14 @@ def tabulate(rows: Rows, axis: tuple[str, ...]) -> str:
 
 def judge(results: Results) -> str:
     """Markdown: the paper's scorer against each other one, run by run, and whether it wins."""
+
+    def measure(scorer: str) -> list[float]:
+        pairs = product(PRESETS, SCORED_BUDGETS)
+        return [run.psnr[str(KEEP_ALL)] for preset, b in pairs for run in results[preset, Variant(b, scorer)]]
+
     lines, wins_all = [], True
     for name in (name for name in SCORERS if name != "paper"):
-        gains = [
-            paper.psnr[str(KEEP_ALL)] - other.psnr[str(KEEP_ALL)]
-            for preset, budget in product(PRESETS, SCORED_BUDGETS)
-            for paper, other in zip(
-                results[preset, Variant(budget)], results[preset, Variant(budget, name)], strict=True
-            )
-        ]
+        gains = [paper - other for paper, other in zip(measure("paper"), measure(name), strict=True)]
         wins = sum(gain > 0 for gain in gains)
         wins_all &= wins > len(gains) / 2
         lines.append((name, f"{wins} of {len(gains)}", f"{mean(gains):+.1f} dB"))
@@ -161,36 +158,22 @@ def judge(results: Results) -> str:
 
 def draw(rows: Rows, path: Path) -> None:
     """Save a PNG: PSNR over the memory of keys and values, a line per scorer."""
-    panels = []
-    for preset in PRESETS:
-        lines = []
-        for name in SCORERS:
-            budgets = AXES["budget",] if name == "paper" else [Variant(b, name) for b in SCORED_BUDGETS]
-            found = [rows[preset, variant] for variant in budgets]
-            style = {"linewidth": 2.2, "color": "black"} if name == "paper" else {"linewidth": 1.2}
-            style |= {"linestyle": "--" if name in CONTROLS else "-", "marker": "o", "markersize": 3.5}
-            sizes = [row["kv_bytes"] / 2**20 for row in found]
-            lines.append(Line(name, sizes, [row["psnr"] for row in found], style))
-        panels.append(({"title": f"reuse: {preset}", "xlabel": "keys and values, MiB"}, lines))
-    panels[0][0]["ylabel"] = "PSNR to everything kept, dB"
-    draw_lines(path, panels, 9, sharey=True)
+    with draw_panels(path, 9, len(PRESETS), sharey=True) as axes:
+        for axis, preset in zip(axes, PRESETS, strict=True):
+            for name in SCORERS:
+                budgets = AXES["budget",] if name == "paper" else [Variant(b, name) for b in SCORED_BUDGETS]
+                found = [rows[preset, variant] for variant in budgets]
+                style = {"lw": 2.2, "color": "black"} if name == "paper" else {"lw": 1.2}
+                style |= {"linestyle": "--" if name in CONTROLS else "-", "marker": "o", "ms": 3.5, "label": name}
+                axis.plot([row["kv_bytes"] / 2**20 for row in found], [row["psnr"] for row in found], **style)
+            axis.set(title=f"reuse: {preset}", xlabel="keys and values, MiB")
+        axes[0].set_ylabel("PSNR to everything kept, dB")
 
 
-def parse_arguments() -> argparse.Namespace:
+if __name__ == "__main__":
     parser = new_parser(__doc__, "kv")
-    add_model_flags(parser)
     add = parser.add_argument
     add("--steps", type=positive, default=16, help=f"denoising steps, a multiple of {LIVE} (default: 16)")
     add("--captions", type=positive, default=4, help="number of held-out captions (default: 4)")
     add("--chunks", type=positive, default=11, help="of each video, more than 10 (default: 11)")
-    args = parser.parse_args()
-    find_chunk_model(args, args.chunks)
-    if args.chunks <= LIVE + max(v.budget for v in AXES["budget",]):
-        raise ValueError(f"chunks: expected more than 10, as the largest budget is 6, got {args.chunks}.")
-    if args.captions > (known := len(read_held_out())):
-        raise ValueError(f"captions: expected at most {known}, got {args.captions}.")
-    return args
-
-
-if __name__ == "__main__":
-    main(parse_arguments, bench)
+    main(parser, bench)

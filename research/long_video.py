@@ -22,12 +22,12 @@ from tqdm import tqdm
 
 from flowcache import Trace
 from flowcache.environment import peak_memory_bytes
-from flowcache.markdown import markdown_table
+from flowcache.files import markdown_table
 from flowcache.plots.style import COMPUTED, REUSED
 from flowcache.video import VideoWriter, to_uint8
 
-from .compare import Line, draw_lines, main, new_parser, positive, write_results
-from .runs import LIVE, PROMPT, add_model_flags, find_chunk_model
+from .compare import draw_panels, main, positive, write_results
+from .runs import LIVE, PROMPT, find_chunk_model, new_parser
 
 CACHES = {"compressed": COMPUTED, "plain": REUSED}
 
@@ -70,6 +70,9 @@ def measure(args: argparse.Namespace, run: tuple[int, str]) -> Measurement:
 
 
 def bench(args: argparse.Namespace) -> str:
+    find_chunk_model(args, max(args.chunks))
+    if min(args.chunks) < 2:
+        raise ValueError(f"chunks: expected at least 2, got {min(args.chunks)}.")
     runs = list(product(args.chunks, CACHES))
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
@@ -91,34 +94,22 @@ def summarise(measurements: Sequence[Measurement]) -> str:
 
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
     """Save a PNG: memory over the length of the video, and the time of each chunk of the longest."""
-    memory = {"xlabel": "chunks of the video", "ylim": (0, None)}
-    panels = [
-        ({"title": "keys and values, MiB", **memory}, []),
-        ({"title": "process at its peak, MiB", **memory}, []),
-        ({"title": "time of a chunk, s", "xlabel": "chunk of the longest video", "ylim": (0, None)}, []),
-    ]
-    for cache, colour in CACHES.items():
-        runs = sorted((m for m in measurements if m.cache == cache), key=lambda m: m.chunks)
-        chunks, style = [m.chunks for m in runs], {"color": colour, "marker": "o"}
-        panels[0][1].append(Line(cache, chunks, [m.kv_bytes / 2**20 for m in runs], style))
-        panels[1][1].append(Line(cache, chunks, [m.process_bytes / 2**20 for m in runs], style))
-        panels[2][1].append(Line(cache, range(1, chunks[-1]), runs[-1].seconds, {"color": colour, "lw": 0.9}))
-    draw_lines(path, panels, 11)
+    with draw_panels(path, 11, 3) as (keys, process, times):
+        for cache, colour in CACHES.items():
+            runs = sorted((m for m in measurements if m.cache == cache), key=lambda m: m.chunks)
+            chunks, style = [m.chunks for m in runs], {"color": colour, "label": cache, "marker": "o"}
+            keys.plot(chunks, [m.kv_bytes / 2**20 for m in runs], **style)
+            process.plot(chunks, [m.process_bytes / 2**20 for m in runs], **style)
+            times.plot(range(1, chunks[-1]), runs[-1].seconds, color=colour, lw=0.9)
+        keys.set(title="keys and values, MiB", xlabel="chunks of the video", ylim=(0, None))
+        process.set(title="process at its peak, MiB", xlabel="chunks of the video", ylim=(0, None))
+        times.set(title="time of a chunk, s", xlabel="chunk of the longest video", ylim=(0, None))
 
 
-def parse_arguments() -> argparse.Namespace:
+if __name__ == "__main__":
     parser = new_parser(__doc__, "long_video")
-    add_model_flags(parser)
     add = parser.add_argument
     add("--steps", type=positive, default=20, help=f"denoising steps, a multiple of {LIVE} (default: 20)")
     add("--chunks", type=positive, nargs="+", default=[10, 40, 160], help="lengths (default: 10 40 160)")
     add("--budget", type=positive, default=4, help="chunks' worth of KV tokens kept (default: 4)")
-    args = parser.parse_args()
-    find_chunk_model(args, max(args.chunks))
-    if min(args.chunks) < 2:
-        raise ValueError(f"chunks: expected at least 2, got {min(args.chunks)}.")
-    return args
-
-
-if __name__ == "__main__":
-    main(parse_arguments, bench)
+    main(parser, bench)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from flowcache.cli import MODELS, find_model, prepare_video
-from flowcache.markdown import markdown_table
+from flowcache.files import markdown_table
 from flowcache.memory import GIB, Estimate, estimate
 
 #: Memory of cards, GB as they are sold, which is GiB but for the largest.

@@ -13,31 +13,35 @@ from flowcache.methods import PRESETS
 from flowcache.plots import distance_curves, reuse_map
 from flowcache.video import Frames
 
-from .compare import Run, add_comparison_flags, compare, main, new_parser, speed_table, write_results
-from .runs import Model, add_model_flags, find_model
+from .compare import compare, main, positive, speed_table, write_results
+from .runs import Model, find_model, new_parser
 
 FRAMES = {"skyreels": 177, "magi": 240}
 
 
 def configure(model: Model, text: str) -> FlowCacheConfig:
     """Make the configuration of ``METHOD[:PRESET[:THRESHOLD]]``; ValueError for other words."""
-    method, *rest = text.split(":")
-    if len(rest) > 2 or (rest and method in ("vanilla", "causal")):
-        raise ValueError(f"methods: expected METHOD[:PRESET[:THRESHOLD]], got {text!r}.")
     try:
-        options = {"threshold": float(rest[1])} if len(rest) == 2 else {}
-    except ValueError:
-        raise ValueError(f"methods: expected a number as threshold, got {rest[1]!r} in {text!r}.") from None
-    return model.configure(method, rest[0] if rest else None, **options)
+        method, preset, threshold = (*text.split(":"), None, None)[:3]
+        options = {} if threshold is None else {"threshold": float(threshold)}
+        if text.count(":") > 2 or (preset and method in ("vanilla", "causal")):
+            raise ValueError("a method without reuse has no preset")
+        return model.configure(method, preset, **options)
+    except ValueError as error:
+        raise ValueError(f"methods: expected METHOD[:PRESET[:THRESHOLD]], got {text!r}: {error}") from error
 
 
 def bench(args: argparse.Namespace) -> str:
+    args.num_frames = args.num_frames or FRAMES[args.model]
     model = find_model(args)
+    presets = [f"flowcache:{preset}" for preset in PRESETS if preset != "paper-slow"]
+    known = model.adapter.traits.methods
+    methods = args.methods or [*known[:-1], *presets]
+    configs = {method: configure(model, method) for method in methods}
     prompt = args.prompt or model.adapter.default_prompt
 
     def make(method: str, seed: int) -> tuple[Frames, Trace]:
-        trace = Trace(method=method)
-        frames, _ = model.video(prompt, seed, configure(model, method), trace)
+        frames, trace = model.video(prompt, seed, configs[method], Trace(method=method))
         stem = args.outdir / f"{method.replace(':', '_')}_seed{seed}"
         trace.save(f"{stem}.trace.json")
         reuse_map(trace, f"{stem}.reuse.png")
@@ -46,39 +50,23 @@ def bench(args: argparse.Namespace) -> str:
         return frames, trace
 
     model.warm_up(model.configure(model.no_reuse))
-    plain = [method for method in ("vanilla", "causal") if method in model.methods]
-    seeds = range(args.seed, args.seed + args.repeats)
-    runs = compare(make, args.methods, seeds, plain, args.outdir, shown=args.methods)
-    table = speed_table(runs, args.methods, plain, lambda method: args.methods[0])
-    splits = filter(None, map(split_gain, runs[: len(args.methods)]))
-    return write_results(args, "bench", "\n\n".join([table, *splits]), runs)
+    plain = [method for method in ("vanilla", "causal") if method in known]
+    runs = compare(make, methods, range(args.seed, args.seed + args.repeats), plain, args.outdir, shown=methods)
+    return write_results(args, "bench", speed_table(runs, plain, lambda method: methods[0]), runs)
 
 
-def split_gain(run: Run) -> str:
-    """Sources of a run's gain; empty where it reuses nothing."""
-    flops = run.flops
-    if not run.reuse_ratio or flops["actual"] >= flops["causal"]:
-        return ""
-    return (
-        f"{run.method}: {flops['vanilla'] / flops['live_only']:.2f}x from running live chunks only, "
-        f"{flops['live_only'] / flops['causal']:.2f}x from causal attention through the cache, "
-        f"{flops['causal'] / flops['actual']:.2f}x from reuse (seed {run.seed})."
-    )
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = new_parser(__doc__, "methods")
-    add_model_flags(parser, "177; magi: 240")
-    add_comparison_flags(parser)
-    args = parser.parse_args()
-    args.num_frames = args.num_frames or FRAMES[args.model]
-    model = find_model(args)
-    presets = [f"flowcache:{preset}" for preset in PRESETS if preset != "paper-slow"]
-    args.methods = args.methods or [*model.methods[:-1], *presets]
-    for method in args.methods:
-        configure(model, method)
-    return args
+def make_parser(description: str, name: str, frames: str, methods: list[str] | None = None) -> argparse.ArgumentParser:
+    """The flags of scripts that compare methods on one prompt; ``methods``: the default."""
+    parser = new_parser(description, name, frames)
+    add = parser.add_argument
+    add("--methods", "--ways", nargs="+", default=methods, help="ratios are to the first (default: all)")
+    add("--repeats", type=positive, default=3, help="videos per method, each with its own seed (default: 3)")
+    add("--seed", type=int, default=0, help="of the first repeat (default: 0)")
+    add("--prompt", help="default: the model's")
+    add("--height", type=int, help="pixels (default: the model's)")
+    add("--width", type=int, help="pixels (default: the model's)")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_arguments, bench)
+    main(make_parser(__doc__, "methods", "177; magi: 240"), bench)

@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flowcache import FlowCacheConfig
-from flowcache.files import write_atomically, write_csv
-from flowcache.markdown import markdown_table
+from flowcache.files import markdown_table, write_csv
 from flowcache.reuse import TeaCache
 
-from .compare import Line, Run, draw_lines, main, new_parser, positive
-from .runs import Model, add_model_flags, compare_configs, find_model
+from .compare import Run, draw_panels, main, positive, write_results
+from .runs import Model, compare_configs, find_model, new_parser
 from .train_small.moving_shapes import read_held_out
 
 INTERVALS = (2, 3, 4, 5, 7, 10)
@@ -66,12 +65,13 @@ def bench(args: argparse.Namespace) -> str:
     plain = model.configure(model.no_reuse, **({"budget": args.budget} if args.budget else {}))
     curves, configs = make_curves(model, THRESHOLDS[args.model]), {PLAIN: plain}
     for name in args.curves or curves:
+        if name not in curves:
+            raise ValueError(f"curves: expected names among {'; '.join(curves)}, got {name!r}.")
         for value, config in curves[name].items():
             configs[f"{name} | {value:g}"] = replace(config, compression=plain.compression)
-    captions = range(len(read_held_out()))[args.skip :][: args.captions]
-    video = {"steps": args.steps, "frames": args.num_frames}
-    runs = compare_configs(model, configs, PLAIN, captions, args, video)
-    return report([run for run in runs if run.method != PLAIN], args.outdir, args.model)
+    captions = range(args.skip, min(args.skip + args.captions, len(read_held_out())))
+    runs = compare_configs(model, configs, PLAIN, captions, args)
+    return report([run for run in runs if run.method != PLAIN], args)
 
 
 class Curve:
@@ -110,21 +110,19 @@ class Curve:
         return float(np.mean(self.psnr_at(np.linspace(*SPAN, 101))))
 
 
-def report(runs: Sequence[Run], outdir: Path, model: str) -> str:
+def report(runs: Sequence[Run], args: argparse.Namespace) -> str:
     """Write every point and the picture; return the tables."""
     curves = [Curve(name, runs) for name in dict.fromkeys(run.method.partition(" | ")[0] for run in runs)]
     columns = ("curve", "value", "computed", "saved", "psnr", "ssim")
     rows = [dict(zip(columns, (c.name, *point), strict=True)) for c in curves for point in c.points]
-    write_csv(outdir / "curves.csv", columns, rows)
-    draw(curves, outdir / "curves.png", model)
+    write_csv(args.outdir / "curves.csv", columns, rows)
+    draw(curves, args.outdir / "curves.png", args.model)
     tables = [f"Medians over {len({run.seed for run in runs})} captions.", summarise(curves)]
     tables += [compare_with(curve, curves) for curve in curves if curve.name == PAPER]
     form = "{:g}: {:.2f}, {:.2f}x, {:.1f}, {:.3f}"
     points = [(c.name, "; ".join(form.format(*point) for point in c.points)) for c in curves]
     tables.append(markdown_table(("policy and forecast", "option: computed, FLOPs saved, dB, SSIM"), points))
-    table = "\n\n".join(tables)
-    write_atomically(outdir / "curves.md", f"{table}\n".encode())
-    return table
+    return write_results(args, "curves", "\n\n".join(tables), rows)
 
 
 def summarise(curves: Sequence[Curve]) -> str:
@@ -161,31 +159,19 @@ def draw(curves: Sequence[Curve], path: Path, model: str) -> None:
         first = f", {next(iter(FORECASTS))}"
         curves = [c for c in curves if c.name.endswith(first) or ", " not in c.name]
     markers = {"the": "X", "TeaCache": "P", "chunkwise": "o", "interval": "s"}
-    lines = []
-    for curve in curves:
-        marker = markers.get(curve.name.split()[0].rstrip(","), "v")
-        lines.append(Line(curve.name, curve.computed, curve.psnr, {"marker": marker, "ms": 5, "lw": 1.3}))
-    labels = {"title": f"PSNR at equal compute, small {model} checkpoint"}
-    labels |= {"xlabel": "share of chunk steps computed", "ylabel": "PSNR to the run without reuse, dB"}
-    draw_lines(path, [(labels, lines)], 9)
+    with draw_panels(path, 9) as (axis,):
+        for curve in curves:
+            marker = markers.get(curve.name.split()[0].rstrip(","), "v")
+            axis.plot(curve.computed, curve.psnr, label=curve.name, marker=marker, ms=5, lw=1.3)
+        axis.set_title(f"PSNR at equal compute, small {model} checkpoint")
+        axis.set(xlabel="share of chunk steps computed", ylabel="PSNR to the run without reuse, dB")
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = new_parser(__doc__, "policies_MODEL")
-    add_model_flags(parser, "97; magi: 96")
+if __name__ == "__main__":
+    parser = new_parser(__doc__, "policies_MODEL", "97; magi: 96")
     add = parser.add_argument
     add("--captions", type=positive, default=12, help="number of held-out captions (default: 12)")
     add("--skip", type=int, default=0, help="held-out captions to skip (default: 0)")
     add("--budget", type=positive, help="chunks' worth of KV tokens kept of clean chunks (default: all)")
     add("--curves", nargs="+", help="names of the curves to measure (default: all)")
-    args = parser.parse_args()
-    args.outdir = Path(str(args.outdir).replace("MODEL", args.model))
-    curves = make_curves(find_model(args), THRESHOLDS[args.model])
-    for name in args.curves or ():
-        if name not in curves:
-            raise ValueError(f"curves: expected names among {'; '.join(curves)}, got {name!r}.")
-    return args
-
-
-if __name__ == "__main__":
-    main(parse_arguments, bench)
+    main(parser, bench)

@@ -15,9 +15,8 @@ import torch
 
 from flowcache import FlowCacheConfig, Trace
 from flowcache.adapter import Adapter, Start
-from flowcache.command_line import check_device
-from flowcache.methods import MethodOptions
-from flowcache.output import VideoPart
+from flowcache.command_line import Parser, check_device
+from flowcache.state import VideoPart
 from flowcache.video import Frames, to_uint8
 from magi1 import model_source as magi_source
 from magi1.adapter import Magi1
@@ -42,13 +41,9 @@ class Model:
     device: str
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        return self.adapter.traits.methods
-
-    @property
     def no_reuse(self) -> str:
         """The method that computes every live chunk against the KV cache."""
-        return "causal" if "causal" in self.methods else "vanilla"
+        return "causal" if "causal" in self.adapter.traits.methods else "vanilla"
 
     @cached_property
     def pipeline(self) -> Any:
@@ -59,7 +54,7 @@ class Model:
     def configure(self, method: str, preset: str | None = None, **options: Any) -> FlowCacheConfig:
         """Make the configuration of a method; options that the model lacks are left out."""
         known = {name: value for name, value in options.items() if name not in self.adapter.lacks}
-        return self.adapter.configure(MethodOptions(method=method, preset=preset, **known))
+        return self.adapter.configure(self.adapter.traits.translate({"method": method, "preset": preset, **known}))
 
     def stream(self, prompt: str, seed: int, config: FlowCacheConfig, trace: Trace) -> Iterator[VideoPart]:
         """Make a video; yields each chunk's frames as soon as they are clean."""
@@ -80,13 +75,13 @@ class Model:
 
 def find_model(args: Namespace, **video: Any) -> Model:
     """Find the model for a video of the flags' frames and steps; ``video``: more settings of SkyReels-V2."""
-    height, width = (getattr(args, name, None) for name in ("height", "width"))
+    size = {name: getattr(args, name, None) for name in ("height", "width")}
     if args.model == "magi":
         keys = {"num_frames": args.num_frames or 96, "num_steps": args.steps or 64}
-        return _resolve(args, video_size_h=height, video_size_w=width, **keys)
-    window = {"overlap_history": 17, "addnoise_condition": 20, "height": height, "width": width}
+        return _resolve(args, video_size_h=size["height"], video_size_w=size["width"], **keys)
     length = {"num_frames": args.num_frames or 97, "inference_steps": args.steps or 50}
-    return _resolve(args, **{"ar_step": 5, **window, **length, **video})
+    window = {"ar_step": 5, "overlap_history": 17, "addnoise_condition": 20}
+    return _resolve(args, **(window | length | size | video))
 
 
 def find_chunk_model(args: Namespace, chunks: int) -> Model:
@@ -95,8 +90,7 @@ def find_chunk_model(args: Namespace, chunks: int) -> Model:
         raise ValueError(f"steps: expected a multiple of {LIVE}, got {args.steps}.")
     if args.model == "magi":
         ranges = {"noise2clean_kvrange": [], "clean_chunk_kvrange": -1}
-        frames = FRAMES * 6 * chunks
-        return _resolve(args, num_frames=frames, num_steps=args.steps, window_size=LIVE, **ranges)
+        return _resolve(args, num_frames=FRAMES * 6 * chunks, num_steps=args.steps, window_size=LIVE, **ranges)
     lag = {"ar_step": args.steps // LIVE, "inference_steps": args.steps}
     return _resolve(args, num_frames=4 * 5 * chunks - 3, streaming=True, **lag)
 
@@ -117,15 +111,17 @@ def compare_configs(
     reference: str,
     captions: Sequence[int],
     args: Namespace,
-    video: Mapping[str, Any],
     last: int | None = None,
     **sheet: Any,
 ) -> list[Run]:
     """``compare`` configurations on held-out captions, by number; an interrupted measurement continues.
 
-    ``video``: settings that tell one measurement from another; ``last``: chunks of each video to compare.
+    ``last``: chunks of each video to compare; ``sheet``: further arguments of ``compare``.
     """
     prompts = read_held_out()
+    if max(captions) >= len(prompts):
+        raise ValueError(f"captions: expected at most {len(prompts)}, got {args.captions}.")
+    video = {name: str(vars(args).get(name)) for name in ("model", "checkpoint", "num_frames", "chunks", "steps")}
     settings = {name: {**video, "cache": config.as_dict(args.steps)} for name, config in configs.items()}
 
     def make(name: str, seed: int) -> tuple[Frames, Trace]:
@@ -134,14 +130,24 @@ def compare_configs(
     return compare(make, list(configs), captions, [reference], args.outdir, settings, **sheet)
 
 
-def add_model_flags(parser: ArgumentParser, frames: str = "") -> None:
-    """Add the flags that ``find_model`` reads; ``frames``: default lengths to show, empty: no such flag."""
+def new_parser(description: str, name: str, frames: str = "", has_model: bool = True) -> ArgumentParser:
+    """A parser with ``--outdir`` and the flags that ``find_model`` reads.
+
+    Args:
+        name: folder below ``outputs``; ``MODEL`` in it is that of ``--model``.
+        frames: default lengths to show; without, the script chooses length and steps.
+        has_model: whether the script makes videos.
+    """
+    parser, default = Parser(description), f"outputs/{name}"
     add = parser.add_argument
-    add("--model", "--family", choices=["skyreels", "magi"], default="skyreels", help="default: skyreels")
-    weights = "small, official (magi), a folder or Hub id (skyreels) (default: auto)"
-    add("--checkpoint", "--model_id", default="auto", help=weights)
-    add("--config_file", type=Path, default=MAGI_CONFIG, help="configuration of MAGI-1")
+    add("--outdir", type=Path, default=Path(default), help=f"default: {default}")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    if has_model:
+        add("--model", "--family", choices=["skyreels", "magi"], default="skyreels", help="default: skyreels")
+        weights = "small, official (magi), a folder or Hub id (skyreels) (default: auto)"
+        add("--checkpoint", "--model_id", default="auto", help=weights)
+        add("--config_file", type=Path, default=MAGI_CONFIG, help="configuration of MAGI-1")
     if frames:
         add("--num_frames", "--frames", type=int, help=f"of the video (default: {frames})")
         add("--steps", type=int, help="denoising steps (default: 50; magi: 64)")
+    return parser

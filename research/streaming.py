@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowcache import Trace
-from flowcache.markdown import markdown_table
+from flowcache.files import markdown_table
 from flowcache.metrics import psnr
 from flowcache.video import Frames, contact_sheet
 
-from .compare import main, new_parser, write_results
-from .runs import PROMPT, add_model_flags, find_model
+from .compare import main, write_results
+from .runs import PROMPT, find_model, new_parser
 
 #: Whether to stream, and limits on the cache.
 VARIANTS = {
@@ -84,6 +84,8 @@ def measure_constancy(frames: Frames, length: int, block: int) -> dict[str, floa
 
 
 def bench(args: argparse.Namespace) -> str:
+    if args.model != "skyreels":
+        raise ValueError(f"model: expected skyreels, which has windows, got {args.model}.")
     models = {streams: find_model(args, streaming=streams) for streams in (False, True)}
     models[True].pipeline = models[False].pipeline
     rows = []
@@ -105,18 +107,9 @@ def bench(args: argparse.Namespace) -> str:
     return write_results(args, "streaming", markdown_table(["variant", *names], cells), rows)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = new_parser(__doc__, "streaming")
-    add_model_flags(parser, "377")
+if __name__ == "__main__":
+    parser = new_parser(__doc__, "streaming", "377")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="default: two of moving shapes")
     parser.set_defaults(num_frames=377)
-    args = parser.parse_args()
-    if args.model != "skyreels":
-        raise ValueError(f"model: expected skyreels, which has windows, got {args.model}.")
-    find_model(args)
-    return args
-
-
-if __name__ == "__main__":
-    main(parse_arguments, bench)
+    main(parser, bench)

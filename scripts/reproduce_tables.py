@@ -27,7 +27,7 @@ from skyreels_v2.checkpoint import OFFICIAL_DEFAULT
 ROOT = Path(__file__).resolve().parents[1]
 TABLES_CONFIG = "FlowCache4MAGI-1/yaml_config/sample/flowcache_vbench_tables.yaml"
 
-METHODS = [f"{method}:paper-{pace}" for method in ("teacache", "flowcache") for pace in ("slow", "fast")]
+METHODS = [f"{method}:paper-{preset}" for method in ("teacache", "flowcache") for preset in ("slow", "fast")]
 METHODS += [f"flowcache:{preset}" for preset in INTERVAL_SCALE]
 #: Methods of each model, the one that ratios are to first.
 MODELS = {"skyreels_v2": ["vanilla", "causal", *METHODS], "magi1": ["vanilla", *METHODS]}
@@ -54,33 +54,28 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model_id", help="SkyReels-V2, a folder or a Hub id (default: as --model says)")
     add("--load", help="MAGI-1, a folder or a Hub id (default: that of its configuration)")
     add("--environment", help="Python environment with vbench, made if need be (default: no VBench)")
-    add("--skyreels_flags", default="", help="more for FlowCache4SkyReels-V2/sample_video.py (default: none)")
-    add("--magi_flags", default="", help="more for FlowCache4MAGI-1/sample_video.py (default: none)")
+    words = {"type": shlex.split, "default": []}
+    add("--skyreels_flags", **words, help="more for FlowCache4SkyReels-V2/sample_video.py (default: none)")
+    add("--magi_flags", **words, help="more for FlowCache4MAGI-1/sample_video.py (default: none)")
     return parser
 
 
 def prepare(args: argparse.Namespace) -> tuple[Path, dict[str, list[str]]]:
     """Check what the programs do not check themselves; returns folder, and words by program."""
     check_number("prompts", args.prompts, 1, 10**6)
-    more = {}
-    for name in ("skyreels_flags", "magi_flags"):
-        try:
-            more[name] = shlex.split(getattr(args, name))
-        except ValueError as error:
-            raise ValueError(f"{name} cannot be split into words: {error}.") from error
     outdir = writable_folder("outdir", args.outdir or Path("outputs") / f"tables_{args.model}")
     shared = ["--benchmark", "vbench", "--samples", str(args.samples), "--end", str(args.prompts)]
     shared += ["--dimension", args.dimension]
     shared += ["--vbench_prompt_dir", args.vbench_prompt_dir] if args.vbench_prompt_dir else []
     model_id = args.model_id or (OFFICIAL_DEFAULT if args.model == "official" else args.model)
-    config, load = str(ROOT / TABLES_CONFIG), ["--load", args.load] if args.load else []
+    load = ["--load", args.load] if args.load else []
     flags = {
-        "skyreels_v2": ["--model_id", model_id, *more["skyreels_flags"]],
-        "magi1": ["--yaml_config", config, "--model", args.model, *load, *more["magi_flags"]],
+        "skyreels_v2": ["--model_id", model_id, *args.skyreels_flags],
+        "magi1": ["--yaml_config", str(ROOT / TABLES_CONFIG), "--model", args.model, *load, *args.magi_flags],
     }
     programs = {}
     for name in [args.only] if args.only else MODELS:
-        words = [*shared, *shlex.split(SETTINGS[name]), *flags[name]]
+        words = [*shared, *SETTINGS[name].split(), *flags[name]]
         words += ["--base_save_path", str(outdir / name), "--methods", *MODELS[name]]
         programs[name] = [str(ROOT / FOLDERS[name] / "sample_video.py"), *words]
     if "WORLD_SIZE" not in os.environ:
@@ -93,12 +88,10 @@ def prepare(args: argparse.Namespace) -> tuple[Path, dict[str, list[str]]]:
 def note_command(outdir: Path) -> None:
     """Add this command to those of the folder, before any video is made: a killed run has it, too."""
     launcher = "bash scripts/reproduce_tables.sh"
-    if "WORLD_SIZE" in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        nodes = int(os.environ["WORLD_SIZE"]) // local
-        launcher = f"torchrun --nnodes={nodes} --nproc_per_node={local} scripts/reproduce_tables.py"
-    command = " ".join(filter(None, [launcher, shlex.join(sys.argv[1:])]))
-    commands = dict.fromkeys([*read_commands(outdir), command])
+    if world := os.environ.get("WORLD_SIZE"):
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        launcher = f"torchrun --nnodes={int(world) // local} --nproc_per_node={local} scripts/reproduce_tables.py"
+    commands = dict.fromkeys([*read_commands(outdir), f"{launcher} {shlex.join(sys.argv[1:])}".strip()])
     write_atomically(outdir / COMMAND_FILE, "".join(f"{line}\n" for line in commands).encode())
 
 

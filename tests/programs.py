@@ -1,15 +1,11 @@
-"""Programs of the model folders and scripts, run in the tests' own process."""
+"""Programs of the model folders, run in the tests' own process."""
 
-import importlib.util
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-
-from reference import ROOT
 
 from flowcache import cli
 
@@ -20,7 +16,7 @@ MODELS = {"FlowCache4MAGI-1": "magi1", "FlowCache4SkyReels-V2": "skyreels_v2"}
 
 
 class Program:
-    """A program; calling it with its arguments gives its exit code.
+    """A program of a model folder; calling it with its arguments gives its exit code.
 
     Args:
         path: of the file.
@@ -32,28 +28,27 @@ class Program:
         self._path, self._monkeypatch, self._first = path, monkeypatch, first
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
-        self.model, self._command = MODELS.get(path.parent.name), path.stem.partition("_")[0]
-        self.module = cli if self.model else _load(path, monkeypatch)
+        self.model, self._command = MODELS[path.parent.name], path.stem.partition("_")[0]
+
+    def _words(self, arguments: tuple) -> list[str]:
+        return [str(word) for word in (*self._first, *arguments)]
 
     def __call__(self, *arguments) -> int | str | None:
-        words = [str(word) for word in (*self._first, *arguments)]
+        words = self._words(arguments)
         self._monkeypatch.setattr(sys, "argv", [self._path.name, *words])
         try:
-            if self.model is None:
-                return self.module.main()
             return cli.main([self._command, "--model", self.model, *words])
         except SystemExit as stop:
             return stop.code
 
     def read(self, *arguments) -> Any:
         """The options that arguments come to."""
-        words = [str(word) for word in (*self._first, *arguments)]
-        return cli.read_options(cli.find_model(self.model), self._command, words)
+        return cli.read_options(cli.find_model(self.model), self._command, self._words(arguments))
 
     def prepare(self, *arguments) -> Any:
         """The checked job of some arguments."""
         prepare = {"generate": cli.prepare_video, "sample": cli.prepare_samples}[self._command]
-        return prepare(cli.find_model(self.model), [str(word) for word in (*self._first, *arguments)])
+        return prepare(cli.find_model(self.model), self._words(arguments))
 
 
 def script_words(script: Path, *typed, cwd: Path) -> list[str]:
@@ -65,20 +60,6 @@ def script_words(script: Path, *typed, cwd: Path) -> list[str]:
     environment = {**os.environ, "VIRTUAL_ENV": str(cwd / "stub"), "FLOWCACHE_NO_INSTALL": "1"}
     command = ["bash", str(script), *map(str, typed)]
     return subprocess.check_output(command, cwd=cwd, env=environment, text=True).splitlines()[1:]
-
-
-def load_script(name: str, monkeypatch) -> ModuleType:
-    """The module ``scripts/NAME.py``, with what lies beside it to import."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    return _load(ROOT / "scripts" / f"{name}.py", monkeypatch)
-
-
-def _load(path: Path, monkeypatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, path.stem, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 def cases(text: str) -> list[tuple[str, list[str]]]:

@@ -30,18 +30,15 @@ def reference_dir() -> Path:
 
 
 def present(path: Path) -> Path:
-    """The path; skips the test where there is no such file."""
-    if not path.is_file():
-        pytest.skip(f"REFERENCE ABSENT: no file {path}; set FLOWCACHE_REFERENCE_DIR to compare with the original")
+    """The path; skips the test where there is no such file or folder."""
+    if not path.exists():
+        pytest.skip(f"REFERENCE ABSENT: no {path}; set FLOWCACHE_REFERENCE_DIR to compare with the original")
     return path
 
 
 def skyreels_reference() -> Path:
     """The SkyReels-V2 part of it; skips the test where it is absent."""
-    folder = reference_dir() / "skyreels_v2"
-    if not folder.is_dir():
-        pytest.skip(f"REFERENCE ABSENT: no folder {folder}; set FLOWCACHE_REFERENCE_DIR to compare with the original")
-    return folder
+    return present(reference_dir() / "skyreels_v2")
 
 
 @dataclass(frozen=True)

@@ -79,25 +79,31 @@ def decided(trace: Trace) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def watched(reached: Callable[[], None]) -> Iterator[None]:
-    """Within, call ``reached`` at each moment at which a run may be killed: at each step of the loop, and
-    before, in the middle of and after each write."""
-    plain_append, plain_save = GrowingFile.append, torch.save
+def watched(moment: int, strike: Callable[[], Any]) -> Iterator[Iterator[int]]:
+    """Within, call ``strike`` at one of the moments at which a run may be killed; yields their counter.
+
+    The moments are each step of the loop, and before, in the middle of and after each write.
+    """
+    plain_append, plain_save, moments = GrowingFile.append, torch.save, count()
+
+    def reach() -> None:
+        if next(moments) == moment:
+            strike()
 
     def around(plain: Callable) -> Callable:
         def wrapped(*arguments, **named):
-            reached()
+            reach()
             value = plain(*arguments, **named)
-            reached()
+            reach()
             return value
 
         return wrapped
 
     def in_halves(write: Callable[[bytes], Any], content: bytes) -> None:
         for half in (content[: len(content) // 2], content[len(content) // 2 :]):
-            reached()
+            reach()
             write(half)
-        reached()
+        reach()
 
     def save(state, file) -> None:
         whole = io.BytesIO()
@@ -110,15 +116,7 @@ def watched(reached: Callable[[], None]) -> Iterator[None]:
         patch.setattr(resume.torch, "save", save)
         patch.setattr(files.os, "replace", around(os.replace))
         patch.setattr(Path, "unlink", around(Path.unlink))
-        yield
-
-
-def count_moments(work: Callable[[], Any]) -> int:
-    """Run to the end; how many moments there are."""
-    reached = []
-    with watched(lambda: reached.append(1)):
-        work()
-    return len(reached)
+        yield moments
 
 
 def kill_at(moment: int, work: Callable[[], Any]) -> bool:
@@ -126,9 +124,8 @@ def kill_at(moment: int, work: Callable[[], Any]) -> bool:
     repository_commit()  # cached for the children
     child = os.fork()
     if child == 0:
-        left = iter(range(moment))
         try:
-            with watched(lambda: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL)):
+            with watched(moment, lambda: os.kill(os.getpid(), signal.SIGKILL)):
                 work()
         except BaseException:
             os._exit(1)
@@ -140,11 +137,9 @@ def kill_at(moment: int, work: Callable[[], Any]) -> bool:
 
 def stop_at(moment: int, failure: tuple[type[BaseException], ...], work: Callable[[], Any]) -> Any:
     """Run in this process, and raise a failure (type and arguments) at a moment; returns the work's value."""
-    reached = count()
 
     def fail() -> None:
-        if next(reached) == moment:
-            raise failure[0](*failure[1:])
+        raise failure[0](*failure[1:])
 
-    with watched(fail):
+    with watched(moment, fail):
         return work()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from flowcache.benchmark.ranks import Rank
+from flowcache.benchmark.sample_folder import Manifest
 from flowcache.benchmark.samples import Sample
 from flowcache.benchmark.sampling import Sampling
 from flowcache.trace import ChunkEvent, Trace, WindowRecord
@@ -17,6 +23,8 @@ SAMPLES = [Sample(f"{prompt}-0", prompt, 0) for prompt in PROMPTS]
 SECONDS = {"vanilla": (10.0, 30.0), "flowcache:paper-fast": (4.0, 10.0), "causal": (8.0, 20.0)}
 #: FLOPs of a run, by method.
 FLOPS = {"vanilla": 4e15, "flowcache:paper-fast": 1e15, "causal": 2e15}
+#: What the documentation says that a benchmark's folder holds.
+FINISHED = ["manifest.jsonl", "settings.json", "traces", "videos"]
 
 
 def make_trace(method: str, seconds: float, sample: Sample) -> Trace:
@@ -37,17 +45,28 @@ def make_trace(method: str, seconds: float, sample: Sample) -> Trace:
 
 
 class BeadSampler:
-    """Makes grey frames, a little darker the further the method is from vanilla; notes its calls."""
+    """Makes grey frames, a little darker the further the method is from vanilla.
 
-    def __init__(self, method: str, calls: list[tuple[str, str]]) -> None:
-        self.settings, self.method, self.calls, self.loaded = {"method": method}, method, calls, False
+    ``calls`` and ``log``, a file, note what it does and when it loads; it raises ``errors``, by sample, and is killed
+    at ``dies_at``.
+    """
+
+    def __init__(self, method: str, calls=None, errors=None, log=None, dies_at: str = "", **settings) -> None:
+        self.settings = {"num_steps": 3, "video": {"size": 32}, **settings}
+        self.method, self.calls, self.loaded = method, [] if calls is None else calls, False
+        self.errors, self.log, self.dies_at = errors or {}, log, dies_at
 
     def check(self, sample: Sample) -> None:
-        pass
+        if isinstance(self.errors.get(sample.name), LookupError):
+            raise ValueError("too short")
 
     def load(self) -> None:
         self.calls.append(("load", self.method))
-        self.loaded = True
+        self.loaded, start = True, time.monotonic()
+        if self.log:
+            time.sleep(0.2)
+            with self.log.open("a") as file:
+                file.write(f"{start} {time.monotonic()}\n")
 
     def adopt(self, other: BeadSampler) -> None:
         self.loaded = other.loaded
@@ -56,16 +75,28 @@ class BeadSampler:
         assert self.loaded, "the weights must be there"
         self.calls.append((sample.name, self.method))
         frames = np.full((9, 32, 32, 3), 100 + 10 * list(SECONDS).index(self.method), np.uint8)
-        frames[:, 8:16, 8:16] = 200
+        frames[:, 8:16, 8:16] = 200 - 10 * sample.seed
         with VideoWriter(path, 8) as writer:
-            writer.write(frames)
+            writer.write(frames[:1])
+            if sample.name == self.dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if sample.name in self.errors:
+                raise self.errors[sample.name]
+            writer.write(frames[1:])
+        time.sleep(0.1 if self.log else 0)
         return make_trace(self.method, SECONDS[self.method][PROMPTS.index(sample.prompt)], sample)
 
 
-def make_sampling(folder: Path, methods=("vanilla", "flowcache:paper-fast"), samples=SAMPLES, calls=None):
-    """The work of making the run in ``folder``; ``calls`` notes loads and videos in their order."""
-    samplers = {method: BeadSampler(method, [] if calls is None else calls) for method in methods}
-    return Sampling("Abacus", "9 frames of 32 x 32", folder, samplers, samples, compare=True)
+def make_sampling(
+    folder: Path, methods=("vanilla", "flowcache:paper-fast"), samples=SAMPLES, rank=None, keep_going=False, **options
+) -> Sampling:
+    """The work of making the run in ``folder``; several methods have folders in it, only the first fails."""
+    first, *others = methods
+    options.setdefault("calls", [])
+    samplers = {first: BeadSampler(first, **options)}
+    samplers |= {method: BeadSampler(method, **{**options, "errors": None}) for method in others}
+    more = rank or Rank(), keep_going, len(methods) > 1
+    return Sampling("Abacus", "9 frames of 32 x 32", folder, samplers, samples, *more)
 
 
 def make_run(folder: Path, methods=("vanilla", "flowcache:paper-fast"), samples=SAMPLES) -> Path:
@@ -74,3 +105,8 @@ def make_run(folder: Path, methods=("vanilla", "flowcache:paper-fast"), samples=
     sampling.check()
     sampling.run()
     return folder
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """Records in the order in which the videos were first made."""
+    return list(Manifest(folder / "manifest.jsonl").read()[0].values())

@@ -1,6 +1,7 @@
-"""The examples run, and stay as short as they claim; pipelines are loaded as diffusers' are."""
+"""The examples run and do what they claim; pipelines are loaded as diffusers' are."""
 
 import os
+import runpy
 import subprocess
 import sys
 import warnings
@@ -19,16 +20,22 @@ EXAMPLES = {"own_model.py": "chunk 7", "from_pipe.py": "reused"}
 def test_example_runs(name, tmp_path):
     paths = [ROOT, ROOT / "FlowCache4SkyReels-V2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    command = [sys.executable, str(ROOT / "examples" / name)]
+    command = [sys.executable, ROOT / "examples" / name]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert EXAMPLES[name] in done.stdout
-    if name == "from_pipe.py":
-        assert {path.name for path in tmp_path.iterdir()} == {"circle.mp4", "circle.png"}
+    made = {"circle.mp4", "circle.png"} if name == "from_pipe.py" else set()
+    assert {path.name for path in tmp_path.iterdir()} == made
 
 
-def test_own_model_is_under_60_lines():
-    assert len((ROOT / "examples" / "own_model.py").read_text().splitlines()) < 60
+def test_the_example_policy_reuses_within_its_tolerance(tmp_path, capsys):
+    main = runpy.run_path(str(ROOT / "examples" / "own_policy.py"))["main"]
+    reused = []
+    for tolerance in ("0", "0.05"):
+        main(["--tolerance", tolerance, "--steps", "16", "--output", str(tmp_path / "map.png")])
+        reused.append(int(capsys.readouterr().out.split("%")[0].split()[-1]))
+    assert reused[0] == 0 < reused[1]
+    assert (tmp_path / "map.png").stat().st_size
 
 
 @pytest.mark.parametrize("kind", [FlowCacheSkyReelsV2Pipeline, MagiPipeline])

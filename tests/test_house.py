@@ -1,15 +1,20 @@
-"""Rules of the code base that no single module can keep: layers, sizes, words, documents."""
+"""Rules of the code base that no single module can keep: layers, sizes, words, documents, installation."""
 
 import ast
 import re
 import runpy
 import subprocess
+import sys
+import tomllib
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
+from reference import ROOT
+from setuptools import find_packages
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"flowcache": ".", "magi1": "FlowCache4MAGI-1", "skyreels_v2": "FlowCache4SkyReels-V2"}
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 WORDS = re.compile(r"\b(lest|anew|knobs?|lonely)\b", re.IGNORECASE)
 
 
@@ -40,18 +45,18 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, *([base] if base else [])])
+            base = resolve_name("." * node.level + (node.module or ""), package)
             names = {f"{base}.{alias.name}" for alias in node.names}
             found |= {n if n in known else base for n in names}
     return {n for n in found if n in known} - {name}
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_modules_know_their_place():
     known = modules()
     graph = {name: imported(name, path, known) for name, path in known.items()}
+    for name, needs in graph.items():
+        others = {need.partition(".")[0] for need in needs} - {name.partition(".")[0]}
+        assert others <= {"flowcache"}, f"{name} imports {others}"
     while leaves := [name for name, needs in graph.items() if not needs & graph.keys()]:
         for name in leaves:
             del graph[name]
@@ -59,19 +64,11 @@ def test_no_module_imports_itself_by_way_of_others():
     assert not graph, f"import circle among {sorted(graph)}"
 
 
-def test_packages_know_their_place():
-    known = modules()
-    for name, path in known.items():
-        others = {n.partition(".")[0] for n in imported(name, path, known)} - {name.partition(".")[0]}
-        assert others <= {"flowcache"}, f"{name} imports {others}"
-
-
-def test_no_file_is_longer_than_400_lines():
-    assert [str(p) for p in tracked("*.py") if len(p.read_text().splitlines()) > 400] == []
-
-
-def test_models_readmes_are_short():
-    assert [str(p) for p in ROOT.glob("FlowCache4*/README.md") if len(p.read_text().splitlines()) >= 120] == []
+@pytest.mark.parametrize(
+    ("pattern", "most"), [("*.py", 400), ("FlowCache4*/README.md", 119), ("examples/own_model.py", 59)]
+)
+def test_files_are_short(pattern, most):
+    assert [str(path) for path in tracked(pattern) if len(path.read_text().splitlines()) > most] == []
 
 
 def test_words_of_the_field():
@@ -101,3 +98,24 @@ def test_snippets_of_readmes_run(readme, tmp_path, monkeypatch):
 def test_reference_is_that_of_the_parsers():
     written = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["make_reference"]()
     assert written == (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), "run docs/make_reference.py"
+
+
+@pytest.mark.parametrize("folder", ["FlowCache4MAGI-1", "FlowCache4SkyReels-V2"])
+def test_requirements_install_the_project_from_their_own_folder(folder):
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "-r", "requirements.txt"]
+    done = subprocess.run(command, cwd=ROOT / folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "flowcache" in done.stdout.splitlines()[-1]
+
+
+def test_every_package_is_listed_and_its_files_exist_in_the_checkout():
+    found = {name for name in find_packages(ROOT) if name.partition(".")[0] == "flowcache"}
+    for name in ("magi1", "skyreels_v2"):
+        parent = Path(SETTINGS["package-dir"][name]).parent
+        found |= {package for package in find_packages(ROOT / parent) if package.startswith(name)}
+    assert found == {name for name in SETTINGS["packages"] if not name.startswith("flowcache.data")}
+    for package, patterns in SETTINGS["package-data"].items():
+        folder = ROOT / SETTINGS["package-dir"][package]
+        assert all(any(folder.glob(pattern)) for pattern in patterns)
+        assert package == f"flowcache.data.{folder.name}", "the path that flowcache.files.shipped looks for"

@@ -1,5 +1,8 @@
 """The script that makes the paper's tables."""
 
+import runpy
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,18 +14,25 @@ from reference import ROOT
 def front(monkeypatch, tmp_path):
     """The script, with its commands noted down; those in ``codes``, counted from 1, end with that code."""
     monkeypatch.chdir(tmp_path)
-    program = Program(ROOT / "scripts" / "reproduce_tables.py", monkeypatch)
-    program.commands, program.codes = [], {}
+    main = runpy.run_path(str(ROOT / "scripts" / "reproduce_tables.py"))["main"]
+
+    def front(*words):
+        monkeypatch.setattr(sys, "argv", ["reproduce_tables.py", *map(str, words)])
+        try:
+            return main()
+        except SystemExit as stop:
+            return stop.code
 
     def run(command):
-        program.commands.append(command[1:])
-        code = program.codes.get(len(program.commands), 0)
+        front.commands.append(command[1:])
+        code = front.codes.get(len(front.commands), 0)
         if code == 130:
             raise KeyboardInterrupt
         return SimpleNamespace(returncode=code)
 
-    monkeypatch.setattr(program.module.subprocess, "run", run)
-    return program
+    front.commands, front.codes = [], {}
+    monkeypatch.setattr(subprocess, "run", run)
+    return front
 
 
 @pytest.mark.parametrize(("index", "folder"), [(0, "FlowCache4SkyReels-V2"), (1, "FlowCache4MAGI-1")])

@@ -11,12 +11,11 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from flowcache.adapter import Adapter, Start
+from flowcache.files import shipped
 from flowcache.fingerprint import array_digest
 from flowcache.methods import make_config
 from flowcache.options import Given
-from flowcache.prompts import check_prompt
-from flowcache.registry import check_number
-from flowcache.shipped import shipped
+from flowcache.registry import check_number, described
 from flowcache.video import last_frames, to_float
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt
@@ -30,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 FOLDER = shipped("FlowCache4MAGI-1")
 CONFIG_FILE = "config/single_run/4.5B_distill.json"
-#: YAML files with options that hold where nothing else is given, by program.
-_FILES = {"generate": "single_run/config.yaml", "sample": "sample/flowcache_vbench.yaml"}
 #: Place of the table of special tokens in the official code.
 SPECIAL_TOKENS = Path("example/assets/special_tokens.npz")
 #: Methods by the original's key ``reuse_strategy``.
@@ -44,35 +41,28 @@ PREFIX_SECONDS = 5  # of a video that is continued
 
 @dataclass(frozen=True, kw_only=True)
 class MagiOptions:
-    """Options of MAGI-1 beside the keys of its configuration.
+    """Options of MAGI-1 beside the keys of its configuration."""
 
-    Attributes:
-        config_file: configuration in three sections, JSON.
-        weights: auto (the configuration's on CUDA or with ``--load``, otherwise small), official, or small.
-        mode: t2v, i2v (needs ``--image_path``) or v2v (needs ``--prefix_video_path``)
-            (default: by what is given).
-        special_tokens: special_tokens.npz of the official code; switches PAD_HQ and PAD_DURATION on.
-        discard_nearly_clean_chunk: no extra forward pass without context of a nearly clean chunk.
-        log, print_peak_memory: ignored; accepted for compatibility.
-    """
-
-    config_file: Path = Path(CONFIG_FILE)
-    weights: Literal["auto", "official", "small"] = "auto"
-    mode: Literal["t2v", "i2v", "v2v"] = "t2v"
-    special_tokens: Path | None = None
-    discard_nearly_clean_chunk: bool = False
-    log: bool = False
-    print_peak_memory: bool = False
+    config_file: Path = described("configuration in three sections, JSON", Path(CONFIG_FILE))
+    weights: Literal["auto", "official", "small"] = described(
+        "auto (the configuration's on CUDA or with --load, otherwise small), official, or small", "auto"
+    )
+    mode: Literal["t2v", "i2v", "v2v"] = described(
+        "t2v, i2v (needs --image_path) or v2v (needs --prefix_video_path) (default: by what is given)", "t2v"
+    )
+    special_tokens: Path | None = described(
+        "special_tokens.npz of the official code; switches PAD_HQ and PAD_DURATION on"
+    )
+    discard_nearly_clean_chunk: bool = described(
+        "no extra forward pass without context of a nearly clean chunk", False
+    )
+    log: bool = described("ignored; accepted for compatibility", False)
+    print_peak_memory: bool = described("ignored; accepted for compatibility", False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Magi1(Adapter):
-    """MAGI-1 with the settings of its videos.
-
-    Attributes:
-        source: weights and configuration.
-        extras: arguments of ``MagiPipeline.stream`` about special tokens and guidance.
-    """
+    """MAGI-1 with the settings of its videos."""
 
     title = "MAGI-1"
     package = "magi1"
@@ -80,15 +70,23 @@ class Magi1(Adapter):
     lacks = frozenset({"kv_range", "retention", "causal_attention"})
     traits = TRAITS
     saving = ("--t5_device cpu", "--compress_kv_cache", "--kv_bits 8", "--num_frames 96")
+    option_files: ClassVar = {
+        "generate": FOLDER / "yaml_config/single_run/config.yaml",
+        "sample": FOLDER / "yaml_config/sample/flowcache_vbench.yaml",
+    }
+    clean_prompt = staticmethod(clean_prompt)
     default_prompt = "a red circle moves right over a dark background"
 
-    source: ModelSource
+    source: ModelSource  # weights and configuration
+    # Arguments of ``MagiPipeline.stream`` about special tokens and guidance.
     extras: dict[str, Any] = field(default_factory=dict)
 
     video = property(lambda self: self.source.config.runtime_config)
     on_host = property(lambda self: frozenset({"text_encoder"} if self.video.t5_device == "cpu" else ()))
     size = property(lambda self: (self.video.video_size_h, self.video.video_size_w))
     num_steps = property(lambda self: self.video.num_steps)
+    shape = property(lambda self: f"{self.video.window_size} chunks at once")
+    profile_word = property(lambda self: f"window{self.video.window_size}")
     location = property(lambda self: self.video.load)
     folders = property(lambda self: self.source.folders)
     is_small = property(lambda self: self.video.load == str(SMALL))
@@ -109,11 +107,7 @@ class Magi1(Adapter):
         parser.ignore(IGNORED if program == "sample" else (*IGNORED, "reuse_strategy"))
 
     @classmethod
-    def options_file(cls, program):
-        return FOLDER / "yaml_config" / _FILES[program]
-
-    @classmethod
-    def settle(cls, given):
+    def translate(cls, given):
         strategy = given.get("reuse_strategy")
         if strategy in STRATEGIES and "method" not in given.values:
             given.values["method"] = STRATEGIES[strategy]
@@ -136,6 +130,7 @@ class Magi1(Adapter):
         switches, tokens = _read_special_tokens(given.get("special_tokens"), model)
         extras = {"switches": switches, "special_tokens": tokens}
         extras["discard_nearly_clean"] = given.get("discard_nearly_clean_chunk", False)
+        given.refuse_unread(_find_unread(model.video, extras["discard_nearly_clean"]))
         return replace(model, extras={**extras, "previous_weight": _previous_weight(os.environ)})
 
     def settings(self, with_folders=True):
@@ -147,33 +142,12 @@ class Magi1(Adapter):
         extras["special_tokens"] = tokens and {name: array_digest(rows) for name, rows in vars(tokens).items()}
         return {**config, **extras}
 
-    def describe(self):
-        video = self.video
-        return (
-            f"{video.num_frames} frames of {video.video_size_w} x {video.video_size_h}, "
-            f"{video.num_steps} steps, {video.window_size} chunks at once"
-        )
-
-    def unread(self, given):
-        runtime, unread = self.video, {}
-        if runtime.cfg_number == 1:
-            unread = dict.fromkeys(("cfg_t_range", "prev_chunk_scales", "text_scales"), "it needs cfg_number 3")
-        else:
-            needed = ("discard_nearly_clean_chunk", "distill_nearly_clean_chunk_threshold")
-            unread = dict.fromkeys(needed, "it needs cfg_number 1")
-        if self.extras["discard_nearly_clean"]:
-            unread["distill_nearly_clean_chunk_threshold"] = "discard_nearly_clean_chunk is true"
-        return unread | ({} if runtime.num_steps == 12 else {"shortcut_mode": "it needs num_steps 12"})
-
     def configure(self, options):
         total, live = options.total or TRAITS.total, self.video.window_size
         if options.compress and options.budget is None and total <= live:
-            raise ValueError(f"total must be above window_size ({live}), the number of live chunks, got {total}.")
+            raise ValueError(f"total: expected more than the {live} live chunks (window_size), got {total}.")
         offload = options.kv_offload or self.source.config.engine_config.kv_offload
         return make_config(replace(options, kv_offload=offload), TRAITS)
-
-    def check_prompt(self, prompt):
-        check_prompt("prompt", prompt, clean_prompt)
 
     def continue_from(self, history):
         # the last whole seconds, at most five; of a shorter video, all whole latent frames
@@ -205,11 +179,20 @@ class Magi1(Adapter):
         return replace(self, source=replace(self.source, config=config))
 
     def pilot(self):
-        video = self.video
-        longest = (video.window_size + 1) * video.chunk_width * FRAMES
-        size = f"{video.video_size_h}x{video.video_size_w}"
-        name = f"{Path(video.load).name}-{size}-{video.num_steps}steps-window{video.window_size}"
-        return self.with_video(num_frames=min(video.num_frames, longest), seed=0), name
+        longest = (self.video.window_size + 1) * self.video.chunk_width * FRAMES
+        return self.with_video(num_frames=min(self.video.num_frames, longest), seed=0)
+
+
+def _find_unread(video: RuntimeSection, discards: bool) -> dict[str, str]:
+    """Why options have no effect, by name."""
+    if video.cfg_number == 1:
+        unread = dict.fromkeys(("cfg_t_range", "prev_chunk_scales", "text_scales"), "it needs cfg_number 3")
+    else:
+        needed = ("discard_nearly_clean_chunk", "distill_nearly_clean_chunk_threshold")
+        unread = dict.fromkeys(needed, "it needs cfg_number 1")
+    if discards:
+        unread["distill_nearly_clean_chunk_threshold"] = "discard_nearly_clean_chunk is true"
+    return unread | ({} if video.num_steps == 12 else {"shortcut_mode": "it needs num_steps 12"})
 
 
 def _check_mode(given: Given) -> None:

@@ -117,12 +117,9 @@ class Segment:
 
     chunk: int
     length: int
-    #: index of the caption in the ``TextBank``
-    text: int
-    #: branch of the cache; None: the segment sees itself alone and stores nothing
-    slot: int | None
-    #: the oldest chunk that the segment sees; None: all that the cache holds
-    first_chunk: int | None = None
+    text: int  # index of the caption in the ``TextBank``
+    slot: int | None  # branch of the cache; None: the segment sees itself alone and stores nothing
+    first_chunk: int | None = None  # the oldest chunk that the segment sees; None: all that the cache holds
 
 
 @dataclass

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from zipfile import BadZipFile, is_zipfile
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
 from torch import Tensor
+
+from flowcache.user_files import reading
 
 #: The time of the cleaning grows with the square of the prompt's length.
 MAX_CHARACTERS = 10_000
@@ -22,8 +24,7 @@ NULL_TOKENS = 50
 #: Rows of the table of special tokens; a duration's row depends on the chunk.
 _ROWS = {"static": 2, "dynamic": 3, "borderness": 4, "high_quality": 1, "three_d_model": 15}
 _ROWS |= {"two_d_anime": 16, "duration": None}
-_FIRST_DURATION, _NUM_DURATIONS = 7, 8
-_NUM_ROWS = 17
+_NUM_ROWS, _FIRST_DURATION, _NUM_DURATIONS = 17, 7, 8
 _BORDER_ROW, _TRANSITION_ROW = 4, 0
 
 #: The original's environment variable of each switch, and the switches that all of its scripts set.
@@ -106,10 +107,10 @@ class SpecialTokens:
     def from_file(cls, path: str | Path, channels: int | None = None) -> SpecialTokens:
         """Read the official ``special_tokens.npz``; ``channels``: of the text encoder, None for any."""
         found = {}
-        try:
-            with open(path, "rb") as file:
-                if not is_zipfile(file):
-                    raise ValueError("it is no npz archive")
+        remedy = "give special_tokens.npz of the official code, or switch the tokens off"
+        with reading(path, "special_tokens", remedy):
+            if Path(path).is_file() and not is_zipfile(path):
+                raise ValueError("it is no npz archive")
             with np.load(path) as tables:
                 for name, rows in (("other_tokens", _NUM_ROWS), ("caption_token", 1), ("logo_token", 1)):
                     table = torch.from_numpy(tables[name].astype(np.float16)).float()  # as the original
@@ -117,12 +118,6 @@ class SpecialTokens:
                         wanted = f"[{rows} or more, {channels or 'channels'}]"
                         raise ValueError(f"{name}: expected shape {wanted}, got {list(table.shape)}")
                     found[name] = table
-        except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
-            reason = str(error).rstrip(".")
-            raise ValueError(
-                f"special_tokens: {path} cannot be used: {reason}; give special_tokens.npz of the official "
-                "code, or switch the tokens off."
-            ) from error
         return cls(*found.values())
 
     def before(self, switches: CaptionSwitches, following: int) -> Tensor:
@@ -171,10 +166,8 @@ def make_captions(
     if switches.negative:
         null = torch.cat([tokens.before_null().to(null), null])
     null = null[:NULL_TOKENS]
-    if len(caption) == 0:
-        return Captions([null], [0] * num_chunks, null)
-    if not switches.any:
-        return Captions([caption[:longest]], [0] * num_chunks, null)
+    if len(caption) == 0 or not switches.any:
+        return Captions([caption[:longest] if len(caption) else null], [0] * num_chunks, null)
     # The duration alone differs between chunks, and only between the last ones of a video.
     different = min(num_chunks - num_given, _NUM_DURATIONS) if switches.duration else 1
     texts = [

@@ -5,16 +5,15 @@ What a function here refuses is a ValueError that names the file and the tensor 
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
-from flowcache.model_files import indexed_files, read_config, read_header
-from flowcache.typed import as_type, check_keys
+from flowcache import model_files
 from flowcache.user_files import reading
 
 from .config import FRAMES, PIXELS, EngineSection, MagiConfig, ModelSection
@@ -25,24 +24,28 @@ from .vae import AutoencoderKLMagi
 logger = logging.getLogger(__name__)
 
 #: Keys of the official VAE's configuration that can have one value only.
-_VAE_ALWAYS = {"conv_last_layer": True, "double_z": True, "norm_code": False, "use_rope": False}
-_VAE_ALWAYS |= {"with_cls_token": True}
-_VAE_COUNTS = ("embed_dim", "num_heads", "patch_size", "patch_length", "z_chans", "depth", "in_chans")
+_ALWAYS = {"conv_last_layer": True, "double_z": True, "norm_code": False, "use_rope": False, "with_cls_token": True}
 
 #: The official repository on the Hub, and its folders: weights of each size, and the parts beside them.
 REPOSITORY, _FOLDER = "sand-ai/MAGI-1", "ckpt/magi"
 _OFFICIAL = [f"{size}_{kind}" for size in ("4.5B", "24B") for kind in ("distill", "distill_quant", "base")]
-BESIDE = {"vae_pretrained": "ckpt/vae", "t5_pretrained": "ckpt/t5"}
+SMALLEST, BESIDE = f"{_FOLDER}/{_OFFICIAL[0]}", {"vae_pretrained": "ckpt/vae", "t5_pretrained": "ckpt/t5"}
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+#: The official encoder's folder, inside the one that ``t5_pretrained`` names.
+T5_FOLDER = "t5-v1_1-xxl"
+
+#: Sizes of the official encoder.
+_T5_XXL = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+
+#: Of each of these, one file is needed; without a vocabulary, transformers would make a tokenizer that knows no word.
+_NEEDED = (("config.json",), ("spiece.model", "tokenizer.json"), ("*.safetensors", "*.bin"))
 
 
 def new_transformer(section: ModelSection, fp8: bool = False) -> MagiTransformer3DModel:
     """The transformer of a configuration, on the meta device; ``fp8``: for quantised weights."""
     known = MagiTransformer3DModel._get_init_keys(MagiTransformer3DModel)
     with torch.device("meta"):
-        settings = {k: v for k, v in asdict(section).items() if k in known}
-        return MagiTransformer3DModel(**settings, fp8_quant=fp8)
+        return MagiTransformer3DModel(**{k: v for k, v in asdict(section).items() if k in known}, fp8_quant=fp8)
 
 
 def weight_folder_name(engine: EngineSection) -> str:
@@ -51,10 +54,6 @@ def weight_folder_name(engine: EngineSection) -> str:
 
 
 def weight_folder(load: str | Path, engine: EngineSection) -> Path:
-    if not str(load):
-        raise ValueError(
-            f"load must name a folder of weights, here or on the Hub ({REPOSITORY}/{_FOLDER}/{_OFFICIAL[0]})."
-        )
     name = weight_folder_name(engine)
     folder = Path(load).expanduser() / name
     if not folder.is_dir():
@@ -62,7 +61,7 @@ def weight_folder(load: str | Path, engine: EngineSection) -> Path:
         official = f"{_FOLDER}/{folder.parent.name if folder.parent.name in _OFFICIAL else f'4.5B_{kind}'}"
         wanted = " ".join(f'--include "{inside}/*"' for inside in (f"{official}/{name}", *BESIDE.values()))
         raise ValueError(
-            f"load: expected a folder of weights, got {load}, which has no folder {name}; set load to "
+            f"load: expected a folder with weights in {name}, got {load}; set load to "
             f"{REPOSITORY}/{official}, which is downloaded at the first run or before by "
             f"`hf download {REPOSITORY} {wanted}`."
         )
@@ -71,8 +70,7 @@ def weight_folder(load: str | Path, engine: EngineSection) -> Path:
 
 def check_transformer(load: str | Path, config: MagiConfig) -> None:
     """Refuse weights that do not fit a configuration; reads only the headers of their files."""
-    shapes = official_shapes(new_transformer(config.model_config), config.engine_config.fp8_quant)
-    _locate_tensors(weight_folder(load, config.engine_config), shapes)
+    _read_transformer(load, config, new_transformer(config.model_config))
 
 
 def load_transformer(
@@ -81,7 +79,6 @@ def load_transformer(
     """Load the transformer of a configuration from a checkpoint's folder.
 
     Args:
-        load, config: the folder, and its configuration.
         dtype: of the weights, except for those that stay in fp32; None: the configuration's ``params_dtype``.
         keep_fp8: leave quantised weights in fp8, for devices that multiply them (``multiplies_fp8``); False
             converts them, with a warning.
@@ -94,7 +91,7 @@ def load_transformer(
             "capability 8.9 on do): they need more memory, and are no faster than plain ones.",
             str(dtype).removeprefix("torch."),
         )
-    tensors = _read_checked(weight_folder(load, config.engine_config), official_shapes(plain, fp8))
+    tensors = _read_transformer(load, config, plain)
     state = {}
     for name in plain.state_dict():
         official = official_key(name)
@@ -110,25 +107,72 @@ def load_transformer(
     return model.eval().requires_grad_(False)
 
 
+def _read_transformer(load: str | Path, config: MagiConfig, plain: MagiTransformer3DModel) -> dict[str, Tensor]:
+    shapes = official_shapes(plain, config.engine_config.fp8_quant)
+    return model_files.read_weights(_find_files(weight_folder(load, config.engine_config), "model"), shapes)
+
+
 def load_vae(folder: Path) -> AutoencoderKLMagi:
     """Load the official VAE, ``config.json`` and safetensors beside it, in fp32."""
     vae = new_vae(folder)
-    state = {name: tensor.float() for name, tensor in _read_checked(folder, _shapes(vae)).items()}
-    vae.load_state_dict(state, strict=True, assign=True)
-    return vae.eval().requires_grad_(False)
+    weights = model_files.read_weights(_find_files(folder), model_files.list_shapes(vae))
+    vae.load_state_dict(weights, strict=True, assign=True)
+    return vae.float().eval().requires_grad_(False)
 
 
 def check_vae(folder: Path, config: MagiConfig) -> None:
     """Refuse a VAE that does not fit the transformer; reads only the headers of its weight files."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"vae_pretrained names {folder}, which has no config.json.")
     vae, section = new_vae(folder), config.model_config
     wanted = {"patch_size": PIXELS, "patch_length": FRAMES}
     wanted["z_chans"] = section.in_channels // (2 if section.half_channel_vae else 1)
     for name, value in wanted.items():
         if vae.config[name] != value:
             raise ValueError(f"vae_pretrained: expected {name} {value}, got {vae.config[name]} in {folder}.")
-    _locate_tensors(folder, _shapes(vae))
+    model_files.read_weights(_find_files(folder), model_files.list_shapes(vae))
+
+
+def new_text_encoder(t5_pretrained: Path | None) -> T5EncoderModel:
+    """The text encoder of a folder, or the official one, on the meta device."""
+    with torch.device("meta"):
+        if t5_pretrained is None:
+            return T5EncoderModel(T5Config(**_T5_XXL, feed_forward_proj="gated-gelu"))
+        return T5EncoderModel(T5Config.from_pretrained(t5_pretrained / T5_FOLDER, local_files_only=True))
+
+
+def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
+    """Refuse a folder without a T5 as wide as the captions and its tokenizer; reads no weights."""
+    folder, width = t5_pretrained / T5_FOLDER, config.model_config.caption_channels
+    for names in _NEEDED:
+        if not any(path for name in names for path in folder.glob(name)):
+            raise ValueError(f"t5_pretrained: {folder} lacks {' or '.join(names)}.")
+    model_files.read_config(folder / "config.json", {"model_type": ""})
+    with reading(folder / "config.json", "a configuration"):
+        encoder = new_text_encoder(t5_pretrained)
+    sizes, known = encoder.config, encoder.state_dict()
+    if sizes.d_model != width:
+        raise ValueError(
+            f"t5_pretrained: expected d_model {width}, as caption_channels, got {sizes.d_model} in {folder}."
+        )
+    model_files.load_tokenizer(folder, sizes.vocab_size)
+    for path in filter(model_files.can_map, [*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        _check_layers(path, model_files.read_tensors(path).keys() - known.keys())
+
+
+def load_text_encoder(t5_pretrained: Path) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
+    folder = t5_pretrained / T5_FOLDER
+    tokenizer = model_files.load_tokenizer(folder)
+    with reading(folder, "a text encoder"):
+        encoder, report = T5EncoderModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    _check_layers(folder, report["unexpected_keys"])
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"t5_pretrained: {folder} lacks {missing[0]} ({len(missing)} missing in all).")
+    return tokenizer, encoder.eval()
+
+
+#: Keys of the configuration that name folders of weights, and the checks of their files.
+FOLDERS = {"load": check_transformer, "vae_pretrained": check_vae, "t5_pretrained": check_text_encoder}
 
 
 def new_vae(folder: Path | None) -> AutoencoderKLMagi:
@@ -136,67 +180,32 @@ def new_vae(folder: Path | None) -> AutoencoderKLMagi:
     if folder is None:
         with torch.device("meta"):
             return AutoencoderKLMagi()
-    path = folder / "config.json"
-    content = read_config(path, {})
+    path, known = folder / "config.json", model_files.default_arguments(AutoencoderKLMagi)
+    like = known | _ALWAYS
+    content = model_files.read_config(path, like | {"ddconfig": like})
     if content.get("_class_name") not in ("ViTVAE", "AutoencoderKLMagi"):
         raise ValueError(f"{path} describes a {content.get('_class_name')}, not a ViTVAE.")
-    kinds = get_type_hints(AutoencoderKLMagi.__init__)
-    settings: dict[str, Any] = {}
     described = content.get("ddconfig", content)
-    for key, value in check_keys(described, described, f"{path}, ddconfig").items():
-        if key in kinds:
-            settings[key] = as_type(value, kinds[key], f"{path}: {key}", spelled=True)
-        elif value != _VAE_ALWAYS.get(key, value):
-            raise ValueError(f"{path}: {key} must be {json.dumps(_VAE_ALWAYS[key])}, got {json.dumps(value)}.")
-        elif key not in _VAE_ALWAYS and not key.startswith("_"):
+    for key, value in described.items():
+        if value != _ALWAYS.get(key, value):
+            raise ValueError(f"{path}: {key} must be {json.dumps(_ALWAYS[key])}, got {json.dumps(value)}.")
+        if key not in like and not key.startswith("_"):
             logger.warning("%s: %s is ignored: the autoencoder does not know it.", path, key)
-    for key in _VAE_COUNTS:
-        if settings.get(key, 1) < 1:
-            raise ValueError(f"{path}: {key} must be at least 1, got {settings[key]}.")
     with reading(path, "an autoencoder"), torch.device("meta"):
-        return AutoencoderKLMagi(**settings)
+        return AutoencoderKLMagi(**{key: value for key, value in described.items() if key in known})
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def _read_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Read the tensors of a folder's weight files, exactly those of ``shapes``."""
-    tensors = {}
-    for path in sorted(set(_locate_tensors(folder, shapes).values())):
-        with safe_open(path, framework="pt") as file:
-            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return tensors
-
-
-def _locate_tensors(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Path]:
-    """Find the file of each tensor; refuse others than those of ``shapes``."""
-    found: dict[str, Path] = {}
-    for path in _find_weight_files(folder):
-        for name, shape in read_header(path).items():
-            if name not in shapes:
-                raise ValueError(f"{path} holds {name}, which the model does not know.")
-            if shape != shapes[name]:
-                raise ValueError(f"{path}: {name} must have shape {shapes[name]}, has {shape}.")
-            if name in found:
-                raise ValueError(f"{path} holds {name}, which {found[name].name} holds as well.")
-            found[name] = path
-    if missing := sorted(shapes.keys() - found.keys()):
-        raise ValueError(f"{folder} lacks {missing[0]} ({len(missing)} missing in all).")
-    return found
-
-
-def _find_weight_files(folder: Path) -> list[Path]:
-    if (folder / _INDEX).is_file():
-        files = indexed_files(folder / _INDEX)
-    else:
-        files = [folder / _SINGLE]
-        if not files[0].is_file() and not files[0].with_name(f"{_SINGLE}.zst").is_file():
-            files = sorted(folder.glob("*.safetensors")) or files
+def _find_files(folder: Path, name: str = "diffusion_pytorch_model") -> list[Path]:
+    files = model_files.find_weight_files(folder, name)
     for path in files:
         if not path.is_file():
             packed = path.with_name(f"{path.name}.zst")
             hint = f"; unpack it first: zstd -d {packed}" if packed.is_file() else "."
             raise ValueError(f"{folder} lacks {path.name}{hint}")
     return files
+
+
+def _check_layers(path: Path, unknown: Collection[str]) -> None:
+    """Refuse tensors of layers that ``config.json`` leaves out; a decoder's are not needed."""
+    if layers := sorted(name for name in unknown if name.startswith("encoder.block.")):
+        raise ValueError(f"t5_pretrained: {path} holds {layers[0]}, for which config.json has no layer.")

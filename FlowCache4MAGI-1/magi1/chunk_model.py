@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowcache import StaircaseSchedule
 from flowcache.chunk_model import ChunkInput
+from flowcache.flops import TransformerFlops
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
 
 from .attention import PackedSegments, Segment, TextBank, choose_attention
 from .captions import Captions
-from .flops import TransformerFlops
 from .guidance import Branch, Guidance
 from .schedule import Timetable
 from .transformer import MagiTransformer3DModel
@@ -28,24 +29,18 @@ GIVEN_REACH = 8
 class KVRange:
     """Context of a chunk, in chunks, itself included."""
 
-    #: by the chunk's progress, in equal parts of its steps; empty: all chunks before it
-    noisy: Sequence[int] = ()
-    #: of a clean or given chunk; -1: the last of ``noisy``. Without ``noisy``, for given chunks only.
-    clean: int = -1
+    noisy: Sequence[int] = ()  # by the chunk's progress, in equal parts of its steps; empty: all before it
+    clean: int = -1  # of a clean or given chunk; -1: the last of ``noisy``. Without ``noisy``, of given ones only.
 
-    def reach(self, local_step: int, num_steps: int) -> int | None:
-        """Context at a local step, ``num_steps`` once clean; None: all chunks before."""
-        if not self.noisy:
+    def reach(self, local_step: int | None, num_steps: int) -> int | None:
+        """Context at a local step: ``num_steps`` once clean, None if given. None: all chunks before."""
+        if local_step is not None and not self.noisy:
             return None
-        if local_step >= num_steps:
-            return self.noisy[-1] if self.clean == -1 else self.clean
-        return self.noisy[local_step // (num_steps // len(self.noisy))]
-
-    @property
-    def given_reach(self) -> int:
-        if self.clean == -1:
-            return self.noisy[-1] if self.noisy else GIVEN_REACH
-        return self.clean
+        if local_step is not None and local_step < num_steps:
+            return self.noisy[local_step // (num_steps // len(self.noisy))]
+        if self.clean != -1:
+            return self.clean
+        return self.noisy[-1] if self.noisy else GIVEN_REACH
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,19 @@ class Sampling:
     guidance: Guidance
     schedule: StaircaseSchedule
     kv_range: KVRange = field(default_factory=KVRange)
+
+
+def transformer_flops(config: Any) -> TransformerFlops:
+    patch = config.t_patch_size * config.patch_size**2
+    return TransformerFlops(
+        dim=config.hidden_size,
+        query_dim=config.num_attention_heads * config.kv_channels,
+        key_dim=config.num_query_groups * config.kv_channels,
+        ffn_dim=config.ffn_hidden_size * (3 if config.gated_linear_unit else 2),
+        num_layers=config.num_layers,
+        patch_features_in=config.in_channels * patch,
+        patch_features_out=config.out_channels * patch,
+    )
 
 
 class MagiChunkModel:
@@ -85,7 +93,7 @@ class MagiChunkModel:
         self._tokens_per_frame, self._device = first_frame.shape[1], first_frame.device
         self._conditions = self._make_conditions()
         self._attention = choose_attention(self._device, transformer.dtype)
-        self._flops = TransformerFlops.of(transformer.config)
+        self._flops = transformer_flops(transformer.config)
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         return [tokens[0] for tokens in self.embed(inputs)]
@@ -110,9 +118,10 @@ class MagiChunkModel:
             .repeat(len(own), 1)
             for item, own in zip(inputs, branches, strict=True)
         ]
+        steps = self.timetable.num_steps
         out = self.transformer(
             torch.cat(hidden),
-            torch.stack([self._condition(item, branch) for item, branch in packed]),
+            torch.stack([self._conditions[min(item.local_step, steps), int(branch.text)] for item, branch in packed]),
             [segment.length for segment in segments],
             torch.cat(rotary),
             PackedSegments(segments, cache, self._text, self._attention),
@@ -144,10 +153,7 @@ class MagiChunkModel:
         return CacheLayout(*sizes, self.transformer.dtype, self._device)
 
     def reach(self, local_step: int | None) -> int | None:
-        kv_range = self.sampling.kv_range
-        if local_step is None:
-            return kv_range.given_reach
-        return kv_range.reach(local_step, self.timetable.num_steps)
+        return self.sampling.kv_range.reach(local_step, self.timetable.num_steps)
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
         caption, null = max(map(len, self._captions.texts)), len(self._captions.null)
@@ -168,7 +174,7 @@ class MagiChunkModel:
         return local_step is not None and local_step < self.timetable.num_steps
 
     def _time(self, local_step: int | None) -> float:
-        return self.timetable.time(local_step) if self._is_live(local_step) else self.timetable.clean_time
+        return self.timetable.timestep(local_step) if self._is_live(local_step) else self.timetable.clean_time
 
     def _branches(self, item: ChunkInput) -> Sequence[Branch]:
         is_given = item.chunk < self.sampling.schedule.first_chunk
@@ -199,14 +205,9 @@ class MagiChunkModel:
         Made once a video, so that no step waits for times on their way to the device.
         """
         count, device = self.timetable.num_steps, self._device
-        steps = [*range(count), 0]  # clean chunks run when a chunk starts, with its step size
-        times = [*map(self.timetable.time, range(count)), self.timetable.clean_time]
-        sizes = None
-        if self.timetable.distilled:
-            sizes = torch.tensor([self.timetable.step_size(step) for step in steps], device=device)
-        times = torch.tensor(times, device=device)
+        times = torch.tensor([*self.timetable.times[:-1], self.timetable.clean_time], device=device)
+        # Clean chunks run when a chunk starts, with its step size.
+        sizes = [self.timetable.step_size(step) for step in (*range(count), 0)]
+        sizes = torch.tensor(sizes, device=device) if self.timetable.distilled else None
         by_text = [self.transformer.condition(times, [flag] * (count + 1), sizes) for flag in (False, True)]
         return torch.stack(by_text, dim=1)
-
-    def _condition(self, item: ChunkInput, branch: Branch) -> Tensor:
-        return self._conditions[min(item.local_step, self.timetable.num_steps), int(branch.text)]

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import torch
 
 from flowcache.options import MAX_BYTES
-from flowcache.rates import plain_rate
-from flowcache.registry import check_options, check_pixels, option
+from flowcache.registry import check_options, check_pixels, option, plain_rate
 from flowcache.typed import as_type, check_keys, field_types
 from flowcache.user_files import expand_path, parse_file
 
@@ -21,9 +20,6 @@ from .schedule import Timetable
 
 #: Pixels of a latent along height and width, and frames of one along time.
 PIXELS, FRAMES = 8, 4
-
-#: Keys of the engine's section that are accepted and ignored: one device runs everything.
-UNUSED = ("pp_size", "cp_size", "ulysses_overlap_degree", "enable_cuda_graph")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +187,9 @@ class EngineSection(Section):
 
     @property
     def unused(self) -> list[str]:
-        defaults = EngineSection()
-        return [name for name in UNUSED if getattr(self, name) != getattr(defaults, name)]
+        """Given keys that are ignored, because one device runs everything."""
+        names = ("pp_size", "cp_size", "ulysses_overlap_degree", "enable_cuda_graph")
+        return [name for name in names if getattr(self, name) != getattr(EngineSection, name)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,11 +221,7 @@ class MagiConfig:
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> MagiConfig:
-        """Read a JSON file; ``overrides`` replace keys of any section by their bare names.
-
-        Raises:
-            ValueError: the file is missing or no JSON, or a key or value is wrong; the key is named.
-        """
+        """Read a JSON file; ``overrides`` replace keys of any section by their bare names."""
         sections = {section.name: section.default_factory for section in fields(cls)}
         content = check_keys(parse_file(path, json.loads, "JSON", most=MAX_BYTES), sections, str(path))
         check_keys(overrides or {}, cls.keys(), "the command line")
@@ -237,6 +230,5 @@ class MagiConfig:
             place, kinds = f"{path}, {name}", field_types(section)
             given = dict(check_keys(content.get(name, {}), kinds, place))
             given |= {key: value for key, value in (overrides or {}).items() if key in kinds}
-            values = {key: as_type(value, kinds[key][0], f"{place}: {key}", True) for key, value in given.items()}
-            built[name] = section(**values)
+            built[name] = as_type(given, section, place, spelled=True)
         return cls(**built)

@@ -23,23 +23,19 @@ class Branch:
     slot: int | None
 
 
+@dataclass(frozen=True)
 class DistilledGuidance:
     """One forward: guidance is distilled into the weights.
 
     When the oldest live chunk is nearly clean, it also runs without context, and the two velocities are
     mixed, which keeps errors from spreading to later chunks.
-
-    Args:
-        threshold: time above which a chunk counts as nearly clean; None: never.
-        weight: share of the velocity with context.
     """
 
-    #: branches of the cache
-    num_slots = 1
-    _USUAL, _ALONE = Branch(text=True, slot=0), Branch(text=True, slot=None)
+    threshold: float | None = 0.3  # time above which a chunk counts as nearly clean; None: never
+    weight: float = PREVIOUS_WEIGHT
 
-    def __init__(self, threshold: float | None = 0.3, weight: float = PREVIOUS_WEIGHT) -> None:
-        self.threshold, self.weight = threshold, weight
+    num_slots = 1  # branches of the cache
+    _USUAL, _ALONE = Branch(text=True, slot=0), Branch(text=True, slot=None)
 
     def branches(self, time: float, oldest: bool) -> Sequence[Branch]:
         """Branches of a live chunk; ``oldest``: no other live chunk is nearer to clean."""
@@ -54,37 +50,31 @@ class DistilledGuidance:
         return self.weight * usual + (1 - self.weight) * alone
 
 
+@dataclass(frozen=True)
 class ThreeWayGuidance:
-    """Three forwards: with text and earlier chunks, without text, and without either.
+    """Three forwards: with text and earlier chunks, without text, and without either."""
 
-    Args:
-        times: times from which the scales at the same place hold, rising from 0.
-        previous_scales: weight of the earlier chunks.
-        text_scales: weight of the text.
-
-    Raises:
-        ValueError: the lists differ in length, hold numbers that are not finite, or ``times`` does not rise
-            from 0.
-    """
+    times: Sequence[float]  # from which the scales at the same place hold, rising from 0
+    previous_scales: Sequence[float]  # weight of the earlier chunks
+    text_scales: Sequence[float]
 
     num_slots = 2
     _BRANCHES = (Branch(text=True, slot=0), Branch(text=False, slot=1), Branch(text=False, slot=None))
 
-    def __init__(self, times: Sequence[float], previous_scales: Sequence[float], text_scales: Sequence[float]) -> None:
-        if not len(times) == len(previous_scales) == len(text_scales):
+    def __post_init__(self) -> None:
+        times, scales = self.times, (*self.previous_scales, *self.text_scales)
+        if not len(times) == len(self.previous_scales) == len(self.text_scales):
             raise ValueError("cfg_t_range, prev_chunk_scales and text_scales must be of one length.")
-        if not all(map(math.isfinite, (*times, *previous_scales, *text_scales))):
+        if not all(map(math.isfinite, (*times, *scales))):
             raise ValueError("cfg_t_range, prev_chunk_scales and text_scales must hold finite numbers.")
         if not times or times[0] != 0 or any(after <= before for before, after in pairwise(times)):
             raise ValueError(f"cfg_t_range must hold times that rise from 0, got {list(times)}.")
-        self.times = [time - 1e-7 for time in times]
-        self.previous_scales, self.text_scales = previous_scales, text_scales
 
     def branches(self, time: float, oldest: bool) -> Sequence[Branch]:
         return self._BRANCHES
 
     def mix(self, time: float, velocities: Tensor) -> Tensor:
-        place = bisect_left(self.times, time) - 1
+        place = bisect_left([start - 1e-7 for start in self.times], time) - 1
         previous, text = self.previous_scales[place], self.text_scales[place]
         both, without_text, alone = velocities
         return (1 - previous) * alone + (previous - text) * without_text + text * both

@@ -1,10 +1,6 @@
 """The method on MAGI-1: thresholds, and the model's names of options."""
 
-from functools import partial
-from typing import Any
-
-from flowcache import FlowCacheConfig
-from flowcache.methods import ModelTraits, check_config, make_config
+from flowcache.methods import ModelTraits
 
 METHODS = ("vanilla", "teacache", "flowcache")
 
@@ -34,16 +30,4 @@ TRAITS = ModelTraits(
     },
 )
 
-check_cache = partial(check_config, traits=TRAITS)
-
-
-def method_config(method: str = "flowcache", preset: str | None = None, **named: Any) -> FlowCacheConfig:
-    """``flowcache.methods.make_config`` for MAGI-1.
-
-    Args:
-        method: one of ``METHODS``.
-        preset: one of ``flowcache.methods.PRESETS``; None: the default.
-        named: fields of ``flowcache.methods.MethodOptions``, also under MAGI-1's names: ``rel_l1_thresh``,
-            ``compress_kv_cache``, ``total_cache_chunk_nums``, ...
-    """
-    return make_config(TRAITS.translate({"method": method, "preset": preset, **named}), TRAITS)
+method_config = TRAITS.configure

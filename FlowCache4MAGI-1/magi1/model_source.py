@@ -13,31 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from flowcache.environment import choose_device
+from flowcache.files import shipped
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
-from flowcache.shipped import shipped
 
-from .checkpoint import (
-    BESIDE,
-    check_transformer,
-    check_vae,
-    load_transformer,
-    load_vae,
-    new_transformer,
-    new_vae,
-    weight_folder,
-    weight_folder_name,
-)
+from . import checkpoint
+from .checkpoint import FOLDERS, T5_FOLDER
 from .config import FRAMES, MagiConfig
 from .quantised import multiplies_fp8
-from .text_encoder import T5_FOLDER, check_text_encoder, load_text_encoder, new_text_encoder
 
 logger = logging.getLogger(__name__)
 
 SMALL = shipped("assets/magi1_small")
-
-#: Keys of the configuration that name folders of weights, and the checks of their files.
-FOLDERS = {"load": check_transformer, "vae_pretrained": check_vae, "t5_pretrained": check_text_encoder}
 
 #: A folder on the Hub: ``owner/repository/folder``.
 _HUB_FOLDER = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([^/].*?)/*")
@@ -51,10 +39,8 @@ class ModelSource:
     """A configuration whose folders exist, or are named on the Hub; no weight is read yet."""
 
     config: MagiConfig
-    #: which model and why, for the log
-    reason: str
-    #: whether the small checkpoint replaces the official weights because CUDA is missing
-    is_substitute: bool = False
+    reason: str  # which model and why, for the log
+    is_substitute: bool = False  # whether the small checkpoint replaces the official weights for want of CUDA
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -62,7 +48,7 @@ class ModelSource:
         named = {name: getattr(self.config.runtime_config, name) for name in FOLDERS}
         local = {k: Path(value).expanduser() for k, value in named.items() if not parse_hub_folder(value)}
         if "load" in local:
-            local["load"] = weight_folder(local["load"], self.config.engine_config)
+            local["load"] = checkpoint.weight_folder(local["load"], self.config.engine_config)
         return local
 
 
@@ -91,7 +77,7 @@ def resolve_model(
         why = "asked for official"
     elif model == "auto" and overrides.get("load"):
         why = "load was given"
-    elif model == "auto" and _choose_device(device).type == "cuda":
+    elif model == "auto" and choose_device(device).type == "cuda":
         why = "CUDA device"
     else:
         return _resolve_small(config, overrides, model)
@@ -99,45 +85,39 @@ def resolve_model(
     if hub := parse_hub_folder(load):
         absent = {
             name: f"{hub[0]}/{folder}"
-            for name, folder in BESIDE.items()
+            for name, folder in checkpoint.BESIDE.items()
             if name not in overrides and not ((named := getattr(runtime, name)) and Path(named).expanduser().is_dir())
         }
         config = replace(config, runtime_config=replace(runtime, **absent))
     for name, check in FOLDERS.items():
         folder = getattr(config.runtime_config, name)
-        if not folder and name != "load":
-            raise ValueError(f"{name} must name a folder, here or on the Hub.")
+        if not folder:
+            official = checkpoint.BESIDE.get(name, checkpoint.SMALLEST)
+            raise ValueError(f"{name} must name a folder, here or on the Hub ({checkpoint.REPOSITORY}/{official}).")
         if not parse_hub_folder(folder):
-            check(Path(folder).expanduser() if folder else "", config)
+            check(Path(folder).expanduser(), config)
     return ModelSource(config, f"{why}: using the official weights in {load}")
 
 
 def load_components(source: ModelSource, device: torch.device | str | None = None) -> dict[str, Any]:
     """Load text encoder, transformer and VAE: in the configuration's types on CUDA, in fp32 elsewhere.
 
-    The text encoder is always in fp32. ``device`` None: CUDA if there is any.
-
-    Raises:
-        ValueError, NotFiniteError: a tensor is missing, unknown, misshapen or corrupt, or not finite.
-        OSError: a download failed.
+    The text encoder is always in fp32. ValueError and NotFiniteError name a tensor; OSError: a download failed.
     """
-    device, config = _choose_device(device), source.config
+    device, config = choose_device(device), source.config
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
     folders = {name: _fetch_folder(name, config) for name in FOLDERS}
     runtime = config.runtime_config
     for name in config.engine_config.unused:
         logger.warning("%s is ignored: one device runs everything.", name)
     if runtime.clean_chunk_kvrange != -1 and not runtime.noise2clean_kvrange:
-        logger.warning(
-            "clean_chunk_kvrange %d is ignored except for given chunks, because noise2clean_kvrange is "
-            "empty: a chunk sees all chunks before it.",
-            runtime.clean_chunk_kvrange,
-        )
+        found = f"clean_chunk_kvrange {runtime.clean_chunk_kvrange}, but noise2clean_kvrange is empty"
+        logger.warning("%s: a chunk sees all chunks before it, unless it is given.", found)
     dtype = None if device.type == "cuda" else torch.float32
-    transformer = load_transformer(folders["load"], config, dtype, keep_fp8=multiplies_fp8(device))
-    vae = load_vae(folders["vae_pretrained"])
+    transformer = checkpoint.load_transformer(folders["load"], config, dtype, keep_fp8=multiplies_fp8(device))
+    vae = checkpoint.load_vae(folders["vae_pretrained"])
     vae.register_to_config(scaling_factor=runtime.scale_factor)
-    tokenizer, encoder = load_text_encoder(folders["t5_pretrained"])
+    tokenizer, encoder = checkpoint.load_text_encoder(folders["t5_pretrained"])
     for part in (transformer, vae):
         part.to(device)
     if runtime.t5_device != "cpu":
@@ -152,10 +132,11 @@ def new_components(source: ModelSource, device: torch.device) -> dict[str, Any]:
     config, folders, on_cuda = source.config, source.folders, device.type == "cuda"
     # Without a GPU, of one that multiplies in fp8.
     keep_fp8 = multiplies_fp8(device) if torch.cuda.is_available() else on_cuda
-    transformer = new_transformer(config.model_config, keep_fp8 and config.engine_config.fp8_quant)
+    transformer = checkpoint.new_transformer(config.model_config, keep_fp8 and config.engine_config.fp8_quant)
     # Diffusers' method would warn of what stays in fp32.
     nn.Module.to(transformer, config.model_config.dtype if on_cuda else torch.float32)
-    encoder, vae = new_text_encoder(folders.get("t5_pretrained")), new_vae(folders.get("vae_pretrained"))
+    encoder = checkpoint.new_text_encoder(folders.get("t5_pretrained"))
+    vae = checkpoint.new_vae(folders.get("vae_pretrained"))
     parts = {"tokenizer": None, "text_encoder": encoder, "transformer": transformer, "vae": vae}
     return {**parts, "tile_frames": _choose_tile(config)}
 
@@ -165,24 +146,15 @@ def _choose_tile(config: MagiConfig) -> int:
     return max(round(config.runtime_config.fps) // 2, FRAMES)
 
 
-def _choose_device(device: torch.device | str | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def _resolve_small(config: MagiConfig, overrides: dict[str, Any], model: str) -> ModelSource:
     if unread := next((name for name in FOLDERS if overrides.get(name)), None):
-        raise ValueError(
-            f"{unread}: the small checkpoint, which is used here, has its own; leave {unread} out, or set "
-            "model to official."
-        )
+        remedy = f"leave {unread} out, or set model to official"
+        raise ValueError(f"{unread}: the small checkpoint, which is used here, has its own; {remedy}.")
     if not SMALL.is_dir():
-        raise ValueError(
-            f"model: {model} uses the small checkpoint here, but there is no folder {SMALL}; get the whole "
-            "repository, or set model to official and load to a folder of official weights."
-        )
+        remedy = "get the whole repository, or set model to official and load to a folder of official weights"
+        raise ValueError(f"model {model}: there is no folder {SMALL} with the small checkpoint; {remedy}.")
     runtime = config.runtime_config
-    kept = {name: getattr(runtime, name) for name in _KEPT}
-    kept["shortcut_mode"] = config.engine_config.shortcut_mode
+    kept = {name: getattr(runtime, name) for name in _KEPT} | {"shortcut_mode": config.engine_config.shortcut_mode}
     folders = {"load": SMALL, "vae_pretrained": SMALL / "vae", "t5_pretrained": SMALL / "t5"}
     overrides = {**kept, **overrides, **{name: str(path) for name, path in folders.items()}}
     small = MagiConfig.from_file(SMALL / "config.json", overrides)
@@ -211,7 +183,7 @@ def _fetch_folder(key: str, config: MagiConfig) -> Path:
     if (hub := parse_hub_folder(named)) is None:
         return Path(named).expanduser()
     repository, folder = hub
-    inside = {"load": weight_folder_name(config.engine_config), "t5_pretrained": T5_FOLDER}.get(key)
+    inside = {"load": checkpoint.weight_folder_name(config.engine_config), "t5_pretrained": T5_FOLDER}.get(key)
     wanted = f"{folder}/{inside}" if inside else folder
 
     def check(root: Path) -> None:

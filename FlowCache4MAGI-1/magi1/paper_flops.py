@@ -2,8 +2,8 @@
 
 from flowcache.benchmark.paper_flops import PaperFlops, PaperRow
 
+from .chunk_model import transformer_flops
 from .config import ModelSection
-from .flops import TransformerFlops
 from .guidance import DistilledGuidance, Guidance
 from .schedule import Timetable
 
@@ -35,10 +35,9 @@ def paper_flops() -> PaperFlops:
 
 def _count_denoising(guidance: Guidance) -> float:
     """FLOPs of all steps of all chunks; clean chunks are not run again."""
-    flops, timetable = TransformerFlops.of(ModelSection()), Timetable(STEPS)
+    flops, timetable = transformer_flops(ModelSection()), Timetable(STEPS)
     # Of the window's four live chunks, only the oldest is ever nearly clean.
-    times = map(timetable.time, range(STEPS))
-    branches = [branch for time in times for branch in guidance.branches(time, oldest=True)]
+    branches = [branch for time in timetable.times[:-1] for branch in guidance.branches(time, oldest=True)]
     edges = STEPS * flops.embed(CHUNK_TOKENS) + len(branches) * flops.head(CHUNK_TOKENS)
     blocks = sum(
         flops.blocks(CHUNK_TOKENS, CHUNK_TOKENS * (1 if branch.slot is None else chunk + 1), text_tokens=0)

@@ -5,33 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.video_processor import VideoProcessor
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flowcache import Denoiser, FlowCacheConfig, KVStorageConfig, StaircaseSchedule, Trace, Window, cut_window
 from flowcache.arguments import GivenFrames, as_frames, check_type
-from flowcache.environment import describe_environment, peak_memory_bytes, synchronize
+from flowcache.environment import describe_environment
+from flowcache.files import shipped
 from flowcache.finite import check_finite
+from flowcache.methods import check_config
 from flowcache.noise import BlockNoise
-from flowcache.output import VideoPart
-from flowcache.pipeline import FlowCachePipeline, StepCallback
-from flowcache.prompts import check_prompt
-from flowcache.shipped import shipped
-from flowcache.state import State
+from flowcache.pipeline import FlowCachePipeline, StepCallback, convert_given
+from flowcache.state import State, VideoPart
+from flowcache.typed import check_keys
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt, make_captions
 from .chunk_model import KVRange, MagiChunkModel, Sampling
-from .config import FRAMES, EngineSection, MagiConfig
+from .config import FRAMES, EngineSection, MagiConfig, RuntimeSection
 from .guidance import PREVIOUS_WEIGHT, DistilledGuidance, ThreeWayGuidance
-from .methods import TRAITS, check_cache, method_config
+from .methods import TRAITS, method_config
 from .model_source import FOLDERS, SMALL, ModelSource, load_components, resolve_model
-from .schedule import Euler, Timetable
+from .schedule import Timetable
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi, Tiling
 
@@ -76,15 +76,16 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         if tile_frames is not None:
             vae.enable_tiling(Tiling(frames=tile_frames))
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae)
+        self.video_processor = VideoProcessor()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any) -> MagiPipeline:
+    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any) -> Self:
         """Load the small checkpoint (``small``), a folder laid out as it, or one of ``save_pretrained``.
 
         Weights are on the CPU, in fp32 without ``torch_dtype``. ``named`` are arguments of diffusers or, for
         the small checkpoint's layout, keys of its configuration.
         """
-        folder = SMALL if folder == "small" else Path(folder)
+        folder, torch_dtype = SMALL if folder == "small" else Path(folder), named.pop("dtype", torch_dtype)
         config_file = folder / CONFIG_FILE
         if config_file.is_file() and not (folder / cls.config_name).is_file():
             places = zip(FOLDERS, (folder, folder / "vae", folder / "t5"), strict=True)
@@ -93,15 +94,13 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             for part in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
                 nn.Module.to(part, torch_dtype)  # diffusers warns of parts that ours keeps in fp32
             return pipeline
-        pipeline = super().from_pretrained(folder, torch_dtype=torch_dtype, **named)
+        pipeline = super().from_pretrained(folder, dtype=torch_dtype, **named)
         if config_file.is_file():
             pipeline.model_defaults = MagiConfig.from_file(config_file)
         return pipeline
 
     @classmethod
-    def from_config_file(
-        cls, config_file: str | Path, device: torch.device | str | None = None, **keys: Any
-    ) -> MagiPipeline:
+    def from_config_file(cls, config_file: str | Path, device: torch.device | str | None = None, **keys: Any) -> Self:
         """Load the official weights that a configuration names, as ``load_pipeline`` does.
 
         Args:
@@ -109,8 +108,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             device: where to run; None: CUDA if there is any.
             **keys: of any section, in place of the file's: ``load="sand-ai/MAGI-1/ckpt/magi/4.5B_distill"``.
         """
-        path = Path(config_file)
-        path = path if path.is_file() else shipped("FlowCache4MAGI-1") / path
+        path = Path(config_file) if Path(config_file).is_file() else shipped("FlowCache4MAGI-1") / config_file
         return load_pipeline(resolve_model(path, keys, "official", device), device)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -138,16 +136,13 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         given = {name: options.pop(name) for name in _HANDED_ON if name in options}
         given["config"] = self.make_config(config, **options)
         runtime = given["config"].runtime_config
-        size = (runtime.video_size_h, runtime.video_size_w)
-        if image is not None and video is not None:
-            raise ValueError("image: expected no video beside it; the video starts with one of them.")
-        if image is not None:
-            given["prefix"] = as_frames("image", image, *size)
-        elif video is not None:
-            frames = as_frames("video", video, *size)
-            if (count := frames.shape[1]) < FRAMES:
+        frames = convert_given(runtime.video_size_h, runtime.video_size_w, image=image, video=video)
+        if "image" in frames:
+            given["prefix"] = frames["image"]
+        elif "video" in frames:
+            if (count := frames["video"].shape[1]) < FRAMES:
                 raise ValueError(f"video: expected at least {FRAMES} frames, got {count}; or give an image.")
-            given["prefix"] = frames[:, count % FRAMES :]
+            given["prefix"] = frames["video"][:, count % FRAMES :]
         return given, runtime.fps, runtime.seed
 
     @torch.no_grad()
@@ -183,37 +178,32 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             decode: False leaves the frames of the parts empty.
             on_step_end: ``callback_on_step_end`` of ``__call__``.
             **changes: as of ``make_config``.
-
-        Raises:
-            TypeError, ValueError: as ``__call__``.
         """
         config, cache = self.make_config(config, **changes), cache or self.flowcache_config
         check_type("cache", cache, FlowCacheConfig)
-        check_cache(cache)
+        check_config(cache, TRAITS)
         runtime, engine = config.runtime_config, config.engine_config
         if engine.kv_offload:
-            bits = cache.storage and cache.storage.bits
-            cache = replace(cache, storage=KVStorageConfig(bits=bits, offload=True))
+            cache = replace(cache, storage=replace(cache.storage or KVStorageConfig(), offload=True))
         if prefix is not None:
             prefix = as_frames("prefix", prefix, runtime.video_size_h, runtime.video_size_w)
             if (count := prefix.shape[1]) != 1 and count % FRAMES:
                 raise ValueError(f"prefix must be one frame or a multiple of {FRAMES}, got {count}.")
         # An image is the first frame of the video.
         shows_prefix = prefix is not None and prefix.shape[1] == 1
-        trace, device = trace if trace is not None else Trace(), self._execution_device
+        trace, device = trace or Trace(), self._execution_device
         switches, reuse = switches or CaptionSwitches(), cache.as_dict(runtime.num_steps)
         trace.settings |= {"prompt": prompt, "video": asdict(runtime), "reuse": reuse}
         trace.settings["special_tokens"] = str(switches)
         trace.environment = describe_environment(device)
-        with trace.timer("text"):
+        with self._stage("text", "text_encoder", trace):
             if prompt_embeds is None:
                 (prompt_embeds,) = self.encode_prompt(prompt, switches.num_tokens, trace)
             width = self.transformer.config.caption_channels
             if prompt_embeds.shape[1:] != (width,):
-                got = list(prompt_embeds.shape)
-                raise ValueError(f"prompt_embeds: expected [tokens, {width}], got {got}.")
+                raise ValueError(f"prompt_embeds: expected [tokens, {width}], got {list(prompt_embeds.shape)}.")
             caption = check_finite("text embeddings", prompt_embeds.float().to(device))
-        with trace.timer("encode"):
+        with self._stage("encode", "vae", trace):
             given = None if prefix is None else self._encode(prefix)
             window = self._new_window(config, given, shows_prefix)
         num_chunks, num_given = len(window.chunks), window.num_given
@@ -226,50 +216,30 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             guidance = DistilledGuidance(threshold, previous_weight)
         kv_range = KVRange(runtime.noise2clean_kvrange, runtime.clean_chunk_kvrange)
         null_caption = self.transformer.caption_embed.null_caption.to(device)
-        model = MagiChunkModel(
-            self.transformer,
-            make_captions(caption, null_caption, num_chunks, num_given, switches, special_tokens),
-            tuple(window.frame_shape[1:]),
-            Sampling(timetable, guidance, schedule, kv_range),
-            cache.policy.indicator,
-        )
-        denoiser, solver = Denoiser(model, cache, trace), Euler(timetable)
+        captions = make_captions(caption, null_caption, num_chunks, num_given, switches, special_tokens)
+        sampling, size = Sampling(timetable, guidance, schedule, kv_range), tuple(window.frame_shape[1:])
+        with self._stage("denoise", "transformer", trace):
+            model = MagiChunkModel(self.transformer, captions, size, sampling, cache.policy.indicator)
+        denoiser = Denoiser(model, cache, trace)
         shown, hidden, wanted = (), window.chunks[num_given].held, runtime.num_frames
         if state is not None:
             denoiser.load_state_dict(state["denoiser"])
             wanted, hidden, state = state["wanted"], 0, None  # it may be large
         elif shows_prefix:
             # A chunk that is given whole is not denoised, and so does not come from the loop.
-            shown, hidden = map(window.latents, range(num_given)), 0
+            shown, hidden = range(num_given), 0
 
         def save_state() -> State:
             return {"wanted": wanted, "denoiser": denoiser.state_dict()}
 
-        def end_step() -> None:
-            progress.update()
-            if on_step_end is not None:
-                live = trace.steps[-1].events
-                latents = torch.cat([window.latents(event.chunk) for event in live], dim=1).unsqueeze(0)
-                timestep = solver.timestep(live[-1].local_step)
-                on_step_end(self, len(trace.steps) - 1, timestep, {"latents": latents})
-
-        denoiser.on_step = end_step
         with self.progress_bar(total=len(schedule)) as progress:
             progress.update(len(trace.steps))
-            chunks = denoiser.run(window, schedule, solver)
-            clean = chain(shown, (chunk.latents for chunk in chunks))
-            while True:
-                with trace.timer("denoise"):
-                    latents = next(clean, None)
-                    synchronize(device)
-                if latents is None:
-                    return
+            for latents in self._denoise(denoiser, window, schedule, timetable, progress, on_step_end, shown):
                 # Clone, so that a slice does not keep the full tensor alive.
                 latents, hidden = latents[:, hidden:].clone(), 0
                 count = min(wanted, FRAMES * latents.shape[1])
-                with trace.timer("decode"):
+                with self._stage("decode", "vae", trace):
                     frames = self._decode(latents)[:, :count] if decode else latents.new_empty(3, 0, 0, 0)
-                trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(device))
                 wanted -= count
                 if count:
                     yield VideoPart(frames, latents, save_state if denoiser.in_window else None)
@@ -283,6 +253,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         """
         config = self.model_defaults if config is None else config
         check_type("config", config, MagiConfig)
+        check_keys(changes, (*RuntimeSection.__dataclass_fields__, *_KEYS, "guidance_scale"), "arguments of MAGI-1")
         runtime, changes = config.runtime_config, {_KEYS.get(k, k): v for k, v in changes.items()}
         if (scale := changes.pop("guidance_scale", None)) is not None:
             if runtime.cfg_number == 1:
@@ -294,23 +265,21 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
 
     def encode_prompt(self, prompt: str, num_special: int = 0, trace: Trace | None = None) -> Tensor:
         """Embed a prompt without padding: ``[1, tokens, channels]``, fp32; notes lost words in the trace."""
-        check_prompt("prompt", prompt, clean_prompt)
-        text, sizes, device = clean_prompt(prompt), self.transformer.config, self._execution_device
-        if not text:
-            return torch.zeros(1, 0, sizes.caption_channels, device=device)
+        sizes, device = self.transformer.config, self._execution_device
         # Special tokens displace the last tokens of the caption, of which the very last only ends the text.
         room = sizes.caption_max_length - max(num_special - 1, 0)
-        self._note_losses("prompt", prompt, text, room, trace or Trace())
-        limit = {"max_length": sizes.caption_max_length, "truncation": True}
-        tokens = self.tokenizer(text, **limit, return_tensors="pt").input_ids
+        text = self._clean("prompt", prompt, room, trace or Trace())
+        if not text:
+            return torch.zeros(1, 0, sizes.caption_channels, device=device)
+        limit = sizes.caption_max_length
+        tokens = self.tokenizer(text, max_length=limit, truncation=True, return_tensors="pt").input_ids
         embeds = self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state
         return embeds.float().to(device)
 
     def _encode(self, video: Tensor) -> Tensor:
         """Scaled latents ``[channels, frames / 4, height / 8, width / 8]``; one frame gives one."""
         video = video.unsqueeze(0).to(self._execution_device, self.vae.dtype)
-        posterior = self.vae.encode(video).latent_dist
-        latents = posterior.mode()[0].float() * self.vae.config.scaling_factor
+        latents = self.vae.encode(video).latent_dist.mode()[0].float() * self.vae.config.scaling_factor
         return check_finite("latents of the given frames", latents)
 
     def _decode(self, latents: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Times of MAGI-1's steps, and its solver."""
+"""Times of MAGI-1's steps."""
 
 from itertools import pairwise
 
@@ -16,8 +16,8 @@ SHIFT = 3.0
 SHORTCUTS = {"8,16,16": (0, 2, 3), "16,16,8": (0, 1, 2)}
 
 
-class Timetable:
-    """Times of a chunk's steps, 0 (noise) to 1 (clean): squared, then shifted by 3 like Stable Diffusion 3.
+class Timetable(Solver):
+    """Euler's method on times from 0 (noise) to 1 (clean): squared, then shifted by 3 as Stable Diffusion 3 does.
 
     Args:
         num_steps: a multiple of 4; the official models make 8, 16, 32 or 64, or 12, which are those of 16
@@ -43,10 +43,14 @@ class Timetable:
         else:
             uniform = np.linspace(0, 1, num_steps + 1, dtype=np.float32)
         squared = uniform * uniform
-        self.times = squared / np.float32(SHIFT) / (1 - np.float32(1 - 1 / SHIFT) * squared)
+        times = squared / np.float32(SHIFT) / (1 - np.float32(1 - 1 / SHIFT) * squared)
+        self.times, self._lengths = times.tolist(), np.diff(times).tolist()
 
-    def time(self, local_step: int) -> float:
-        return float(self.times[local_step])
+    def timestep(self, local_step: int) -> float:
+        return self.times[local_step]
+
+    def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:
+        return latents + velocity * self._lengths[local_step]
 
     def step_size(self, local_step: int) -> float | None:
         """Step size that a distilled model sees, in quarters of the grid; None for others."""
@@ -55,18 +59,3 @@ class Timetable:
         if self.num_steps != 12:
             return 2 * self.num_steps / 4
         return 2 * 4 / self._intervals[local_step % 3]
-
-
-class Euler(Solver):
-    """Velocity times the step's time; keeps no history."""
-
-    def __init__(self, timetable: Timetable) -> None:
-        self._timetable = timetable
-        self.times = timetable.times.tolist()
-
-    def timestep(self, local_step: int) -> float:
-        return self._timetable.time(local_step)
-
-    def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:
-        times = self._timetable.times
-        return latents + velocity * float(times[local_step + 1] - times[local_step])

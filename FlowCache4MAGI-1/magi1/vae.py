@@ -19,8 +19,8 @@ from torch.nn import functional
 def normalise_heads(x: Tensor) -> Tensor:
     """Each head's channels to mean 0 and deviation 1; epsilon is added to the deviation."""
     x32 = x.float()
-    deviation = x32.std(dim=-1, keepdim=True, unbiased=False)
-    return ((x32 - x32.mean(dim=-1, keepdim=True)) / (deviation + 1e-5)).type_as(x)
+    deviation, mean = torch.std_mean(x32, dim=-1, keepdim=True, unbiased=False)
+    return ((x32 - mean) / (deviation + 1e-5)).type_as(x)
 
 
 class ViTAttention(nn.Module):
@@ -65,8 +65,7 @@ class ViT(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         side, dim = config.video_size // config.patch_size, config.embed_dim
-        # of the clips in training
-        self.grid = (config.video_length // config.patch_length, side, side)
+        self.grid = (config.video_length // config.patch_length, side, side)  # of the clips in training
         self.patch = (config.patch_length, config.patch_size, config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + prod(self.grid), dim))
@@ -129,12 +128,9 @@ class ViTDecoder(ViT):
 class Tiling:
     """Cut of large clips into tiles, which are blended where they overlap in space."""
 
-    #: height and width of a tile, pixels; None: no cut in space
-    size: int | None = 256
-    #: frames of a tile; None: no cut in time
-    frames: int | None = 16
-    #: share of a tile that it has in common with the next
-    overlap: float = 0.25
+    size: int | None = 256  # height and width of a tile, pixels; None: no cut in space
+    frames: int | None = 16  # frames of a tile; None: no cut in time
+    overlap: float = 0.25  # share of a tile that it has in common with the next
 
 
 class AutoencoderKLMagi(ModelMixin, ConfigMixin):
@@ -178,18 +174,14 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
         """Posterior of the latents of ``[batch, 3, frames, height, width]`` in [-1, 1].
 
         One frame alone becomes one latent frame; other lengths are multiples of ``patch_length``.
-
-        Raises:
-            ValueError: the clip cannot be cut into patches.
         """
         length, side = self.config.patch_length, self.config.patch_size
         still = video.shape[2] == 1
         if still:
             video = video.expand(-1, -1, length, -1, -1)
         if video.shape[2] % length or video.shape[3] % side or video.shape[4] % side:
-            raise ValueError(
-                f"video must have a multiple of {length} frames and {side} pixels, got {list(video.shape)}."
-            )
+            wanted = f"a multiple of {length} frames and {side} pixels"
+            raise ValueError(f"video must have {wanted}, got {list(video.shape)}.")
         moments = self._run_in_tiles(video, self.encoder, encodes=True)
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments[:, :, :1] if still else moments))
 
@@ -197,10 +189,7 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
     def decode(self, latents: Tensor, still: bool = True) -> Tensor:
         """Video ``[batch, 3, frames, height, width]``, not clamped.
 
-        Args:
-            latents: ``[batch, channels, frames / 4, height / 8, width / 8]``.
-            still: a single latent frame stands for an image and gives one frame; False: it is part of a video
-                and gives four, like any other.
+        A latent frame gives four, except for a single one if ``still``: it stands for an image and gives one.
         """
         video = self._run_in_tiles(latents, self.decoder, encodes=False)
         return video[:, :, :1] if still and latents.shape[2] == 1 else video

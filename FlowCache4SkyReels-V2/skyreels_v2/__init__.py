@@ -3,14 +3,12 @@
 from flowcache.pipeline import VideoOutput
 
 from .checkpoint import ModelSource, load_pipeline, resolve_model
-from .conditions import Condition
 from .methods import METHODS, method_config
 from .pipeline import FlowCacheSkyReelsV2Pipeline
 from .settings import VideoSettings
 
 __all__ = [
     "METHODS",
-    "Condition",
     "FlowCacheSkyReelsV2Pipeline",
     "ModelSource",
     "VideoOutput",

@@ -1,21 +1,23 @@
 """SkyReels-V2 for the programs: its options, settings and videos."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing import prompt_clean
 
 from flowcache.adapter import Adapter, Start
 from flowcache.memory import STAGES
 from flowcache.methods import make_config
 from flowcache.options import Refuse
+from flowcache.prompts import check_prompt
+from flowcache.registry import described
 from flowcache.video import last_frames, probe_video, to_float
 
 from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
-from .conditions import Condition, check_prompts
 from .methods import TRAITS, traits_for
-from .settings import RESOLUTIONS, VideoSettings, latent_frames
+from .settings import RESOLUTIONS, VideoSettings, make_settings
 from .windows import check_streaming, plan_windows
 
 #: Defaults that depend on the model.
@@ -34,35 +36,19 @@ _REFUSED = {
 
 @dataclass(frozen=True, kw_only=True)
 class SkyReelsOptions:
-    """Options of SkyReels-V2 beside the settings of the video.
+    """Options of SkyReels-V2 beside the settings of the video."""
 
-    Attributes:
-        weights: auto (the official 1.3B on CUDA, otherwise small), small, a folder, or a Hub id.
-        resolution: size of the frames.
-        negative_prompt: what to avoid.
-        offload: idle components in host memory.
-        use_kvrange: clean blocks limited to the newest, ``--kvrange`` of them.
-        teacache: the original's flag for ``--method teacache``.
-    """
-
-    weights: str = "auto"
-    resolution: str = "auto"
-    negative_prompt: str | None = None
-    offload: bool = False
-    use_kvrange: bool = False
-    teacache: bool = False
+    weights: str = described("auto (the official 1.3B on CUDA, otherwise small), small, a folder, or a Hub id", "auto")
+    resolution: str = described("size of the frames", "auto")
+    negative_prompt: str | None = described("what to avoid")
+    offload: bool = described("idle components in host memory", False)
+    use_kvrange: bool = described("clean blocks limited to the newest, --kvrange of them", False)
+    teacache: bool = described("the original's flag for --method teacache", False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SkyReelsV2(Adapter):
-    """SkyReels-V2 with the settings of its videos.
-
-    Attributes:
-        source: the weights.
-        video: settings of the video.
-        negative_prompt: what to avoid; None: what suits the model.
-        offload: keep idle components in host memory.
-    """
+    """SkyReels-V2 with the settings of its videos."""
 
     title = "SkyReels-V2"
     package = "skyreels_v2"
@@ -75,14 +61,17 @@ class SkyReelsV2(Adapter):
         "--base_num_frames 57",
         "--method vanilla",
     )
+    clean_prompt = staticmethod(prompt_clean)
 
     source: ModelSource
     video: VideoSettings
-    negative_prompt: str | None = None
-    offload: bool = False
+    negative_prompt: str | None = None  # what to avoid; None: what suits the model
+    offload: bool = False  # keep idle components in host memory
 
     size = property(lambda self: (self.video.height, self.video.width))
     num_steps = property(lambda self: self.video.inference_steps)
+    shape = property(lambda self: f"ar_step {self.video.ar_step}, blocks of {self.video.causal_block_size}")
+    profile_word = property(lambda self: f"shift{self.video.shift:g}")
     location = property(lambda self: self.source.location)
     folders = property(lambda self: {} if self.source.path is None else {"model": self.source.path})
     default_prompt = property(lambda self: self.source.defaults["prompt"])
@@ -101,11 +90,11 @@ class SkyReelsV2(Adapter):
             parser.add_argument(*names, action=Refuse, const=reason)
 
     @classmethod
-    def settle(cls, given):
+    def translate(cls, given):
         if given.get("teacache"):
             if "method" in given.typed and given.values["method"] != "teacache":
                 method = given.values["method"]
-                raise ValueError(f"teacache and method {method} exclude each other: leave one of them out.")
+                raise ValueError(f"teacache: expected method teacache, got {method}; leave one of them out.")
             given.override("method", "teacache")
             given.typed |= {"method"}
         if given.get("method") in ("vanilla", "teacache") and "streaming" not in given.typed:
@@ -133,55 +122,41 @@ class SkyReelsV2(Adapter):
         values = {"height": height, "width": width, **given.pick(VideoSettings)}
         if info is not None and info.fps and "fps" not in values:
             values["fps"] = info.fps
-        frames = values.get("num_frames") or source.defaults["num_frames"]
         if seconds is not None:
-            values["num_frames"] = frames = _continued_frames(values, source, seconds)
+            values["num_frames"] = _continued_frames(values, source, seconds)
+        defaults = source.defaults
         if "causal_block_size" not in given.typed:
-            block = values.get("causal_block_size") or source.defaults["causal_block_size"]
-            window = min(frames, values.get("base_num_frames", VideoSettings.base_num_frames))
-            values["causal_block_size"] = max(1, min(block, latent_frames(window)))
+            defaults["causal_block_size"] = values.pop("causal_block_size", defaults["causal_block_size"])
         model = cls(
             source=source,
-            video=source.video_settings(**values),
+            video=make_settings(defaults, **values),
             negative_prompt=given.values.get("negative_prompt"),
             offload=given.get("offload", False),
         )
+        if model.negative_prompt is not None:
+            check_prompt("negative_prompt", model.negative_prompt, prompt_clean)
         model.video.check_negative_prompt(model.negative_prompt)
         plan_windows(model.video, 0 if seconds is None else model.video.overlap_history)
+        continues, video = given.get("video_path") or seconds is not None, model.video
+        if not continues and (video.num_frames <= video.base_num_frames or video.streaming):
+            unread = {"overlap_history": "it needs video_path, or windows"}
+            if not given.get("image"):
+                unread["addnoise_condition"] = "it needs image, video_path or windows"
+            given.refuse_unread(unread)
         return model
 
     def settings(self, with_folders=True):
-        video, negative = self.video.as_dict(), self.negative_prompt
+        video, negative = asdict(self.video), self.negative_prompt
         del video["seed"]
         if not with_folders and negative is None:
             negative = self.source.defaults["negative_prompt"]
         named = with_folders or not self.folders
         return {**({"model": self.location} if named else {}), "video": video, "negative_prompt": negative}
 
-    def describe(self):
-        video = self.video
-        return (
-            f"{video.num_frames} frames of {video.width} x {video.height}, {video.inference_steps} steps, "
-            f"ar_step {video.ar_step}, blocks of {video.causal_block_size}"
-        )
-
-    def unread(self, given):
-        video = self.video
-        continues = given.get("video_path") or given.get("benchmark") == "physicsiq"
-        if continues or (video.num_frames > video.base_num_frames and not video.streaming):
-            return {}
-        unread = {"overlap_history": "it needs video_path, or windows"}
-        if not given.get("image"):
-            unread["addnoise_condition"] = "it needs image, video_path or windows"
-        return unread
-
     def configure(self, options):
         fitted = self.source.defaults.get("reuse_coefficients")
         options = replace(options, coefficients=options.coefficients or fitted)
         return make_config(options, traits_for(self.source.family))
-
-    def check_prompt(self, prompt):
-        check_prompts(prompt, self.negative_prompt)
 
     def check(self, config, start):
         check_streaming(self.video, config, arrives=start.last is not None)
@@ -189,11 +164,9 @@ class SkyReelsV2(Adapter):
             plan_windows(self.video, start.prefix.shape[1])
 
     def check_history(self, path):
-        info, wanted = probe_video(path), self.video.overlap_history
-        if wanted is None:
-            self.continue_from(path)
+        info = probe_video(path)
         seconds = 0 if info.num_frames is None or not info.fps else info.num_frames / info.fps
-        if seconds * self.video.fps < wanted + 1:  # by the header, which may be wrong
+        if seconds * self.video.fps < self.video.overlap_history + 1:  # by the header, which may be wrong
             self.continue_from(path)
 
     def continue_from(self, history):
@@ -217,24 +190,18 @@ class SkyReelsV2(Adapter):
         tokens = torch.zeros(len(named), pipeline.text_length, dtype=torch.int64, device="meta")
         with trace.timer("text"):
             embeds = dict(zip(named, pipeline.text_encoder(tokens).last_hidden_state, strict=True))
-        condition = Condition(start.prefix, start.last)
-        yield from pipeline.stream(None, None, self.video, config, condition, trace, **embeds)
+        yield from pipeline.stream(None, None, self.video, config, start.prefix, start.last, trace, **embeds)
 
     def stream(self, pipeline, prompt, start, config, trace, state):
-        condition = Condition(start.prefix, start.last)
-        given = (prompt, self.negative_prompt, self.video, config, condition)
-        return pipeline.stream(*given, trace=trace, state=state)
+        settings = (self.negative_prompt, self.video, config)
+        return pipeline.stream(prompt, *settings, start.prefix, start.last, trace, state)
 
     def with_video(self, **changes: Any):
         return replace(self, video=replace(self.video, **changes))
 
     def pilot(self):
-        video = self.video
-        frames = min(video.num_frames, video.base_num_frames)
-        alone = {"overlap_history": None, "addnoise_condition": 0, "seed": 0}
-        name = f"{self.source.path.name if self.source.path else self.location.rpartition('/')[2]}"
-        name += f"-{video.height}x{video.width}-{video.inference_steps}steps-shift{video.shift:g}"
-        return self.with_video(num_frames=frames, **alone), name
+        frames = min(self.video.num_frames, self.video.base_num_frames)
+        return self.with_video(num_frames=frames, overlap_history=None, addnoise_condition=0, seed=0)
 
 
 def _continued_frames(values: dict[str, Any], source: ModelSource, seconds: float) -> int:

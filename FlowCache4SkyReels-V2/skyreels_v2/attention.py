@@ -20,14 +20,10 @@ from flowcache.kv.cache import ChunkKVCache
 
 @dataclass(frozen=True)
 class PackedChunks:
-    """The chunks of one packed call, for self attention.
+    """The chunks of one packed call, in their order, for self attention.
 
-    Attributes:
-        inputs: the chunks, in the order in which they are packed.
-        lengths: tokens of each.
-        rotary: complex rotation of every packed token, ``[tokens, 1, head_dim / 2]``.
-        cache: keys and values of these chunks and of others.
-        bidirectional: every chunk attends to all of the cache, not just to itself and earlier chunks.
+    ``rotary`` is the complex rotation of every token, ``[tokens, 1, head_dim / 2]``. ``bidirectional``: every
+    chunk attends to all of the cache, not just to itself and earlier chunks.
     """
 
     inputs: Sequence[ChunkInput]

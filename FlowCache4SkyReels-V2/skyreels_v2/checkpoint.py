@@ -2,28 +2,19 @@
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flowcache import FlowCacheConfig
+from flowcache.environment import choose_device
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
 from flowcache.user_files import reading
 
 from .methods import method_config
-from .model_folder import (
-    FAMILIES,
-    PATTERNS,
-    SMALL,
-    check_folder,
-    find_family,
-    find_layout,
-    load_folder,
-    new_components,
-)
+from .model_folder import FAMILIES, PATTERNS, SMALL, check_folder, find_family, load_folder, new_components
 from .pipeline import FlowCacheSkyReelsV2Pipeline
 from .settings import DEFAULTS_FILE, VideoSettings, default_settings, make_settings
 
@@ -35,23 +26,14 @@ OFFICIAL = tuple(f"Skywork/SkyReels-V2-DF-{name}" for name in ("1.3B-540P", "14B
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from; decided before any weight is read.
+    """Where a model comes from; decided before any weight is read."""
 
-    Attributes:
-        model_id: as the user gave it; ``location`` resolves it.
-        path: local folder; None for a Hub id.
-        layout: ``diffusers`` or ``original``.
-        family: ``1.3B``, ``14B`` or ``small``, which selects the fitted polynomials; None if unknown.
-        reason: one sentence that says which model and why.
-        is_substitute: whether the small checkpoint replaces the official weights for want of CUDA.
-    """
-
-    model_id: str
-    path: Path | None
-    layout: str
-    family: str | None
-    reason: str
-    is_substitute: bool = False
+    model_id: str  # as the user gave it; ``location`` resolves it
+    path: Path | None  # local folder; None for a Hub id
+    layout: str  # ``diffusers`` or ``original``
+    family: str | None  # ``1.3B``, ``14B`` or ``small``, which selects the fitted polynomials; None if unknown
+    reason: str  # one sentence that says which model and why
+    is_substitute: bool = False  # whether the small checkpoint replaces the official weights for want of CUDA
 
     @property
     def location(self) -> str:
@@ -80,25 +62,19 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
         model_id: ``auto`` (the official 1.3B on CUDA, else the small one), ``small``, a folder in diffusers'
             or the original layout, or the Hub id of an official diffusion-forcing model in either layout.
         device: where to run, which only ``auto`` reads; None: CUDA if available.
-
-    Raises:
-        ValueError: one sentence that names ``model_id`` and its choices, or what a folder lacks.
     """
     is_auto = model_id == "auto"
-    if model_id == "small" or (is_auto and _choose_device(device).type != "cuda"):
+    if model_id == "small" or (is_auto and choose_device(device).type != "cuda"):
         if not SMALL.is_dir():
-            raise ValueError(
-                f"model_id {model_id} needs the small checkpoint, but there is no folder {SMALL}; "
-                "get the whole repository, or give a folder or a Hub id."
-            )
+            remedy = "get the whole repository, or give a folder or a Hub id"
+            raise ValueError(f"model_id {model_id}: there is no folder {SMALL} with the small checkpoint; {remedy}.")
         reason = f"no CUDA device: using it in place of {OFFICIAL_DEFAULT}" if is_auto else "asked for"
         reason = f"the small checkpoint shipped in assets/, which knows only moving shapes ({reason})"
-        check_folder(SMALL, layout := find_layout(SMALL))
+        layout, _ = check_folder(SMALL)
         return ModelSource(model_id, SMALL, layout, "small", reason, is_auto)
     if not is_auto and (folder := _find_folder(model_id)):
-        transformer = check_folder(folder, layout := find_layout(folder))
-        is_small = SMALL.is_dir() and folder.samefile(SMALL)
-        family = "small" if is_small else find_family(transformer)
+        layout, transformer = check_folder(folder)
+        family = "small" if SMALL.is_dir() and folder.samefile(SMALL) else find_family(transformer)
         source = ModelSource(model_id, folder, layout, family, f"{folder}, a folder in the {layout} layout")
         with reading(folder / DEFAULTS_FILE, "settings"):
             source.video_settings()
@@ -106,10 +82,8 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
     repository = OFFICIAL_DEFAULT if is_auto else model_id
     name = repository.removesuffix("-Diffusers")
     if name not in OFFICIAL:
-        raise ValueError(
-            f"model_id must be auto, small, an existing folder, or one of {', '.join(OFFICIAL)} "
-            f"(each also with -Diffusers), got {model_id!r}."
-        )
+        known = f"auto, small, an existing folder, or one of {', '.join(OFFICIAL)} (each also with -Diffusers)"
+        raise ValueError(f"model_id must be {known}, got {model_id!r}.")
     layout = "original" if name == repository else "diffusers"
     family = next(family for family in FAMILIES.values() if f"-{family}-" in name)
     reason = f"{repository}, official" + (" (auto on a CUDA device)" if is_auto else "")
@@ -117,17 +91,10 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
 
 
 def load_components(source: ModelSource, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Read the components of a pipeline, as ``load_folder`` does; downloads them first for a Hub id.
-
-    Raises:
-        ValueError: a file or tensor is missing or corrupt; it is named.
-        OSError: the download failed.
-    """
+    """Read the components of a pipeline, as ``load_folder`` does; downloads them first for a Hub id."""
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
-    folder = source.path or fetch_snapshot(
-        "model_id", source.location, PATTERNS[source.layout], partial(check_folder, layout=source.layout)
-    )
-    return load_folder(folder, source.layout, dtype)
+    folder = source.path or fetch_snapshot("model_id", source.location, PATTERNS[source.layout], check_folder)
+    return load_folder(folder, dtype)
 
 
 def load_pipeline(
@@ -135,13 +102,10 @@ def load_pipeline(
 ) -> FlowCacheSkyReelsV2Pipeline:
     """Load a model (a result of ``resolve_model``, or its ``model_id``), in bf16 on CUDA and fp32 elsewhere.
 
-    ``offload`` keeps every component in host memory while it is idle.
-
-    Raises:
-        ValueError, OSError: as ``resolve_model`` and ``load_components``.
-        NotFiniteError: a weight holds NaN or infinity; it is named.
+    ``offload`` keeps every component in host memory while it is idle. ValueError and NotFiniteError name a file
+    or a weight; OSError: the download failed.
     """
-    device = _choose_device(device)
+    device = choose_device(device)
     if isinstance(source, str):
         source = resolve_model(source, device)
     parts = load_components(source, _choose_type(device))
@@ -163,10 +127,6 @@ def new_pipeline(source: ModelSource, device: str) -> FlowCacheSkyReelsV2Pipelin
 
 def _choose_type(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def _choose_device(device: torch.device | str | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _find_folder(model_id: str) -> Path | None:

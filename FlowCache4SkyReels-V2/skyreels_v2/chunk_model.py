@@ -1,20 +1,57 @@
 """SkyReels-V2's transformer, driven chunk by chunk."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2RotaryPosEmbed
 from torch import Tensor
 
 from flowcache.chunk_model import ChunkInput
+from flowcache.flops import TransformerFlops
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
 
 from .attention import ChunkSelfAttention, PackedChunks, TextContext, TextCrossAttention
-from .flops import TransformerFlops
-from .rotary import FrameRotary
 
 #: Indicators of reuse policies, by their place in the result of ``_time``. Neither depends on the latents.
 INDICATORS = {"timestep_embedding": 0, "timestep_projection": 1}
+
+
+class FrameRotary:
+    """Complex rotations of the tokens of any frames, from diffusers' frequencies.
+
+    It holds the axes: a whole table would grow with frames times tokens per frame.
+
+    Args:
+        rope: of the transformer; a longer one replaces it in videos beyond its ``max_seq_len`` frames.
+        grid: rows and columns of tokens in a frame.
+        num_frames: latent frames of the video.
+    """
+
+    def __init__(self, rope: SkyReelsV2RotaryPosEmbed, grid: tuple[int, int], num_frames: int) -> None:
+        device, (height, width) = rope.freqs_cos.device, grid
+        if num_frames > rope.max_seq_len:
+            rope = SkyReelsV2RotaryPosEmbed(rope.attention_head_dim, rope.patch_size, num_frames).to(device)
+        sizes = [rope.t_dim, rope.h_dim, rope.w_dim]
+        axes = zip(rope.freqs_cos.split(sizes, dim=1), rope.freqs_sin.split(sizes, dim=1), strict=True)
+        time, rows, columns = (torch.complex(cos[:, 0::2].float(), sin[:, 1::2].float()) for cos, sin in axes)
+        self._time = time[:num_frames].clone()
+        place = rows[:height].repeat_interleave(width, dim=0), columns[:width].repeat(height, 1)
+        self._place = torch.cat(place, dim=-1)
+
+    def frames(self, start: int, stop: int) -> Tensor:
+        """Rotations of frames ``[start, stop)``, ``[tokens, 1, head_dim / 2]``."""
+        time = self._time[start:stop]
+        parts = time.repeat_interleave(len(self._place), dim=0), self._place.repeat(len(time), 1)
+        return torch.cat(parts, dim=-1).unsqueeze(1)
+
+
+def transformer_flops(config: Any) -> TransformerFlops:
+    dim, patch = config.num_attention_heads * config.attention_head_dim, math.prod(config.patch_size)
+    features = (config.in_channels * patch, config.out_channels * patch)
+    return TransformerFlops(dim, dim, dim, 2 * config.ffn_dim, config.num_layers, *features)
 
 
 class SkyReelsV2ChunkModel:
@@ -24,15 +61,11 @@ class SkyReelsV2ChunkModel:
         transformer: a diffusion-forcing transformer; gets our attention processors, which fall back to
             diffusers' in its own ``forward``.
         prompt_embeds: ``[branches, tokens, text_dim]``: the prompt, then, with guidance, the negative one.
-        grid: height and width of the latent frames.
-        num_frames: latent frames of the longest window.
+        grid, num_frames: height and width of latent frames, and their number in the longest window.
         fps: frames per second; the model knows 16 and "other", if it was trained to know them at all.
         bidirectional: attend to the whole window, as the original does, and not only to the past.
         indicator: a key of ``INDICATORS``; None is ``timestep_projection``.
         runs_whole_window: see ``ChunkModel``; False for streaming, which the original lacks.
-
-    Raises:
-        ValueError: the transformer takes image tokens or patches that span frames; unknown indicator.
     """
 
     def __init__(
@@ -59,7 +92,7 @@ class SkyReelsV2ChunkModel:
         self._grid = (grid[0] // config.patch_size[1], grid[1] // config.patch_size[2])
         self._fps_index = 0 if fps == 16 else 1
         self._times: dict[float, tuple[Tensor, Tensor]] = {}
-        self._flops = TransformerFlops.of(config, prompt_embeds.shape[1])
+        self._flops = transformer_flops(config)
         for layer, block in enumerate(transformer.blocks):
             block.attn1.set_processor(ChunkSelfAttention(layer))
             block.attn2.set_processor(TextCrossAttention(layer))
@@ -119,7 +152,7 @@ class SkyReelsV2ChunkModel:
         return None
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
-        return self.num_branches * self._flops.blocks(num_tokens, num_keys)
+        return self.num_branches * self._flops.blocks(num_tokens, num_keys, self._text.embeds.shape[1])
 
     def edge_flops(self, num_tokens: int, local_step: int | None = None) -> float:
         return self._flops.embed(num_tokens) + self.num_branches * self._flops.head(num_tokens)

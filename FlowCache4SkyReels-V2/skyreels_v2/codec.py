@@ -21,13 +21,10 @@ class VideoCodec:
         vae: the autoencoder.
         repeated: latent frames at the start that the window before has shown; ``decode_new`` omits them.
         num_kept: newest frames to keep in ``newest`` for the next window.
-
-    Raises:
-        ValueError: the VAE is set to tile frames, whose features it keeps to itself.
     """
 
     def __init__(self, vae: AutoencoderKLWan, repeated: int = 0, num_kept: int = 0) -> None:
-        if vae.use_tiling:
+        if vae.use_tiling:  # it keeps the features of tiles to itself
             raise ValueError("vae cannot decode tiles chunk by chunk; call disable_tiling on it.")
         self.vae, self._repeated, self._num_kept = vae, repeated, num_kept
         count = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
@@ -37,21 +34,14 @@ class VideoCodec:
         self.newest: Tensor | None = None
 
     def encode(self, video: Tensor) -> Tensor:
-        """Encode ``[3, frames, height, width]`` in [-1, 1].
-
-        Returns:
-            ``[channels, (frames - 1) / 4 + 1, height / 8, width / 8]``, fp32.
-        """
+        """Encode ``[3, frames, height, width]`` in [-1, 1] to latents in fp32."""
         given = video.unsqueeze(0).to(self.vae.device, self.vae.dtype)
         mean, std = self._statistics()
         latents = (self.vae.encode(given).latent_dist.mode().float() - mean) / std
         return check_finite("latents of the given frames", latents[0])
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode the next latents to ``[3, frames, height, width]`` in [-1, 1].
-
-        The first latent frame of a video gives one frame, each further one four.
-        """
+        """Decode the next latents to ``[3, frames, height, width]`` in [-1, 1]."""
         vae, frames, (mean, std) = self.vae, [], self._statistics()
         latents = (latents.unsqueeze(0).to(vae.device) * std + mean).to(vae.dtype)
         for latent in vae.post_quant_conv(latents).split(1, dim=2):

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from flowcache import FlowCacheConfig
-from flowcache.methods import METHODS, ModelTraits, make_config
+from flowcache.methods import METHODS, ModelTraits
 
 __all__ = ["METHODS", "TRAITS", "method_config", "traits_for"]
 
@@ -45,17 +45,6 @@ def traits_for(family: str | None) -> ModelTraits:
     return replace(TRAITS, coefficients=COEFFICIENTS.get(family, {}))
 
 
-def method_config(
-    method: str = "flowcache", preset: str | None = None, *, family: str | None = None, **named: Any
-) -> FlowCacheConfig:
-    """``flowcache.methods.make_config`` for SkyReels-V2.
-
-    Args:
-        method: one of ``METHODS``.
-        preset: one of ``flowcache.methods.PRESETS``; None: the default.
-        family: ``1.3B`` or ``14B``, for the fitted polynomial.
-        named: fields of ``flowcache.methods.MethodOptions``, also under SkyReels-V2's names:
-            ``use_ret_steps``, ``budget_block``, ``kvrange``, ...
-    """
-    options = TRAITS.translate({"method": method, "preset": preset, **named})
-    return make_config(options, traits_for(family))
+def method_config(*chosen: str | None, family: str | None = None, **named: Any) -> FlowCacheConfig:
+    """``ModelTraits.configure`` with the polynomials of a family."""
+    return traits_for(family).configure(*chosen, **named)

@@ -1,27 +1,18 @@
 """Model folders of SkyReels-V2, in diffusers' and in the original layout: checked first, then loaded."""
 
 import re
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from flowcache.model_files import (
-    check_vocabulary,
-    default_arguments,
-    indexed_files,
-    load_tokenizer,
-    read_config,
-    read_header,
-)
-from flowcache.shipped import shipped
+from flowcache import model_files
+from flowcache.files import shipped
 from flowcache.user_files import reading
 
 from . import conversion
@@ -58,6 +49,10 @@ class _Part:
     files: list[Path]
     rename: Callable[[str], str] = str
 
+    def read(self) -> dict[str, Tensor]:
+        shapes = model_files.list_shapes(self.model)
+        return model_files.read_weights(self.files, shapes, self.rename, _tied_names(self.model))
+
 
 def find_family(transformer: Any) -> str | None:
     """Find the official model that a transformer's configuration is of; None: none."""
@@ -73,17 +68,13 @@ def find_layout(folder: Path) -> str:
     raise ValueError(f"model_id names {folder}, which holds neither model_index.json nor config.json.")
 
 
-def check_folder(folder: Path, layout: str) -> Any:
+def check_folder(folder: Path) -> tuple[str, Any]:
     """Refuse a folder that lacks a file or holds a damaged one; reads no weights.
 
     PyTorch files of the older format have no header; their tensors are checked when they are loaded.
-
-    Returns:
-        The transformer's configuration.
-
-    Raises:
-        ValueError: one sentence that names the file, and the key or the tensor.
+    Returns the layout and the transformer's configuration. ValueError names the file, and the key or the tensor.
     """
+    layout = find_layout(folder)
     if missing := [name for name in _list_files(folder, layout) if not (folder / name).is_file()]:
         raise ValueError(f"The model folder {folder} lacks {', '.join(missing)}.")
     read_defaults(folder)
@@ -91,30 +82,25 @@ def check_folder(folder: Path, layout: str) -> Any:
         _check_kind(folder)
     parts = _find_parts(folder, layout)
     for part in parts.values():
-        if all(_has_header(path) for path in part.files):
-            _check_tensors(part, {path: read_header(path) for path in part.files})
+        if all(map(model_files.can_map, part.files)):
+            part.read()
     _load_scheduler(folder, layout)
-    tokenizer = load_tokenizer(folder / _TOKENIZERS[layout])
     configs = {name: part.model.config for name, part in parts.items()}
-    check_vocabulary(tokenizer, configs["text_encoder"].vocab_size, folder)
+    model_files.load_tokenizer(folder / _TOKENIZERS[layout], configs["text_encoder"].vocab_size)
     _check_fit(configs, folder)
-    return configs["transformer"]
+    return layout, configs["transformer"]
 
 
-def load_folder(folder: Path, layout: str, dtype: torch.dtype) -> dict[str, Any]:
+def load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """Read the components of a pipeline, in evaluation mode, from a folder that ``check_folder`` accepts.
 
     Transformer and text encoder get ``dtype``; the VAE, and what diffusers keeps in fp32 (time embedding,
     modulation, norms), fp32. ValueError names a file or tensor that is damaged or does not fit.
     """
-    models: dict[str, nn.Module] = {}
+    layout, models = find_layout(folder), {}
     for name, part in _find_parts(folder, layout).items():
-        stored = {path: _read_tensors(path) for path in part.files}
-        _check_tensors(part, {p: {k: tuple(t.shape) for k, t in held.items()} for p, held in stored.items()})
-        weights = {}
-        for original, tensor in ((k, held.pop(k)) for held in stored.values() for k in list(held)):
-            key = part.rename(original)
-            weights[key] = tensor.to(_type_of(name, key, dtype))
+        weights = part.read()
+        weights = {key: tensor.to(_type_of(name, key, dtype)) for key, tensor in weights.items()}
         tied = _tied_names(part.model)
         for key in tied - weights.keys():
             weights[key] = next(weights[other] for other in tied if other in weights)
@@ -124,7 +110,7 @@ def load_folder(folder: Path, layout: str, dtype: torch.dtype) -> dict[str, Any]
     rope = models["transformer"].rope
     models["transformer"].rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
     models["text_encoder"].tie_weights()
-    tokenizer = load_tokenizer(folder / _TOKENIZERS[layout])
+    tokenizer = model_files.load_tokenizer(folder / _TOKENIZERS[layout])
     return {**models, "tokenizer": tokenizer, "scheduler": _load_scheduler(folder, layout)}
 
 
@@ -141,7 +127,7 @@ def new_components(folder: Path | None, layout: str, family: str | None, dtype: 
         weights = {key: tensor.to(_type_of(name, key, dtype)) for key, tensor in model.state_dict().items()}
         model.load_state_dict(weights, assign=True)
     models["text_encoder"].tie_weights()
-    tokenizer = folder and load_tokenizer(folder / _TOKENIZERS[layout])
+    tokenizer = folder and model_files.load_tokenizer(folder / _TOKENIZERS[layout])
     return {**models, "tokenizer": tokenizer, "scheduler": UniPCMultistepScheduler()}
 
 
@@ -154,10 +140,11 @@ def _type_of(part: str, key: str, dtype: torch.dtype) -> torch.dtype:
 
 def _find_parts(folder: Path, layout: str) -> dict[str, _Part]:
     if layout == "diffusers":
-        return {n: _Part(_new_model(folder, n), _weight_files(folder, n)) for n in _PARTS}
+        return {part: _Part(_new_model(folder, part), _find_files(folder, part)) for part in _PARTS}
     path = folder / "config.json"
+    content = model_files.read_config(path, conversion.ORIGINAL_CONFIG)
     with reading(path, "a configuration"):
-        models = _new_models(read_config(path, conversion.ORIGINAL_CONFIG))
+        models = _new_models(content)
     stored = {
         "transformer": (sorted(folder.glob("*.safetensors")), conversion.transformer_key),
         "vae": ([folder / VAE_FILE], conversion.vae_key),
@@ -180,18 +167,17 @@ def _new_model(folder: Path, part: str) -> nn.Module:
     kind, path = _PARTS[part][0], folder / part / "config.json"
     is_diffusers = hasattr(kind, "load_config")
     # transformers checks most types by itself
-    content = read_config(path, default_arguments(kind) if is_diffusers else {"model_type": ""})
+    content = model_files.read_config(
+        path, model_files.default_arguments(kind) if is_diffusers else {"model_type": ""}
+    )
     with reading(path, "a configuration"), torch.device("meta"):
         if is_diffusers:
             return kind.from_config(content)
         return kind(kind.config_class.from_pretrained(path.parent, local_files_only=True))
 
 
-def _weight_files(folder: Path, part: str) -> list[Path]:
-    """List the weight files of a part of diffusers' layout: the single file, or those its index names."""
-    single = folder / part / f"{_PARTS[part][1]}.safetensors"
-    index = single.with_name(f"{single.name}.index.json")
-    return indexed_files(index) if index.is_file() and not single.is_file() else [single]
+def _find_files(folder: Path, part: str) -> list[Path]:
+    return model_files.find_weight_files(folder / part, _PARTS[part][1])
 
 
 def _list_files(folder: Path, layout: str) -> list[str]:
@@ -199,7 +185,7 @@ def _list_files(folder: Path, layout: str) -> list[str]:
     names = [f"{_TOKENIZERS[layout]}/tokenizer_config.json"]
     if layout == "diffusers":
         names += ["scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _PARTS)]
-        return names + [str(p.relative_to(folder)) for part in _PARTS for p in _weight_files(folder, part)]
+        return names + [str(path.relative_to(folder)) for part in _PARTS for path in _find_files(folder, part)]
     names += [VAE_FILE, TEXT_ENCODER_FILE]
     shards = sorted(path.name for path in folder.glob("*.safetensors")) or ["*.safetensors"]
     if shard := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", shards[0]):
@@ -211,14 +197,12 @@ def _list_files(folder: Path, layout: str) -> list[str]:
 def _check_kind(folder: Path) -> None:
     """Refuse models that were not trained for diffusion forcing; their weights look the same."""
     ours = SkyReelsV2Transformer3DModel.__name__
-    pipeline = read_config(folder / "model_index.json", {"_class_name": ""}).get("_class_name")
-    config = {"_class_name": ours} | read_config(folder / "transformer" / "config.json", {})
+    pipeline = model_files.read_config(folder / "model_index.json", {"_class_name": ""}).get("_class_name")
+    config = {"_class_name": ours} | model_files.read_config(folder / "transformer" / "config.json", {})
     others = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
     if pipeline in others or config.get("image_dim") is not None or config["_class_name"] != ours:
-        raise ValueError(
-            f"model_id names {folder}, a {pipeline} with a {config['_class_name']}; "
-            "only SkyReels-V2 diffusion-forcing (DF) models are supported."
-        )
+        found = f"{folder}, a {pipeline} with a {config['_class_name']}"
+        raise ValueError(f"model_id names {found}; only SkyReels-V2 diffusion-forcing (DF) models are supported.")
 
 
 def _load_scheduler(folder: Path, layout: str) -> UniPCMultistepScheduler:
@@ -226,52 +210,15 @@ def _load_scheduler(folder: Path, layout: str) -> UniPCMultistepScheduler:
         sigmas = {"use_flow_sigmas": True, "flow_shift": 8.0}
         return UniPCMultistepScheduler(prediction_type="flow_prediction", **sigmas)
     path = folder / "scheduler" / "scheduler_config.json"
-    read_config(path, default_arguments(UniPCMultistepScheduler))
+    model_files.read_config(path, model_files.default_arguments(UniPCMultistepScheduler))
     with reading(path, "a configuration"):
         return UniPCMultistepScheduler.from_pretrained(path.parent)
-
-
-def _check_tensors(part: _Part, headers: Mapping[Path, Mapping[str, tuple[int, ...]]]) -> None:
-    """Raise ValueError for a stored tensor that is unknown, missing, misshapen or stored twice."""
-    shapes = {key: tuple(tensor.shape) for key, tensor in part.model.state_dict().items()}
-    found: dict[str, Path] = {}
-    for path, header in headers.items():
-        for stored, shape in header.items():
-            key = part.rename(stored)
-            if key not in shapes:
-                raise ValueError(f"{path} holds {stored}, which the model does not have.")
-            if key in found:
-                raise ValueError(f"{path} holds {stored}, which {found[key].name} holds, too.")
-            if shape != shapes[key]:
-                raise ValueError(f"{path} holds {stored} with shape {shape}, not {shapes[key]}.")
-            found[key] = path
-    tied = _tied_names(part.model)
-    if missing := sorted(shapes.keys() - found.keys() - (tied if tied & found.keys() else set())):
-        others = f" and {len(missing) - 1} more" if missing[1:] else ""
-        where = part.files[0].parent if part.files[1:] else part.files[0]
-        raise ValueError(f"{where} lacks {missing[0]}{others} (as the converted model names it).")
 
 
 def _tied_names(model: nn.Module) -> set[str]:
     """Names of tensors of which one is enough. Older versions of transformers list only some of them."""
     tied = getattr(model, "_tied_weights_keys", None) or {}
     return {*tied, *(tied.values() if isinstance(tied, dict) else ())}
-
-
-def _has_header(path: Path) -> bool:
-    return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        with reading(path, "a safetensors file"):
-            return load_file(path)
-    with reading(path, "a PyTorch file"):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_has_header(path))
-        for key, tensor in content.items():
-            if not tensor.is_floating_point():
-                raise ValueError(f"{key}: expected floating-point numbers, got {tensor.dtype}")
-        return content
 
 
 def _check_fit(configs: dict[str, Any], folder: Path) -> None:
@@ -290,7 +237,5 @@ def _check_fit(configs: dict[str, Any], folder: Path) -> None:
         ("vae, scale_factor_spatial", vae.scale_factor_spatial, 8),
     ):
         if found != wanted:
-            raise ValueError(
-                f"{folder}: {name}: expected {wanted}, as the other parts need it, got {found}; "
-                "take all parts from the same model."
-            )
+            got = f"got {found}; take all parts from the same model"
+            raise ValueError(f"{folder}: {name}: expected {wanted}, as the other parts need it, {got}.")

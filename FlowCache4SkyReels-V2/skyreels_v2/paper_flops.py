@@ -5,17 +5,16 @@ model attends to the whole window, which would cost 165 PFLOPs.
 """
 
 from flowcache.benchmark.paper_flops import PaperFlops, PaperRow
+from flowcache.flops import TransformerFlops
 
-from .flops import TransformerFlops
 from .settings import SPATIAL_STRIDE, VideoSettings
 from .windows import plan_windows
 
 SETTINGS = VideoSettings(num_frames=177, overlap_history=17, ar_step=5, inference_steps=50)
 BRANCHES = 2
 #: The 1.3B model.
-FLOPS = TransformerFlops(
-    dim=1536, ffn_dim=8960, num_layers=30, text_tokens=512, patch_features_in=64, patch_features_out=64
-)
+FLOPS = TransformerFlops(1536, 1536, 1536, 2 * 8960, num_layers=30, patch_features_in=64, patch_features_out=64)
+TEXT_TOKENS = 512
 
 
 def paper_flops() -> PaperFlops:
@@ -45,5 +44,5 @@ def _count(blocks: list[int]) -> float:
     frame_tokens = (SETTINGS.height // SPATIAL_STRIDE) * (SETTINGS.width // SPATIAL_STRIDE)
     tokens = SETTINGS.causal_block_size * frame_tokens
     # the original projects the text in every call
-    once = FLOPS.embed(tokens) + BRANCHES * (FLOPS.head(tokens) + FLOPS.text_projections())
-    return sum(once + BRANCHES * FLOPS.blocks(tokens, tokens * (block + 1)) for block in blocks)
+    once = FLOPS.embed(tokens) + BRANCHES * (FLOPS.head(tokens) + FLOPS.text(TEXT_TOKENS))
+    return sum(once + BRANCHES * FLOPS.blocks(tokens, tokens * (block + 1), TEXT_TOKENS) for block in blocks)

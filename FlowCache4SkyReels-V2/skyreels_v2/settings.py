@@ -5,16 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from flowcache.model_files import read_config
-from flowcache.rates import plain_rate
-from flowcache.registry import check_options, check_pixels, option
+from flowcache.registry import check_options, check_pixels, option, plain_rate
 
 TEMPORAL_STRIDE = 4  # pixel frames per latent frame of the Wan VAE, after the first
 SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
 
 #: Height and width of the named resolutions.
 RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}
-
-_LENGTHS = ("num_frames", "base_num_frames", "overlap_history")
 
 #: Windows of a video; planning more takes seconds.
 MAX_WINDOWS = 10**4
@@ -57,9 +54,6 @@ class VideoSettings:
         fps: frames per second of the file, a number or a fraction as text.
         addnoise_condition: noise mixed into frames that are taken over, in thousandths.
         seed: seed of the noise.
-
-    Raises:
-        ValueError: a setting is out of range; one sentence that names it and the fix.
     """
 
     height: int = option(544, 0, 2**14)
@@ -84,7 +78,7 @@ class VideoSettings:
         for name in ("height", "width"):
             if (value := getattr(self, name)) <= 0 or value % SPATIAL_STRIDE:
                 raise ValueError(f"{name} must be a positive multiple of 16, got {value}.")
-        for name in _LENGTHS:
+        for name in ("num_frames", "base_num_frames", "overlap_history"):
             value = getattr(self, name)
             if value is not None and value % TEMPORAL_STRIDE != 1:
                 nearest = max(1, round((value - 1) / TEMPORAL_STRIDE) * TEMPORAL_STRIDE + 1)
@@ -115,9 +109,6 @@ class VideoSettings:
         if prompt and self.guidance_scale == 1:
             raise ValueError("negative_prompt: expected guidance_scale above 1, got 1; leave one out.")
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def latent_frames(num_frames: int) -> int:
     """Count the latent frames of pixel frames: the first stands alone, then four share one."""
@@ -132,7 +123,7 @@ def pixel_frames(num_latent_frames: int) -> int:
 def read_defaults(folder: Path) -> dict[str, Any]:
     """Read ``defaults.json`` of a model folder, if any; UnreadableFile names a wrong key."""
     path = folder / DEFAULTS_FILE
-    like = {**VideoSettings().as_dict(), **OFFICIAL_DEFAULTS, "reuse_coefficients": [0.0]}
+    like = {**asdict(VideoSettings()), **OFFICIAL_DEFAULTS, "reuse_coefficients": [0.0]}
     return read_config(path, like) if path.is_file() else {}
 
 

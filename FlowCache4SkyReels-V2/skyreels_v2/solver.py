@@ -32,7 +32,6 @@ class ChunkUniPC:
     and 5 with B(h) = exp(h) - 1, predicting the clean latents).
 
     Args:
-        num_steps: steps of every chunk.
         shift: flow shift; 8 for text-to-video, 5 for image-to-video in the original.
         first_correction_as_original: correct the first step from its end instead of its start: the original
             (and diffusers) overwrites the latents that its solver still refers to. False follows the paper.

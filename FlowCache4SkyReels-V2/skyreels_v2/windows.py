@@ -9,17 +9,10 @@ from .settings import VideoSettings, latent_frames
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """One window, in latent frames.
-
-    Attributes:
-        frames: length of the window.
-        prefix: given frames at its start.
-        repeated: frames at its start that the window before has shown.
-    """
+    """One window, in latent frames; ``prefix`` of them are given."""
 
     frames: int
     prefix: int
-    repeated: int = 0
 
     def schedule(self, settings: VideoSettings, arrives: bool = False) -> StaircaseSchedule:
         """Staircase of this window; ``arrives`` adds the given chunk of a last frame."""
@@ -31,11 +24,7 @@ class WindowPlan:
 
 
 def plan_windows(settings: VideoSettings, prefix_frames: int = 0) -> list[WindowPlan]:
-    """Plan windows that cover the video behind a prefix of pixel frames; the last window is the shortest.
-
-    Raises:
-        ValueError: the prefix leaves nothing to generate.
-    """
+    """Plan windows that cover the video behind a prefix of pixel frames; the last window is the shortest."""
     total, base = latent_frames(settings.num_frames), latent_frames(settings.base_num_frames)
     prefix = latent_frames(prefix_frames) if prefix_frames else 0
     if prefix >= min(total, base):
@@ -47,7 +36,7 @@ def plan_windows(settings: VideoSettings, prefix_frames: int = 0) -> list[Window
     done = plans[0].frames
     while done < total:
         overlap = latent_frames(settings.overlap_history)
-        plans.append(WindowPlan(min(base, total - done + overlap), overlap, overlap))
+        plans.append(WindowPlan(min(base, total - done + overlap), overlap))
         done += plans[-1].frames - overlap
     return plans
 

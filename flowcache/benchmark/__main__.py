@@ -13,25 +13,28 @@ run's results beside the paper's figures; ``plot`` draws its traces and plays it
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+from ..cli import MODELS
 from ..command_line import Parser, check_device, output_stem, writable_folder
-from ..extras import require
+from ..environment import require
 from ..running import run_checked
-from .paper_flops import NOTE, registered_models
-from .physics_iq import PARTS, PhysicsIQReport, find_views
+from .paper_flops import NOTE, PaperFlops
+from .physics_iq import PARTS, find_views
 from .pictures import find_albums
 from .prompts import DIMENSIONS, choose_dimensions, read_full_info
 from .runs import find_model_runs, read_commands
-from .samples import SamplesFailed
+from .samples import SamplesFailed, save_report
 from .tables import build_table, format_tables, save_tables
-from .vbench import VBenchReport, check_environment, score
+from .vbench import check_environment, score
 
 
 def build_parser() -> ArgumentParser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, prog="flowcache benchmark")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("flops", description="Print the paper's PFLOPs beside ours.")
     add = commands.add_parser("physics_iq", description="Score videos by Physics-IQ.").add_argument
@@ -72,9 +75,18 @@ def build_parser() -> ArgumentParser:
 Run = Callable[[], str]
 
 
+def load_papers() -> list[PaperFlops]:
+    """The paper's tables of all models that have one, by name."""
+    try:
+        modules = [import_module(name) for model in MODELS if find_spec(name := f"{model}.paper_flops")]
+    except ImportError as error:
+        raise ValueError(f"{error}; install this project again: pip install -e .") from error
+    return sorted((module.paper_flops() for module in modules), key=lambda paper: paper.model)
+
+
 def prepare_flops(args: Namespace) -> Run:
-    tables = registered_models()
-    return lambda: "\n\n".join([*(table.markdown() for table in tables), NOTE])
+    papers = load_papers()
+    return lambda: "\n\n".join([*(paper.markdown() for paper in papers), NOTE])
 
 
 def prepare_physics_iq(args: Namespace) -> Run:
@@ -87,7 +99,7 @@ def prepare_physics_iq(args: Namespace) -> Run:
         report.measure(args.part)
         if not report.measured:
             raise SamplesFailed("no video could be scored:", report.broken)
-        return _save(report, output)
+        return save_report(report, output)
 
     return run
 
@@ -103,14 +115,7 @@ def prepare_vbench(args: Namespace) -> Run:
 
     environment, results = (args.environment, args.python), Path(f"{output}_results")
     what = (environment, args.generated_videos, results, dimensions, args.device, args.full_info)
-    return lambda: _save(score(*what), output)
-
-
-def _save(report: PhysicsIQReport | VBenchReport, output: Path) -> str:
-    text = "\n".join([report.text(), *map(str, report.save(output))])
-    if report.broken:
-        raise SamplesFailed(f"{len(report.broken)} videos could not be scored:", report.broken, text)
-    return text
+    return lambda: save_report(score(*what), output)
 
 
 def prepare_tables(args: Namespace) -> Run:
@@ -124,7 +129,7 @@ def prepare_tables(args: Namespace) -> Run:
             model.measure(args.device, args.again)
             if args.environment is not None:
                 model.score((args.environment, args.python), device.type, args.again)
-        papers, commands = registered_models(), read_commands(args.run_dir)
+        papers, commands = load_papers(), read_commands(args.run_dir)
         tables = [build_table(model, papers) for model in runs]
         paths = save_tables(tables, output, commands)
         return "\n".join([format_tables(tables, commands), "", *map(str, paths)])
@@ -139,7 +144,6 @@ def prepare_plot(args: Namespace) -> Run:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, check, measure; returns 2 for bad input, 1 for a failure."""
     args = build_parser().parse_args(arguments)
     prepare: Callable[[Namespace], Run] = globals()[f"prepare_{args.command}"]
     return run_checked(lambda: prepare(args), lambda run: run())

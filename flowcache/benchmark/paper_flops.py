@@ -1,16 +1,10 @@
-"""The paper's tables, and its PFLOPs beside ours, model by model.
-
-A model package registers a function without arguments that returns its ``PaperFlops``, under the entry point
-group ``flowcache.paper_flops``: this package does not know which models exist.
-"""
+"""The paper's tables, and its PFLOPs beside ours; a model package makes its own in its module ``paper_flops``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 
-from ..markdown import markdown_table
+from ..files import markdown_table
 
-GROUP = "flowcache.paper_flops"
 PETA = 1e15
 
 NOTE = "Reused: share of chunk-steps that the paper's row leaves out; empty: it costs more than all."
@@ -40,12 +34,7 @@ class PaperFlops:
 
     @property
     def vanilla(self) -> float:
-        """PFLOPs that we count for the vanilla row."""
         return next(iter(self.counted.values())) / PETA
-
-    def difference(self, method: str) -> float:
-        """Difference of the paper's row from our vanilla, as a share of ours."""
-        return self.rows[method].pflops / self.vanilla - 1
 
     def reused_share(self, method: str, running: str) -> float | None:
         """Share of the chunk-steps ``running`` that the paper's row reused; None: it costs more."""
@@ -54,25 +43,12 @@ class PaperFlops:
         return max(share, 0.0) if share > -0.5 * PETA / self.counted[running] else None
 
     def markdown(self) -> str:
-        """A heading and a table with a row for each method of the paper."""
         titles = ["method", "our vanilla, PFLOPs", "paper, PFLOPs", "paper to our vanilla"]
         titles += [f"reused, of {running}" for running in self.counted]
         rows = []
         for method, row in self.rows.items():
             shares = [self.reused_share(method, running) for running in self.counted]
-            difference = f"{100 * self.difference(method):+.1f} %"
+            difference = f"{100 * (row.pflops / self.vanilla - 1):+.1f} %"
             cells = [method, f"{self.vanilla:.2f}", f"{row.pflops:g}", difference]
             rows.append(cells + ["" if share is None else f"{share:.2f}" for share in shares])
         return f"{self.model}: {self.settings}\n\n{markdown_table(titles, rows)}"
-
-
-def registered_models() -> list[PaperFlops]:
-    """Tables of all installed model packages, by name."""
-    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
-    try:
-        tables = [point.load()() for point in points]
-    except ImportError as error:
-        raise ValueError(f"{GROUP}: {error}; install this project again.") from error
-    if not tables:
-        raise ValueError(f"{GROUP}: no model is registered; install this project again: pip install -e .")
-    return tables

@@ -1,25 +1,21 @@
-"""Physics-IQ of folders in the benchmark's own naming.
+"""Physics-IQ of folders in the benchmark's own naming (github.com/google-deepmind/physics-IQ-benchmark).
 
-Reference videos are those of ``split-videos/testing/<rate>FPS`` in the benchmark's data
-(github.com/google-deepmind/physics-IQ-benchmark), with names such as
-``0001_testing-videos_30FPS_perspective-left_take-1_scenario.mp4``. The name of a generated video begins with
-the id of the first take that it continues, ``0001_``.
-
-Unlike the benchmark's program, this writes no mask to a lossy video in between and rounds nothing before the
-end, so that scores can differ a little.
+Reference videos are those of its ``split-videos/testing/<rate>FPS``, with names such as ``EXAMPLE``. The name of a
+generated video begins with the id of the first take that it continues, ``0001_``. Unlike the benchmark's program, this
+writes no mask to a lossy video in between and rounds nothing before the end, so that scores can differ a little.
 """
 
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from ..markdown import write_results
+from ..files import write_results
 from ..metrics.physics_iq import Measures, PhysicsIQ, compare_clips, make_clip, physics_iq
 from ..video import probe_video, stream_video
 
@@ -29,6 +25,7 @@ SECONDS = 5
 SCALE = 4
 PARTS = ("first", "last")
 
+EXAMPLE = "0001_testing-videos_30FPS_perspective-left_take-1_scenario.mp4"
 _REFERENCE = re.compile(
     r"(?P<id>\d{4})_testing-videos_\d+FPS_(?P<view>perspective-[a-z]+)_take-(?P<take>[12])_(?P<scenario>.+)\.mp4"
 )
@@ -54,14 +51,12 @@ class View:
                 raise ValueError(f"{name}: {error}") from error
             if info.fps is None:
                 raise ValueError(f"{name}: {take.name} does not state its frame rate.")
-            expected = expected or info.fps
+            expected, count = expected or info.fps, round(SECONDS * info.fps)
             if not math.isclose(info.fps, expected, rel_tol=0.01):  # 29.97 is as good as 30
                 wanted = f"{float(expected):g} frames a second, as {self.takes[0].name}"
                 raise ValueError(f"{name}: expected {wanted}, got {float(info.fps):g} of {take.name}.")
-            count = round(SECONDS * info.fps)
             if info.num_frames is not None and info.num_frames < count:
-                wanted = f"{count} frames, {SECONDS} s"
-                raise ValueError(f"{name}: expected {wanted}, {take.name} has {info.num_frames}.")
+                raise ValueError(f"{name}: expected {count} frames, {SECONDS} s, {take.name} has {info.num_frames}.")
 
 
 @dataclass
@@ -76,29 +71,22 @@ class PhysicsIQReport:
 
     def check(self) -> None:
         """Check all videos by their headers; ValueError with the first reason if none can be measured."""
-        views, self.pending = self.pending, []
-        for view in views:
-            with self._noting(view):
-                view.check()
-                self.pending.append(view)
+        self.pending = [view for view, _ in self._try_each(View.check)]
         if not self.pending:
             raise ValueError(next(iter(self.broken.values())))
 
     def measure(self, part: str) -> None:
-        """Measure the pending views; see ``measure_view`` for ``part``."""
-        for view in tqdm(self.pending, unit="view"):
-            with self._noting(view):
-                self.measured.append((view, *measure_view(view, part)))
+        measured = self._try_each(lambda view: measure_view(view, part))
+        self.measured = [(view, *measures) for view, measures in tqdm(measured, unit="view", total=len(self.pending))]
 
-    @contextmanager
-    def _noting(self, view: View) -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:
-            self.broken[view.generated.name] = str(error)
+    def _try_each(self, work: Callable[[View], Any]) -> Iterator[tuple[View, Any]]:
+        for view in self.pending:
+            try:
+                yield view, work(view)
+            except ValueError as error:
+                self.broken[view.generated.name] = str(error)
 
     def score(self) -> PhysicsIQ:
-        """The score of everything measured."""
         return physics_iq([ours for _, ours, _ in self.measured], [takes for *_, takes in self.measured])
 
     def save(self, stem: Path) -> list[Path]:
@@ -106,13 +94,11 @@ class PhysicsIQReport:
         rows = []
         for view, ours, takes in self.measured:
             physical = {f"physical_{name}": value for name, value in asdict(takes).items()}
-            names = {"scenario": view.scenario, "perspective": view.perspective}
-            rows.append({**names, **asdict(ours), **physical})
+            rows.append({"scenario": view.scenario, "perspective": view.perspective, **asdict(ours), **physical})
         counts = {"videos": len(rows), "absent": self.absent, "broken": self.broken}
         return write_results(stem, list(rows[0]), rows, {**asdict(self.score()), **counts})
 
     def text(self) -> str:
-        """The score, then each measure beside that of the two takes."""
         score, absent = self.score(), self.absent
         lines = [f"Physics-IQ score: {score.score:.1f} of 100, {len(self.measured)} videos"]
         if absent:
@@ -139,21 +125,18 @@ def find_views(generated: Path, reference: Path) -> PhysicsIQReport:
     for path in _list_videos("reference_videos", reference):
         match = _REFERENCE.fullmatch(path.name)
         if match is None:
-            example = "0001_testing-videos_30FPS_perspective-left_take-1_scenario.mp4"
-            raise ValueError(f"reference_videos: expected names like {example}, got {path.name}.")
+            raise ValueError(f"reference_videos: expected names like {EXAMPLE}, got {path.name}.")
         takes[int(match["take"]) - 1][match["scenario"], match["view"]] = (match["id"], path)
     views, absent = [], []
     for scene, (identity, path) in sorted(takes[0].items(), key=lambda item: item[1]):
         if scene not in takes[1]:
             raise ValueError(f"reference_videos: there is no second take of {path.name}.")
-        ours = by_id.pop(identity, None)
-        if ours is None:
-            absent.append(path.name)
+        if identity in by_id:
+            views.append(View(*scene, by_id.pop(identity), (path, takes[1][scene][1])))
         else:
-            views.append(View(*scene, ours, (path, takes[1][scene][1])))
+            absent.append(path.name)
     if by_id:
-        name = by_id[min(by_id)].name
-        raise ValueError(f"generated_videos: {name} does not begin with the id of a first take.")
+        raise ValueError(f"generated_videos: {by_id[min(by_id)].name} does not begin with the id of a first take.")
     return PhysicsIQReport(views, absent)
 
 

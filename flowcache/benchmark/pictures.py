@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..naming import prompt_words
+from ..fingerprint import prompt_words
 from ..plots import Point, cache_over_time, distance_curves, reuse_map, step_distances, tradeoff
 from ..plots.race import Runner, finished_parts, write_race
 from ..trace import Trace
@@ -26,9 +26,7 @@ QUALITIES = {
 
 @dataclass(frozen=True)
 class Take:
-    """One video: the stem of its pictures' names, its trace, and its path."""
-
-    name: str
+    name: str  # of its pictures, without suffix
     trace: Trace
     video: Path
 
@@ -44,11 +42,10 @@ class Album:
     quality: Mapping[str, Sequence[Point]] = field(default_factory=dict)  # of the trade-off, by measure
 
     def frames(self) -> dict[str, Frames]:
-        """Frames by label; ValueError if there is no video."""
-        videos = {label: take.video for label, take in self.takes.items() if take.video.is_file()}
-        if not videos:
+        found = {label: read_video(take.video)[0] for label, take in self.takes.items() if take.video.is_file()}
+        if not found:
             raise ValueError("there is no video beside the traces.")
-        return {label: read_video(video)[0] for label, video in videos.items()}
+        return found
 
     def draw(self, output: Path) -> list[str]:
         """Draw everything that the traces and videos allow; returns paths, or why there is no picture."""
@@ -91,8 +88,6 @@ def find_albums(run_dir: Path, prompt: str | None = None) -> list[Album]:
 
     Methods are compared by a video of ``prompt``; None: the first, or the one with most traces.
     """
-    if not run_dir.is_dir():
-        raise ValueError(f"run_dir: {run_dir} is not a folder.")
     if find_model_folders(run_dir):
         return [_read_run(run, prompt) for run in find_model_runs(run_dir)]
     paths = sorted(run_dir.rglob("*.trace.json"))
@@ -107,12 +102,11 @@ def _read_run(run: ModelRun, prompt: str | None) -> Album:
     if name is None:
         raise ValueError(_unknown_prompt(prompt, prompts.values()))
     takes = {method_title(m.method): Take(folder_name(m.method), m.trace(name), m.video(name)) for m in run.methods}
-    panels = {}
-    rows = build_table(run, ()).rows
+    panels, rows = {}, build_table(run, ()).rows
     for key, title in QUALITIES.items():
         found = [(row.title, row.measured["speedup"], row.measured.get(key)) for row in rows]
-        points = [Point(*values) for values in found if None not in values]
-        panels |= {title: points} if points else {}
+        if points := [Point(*values) for values in found if None not in values]:
+            panels[title] = points
     return Album(run.folder.name, f"{run.model}: {prompts[name]}", takes, quality=panels)
 
 

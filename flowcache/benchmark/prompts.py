@@ -49,10 +49,8 @@ DIMENSIONS = {
 def read_prompts(folder: Path, dimension: str, augmented: Path | None = None) -> dict[str, str]:
     """Prompts of some dimensions, each once, in the benchmark's order, with the prompt for the model.
 
-    Args:
-        folder: VBench's repository or package, or a folder of lists such as ``scene.txt``.
-        augmented: a folder of lists such as ``scene_longer.txt``, with a line for each of the benchmark's, or
-            the list of one dimension or of the whole benchmark.
+    ``folder`` is VBench's repository or package, or one of lists such as ``scene.txt``; ``augmented`` is one of lists
+    such as ``scene_longer.txt``, line by line as the benchmark's, or the list of one dimension or of all.
     """
     if not folder.is_dir():
         raise ValueError(f"vbench_prompt_dir: {folder} is not a folder.")
@@ -105,7 +103,6 @@ def read_full_info(path: Path) -> dict[str, list[str]]:
 
 
 def _read_entries(path: Path) -> list[tuple[str, list[str]]]:
-    """Each prompt with its dimensions."""
     kind = f"a list in the format of {FULL_INFO}"
     entries = read_json(path, list[dict[str, Any]], kind)
     with reading(path, kind):
@@ -149,8 +146,7 @@ def _read_augmented(path: Path, folder: Path, lists: Mapping[str, Sequence[str]]
 
 def _read_whole_benchmark(folder: Path) -> list[str]:
     """All prompts, in the benchmark's order; empty if the folder does not say it."""
-    path = find_full_info(folder)
-    if path is not None:
+    if (path := find_full_info(folder)) is not None:
         return [prompt for prompt, _ in _read_entries(path)]
     path = find_file((folder, folder / "prompts", folder.parent), ALL_PROMPTS)
     return [] if path is None else _read_lines(path)

@@ -22,17 +22,19 @@ class Rank:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Rank:
         """Read the launcher's variables; without any, there is one process."""
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        texts = [environment.get(name, default) for name, default in zip(names, "010", strict=True)]
-        if not all(text.isdecimal() for text in texts) or int(texts[0]) >= int(texts[1]):
-            got = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
+        texts = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        texts |= {name: environment[name] for name in texts if name in environment}
+        if not all(map(str.isdecimal, texts.values())) or int(texts["RANK"]) >= int(texts["WORLD_SIZE"]):
+            got = ", ".join(f"{name}={text}" for name, text in texts.items())
             raise ValueError(f"RANK: expected a number below WORLD_SIZE, as torchrun sets them, got {got}.")
-        return cls(*map(int, texts))
+        return cls(*map(int, texts.values()))
 
 
-def list_devices(name: str, text: str) -> list[str]:
-    """Devices that an option asks for: ``0,1,3``, ``cpu``, or, if empty, all GPUs, else the CPU."""
-    text, found = text.strip(), torch.cuda.device_count() if torch.cuda.is_available() else 0
+def list_devices(gpus: str) -> list[str]:
+    """Devices that ``--gpus`` or DEVICES asks for: ``0,1,3``, ``cpu``, or, if empty, all GPUs, else the CPU."""
+    text = os.environ.get("DEVICES", "").strip()
+    name, text = ("DEVICES", text) if text else ("gpus", gpus.strip())
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text == "cpu" or (not text and not found):
         return ["cpu"]
     words = text.split(",") if text else [str(number) for number in range(found)]

@@ -1,7 +1,4 @@
-"""The results of several methods, read back from their folders, and measured.
-
-A run's folder holds a folder for each model, or is one; ``sampling`` describes those.
-"""
+"""The results of several methods, read back from a folder for each model (see ``sampling``), and measured."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,8 +19,6 @@ logger = logging.getLogger(__name__)
 
 #: The commands that made a run, a line each; written by the script that ran them.
 COMMAND_FILE = "command.txt"
-#: Accountings of the FLOPs of a whole run.
-TOTALS = ("actual", "vanilla", "live_only", "causal")
 
 
 @dataclass(frozen=True)
@@ -48,8 +43,8 @@ class MethodRun:
         path = self.folder / self.records[name]["trace"]
         trace = Trace.load(path)
         with reading(path, "the trace of a whole run"):
-            amounts = [trace.seconds["denoise"], *(trace.flops[key] for key in TOTALS)]
-            if min(amounts) <= 0:
+            totals = [trace.flops[key] for key in ("actual", "vanilla", "live_only", "causal")]
+            if min(trace.seconds["denoise"], *totals) <= 0:
                 raise ValueError("seconds and flops must be above 0")
         return trace
 
@@ -58,14 +53,14 @@ class MethodRun:
 
     def comparison(self, reference: str) -> dict[str, Any] | None:
         """The comparison with another method's videos; None: not measured."""
-        name = f"closeness_to_{folder_name(reference)}"
-        return self._read(name, missing=dict[str, str], videos=dict[str, _VideoFigures])
+        kinds = {"missing": dict[str, str], "videos": dict[str, _VideoFigures]}
+        return self._read(f"closeness_to_{folder_name(reference)}", kinds)
 
     def vbench(self) -> dict[str, Any] | None:
         """VBench's scores; None: not scored."""
-        return self._read("vbench", mean=dict[str, float | None], totals=dict[str, float | None])
+        return self._read("vbench", dict.fromkeys(("mean", "totals"), dict[str, float | None]))
 
-    def _read(self, name: str, **kinds: Any) -> dict[str, Any] | None:
+    def _read(self, name: str, kinds: Mapping[str, Any]) -> dict[str, Any] | None:
         path, remedy = self.folder / f"{name}.json", "remove it to have it made again"
         if not path.is_file():
             return None
@@ -118,8 +113,6 @@ class ModelRun:
 
 def find_model_runs(run_dir: Path) -> list[ModelRun]:
     """The models of a run; warns of one without a sample that all methods have made, and leaves it out."""
-    if not run_dir.is_dir():
-        raise ValueError(f"run_dir: {run_dir} is not a folder.")
     found = [_read_model(folder) for folder in find_model_folders(run_dir)]
     reasons = [run for run in found if isinstance(run, str)]
     if len(reasons) == len(found):
@@ -132,6 +125,8 @@ def find_model_runs(run_dir: Path) -> list[ModelRun]:
 
 def find_model_folders(run_dir: Path) -> list[Path]:
     """Folders of a run that hold several methods; empty if it is no such run."""
+    if not run_dir.is_dir():
+        raise ValueError(f"run_dir: {run_dir} is not a folder.")
     return sorted(path.parent for path in [*run_dir.glob(METHODS_FILE), *run_dir.glob(f"*/{METHODS_FILE}")])
 
 
@@ -144,19 +139,19 @@ def read_commands(run_dir: Path) -> list[str]:
 def _read_model(folder: Path) -> ModelRun | str:
     """A model's videos, or why there are none that all methods have made."""
     content = read_methods(folder)
-    if not content["ways"]:
+    if not content.ways:
         return f"{folder / METHODS_FILE} names no method; run it again."
-    first, *others = content["ways"]
+    first, *others = content.ways
     # the paper's methods before ours
     names = [first, *sorted(others, key=lambda m: m.startswith("flowcache") and ":paper-" not in m)]
     found = [_read_method(method, folder / folder_name(method)) for method in names]
     methods, absent = [run for run in found if run.records], [run.method for run in found if not run.records]
-    every = list(dict.fromkeys(name for run in methods for name in run.records))
+    every = dict.fromkeys(name for run in methods for name in run.records)
     common = [name for name in every if all(name in run.records for run in methods)]
-    if not common or not found[0].records:
-        return f"{folder} has no video that was made by all of {', '.join(content['ways'])}; run it again."
-    unfinished = len(every) - len(common)
-    return ModelRun(content["model"], content["settings"], folder, methods, absent, common, unfinished)
+    if not common or first in absent:
+        return f"{folder} has no video that was made by all of {', '.join(content.ways)}; run it again."
+    named = content.model, content.settings, folder
+    return ModelRun(*named, methods, absent, common, unfinished=len(every) - len(common))
 
 
 def _read_method(method: str, folder: Path) -> MethodRun:

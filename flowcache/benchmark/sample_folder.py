@@ -6,8 +6,9 @@
                    and one for each failure, with the reason as ``error``
     settings.json  what all videos share
 
-Any number of processes may work in it at once; one that is killed leaves it readable. Meanwhile the folder
-also holds ``.unfinished``, which the last process removes.
+Any number of processes may work in it at once, on one machine or on many where the file system has locks for all;
+one that is killed leaves it readable. Their locks, and a folder beside each with what its holder writes, are hidden;
+the last process removes them.
 """
 
 import json
@@ -15,15 +16,16 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ..command_line import writable_folder
 from ..files import write_json
 from ..trace import Trace
 from ..user_files import read_json
-from .locks import lock, locked
 from .samples import Sample, is_file_name, safe_name
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ MAX_TRACE_BYTES = 230
 
 
 class Manifest:
-    """Records in a file of JSON lines, of which the newest of a name counts; without unfinished lines."""
+    """Records in a file of JSON lines, of which the newest of a name counts."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._position = path, 0
@@ -76,50 +78,51 @@ class Manifest:
 class SampleFolder:
     """A folder of videos that share their settings: all that determines a video except the sample.
 
-    Nothing is written there before ``open``. ValueError if it cannot be written to, or holds videos of other
-    settings.
+    Nothing is written there before ``open``. ValueError if it cannot be written to, or holds videos of other settings.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = writable_folder("base_save_path", path)
-        self.videos, self._scratch, self._file = (path / "videos", path / ".unfinished", path / "manifest.jsonl")
-        self._manifest, self._settings = Manifest(self._file), json.loads(json.dumps(settings))
+        self.videos, self._settings = path / "videos", json.loads(json.dumps(settings))
+        self._manifest = Manifest(path / "manifest.jsonl")
         if self._manifest.read()[0]:
             self._check_settings()
 
-    def locked(self, name: str, wait: bool = True) -> AbstractContextManager[bool]:
-        """Hold a lock of this folder; yields False if another process has it and ``wait`` is False."""
-        return locked(self._file, name, wait)
+    def lock(self, name: str) -> FileLock:
+        """A lock among the processes that work in this folder; one that ends frees its locks, even if killed."""
+        return FileLock(self.path / f".{safe_name(name)}.lock")
 
     @contextmanager
     def open(self) -> Iterator[None]:
         """Let this process make videos within the block; another run may have changed the settings since."""
-        with self.locked("manifest"):
-            if self._manifest.read()[0]:
-                self._check_settings()
-            else:  # the settings of a run that made nothing do not count
-                write_json(self.path / "settings.json", self._settings)
-            for folder in (self.videos, self.path / "traces"):
-                folder.mkdir(exist_ok=True)
-        with self._file.open("a+b") as presence:
-            lock(presence, "process", shared=True)
-            try:
-                yield
-            finally:
-                if lock(presence, "process", wait=False):  # no other process is at work
-                    shutil.rmtree(self._scratch, ignore_errors=True)
+        try:
+            with self.lock("manifest"):
+                if self._manifest.read()[0]:
+                    self._check_settings()
+                else:  # the settings of a run that made nothing do not count
+                    write_json(self.path / "settings.json", self._settings)
+                (self.path / "manifest.jsonl").touch()
+                for folder in (self.videos, self.path / "traces"):
+                    folder.mkdir(exist_ok=True)
+            yield
+        finally:
+            with self.lock("manifest") as lock:
+                for path in self.path.glob(".*.lock"):
+                    with suppress(Timeout), FileLock(path).acquire(blocking=False):  # nobody holds it
+                        shutil.rmtree(path.with_suffix(".unfinished"), ignore_errors=True)
+                        path.unlink()
+                Path(lock.lock_file).unlink()
 
     def _check_settings(self) -> None:
         saved = read_json(self.path / "settings.json", dict[str, Any], "settings of videos")
         self._check_same(saved, self._settings, "videos")
 
     def _check_same(self, saved: Any, ours: Any, what: str) -> None:
-        difference = _first_difference(saved, ours)
-        if difference is not None:
+        if difference := _first_difference(saved, ours):
             key, there, here = difference
             raise ValueError(
-                f"base_save_path: {self.path} holds {what} of another {key} ({there!r} there, {here!r} "
-                "here); give another folder, or the same settings."
+                f"base_save_path: {self.path} holds {what} of another {key} ({there!r} there, {here!r} here); give "
+                "another folder, or the same settings."
             )
 
     def is_finished(self, sample: Sample) -> bool:
@@ -133,21 +136,28 @@ class SampleFolder:
         return True
 
     @contextmanager
-    def scratch(self, sample: Sample) -> Iterator[Path]:
-        """A path to write a sample's video to, in an empty folder that is removed afterwards."""
-        folder = self._scratch / sample.name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        try:
-            yield folder / "video.mp4"
-        finally:
+    def claim(self, sample: Sample) -> Iterator[Path]:
+        """Lock a sample; yields a path to write its video to, in an empty folder that is removed afterwards.
+
+        Raises Timeout if another process has it.
+        """
+        lock = self.lock(f"sample {sample.name}")
+        with self.lock("manifest"):  # no other process clears away the locks that it finds free
+            taken = lock.acquire(blocking=False)
+        with taken:
+            folder = Path(lock.lock_file).with_suffix(".unfinished")
             shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            try:
+                yield folder / "video.mp4"
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def keep(self, sample: Sample, video: Path, trace: Trace, details: Mapping[str, Any]) -> None:
         """Store a video and its trace, then the manifest's line with ``details``, in this order."""
         name = sample.name if is_file_name(sample.name, MAX_TRACE_BYTES) else safe_name(sample.name)
         places = {"file": f"videos/{sample.name}{video.suffix}", "trace": f"traces/{name}.trace.json"}
-        with self.locked("manifest"):
+        with self.lock("manifest"):
             self._check_settings()
             trace.save(self.path / places["trace"])
             os.replace(video, self.path / places["file"])
@@ -155,7 +165,7 @@ class SampleFolder:
 
     def note_failure(self, sample: Sample, reason: str) -> None:
         """Record why a video could not be made."""
-        with self.locked("manifest"):
+        with self.lock("manifest"):
             self._manifest.append({**sample.as_dict(), "error": reason})
 
     def failure(self, sample: Sample) -> str | None:

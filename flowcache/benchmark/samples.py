@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..command_line import one_line
-from ..naming import prompt_words
-from ..shipped import shipped
+from ..files import shipped
+from ..fingerprint import prompt_words
 from ..user_files import expand_path, read_text, reading
 from .prompts import SAMPLES, find_file, read_prompts
 
@@ -34,13 +34,21 @@ _SCENARIO = re.compile(r"(?P<id>\d{4})_(?P<rest>perspective-[a-z]+_take-1_.+)\.m
 
 
 class SamplesFailed(ValueError):
-    """Samples that cannot be made or scored: a line for each, then a report of those that could."""
+    """Videos that cannot be made or scored: a line for each, then a report of the others."""
 
     has_lines = True
 
     def __init__(self, summary: str, reasons: Mapping[Any, str], report: str = "") -> None:
         lines = [summary, *(one_line(f"  {name}: {reason}") for name, reason in reasons.items())]
         super().__init__("\n".join([*lines, report] if report else lines))
+
+
+def save_report(report: Any, stem: Path) -> str:
+    """Write a report of videos and return its text; raises SamplesFailed if some of the videos are ``broken``."""
+    text = "\n".join([report.text(), *map(str, report.save(stem))])
+    if report.broken:
+        raise SamplesFailed(f"{len(report.broken)} videos could not be scored:", report.broken, text)
+    return text
 
 
 @dataclass(frozen=True)
@@ -50,22 +58,17 @@ class Sample:
     name: str  # of the file, without suffix
     prompt: str
     seed: int
-    image: Path | None = None  # first frame
     video: Path | None = None  # to continue
     original: str | None = None  # the benchmark's prompt if ``prompt`` is an augmented one
 
     def __post_init__(self) -> None:
         if not is_file_name(self.name):
             raise ValueError(f"name: expected at most {MAX_NAME_BYTES} bytes without /, got {self.name!r}.")
-        if self.image is not None and self.video is not None:
-            raise ValueError(f"{self.name}: expected an image or a video to start from, got both.")
 
     def as_dict(self) -> dict[str, Any]:
         """What identifies the sample in the manifest; plain values."""
-        values = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
-        if self.original is None:
-            del values["original"]
-        return values
+        values = {**vars(self), "video": self.video and str(self.video)}
+        return values if self.original else {key: value for key, value in values.items() if key != "original"}
 
 
 def is_file_name(name: str, max_bytes: int = MAX_NAME_BYTES) -> bool:
@@ -75,7 +78,7 @@ def is_file_name(name: str, max_bytes: int = MAX_NAME_BYTES) -> bool:
 
 
 def safe_name(text: str) -> str:
-    """A short file name for any text: its first words and a digest that keeps texts apart."""
+    """A short file name for any text: its first words and a digest."""
     return f"{prompt_words(text)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -119,18 +122,10 @@ class BenchmarkOptions:
         for name in ("base_save_path", *PATHS):
             expand_path(getattr(self, name), name)
 
-    def devices_text(self, environment: Mapping[str, str]) -> tuple[str, str]:
-        """The name and the text of the list of devices."""
-        text = environment.get("DEVICES", "")
-        return ("DEVICES", text) if text.strip() else ("gpus", self.gpus)
-
     def list_samples(self, seed: int, fps: float, small: bool) -> list[Sample]:
-        """The samples, in the benchmark's order and naming.
+        """The samples, in the benchmark's order and naming; a small checkpoint has its own list of prompts.
 
-        Args:
-            seed: of all Physics-IQ videos, and of a VBench prompt's first video; its next ones count up.
-            fps: rate of the videos to continue.
-            small: whether the model is a small checkpoint, which has its own list of prompts.
+        ``seed`` is that of all Physics-IQ videos and of a VBench prompt's first video, whose next ones count up.
         """
         if self.benchmark == "vbench":
             return self._list_prompts(seed, small)
@@ -147,13 +142,9 @@ class BenchmarkOptions:
         prompts = dict(self._part("prompts", list(found.items())))
         longest = f"-{self.samples - 1}"
         names = {p: p if is_file_name(p + longest) else safe_name(p) for p in prompts}
-        renamed = [f"{name}-0.mp4 of {prompt!r}" for prompt, name in names.items() if name != prompt]
-        if renamed:
-            logger.warning(
-                "VBench does not find the videos of %d prompts that cannot be file names, such as %s; "
-                "manifest.jsonl has the prompt of each.",
-                *(len(renamed), renamed[0]),
-            )
+        if renamed := [f"{name}-0.mp4 of {prompt!r}" for prompt, name in names.items() if name != prompt]:
+            what = f"{len(renamed)} prompts that cannot be file names, such as {renamed[0]}"
+            logger.warning("VBench does not find the videos of %s; manifest.jsonl has the prompt of each.", what)
         return [
             Sample(f"{names[prompt]}-{i}", given, seed + i, original=None if augmented is None else prompt)
             for prompt, given in prompts.items()
@@ -161,8 +152,7 @@ class BenchmarkOptions:
         ]
 
     def _path(self, name: str) -> Path | None:
-        text = getattr(self, name)
-        return Path(text).expanduser() if text else None
+        return Path(text).expanduser() if (text := getattr(self, name)) else None
 
     def _part(self, kind: str, items: Sequence[Any]) -> Sequence[Any]:
         if self.start >= len(items):
@@ -181,10 +171,8 @@ def split_method(text: str) -> tuple[str, str | None]:
 def find_scenes(folder: Path, table: Path | None, fps: float, seed: int) -> list[Sample]:
     """The first takes of Physics-IQ (github.com/google-deepmind/physics-IQ-benchmark), in the order of ids.
 
-    Args:
-        folder: with ``split-videos/``, or the parent of such a ``physics-IQ-benchmark/``.
-        table: CSV of scenario, description and name of the video to generate; None: in or beside ``folder``.
-        fps: preferred rate of the videos to continue; else the highest is taken.
+    ``folder`` holds ``split-videos/``, or is the parent of such a ``physics-IQ-benchmark/``; ``table``, the CSV of
+    scenarios, is by default in or beside it. Without videos at ``fps``, those at the highest rate are taken.
     """
     if not folder.is_dir():
         raise ValueError(f"physicsiq_data_dir: {folder} is not a folder.")

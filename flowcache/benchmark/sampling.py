@@ -1,9 +1,9 @@
 """The runner of a benchmark: makes its videos by one method or several, in any number of processes.
 
-Each process makes its share of the samples that are not finished, then those at which nobody works: a process
-may have been killed, or be slower. A sample gives the same video whichever process makes it. A failure does
-not stop the others: the manifest keeps the reason, other processes and the next run try again, and the run
-ends with a list. Several methods run in turn on each sample, so that a slow spell of the machine hits all:
+Each process makes its share of the samples that are not finished, then those at which nobody works: a process may have
+been killed, or be slower. A sample gives the same video whichever process makes it. A failure does not stop the
+others: the manifest keeps the reason, other processes and the next run try again, and the run ends with a list.
+Several methods run in turn on each sample, so that a slow spell of the machine hits all:
 
     METHOD/        a folder of videos for each method, see ``sample_folder``
     ways.json      the model, and the methods in their order
@@ -16,20 +16,19 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
+from filelock import Timeout
 from tqdm import tqdm
 
 from ..environment import repository_commit
 from ..files import write_json
 from ..sampler import Sampler
-from ..typed import as_type
-from ..user_files import read_json, reading
+from ..user_files import read_json
 from .ranks import Rank, start_on_all
 from .sample_folder import SampleFolder
 from .samples import Sample, SamplesFailed
@@ -44,16 +43,20 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def folder_name(method: str) -> str:
-    """Name of the folder of ``METHOD:PRESET``."""
     return method.replace(":", "_")
 
 
-def read_methods(folder: Path) -> dict[str, Any]:
-    """``model``, ``settings`` and ``ways`` (the methods) of a folder of several methods."""
-    path, kinds = folder / METHODS_FILE, {"model": str, "settings": str, "ways": list[str]}
-    with reading(path, "a list of methods"):
-        content = read_json(path, dict[str, Any], "a list of methods")
-        return {key: as_type(content[key], kind, key) for key, kind in kinds.items()}
+@dataclass(frozen=True)
+class MethodList:
+    """The model of a folder of several methods, what all its videos share, and the methods."""
+
+    model: str
+    settings: str
+    ways: list[str]
+
+
+def read_methods(folder: Path) -> MethodList:
+    return read_json(folder / METHODS_FILE, MethodList, "a list of methods")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Sampling:
 
     def check(self) -> None:
         """Raise ValueError for what cannot be made before any weight is read; write the list of methods."""
-        name, count = Counter(sample.name for sample in self.samples).most_common(1)[0]
+        ((name, count),) = Counter(sample.name for sample in self.samples).most_common(1)
         if count > 1:
             raise ValueError(f"samples: two share the name {name}.")
         reasons = {}
@@ -97,11 +100,11 @@ class Sampling:
         path, methods = self.output / METHODS_FILE, list(self.samplers)
         if path.is_file():
             saved = read_methods(self.output)
-            theirs = f"{saved['model']}, {saved['settings']}"
+            theirs = f"{saved.model}, {saved.settings}"
             if theirs != f"{self.model}, {self.description}":
                 raise ValueError(f"base_save_path: {self.output} has videos of {theirs}; give another folder.")
-            methods = list(dict.fromkeys([*saved["ways"], *methods]))
-        write_json(path, {"model": self.model, "settings": self.description, "ways": methods})
+            methods = list(dict.fromkeys([*saved.ways, *methods]))
+        write_json(path, asdict(MethodList(self.model, self.description, methods)))
 
     def _unfinished(self) -> list[tuple[str, Sample]]:
         """Videos to make, by method and sample."""
@@ -115,12 +118,9 @@ class Sampling:
         return {path: reason for path, reason in reasons.items() if reason is not None}
 
     def run(self) -> str:
-        """Make this process's share and what others left; returns a report.
+        """Make this process's share and what others left; returns a report, or raises SamplesFailed.
 
         Processes of one machine load one after another; one without a share does not load.
-
-        Raises:
-            SamplesFailed: some videos could not be made.
         """
         made, in_a_row, folders = 0, 0, list(self.folders.values())
         with ExitStack() as stack:
@@ -132,7 +132,7 @@ class Sampling:
             share = todo[self.rank.index :: self.rank.count]
             if share:
                 first, *others = self.samplers.values()
-                with folders[0].locked(f"load {socket.gethostname()}"):
+                with folders[0].lock(f"load {socket.gethostname()}"):
                     first.load()
                 for other in others:
                     other.adopt(first)
@@ -140,7 +140,7 @@ class Sampling:
             if self.failures():
                 # torchrun ends all processes with the first that fails: wait for the others' videos
                 for method, sample in self._unfinished():
-                    with self.folders[method].locked(f"sample {sample.name}"):
+                    with self.folders[method].lock(f"sample {sample.name}"):
                         pass
             failures = self.failures()
         total = len(self.samples) * len(self.samplers)
@@ -173,26 +173,26 @@ class Sampling:
     def _make_unless_taken(self, method: str, sample: Sample) -> bool | None:
         """Whether the video could be made; None: it exists, or another process makes it."""
         folder = self.folders[method]
-        with folder.locked(f"sample {sample.name}", wait=False) as free:
-            if not free or folder.is_finished(sample):
-                return None
-            started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-            with folder.scratch(sample) as path:
-                try:
-                    trace = self.samplers[method].generate(sample, path)
-                except Exception as error:
-                    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-                        raise
-                    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                    expected = isinstance(error, (OSError, ValueError, torch.OutOfMemoryError))
-                    logger.warning("%s failed: %s", sample.name, reason, exc_info=None if expected else error)
-                    folder.note_failure(sample, reason)
-                else:
-                    details = {"started": started, "seconds": time.perf_counter() - clock}
-                    details |= {"seconds_by_stage": trace.seconds, "rank": self.rank.index}
-                    details["environment"] = {**trace.environment, "commit": repository_commit()}
-                    folder.keep(sample, path, trace, details)
-                    return True
+        with suppress(Timeout), folder.claim(sample) as path:
+            return None if folder.is_finished(sample) else self._make_one(method, sample, path)
+        return None
+
+    def _make_one(self, method: str, sample: Sample, path: Path) -> bool:
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        try:
+            trace = self.samplers[method].generate(sample, path)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            expected = isinstance(error, (OSError, ValueError, torch.OutOfMemoryError))
+            logger.warning("%s failed: %s", sample.name, reason, exc_info=None if expected else error)
+            self.folders[method].note_failure(sample, reason)
+        else:
+            details = {"started": started, "seconds": time.perf_counter() - clock, "seconds_by_stage": trace.seconds}
+            details |= {"rank": self.rank.index, "environment": {**trace.environment, "commit": repository_commit()}}
+            self.folders[method].keep(sample, path, trace, details)
+            return True
         if torch.cuda.is_available():  # the error, which is gone by now, referred to tensors on the GPU
             gc.collect()
             torch.cuda.empty_cache()

@@ -7,8 +7,7 @@ from math import prod
 from pathlib import Path
 from statistics import mean, median
 
-from ..files import write_atomically
-from ..markdown import markdown_table, write_results
+from ..files import markdown_table, write_atomically, write_results
 from ..trace import Trace
 from .paper_flops import PETA, PaperFlops
 from .prompts import DIMENSIONS
@@ -27,9 +26,7 @@ UNITS = {"PFLOPs": 1.0, "TFLOPs": 1e3, "GFLOPs": 1e6}
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its key in the files, its title, and the format of its figures."""
-
-    key: str
+    key: str  # in the files
     title: str
     form: str
 
@@ -82,8 +79,8 @@ class Table:
 def method_title(method: str) -> str:
     """A method's title in tables and pictures, such as ``FlowCache fast (ours)``."""
     name, _, preset = method.partition(":")
-    ours = name == "flowcache" and not preset.startswith("paper-")
-    return " ".join(filter(None, [NAMES.get(name, name), preset, "(ours)" if ours else ""]))
+    ours = "(ours)" if name == "flowcache" and not preset.startswith("paper-") else ""
+    return " ".join(filter(None, [NAMES.get(name, name), preset, ours]))
 
 
 def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
@@ -94,16 +91,10 @@ def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
     for name in (other.method for other in others):
         columns.append(Column(f"psnr_to_{name}", f"PSNR to {name}, dB", "{:.2f}"))
         columns.append(Column(f"ssim_to_{name}", f"SSIM to {name}", "{:.4f}"))
-    base = [first.trace(name) for name in run.names]
-    rows, reasons = [], {}
+    base, rows, reasons = [first.trace(name) for name in run.names], [], {}
     for method in run.methods:
         traces = [method.trace(name) for name in run.names]
-        figures = {**_read_traces(traces, base), "vbench": _read_vbench(method)}
-        figures["speedup"] = _read_speedup(run, method, traces, base)
-        for reference in run.references:
-            suffix = "" if reference is first else f"_to_{reference.method}"
-            for metric in ("lpips", "ssim", "psnr"):
-                figures[metric + suffix] = _read_comparison(run, method, reference, metric)
+        figures = _read_figures(run, method, traces, base)
         for key, reason in figures.items():
             if isinstance(reason, str):
                 figures[key] = None
@@ -136,39 +127,38 @@ def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
 Figure = float | str | None
 
 
-def _read_traces(traces: Sequence[Trace], base: Sequence[Trace]) -> dict[str, Figure]:
-    pairs = zip(base, traces, strict=True)
-    return {
+def _read_figures(
+    run: ModelRun, method: MethodRun, traces: Sequence[Trace], base: Sequence[Trace]
+) -> dict[str, Figure]:
+    first, pairs = run.methods[0], list(zip(base, traces, strict=True))
+    figures: dict[str, Figure] = {
         "pflops": mean(trace.flops["actual"] for trace in traces) / PETA,
         "flops_ratio": median(theirs.flops["actual"] / ours.flops["actual"] for theirs, ours in pairs),
         "latency_seconds": median(trace.seconds["denoise"] for trace in traces),
         "peak_memory_gib": max(trace.peak_memory_bytes for trace in traces) / 2**30,
         "reuse_ratio": mean(trace.reuse_ratio for trace in traces),
+        "speedup": f"no prompt was run by {method.method} and {first.method} on like machines",
+        "vbench": "no environment given",
     }
-
-
-def _read_speedup(run: ModelRun, method: MethodRun, traces: Sequence[Trace], base: Sequence[Trace]) -> Figure:
-    """Median over the samples whose videos both were made on the same kind of machine."""
-    first, ratios = run.methods[0], []
-    for name, theirs, ours in zip(run.names, base, traces, strict=True):
-        machines = {_describe_machine(m.records[name]["environment"]) for m in (first, method)}
-        ratios += [theirs.seconds["denoise"] / ours.seconds["denoise"]] if len(machines) == 1 else []
-    missing = f"no prompt was run by {method.method} and {first.method} on like machines"
-    return median(ratios) if ratios else missing
-
-
-def _read_vbench(method: MethodRun) -> Figure:
-    scores = method.vbench()
-    if scores is None:
-        return "no environment given"
-    there = sum(score is not None for score in scores["mean"].values())
-    missing = f"the total needs all {len(DIMENSIONS)} dimensions, {there} are scored"
-    total = scores["totals"].get("total")
-    return missing if total is None else total
+    ratios = []
+    for name, (theirs, ours) in zip(run.names, pairs, strict=True):
+        one, other = (_describe_machine(m.records[name]["environment"]) for m in (first, method))
+        ratios += [theirs.seconds["denoise"] / ours.seconds["denoise"]] if one == other else []
+    if ratios:
+        figures["speedup"] = median(ratios)
+    if (scores := method.vbench()) is not None:
+        there = sum(score is not None for score in scores["mean"].values())
+        missing = f"the total needs all {len(DIMENSIONS)} dimensions, {there} are scored"
+        total = scores["totals"].get("total")
+        figures["vbench"] = missing if total is None else total
+    for reference in run.references:
+        suffix = "" if reference is first else f"_to_{reference.method}"
+        for metric in ("lpips", "ssim", "psnr"):
+            figures[metric + suffix] = _read_comparison(run, method, reference, metric)
+    return figures
 
 
 def _read_comparison(run: ModelRun, method: MethodRun, reference: MethodRun, metric: str) -> Figure:
-    """Mean over the videos."""
     if method is reference:
         return f"only {method.method} was run" if len(run.methods) == 1 else None
     report, values = method.comparison(reference.method), []
@@ -176,13 +166,13 @@ def _read_comparison(run: ModelRun, method: MethodRun, reference: MethodRun, met
         video = report and report["videos"].get(method.video(name).name)
         values.append(video and video.mean.get(metric))
         if values[-1] is None:
-            reasons = [found.get(metric) for found in (report and report["missing"], video and video.missing) if found]
+            places = (report and report["missing"], video and video.missing)
+            reasons = [reasons.get(metric) for reasons in places if reasons]
             return next(filter(None, reasons), "not measured")
     return mean(values)
 
 
 def _read_paper(paper: PaperFlops | None, method: str) -> dict[str, float]:
-    """The paper's figures of a method, by column."""
     name, _, preset = method.partition(":")
     title = f"{NAMES.get(name)}-{preset.removeprefix('paper-')}" if preset.startswith("paper-") else method
     if paper is None or title not in paper.rows:
@@ -241,22 +231,18 @@ def _format_table(table: Table) -> str:
     head += f"commit {', '.join(short)}; {', '.join(table.dates)}."
     smallest = min(row.measured["pflops"] for row in table.rows)
     unit = next((unit for unit, factor in UNITS.items() if smallest * factor >= 1), "GFLOPs")
-
-    def cell(row: Row, column: Column) -> str:
-        ours, theirs = row.measured.get(column.key), row.paper.get(column.key)
-        if column.key == "pflops":
-            ours *= UNITS[unit]
-        words = [] if ours is None else [_format(column.form, ours)]
-        return " ".join([*words, *([] if theirs is None else [f"({_format(column.form, theirs)})"])])
-
-    def known(column: Column) -> bool:
-        return any(row.measured.get(column.key) is not None or column.key in row.paper for row in table.rows)
-
-    shown = [column for column in table.columns if known(column)]
     of_paper = " (paper: PFLOPs)" if unit != "PFLOPs" and any(row.paper for row in table.rows) else ""
-    titles = [unit + of_paper if column.key == "pflops" else column.title for column in shown]
-    rows = [[row.title, *(cell(row, column) for column in shown)] for row in table.rows]
-    sections = [f"### {table.model}", head, markdown_table(["method", *titles], rows)]
+    titles, columns = ["method"], [[row.title for row in table.rows]]
+    for column in table.columns:
+        scale, cells = UNITS[unit] if column.key == "pflops" else 1, []
+        for row in table.rows:
+            ours, theirs = row.measured.get(column.key), row.paper.get(column.key)
+            words = [] if ours is None else [_format(column.form, ours * scale)]
+            cells.append(" ".join([*words, *([] if theirs is None else [f"({_format(column.form, theirs)})"])]))
+        if any(cells):
+            titles.append(unit + of_paper if column.key == "pflops" else column.title)
+            columns.append(cells)
+    sections = [f"### {table.model}", head, markdown_table(titles, zip(*columns, strict=True))]
     notes = [f"- {note}" for note in [*table.notes, *_explain_gaps(table.missing)]]
     sections += ["\n".join(notes)] if notes else []
     # of a model that gains nothing by live chunks or the cache, the split says nothing new

@@ -1,7 +1,6 @@
 """VBench's scores of a folder of videos (arXiv 2311.17982).
 
-The ``vbench`` package pins versions that conflict with ours. It therefore has its own environment, whose
-Python scores dimension by dimension.
+The ``vbench`` package pins versions that conflict with ours. It therefore has an environment and processes of its own.
 """
 
 import logging
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..markdown import write_results
+from ..files import write_results
 from ..user_files import UnreadableFile, read_json, reading
 from ..video import probe_video
 from .prompts import DIMENSIONS, SAMPLES, find_full_info, read_full_info
@@ -73,12 +72,10 @@ class VBenchReport:
         return write_results(stem, ["video", *self.dimensions], rows, content)
 
     def text(self) -> str:
-        """The totals, then a line for each dimension."""
         lines = [f"{name}: {value:.2f} of 100" for name, value in self.totals().items() if value is not None]
         for name in self.dimensions:
-            absent = self.absent.get(name, 0)
+            absent, score = self.absent.get(name, 0), self.scores.get(name)
             note = f" (not comparable with published scores: {absent} videos are absent)" if absent else ""
-            score = self.scores.get(name)
             lines.append(
                 f"{name}: " + (f"none: {self.missing[name]}" if score is None else f"{100 * score:.2f}{note}")
             )
@@ -122,9 +119,9 @@ def check_environment(folder: Path, base: str) -> None:
         raise ValueError(f"environment: {folder} is no Python environment; give one, or a new folder.")
 
 
-def _run_isolated(python: Path, script: str, *words: str, **options: Any) -> subprocess.CompletedProcess:
+def _run_isolated(python: Path, script: str, *words: object, **options: Any) -> subprocess.CompletedProcess:
     # -I: neither PYTHONPATH nor the current folder may come before the environment's packages
-    return subprocess.run([python, "-I", "-c", script, *words], **options)
+    return subprocess.run([python, "-I", "-c", script, *map(str, words)], **options)
 
 
 def _prepare_environment(folder: Path, base: str) -> tuple[Path, Path]:
@@ -132,7 +129,6 @@ def _prepare_environment(folder: Path, base: str) -> tuple[Path, Path]:
     python = (folder / "bin" / "python").absolute()
     try:
         if not python.is_file():
-            logger.info("making %s", folder)
             subprocess.run([base, "-m", "venv", folder], check=True)
         if _run_isolated(python, _FIND, capture_output=True).returncode:
             logger.info("installing %s into %s", PACKAGE, folder)
@@ -154,10 +150,8 @@ def score(
 ) -> VBenchReport:
     """Score ``{prompt}-{index}.mp4`` by dimension; neither a failure nor a broken video stops the others.
 
-    Args:
-        environment: folder of a Python environment for VBench, and the Python to make it with if need be.
-        results: folder for VBench's own files.
-        full_info: prompts by dimension, in VBench's format; None: those of the package.
+    ``environment`` is a folder of Python for VBench, and the Python to make it with if need be; VBench's own files go
+    to ``results``; ``full_info`` lists prompts by dimension (default: those of the package).
     """
     python, package = _prepare_environment(*environment)
     info, videos = full_info or find_full_info(package), videos.absolute()
@@ -186,7 +180,7 @@ def score(
             continue
         log = results / f"{dimension}.log"
         logger.info("scoring %s; VBench's messages go to %s", dimension, log)
-        words = map(str, (videos, results, dimension, device, info.absolute()))
+        words = (videos, results, dimension, device, info.absolute())
         with log.open("w") as output:
             done = _run_isolated(python, _WORKER, *words, stdout=output, stderr=output)
         if done.returncode:

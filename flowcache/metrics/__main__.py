@@ -6,20 +6,21 @@ A and B are two files, or two folders whose videos are matched by file name. The
 means are written as CSV and JSON.
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from ..benchmark.samples import save_report
 from ..command_line import Parser, check_device, output_stem
 from ..running import run_checked
 from .compare import METRICS, pair_up
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(__doc__)
+def build_parser() -> ArgumentParser:
+    parser = Parser(__doc__, prog="flowcache metrics")
     add, device = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
     add("--original_video", type=Path, required=True, help="file or folder to compare with")
     add("--generated_video", type=Path, required=True, help="file or folder to measure")
@@ -29,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(args: argparse.Namespace) -> Callable[[], str]:
+def prepare(args: Namespace) -> Callable[[], str]:
     """Pair the files and check their headers; ValueError names the argument. Returns what measures them."""
     check_device(args.device)
     report, generated = pair_up(args.original_video, args.generated_video, args.metrics), args.generated_video
@@ -38,18 +39,13 @@ def prepare(args: argparse.Namespace) -> Callable[[], str]:
     output = output_stem("output", args.output or default)
 
     def run() -> str:
-        count = len(report.pairs)
-        report.measure(args.device, keep_going=count > 1)
-        text = "\n".join([report.text(), *map(str, report.save(output))])
-        if report.broken:
-            raise ValueError(f"{len(report.broken)} of {count} videos could not be measured.\n{text}")
-        return text
+        report.measure(args.device, keep_going=len(report.pairs) > 1)
+        return save_report(report, output)
 
     return run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; return 0, 2 for bad input or 1 for a failure."""
     args = build_parser().parse_args(arguments)
     return run_checked(lambda: prepare(args), lambda run: run())
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..environment import describe_environment
-from ..extras import Unavailable
-from ..markdown import write_results
+from ..environment import Unavailable, describe_environment
+from ..files import write_results
 from ..video import probe_video, read_video
 from .similarity import Video, load_lpips, psnr, ssim
 
@@ -26,23 +25,17 @@ SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm"})
 
 @dataclass
 class Report:
-    """Files to compare, ``name: (original, generated)``, and what was measured of them.
-
-    Attributes:
-        only_original, only_generated: file names that only one side has.
-        missing: why a metric was measured nowhere.
-        broken: names of files that could not be measured.
-        videos: of each file and metric its ``mean``, its ``frames``, or why they are ``missing``.
-    """
+    """Files to compare, and what was measured of them."""
 
     original: Path
     generated: Path
     metrics: Sequence[str]
-    pairs: Mapping[str, tuple[Path, Path]]
-    only_original: Sequence[str] = ()
+    pairs: Mapping[str, tuple[Path, Path]]  # original and generated file by name
+    only_original: Sequence[str] = ()  # names of files
     only_generated: Sequence[str] = ()
-    missing: dict[str, str] = field(default_factory=dict)
-    broken: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)  # why a metric was measured nowhere
+    broken: dict[str, str] = field(default_factory=dict)  # why a pair could not be measured
+    #: By file name: ``mean`` and ``frames`` of each metric, or why it is ``missing``.
     videos: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -51,18 +44,13 @@ class Report:
         reasons = []
         for pair in self.pairs.values():
             try:
-                check_alike(*pair)
-                return
+                return check_alike(*pair)
             except ValueError as error:
                 reasons.append(error)
         raise reasons[0]
 
     def measure(self, device: str, keep_going: bool = False) -> None:
-        """Compare all pairs by all metrics that are available.
-
-        Raises:
-            ValueError: a file breaks off, or two differ in shape; with ``keep_going``, it is ``broken``.
-        """
+        """Compare all pairs; ValueError for files that break off or differ in shape, or ``keep_going``: ``broken``."""
         metrics: dict[str, Metric] = {}
         for name in self.metrics:
             try:
@@ -77,14 +65,11 @@ class Report:
                 if not keep_going:
                     raise
                 # the cause names no argument
-                reason = f"{str(error.__cause__ or error).rstrip('.')}; remove it and make it again"
-                empty, missing = dict.fromkeys(self.metrics), dict.fromkeys(self.metrics, reason)
-                self.videos[name] = {"mean": empty, "missing": missing, "frames": {}}
-                self.broken.append(name)
+                self.broken[name] = f"{str(error.__cause__ or error).rstrip('.')}; remove it and make it again"
+                missing = dict.fromkeys(self.metrics, self.broken[name])
+                self.videos[name] = {"mean": dict.fromkeys(self.metrics), "missing": missing, "frames": {}}
 
-    def _compare(
-        self, original: Path, generated: Path, metrics: Mapping[str, Metric], device: str
-    ) -> dict[str, dict[str, Any]]:
+    def _compare(self, original: Path, generated: Path, metrics: Mapping[str, Metric], device: str) -> dict[str, Any]:
         """Measure a pair; a metric that does not suit the videos, such as their size, is ``missing``."""
         theirs, ours = (torch.from_numpy(video[0]) for video in _read_both(read_video, original, generated))
         _check_sizes(original, theirs.shape, generated, ours.shape)
@@ -98,12 +83,10 @@ class Report:
         return {"mean": means, "missing": missing, "frames": frames}
 
     def mean(self, metric: str) -> float | None:
-        """Average a metric over the videos that have it."""
         means = [video["mean"][metric] for video in self.videos.values() if metric in video["frames"]]
         return fmean(means) if means else None
 
     def save(self, stem: Path) -> list[Path]:
-        """Write ``stem.csv`` and ``stem.json``; return both paths."""
         content = {
             "original_video": str(self.original),
             "generated_video": str(self.generated),
@@ -117,7 +100,6 @@ class Report:
         return write_results(stem, ["video", "frame", *self.metrics], list(self._rows()), content)
 
     def text(self) -> str:
-        """Describe the means, a line for each metric, then what they leave out and why."""
         lines = []
         for metric in self.metrics:
             mean, count = self.mean(metric), sum(metric in video["frames"] for video in self.videos.values())
@@ -126,7 +108,8 @@ class Report:
             unit = " dB" if metric == "psnr" else ""
             lines.append(f"{metric}: " + (reason if mean is None else f"{mean:.4f}{unit}{over}"))
         for name, video in self.videos.items():
-            lines += [f"{name}: no {metric}: {why}" for metric, why in video["missing"].items()]
+            if name not in self.broken:
+                lines += [f"{name}: no {metric}: {why}" for metric, why in video["missing"].items()]
         lines += [f"{name}: only in original_video" for name in self.only_original]
         lines += [f"{name}: only in generated_video" for name in self.only_generated]
         return "\n".join(lines)
@@ -161,7 +144,7 @@ def pair_up(original: Path, generated: Path, metrics: Sequence[str] = METRICS) -
 
 
 def check_alike(original: Path, generated: Path) -> None:
-    """Raise ValueError where the headers of two videos differ in size or length; the argument is named."""
+    """Raise ValueError where the headers of two videos differ in size or length."""
     infos = _read_both(probe_video, original, generated)
     known = all(info.num_frames for info in infos)
     theirs, ours = ((info.num_frames if known else 0, info.height, info.width) for info in infos)
@@ -177,7 +160,6 @@ def _check_sizes(original: Path, theirs: Sequence[int], generated: Path, ours: S
 
 
 def _read_both(read: Callable[[Path], Content], original: Path, generated: Path) -> list[Content]:
-    """Read both files; an error names the argument."""
     found = []
     for name, path in (("original_video", original), ("generated_video", generated)):
         try:

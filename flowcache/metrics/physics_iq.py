@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..extras import require
+from ..environment import require
 from ..video import Frames
 
 Mask = NDArray[np.bool_]
@@ -30,7 +30,6 @@ class Clip:
     masks: Mask
 
     def last(self, count: int) -> Clip:
-        """Return the last ``count`` frames, or all if there are fewer."""
         return Clip(self.frames[-count:], self.masks[-count:])
 
 
@@ -46,11 +45,9 @@ class Measures:
 
 @dataclass(frozen=True)
 class PhysicsIQ:
-    """The score in percent, and the means of generated videos and of second takes against first takes."""
-
-    score: float
-    generated: Measures
-    physical: Measures
+    score: float  # percent
+    generated: Measures  # means of the generated videos against the first takes
+    physical: Measures  # means of the second takes against the first takes
 
 
 def make_clip(frames: Iterable[Frames], size: tuple[int, int]) -> Clip:
@@ -61,8 +58,7 @@ def make_clip(frames: Iterable[Frames], size: tuple[int, int]) -> Clip:
     ``[height, width, 3]``, are read one by one, so that a video need not fit into memory.
     """
     cv2 = require("cv2", "Physics-IQ", "metrics")
-    square, resting = np.ones((SIDE, SIDE), np.uint8), None
-    small, masks = [], []
+    square, resting, small, masks = np.ones((SIDE, SIDE), np.uint8), None, [], []
     for frame in frames:
         grey = cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (SIDE, SIDE), 0)
         resting = grey.astype(np.float64) if resting is None else cv2.accumulateWeighted(grey, resting, RATE)
@@ -99,16 +95,12 @@ def physics_iq(generated: Sequence[Measures], physical: Sequence[Measures]) -> P
     """
     if not generated or not physical:
         raise ValueError("Physics-IQ needs at least one video.")
-    ours, takes = (
-        Measures(*np.mean([astuple(one) for one in measures], axis=0).tolist()) for measures in (generated, physical)
-    )
-    ratios = []
-    for name in ("spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou"):
-        if not getattr(takes, name):
-            raise ValueError(f"The two takes have a {name} of 0, which no video can be measured by.")
-        ratios.append(getattr(ours, name) / getattr(takes, name))
-    score = np.mean(ratios) - (ours.mse - takes.mse)
-    return PhysicsIQ(float(100 * np.clip(score, 0, 1)), ours, takes)
+    ours, takes = (np.mean([astuple(one) for one in measures], axis=0) for measures in (generated, physical))
+    if not takes[:3].all():
+        name = ("spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou")[takes[:3].argmin()]
+        raise ValueError(f"The two takes have a {name} of 0, which no video can be measured by.")
+    score = (ours[:3] / takes[:3]).mean() - (ours[3] - takes[3])
+    return PhysicsIQ(float(100 * np.clip(score, 0, 1)), *(Measures(*means.tolist()) for means in (ours, takes)))
 
 
 def _overlap(one: np.ndarray, other: np.ndarray) -> float:

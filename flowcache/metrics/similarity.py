@@ -1,8 +1,7 @@
 """PSNR, SSIM and LPIPS of videos, frame by frame.
 
-Each takes two videos ``[frames, height, width, 3]`` of one shape, uint8 or floating point in [0, 1], and
-returns the mean over the frames and the value of each frame, ``[frames]``. It raises ValueError for other
-videos.
+Each takes two videos ``[frames, height, width, 3]`` of one shape, uint8 or floating point in [0, 1], and returns the
+mean over the frames and the value of each frame, ``[frames]``. It raises ValueError for other videos.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from ..extras import Unavailable, require
+from ..environment import Unavailable, require
 
 Video = Tensor | NDArray[np.generic]
 
@@ -24,10 +23,7 @@ CEILING = 100.0
 
 
 def psnr(generated: Video, reference: Video) -> tuple[float, Tensor]:
-    """PSNR in dB, at most 100; higher is closer.
-
-    The mean over frames; torchmetrics' class takes the PSNR of the mean error over all frames instead.
-    """
+    """PSNR in dB, at most 100; higher is closer. torchmetrics' class takes that of the mean error over all frames."""
 
     def measure(ours: Tensor, theirs: Tensor) -> Tensor:
         values = peak_signal_noise_ratio(ours, theirs, data_range=1.0, reduction="none", dim=(1, 2, 3))
@@ -37,10 +33,9 @@ def psnr(generated: Video, reference: Video) -> tuple[float, Tensor]:
 
 
 def ssim(generated: Video, reference: Video) -> tuple[float, Tensor]:
-    """SSIM, at most 1; higher is closer. Frames must be at least 11 pixels high and wide.
+    """SSIM, at most 1; higher is closer. In single precision, flat regions err by up to 3e-4.
 
-    torchmetrics' defaults: Gaussian window of 11 x 11 with sigma 1.5, borders reflected. In single precision,
-    flat regions err by up to 3e-4.
+    torchmetrics' defaults: Gaussian window of 11 x 11 with sigma 1.5, borders reflected.
     """
 
     def measure(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -55,7 +50,6 @@ def load_lpips(device: torch.device | str = "cpu") -> Callable[[Video, Video], t
     """Load LPIPS (Zhang et al. 2018, arXiv 1801.03924): a function like ``psnr``; lower is closer.
 
     The first use downloads AlexNet's weights to the folder of ``torch.hub``; Unavailable where that fails.
-    Frames must be at least 31 pixels high and wide.
     """
     require("torchvision", "LPIPS", "metrics")
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity

@@ -138,10 +138,7 @@ def cache_over_time(traces: Mapping[str, Trace], path: str | Path) -> None:
 
 
 def step_times(trace: Trace) -> np.ndarray:
-    """Denoising time in seconds at the end of each step, ``[steps]``.
-
-    Scaled to the measured total, as the steps' own times leave out what happens between them.
-    """
+    """Denoising time in seconds at the end of each step, ``[steps]``, scaled to the measured total."""
     ends = np.cumsum([record.seconds for record in trace.steps])
     total = trace.seconds.get("denoise")
     return ends * (total / ends[-1]) if total and len(ends) and ends[-1] else ends

@@ -4,13 +4,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..files import replaced_when_done
 from ..trace import Trace
 from ..video import Frames, VideoWriter, scale_frames
 from .comparisons import step_times
@@ -18,9 +17,8 @@ from .comparisons import step_times
 BACKGROUND, FACE, EMPTY = "#14161a", "#f2f2f2", "#23262d"
 WORKING, DONE, MUTED = "#4f8fd0", "#f0953a", "#9aa0aa"
 
-_FPS, _FPS_PICTURE = 24, 10
+_FPS = 24
 _PART = 48  # frames that are encoded together
-_LARGEST_PICTURE = 1_500_000  # bytes that a README should load
 _SECONDS = (6.0, 12.0)  # shortest and longest duration of the race itself
 _HEADER, _LABEL, _GAP, _BAR = 64, 46, 14, 6
 
@@ -35,21 +33,14 @@ class Runner:
 
     @property
     def seconds(self) -> float:
-        """Denoising time of the whole video."""
         return self.finished[-1][0]
 
     def position(self, now: float) -> float | None:
         """Place in the video, 0 to 1, playing each part while the next is computed; None: no part."""
-        shown = 0.0
-        for (start, share), (end, _) in pairwise(self.finished):
-            if start <= now < end:
-                return shown + (share - shown) * (now - start) / (end - start)
-            shown = share if start <= now else shown
-        return 1.0 if now >= self.seconds else None
-
-    def share(self, now: float) -> float:
-        """Share of the denoising time that has passed."""
-        return min(1.0, now / self.seconds)
+        times, shares = zip(*self.finished, strict=True)
+        if times[0] <= now < times[-1]:
+            return float(np.interp(now, times, (0.0, *shares[:-1])))
+        return 1.0 if now >= times[-1] else None
 
 
 def finished_parts(trace: Trace) -> list[tuple[float, float]]:
@@ -67,35 +58,18 @@ def finished_parts(trace: Trace) -> list[tuple[float, float]]:
 
 
 def write_race(runners: Sequence[Runner], title: str, path: str | Path) -> None:
-    """Write an mp4, or an animated gif, png or webp for a README, that shows all methods on one clock.
+    """Write an mp4 that shows all methods on one clock.
 
-    A panel stays empty until the first part of its video is clean, plays each part while the next one is
-    computed, and repeats the video once it is whole; after the slowest, all play once together. Speed-ups
-    are relative to the first. Up to four panels stand in a row.
+    A panel stays empty until the first part of its video is clean, plays each part while the next one is computed,
+    and repeats the video once it is whole; after the slowest, all play once together. Speed-ups are relative to the
+    first. Up to four panels stand in a row.
     """
     if not runners or any(len(runner.frames) == 0 for runner in runners):
         raise ValueError("A race needs at least one video, and at least one frame of each.")
-    stage = _Stage(runners, title)
-    if Path(path).suffix.lower() in (".gif", ".png", ".webp"):
-        return _write_picture(list(stage.play(_FPS_PICTURE)), path)
-    pictures = stage.play(_FPS)
+    pictures = _Stage(runners, title).play()
     with VideoWriter(path, _FPS) as writer:
         while part := list(islice(pictures, _PART)):
             writer.write(np.stack(part))
-
-
-def _write_picture(pictures: Sequence[Frames], path: str | Path) -> None:
-    """Write an animation with one palette, as unchanged pixels then take no room; fewer colours if large."""
-    sample = Image.fromarray(np.concatenate(pictures[:: max(1, len(pictures) // 12)]))
-    options = {"save_all": True, "duration": 1000 // _FPS_PICTURE, "loop": 0, "optimize": True}
-    plain = {"dither": Image.Dither.NONE}
-    with replaced_when_done(path) as temporary:
-        for colours in (128, 48, 24):
-            palette = sample.quantize(colours, **plain)
-            frames = [Image.fromarray(picture).quantize(palette=palette, **plain) for picture in pictures]
-            frames[0].save(temporary, append_images=frames[1:], **options)
-            if temporary.stat().st_size < _LARGEST_PICTURE:
-                return
 
 
 class _Stage:
@@ -115,19 +89,19 @@ class _Stage:
         height = _HEADER + rows * self._row + _GAP
         self._size = (width // 2 * 2, height // 2 * 2)
 
-    def play(self, fps: int) -> Iterator[Frames]:
+    def play(self) -> Iterator[Frames]:
         """Yield the race, then all videos together, then one second of rest."""
         longest = max(runner.seconds for runner in self._runners)
-        count = round(float(np.clip(longest, *_SECONDS)) * fps)
-        pace = longest / count * fps
+        count = round(float(np.clip(longest, *_SECONDS)) * _FPS)
+        speed = longest / count * _FPS
         for index in range(count + 1):
-            yield self._draw(longest * index / count, pace)
+            yield self._draw(longest * index / count, speed)
         frames = max(len(video) for video in self._videos)
-        for index in (*range(0, frames, max(1, round(_FPS / fps))), *[frames - 1] * fps):
-            yield self._draw(longest, pace, index)
+        for index in (*range(frames), *[frames - 1] * _FPS):
+            yield self._draw(longest, speed, index)
 
-    def _draw(self, now: float, pace: float, together: int | None = None) -> Frames:
-        """Draw time ``now``, ``pace`` times faster than real, or frame ``together`` of all videos."""
+    def _draw(self, now: float, speed: float, together: int | None = None) -> Frames:
+        """Draw time ``now``, ``speed`` times faster than real, or frame ``together`` of all videos."""
         picture = Image.new("RGB", self._size, BACKGROUND)
         pen = ImageDraw.Draw(picture)
 
@@ -135,8 +109,8 @@ class _Stage:
             pen.text((x, y), text, fill=colour, font=_font(size), anchor=anchor)
 
         right, clock, note = self._size[0] - _GAP, f"{now:.1f} s", "denoising time"
-        if together is None and abs(pace - 1) >= 0.05:
-            note += f", {pace:.1f} x faster" if pace > 1 else f", {1 / pace:.1f} x slower"
+        if together is None and abs(speed - 1) >= 0.05:
+            note += f", {speed:.1f} x faster" if speed > 1 else f", {1 / speed:.1f} x slower"
         write(right, 36, clock, 30, FACE, "rs")
         write(right, 54, note, 13, MUTED, "rs")
         write(_GAP, 34, _fit(self._title, 18, right - _GAP - 24 - _font(30).getlength(clock)), 18, FACE)
@@ -154,13 +128,13 @@ class _Stage:
             pen.rectangle((left, top, left + self._width - 1, bottom), fill=EMPTY)
             position, shown = runner.position(now), together
             if shown is None and done:
-                shown = int((now - runner.seconds) / pace * _FPS) % len(video)
+                shown = int((now - runner.seconds) / speed * _FPS) % len(video)
             elif shown is None and position is not None:
                 shown = int(position * len(video))
             if shown is not None:
                 frame = video[min(shown, len(video) - 1)]
                 picture.paste(frame, (left + (self._width - frame.width) // 2, top))
-            if length := round(runner.share(now) * self._width):
+            if length := round(min(1.0, now / runner.seconds) * self._width):
                 bar = (left, bottom + 1 - _BAR, left + length - 1, bottom)
                 pen.rectangle(bar, fill=DONE if done else WORKING)
         return np.asarray(picture)

@@ -5,38 +5,25 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..registry import option
-from .policy import COMPUTE, Decision, ReusePolicy, accumulate, relative_l1
+from .policy import COMPUTE, Decision, DistancePolicy, relative_l1
 
 
 @dataclass
-class ChunkwiseReuse(ReusePolicy):
+class ChunkwiseReuse(DistancePolicy):
     """Skip a chunk while its own accumulated relative-L1 distance stays below a threshold.
 
     Chunks of one staircase stand at different noise levels, and the same step changes them by different
     amounts; so each has its own accumulator, warm-up and last steps (FlowCache, section 3.2).
 
     Args:
-        threshold: accumulated distance at which a chunk is computed; 0 never reuses.
-        warmup_steps: local steps at the start that are always computed.
-        final_steps: local steps at the end that are always computed, so that the keys and values of a
-            finished chunk are those of its own last step.
-        coefficients: polynomial over the distance, highest power first (as TeaCache fits it); None takes the
-            distance itself.
+        warmup_steps, final_steps: local steps of a chunk; the last ones leave the keys and values of a finished chunk.
         final_window_steps: steps at the end of the whole staircase at which every chunk is computed.
         together: compute all live chunks when one of them starts or reaches its threshold. False: every
             chunk for itself, as the paper does.
-        indicator: tensor that is watched; None: the model's default.
     """
 
-    threshold: float = option(0.15, 0, 1000)
-    warmup_steps: int = option(5, 1, 1000)
-    final_steps: int = option(1, 0, 1000)
-    coefficients: tuple[float, ...] | None = option(None, -1e12, 1e12)
     final_window_steps: int = option(0, 0, 1000)
     together: bool = False
-    indicator: str | None = None
-
-    needs_indicator = True
 
     def begin(self, num_chunk_steps, times, forecast):
         self._reuse_end = num_chunk_steps - self.final_steps
@@ -54,8 +41,7 @@ class ChunkwiseReuse(ReusePolicy):
         distances = relative_l1([indicators[c] for c in adaptive], [self._states[c][0] for c in adaptive])
         decisions = dict.fromkeys(live, COMPUTE)
         for chunk, distance in zip(adaptive, distances, strict=True):
-            accumulated = self._states[chunk][1]
-            decisions[chunk] = accumulate(accumulated, distance, self.coefficients, self.threshold)
+            decisions[chunk] = self.accumulate(self._states[chunk][1], distance)
         if self.together:
             decisions = compute_together(decisions, live)
         for chunk, decision in decisions.items():

@@ -16,17 +16,14 @@ REACH = 3.0
 class Forecast:
     """Forecasts a chunk from its last evaluations.
 
-    Args:
-        order: 0 holds the last evaluation; 1 extrapolates along the line through the last two, at their true,
-            uneven times. A chunk with one evaluation holds it.
+    Order 0 holds the last evaluation; 1 extrapolates along the line through the last two, at their true, uneven
+    times. A chunk with one evaluation holds it.
     """
 
     #: A forecast is a velocity that the solver integrates over the step's true time difference; False: a
     #: displacement that replaces the solver's step.
     gives_velocity: bool = True
-
-    #: Whether a forecast runs the model's embedding and head (never its layers).
-    runs_edges: bool = False
+    runs_edges: bool = False  # whether a forecast runs the model's embedding and head (never its layers)
 
     def __init__(self, order: int = 0) -> None:
         self.order = order

@@ -9,24 +9,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..registry import check_options
+from ..registry import check_options, option
 from ..state import State
 from .forecast import Forecast
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A policy's decision for one live chunk at one step.
+    """A policy's decision for one live chunk at one step."""
 
-    Attributes:
-        reuse: skip the model and forecast.
-        distance: change of the chunk's indicator since the previous step; None if not measured.
-        accumulated: value compared with the threshold; None if nothing was compared.
-    """
-
-    reuse: bool
-    distance: float | None = None
-    accumulated: float | None = None
+    reuse: bool  # skip the model and forecast
+    distance: float | None = None  # change of the chunk's indicator since the previous step; None if not measured
+    accumulated: float | None = None  # value compared with the threshold; None if nothing was compared
 
 
 COMPUTE = Decision(reuse=False)
@@ -117,14 +111,32 @@ def relative_l1(current: Sequence[Tensor], previous: Sequence[Tensor]) -> list[f
     return torch.stack(distances).tolist()
 
 
-def accumulate(
-    accumulated: float, distance: float, coefficients: Sequence[float] | None, threshold: float
-) -> Decision:
-    """Add a distance, mapped by a polynomial if there is one; reuse while the sum is below the threshold."""
-    accumulated += distance if coefficients is None else polynomial(coefficients, distance)
-    # A fitted polynomial may be negative, so threshold 0 is checked explicitly.
-    return Decision(threshold > 0 and accumulated < threshold, distance, accumulated)
-
-
 def polynomial(coefficients: Sequence[float], value: float) -> float:
     return reduce(lambda result, coefficient: result * value + coefficient, coefficients, 0.0)
+
+
+@dataclass
+class DistancePolicy(ReusePolicy):
+    """Reuse while the accumulated relative-L1 distance of an indicator stays below a threshold.
+
+    Args:
+        threshold: accumulated distance at which the model runs; 0 never reuses.
+        warmup_steps: steps at the start that are always computed.
+        final_steps: steps at the end that are always computed.
+        coefficients: polynomial over the distance, highest power first (as TeaCache fits it); None takes the distance
+            itself.
+        indicator: tensor that is watched; None: the model's default.
+    """
+
+    threshold: float = option(0.15, 0, 1000)
+    warmup_steps: int = option(5, 1, 1000)
+    final_steps: int = option(1, 0, 1000)
+    coefficients: tuple[float, ...] | None = option(None, -1e12, 1e12)
+    indicator: str | None = None
+
+    needs_indicator = True
+
+    def accumulate(self, accumulated: float, distance: float) -> Decision:
+        accumulated += distance if self.coefficients is None else polynomial(self.coefficients, distance)
+        # A fitted polynomial may be negative, so threshold 0 is checked explicitly.
+        return Decision(self.threshold > 0 and accumulated < self.threshold, distance, accumulated)

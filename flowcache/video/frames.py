@@ -17,8 +17,7 @@ logger = logging.getLogger(__name__)
 
 Frames = NDArray[np.uint8]
 
-#: Conversion between YUV and RGB that rounds to nearest; swscale's default rounds down, so that a video
-#: darkens with each generation.
+#: Conversion between YUV and RGB that rounds to nearest; swscale's default darkens a video with each generation.
 EXACT = Interpolation.LANCZOS | Interpolation.ACCURATE_RND
 EXACT |= Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
@@ -65,10 +64,7 @@ def read_image(path: str | Path) -> Frames:
 
 
 def to_pixels(image: Image.Image, name: str) -> Frames:
-    """Convert an image to pixels ``[height, width, 3]``, upright, its transparent parts over black.
-
-    Raises ValueError for values of an unknown range.
-    """
+    """Convert an image to pixels ``[height, width, 3]``, upright, over black; ValueError for an unknown range."""
     upright = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):  # one channel of more than 8 bits
         if image.mode == "I" and image.format not in ("PPM", "PNG"):  # which Pillow scales to 16 bits

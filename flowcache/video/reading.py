@@ -13,7 +13,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorTrc, VideoReformatter
 
-from ..rates import SLOWEST, exact_rate
+from ..registry import SLOWEST, exact_rate
 from ..user_files import check_is_file, reading
 from .frames import EXACT, Frames, over_black, resize_and_crop
 
@@ -42,7 +42,6 @@ def probe_video(path: str | Path) -> VideoInfo:
     with _open(path) as (container, stream):
         if (frame := next(_decode(container, stream), None)) is None:
             raise ValueError("it holds no frame")
-        size = _square_size(frame, stream)
         lost = {
             "sound, which is not carried over": container.streams.audio,
             "an alpha channel, which is composed over black": _has_alpha(frame),
@@ -52,7 +51,7 @@ def probe_video(path: str | Path) -> VideoInfo:
         if num_frames and stream.duration and rate:
             shown = stream.duration * stream.time_base * rate  # an edit list may show only a part
             num_frames = num_frames if abs(num_frames - shown) <= 1 else None
-        height, width = size if orientation(frame)[0] else size[::-1]
+        width, height = _square_size(frame, stream)[:: -1 if orientation(frame)[0] else 1]
         return VideoInfo(num_frames, rate, height, width, tuple(what for what in lost if lost[what]))
 
 
@@ -122,10 +121,8 @@ def _stated_rate(stream: av.VideoStream) -> Fraction | None:
 
 def _at_rate(frames: Iterable[av.VideoFrame], fps: Fraction, stored: Fraction) -> Iterator[av.VideoFrame]:
     """Yield the frame shown at each 1/fps seconds; ``stored`` is the rate of frames without time stamps."""
-    rate = float(fps)
+    rate, start, shown, count, time = float(fps), None, None, 0, 0.0
     slack = min(1e-3, 0.1 / rate)  # time stamps are rounded, by some formats to milliseconds
-    start = shown = None
-    count, time = 0, 0.0
     for place, frame in enumerate(frames):
         stamp = place / float(stored) if frame.time is None else frame.time
         start = stamp if start is None else start

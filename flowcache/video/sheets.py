@@ -13,8 +13,6 @@ from .frames import Frames, scale_frames
 _MARGIN, _GAP, _TITLE = 8, 3, 24
 #: Mean absolute difference, of 255 levels, below which two rows look the same to a reader.
 _ALIKE = 12
-#: Factors by which a difference map may be scaled.
-_FACTORS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def contact_sheet(
@@ -22,9 +20,8 @@ def contact_sheet(
 ) -> None:
     """Save a PNG with a row for each video: its label above evenly spaced frames, first and last included.
 
-    Videos are frames ``[frames, height, width, 3]`` of any size; ``columns`` is the most in a row, ``scale``
-    their enlargement. ``differences`` adds below each row that looks like the first their difference, scaled
-    as its label says.
+    Videos are frames ``[frames, height, width, 3]`` of any size; ``columns`` is the most in a row. ``differences``
+    adds below each row that looks like the first their difference, scaled as its label says.
     """
     if not videos or any(len(frames) == 0 for frames in videos.values()):
         raise ValueError("A contact sheet needs at least one video, and at least one frame of each.")
@@ -36,7 +33,7 @@ def contact_sheet(
         difference = np.abs(frames.astype(np.int16) - first)
         if difference.mean() < _ALIKE:
             high = max(1.0, float(np.percentile(difference, 99.5)))  # few pixels saturate
-            factor = max(factor for factor in _FACTORS if factor == 1 or factor * high <= 255)
+            factor = 2 ** min(6, int(math.log2(255 / high)))
             label = f"|{label} - {first_label}|" + (f" x {factor}" if difference.any() else ": identical")
             scaled = np.clip(difference * factor, 0, 255).astype(np.uint8)
             rows.append(_draw_row(label, scaled, columns, scale))

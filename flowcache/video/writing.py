@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from ..files import GrowingFile, replaced_when_done
-from ..rates import exact_rate
+from ..registry import exact_rate
 from ..state import State
 from ..user_files import reading
 from .frames import EXACT, Frames
@@ -23,15 +24,15 @@ from .reading import orientation, stream_video
 
 logger = logging.getLogger(__name__)
 
-#: Encoders, best first, with settings at which their losses are hard to see (crf 10: imageio's quality 8).
-#: Without frames that refer to later ones, so that times rise from 0 and a fragment needs no neighbour. With
-#: AVX-512, x264's macroblock tree depends on earlier content of the heap; ``cpu-independent`` avoids it.
+#: Encoders, best first, with settings at which their losses are hard to see (crf 10: imageio's quality 8). Without
+#: frames that refer to later ones, so that times rise from 0 and a fragment needs no neighbour. With AVX-512, x264's
+#: macroblock tree depends on earlier content of the heap; ``cpu-independent`` avoids it.
 ENCODERS = {
     "libx264": {"crf": "10", "preset": "medium", "bf": "0", "x264-params": "cpu-independent=1"},
     "mpeg4": {"qmin": "2", "qmax": "3", "bf": "0"},
 }
-#: Numbers of H.273. The matrix of BT.601 is that of imageio's files and loses least of the colours, at half
-#: their resolution; primaries and transfer are those of BT.709, as of sRGB.
+#: Numbers of H.273. The matrix of BT.601 is that of imageio's files and loses least of the colours, at half their
+#: resolution; primaries and transfer are those of BT.709, as of sRGB.
 BT601, BT709 = 6, 1
 
 #: One fragment per file, its time counted from the start of the video, and nothing behind it.
@@ -42,23 +43,22 @@ _FRAGMENT = {
 _PART = 48  # frames of a given video that are encoded at once
 
 
+@dataclass
 class FragmentEncoder:
-    """Encoder of parts that share only the numbers of parts and frames; the first has the file's header.
+    """Encoder of parts that share only the numbers of parts and frames; the first has the file's header."""
 
-    ``height`` and ``width`` are even.
-    """
-
-    def __init__(self, encoder: str, fps: Fraction, height: int, width: int) -> None:
-        self._name, self._fps = encoder, fps
-        self.height, self.width = height, width
-        self.num_parts = self.num_frames = 0
+    encoder: str
+    fps: Fraction
+    height: int  # even
+    width: int  # even
+    num_parts: int = 0
+    num_frames: int = 0
 
     def encode(self, frames: Frames) -> bytes:
         """Encode frames ``[frames, height, width, 3]``, at least one, and return the bytes to append."""
         with self._new_part() as (file, container):
-            stream = container.add_stream(self._name, rate=self._fps)
+            stream = container.add_stream(self.encoder, rate=self.fps, options=ENCODERS[self.encoder])
             stream.height, stream.width, stream.pix_fmt = self.height, self.width, "yuv420p"
-            stream.options = dict(ENCODERS[self._name])
             stream.thread_count = 1  # the same file on every machine
             context = stream.codec_context
             context.colorspace, context.color_primaries, context.color_trc = BT601, BT709, BT709
@@ -67,7 +67,7 @@ class FragmentEncoder:
             for place, frame in enumerate(frames, self.num_frames):
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                 picture = picture.reformat(format="yuv420p", interpolation=EXACT, **colours)
-                picture.pts, picture.time_base = place, 1 / self._fps
+                picture.pts, picture.time_base = place, 1 / self.fps
                 container.mux(stream.encode(picture))
             container.mux(stream.encode())
         return self._finish_part(file, len(frames))
@@ -76,7 +76,7 @@ class FragmentEncoder:
         """Return the bytes that append a video's packets; None where their encoding differs."""
         with av.open(f"file:{path}") as source:
             stream = source.streams.video[0]
-            sample = FragmentEncoder(self._name, self._fps, self.height, self.width)
+            sample = FragmentEncoder(self.encoder, self.fps, self.height, self.width)
             black = sample.encode(np.zeros((1, self.height, self.width, 3), np.uint8))
             with av.open(io.BytesIO(black)) as ours:
                 if stream.codec_context.extradata != ours.streams.video[0].codec_context.extradata:
@@ -89,14 +89,14 @@ class FragmentEncoder:
             if not packets or not packets[0].is_keyframe:
                 return None
             for place, packet in enumerate(packets):
-                regular = packet.pts == packet.dts and packet.pts * packet.time_base == place / self._fps
+                regular = packet.pts == packet.dts and packet.pts * packet.time_base == place / self.fps
                 if not regular or packet.is_corrupt or packet.is_discard:
                     return None
             with self._new_part() as (file, container):
                 copied = container.add_stream_from_template(stream)
-                copied.time_base = 1 / self._fps
+                copied.time_base = 1 / self.fps
                 for place, packet in enumerate(packets, self.num_frames):
-                    packet.stream, packet.time_base = copied, 1 / self._fps
+                    packet.stream, packet.time_base = copied, 1 / self.fps
                     packet.pts = packet.dts = place
                     packet.duration = 1
                     container.mux(packet)
@@ -119,26 +119,25 @@ class FragmentEncoder:
 
 def _split_boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield name and bytes of each top-level box of an mp4 (ISO/IEC 14496-12, section 4.2)."""
-    start = 0
-    while start < len(content):
-        size = int.from_bytes(content[start : start + 4], "big")
+    while content:
+        size = int.from_bytes(content[:4], "big")
         if size == 1:  # a 64-bit size follows the name
-            size = int.from_bytes(content[start + 8 : start + 16], "big")
-        yield content[start + 4 : start + 8], content[start : start + size]
-        start += size
+            size = int.from_bytes(content[8:16], "big")
+        yield content[4:8], content[:size]
+        content = content[size:]
 
 
 class VideoWriter:
     """Context manager that writes an H.264 mp4 part by part; the file gets its name when it is complete.
 
-    The frames grow as ``NAME.part.mp4`` beside it: whenever ``write`` returns, that file holds all frames so
-    far and can be played, also if the process is killed then. At the end its packets are copied into a plain
-    mp4 with its index in front, and the part is removed. After a failure an earlier file of that name stays,
-    and so does the part. The same parts give the same file, byte for byte.
+    The frames grow as ``NAME.part.mp4`` beside it: whenever ``write`` returns, that file holds all frames so far and
+    can be played, also if the process is killed then. At the end its packets are copied into a plain mp4 with its
+    index in front, and the part is removed. After a failure an earlier file of that name stays, and so does the part.
+    The same parts give the same file, byte for byte.
 
-    ``height`` and ``width`` are those of all frames, by default of the first; ``state`` is the ``state_dict``
-    of a writer that was killed, to continue its file. Raises ValueError for a rate out of range, a part that
-    is not the file of ``state`` and, at the end, no frame; OSError whenever the file cannot be written.
+    ``height`` and ``width`` are those of all frames, by default of the first; ``state`` is the ``state_dict`` of a
+    writer that was killed, to continue its file. Raises ValueError for a rate out of range, a part that is not the
+    file of ``state`` and, at the end, no frame; OSError whenever the file cannot be written.
     """
 
     def __init__(
@@ -158,18 +157,16 @@ class VideoWriter:
         # Another run of that name keeps its own file, which has no name any more.
         self._part = GrowingFile(self.part_path, self._state["part"] if self._state else None)
         if self._state:
-            self._start_encoder(self._state["size"])
-            self._encoder.num_parts = self._state["num_parts"]
-            self._encoder.num_frames = self._state["num_frames"]
+            self._start_encoder(self._state["size"], self._state["num_parts"], self._state["num_frames"])
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         keep = self._part.length > 0
         with closing(self._part):
             try:
-                if failure is None and not keep:
-                    raise ValueError(f"{self._path}: expected at least one frame, got none.")
                 if failure is None:
+                    if not keep:
+                        raise ValueError(f"{self._path}: expected at least one frame, got none.")
                     self._finish()
                     keep = False
             finally:
@@ -181,9 +178,9 @@ class VideoWriter:
     def write(self, frames: Frames | Tensor) -> None:
         """Append frames, uint8 ``[frames, height, width, 3]``; odd sizes lose their last row or column."""
         frames = frames.cpu().numpy() if isinstance(frames, Tensor) else frames
-        form, size = "uint8 [frames, height, width, 3]", frames.shape[1:3]
+        size, got = frames.shape[1:3], f"{frames.dtype} {list(frames.shape)}"
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            raise ValueError(f"frames: expected {form}, got {frames.dtype} {list(frames.shape)}.")
+            raise ValueError(f"frames: expected uint8 [frames, height, width, 3], got {got}.")
         if any(wanted not in (None, got) for wanted, got in zip(self._size, size, strict=True)):
             raise ValueError(f"frames: expected height and width {self._size}, got {size}.")
         self._start_encoder(size)
@@ -213,15 +210,15 @@ class VideoWriter:
         counts = {"num_frames": self._encoder.num_frames, "num_parts": self._encoder.num_parts}
         return {"part": self._part.state_dict(), "size": tuple(self._size), **counts}
 
-    def _start_encoder(self, size: tuple[int, int]) -> None:
-        """Make the encoder for frames of a size, the first time."""
+    def _start_encoder(self, size: tuple[int, int], *counts: int) -> None:
+        """Make the encoder for frames of a size, the first time; ``counts`` are those of a writer that was killed."""
         if self._encoder is not None:
             return
         name = next(name for name in ENCODERS if name in av.codecs_available)
         if name != "libx264":
             logger.warning("PyAV comes without libx264; %s is encoded with %s.", self._path, name)
         self._size, (height, width) = size, size
-        self._encoder = FragmentEncoder(name, self._fps, height - height % 2, width - width % 2)
+        self._encoder = FragmentEncoder(name, self._fps, height - height % 2, width - width % 2, *counts)
 
     def _finish(self) -> None:
         """Copy the packets into a plain mp4 with its index in front."""

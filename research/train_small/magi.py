@@ -3,25 +3,31 @@
 import argparse
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoTokenizer, T5Config, T5EncoderModel
+from transformers import T5Config, T5EncoderModel
 
+from flowcache.files import write_json
 from magi1.captions import NULL_TOKENS
+from magi1.checkpoint import T5_FOLDER
+from magi1.conversion import official_key
 from magi1.schedule import CLEAN_TIME, Timetable
 from magi1.transformer import MagiTransformer3DModel, ProjectText
 from magi1.vae import AutoencoderKLMagi, Tiling
 
 from .moving_shapes import ASSETS
-from .trainer import LatentPool, Task, train_transformer
+from .trainer import LatentPool, TransformerTask, train_transformer
 
+SMALL = ASSETS / "magi1_small"
 CHUNK = 6  # latent frames
 CHUNKS = 4  # of the longest clip, which is also the window
 STEPS = (8, 16, 32, 64)
-TEXT_FOLDER = ASSETS / "magi1_small/t5/t5-v1_1-xxl"
+TEXT_FOLDER = SMALL / "t5" / T5_FOLDER
 
 
 @dataclass(frozen=True)
@@ -55,37 +61,42 @@ def run_clips(model: MagiTransformer3DModel, latents: Tensor, condition: Tensor,
     return velocity.unflatten(1, (samples, frames)).transpose(0, 1)
 
 
-def new_encoder() -> T5EncoderModel:
-    return T5EncoderModel(T5Config.from_pretrained(TEXT_FOLDER))
-
-
-class MagiTask(Task):
+class MagiTask(TransformerTask):
     """Velocity of latents with a time for every chunk, as in the staircase."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
-        vae = AutoencoderKLMagi.from_pretrained(args.vae).eval().to(args.device)
+        self._config = json.loads((SMALL / "config.json").read_text())
+        transformer = MagiTransformer3DModel.from_config(self._config["model_config"])
+        nn.init.zeros_(transformer.proj_out.weight)
+        nn.init.normal_(transformer.caption_embed.null_caption)
+        encoder = T5EncoderModel(T5Config.from_pretrained(TEXT_FOLDER))
+        super().__init__(args, transformer, encoder, TEXT_FOLDER)
+        self._vae = vae = AutoencoderKLMagi.from_pretrained(args.vae).eval().to(args.device)
         vae.enable_tiling(Tiling(None, vae.config.video_length))
 
         def encode(video: Tensor) -> Tensor:
             return vae.encode(video.to(args.device)).latent_dist.mean * vae.config.scaling_factor
 
-        frames = vae.config.patch_length * CHUNK * CHUNKS
-        self._pool = LatentPool(encode, frames, args.clips, args.seed + 1)
-        self._tokenizer = AutoTokenizer.from_pretrained(TEXT_FOLDER)
-        config = json.loads((ASSETS / "magi1_small/config.json").read_text())["model_config"]
-        self._model = MagiTransformer3DModel.from_config(config).to(args.device)
-        nn.init.zeros_(self._model.proj_out.weight)
-        nn.init.normal_(self._model.caption_embed.null_caption)
-        self._encoder = new_encoder().to(args.device)
-        self.modules = {"transformer": self._model, "text_encoder": self._encoder}
-        self.blocks = self._model.blocks
+        self._pool = LatentPool(encode, vae.config.patch_length * CHUNK * CHUNKS, args.clips, args.seed + 1)
         self.grow = self._pool.grow
+
+    def export(self, out: Path, dtype: torch.dtype) -> None:
+        weights, text_folder = out / "inference_weight.distill", out / "t5" / T5_FOLDER
+        weights.mkdir(parents=True, exist_ok=True)
+        state = self.transformer.state_dict()
+        tensors = {official_key(name): tensor.to(dtype) for name, tensor in state.items()}
+        save_file(tensors, weights / "model.safetensors")
+        self.encoder.to(dtype).save_pretrained(text_folder)
+        self.tokenizer.save_pretrained(text_folder)
+        self._vae.to(dtype).save_pretrained(out / "vae")
+        self._config["model_config"]["params_dtype"] = str(dtype)
+        self._config["runtime_config"]["scale_factor"] = self._vae.config.scaling_factor
+        write_json(out / "config.json", self._config)
 
     def loss(self, rng: np.random.Generator, done: float) -> Tensor:
         # first what things look like, then how they move
         chunks = CHUNKS if rng.random() < 0.3 + 0.4 * done else int(rng.integers(1, CHUNKS))
-        samples, device = round(self._args.batch * CHUNKS / chunks), self._args.device
+        samples, device = round(self.args.batch * CHUNKS / chunks), self.args.device
         latents, captions = self._pool.draw(rng, samples, chunks * CHUNK)
         drawn = [draw_times(rng, chunks) for _ in range(samples)]
         times, clean, counted, steps = (torch.stack(x).to(device) for x in zip(*drawn, strict=True))
@@ -97,10 +108,10 @@ class MagiTask(Task):
         noisy = torch.where(held[:, None, :, None, None], latents, t * latents + (1 - t) * noise)
         attend = self._make_attend(captions, with_text, clean, alone, latents)
         steps = steps.repeat_interleave(chunks)
-        condition = self._model.condition(times.flatten(), with_text.repeat_interleave(chunks).tolist())
-        condition = condition + torch.where((steps > 0)[:, None], self._model.time_embed(2 * steps / 4), 0)
+        condition = self.transformer.condition(times.flatten(), with_text.repeat_interleave(chunks).tolist())
+        condition = condition + torch.where((steps > 0)[:, None], self.transformer.time_embed(2 * steps / 4), 0)
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-            velocity = run_clips(self._model, noisy, condition, attend)
+            velocity = run_clips(self.transformer, noisy, condition, attend)
         errors = (velocity - (latents - noise)).square().mean(dim=(1, 3, 4))
         weight = counted.repeat_interleave(CHUNK, dim=1) * ~held
         return (errors * weight).sum() / weight.sum().clamp_min(1)
@@ -110,20 +121,20 @@ class MagiTask(Task):
     ) -> ClipAttend:
         """``alone [samples]``: chunks see only themselves."""
         samples, chunks = clean.shape
-        tokens = self._tokenizer(captions, padding=True, return_tensors="pt").to(latents.device)
-        text = self._encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-        null = self._model.caption_embed.null_caption[:NULL_TOKENS]
+        tokens = self.tokenizer(captions, padding=True, return_tensors="pt").to(latents.device)
+        text = self.encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        null = self.transformer.caption_embed.null_caption[:NULL_TOKENS]
         shown = nn.functional.pad(tokens.attention_mask.bool(), (0, NULL_TOKENS - text.shape[1]))
         text = nn.functional.pad(text, (0, 0, 0, NULL_TOKENS - text.shape[1]))
         # clean chunks are seen without text, whatever the branch
         hides = (clean | ~with_text[:, None]).flatten()
         text = torch.where(hides[:, None, None], null, text.repeat_interleave(chunks, dim=0))
         shown = shown.repeat_interleave(chunks, dim=0) | hides[:, None]
-        per_chunk = CHUNK * latents.shape[3] * latents.shape[4] // self._model.config.patch_size**2
+        per_chunk = CHUNK * latents.shape[3] * latents.shape[4] // self.transformer.config.patch_size**2
         chunk = torch.arange(chunks, device=latents.device).repeat_interleave(per_chunk)
         query, key = chunk[:, None], chunk[None]
         mask = torch.where(alone[:, None, None], key == query, key <= query).unsqueeze(1)
-        return ClipAttend(samples, mask, self._model.caption_embed(text), shown[:, None, None])
+        return ClipAttend(samples, mask, self.transformer.caption_embed(text), shown[:, None, None])
 
 
 def draw_times(rng: np.random.Generator, chunks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -139,8 +150,8 @@ def draw_times(rng: np.random.Generator, chunks: int) -> tuple[Tensor, Tensor, T
         row = int(rng.integers(steps + (chunks - 1) * (steps // CHUNKS)))
         places = [row - chunk * (steps // CHUNKS) for chunk in range(chunks)]
         # without a clean pass, a clean chunk shows its last step, and its text
-        last = CLEAN_TIME if rng.random() < 0.75 else table.time(steps - 1)
-        times = [0.0 if p < 0 else table.time(p) if p < steps else last for p in places]
+        last = CLEAN_TIME if rng.random() < 0.75 else table.timestep(steps - 1)
+        times = [0.0 if p < 0 else table.timestep(p) if p < steps else last for p in places]
         counted = [0 <= p < steps for p in places]
         clean = [p >= steps and last == CLEAN_TIME for p in places]
     else:

@@ -35,24 +35,17 @@ def read_held_out() -> list[str]:
 
 @dataclass(frozen=True)
 class Scene:
-    """A moving shape over a background; every motion is stationary, so that a clip may start anywhere.
-
-    Attributes:
-        radius: half extent, in frame widths.
-        x, y: centre at the start, 0 to 1.
-        speed: frame widths per frame; for turns and pulses, cycles per frame.
-        heading: direction of a bounce, or phase of a turn or pulse, radians.
-    """
+    """A moving shape over a background; every motion is stationary, so that a clip may start anywhere."""
 
     colour: str
     form: str
     motion: str
     background: str
-    radius: float
-    x: float
+    radius: float  # half extent, in frame widths
+    x: float  # centre at the start, 0 to 1
     y: float
-    speed: float
-    heading: float
+    speed: float  # frame widths per frame; for turns and pulses, cycles per frame
+    heading: float  # direction of a bounce, or phase of a turn or pulse, radians
 
     @property
     def caption(self) -> str:
@@ -85,8 +78,17 @@ def draw_scene(rng: np.random.Generator, held_out: frozenset[str] = frozenset())
 def render(scene: Scene, num_frames: int, size: int = 64, start: int = 0) -> Tensor:
     """Render frames ``start`` and later of a scene, ``[3, frames, size, size]`` in [-1, 1], antialiased."""
     time = torch.arange(start, start + num_frames, dtype=torch.float32).view(-1, 1, 1)
-    grid = (torch.arange(size, dtype=torch.float32) + 0.5) / size
-    x, y, radius, angle = _pose(scene, time)
+    far, grid = scene.speed * time, (torch.arange(size, dtype=torch.float32) + 0.5) / size
+    x, y, radius, angle = scene.x, scene.y, scene.radius, torch.zeros_like(time)
+    if scene.motion in DRIFTS:
+        x, y = (place + way * far for place, way in zip((x, y), DRIFTS[scene.motion], strict=True))
+    elif scene.motion == "bounces":
+        x = _reflect(x + math.cos(scene.heading) * 1.3 * far, radius)
+        y = _reflect(y + math.sin(scene.heading) * 1.3 * far, radius)
+    elif scene.motion == "turns":
+        angle = 2 * math.pi * far + scene.heading
+    else:
+        radius = radius * (1 + 0.3 * torch.sin(2 * math.pi * 2 * far + scene.heading))
     dx, dy = grid.view(1, 1, -1) - x, grid.view(1, -1, 1) - y
     if scene.motion in DRIFTS:  # leaves on one side, comes back on the other
         dx, dy = (torch.remainder(d + 0.5, 1) - 0.5 for d in (dx, dy))
@@ -98,23 +100,6 @@ def render(scene: Scene, num_frames: int, size: int = 64, start: int = 0) -> Ten
     return (ground + cover * (colour - ground)) * 2 - 1
 
 
-def _pose(scene: Scene, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Centre, radius and angle at each time."""
-    still = torch.zeros_like(time)
-    x, y, radius, angle = still + scene.x, still + scene.y, still + scene.radius, still
-    if scene.motion in DRIFTS:
-        dx, dy = DRIFTS[scene.motion]
-        x, y = x + dx * scene.speed * time, y + dy * scene.speed * time
-    elif scene.motion == "bounces":
-        x = _reflect(x + math.cos(scene.heading) * 1.3 * scene.speed * time, scene.radius)
-        y = _reflect(y + math.sin(scene.heading) * 1.3 * scene.speed * time, scene.radius)
-    elif scene.motion == "turns":
-        angle = 2 * math.pi * scene.speed * time + scene.heading
-    else:
-        radius = radius * (1 + 0.3 * torch.sin(2 * math.pi * 2 * scene.speed * time + scene.heading))
-    return x, y, radius, angle
-
-
 def _reflect(position: Tensor, margin: float) -> Tensor:
     """Fold a straight line into ``[margin, 1 - margin]``."""
     span = 1 - 2 * margin
@@ -122,7 +107,7 @@ def _reflect(position: Tensor, margin: float) -> Tensor:
     return margin + torch.minimum(folded, 2 * span - folded)
 
 
-def _distance(form: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+def _distance(form: str, x: Tensor, y: Tensor, radius: Tensor | float) -> Tensor:
     """Signed distance to the outline, negative inside."""
     if form == "square":
         return torch.maximum(x.abs(), y.abs()) - 0.88 * radius

@@ -1,42 +1,41 @@
 """Train the small SkyReels-V2 transformer and its text encoder on moving shapes."""
 
 import argparse
+import json
+from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
+from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 from torch import Tensor, nn
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from transformers import UMT5Config, UMT5EncoderModel
 
+from flowcache.files import write_json
+from skyreels_v2 import FlowCacheSkyReelsV2Pipeline
 from skyreels_v2.solver import noise_grid
 
 from .moving_shapes import ASSETS
-from .trainer import LatentPool, Task, train_transformer
+from .trainer import LatentPool, TransformerTask, train_transformer
 
+SMALL = ASSETS / "skyreels_v2_small"
 BLOCK = 5  # latent frames
 WINDOW = 25  # latent frames of the longest clip
 SHORT = 5  # latent frames of the cheap clips, of which there are more, and which teach what things look like
 
 
-def new_transformer() -> SkyReelsV2Transformer3DModel:
-    """Make a small transformer whose velocity is 0 at first."""
-    config = SkyReelsV2Transformer3DModel.load_config(ASSETS / "skyreels_v2_small/transformer")
-    model = SkyReelsV2Transformer3DModel.from_config(config)
-    nn.init.zeros_(model.proj_out.weight)
-    nn.init.zeros_(model.proj_out.bias)
-    return model
-
-
-def new_encoder() -> UMT5EncoderModel:
-    return UMT5EncoderModel(UMT5Config.from_pretrained(ASSETS / "skyreels_v2_small/text_encoder"))
-
-
-class SkyReelsTask(Task):
+class SkyReelsTask(TransformerTask):
     """Velocity of latents with a noise level for every frame; half with full, half with causal attention."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
-        vae = AutoencoderKLWan.from_pretrained(args.vae).eval().to(args.device)
+        transformer = SkyReelsV2Transformer3DModel.from_config(
+            SkyReelsV2Transformer3DModel.load_config(SMALL / "transformer")
+        )
+        # the velocity is 0 at first
+        nn.init.zeros_(transformer.proj_out.weight)
+        nn.init.zeros_(transformer.proj_out.bias)
+        encoder = UMT5EncoderModel(UMT5Config.from_pretrained(SMALL / "text_encoder"))
+        super().__init__(args, transformer, encoder, SMALL / "tokenizer")
+        self._vae = vae = AutoencoderKLWan.from_pretrained(args.vae).eval().to(args.device)
         mean, std = (
             torch.tensor(values, device=args.device).view(1, -1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
@@ -47,11 +46,13 @@ class SkyReelsTask(Task):
 
         self._long = LatentPool(encode, 4 * WINDOW - 3, args.clips, args.seed + WINDOW)
         self._short = LatentPool(encode, 4 * SHORT - 3, 4 * args.clips, args.seed + SHORT)
-        self._tokenizer = AutoTokenizer.from_pretrained(ASSETS / "skyreels_v2_small/tokenizer")
-        self._model = new_transformer().to(args.device)
-        self._encoder = new_encoder().to(args.device)
-        self.modules = {"transformer": self._model, "text_encoder": self._encoder}
-        self.blocks = self._model.blocks
+
+    def export(self, out: Path, dtype: torch.dtype) -> None:
+        self.transformer._set_ar_attention(1)
+        scheduler = UniPCMultistepScheduler.from_pretrained(SMALL / "scheduler")
+        parts = (part.to(dtype) for part in (self.encoder, self.transformer, self._vae))
+        FlowCacheSkyReelsV2Pipeline(self.tokenizer, *parts, scheduler).save_pretrained(out)
+        write_json(out / "defaults.json", json.loads((SMALL / "defaults.json").read_text()))
 
     def grow(self) -> None:
         self._long.grow()
@@ -59,7 +60,7 @@ class SkyReelsTask(Task):
             self._short.grow()
 
     def loss(self, rng: np.random.Generator, done: float) -> Tensor:
-        device = self._args.device
+        device = self.args.device
         causal = bool(rng.random() < 0.5)
         # first what things look like, then how they move
         short = bool(rng.random() < 0.8 - 0.5 * done)
@@ -67,19 +68,19 @@ class SkyReelsTask(Task):
         frames = longest if rng.random() < 0.7 else int(rng.integers(1, longest))
         if causal:  # diffusers masks whole blocks
             frames = -(-frames // BLOCK) * BLOCK
-        clips = round(self._args.batch * WINDOW / longest)
+        clips = round(self.args.batch * WINDOW / longest)
         latents, captions = (self._short if short else self._long).draw(rng, clips, frames)
         captions = [caption if rng.random() > 0.1 else "" for caption in captions]
         levels = torch.stack([draw_levels(rng, frames, causal) for _ in captions]).to(device)
-        tokens = self._tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
         # as in the pipeline, zero behind the end of each caption
-        text = self._encoder(ids, mask).last_hidden_state * mask.unsqueeze(-1)
+        text = self.encoder(ids, mask).last_hidden_state * mask.unsqueeze(-1)
         noise, sigma = torch.randn_like(latents), levels[:, None, :, None, None]
-        self._model._set_ar_attention(BLOCK if causal else 1)
+        self.transformer._set_ar_attention(BLOCK if causal else 1)
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
             noisy = (1 - sigma) * latents + sigma * noise
-            velocity = self._model(noisy, 1000 * levels, text, enable_diffusion_forcing=True).sample
+            velocity = self.transformer(noisy, 1000 * levels, text, enable_diffusion_forcing=True).sample
         errors = (velocity.float() - (noise - latents)).square().mean(dim=(1, 3, 4))
         # nothing to learn where noise is too weak to see, nor before the first step
         counted = ((levels > 0.02) & (levels < 1)).float()
@@ -89,9 +90,8 @@ class SkyReelsTask(Task):
 def draw_levels(rng: np.random.Generator, num_frames: int, causal: bool) -> Tensor:
     """Draw a noise level for every latent frame, ``[frames]``, 0 (clean) to 1 (not started).
 
-    Half are rows of a staircase as in sampling, the rest are one level for each block or one for all. Some
-    samples then get given frames: a clean or slightly noisy first block, a clean first frame, or clean first
-    and last frames.
+    Half are rows of a staircase as in sampling, the rest are one level for each block or one for all. Some samples
+    then get given frames: a clean or slightly noisy first block, a clean first frame, or clean first and last frames.
     """
     num_blocks = -(-num_frames // BLOCK)
     kind = rng.random()

@@ -1,4 +1,4 @@
-"""The training loop of the small autoencoders and transformers, and their data."""
+"""The training loop of the small autoencoders and transformers, their data, and their checkpoints."""
 
 import argparse
 import json
@@ -11,10 +11,16 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
-from flowcache.files import replaced_when_done, write_atomically
+from flowcache.files import replaced_when_done, write_json
+from flowcache.plots.style import COMPUTED
 
+from ..compare import draw_panels
 from .moving_shapes import draw_scene, read_held_out, render
+
+#: Keys of configurations that say where a part was read from.
+ORIGINS = {"_name_or_path", "is_local", "local_files_only"}
 
 
 class Task:
@@ -64,15 +70,54 @@ class LatentPool:
         return torch.stack([clip[:, :frames] for clip in latents]), list(captions)
 
 
+class TransformerTask(Task):
+    """A transformer and its text encoder, learnt from clips that a trained VAE encodes."""
+
+    def __init__(self, args: argparse.Namespace, transformer: nn.Module, encoder: nn.Module, tokenizer: Path) -> None:
+        self.args, self.tokenizer = args, AutoTokenizer.from_pretrained(tokenizer)
+        self.transformer, self.encoder = transformer.to(args.device), encoder.to(args.device)
+        self.modules = {"transformer": self.transformer, "text_encoder": self.encoder}
+        self.blocks = self.transformer.blocks
+
+    def export(self, out: Path, dtype: torch.dtype) -> None:
+        """Write the parts in the official layout."""
+        raise NotImplementedError
+
+    def finish(self, out: Path) -> None:
+        """Write ``checkpoint``, with the record of its training; parts of an earlier one are replaced."""
+        checkpoint = out / "checkpoint"
+        # without the padding of the last batch
+        self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer.name_or_path)
+        self.export(checkpoint, getattr(torch, self.args.dtype))
+        for path in checkpoint.rglob("*.json"):
+            content = json.loads(path.read_text())
+            if isinstance(content, dict) and ORIGINS & content.keys():
+                write_json(path, {key: value for key, value in content.items() if key not in ORIGINS})
+        record = {}
+        for name, run in (("vae", self.args.vae), ("transformer", out)):
+            arguments = json.loads((run / "arguments.json").read_text())
+            record[name] = {key: value for key, value in arguments.items() if key not in ("vae", "out")}
+        write_json(checkpoint / "training.json", record)
+        losses = json.loads((out / "losses.json").read_text())
+        window = min(50, len(losses))
+        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+        with draw_panels(checkpoint / "loss_curve.png", 7) as (axis,):
+            axis.plot(np.arange(len(smooth)) + window, smooth, color=COMPUTED, lw=1)
+            axis.set(xlabel="step", ylabel=f"velocity error, mean of {window} steps", yscale="log")
+
+
 class Training:
-    """State of a training run; can be saved at any step and resumed."""
+    """A training run for the given time; can be saved at any step and resumed."""
 
     def __init__(self, task: Task, args: argparse.Namespace) -> None:
         self.task, self.args = task, args
         self.rng = np.random.default_rng(args.seed)
         self.weights = [weight for module in task.modules.values() for weight in module.parameters()]
         self.average = EMAModel(self.weights, decay=args.ema, foreach=True)
-        self._matrices = find_matrices(task.blocks)
+        # Muon updates weights of layers; biases, norms, embeddings and single rows are left to AdamW
+        layers = (m for m in task.blocks.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.Conv3d)))
+        weights = (layer.weight for layer in layers)
+        self._matrices = [weight for weight in weights if min(weight.shape[0], weight[0].numel()) > 1]
         # Kernels of convolutions are flattened behind the first dimension; the memory is the same.
         self._flat = [nn.Parameter(weight.detach().flatten(1)) for weight in self._matrices]
         ids = set(map(id, self._matrices))
@@ -81,21 +126,36 @@ class Training:
             torch.optim.Muon(self._flat, lr=args.lr, weight_decay=0),
             torch.optim.AdamW(rest, lr=0.1 * args.lr, betas=(0.9, 0.99), weight_decay=0.01),
         ]
-        self._parts = {"modules": list(task.modules.values()), "optimizers": self._optimizers}
+        self._parts = [*task.modules.values(), *self._optimizers, self.average]
         self.losses: list[float] = []
         self.seconds = 0.0
 
-    @property
-    def done(self) -> float:
-        return self.seconds / (60 * self.args.minutes)
+    def run(self) -> None:
+        """Train, with a checkpoint every ``save_every`` steps, and finish with the averaged weights."""
+        args = self.args
+        args.out.mkdir(parents=True, exist_ok=True)
+        if args.resume:
+            self._resume()
+        for _ in tqdm(range(args.first_clips), unit="clip", mininterval=10):
+            self.task.grow()
+        with tqdm(total=args.minutes, initial=self.seconds / 60, unit="min", mininterval=30) as bar:
+            while self.seconds < 60 * args.minutes:
+                self._step(self.seconds / (60 * args.minutes))
+                bar.update(self.seconds / 60 - bar.n)
+                bar.set_postfix(step=len(self.losses), loss=np.mean(self.losses[-50:]), refresh=False)
+                if len(self.losses) % args.save_every == 0:
+                    self._save()
+        self._save()
+        self.average.copy_to(self.weights)
+        self.task.finish(args.out)
 
-    def step(self) -> None:
+    def _step(self, done: float) -> None:
         """Update once; every third step adds a clip."""
         started = time.monotonic()
         if len(self.losses) % 3 == 0:
             self.task.grow()
-        factor = self.task.learning_rate(len(self.losses), self.done)
-        loss = self.task.loss(self.rng, self.done)
+        factor = self.task.learning_rate(len(self.losses), done)
+        loss = self.task.loss(self.rng, done)
         for optimizer in self._optimizers:
             optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * factor
         for weight in self.weights:
@@ -109,58 +169,23 @@ class Training:
         self.losses.append(loss.item())
         self.seconds += time.monotonic() - started
 
-    def save(self, folder: Path) -> None:
-        """Write the averaged weights, the losses, the arguments and the state to resume from."""
-        state = {name: [part.state_dict() for part in parts] for name, parts in self._parts.items()}
-        state |= {"average": self.average.state_dict(), "seconds": self.seconds, "losses": self.losses}
-        with replaced_when_done(folder / "state.pt") as path:
-            torch.save(state, path)
-        self.average.store(self.weights)
-        self.average.copy_to(self.weights)
-        with replaced_when_done(folder / "weights.pt") as path:
-            torch.save({name: module.state_dict() for name, module in self.task.modules.items()}, path)
-        self.average.restore(self.weights)
-        losses = [round(loss, 4) for loss in self.losses]
-        write_atomically(folder / "losses.json", json.dumps(losses).encode())
-        write_atomically(folder / "arguments.json", json.dumps(vars(self.args), default=str).encode())
+    def _save(self) -> None:
+        """Write the losses, the arguments and the state to resume from."""
+        out, parts = self.args.out, [part.state_dict() for part in self._parts]
+        with replaced_when_done(out / "state.pt") as path:
+            torch.save({"parts": parts, "seconds": self.seconds, "losses": self.losses}, path)
+        write_json(out / "losses.json", [round(loss, 4) for loss in self.losses])
+        write_json(
+            out / "arguments.json", {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
+        )
 
-    def resume(self, folder: Path) -> None:
+    def _resume(self) -> None:
         """Load a saved state; clips are drawn again."""
-        state = torch.load(folder / "state.pt", weights_only=True, map_location=self.args.device)
-        self.average.load_state_dict(state["average"])
-        for name, parts in self._parts.items():
-            for part, saved in zip(parts, state[name], strict=True):
-                part.load_state_dict(saved)
+        state = torch.load(self.args.out / "state.pt", weights_only=True, map_location=self.args.device)
+        for part, saved in zip(self._parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
         self.seconds, self.losses = state["seconds"], state["losses"]
         self.rng = np.random.default_rng([self.args.seed, len(self.losses)])
-
-
-def find_matrices(module: nn.Module) -> list[nn.Parameter]:
-    """Weights for Muon; biases, norms, embeddings and single rows are left to AdamW."""
-    layers = (child for child in module.modules() if isinstance(child, (nn.Linear, nn.Conv2d, nn.Conv3d)))
-    parameters = (parameter for layer in layers for parameter in layer.parameters(recurse=False))
-    return [p for p in parameters if p.ndim > 1 and min(p.shape[0], p[0].numel()) > 1]
-
-
-def train(task: Task, args: argparse.Namespace) -> None:
-    """Train for the given time, with a checkpoint every ``save_every`` steps."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    training = Training(task, args)
-    if args.resume:
-        training.resume(args.out)
-    for _ in tqdm(range(args.first_clips), unit="clip", mininterval=10):
-        task.grow()
-    with tqdm(total=args.minutes, initial=training.seconds / 60, unit="min", mininterval=30) as bar:
-        while training.done < 1:
-            training.step()
-            bar.update(training.seconds / 60 - bar.n)
-            losses = training.losses
-            bar.set_postfix(step=len(losses), loss=np.mean(losses[-50:]), refresh=False)
-            if len(losses) % args.save_every == 0:
-                training.save(args.out)
-    training.save(args.out)
-    training.average.copy_to(training.weights)
-    task.finish(args.out)
 
 
 def new_parser(description: str, **defaults: float) -> argparse.ArgumentParser:
@@ -180,13 +205,17 @@ def new_parser(description: str, **defaults: float) -> argparse.ArgumentParser:
 
 
 def train_transformer(new_task: Callable[[argparse.Namespace], Task], description: str) -> None:
-    """Train a transformer on clips that a trained VAE encodes, as the command line says."""
+    """Train a transformer, as the command line says."""
     parser = new_parser(description)
     add = parser.add_argument
     add("--vae", type=Path, required=True, help="folder of the trained VAE")
     add("--batch", type=int, default=8, help="clips of full length, or more short ones")
     add("--first-clips", type=int, default=300, help="clips to encode before the first step")
     add("--clips", type=int, default=2500, help="clips to encode in all")
-    args = parser.parse_args()
+    add("--dtype", choices=["bfloat16", "float16", "float32"], default="float16", help="of the checkpoint")
+    train(new_task, parser.parse_args())
+
+
+def train(new_task: Callable[[argparse.Namespace], Task], args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    train(new_task(args), args)
+    Training(new_task(args), args).run()

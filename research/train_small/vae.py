@@ -1,6 +1,6 @@
 """Train a small autoencoder on moving shapes: a Wan VAE for SkyReels-V2, or MAGI-1's."""
 
-import json
+import argparse
 import math
 from pathlib import Path
 
@@ -21,31 +21,6 @@ from .moving_shapes import ASSETS, draw_scene, render
 from .trainer import Task, new_parser, train
 
 
-@torch.no_grad()
-def new_wan_vae() -> AutoencoderKLWan:
-    """Make a VAE that passes its input on: unit gain, no bias, residual branches that output zero.
-
-    With PyTorch's initialisation the decoder spends hundreds of steps learning to ignore its input.
-    """
-    vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(ASSETS / "skyreels_v2_small/vae"))
-    silent = set()
-    for module in vae.modules():
-        if isinstance(module, WanResidualBlock):
-            silent.add(module.conv2)
-        elif isinstance(module, WanAttentionBlock):
-            silent.add(module.proj)
-        elif isinstance(module, WanResample):
-            silent.update(module.modules())
-    for module in vae.modules():
-        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-            nn.init.zeros_(module.bias)
-            nn.init.zeros_(module.weight)
-            # a 3D kernel starts as a 2D one on the present frame
-            present = module.weight[:, :, -1] if module.weight.ndim == 5 else module.weight
-            present.normal_(0, 1 / math.sqrt(present[0].numel()) * (module not in silent))
-    return vae
-
-
 class WanTask(Task):
     """A round trip through noisy latents of a Wan VAE; single frames teach forms, long clips motion."""
 
@@ -53,12 +28,33 @@ class WanTask(Task):
     batches = (*((16, 1, 32), (4, 1, 64), (6, 5, 32), (2, 5, 64)), *((3, 9, 32), (1, 9, 64), (1, 17, 48), (1, 33, 32)))
     longest = 9  # frames of the clips that statistics are measured on
 
-    def __init__(self, noise: float) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         self.blocks = self.vae = self.new_vae()
-        self.modules, self._noise = {"vae": self.vae}, noise
+        self.modules, self._noise = {"vae": self.vae}, args.noise
 
+    @torch.no_grad()
     def new_vae(self) -> nn.Module:
-        return new_wan_vae()
+        """Make a VAE that passes its input on: unit gain, no bias, residual branches that output zero.
+
+        With PyTorch's initialisation the decoder spends hundreds of steps learning to ignore its input.
+        """
+        vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(ASSETS / "skyreels_v2_small/vae"))
+        silent = set()
+        for module in vae.modules():
+            if isinstance(module, WanResidualBlock):
+                silent.add(module.conv2)
+            elif isinstance(module, WanAttentionBlock):
+                silent.add(module.proj)
+            elif isinstance(module, WanResample):
+                silent.update(module.modules())
+        for module in vae.modules():
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.weight)
+                # a 3D kernel starts as a 2D one on the present frame
+                present = module.weight[:, :, -1] if module.weight.ndim == 5 else module.weight
+                present.normal_(0, 1 / math.sqrt(present[0].numel()) * (module not in silent))
+        return vae
 
     def decode(self, latents: Tensor) -> Tensor:
         """Video ``[b, 3, t, h, w]``, not clamped: the library's clamp would stop the gradient."""
@@ -104,8 +100,7 @@ class MagiTask(WanTask):
     batches, longest = ((8, 4, 64), (4, 8, 64), (3, 12, 64)), 12
 
     def new_vae(self) -> nn.Module:
-        config = AutoencoderKLMagi.load_config(ASSETS / "magi1_small/vae")
-        vae = AutoencoderKLMagi.from_config(config)
+        vae = AutoencoderKLMagi.from_config(AutoencoderKLMagi.load_config(ASSETS / "magi1_small/vae"))
         for name, parameter in vae.named_parameters():
             if name.endswith(("pos_embed", "cls_token")):
                 nn.init.normal_(parameter, std=0.02)
@@ -130,20 +125,10 @@ def draw_batch(rng: np.random.Generator, clips: int, frames: int, size: int) -> 
     return torch.stack(videos)
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = new_parser(__doc__, minutes=18, lr=0.012, ema=0.0, first_clips=0)
     add = parser.add_argument
-    add("--model", choices=["skyreels", "magi"], default="skyreels", help="default: skyreels")
-    add("--start", type=Path, help="folder of a VAE to start from")
-    add("--noise", type=float, default=0.2, help="noise on latents, share of their spread (default: 0.2)")
+    add("--model", choices=["skyreels", "magi"], default="skyreels", help="of the autoencoder")
+    add("--noise", type=float, default=0.2, help="noise on latents, share of their spread")
     args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    task = (MagiTask if args.model == "magi" else WanTask)(args.noise)
-    if args.start:
-        task.vae.load_state_dict(type(task.vae).from_pretrained(args.start).state_dict())
-        args.start = json.loads((args.start / "arguments.json").read_text())
-    train(task, args)
-
-
-if __name__ == "__main__":
-    main()
+    train(MagiTask if args.model == "magi" else WanTask, args)

@@ -1,4 +1,7 @@
-"""Frames of conditions in every form, and what is refused."""
+"""Values given in Python: frames in every form, and settings; others are refused by name."""
+
+import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -6,16 +9,21 @@ import torch
 from PIL import Image
 
 from flowcache.arguments import as_frames
+from flowcache.config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
+from flowcache.methods import MethodOptions
+from flowcache.reuse import POLICIES
 from flowcache.video import resize_and_crop, to_float
+from magi1.config import EngineSection, ModelSection, RuntimeSection
+from skyreels_v2 import VideoSettings
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 12, 16, 3), dtype=np.uint8)
 IMAGES = [Image.fromarray(pixels) for pixels in PIXELS]
 FORMS = [to_float(PIXELS), PIXELS, list(PIXELS), IMAGES, (IMAGES[0].convert("RGBA"), PIXELS[1])]
 
 
-@pytest.mark.parametrize("form", range(len(FORMS)))
-def test_every_form_gives_the_same_frames(form):
-    assert torch.equal(as_frames("prefix", FORMS[form], 12, 16), to_float(PIXELS))
+def test_every_form_gives_the_same_frames():
+    for form in FORMS:
+        assert torch.equal(as_frames("prefix", form, 12, 16), to_float(PIXELS))
 
 
 def test_images_are_scaled_and_transparent_parts_are_black():
@@ -46,3 +54,23 @@ REFUSED = {
 def test_other_forms_are_refused(form):
     with pytest.raises((TypeError, ValueError), match=r"^prefix"):
         as_frames("prefix", REFUSED[form], 12, 16)
+
+
+CLASSES = (FlowCacheConfig, KVCompressionConfig, KVStorageConfig, MethodOptions, *POLICIES.values())
+CLASSES += (VideoSettings, RuntimeSection, ModelSection, EngineSection)
+NONSENSE = (math.nan, -math.inf, 10**400, "?", {}, object(), [[]], b"x")
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_values_of_another_type_are_refused_by_name(kind):
+    for field in fields(kind):
+        kinds = getattr(field.type, "__name__", str(field.type))
+        # Text may be any, and so may numbers of the original's keys that nothing reads.
+        allowed = [("?", "str" in kinds), (10**400, kinds == "int"), ({}, kinds == "Mapping")]
+        for value in NONSENSE:
+            if any(holds and value == known for known, holds in allowed):
+                continue
+            with pytest.raises(ValueError) as error:
+                kind(**{field.name: value})
+            assert field.name in str(error.value)
+            assert "\n" not in str(error.value)

@@ -1,6 +1,5 @@
 """What is sampled for VBench and Physics-IQ."""
 
-import csv
 import json
 
 import pytest
@@ -57,17 +56,15 @@ def test_lists_of_text_serve_as_well(tmp_path):
     assert len(small) == 50 and all(" over a " in sample.prompt for sample in small)
 
 
-UTF16 = ["a\n".encode("utf-16"), "a\n".encode("utf-16-le"), b"caf\xe9\n", b"a\0b\n"]
-WRONG = ["{}{", "3", '["a"]', "[" * 5000, '[{"prompt_en": 3, "dimension": ["scene"]}]']
-WRONG += [f'[{{"prompt_en": {prompt}, "dimension": "scene"}}]' for prompt in ('"a"', '"\\ud800"')]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        *((content, r"scene\.txt cannot be read as a list of prompts: .*UTF-8") for content in UTF16),
+        *((content, r"scene\.txt .* a list of prompts: .*UTF-8") for content in (b"a\n\0", b"caf\xe9\n")),
         *((content, "vbench_prompt_dir: .* no prompts of scene") for content in (b"", b"\n \r\n")),
-        *((content, r"VBench_full_info\.json cannot be read") for content in WRONG),
+        *(
+            (f'[{{"prompt_en": {p}, "dimension": "scene"}}]', r"info\.json cannot be read")
+            for p in ('"a"', '"\\ud800"')
+        ),
     ],
 )
 def test_a_damaged_or_empty_list_is_named(tmp_path, content, message):
@@ -128,13 +125,12 @@ def physics(tmp_path):
     root = tmp_path / "physics-IQ-benchmark"
     videos = root / "split-videos" / "conditioning" / "24FPS"
     videos.mkdir(parents=True)
-    rows = [["scenario", "description", "category", "generated_video_name"]]
+    lines = ["scenario,description,category,generated_video_name"]
     for identity, take, scene in (("0002", 1, "roll"), ("0001", 1, "fall"), ("0199", 2, "fall")):
-        rest, generated = (f"perspective-left_take-{take}_{scene}.mp4", f"{identity}_perspective-left_{scene}.mp4")
+        view, rest = f"{identity}_perspective-left_{scene}.mp4", f"perspective-left_take-{take}_{scene}.mp4"
         (videos / f"{identity}_conditioning-videos_24FPS_{rest}").touch()
-        rows.append([f"{identity}_{rest}", f"what {scene} shows", "Solid Mechanics", generated])
-    with (root / "descriptions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+        lines.append(f"{identity}_{rest},what {scene} shows,Solid Mechanics,{view}")
+    (root / "descriptions.csv").write_text("\n".join(lines))
     return root
 
 

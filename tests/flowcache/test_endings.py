@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from reference import ROOT
@@ -17,15 +18,13 @@ from flowcache.command_line import Parser, output_file, writable_folder
 from flowcache.running import run_checked
 
 
-def test_processes_that_check_one_folder_at_once_find_it_writable(tmp_path):
+def test_many_check_a_folder_at_once_and_leave_it_as_it_was(tmp_path):
+    folder = tmp_path / "out"
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(lambda _: writable_folder("outdir", tmp_path / "out"), range(2000))) == {tmp_path / "out"}
-
-
-def test_a_check_leaves_the_folder_as_it_was(tmp_path):
-    (tmp_path / ".flowcache").write_text("mine")
-    writable_folder("outdir", tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".flowcache"]
+        assert set(pool.map(lambda _: writable_folder("outdir", folder), range(2000))) == {folder}
+    (folder / ".flowcache").write_text("mine")
+    writable_folder("outdir", folder)
+    assert [path.name for path in folder.iterdir()] == [".flowcache"]
 
 
 @pytest.mark.parametrize("path", ["x" * 240 + ".mp4", "x" * 300 + ".mp4", "y" * 300 + "/a.mp4", "a/" * 2000 + "a.mp4"])
@@ -36,36 +35,27 @@ def test_a_name_needs_room_for_what_is_written_beside_it(tmp_path, monkeypatch, 
     assert output_file("output_path", Path("x" * 230 + ".mp4"))
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--outdir", "~nosuch_user/out"],
-        ["--outdir", os.fsdecode(b"out\xff")],
-        ["--outdir", "a\0b"],
-        ["--prompt", os.fsdecode(b"\xe9t\xe9")],
-        ["--out", "a"],
-    ],
-)
-def test_paths_are_expanded_and_other_words_are_refused(words, monkeypatch, capsys):
+WORDS = ["--outdir=~nosuch_user/out", os.fsdecode(b"--outdir=out\xff"), "--outdir=a\0b"]
+WORDS += [os.fsdecode(b"--prompt=\xe9t\xe9"), "--out=a"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_paths_are_expanded_and_other_words_are_refused(word, monkeypatch, capsys):
     parser = Parser()
     parser.add_argument("--outdir", type=Path, default=Path("outputs"))
     parser.add_argument("--prompt")
     monkeypatch.setenv("HOME", "/home/me")
     assert parser.parse_args(["--outdir=~/out"]).outdir == Path("/home/me/out")
     with pytest.raises(SystemExit) as stop:
-        parser.parse_args(words)
+        parser.parse_args([word])
     assert stop.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def fail(error):
-    raise error
 
 
 def test_a_failure_shows_its_notes(capsys):
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     error.add_note("run it again")
-    assert run_checked(lambda: None, lambda _: fail(error)) == 1
+    assert run_checked(lambda: None, Mock(side_effect=error)) == 1
     assert capsys.readouterr().err == "error: No space left on device; run it again.\n"
 
 
@@ -90,12 +80,8 @@ def test_an_ignored_signal_stays_ignored(request):
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
 @pytest.mark.parametrize("program", ["FlowCache4MAGI-1/generate_video.py", "FlowCache4SkyReels-V2/sample_video.py"])
 def test_an_interrupted_import_leaves_no_traceback(program):
-    process = subprocess.Popen(
-        [sys.executable, ROOT / program, "--device", "none"],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    command, default = [sys.executable, ROOT / program, "--device", "none"], (signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(*default))
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None
         time.sleep(0.02)

@@ -3,8 +3,9 @@
 import pytest
 
 from flowcache import FlowCacheConfig
+from flowcache.methods import check_config
 from flowcache.reuse import ChunkwiseReuse, Interval, NoReuse, TeaCache
-from magi1.methods import check_cache
+from magi1.methods import TRAITS
 from magi1.methods import method_config as magi
 from skyreels_v2 import method_config as skyreels
 from skyreels_v2.methods import COEFFICIENTS
@@ -56,19 +57,13 @@ def test_the_paper_presets_and_teacache(model):
 @pytest.mark.parametrize(
     ("model", "method", "named", "error"),
     [
-        ("magi", "vanilla", {"interval": 4}, "interval"),
-        ("skyreels", "causal", {"threshold": 0.1}, "threshold"),
         ("skyreels", "teacache", {"policy": "none"}, "policy"),
-        ("skyreels", "flowcache", {"threshold": 0.1, "interval": 4}, "threshold and interval"),
         ("magi", "flowcache", {"rel_l1_thresh": 0.1, "policy": "none"}, "threshold and policy"),
-        ("skyreels", "vanilla", {"kvrange": 0}, "kv_range"),
-        ("skyreels", "vanilla", {"budget_block": 1}, "budget"),
         ("magi", "causal", {}, "method"),
         ("magi", "flowcache", {"kv_range": 1}, "clean_range"),
         ("magi", "flowcache", {"preset": "slow"}, "preset"),
         ("skyreels", "flowcache", {"policy_options": {"period": 3}}, "period"),
         ("skyreels", "flowcache", {"warmup_steps": -1}, "warmup_steps"),
-        ("skyreels", "flowcache", {"kv_bits": 3}, "kv_bits"),
     ],
 )
 def test_options_that_a_method_lacks_are_named(model, method, named, error):
@@ -86,14 +81,11 @@ def test_retention_steps_and_fitted_polynomials():
     assert (policy.warmup_steps, policy.coefficients) == (1, (1, 2))
 
 
-def test_options_of_a_yaml_file():
+@pytest.mark.parametrize("preset", ["fast", "paper-fast", "paper-slow"])
+def test_the_paper_presets_compress_as_the_original_does(preset):
     config = magi("flowcache", rel_l1_thresh=0.1, warmup_steps=0, compress_kv_cache=True)
     assert (config.policy.threshold, config.policy.warmup_steps) == (0.1, 1)
     assert (config.compression.total, config.compression.query_granularity) == (8, "frame")
-
-
-@pytest.mark.parametrize("preset", ["fast", "paper-fast", "paper-slow"])
-def test_the_paper_presets_compress_as_the_original_does(preset):
     paper = preset != "fast"
     options = {"compress_kv_cache": True, "total_cache_chunk_nums": 9}
     configs = [skyreels("flowcache", preset, budget_block=2), magi("flowcache", preset, **options)]
@@ -107,6 +99,6 @@ def test_the_paper_presets_compress_as_the_original_does(preset):
 
 @pytest.mark.parametrize("name", ["whole_window", "refresh_given", "clean_range"])
 def test_magi_refuses_configurations_that_it_cannot_run(name):
-    check_cache(FlowCacheConfig(clean_pass=True))
+    check_config(FlowCacheConfig(clean_pass=True), TRAITS)
     with pytest.raises(ValueError, match=name):
-        check_cache(FlowCacheConfig(**{name: 2 if name == "clean_range" else True}))
+        check_config(FlowCacheConfig(**{name: 2 if name == "clean_range" else True}), TRAITS)

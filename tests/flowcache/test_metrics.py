@@ -1,15 +1,22 @@
-"""PSNR, SSIM and LPIPS against known answers; LPIPS with random weights in place of a download."""
+"""PSNR, SSIM and LPIPS (with random weights in place of a download) against known answers, and their program."""
 
+import csv
+import json
 import math
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from programs import assert_refused, script_words
+from reference import ROOT
 from torch import nn
 
-from flowcache.extras import Unavailable
-from flowcache.metrics import load_lpips, psnr, ssim
+from flowcache.environment import Unavailable
+from flowcache.metrics import __main__ as program
+from flowcache.metrics import compare, load_lpips, psnr, ssim
+from flowcache.video import VideoWriter, read_video
 
 
 def constant(value, frames=1, dtype=np.float32):
@@ -17,10 +24,9 @@ def constant(value, frames=1, dtype=np.float32):
 
 
 def random_pair(frames=3):
-    generator = torch.Generator().manual_seed(0)
-    reference = torch.rand(frames, 40, 44, 3, generator=generator)
-    error = 0.1 * torch.randn(reference.shape, generator=generator)
-    return (reference + error).clamp(0, 1), reference
+    torch.manual_seed(0)
+    reference = torch.rand(frames, 40, 44, 3)
+    return (reference + 0.1 * torch.randn(reference.shape)).clamp(0, 1), reference
 
 
 def alexnet_features(*_):
@@ -110,3 +116,116 @@ def test_lpips_names_what_it_lacks(lpips, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(Unavailable, match=r"torchvision"):
         load_lpips()
+
+
+# The program
+
+
+def save(path, seed=0, frames=5, size=(32, 48)):
+    """A smooth random picture that slides; the same seed gives the same file."""
+    path.parent.mkdir(exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    picture = coarse.repeat(size[0] // 4, axis=0).repeat(size[1] // 6, axis=1)
+    with VideoWriter(path, 8) as writer:
+        writer.write(np.stack([np.roll(picture, 2 * i, axis=1) for i in range(frames)]))
+    return path
+
+
+def read_report(stem):
+    with open(f"{stem}.csv") as table, open(f"{stem}.json") as content:
+        return json.load(content), list(csv.DictReader(table))
+
+
+@pytest.fixture
+def measure(monkeypatch, tmp_path):
+    """The program, in an empty folder and without LPIPS."""
+
+    def load(device):
+        raise Unavailable("LPIPS needs torchvision.")
+
+    def run(original, generated, *more):
+        words = ["--original_video", original, "--generated_video", generated, "--device", "cpu", *more]
+        try:
+            return program.main([str(word) for word in words])
+        except SystemExit as stop:
+            return stop.code
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare, "load_lpips", load)
+    return run
+
+
+def test_two_files(measure, tmp_path, capsys):
+    original, generated = save(tmp_path / "a.mp4", 0), save(tmp_path / "b.mp4", 1)
+    assert measure(original, generated) == 0
+    videos = read_video(generated)[0], read_video(original)[0]
+    content, table = read_report("b.metrics")
+    expected, (similar, _) = psnr(*videos), ssim(*videos)
+    assert content["videos"]["b.mp4"]["frames"]["psnr"] == pytest.approx(expected[1].tolist())
+    assert content["mean"] == pytest.approx({"psnr": expected[0], "ssim": similar, "lpips": None})
+    assert content["missing"] == {"lpips": "LPIPS needs torchvision."} and content["environment"]["torch"]
+    assert [row["frame"] for row in table] == ["0", "1", "2", "3", "4", "mean", "mean"]
+    assert float(table[-1]["ssim"]) == pytest.approx(similar) and table[0]["lpips"] == ""
+    out = capsys.readouterr().out
+    assert all(word in out for word in (f"psnr: {expected[0]:.4f} dB\n", "torchvision", "b.metrics.csv"))
+
+
+def test_two_folders_are_matched_by_name_and_broken_videos_are_named(measure, tmp_path, capsys):
+    for folder, seed in (("original", 0), ("generated", 1)):
+        save(tmp_path / folder / "different.mp4", seed)
+        save(tmp_path / folder / "same.mp4")
+        save(tmp_path / folder / "small.mp4", size=(8, 12))
+        save(tmp_path / folder / "short.mp4", frames=5 - 2 * seed)
+        save(tmp_path / folder / f"{folder}.mp4")
+        save(tmp_path / folder / "broken.mp4")
+    (tmp_path / "generated" / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "generated" / "x.trace.json").write_text("{}")
+    assert measure("original", "generated", "--metrics", "psnr", "ssim", "--output", "out/table") == 1
+    content, table = read_report("out/table")
+    means = {name: video["mean"]["psnr"] for name, video in content["videos"].items()}
+    assert means["same.mp4"] == means["small.mp4"] == 100 > means["different.mp4"]
+    assert means["broken.mp4"] is means["short.mp4"] is None
+    assert content["mean"]["psnr"] == pytest.approx((200 + means["different.mp4"]) / 3)
+    assert content["only_in_original_video"] == ["original.mp4"]
+    assert [row["video"] for row in table if row["frame"] == "mean"] == [*means, "all"]
+    error = capsys.readouterr().err
+    named = ("2 videos", "broken.mp4: ", "short.mp4 has 3 frames", "small.mp4: no ssim: ")
+    assert all(words in error for words in (*named, "generated.mp4: only in generated_video"))
+
+
+@pytest.mark.parametrize(
+    ("named", "original", "generated", "more"),
+    [
+        ("original_video: nowhere.mp4", "nowhere.mp4", "good.mp4", []),
+        ("generated_video: nowhere.mp4", "good.mp4", "nowhere.mp4", []),
+        ("original_video, generated_video", "good.mp4", "empty", []),
+        ("empty", "empty", "empty", []),
+        ("generated_video: broken.mp4", "good.mp4", "broken.mp4", []),
+        ("3 frames", "good.mp4", "short.mp4", []),
+        ("24 columns", "good.mp4", "narrow.mp4", []),
+        ("original_video", "x" * 300, "good.mp4", []),
+        ("device", "good.mp4", "good.mp4", ["--device", "tpu"]),
+        ("metrics", "good.mp4", "good.mp4", ["--metrics", "beauty"]),
+        *(("output", "good.mp4", "good.mp4", ["--output", path]) for path in ("/proc/nowhere/a", "x" * 240, ".")),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(measure, tmp_path, capsys, named, original, generated, more):
+    save(tmp_path / "good.mp4")
+    save(tmp_path / "short.mp4", frames=3)
+    save(tmp_path / "narrow.mp4", size=(32, 24))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    assert_refused(measure(original, generated, *more), named, capsys)
+    assert not list(tmp_path.glob("*.csv"))
+
+
+def test_optional_packages_are_not_imported_at_the_start():
+    code = "import sys, flowcache.metrics.__main__, flowcache.benchmark.__main__; "
+    code += "print([name for name in ('torchvision', 'cv2') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_script_passes_its_arguments_on(tmp_path):
+    script, typed = ROOT / "FlowCache4MAGI-1" / "scripts" / "metric.sh", ["--original_video", "a b.mp4"]
+    assert script_words(script, *typed, cwd=tmp_path) == ["flowcache.metrics", *typed]

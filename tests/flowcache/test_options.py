@@ -3,16 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
 import pytest
 from programs import Program
 from reference import ROOT
 
 from flowcache import cli
-from flowcache.options import OptionParser, Refuse
-from flowcache.rates import exact_rate, plain_rate
-from flowcache.typed import as_type
+from flowcache.options import OptionParser
+from flowcache.registry import exact_rate, plain_rate
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,6 @@ class Options:
 def read(tmp_path):
     parser = OptionParser()
     parser.add_fields("options", Options, {"num_frames": ("frames",)}, choices={"method": ["fast", "slow"]})
-    parser.add_argument("--use_usp", action=Refuse, const="one process makes one video")
     parser.ignore(["debug"])
 
     def read(*words, content=None):
@@ -69,13 +66,11 @@ def test_words_become_values(read, caplog):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--use_usp"], "--use_usp: one process"),
         (["--num_frame", "3"], "did you mean --num_frames?"),
         (["--num_frames", "--defaults", "--method", "fast"], "--num_frames"),
         (["--sizes", "[" * 3000], "YAML"),
         (["--sizes", "!!python/object/apply:os.getcwd []"], "YAML"),
         (["--num_frames", '!!int ""'], "YAML"),
-        (["--num_frames", "1.5"], "a whole number"),
         (["--offload", "1"], "true or false"),
         (["--policy_option", "scale"], "NAME=VALUE"),
         (["--method", "magic"], "--method"),
@@ -92,15 +87,15 @@ def test_wrong_words_are_refused_in_one_line(read, words, named, capsys):
     ("content", "named"),
     [
         ("[1, 2]", "a.yaml must hold named values"),
-        ("num_frame: 3", "did you mean num_frames?"),
+        ("num_frame: 3", "did you mean num_frames"),
         ("frames: many", "frames must be a whole number"),
         ("method: magic", "method must be one of"),
         ("offload: {a: 1}", "offload"),
-        ("[" * 100_000, "a.yaml cannot be read as YAML"),
+        ("[" * 3000, "a.yaml cannot be read as YAML"),
     ],
 )
 def test_wrong_files_are_refused(read, content, named):
-    with pytest.raises(ValueError, match=named.replace("?", r"\?")):
+    with pytest.raises(ValueError, match=named):
         read(content=content)
 
 
@@ -108,44 +103,13 @@ def test_errors_name_an_option_as_it_was_given(read):
     given = read("--frames", "3")
     with pytest.raises(ValueError, match=r"^frames and method"), given.naming():
         raise ValueError("num_frames and method exclude each other.")
-    with pytest.raises(ValueError, match=r"num_frames has no effect: a, b;"):
+    with pytest.raises(ValueError, match=r"num_frames: no effect, as a, b;"):
         given.refuse_unread({"num_frames": "a", "method": "c"}, {"num_frames": "b"})
 
 
-@dataclass(frozen=True)
-class Line:
-    points: tuple[Options, ...]
-    closed: bool
-    labels: dict[int, str] = field(default_factory=dict)
-    more: Any = None
-
-
-def test_content_of_a_file_becomes_its_type():
-    content = {"points": [{}, {"num_frames": 3}], "closed": True, "labels": {"3": "a"}, "more": [{}]}
-    assert as_type(content, Line) == Line((Options(), Options(num_frames=3)), True, {3: "a"}, [{}])
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"closed": 1}, "closed must be true or false"),
-        ({"points": {}}, "points must be a list"),
-        ({"points": [3]}, r"points\[0\] must be an object, got 3"),
-        ({"points": [{"num_frames": True}]}, r"points\[0\].num_frames must be a whole number"),
-        ({"labels": {"3": 3}}, "labels.3 must be text"),
-        ({"open": 1}, "unknown field 'open'"),
-        ({"closed": ...}, "lacks closed"),
-    ],
-)
-def test_content_of_another_type_is_named(change, named):
-    content = {key: value for key, value in ({"points": [], "closed": True} | change).items() if value is not ...}
-    with pytest.raises(ValueError, match=named):
-        as_type(content, Line)
-
-
-@pytest.mark.parametrize("rate", [23.976, "23.98", "24000/1001", Fraction(24000, 1001), 24000 / 1001])
-def test_a_rate_stands_for_a_fraction(rate):
-    assert exact_rate(rate) == exact_rate(plain_rate(rate)) == Fraction(24000, 1001)
+def test_a_rate_stands_for_a_fraction():
+    for rate in (23.976, "23.98", "24000/1001", Fraction(24000, 1001), 24000 / 1001):
+        assert exact_rate(rate) == exact_rate(plain_rate(rate)) == Fraction(24000, 1001)
     assert [exact_rate(r) for r in (24, Fraction(25, 2), "30000/1001")] == [24, 12.5, Fraction(30000, 1001)]
 
 
@@ -156,16 +120,13 @@ def test_no_other_rate_is_taken(rate):
 
 
 @pytest.mark.parametrize("model", cli.MODELS)
-def test_help_groups_all_options_and_shows_every_default(model):
-    for program in ("generate", "sample"):
-        parser = cli.build_parser(cli.find_model(model), program)
-        groups = [group.title for group in parser._action_groups]
-        assert {"method", "KV cache", "model", "video"} < set(groups)
-        for action in parser._actions:
-            flags = ", ".join(action.option_strings)
-            exempt = ("refused", "ignored", "opposite", "==SUPPRESS==", "show this")
-            assert "(default" in action.help or action.help.startswith(exempt), flags
-        assert "(default: " in parser.format_help()
+@pytest.mark.parametrize("program", ["generate", "sample"])
+def test_help_groups_all_options_and_shows_every_default(model, program):
+    parser = cli.build_parser(cli.find_model(model), program)
+    assert {"method", "KV cache", "model", "video"} < {group.title for group in parser._action_groups}
+    exempt = ("refused", "ignored", "opposite", "==SUPPRESS==", "show this")
+    lacking = [a.option_strings for a in parser._actions if "(default" not in a.help and not a.help.startswith(exempt)]
+    assert not lacking and "(default: " in parser.format_help()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""Pictures of synthetic traces and videos."""
+"""Pictures: of single traces, of several methods, and of whole folders."""
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -7,38 +8,38 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
+from programs import assert_refused
+from synthetic_run import PROMPTS, SAMPLES, make_run, make_trace
 
 from flowcache import plots
-from flowcache.plots import comparisons, race, style
-from flowcache.plots.race import Runner
+from flowcache.benchmark import __main__ as program
+from flowcache.benchmark.runs import find_model_runs
+from flowcache.plots import Point, cache_over_time, comparisons, race, style, tradeoff
+from flowcache.plots.comparisons import pareto_front
+from flowcache.plots.race import Runner, finished_parts, write_race
 from flowcache.schedule import StaircaseSchedule
 from flowcache.trace import ChunkEvent, Trace, WindowRecord
-from flowcache.video import contact_sheet, read_image
+from flowcache.video import contact_sheet, read_image, read_video
 
 THRESHOLD = 0.15
 
 
-def make_trace(chunks=5, num_steps=30, stride=10, windows=1, given=1, adaptive=True):
+def make_run_trace(chunks=5, num_steps=30, stride=10, windows=1, given=1, adaptive=True):
     """A run whose chunks change much at first and at last, as real ones do."""
     trace = Trace(method="flowcache", settings={"reuse": {"threshold": THRESHOLD}}, seconds={"denoise": 12.3})
     for window in range(windows):
-        first = given if window else 0
+        first, accumulated = given if window else 0, dict.fromkeys(range(chunks), 0.0)
         trace.begin_window(WindowRecord(num_steps, stride, first, [5] * chunks))
-        accumulated = dict.fromkeys(range(chunks), 0.0)
         for step, live in enumerate(StaircaseSchedule(chunks, num_steps, stride, first)):
-            events = [_event(c, k, num_steps, accumulated, adaptive) for c, k in live.items()]
+            events = [ChunkEvent(chunk, local, reused=False) for chunk, local in live.items()]
+            for place, event in enumerate(events):
+                if adaptive and 3 <= event.local_step < num_steps - 1:
+                    distance = (0.02 + 0.1 * (event.local_step / num_steps - 0.5) ** 2) * (1 + 0.05 * event.chunk)
+                    total = accumulated[event.chunk] + distance
+                    accumulated[event.chunk] = total if total < THRESHOLD else 0.0
+                    events[place] = replace(event, reused=total < THRESHOLD, distance=distance, accumulated=total)
             trace.add_step(step, events, 0.1, 100, {"actual": 3e13, "vanilla": 6e13})
     return trace
-
-
-def _event(chunk, local_step, num_steps, accumulated, adaptive):
-    if not adaptive or not 3 <= local_step < num_steps - 1:
-        return ChunkEvent(chunk, local_step, reused=False)
-    distance = (0.02 + 0.1 * (local_step / num_steps - 0.5) ** 2) * (1 + 0.05 * chunk)
-    total = accumulated[chunk] + distance
-    reused = total < THRESHOLD
-    accumulated[chunk] = total if reused else 0.0
-    return ChunkEvent(chunk, local_step, reused, distance, total)
 
 
 def share(path, colour):
@@ -56,7 +57,7 @@ def share(path, colour):
     ],
 )
 def test_draws_runs_of_any_shape(tmp_path, shape):
-    trace = make_trace(**shape)
+    trace = make_run_trace(**shape)
     for draw in (plots.reuse_map, plots.distance_curves, plots.step_distances):
         draw(trace, tmp_path / "a.png")
         width, height = Image.open(tmp_path / "a.png").size
@@ -66,15 +67,15 @@ def test_draws_runs_of_any_shape(tmp_path, shape):
     trace.settings = {"reuse": None}
     plots.distance_curves(trace, tmp_path / "a.png")
     with pytest.raises(ValueError, match="distance"):
-        plots.distance_curves(make_trace(adaptive=False), tmp_path / "b.png")
+        plots.distance_curves(make_run_trace(adaptive=False), tmp_path / "b.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_map_shows_computed_reused_and_given(tmp_path):
-    trace, stopped = make_trace(chunks=40, num_steps=64, stride=6), make_trace(adaptive=False)
+    trace, stopped = make_run_trace(chunks=40, num_steps=64, stride=6), make_run_trace(adaptive=False)
     del stopped.steps[20:]
-    runs = {"long": trace, "again": trace, "given": make_trace(windows=2), "stopped": stopped}
-    for name, run in (runs | {"plain": make_trace(adaptive=False)}).items():
+    runs = {"long": trace, "again": trace, "given": make_run_trace(windows=2), "stopped": stopped}
+    for name, run in (runs | {"plain": make_run_trace(adaptive=False)}).items():
         plots.reuse_map(run, tmp_path / name)
     assert (tmp_path / "long").read_bytes() == (tmp_path / "again").read_bytes()
     reused, computed = (share(tmp_path / "long", colour) for colour in (style.REUSED, style.COMPUTED))
@@ -86,7 +87,7 @@ def test_map_shows_computed_reused_and_given(tmp_path):
 
 
 def test_title_names_preset_figures_and_units():
-    trace = make_trace(chunks=1, num_steps=10, stride=0, adaptive=False)
+    trace = make_run_trace(chunks=1, num_steps=10, stride=0, adaptive=False)
     trace.settings = {"preset": "fast", "reuse": {"policy": "interval", "interval": 5}}
     assert style.run_title(trace) == (
         "flowcache, fast, interval 5\nreuse ratio 0.00  ·  12.3 s denoising  ·  300 TFLOPs (2.00x fewer than vanilla)"
@@ -117,17 +118,6 @@ def test_labels_of_a_tradeoff_touch_neither_points_nor_front_nor_each_other(tmp_
     assert all(axis.get_window_extent().count_contains(box.corners()) == 4 for box in boxes)
 
 
-def test_race_for_a_readme_is_an_animation(tmp_path, monkeypatch):
-    monkeypatch.setattr(race, "_SECONDS", (0.5, 0.5))
-    frames = np.zeros((6, 32, 48, 3), np.uint8)
-    frames[:, :, :16, 0] = 40 * np.arange(6)[:, None, None]
-    runners = [Runner("slow", frames, [(10.0, 1.0)]), Runner("fast", frames, [(2.0, 0.5), (4.0, 1.0)])]
-    race.write_race(runners, "a race", tmp_path / "race.gif")
-    picture = Image.open(tmp_path / "race.gif")
-    assert picture.n_frames > 6 and picture.info["loop"] == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["race.gif"]
-
-
 def test_contact_sheet_shows_evenly_spaced_frames_and_difference_maps(tmp_path):
     ramp = np.arange(9, dtype=np.uint8)[:, None, None, None] * 20
     frames = np.broadcast_to(ramp, (9, 16, 24, 3))
@@ -145,3 +135,90 @@ def test_contact_sheet_shows_evenly_spaced_frames_and_difference_maps(tmp_path):
         with pytest.raises(ValueError, match="at least one"):
             contact_sheet(nothing, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+# Whole folders
+
+
+def test_a_run_of_several_methods_gives_all_pictures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(race, "_SECONDS", (0.5, 0.5))
+    make_run(tmp_path)
+    find_model_runs(tmp_path)[0].measure("cpu")
+    assert program.main(["plot", str(tmp_path), "--prompt", PROMPTS[1]]) == 0, capsys.readouterr().err
+    names = {path.name for path in (tmp_path / "pictures" / "abacus").iterdir()}
+    expected = {f"flowcache_paper-fast.{kind}.png" for kind in ("reuse", "distances", "by_step")}
+    expected |= {"vanilla.reuse.png", "cache.png", "tradeoff.png", "frames.png", "race.mp4"}
+    assert names == expected
+
+
+def test_a_folder_of_single_runs_is_drawn_without_videos(tmp_path, capsys):
+    for method in ("vanilla", "flowcache:paper-fast"):
+        make_trace(method, 3.0, SAMPLES[0]).save(tmp_path / f"a_red_circle_{method[:4]}_seed0.trace.json")
+    make_trace("vanilla", 3.0, SAMPLES[1]).save(tmp_path / "alone.trace.json")
+    assert program.main(["plot", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    out, names = capsys.readouterr().out, {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"a_red_circle_vani_seed0.reuse.png", "alone.reuse.png", "cache.png"} <= names
+    assert "no race.mp4: " in out and "no tradeoff.png: " in out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "run_dir: "),
+        ({}, "has no *.trace.json"),
+        ({"broken.trace.json": "{"}, "broken.trace.json cannot be read as a trace"),
+        ({"a.trace.json": ""}, "prompt: expected one of a red circle"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(tmp_path, content, message, capsys):
+    folder = tmp_path / "run"
+    if content is not None:
+        folder.mkdir()
+    for name, text in (content or {}).items():
+        make_trace("vanilla", 1.0, SAMPLES[0]).save(folder / name)
+        if text:
+            (folder / name).write_text(text)
+    assert_refused(program.main(["plot", str(folder), "--prompt", "a hat"]), message, capsys)
+
+
+def test_a_viewer_plays_each_part_while_the_next_is_made():
+    parts = finished_parts(make_trace("vanilla", 16.0, SAMPLES[0]))
+    assert parts == [(8.0, pytest.approx(1 / 3)), (12.0, pytest.approx(2 / 3)), (16.0, 1.0)]
+    with pytest.raises(ValueError, match="chunk"):
+        finished_parts(Trace())
+    runner = Runner("a", np.zeros((1, 2, 2, 3), np.uint8), [(8.0, 0.5), (12.0, 0.75), (16.0, 1.0)])
+    assert [runner.position(time) for time in (7.9, 8, 10, 12, 16)] == [None, 0, 0.25, 0.5, 1]
+
+
+def test_race_shows_the_fast_one_while_the_slow_one_computes(tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "_SECONDS", (0.5, 0.5))
+    red, green = (np.full((6, 32, 48, 3), colour, np.uint8) for colour in ((220, 30, 30), (30, 220, 30)))
+    runners = [Runner("slow", red, [(10.0, 1.0)]), Runner("fast", green, [(2.0, 0.5), (4.0, 1.0)])]
+    write_race(runners, "a race", tmp_path / "race.mp4")
+    frames, fps = read_video(tmp_path / "race.mp4")
+    assert (fps, len(frames), len(list(tmp_path.iterdir()))) == (24, 13 + 6 + 24, 1)
+
+    def shows(frame, channel):
+        part = frame[64 + 46 : -30].astype(int)
+        others = np.delete(part, channel, axis=-1).max(axis=-1)
+        return (part[..., channel] - others > 100).mean() > 0.1
+
+    shown = [(shows(frames[i], 0), shows(frames[i], 1)) for i in (1, 8, -1)]
+    assert shown == [(False, False), (False, True), (True, True)]
+    with pytest.raises(ValueError, match="at least one video"):
+        write_race([], "a race", tmp_path / "none.mp4")
+
+
+def test_tradeoff_and_cache_are_drawn_or_refused(tmp_path):
+    points = [Point("a", 1, 30), Point("b", 2, 25), Point("c", 1.5, 24), Point("d", 3, 10), Point("e", 3, 9)]
+    assert [point.label for point in pareto_front(points)] == ["a", "b", "d"]
+    assert [point.label for point in pareto_front(points, less_is_better=True)] == ["e"]
+    tradeoff({"PSNR": points, "LPIPS to vanilla": points}, "two", tmp_path / "a.png")
+    cache_over_time({"a": make_trace("vanilla", 3.0, SAMPLES[0])}, tmp_path / "b.png")
+    assert Image.open(tmp_path / "a.png").size[0] > Image.open(tmp_path / "b.png").size[0]
+    for traces in ({}, {"a": Trace()}):
+        with pytest.raises(ValueError):
+            cache_over_time(traces, tmp_path / "c.png")
+    with pytest.raises(ValueError):
+        tradeoff({"PSNR": []}, "none", tmp_path / "c.png")
+    assert not (tmp_path / "c.png").exists()

@@ -1,5 +1,6 @@
 """The state that a run saves beside its video, and when that is refused."""
 
+import io
 import random
 import re
 import resource
@@ -7,14 +8,15 @@ import resource
 import numpy as np
 import pytest
 import torch
-from resumed import count_moments, kill_at
+from resumed import kill_at, watched
 
 from flowcache import Trace
-from flowcache.files import GrowingFile, remove_leftovers
-from flowcache.fingerprint import array_digest, differences, folder_digest
-from flowcache.output import VideoPart, write_parts
+from flowcache.adapter import Start
+from flowcache.files import remove_leftovers
+from flowcache.fingerprint import array_digest, folder_digest
 from flowcache.resume import FORMAT_VERSION, ResumeFile
-from flowcache.state import on_host
+from flowcache.sampler import write_parts
+from flowcache.state import VideoPart, on_host
 from flowcache.trace import StepRecord
 from flowcache.video import VideoWriter
 
@@ -56,7 +58,7 @@ def make(path, run=RUN, breaks_at: int | None = None) -> Trace:
         if not before.exists():
             with VideoWriter(before, 24) as writer:
                 writer.write(np.full((2, 16, 16, 3), 90, np.uint8))
-        write_parts(parts(), path, 24, trace, before=before, size=(16, 16), skip=7, resume=resume, state=state)
+        write_parts(parts(), path, 24, (16, 16), Start(before=before, skip=7), trace, resume, state)
     return trace
 
 
@@ -79,24 +81,14 @@ def test_a_video_is_resumed_and_nothing_else_is_left(tmp_path):
 
 def test_killed_at_any_moment(tmp_path):
     make(tmp_path / "whole.mp4")
-    count = count_moments(lambda: make(tmp_path / "a.mp4"))
-    assert count > 40
-    for moment in random.Random(0).sample(range(count), 12):
+    with watched(-1, pytest.fail) as moments:
+        make(tmp_path / "a.mp4")
+    for moment in random.Random(0).sample(range(next(moments)), 12):
         assert kill_at(moment, lambda: make(tmp_path / "a.mp4"))
         make(tmp_path / "a.mp4")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "whole.mp4"], moment
         assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes(), moment
         (tmp_path / "a.mp4").unlink()
-
-
-def test_later_appends_are_cut_off(tmp_path):
-    make(tmp_path / "whole.mp4")
-    path = broken(tmp_path)
-    for name in ("a.part.mp4", "a.resume.jsonl"):
-        with (tmp_path / name).open("ab") as file:
-            file.write(b"half a piece")
-    make(path)
-    assert path.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
 
 
 OTHERS = {
@@ -115,38 +107,43 @@ def test_another_run_is_refused_with_what_differs(tmp_path, message):
     make(path)
 
 
-def damage(change):
-    return lambda path: path.write_bytes(change(bytearray(path.read_bytes())))
+def stored(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
 
 
-def flip(content):
-    # among the numbers of a tensor, where no structure would notice
-    content[content.index(b"\x02\0\0\0\0\0\0\0")] ^= 1
-    return content
+def changed(change):
+    return lambda content: stored(torch.load(io.BytesIO(content), weights_only=True) | change)
 
 
-DAMAGES = {
-    "empty": damage(lambda content: b""),
-    "truncated": damage(lambda content: content[: len(content) // 2]),
-    "a flipped bit": damage(flip),
-    "an object": lambda path: torch.save({"format": FORMAT_VERSION, "run": re.compile("a")}, path),
-    "another format": lambda path: torch.save({"format": 0}, path),
-}
+STATES = [{"trace": {"seconds": 3}}, {"run": []}, {"steps": {}}, {"steps": {"length": "1", "checksum": 2}}]
+STATES += [{"state": {}}, {"state": torch.zeros(3)}, {"format": 0}]
 
 
-@pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_state_is_refused(tmp_path, how):
-    path = broken(tmp_path)
-    DAMAGES[how](tmp_path / "a.resume.pt")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        # a bit among the numbers of a tensor, where no structure would notice
+        lambda content: content.replace(b"\x02\0\0\0\0\0\0\0", b"\x03\0\0\0\0\0\0\0", 1),
+        lambda content: stored({"format": FORMAT_VERSION, "run": re.compile("a")}),  # an object
+        *map(changed, STATES),
+    ],
+)
+def test_a_damaged_state_is_refused(tmp_path, damage):
+    path, state = broken(tmp_path), tmp_path / "a.resume.pt"
+    state.write_bytes(damage(state.read_bytes()))
     with pytest.raises(ValueError, match=r"a\.resume\.pt .*remove it"):
         make(path)
 
 
 @pytest.mark.parametrize("name", ["a.part.mp4", "a.resume.jsonl"])
-@pytest.mark.parametrize("change", [lambda content: content[:-1], lambda content: content[:-1] + b"x"])
-def test_another_video_in_its_place_is_refused(tmp_path, name, change):
-    path = broken(tmp_path)
-    damage(change)(tmp_path / name)
+@pytest.mark.parametrize("end", [b"", b"x"])
+def test_another_video_in_its_place_is_refused(tmp_path, name, end):
+    path, other = broken(tmp_path), tmp_path / name
+    other.write_bytes(other.read_bytes()[:-1] + end)
     with pytest.raises(ValueError, match=rf"a\.resume\.pt .*{name} is not the file"):
         make(path)
 
@@ -186,21 +183,6 @@ def test_leftovers_are_those_of_that_name(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == others
 
 
-def test_a_growing_file_is_continued(tmp_path):
-    path = tmp_path / "a"
-    path.write_bytes(b"an older one")
-    file = GrowingFile(path)
-    file.append(b"one ")
-    state = file.state_dict()
-    file.append(b"two ")
-    file.close()
-    GrowingFile(path, state).append(b"three")
-    assert path.read_bytes() == b"one three"
-    for place, wrong in ((path, state | {"checksum": 0}), (tmp_path / "b", state)):
-        with pytest.raises(ValueError, match=str(place)):
-            GrowingFile(place, wrong)
-
-
 def test_states_take_no_more_than_their_numbers():
     whole = torch.arange(1000.0)
     state = on_host({"whole": whole, "view": [whole[:10], (whole[::100], None, "text")]})
@@ -209,11 +191,7 @@ def test_states_take_no_more_than_their_numbers():
     assert torch.equal(state["view"][1][0], whole[::100])
 
 
-def test_differences_and_digests_tell_runs_apart(tmp_path):
-    before = {"a": {"b": 1, "c": [1, 2]}, "d": None}
-    assert differences(before, before) == []
-    expected = ["a.b was 1 and is 2 now", "e was None and is 0.5 now"]
-    assert differences(before, {"a": {"b": 2, "c": [1, 2]}, "e": 0.5}) == expected
+def test_digests_tell_runs_apart(tmp_path):
     one, other, moved = (tmp_path / name for name in ("one", "other", "moved"))
     for folder in (one, other, moved):
         folder.mkdir()
@@ -227,22 +205,17 @@ def test_differences_and_digests_tell_runs_apart(tmp_path):
     assert len({array_digest(of) for of in (None, pixels, pixels.T, pixels + 1, pixels.astype(float))}) == 5
 
 
-@pytest.fixture
-def file_limit():
-    """Sets the most bytes that a file may have, at which writing fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("size", [0, 1000, 2500, 4000])
-def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, file_limit, size):
+def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, size):
+    """Writing fails at the most bytes that a file may have as it does on a full disk."""
     make(tmp_path / "whole.mp4")
-    path = tmp_path / "a.mp4"
-    file_limit(size)
-    with pytest.raises(OSError) as found:
-        make(path)
-    file_limit(resource.RLIM_INFINITY)
+    path, (soft, hard) = tmp_path / "a.mp4", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(OSError) as found:
+            make(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(found.value.filename).startswith(str(tmp_path / "a."))
     assert not list(tmp_path.glob(".*")), "no temporary file is left"
     state = tmp_path / "a.resume.pt"
@@ -254,4 +227,4 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, file_limit, size):
 
 def test_a_run_that_saved_nothing_leaves_nothing(tmp_path):
     broken(tmp_path, at=1)
-    assert not [path.name for path in tmp_path.iterdir() if ".resume." in path.name]
+    assert not list(tmp_path.glob("*.resume.*"))

@@ -1,4 +1,4 @@
-"""Reuse policies, and their options."""
+"""Reuse policies and their options, and the forecasts that replace the model's output."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from flowcache import FlowCacheConfig, KVStorageConfig, ReusePolicy
+from flowcache.chunk_model import ChunkInput
 from flowcache.methods import INTERVAL_SCALE
 from flowcache.reuse import ChunkwiseReuse, Interval, NoReuse, TeaCache, make_policy
+from flowcache.reuse.forecast import REACH, VelocityForecast
+
+TIMES = (1.0, 0.9, 0.7, 0.4, 0.35, 0.1, 0.0)
 
 
 def indicator(value):
@@ -19,9 +23,9 @@ def begun(policy, num_chunk_steps=9):
     return policy
 
 
-def walk(policy, values, num_steps=None):
+def walk(policy, values):
     """Decisions for one chunk whose indicator takes these values, one a step."""
-    count = num_steps or len(values)
+    count = len(values)
     begun(policy, count)
     return [policy.decide(i, count, {0: i}, {0: indicator(v)})[0] for i, v in enumerate(values)]
 
@@ -53,11 +57,10 @@ def test_steps_that_are_computed(policy, values, computed):
     ("steps", "changes", "reused"),
     [
         ((5, 3), (1.05, 1.05), [True, True]),
-        ((5, 3), (1.05, 2.0), [False, False]),
-        ((5, 0), (1.05, 1.05), [False, False]),
-        ((8, 3), (1.05, 1.05), [False, True]),
+        ((5, 3), (1.05, 2.0), [False, False]),  # one reached the threshold
+        ((5, 0), (1.05, 1.05), [False, False]),  # one starts
+        ((8, 3), (1.05, 1.05), [False, True]),  # one is at its last step
     ],
-    ids=["none", "one reached it", "one starts", "one is at its last step"],
 )
 def test_chunks_are_computed_together(steps, changes, reused):
     policy = begun(ChunkwiseReuse(0.2, 1, together=True))
@@ -95,24 +98,26 @@ def test_an_interval_computes_all_chunks_together_counted_from_the_youngest():
     assert computed == [{0}, set(), {0, 1}, set(), set(), {0, 1}, set(), set(), {0, 1}, set(), {1}]
 
 
-@pytest.mark.parametrize(
-    ("preset", "intervals"),
-    [("quality", (2, 2, 2)), ("balanced", (2, 3, 4)), ("fast", (3, 5, 6)), ("turbo", (4, 7, 8))],
-)
-def test_intervals_of_the_presets_grow_with_the_root_of_the_steps(preset, intervals):
-    policy = Interval(scale=INTERVAL_SCALE[preset])
-    assert tuple(map(policy.interval_for, (16, 50, 64))) == intervals
-    assert policy.interval_for(2) == 2
-    assert FlowCacheConfig(policy=policy).as_dict(64)["interval"] == intervals[-1]
+def test_intervals_of_the_presets_grow_with_the_root_of_the_steps():
+    presets = {"quality": (2, 2, 2), "balanced": (2, 3, 4), "fast": (3, 5, 6), "turbo": (4, 7, 8)}
+    for preset, intervals in presets.items():
+        policy = Interval(scale=INTERVAL_SCALE[preset])
+        assert tuple(map(policy.interval_for, (16, 50, 64))) == intervals
+        assert policy.interval_for(2) == 2
+        assert FlowCacheConfig(policy=policy).as_dict(64)["interval"] == intervals[-1]
+
+
+def test_policies_are_made_by_name_with_options_as_text():
+    assert make_policy("none", {}) == NoReuse()
+    assert make_policy("fixed_interval", {"interval": "3", "scale": "0.5"}) == Interval(3, 0.5)
+    assert make_policy("teacache", {"threshold": "0.3", "indicator": "1"}) == TeaCache(0.3, indicator="1")
+    made = make_policy("chunkwise", {"together": "true", "coefficients": "1,2"})
+    assert made == ChunkwiseReuse(together=True, coefficients=(1, 2))
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "made"),
+    ("name", "options", "named"),
     [
-        ("none", {}, NoReuse()),
-        ("fixed_interval", {"interval": "3", "scale": "0.5"}, Interval(3, 0.5)),
-        ("chunkwise", {"together": "true", "coefficients": "1,2"}, ChunkwiseReuse(together=True)),
-        ("teacache", {"threshold": "0.3", "indicator": "1"}, TeaCache(0.3, indicator="1")),
         ("cubic", {}, "policy.*cubic"),
         ("interval", {"period": 3}, "period"),
         ("interval", {"interval": 0}, "interval.*0"),
@@ -120,14 +125,9 @@ def test_intervals_of_the_presets_grow_with_the_root_of_the_steps(preset, interv
         ("teacache", {"coefficients": "1,x"}, "coefficients"),
     ],
 )
-def test_policies_are_made_by_name_with_options_as_text(name, options, made):
-    if isinstance(made, str):
-        with pytest.raises(ValueError, match=made):
-            make_policy(name, options)
-        return
-    if "coefficients" in options:
-        made.coefficients = (1, 2)
-    assert make_policy(name, options) == made
+def test_other_policies_and_options_are_named(name, options, named):
+    with pytest.raises(ValueError, match=named):
+        make_policy(name, options)
 
 
 @dataclass
@@ -146,18 +146,48 @@ def test_a_configuration_takes_any_policy_and_copies_it():
     assert FlowCacheConfig(policy="teacache") == FlowCacheConfig(policy=TeaCache())
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"policy": "cubic"},
-        {"policy": 3},
-        {"forecast": "cubic"},
-        {"bidirectional": True},
-        {"clean_range": 0, "whole_window": True},
-        {"clean_pass": True, "whole_window": True},
-        {"refresh_given": True, "storage": KVStorageConfig(bits=8)},
-    ],
-)
+WRONG = [{"policy": "cubic"}, {"policy": 3}, {"forecast": "cubic"}, {"bidirectional": True}]
+WRONG += [{"clean_range": 0, "whole_window": True}, {"clean_pass": True, "whole_window": True}]
+WRONG += [{"refresh_given": True, "storage": KVStorageConfig(bits=8)}]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_configurations_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FlowCacheConfig(**wrong)
+
+
+def item(local_step):
+    return ChunkInput(0, 0, torch.zeros(1, 1, 1, 1), (0.0,), local_step)
+
+
+def taught(order, factor, steps):
+    """A forecast that saw velocities in proportion to the time at some steps."""
+    forecast = VelocityForecast(order)
+    forecast.begin(TIMES)
+    for step in steps:
+        velocity = torch.full((1, 1, 1, 1), factor * TIMES[step], dtype=torch.float64)
+        forecast.observe_evaluation([item(step)], [], [], [velocity])
+    return forecast
+
+
+@pytest.mark.parametrize(
+    ("order", "steps", "step", "expected"),
+    [
+        (0, (0, 1, 2), 3, 5 * 0.7),
+        (1, (0, 1, 2), 3, 5 * 0.4),  # a line is exact at uneven times
+        (1, (0,), 1, 5 * 1.0),  # one evaluation is held
+        (1, (0, 1), 5, 5 * (0.9 - REACH * 0.1)),  # clamped
+        (1, (0, 0), 1, 5 * 1.0),  # two evaluations at one time
+    ],
+)
+def test_forecast_of_a_line(order, steps, step, expected):
+    assert taught(order, 5, steps).predict(None, [item(step)])[0].item() == pytest.approx(expected)
+
+
+def test_nothing_is_kept_of_a_forgotten_chunk_or_an_earlier_window():
+    for clear in (lambda f: f.forget(0), lambda f: f.begin(TIMES)):
+        forecast = taught(1, 1, steps=(0, 1, 2))
+        assert forecast.evaluated_at(0) == [0.9, 0.7]
+        clear(forecast)
+        assert not forecast.knows(0)

@@ -10,61 +10,26 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import synthetic_run
 import torch
-from manifests import FINISHED, read_manifest
-from synthetic_run import BeadSampler, make_sampling
+from synthetic_run import FINISHED, PROMPTS, make_sampling, read_manifest
 
 from flowcache.benchmark import sampling as sampling_module
 from flowcache.benchmark.ranks import Rank, list_devices, select_device, start_on_all
 from flowcache.benchmark.runs import find_model_runs
 from flowcache.benchmark.samples import Sample, SamplesFailed
-from flowcache.benchmark.sampling import Sampling, run_on
+from flowcache.benchmark.sampling import run_on
 from flowcache.running import run_checked
 from flowcache.trace import Trace
-from flowcache.video import VideoWriter
 
-SAMPLES = [Sample(f"a shape-{index}", "a shape", index) for index in range(6)]
+SAMPLES = [Sample(f"a shape-{index}", PROMPTS[0], index) for index in range(6)]
 NAMES = [sample.name for sample in SAMPLES]
 SETTINGS = {"num_steps": 3, "video": {"size": 32}}
 
 
-class NoiseSampler:
-    """Draws frames from the seed alone; notes when it loads; dies or raises at given samples."""
-
-    def __init__(self, log=None, dies_at="", errors=None, **settings):
-        self.settings = {**SETTINGS, **settings}
-        self.log, self.dies_at, self.errors = log, dies_at, errors or {}
-
-    def check(self, sample):
-        if isinstance(self.errors.get(sample.name), LookupError):
-            raise ValueError("too short")
-
-    def load(self):
-        start = time.monotonic()
-        if self.log:
-            time.sleep(0.2)
-            with self.log.open("a") as file:
-                file.write(f"{start} {time.monotonic()}\n")
-
-    def generate(self, sample, path):
-        frames = np.random.default_rng(sample.seed).integers(0, 255, (4, 32, 32, 3), np.uint8)
-        with VideoWriter(path, 8) as writer:
-            writer.write(frames[:1])
-            if sample.name == self.dies_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if sample.name in self.errors:
-                raise self.errors[sample.name]
-            writer.write(frames[1:])
-        time.sleep(0.1)
-        return Trace(method="noise")
-
-
-def sampling_in(folder, samples=SAMPLES, errors=None, keep_going=False, **settings):
-    samplers = {"noise": NoiseSampler(errors=errors, **settings)}
-    return Sampling("Noise", "frames", folder, samplers, samples, keep_going=keep_going)
+def sampling_in(folder, samples=SAMPLES, **options):
+    return make_sampling(folder, ("vanilla",), samples, **options)
 
 
 def fork(function):
@@ -75,14 +40,8 @@ def fork(function):
 
 def start(rank, folder, dies_at=""):
     """A process of its own that samples as one of two ranks."""
-
-    def sample():
-        sampler = NoiseSampler(folder.with_suffix(".loads"), dies_at)
-        sampling = Sampling("Noise", "frames", folder, {"noise": sampler}, SAMPLES, Rank(rank, 2, rank))
-        sampling.check()
-        sampling.run()
-
-    return fork(sample)
+    log = folder.with_suffix(".loads")
+    return fork(lambda: sampling_in(folder, rank=Rank(rank, 2, rank), log=log, dies_at=dies_at).run())
 
 
 def exit_code(process):
@@ -115,17 +74,15 @@ def test_two_ranks_finish_what_a_killed_rank_left_as_one_would_have(tmp_path):
     assert len(times) >= 2 and all(end <= start for (_, end), (start, _) in pairwise(times))
 
 
-def test_only_missing_videos_are_made_again_and_a_record_describes_each(tmp_path, monkeypatch):
-    samples = [SAMPLES[0], Sample("é" * 125 + "x", "long", 7)]
+def test_only_missing_videos_are_made_again_and_a_record_describes_each(tmp_path):
+    samples, calls = [SAMPLES[0], Sample("é" * 125 + "x", PROMPTS[1], 7)], []
     sampling_in(tmp_path, samples).run()
     _, record = read_manifest(tmp_path)
-    assert (record["prompt"], record["seed"], record["rank"], record["settings"]) == ("long", 7, 0, SETTINGS)
+    assert (record["prompt"], record["seed"], record["rank"], record["settings"]) == (PROMPTS[1], 7, 0, SETTINGS)
     assert record["file"] == f"videos/{samples[1].name}.mp4" and record["seconds"] > 0
-    assert Trace.load(tmp_path / record["trace"]).method == "noise"
+    assert Trace.load(tmp_path / record["trace"]).method == "vanilla"
     assert len(record["environment"]["commit"].removesuffix("-dirty")) == 40
-    with monkeypatch.context() as patch:
-        patch.setattr(NoiseSampler, "load", lambda self: pytest.fail("weights were read"))
-        assert "made 0 videos; 2 of 2" in sampling_in(tmp_path, samples).run()
+    assert "made 0 videos; 2 of 2" in sampling_in(tmp_path, samples, calls=calls).run() and calls == []
     (tmp_path / "videos" / f"{NAMES[0]}.mp4").unlink()
     assert "made 1 videos; 2 of 2" in sampling_in(tmp_path, samples).run()
 
@@ -150,7 +107,7 @@ def test_a_rank_that_fails_ends_after_the_videos_of_the_others(tmp_path):
     (folder,) = sampling_in(tmp_path).folders.values()
 
     def hold():
-        with folder.open(), folder.locked(f"sample {NAMES[1]}"):
+        with folder.open(), folder.lock(f"sample {NAMES[1]}"):
             (tmp_path / "held").touch()
             time.sleep(1)
             (tmp_path / "released").touch()
@@ -193,17 +150,14 @@ def test_samples_that_cannot_be_made_are_all_named_at_the_start(tmp_path):
         sampling.run()
 
 
-DAMAGED = ["[1]", '{"name": []}', '{"name": "a shape-0", "file": 3}', "[" * 5000, "\xff"]
-
-
-@pytest.mark.parametrize("line", DAMAGED)
+@pytest.mark.parametrize("line", ["[1]", '{"name": []}', '{"name": "a shape-0", "file": 3}', "[" * 5000, "\xff"])
 def test_a_damaged_line_costs_one_video_only(tmp_path, line):
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text(f"{line}\n", encoding="latin-1")
     (tmp_path / "settings.json").write_text(json.dumps(SETTINGS))
-    assert "made 1 videos; 1 of 1" in sampling_in(tmp_path, SAMPLES[:1]).run()
-    manifest.write_bytes(manifest.read_bytes()[:-40])
-    assert "made 1 videos; 1 of 1" in sampling_in(tmp_path, SAMPLES[:1]).run()
+    for _ in range(2):
+        assert "made 1 videos; 1 of 1" in sampling_in(tmp_path, SAMPLES[:1]).run()
+        manifest.write_bytes(manifest.read_bytes()[:-40])
 
 
 def test_settings_of_a_folder_hold_once_it_has_a_video(tmp_path):
@@ -245,24 +199,12 @@ def test_each_sample_is_made_by_all_methods_before_the_next_and_weights_are_read
     assert calls[0] == ("load", "vanilla")
     assert [name for name, _ in calls[1:]] == [s.name for s in synthetic_run.SAMPLES for _ in range(2)]
     assert [method for _, method in calls[1:]] == [other, "vanilla", "vanilla", other], "in turn"
-    (tmp_path / "vanilla" / "videos" / f"{synthetic_run.SAMPLES[0].name}.mp4").unlink()
-    assert "made 1 videos; 4 of 4" in run(tmp_path)
-    calls.clear()
-    assert "made 0 videos; 4 of 4" in run(tmp_path, calls=calls) and calls == []
 
 
-def test_a_failure_stops_neither_methods_nor_samples(tmp_path, monkeypatch):
-    generate, (first, second) = BeadSampler.generate, synthetic_run.SAMPLES
-
-    def fail(self, sample, path):
-        if (self.method, sample) == ("vanilla", first):
-            raise ValueError("not finite")
-        return generate(self, sample, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BeadSampler, "generate", fail)
-        with pytest.raises(SamplesFailed, match="made 3 videos; 3 of 4") as failure:
-            run(tmp_path)
+def test_a_failure_stops_neither_methods_nor_samples(tmp_path):
+    first, second = synthetic_run.SAMPLES
+    with pytest.raises(SamplesFailed, match="made 3 videos; 3 of 4") as failure:
+        run(tmp_path, errors={first.name: ValueError("not finite")})
     assert f"vanilla/videos/{first.name}.mp4: not finite" in str(failure.value)
     assert find_model_runs(tmp_path)[0].names == [second.name], "made by all methods"
     assert "made 1 videos; 4 of 4" in run(tmp_path)
@@ -303,10 +245,7 @@ def test_torchrun_serves_several_devices(monkeypatch):
 @pytest.mark.parametrize(
     ("count", "text", "expected"),
     [
-        (2, "", ["cuda:0", "cuda:1"]),
-        (4, "cpu", ["cpu"]),
-        (4, "1, 3", ["cuda:1", "cuda:3"]),
-        (0, " ", ["cpu"]),
+        *((2, "", ["cuda:0", "cuda:1"]), (4, "cpu", ["cpu"]), (4, "1, 3", ["cuda:1", "cuda:3"]), (0, " ", ["cpu"])),
         *((4, text, None) for text in ("0,x", "0,0", "4", "1,")),
         (0, "0", None),
     ],
@@ -314,11 +253,12 @@ def test_torchrun_serves_several_devices(monkeypatch):
 def test_devices_are_those_named(monkeypatch, count, text, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setenv("DEVICES", text)
     if expected is None:
         with pytest.raises(ValueError, match="DEVICES: "):
-            list_devices("DEVICES", text)
+            list_devices("cpu")
         return
-    assert list_devices("DEVICES", text) == expected
+    assert list_devices("") == expected
     assert select_device(Rank(3, 4, 1), expected) == expected[-1]
     if expected != ["cpu"]:
         with pytest.raises(ValueError, match="LOCAL_RANK"):

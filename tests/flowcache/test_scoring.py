@@ -8,6 +8,7 @@ import torch
 from reference import Case, reference_dir
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from flowcache.kv.config import KVCompressionConfig
 from flowcache.kv.original import weight_by_place
@@ -34,17 +35,13 @@ def random_tokens(count=300, heads=4, kv_heads=2, queries=70, dim=16, seed=0) ->
 
 @pytest.mark.parametrize("entry", listed("skyreels_v2", "compress_unit"), ids=lambda e: f"case{e['case']}")
 def test_original_on_skyreels(entry):
-    tensors = Case(reference_dir() / "skyreels_v2", "compress_unit").tensors
-    name = f"c{entry['case']}"
+    tensors, name = Case(reference_dir() / "skyreels_v2", "compress_unit").tensors, f"c{entry['case']}"
     tokens = tokens_of(tensors[f"{name}_k"], tensors[f"{name}_q"])
-    mass = streamed.attention_mass(tokens.queries, tokens.keys)
-    assert torch.allclose(mass, tensors[f"{name}_attn_mean"], atol=1e-6)
-    assert torch.allclose(Importance().score(tokens), tensors[f"{name}_attn_pooled"], atol=1e-6)
-    assert torch.allclose(-Redundancy().score(tokens), tensors[f"{name}_redundancy"], atol=1e-6)
-    scores = Paper().score(tokens)
-    assert torch.allclose(scores, tensors[f"{name}_score"], atol=1e-6)
-    kept = select(scores, entry["budget"])
-    expected = tensors[f"{name}_kept"].long()
+    mass, scores = streamed.attention_mass(tokens.queries, tokens.keys), Paper().score(tokens)
+    found = {"attn_mean": mass, "attn_pooled": Importance().score(tokens), "score": scores}
+    for key, value in {**found, "redundancy": -Redundancy().score(tokens)}.items():
+        assert torch.allclose(value, tensors[f"{name}_{key}"], atol=1e-6), key
+    kept, expected = select(scores, entry["budget"]), tensors[f"{name}_kept"].long()
     assert torch.equal(kept.sort().values, expected.sort().values)
     if entry["order_gap"] > 1e-6:
         assert torch.equal(kept, expected)
@@ -55,21 +52,16 @@ def test_original_on_magi(entry):
     tensors = Case(reference_dir() / "magi1", "kvcompress_unit").tensors
     kind, strategy, granularity, rest = entry["name"].split("_", 3)
     weighting, power = rest.rsplit("_p", 1)
-    frame = entry["H"] * entry["W"]
-    chunk = entry["T"] * frame
+    frame, chunk = entry["H"] * entry["W"], entry["T"] * entry["H"] * entry["W"]
     shown = {"token": 50, "frame": frame, "chunk": chunk}[granularity]
     tokens = tokens_of(tensors[f"{kind}_key"], tensors[f"{kind}_query"][-shown:], chunk=chunk)
     assert torch.allclose(-Redundancy().score(tokens), tensors[f"{kind}_similarity"], atol=1e-6)
     scores = Paper(mix_lambda=entry["mix_lambda"], pool=entry["kernel_size"]).score(tokens)
     group = {"token": 1, "frame": frame, "chunk": chunk}[strategy]
     if group == 1:
-        scores = scores - scores.amin(dim=1, keepdim=True)
-        scores = weight_by_place(scores, weighting, float(power), chunk)
-        shaped = scores
-    else:
-        shaped = group_means(scores, group)
-    expected = tensors[f"{entry['name']}_score"]
-    assert torch.allclose(shaped, expected, atol=1e-6, rtol=1e-5)
+        scores = weight_by_place(scores - scores.amin(dim=1, keepdim=True), weighting, float(power), chunk)
+    shaped = scores if group == 1 else group_means(scores, group)
+    assert torch.allclose(shaped, tensors[f"{entry['name']}_score"], atol=1e-6, rtol=1e-5)
     kept = select(scores, entry["budget"], group)
     assert torch.equal(kept.sort().values, tensors[f"{entry['name']}_indices"].T.sort().values)
 
@@ -83,9 +75,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel())
+        self.largest = max([self.largest, *(tensor.numel() for tensor in tree_leaves(out) if torch.is_tensor(tensor))])
         if func.overloadpacket is torch.ops.aten.bmm:
             self.types.add((args[0].dtype, out.dtype))
         return out

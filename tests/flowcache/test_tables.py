@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from programs import assert_refused
 from synthetic_run import PROMPTS, SAMPLES, make_run, make_sampling
 
 from flowcache.benchmark import __main__ as program
@@ -33,7 +34,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def run(whole, tmp_path, monkeypatch):
     """A copy of it."""
-    monkeypatch.setattr(program, "registered_models", lambda: [PAPER])
+    monkeypatch.setattr(program, "load_papers", lambda: [PAPER])
     return shutil.copytree(whole, tmp_path / "run")
 
 
@@ -56,10 +57,9 @@ def test_figures_are_those_of_the_files(run):
 def test_command_measures_and_writes_and_needs_no_video_afterwards(run, capsys):
     assert program.main(["tables", str(run)]) == 0, capsys.readouterr().err
     first = (run / "tables.md").read_text()
-    for method in (run / "abacus").iterdir():
-        shutil.rmtree(method / "videos", ignore_errors=True)
-    for suffix in ("md", "csv", "json"):
-        (run / f"tables.{suffix}").unlink()
+    for path in (run / "abacus").glob("*/videos"):
+        shutil.rmtree(path)
+    (run / "tables.md").unlink()
     assert program.main(["tables", str(run)]) == 0, capsys.readouterr().err
     assert (run / "tables.md").read_text() == first
     flow = next(line for line in first.splitlines() if line.startswith("| FlowCache paper-fast"))
@@ -147,7 +147,7 @@ def test_an_interrupted_run_gives_tables_of_what_is_finished(run, caplog):
     (run / "begun" / "vanilla" / "manifest.jsonl").unlink()
     assert [model.folder.name for model in find_model_runs(run)] == ["abacus"]
     assert "begun has no video" in caplog.text
-    make_sampling(run / "abacus", ("vanilla",), [replace(SAMPLES[0], name="a red circle-1")]).run()
+    make_sampling(run / "abacus" / "vanilla", ("vanilla",), [replace(SAMPLES[0], name="a red circle-1")]).run()
     table = table_of(run)
     assert table.prompts == 2 and len(table.notes) == 1 and "left out" in table.notes[0]
 
@@ -179,3 +179,25 @@ def test_a_broken_run_is_refused_in_one_sentence(run, name, content, message, ca
     assert program.main(["tables", str(run)]) in (1, 2)
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ") and message in line
+
+
+# The paper's PFLOPs beside ours
+
+
+def test_a_share_is_what_the_row_does_not_pay_for():
+    rows = {name: PaperRow(pflops, 1, 1, 1) for name, pflops in (("vanilla", 100), ("slow", 80), ("fast", 50))}
+    counted = {"everything": 100 * PETA, "live chunks": 80.2 * PETA}
+    lines = PaperFlops("a model", "small", rows, counted).markdown().splitlines()
+    assert lines[0] == "a model: small"
+    assert lines[-1] == "| fast | 100.00 | 50 | -50.0 % | 0.50 | 0.38 |"
+    assert lines[-3] == "| vanilla | 100.00 | 100 | +0.0 % | 0.00 |  |", "it costs more than live chunks"
+    rounded = PaperFlops("a", "b", rows, {"everything": 99.7 * PETA})
+    assert rounded.reused_share("vanilla", "everything") == 0, "the paper's figures are rounded"
+
+
+def test_command_prints_the_tables_of_all_models(capsys, monkeypatch):
+    assert program.main(["flops"]) == 0
+    text = capsys.readouterr().out
+    assert all(row in text for row in ("| vanilla | 305.98 | 306 | +0.0 % |", "| FlowCache-fast | 113.60 | 28 |"))
+    monkeypatch.setattr(program, "MODELS", {"no_such_package": ""})
+    assert_refused(program.main(["flops"]), "no_such_package install", capsys)

@@ -1,18 +1,22 @@
-"""Files of users and of earlier runs, files written whole or not at all, optional packages."""
+"""Files of users, of earlier runs and of the Hub, files written whole or not at all, optional packages."""
 
 import json
+import logging
 import os
+import socket
+import time
 
 import pytest
-import torch
+from huggingface_hub import close_session, constants
 
 from flowcache.benchmark.prompts import read_full_info
 from flowcache.benchmark.sample_folder import SampleFolder
 from flowcache.benchmark.sampling import read_methods
-from flowcache.extras import Unavailable, require
+from flowcache.environment import Unavailable, require
 from flowcache.files import replaced_when_done, write_csv, write_json
-from flowcache.resume import ResumeFile
-from flowcache.trace import Trace
+from flowcache.hub import fetch_snapshot
+from flowcache.kv.quantized import QuantizationEvent
+from flowcache.trace import ChunkEvent, Trace, WindowRecord
 from flowcache.tuning import Profile
 from flowcache.user_files import UnreadableFile, read_text
 
@@ -22,28 +26,42 @@ BROKEN = [b"", b"{", b"7", b"null", b"[3]", b'"a"', b"\xff\xfe{}", b"[" * 100_00
 SETTING = {"interval": 2, "speedup": 2.0, "psnr": 30.0, "seconds": 1.0}
 PROFILE = {"format": 2, "key": {}, "settings": [SETTING], "seconds": 1.0, "environment": {}}
 TRACE = {"format": 1, "windows": [{"num_steps": 4, "stride": 2, "first_chunk": 0, "chunk_frames": [2]}]}
-STEP = {"window": 0, "step": 0, "events": [{"chunk": 0, "local_step": 0, "reused": False}]}
+EVENT = {"chunk": 0, "local_step": 0, "reused": False}
+STEP = {"window": 0, "step": 0, "events": [EVENT]}
 
-#: What reads a file, what it accepts, and changes that it must not accept.
+#: What reads a file, what it accepts, and changes that it must not accept with the words of the error.
 READERS = {
     "a.trace.json": (
         Trace.load,
         TRACE | {"steps": [STEP]},
         [
-            *({"steps": [3]}, {"steps": [STEP | {"window": 1}]}, {"format": 2}, {"unknown": 1}),
-            *({"seconds": {"denoise": "1"}}, {"settings": {"video": 3}}),
-            {"steps": [STEP | {"events": [{"chunk": 5, "local_step": 0, "reused": False}]}]},
+            ({"steps": [3]}, r"steps\[0\] must be an object, got 3"),
+            ({"steps": 3}, "steps must be a list"),
+            ({"steps": [STEP | {"window": 1}]}, ""),
+            ({"steps": [STEP | {"events": [EVENT | {"chunk": 5}]}]}, ""),
+            ({"steps": [STEP | {"events": [EVENT | {"chunk": True}]}]}, r"\[0\].events\[0\].chunk must be a whole"),
+            ({"steps": [STEP | {"events": [EVENT | {"reused": 1}]}]}, "reused must be true or false"),
+            ({"steps": [{"window": 0}]}, "lacks step"),
+            ({"format": 2}, ""),
+            ({"unknown": 1}, "unknown field 'unknown'"),
+            ({"seconds": {"denoise": "1"}}, "seconds.denoise"),
+            ({"settings": {"video": 3}}, "settings.video"),
+            ({"method": 3}, "method must be text"),
         ],
     ),
     "profile.json": (
         Profile.load,
         PROFILE,
-        [{"settings": [SETTING | {"speedup": "2"}]}, {"settings": {}}, {"seconds": None}, {"format": "1"}],
+        [
+            ({"settings": [SETTING | {"speedup": "2"}]}, "speedup"),
+            ({"format": "1"}, "delete"),
+            ({"seconds": None}, ""),
+        ],
     ),
     "ways.json": (
         lambda path: read_methods(path.parent),
         {"model": "a", "settings": "b", "ways": ["vanilla"]},
-        [{"ways": "vanilla"}, {"ways": [1]}, {"model": None}],
+        [({"ways": "vanilla"}, ""), ({"ways": [1]}, ""), ({"model": None}, "")],
     ),
 }
 
@@ -54,9 +72,10 @@ def test_a_file_of_another_kind_is_named(tmp_path, name):
     path = tmp_path / name
     path.write_text(f"\ufeff{json.dumps(content)}", encoding="utf-8")
     assert read(path)
-    for wrong in [*BROKEN, *(json.dumps(content | change).encode() for change in changes)]:
-        path.write_bytes(wrong)
-        with pytest.raises(UnreadableFile, match=name):
+    wrong = [(broken, "") for broken in BROKEN]
+    for broken, named in wrong + [(json.dumps(content | change).encode(), named) for change, named in changes]:
+        path.write_bytes(broken)
+        with pytest.raises(UnreadableFile, match=f"{name}.*{named}"):
             read(path)
 
 
@@ -70,18 +89,46 @@ def test_prompts_and_settings_of_another_kind_are_named(tmp_path, wrong):
         SampleFolder(tmp_path, {"steps": 8})
 
 
-STATES = [{"trace": {"seconds": 3}}, {"run": []}, {"steps": {}}, {"steps": {"length": "1", "checksum": 2}}]
-STATES += [{"state": {}}, {"state": torch.zeros(3)}]
+def test_a_trace_is_read_as_it_was_written(tmp_path):
+    trace = Trace(method="flowcache", settings={"reuse": {"threshold": 0.1}})
+    trace.begin_window(WindowRecord(3, 1, 0, [5, 5], 100))
+    flops = {"actual": 1.0, "vanilla": 4.0}
+    trace.add_step(0, [ChunkEvent(0, 0, False)], 0.5, 10, flops)
+    assert not trace.has_distances
+    events = [ChunkEvent(0, 1, True, 0.01, 0.02), ChunkEvent(1, 0, False)]
+    trace.add_step(1, events, 0.5, 20, flops, quantizations=[QuantizationEvent([0], 0.01, 0.02)])
+    for _ in range(2):
+        with trace.timer("decode"):
+            pass
+    trace.save(tmp_path / "trace.json")
+    assert Trace.load(tmp_path / "trace.json") == trace
+    assert trace.seconds["decode"] > 0 and trace.has_distances
+    assert (trace.reuse_ratio, trace.flops) == (pytest.approx(1 / 3), {"actual": 2.0, "vanilla": 8.0})
 
 
-@pytest.mark.parametrize("change", STATES)
-def test_a_state_of_another_kind_is_named(tmp_path, change):
-    part = {"length": 0, "checksum": 0}
-    content = {"format": 1, "run": {}, "environment": {}, "trace": {}, "steps": part}
-    content |= {"state": {"video": {"part": part}}}
-    torch.save(content | change, tmp_path / "a.resume.pt")
-    with pytest.raises(UnreadableFile, match=r"a\.resume\.pt .* remove it"):
-        ResumeFile(tmp_path / "a.mp4", {})
+def test_a_silent_hub_is_named_and_not_waited_for_long_nor_asked_in_vain(monkeypatch, tmp_path, caplog):
+    snapshot, checked = tmp_path / "models--a--whole" / "snapshots" / ("0" * 40), []
+    for folder in (snapshot, snapshot.parents[1] / "refs"):
+        folder.mkdir(parents=True)
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # which lets connections wait
+        server.setblocking(False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
+        close_session()
+        assert fetch_snapshot("model_id", "a/whole", ["*"], checked.append) == snapshot
+        with pytest.raises(BlockingIOError):
+            server.accept()
+        started = time.monotonic()
+        with caplog.at_level(logging.INFO), pytest.raises(OSError, match=r"model_id: a/b could not be") as raised:
+            fetch_snapshot("model_id", "a/b", ["*"], lambda folder: None)
+        server.accept()[0].close()
+    close_session()
+    assert time.monotonic() - started < 10 and checked == [snapshot]
+    (line,) = [record.message for record in caplog.records if record.name == "flowcache.hub"]
+    assert "a/b" in line and constants.ENDPOINT in line
+    assert "\n" not in str(raised.value)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

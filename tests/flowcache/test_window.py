@@ -1,18 +1,38 @@
-"""Cutting a window into chunks, and the noise that they start from."""
+"""Which chunks move when, how a window is cut into chunks, and the noise that they start from."""
 
 import pytest
 import torch
 
-from flowcache import cut_window
+from flowcache import StaircaseSchedule, cut_window
 from flowcache.noise import BlockNoise
 
 NOISE = torch.randn(4, 13, 2, 2)
+BAD_COUNTS = [("num_chunks", 0), ("num_steps", 0), ("stride", 7), ("stride", -1), ("first_chunk", 3)]
 
 
-def latents(window):
-    """All latents of a window, in order of time."""
-    chunks = sorted(range(len(window.chunks)), key=lambda chunk: window.chunks[chunk].start)
-    return torch.cat([window.latents(chunk) for chunk in chunks], dim=1)
+@pytest.mark.parametrize(("name", "value"), BAD_COUNTS)
+def test_bad_counts_are_named(name, value):
+    with pytest.raises(ValueError, match=name):
+        StaircaseSchedule(**{"num_chunks": 3, "num_steps": 6, "stride": 2, name: value})
+
+
+@pytest.mark.parametrize("stride", [0, 1, 3, 7])
+@pytest.mark.parametrize("given", [0, 2])
+def test_the_staircase(stride, given):
+    schedule = StaircaseSchedule(9, 7, stride, given)
+    chunks, made = range(given, 9), {chunk: [] for chunk in range(9)}
+    for step in range(len(schedule) + 2):
+        steps = {c: schedule.local_step(c, step) for c in chunks}
+        assert schedule.live(step) == {c: k for c, k in steps.items() if 0 <= k < 7}
+        assert list(schedule.finished(step)) == [c for c, k in steps.items() if k == 7]
+        for bound in range(9):
+            assert schedule.first_below(bound, step) == next((c for c in chunks if steps[c] < bound), 9)
+    for live in schedule:
+        for chunk, local_step in live.items():
+            made[chunk].append(local_step)
+    assert made == {chunk: list(range(7)) if chunk >= given else [] for chunk in range(9)}
+    assert schedule.max_live == max(len(live) for live in schedule)
+    assert schedule.live(len(schedule) - 1) and not schedule.live(len(schedule)), "no step without a chunk"
 
 
 @pytest.mark.parametrize(
@@ -30,15 +50,11 @@ def test_chunks_of_a_window(prefix, last, num_given, spans):
     window = cut_window(NOISE, 5, **given)
     assert [(span.start, span.frames, span.held) for span in window.chunks] == spans
     assert (window.num_given, window.num_prefix) == (num_given, prefix)
-    whole = latents(window)
+    in_order = sorted(range(len(spans)), key=lambda chunk: spans[chunk][0])
+    whole = torch.cat([window.latents(chunk) for chunk in in_order], dim=1)
     assert torch.equal(whole[:, prefix : 13 - last], NOISE[:, prefix : 13 - last])
     assert (whole[:, :prefix] == 1).all()
     assert (whole[:, 13 - last :] == 1).all()
-
-
-def test_a_prefix_must_leave_something():
-    with pytest.raises(ValueError, match=r"prefix.*13"):
-        cut_window(NOISE, 5, prefix=NOISE)
 
 
 def test_condition_noise_touches_the_prefix_alone():
@@ -52,7 +68,9 @@ def test_condition_noise_touches_the_prefix_alone():
     assert not window.latents(2)[:, :1].any(), "the window itself is unchanged"
 
 
-def test_a_window_holds_the_chunks_in_use_alone():
+def test_a_window_has_a_chunk_to_make_and_holds_those_in_use_alone():
+    with pytest.raises(ValueError, match=r"prefix.*13"):
+        cut_window(NOISE, 5, prefix=NOISE)
     window = cut_window(NOISE, 5)
     for chunk in range(3):
         window.latents(chunk).fill_(1)

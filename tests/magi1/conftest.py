@@ -4,7 +4,7 @@ import pytest
 import torch
 from programs import Program
 from reference import ROOT
-from tiny_magi import write_tiny_magi
+from tiny import write_tiny_magi
 
 
 @pytest.fixture(autouse=True)

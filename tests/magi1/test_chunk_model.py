@@ -26,7 +26,6 @@ from magi1.attention import FlashVarlen, PackedSegments, PerSegmentAttention, Se
 from magi1.chunk_model import GIVEN_REACH, KVRange, MagiChunkModel
 from magi1.guidance import DistilledGuidance, ThreeWayGuidance
 from magi1.layers import rotate
-from magi1.schedule import Euler
 from magi1.transformer import MagiAttention, MagiTransformer3DModel
 
 
@@ -40,15 +39,15 @@ def test_only_the_oldest_live_chunk_runs_without_context(window):
     model = random_model(schedule)
     for live in schedule:
         runs = {c: len(model._branches(item(c, k))) for c, k in live.items()}
-        nearly_clean = model.timetable.time(max(live.values())) > 0.3
+        nearly_clean = model.timetable.timestep(max(live.values())) > 0.3
         assert runs == {c: 2 if nearly_clean and c == min(live) else 1 for c in live}
 
 
 def test_context_of_clean_and_given_chunks():
     model = random_model(StaircaseSchedule(12, 16, 4, first_chunk=2), KVRange((), 1))
     assert [model.reach(step) for step in (0, 15, 16, None)] == [None, None, None, 1]
-    assert KVRange().given_reach == GIVEN_REACH
-    assert KVRange((4, 2), 1).reach(16, 16) == KVRange((4, 2), 1).given_reach == 1
+    assert KVRange().reach(None, 16) == GIVEN_REACH
+    assert KVRange((4, 2), 1).reach(16, 16) == KVRange((4, 2), 1).reach(None, 16) == 1
 
 
 def test_an_unknown_indicator_is_refused():
@@ -224,7 +223,7 @@ def run(device: str, policy: ReusePolicy, forecast: str, distilled: bool = True)
     steps: list[list[str]] = []
     with Waits() as waits:
         loop.on_step = lambda: steps.append(waits.take())
-        at_clean = [waits.take() for _ in loop.run(window, schedule, Euler(model.timetable))]
+        at_clean = [waits.take() for _ in loop.run(window, schedule, model.timetable)]
     assert sum(len(record.events) for record in loop.trace.steps) == 3 * STEPS
     return steps, at_clean
 

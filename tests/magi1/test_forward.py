@@ -141,8 +141,8 @@ def test_times(tables):
         if entry["t_schedule_config"]:
             continue  # other curves, which no configuration file can ask for
         table = Timetable(entry["num_steps"], entry["shortcut_mode"] or "8,16,16")
-        assert table.times.tolist() == pytest.approx(entry["t"], abs=1e-7)
-        first = next(step for step in range(entry["num_steps"] + 1) if table.time(step) > 0.3)
+        assert table.times == pytest.approx(entry["t"], abs=1e-7)
+        first = next(step for step in range(entry["num_steps"] + 1) if table.timestep(step) > 0.3)
         assert first == entry["first_index_above_threshold_0_3"]
 
 
@@ -163,7 +163,7 @@ def test_staircase(tables):
         for row, live in zip(entry["rows"], schedule, strict=True):
             assert list(live) == list(range(*row["chunks"]))
             times = row["t"][-len(live) :]  # behind that of a clean chunk that runs once more
-            assert [table.time(k) for k in live.values()] == pytest.approx(times, abs=1e-7)
+            assert [table.timestep(k) for k in live.values()] == pytest.approx(times, abs=1e-7)
 
 
 def test_ranges(tables):

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damaged import damaged, with_nan
 from PIL import Image
 from programs import Program
 from reference import ROOT
 from safetensors.torch import load_file, save
+from tiny import with_nan
 
 from flowcache.trace import Trace
 from magi1 import model_source
-from magi1.text_encoder import T5_FOLDER
+from magi1.checkpoint import T5_FOLDER
 
 VAE, TEXT = "vae/config.json", f"t5/{T5_FOLDER}/config.json"
 TOKENIZER, TOKENIZER_CONFIG = f"t5/{T5_FOLDER}/tokenizer.json", f"t5/{T5_FOLDER}/tokenizer_config.json"
@@ -44,7 +44,7 @@ DAMAGE = [
 @pytest.fixture
 def refusal(front, monkeypatch, capsys):
     """Run the program on folders; returns the one line in which it refuses them."""
-    monkeypatch.setattr(model_source, "load_transformer", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("magi1.checkpoint.load_transformer", lambda *_: pytest.fail("weights were read"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
 
     def run(config, *words) -> str:
@@ -95,7 +95,7 @@ NAN = [
 @pytest.mark.parametrize(("key", "tensor", "part", "noticed", "flags"), NAN)
 def test_damaged_weights_are_named(front, weights, tmp_path, monkeypatch, capsys, key, tensor, part, noticed, flags):
     folder = Path(json.loads(weights.read_text())["runtime_config"][key])
-    copy = damaged(folder, tmp_path / "copy", tensor, with_nan)
+    copy = with_nan(folder, tmp_path / "copy", tensor)
     Image.new("RGB", (32, 32), "red").save("a.png")
 
     def check(expected: str, *more) -> None:
@@ -174,7 +174,7 @@ def test_the_usual_special_tokens_are_on_with_their_table(quick, table, monkeypa
     ],
 )
 def test_refusals(quick, table, monkeypatch, capsys, words, variables, named):
-    monkeypatch.setattr(model_source, "load_transformer", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("magi1.checkpoint.load_transformer", lambda *_: pytest.fail("weights were read"))
     if not words:
         table.unlink()
     for name, value in variables.items():

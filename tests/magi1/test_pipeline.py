@@ -87,7 +87,7 @@ def test_projections_of_a_caption_are_kept_no_longer_than_needed(shared, monkeyp
     assert max(held) <= 4 + 1, "those of a window's chunks, and the null caption"
 
 
-@pytest.mark.parametrize("change", ["save", "bf16", "fp8", "offload", "compile"])
+@pytest.mark.parametrize("change", ["save", "bf16", "fp8", "offload", "stages", "compile"])
 def test_what_diffusers_does_with_models(pipeline, change, tmp_path, monkeypatch):
     plain, transformer, most = make(pipeline).latents, pipeline.transformer, 0.3
     bands = transformer.rotary_bands.clone()
@@ -102,6 +102,9 @@ def test_what_diffusers_does_with_models(pipeline, change, tmp_path, monkeypatch
     elif change == "offload":
         monkeypatch.setattr("diffusers.pipelines.pipeline_utils.empty_device_cache", lambda *_: None)
         pipeline.enable_model_cpu_offload(device="cpu")
+        most = 0
+    elif change == "stages":
+        pipeline.enable_stage_offload("cpu:0")
         most = 0
     else:
         torch._dynamo.reset()
@@ -175,6 +178,7 @@ REFUSED = {
     "special_tokens:": {"switches": CaptionSwitches(static=True)},
     "video_size_h": {"height": 33},
     ".*bogus": {"bogus": 5},
+    ".*negative_prompt": {"negative_prompt": "a"},
 }
 
 

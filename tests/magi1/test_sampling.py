@@ -6,7 +6,7 @@ from itertools import accumulate, count, islice
 import pytest
 import torch
 from cases import chunk_model, magi_case, relative_error, reuse_table
-from denoised import denoised
+from random_model import denoised
 from reference import Case, case_names
 from torch import Tensor
 
@@ -15,7 +15,6 @@ from flowcache.kv.scorers import ScoreInput
 from flowcache.kv.selection import TokenSelector
 from flowcache.methods import MethodOptions
 from magi1.methods import TRAITS, method_config
-from magi1.schedule import Euler
 
 RELATIVE = 1e-4
 
@@ -31,7 +30,7 @@ def denoise(case: Case, cache: FlowCacheConfig, nearly_clean: bool = True) -> tu
     schedule = StaircaseSchedule(len(window.chunks), runtime["num_steps"], stride, window.num_given)
     model = chunk_model(case, noise, schedule, nearly_clean)
     denoiser = Denoiser(model, cache)
-    latents = denoised(denoiser, window, schedule, Euler(model.timetable))
+    latents = denoised(denoiser, window, schedule, model.timetable)
     return latents, list(range(window.num_prefix)), denoiser.trace
 
 

@@ -14,7 +14,6 @@ from flowcache import FlowCacheConfig, KVCompressionConfig, VideoOutput
 from flowcache.reuse import ChunkwiseReuse, Interval
 from flowcache.video import probe_video, to_uint8
 from skyreels_v2 import (
-    Condition,
     FlowCacheSkyReelsV2Pipeline,
     VideoSettings,
     load_pipeline,
@@ -100,6 +99,9 @@ def test_callback_sees_every_step(pipe):
     assert [step for _, step, _, _ in seen] == list(range(6))
     assert all(made is pipe and 0 < timestep < 1000 for made, _, timestep, _ in seen)
     assert [kwargs["latents"].shape[2] for *_, kwargs in seen] == [1, 2, 3, 3, 2, 1]
+    call = {**CALL, "output_type": "latent", "return_dict": False}
+    (latents,) = pipe("a circle", **call, callback_on_step_end=lambda *args: {"latents": 0 * args[3]["latents"]})
+    assert not latents.any(), "as in diffusers, a callback may replace the latents"
 
 
 def test_images_and_videos(pipe):
@@ -153,6 +155,7 @@ REFUSED = {
     "generator:": {"generator": [generator(), generator()]},
     "generator: expected Generator": {"generator": 5},
     "num_videos_per_prompt:": {"num_videos_per_prompt": 0},
+    "num_videos_per_prompt: expected int": {"num_videos_per_prompt": 1.5},
     "output_type:": {"output_type": "gif"},
     "image:": {"image": 5},
     "image: expected no video": {"image": IMAGE, "video": PREFIX},
@@ -160,16 +163,16 @@ REFUSED = {
     "trace:": {"num_videos_per_prompt": 2, "trace": flowcache.Trace()},
     ".*bogus": {"bogus": 5},
     "height": {"height": 33},
-    "condition.prefix:": {"condition": Condition(prefix=PREFIX.to(torch.uint8))},
-    "condition.prefix must": {"condition": Condition(prefix=torch.zeros(3, 1, 16, 16))},
-    "condition.prefix must have 4": {"condition": Condition(prefix=PREFIX[:, :4])},
-    "condition.last:": {"condition": Condition(last=torch.full((3, 1, 32, 32), torch.nan))},
-    "condition:": {"condition": IMAGE},
+    "image: expected a float": {"image": PREFIX.to(torch.uint8)},
+    "image must": {"image": torch.zeros(3, 1, 16, 16)},
+    "prefix must have 4": {"image": PREFIX[:, :4]},
+    "last must be one": {"last_image": PREFIX},
+    "last_image:": {"last_image": torch.full((3, 1, 32, 32), torch.nan)},
     "settings:": {"settings": {"height": 32}},
     "cache:": {"cache": "fast"},
     "streaming needs use_compress": {"streaming": True, "ar_step": 2, "cache": method_config("causal")},
     "streaming needs ar_step": {"streaming": True, "ar_step": 0},
-    "num_frames": {"condition": Condition(prefix=torch.zeros(3, 9, 32, 32))},
+    "num_frames": {"image": torch.zeros(3, 9, 32, 32)},
 }
 
 
@@ -183,7 +186,7 @@ def test_wrong_arguments_are_named(pipe, monkeypatch, name):
 @pytest.mark.parametrize(
     ("match", "options"),
     [
-        ("bogus", {"bogus": 1}),
+        ("kv_bitz; did you mean kv_bits", {"kv_bitz": 8}),
         ("^preset:", {"preset": "slowest"}),
         ("^config:", {"config": FlowCacheConfig(), "kv_budget": 1}),
         ("KV cache", {"method": "vanilla", "kv_budget": 1}),

@@ -7,8 +7,7 @@ from diffusers import SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2RotaryPosEmbed
 from layouts import run_blocks
 
-from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
-from skyreels_v2.rotary import FrameRotary
+from skyreels_v2.chunk_model import FrameRotary, SkyReelsV2ChunkModel
 from skyreels_v2.solver import ChunkUniPC
 
 SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4}

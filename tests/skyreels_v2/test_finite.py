@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from damaged import damaged, with_nan
+from tiny import with_nan
 
 from flowcache.finite import NotFiniteError
 from skyreels_v2 import checkpoint as loader
@@ -15,7 +15,7 @@ FLAGS += ["--inference_steps", 6, "--ar_step", 2, "--causal_block_size", 2]
 
 
 def test_damaged_weights_are_named(checkpoint, tmp_path, monkeypatch):
-    copy = str(damaged(checkpoint, tmp_path / "copy", "encoder.final_layer_norm.weight", with_nan))
+    copy = str(with_nan(checkpoint, tmp_path / "copy", "encoder.final_layer_norm.weight"))
     with pytest.raises(NotFiniteError, match=r": [^ ]*encoder\.final_layer_norm.weight"):
         load_pipeline(copy, "cpu")
     monkeypatch.setattr(loader, "check_finite_weights", lambda components: None)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from flowcache import FlowCacheConfig, Trace, Window
-from flowcache.pipeline import join
-from skyreels_v2 import Condition, VideoSettings, load_pipeline, method_config, resolve_model
+from skyreels_v2 import VideoSettings, load_pipeline, method_config, resolve_model
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 from skyreels_v2.codec import VideoCodec
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
@@ -27,12 +26,12 @@ class Video:
     lengths: list[int]
 
 
-def generate(pipeline, cache: FlowCacheConfig | None = None, condition: Condition | None = None, **changes):
+def generate(pipeline, cache: FlowCacheConfig | None = None, prefix=None, last=None, **changes):
     settings = VideoSettings(**{**SMALL, "num_frames": 17, "base_num_frames": 17, **changes})
     trace, cache = Trace(), cache or method_config("causal")
-    parts = list(pipeline.stream("a red circle", None, settings, cache, condition, trace))
-    latents = torch.cat([part.latents for part in parts], dim=1)
-    return Video(join(parts), latents, trace, [part.frames.shape[1] for part in parts])
+    parts = list(pipeline.stream("a red circle", None, settings, cache, prefix, last, trace))
+    frames, latents = (torch.cat([getattr(p, name) for p in parts], dim=1) for name in ("frames", "latents"))
+    return Video(frames, latents, trace, [part.frames.shape[1] for part in parts])
 
 
 def pixels(frames: int, seed: int = 0) -> Tensor:
@@ -88,7 +87,7 @@ def test_reused_chunks_cost_no_layer(pipeline, forecast):
 def test_given_frames_stay_as_they_were(pipeline, frames, changes):
     prefix, cache = pixels(frames), method_config("flowcache", budget_block=1)
     last = LAST if frames == 1 else None
-    video = generate(pipeline, cache, Condition(prefix, last), **changes)
+    video = generate(pipeline, cache, prefix, last, **changes)
     assert video.frames.shape[1] == changes["num_frames"], "the frame to arrive at is none of the video"
     count = (frames - 1) // 4 + 1
     assert torch.equal(video.latents[:, :count], VideoCodec(pipeline.vae).encode(prefix))
@@ -111,7 +110,7 @@ def shown(monkeypatch):
 def test_the_frame_to_arrive_at_is_shown_clean(pipeline, method, shown):
     """``addnoise_condition`` is for the prefix; the last frame has time 0, as in the original."""
     codec = VideoCodec(pipeline.vae)
-    generate(pipeline, method_config(method), Condition(IMAGE, LAST), addnoise_condition=20)
+    generate(pipeline, method_config(method), IMAGE, LAST, addnoise_condition=20)
     ends = [item for item in shown if item.start_frame == 5]
     assert ends and all(item.timesteps == (0,) for item in ends)
     assert all(torch.equal(item.latents, codec.encode(LAST)) for item in ends)
@@ -152,9 +151,7 @@ def test_whole_window_runs_hold_one_layer(pipeline):
 @pytest.mark.parametrize("method", ["causal", "flowcache"])
 def test_clean_blocks_in_host_memory_change_nothing(pipeline, method):
     long = {"num_frames": 41, "base_num_frames": 41, "ar_step": 3, "addnoise_condition": 20}
-    plain, stored = (
-        generate(pipeline, method_config(method, kv_offload=on), Condition(IMAGE), **long) for on in (False, True)
-    )
+    plain, stored = (generate(pipeline, method_config(method, kv_offload=on), IMAGE, **long) for on in (False, True))
     assert torch.equal(plain.latents, stored.latents)
     assert plain.trace.steps[-1].kv_tokens == stored.trace.steps[-1].kv_tokens
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from denoised import denoised
 from layouts import run_blocks
+from random_model import denoised
 from reference import Case, case_names, reference_dir
 from tiny import tiny_transformer
 from torch import Tensor

@@ -4,7 +4,7 @@ import pytest
 import torch
 from resumed import check_killed_often, check_stream
 
-from skyreels_v2 import Condition, VideoSettings, adapter, load_pipeline, method_config
+from skyreels_v2 import VideoSettings, adapter, load_pipeline, method_config
 
 SMALL = {"height": 32, "width": 32, "inference_steps": 4, "ar_step": 2, "causal_block_size": 2}
 LONG = {"num_frames": 25, "base_num_frames": 17, "overlap_history": 9}
@@ -38,7 +38,7 @@ def test_a_stream_resumes_from_any_part(pipeline, name):
     pixels = torch.rand(3, 2, 32, 32, generator=generator) * 2 - 1
     last = None if settings.streaming else pixels[:, 1:]
 
-    arguments = {"settings": settings, "cache": cache, "condition": Condition(pixels[:, :1], last)}
+    arguments = {"settings": settings, "cache": cache, "prefix": pixels[:, :1], "last": last}
     check_stream(lambda trace, state: pipeline.stream("a", **arguments, trace=trace, state=state), name)
 
 

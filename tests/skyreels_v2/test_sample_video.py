@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from manifests import FINISHED, read_manifest
 from programs import Program, assert_refused
 from reference import FAULTS, ROOT
+from synthetic_run import FINISHED, read_manifest
 
 from flowcache.benchmark import __main__ as scoring
 from flowcache.trace import Trace

@@ -1,8 +1,10 @@
-"""What research scripts make of their runs."""
+"""Research scripts: what they make of their runs, help, bad input, and tiny runs of the small checkpoints."""
 
 import argparse
 import csv
+import json
 import math
+import runpy
 import sys
 
 import pytest
@@ -10,12 +12,15 @@ import torch
 from diffusers import SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 
 from flowcache import FlowCacheConfig, KVCompressionConfig, KVStorageConfig, Trace
-from flowcache.output import VideoPart
+from flowcache.state import VideoPart
 from flowcache.trace import WindowRecord
-from research import compression, kv, long_video, peer_caches, peers, policies, runs
+from research import compression, kv, long_video, peers, policies, runs
 from research.compare import Run, speed_table
-from skyreels_v2.flops import TransformerFlops
+from skyreels_v2.chunk_model import transformer_flops
 from skyreels_v2.solver import noise_grid
+
+SCRIPTS = ("methods", "policies", "kv", "long_video", "compression", "streaming", "peers")
+TRAINING = ("vae", "skyreels", "magi")
 
 
 class FakeModel(runs.Model):
@@ -23,17 +28,13 @@ class FakeModel(runs.Model):
 
     no_reuse, made = "causal", 0
 
-    def __init__(self):
-        pass
-
     def configure(self, method, preset=None, budget=None, kv_bits=None, kv_range=None):
         compression = None if budget is None else KVCompressionConfig(budget=budget)
         storage = None if kv_bits is None else KVStorageConfig(bits=kv_bits)
-        return FlowCacheConfig(compression=compression, storage=storage)
+        return FlowCacheConfig(compression=compression, storage=storage, clean_pass=preset is None)
 
     def stream(self, prompt, seed, config, trace):
-        kept = config.compression
-        apart = 0.01 * bool(config.storage)
+        kept, apart = config.compression, 0.01 * bool(config.storage)
         apart += 0 if kept is None else 0.1 / kept.budget + 0.02 * (kept.as_dict()["scorer"] == "paper")
         trace.begin_window(WindowRecord(4, 1, 0, [1] * 11, 2**20 * (kept.budget if kept else 10)))
         trace.seconds |= {"denoise": 2.0} | ({"compress": 0.1} if kept else {})
@@ -42,7 +43,7 @@ class FakeModel(runs.Model):
 
 
 def test_kv_results_and_an_interrupted_measurement(monkeypatch, tmp_path):
-    monkeypatch.setattr(kv, "find_chunk_model", lambda args, chunks: FakeModel())
+    monkeypatch.setattr(kv, "find_chunk_model", lambda args, chunks: FakeModel(None, "cpu"))
     args = argparse.Namespace(model="fake", captions=2, chunks=11, steps=4, device="cpu", outdir=tmp_path)
     text = kv.bench(args)
     assert "| 3 | 3.00 | 25.2 dB, " in text  # 14 of 255 grey levels
@@ -63,43 +64,38 @@ def run_of(method, seconds, psnr, ratio=0.0, seed=0):
     return Run(method, seed, seconds, 0.0, flops, ratio, 0, psnr, dict.fromkeys(psnr, 0.9))
 
 
-def test_a_method_that_cannot_run_has_a_row_with_the_reason():
+def test_speed_table_with_the_base_of_each_pipeline():
     found = [
         run_of("vanilla", 4.0, {"diffusers": 30.0}),
         run_of("flowcache:fast", 1.0, {"vanilla": 25.0, "diffusers": 31.0}),
         run_of("diffusers", 6.0, {"vanilla": 30.0}, None),
         run_of("fbcache:0.1", 2.0, {"vanilla": 28.0, "diffusers": 35.0}, None),
     ]
-    methods, reasons = [*(run.method for run in found), "dbcache:0.1"], {"dbcache:0.1": "no module"}
-    lines = speed_table(found, methods, ["vanilla", "diffusers"], peers.find_base, reasons).splitlines()
+    lines = speed_table(found, ["vanilla", "diffusers"], peers.find_base).splitlines()
     assert lines[3].startswith("| flowcache:fast | 1.00 | 4.00 | 1.000 | 4.00 | 1.00 | 0.00 | 25.0 dB, 0.900 ")
     assert lines[5].startswith("| fbcache:0.1 | 2.00 | 3.00 | 2.000 | 3.00 | 1.00 |  | 28.0 dB")
-    assert lines[6].startswith("| dbcache:0.1 | cannot run: no module |")
-    assert len({line.count("|") for line in lines}) == 1
-
-
-#: Value of the option, computed share and dB of two captions.
-POINTS = [(5, 0.2, (20.0, 30.0)), (3, 0.4, (40.0, 42.0)), (2, 0.6, (44.0, 50.0))]
-
-
-def curve_runs(name, lift=0.0):
-    return [
-        run_of(f"{name} | {value}", share, {policies.PLAIN: psnr + lift}, 1 - share, seed)
-        for value, share, heights in POINTS
-        for seed, psnr in enumerate(heights)
-    ]
 
 
 def test_curves_interpolate_medians_and_are_compared_with_the_papers_rule(tmp_path):
     name = "interval, line"
-    curve = policies.Curve(name, curve_runs(name))
+    heights = {(5, 0.2): (20.0, 30.0), (3, 0.4): (40.0, 42.0), (2, 0.6): (44.0, 50.0)}  # dB of two captions
+
+    def measure(name, lift=0.0):
+        return [
+            run_of(f"{name} | {value}", share, {policies.PLAIN: height + lift}, 1 - share, seed)
+            for (value, share), pair in heights.items()
+            for seed, height in enumerate(pair)
+        ]
+
+    curve = policies.Curve(name, measure(name))
     assert [point[0] for point in curve.points] == [5, 3, 2] and curve.psnr == (25.0, 41.0, 47.0)
     assert curve.psnr_at([0.1, 0.3, 0.7]) == pytest.approx([math.nan, 33, math.nan], nan_ok=True)
     assert curve.computed_for(33) == pytest.approx(0.3) and math.isnan(curve.computed_for(48))
     # the mean of 29 to 41 over .25 to .4, and of 41 to 44 over .4 to .5
     assert curve.area == pytest.approx((35 * 0.15 + 42.5 * 0.1) / 0.25, abs=0.02)
 
-    table = policies.report([*curve_runs(policies.PAPER), *curve_runs(name, lift=16.0)], tmp_path, "tiny")
+    args = argparse.Namespace(model="tiny", device="cpu", outdir=tmp_path)
+    table = policies.report([*measure(policies.PAPER), *measure(name, lift=16.0)], args)
     assert f"| 0.40 | 41.0 | 57.0 dB ({name}) | less than 0.20, more than 2.0x fewer ({name}) |" in table
     assert f"| 0.60 | 47.0 | 63.0 dB ({name}) | 0.2" in table
     assert (tmp_path / "curves.png").stat().st_size > 1000
@@ -111,10 +107,10 @@ def test_slowdown_leaves_out_the_last_chunks():
     assert found == [1.0, pytest.approx(1.945 / 1.045), None], "the last are too few"
 
 
-def test_a_long_video(monkeypatch, tmp_path):
-    words = ["long_video", "--chunks", "2", "--steps", "4", "--device", "cpu", "--outdir", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", words)
-    found = [long_video.measure(long_video.parse_arguments(), (2, cache)) for cache in long_video.CACHES]
+def test_a_long_video(tmp_path):
+    named = {"model": "skyreels", "checkpoint": "small", "device": "cpu", "steps": 4, "budget": 4}
+    args = argparse.Namespace(**named, outdir=tmp_path)
+    found = [long_video.measure(args, (2, cache)) for cache in long_video.CACHES]
     rows = [line.split(" | ")[:3] for line in long_video.summarise(found).splitlines()[2:]]
     assert rows == [["| 2", "37", "compressed"], ["| 2", "37", "plain"]]
     long_video.draw(found, tmp_path / "a.png")
@@ -131,7 +127,7 @@ def test_compression_asks_all_queries_and_few(monkeypatch, tmp_path):
 @torch.no_grad()
 def test_diffusers_gets_our_grid_and_flops_are_those_of_the_blocks_that_run():
     shifted = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 8.0}
-    scheduler = peer_caches.OriginalGrid.from_config(UniPCMultistepScheduler(**shifted).config)
+    scheduler = peers.OriginalGrid.from_config(UniPCMultistepScheduler(**shifted).config)
     scheduler.set_timesteps(7)
     torch.testing.assert_close(scheduler.sigmas, torch.tensor(noise_grid(7, 8.0)), rtol=0, atol=1e-7)
 
@@ -139,16 +135,16 @@ def test_diffusers_gets_our_grid_and_flops_are_those_of_the_blocks_that_run():
     model = SkyReelsV2Transformer3DModel(**sizes, text_dim=16, freq_dim=32, ffn_dim=32, num_layers=3)
     inputs = (torch.randn(1, 4, 5, 4, 6), torch.tensor([500]), torch.randn(1, 7, 16))
     plain, cached = Trace(), Trace()
-    with peer_caches.count_flops(model, 7, plain):
+    with peers.count_flops(model, 7, plain):
         model(*inputs)
-    expected, tokens = TransformerFlops.of(model.config, 7), 5 * 2 * 3
+    expected, tokens = transformer_flops(model.config), 5 * 2 * 3
     edges = expected.embed(tokens) + expected.head(tokens)
-    blocks = expected.blocks(tokens, tokens) + expected.text_projections()
+    blocks = expected.blocks(tokens, tokens, 7) + expected.text(7)
     assert plain.flops["actual"] == edges + blocks
 
-    peer_caches.register_block()
-    model.enable_cache(peer_caches.hooks.FirstBlockCacheConfig(threshold=1e9))
-    with peer_caches.count_flops(model, 7, cached):
+    peers.register_block()
+    model.enable_cache(peers.hooks.FirstBlockCacheConfig(threshold=1e9))
+    with peers.count_flops(model, 7, cached):
         for _ in range(2):
             with model.cache_context("cond"):
                 model(*inputs)
@@ -156,3 +152,58 @@ def test_diffusers_gets_our_grid_and_flops_are_those_of_the_blocks_that_run():
     model(*inputs)  # not counted
     # one block of three the second time
     assert cached.flops["actual"] == pytest.approx(2 * edges + blocks * (1 + 1 / 3))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        monkeypatch.delitem(sys.modules, f"research.{name}", raising=False)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module(f"research.{name}", run_name="__main__")
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *(f"train_small.{name}" for name in TRAINING)])
+def test_help(run, name):
+    code, out, _ = run(name, "--help")
+    assert code == 0 and "--out" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("methods --device foo", "device"),
+        ("methods --model magi --methods vanilla:fast", "vanilla:fast"),
+        ("methods --model magi --methods flowcache:papr", "preset"),
+        ("methods --methods flowcache:fast:abc", "'abc'"),
+        ("policies --curves interval", "curves"),
+        ("kv --steps 6", "steps"),
+        ("kv --chunks 10", "chunks"),
+        ("long_video --chunks 1", "chunks"),
+        ("long_video --outdir /proc/nowhere", "/proc/nowhere"),
+        ("compression --chunks 1", "chunks"),
+        ("streaming --model magi", "model"),
+        ("peers --num_frames 93", "num_frames"),
+        ("peers --methods nocache:1", "nocache"),
+        ("peers --methods fbcache", "fbcache:2"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(run, words, named):
+    code, _, err = run(*words.split())
+    assert code == 2
+    assert named in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_methods_of_the_small_checkpoint(run, tmp_path):
+    words = ["--model", "magi", "--num_frames", 48, "--steps", 8, "--repeats", 1, "--outdir", tmp_path]
+    code, out, _ = run("methods", *words, "--methods", "vanilla", "flowcache:fast")
+    table = (tmp_path / "bench.md").read_text()
+    assert code == 0 and table.strip() in out
+    assert "| flowcache:fast | " in table
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert [m["method"] for m in record["measurements"]] == ["vanilla", "flowcache:fast"]
+    for name in ("seed0.png", "flowcache_fast_seed0.reuse.png", "vanilla_seed0.trace.json"):
+        assert (tmp_path / name).stat().st_size > 500
