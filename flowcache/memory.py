@@ -119,12 +119,10 @@ def estimate(
     pipeline, counter = model.skeleton(device), StorageCounter()
     pipeline.set_progress_bar_config(disable=True)
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    within_step = config.compression and config.compression.within_step  # that is, within every block
-    for layer, block in enumerate(() if every_call else pipeline.transformer.blocks):
-        # All but the first are alike. Each runs once, as it keeps the text's keys and values.
-        if layer > 1 or not within_step:
-            _skip_repeats(counter, block, by_shape=layer < 2)
     if not every_call:
+        # All but the first are alike. Each runs once, as it keeps the text's keys and values.
+        for block in pipeline.transformer.blocks[2:]:
+            _run_once(block)
         # A causal decoder has all features of earlier frames from the third call on.
         _skip_repeats(counter, pipeline.vae.decoder, runs=3)
     with torch.inference_mode(), counter:
@@ -278,21 +276,32 @@ def _describe(value: Any) -> Any:
     return type(value), value
 
 
-def _skip_repeats(counter: StorageCounter, module: nn.Module, runs: int = 1, by_shape: bool = True) -> None:
-    """Run a module that many times (on inputs of each shape); then count what it took the last time."""
+def _run_once(block: nn.Module) -> None:
+    """Run a transformer block for its first input alone; it maps every input to the same shape and type."""
+    forward, has_run = block.forward, False
+
+    def run(*args: Any) -> Tensor:
+        nonlocal has_run
+        if has_run:
+            return torch.empty_like(next(value for value in args if isinstance(value, Tensor)))
+        has_run = True
+        return forward(*args)
+
+    block.forward = run
+
+
+def _skip_repeats(counter: StorageCounter, module: nn.Module, runs: int) -> None:
+    """Run a module that many times on inputs of each shape; then count what it took the last time."""
     forward, done, made = module.forward, Counter[Any](), dict[Any, Any]()
 
-    def run(*args: Any, **kwargs: Any) -> Tensor:
-        given = next(value for value in args if isinstance(value, Tensor))
-        place = tuple(given.shape) if by_shape else None
+    def run(given: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        place = tuple(given.shape)
         done[place] += 1
         if done[place] <= runs:
             with counter.measure() as taken:
-                result = forward(*args, **kwargs)
+                result = forward(given, *args, **kwargs)
             made[place] = result.shape, result.dtype, *taken
             return result
-        if not by_shape:
-            return torch.empty_like(given)
         shape, dtype, taken = made[place]
         counter.reach(taken)
         return given.new_empty(shape, dtype=dtype)
