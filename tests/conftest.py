@@ -1,6 +1,25 @@
-"""Settings of all tests."""
+"""Settings of all tests, and the tiny checkpoints of both models."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
 # The tensors are tiny: threads would only wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """Configuration of a tiny MAGI-1, with folders as the official ones."""
+    from tiny import write_tiny_magi
+
+    return write_tiny_magi(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """Folder of a tiny SkyReels-V2 in the layout of diffusers."""
+    from tiny import write_tiny_checkpoint
+
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")

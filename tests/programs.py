@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from reference import ROOT
+
 from flowcache import cli
 
 #: Variables that change what the programs do.
 VARIABLES = ("PAD_HQ", "PAD_DURATION", "SPECIAL_TOKEN_PATH", "prev_chunks_scale")
 VARIABLES += ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DEVICES")
 MODELS = {"FlowCache4MAGI-1": "magi1", "FlowCache4SkyReels-V2": "skyreels_v2"}
+FOLDERS = {model: ROOT / folder for folder, model in MODELS.items()}
 
 
 class Program:
@@ -25,13 +28,13 @@ class Program:
     """
 
     def __init__(self, path: Path, monkeypatch, first: tuple = ()) -> None:
-        self._path, self._monkeypatch, self._first = path, monkeypatch, first
+        self._path, self._monkeypatch, self.first = path, monkeypatch, first
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
         self.model, self._command = MODELS[path.parent.name], path.stem.partition("_")[0]
 
     def _words(self, arguments: tuple) -> list[str]:
-        return [str(word) for word in (*self._first, *arguments)]
+        return [str(word) for word in (*self.first, *arguments)]
 
     def __call__(self, *arguments) -> int | str | None:
         words = self._words(arguments)

@@ -16,6 +16,7 @@ from magi1.checkpoint import T5_FOLDER, new_transformer
 from magi1.config import EngineSection, MagiConfig, ModelSection, RuntimeSection
 from magi1.conversion import official_shapes
 from magi1.vae import AutoencoderKLMagi
+from skyreels_v2.conversion import transformer_config
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 
 #: Sizes of a text encoder with one layer, for the tokens of `tiny_tokenizer`.
@@ -23,6 +24,9 @@ TEXT_SIZES = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 16, "num_layers"
 MAGI = {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 2}
 MAGI |= {"num_query_groups": 1, "kv_channels": 16, "caption_channels": 16, "caption_max_length": 60}
 MAGI_VIDEO = {"video_size_h": 32, "video_size_w": 32, "num_frames": 32, "num_steps": 8, "chunk_width": 2}
+#: Sizes of a transformer of SkyReels-V2.
+SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4}
+SIZES |= {"text_dim": 16, "freq_dim": 32, "ffn_dim": 32, "num_layers": 2}
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -40,16 +44,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_transformer(folder: Path, knows_fps: bool = True) -> SkyReelsV2Transformer3DModel:
     """The transformer that the references were made with, sizes from the sidecar."""
     case = Case(folder, "weights_diffusers")
-    sizes = Case(folder, "weights").info["config"]
-    transformer = SkyReelsV2Transformer3DModel(
-        patch_size=tuple(sizes["patch_size"]),
-        num_attention_heads=sizes["num_heads"],
-        attention_head_dim=sizes["dim"] // sizes["num_heads"],
-        in_channels=sizes["in_dim"],
-        out_channels=sizes["out_dim"],
-        inject_sample_info=knows_fps,
-        **{name: sizes[name] for name in ("text_dim", "freq_dim", "ffn_dim", "num_layers")},
-    )
+    sizes = transformer_config(Case(folder, "weights").info["config"]) | {"inject_sample_info": knows_fps}
+    transformer = SkyReelsV2Transformer3DModel(**sizes)
     weights = {k: v for k, v in case.tensors.items() if knows_fps or not k.startswith("fps_")}
     transformer.load_state_dict(weights, strict=True)
     return transformer.eval()
@@ -60,9 +56,7 @@ def write_tiny_checkpoint(folder: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     text = UMT5Config(vocab_size=len(tokenizer), **TEXT_SIZES)
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4}
-    sizes |= {"text_dim": 16, "freq_dim": 32, "ffn_dim": 32, "num_layers": 2}
-    transformer = SkyReelsV2Transformer3DModel(**sizes)
+    transformer = SkyReelsV2Transformer3DModel(**SIZES)
     vae = AutoencoderKLWan(base_dim=4, z_dim=4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0)
     parts = (tokenizer, UMT5EncoderModel(text), transformer, vae, scheduler)

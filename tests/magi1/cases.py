@@ -80,7 +80,3 @@ def random_model(
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
-def reuse_table(case: Case) -> Tensor:
-    return case.tensors["reuse"].to(torch.int8)

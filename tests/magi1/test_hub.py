@@ -1,7 +1,6 @@
 """Local folders, folders on the Hub, and the small checkpoint; nothing here opens a connection."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError
 
 import flowcache.hub
-from magi1 import load_pipeline
+from magi1 import load_pipeline, model_source
 from magi1.model_source import parse_hub_folder, resolve_model
 
 REPOSITORY = "sand-ai/MAGI-1"
@@ -123,9 +122,26 @@ def test_on_cuda_a_missing_folder_is_refused_with_the_command_that_gets_it(confi
     assert resolve_model(configure(load=LOAD), device="cuda").config.runtime_config.load == LOAD
 
 
-def test_on_a_cpu_the_small_checkpoint_is_a_warning(weights, caplog):
-    with caplog.at_level(logging.INFO):
-        load_pipeline(resolve_model(weights, device="cpu"), "cpu")
-        load_pipeline(resolve_model(weights, model="small", device="cpu"), "cpu")
-    levels = [record.levelno for record in caplog.records if "small checkpoint" in record.message]
-    assert levels == [logging.WARNING, logging.INFO]
+def test_auto_takes_the_official_weights_only_where_they_fit(weights, monkeypatch, tmp_path):
+    monkeypatch.setattr(model_source, "SMALL", tmp_path / "small")
+    with pytest.raises(ValueError, match="no folder"):
+        resolve_model(weights, model="small")
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").write_text(weights.read_text())
+    load = json.loads(weights.read_text())["runtime_config"]["load"]
+    assert "no CUDA device" in resolve_model(weights, device="cpu").reason
+    assert "CUDA device: using the official" in resolve_model(weights, device="cuda").reason
+    assert "load was given" in resolve_model(weights, {"load": load}, device="cpu").reason
+    for model, name in (("auto", "vae_pretrained"), ("small", "t5_pretrained"), ("small", "load")):
+        with pytest.raises(ValueError, match=f"^{name}: .*small checkpoint"):
+            resolve_model(weights, {name: "mine"}, model, "cpu")
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "cpu"), ("cuda", "meta")])
+def test_the_text_encoder_has_a_device_of_its_own(weights, device, expected, caplog):
+    # the meta device stands for the one that the rest runs on
+    keys = {"t5_device": device, "clean_chunk_kvrange": 1}
+    pipeline = load_pipeline(resolve_model(weights, keys, "official"), "meta")
+    assert pipeline.transformer.device.type == pipeline.vae.device.type == "meta"
+    assert pipeline.text_encoder.device.type == expected
+    assert "clean_chunk_kvrange 1" in caplog.text, "ignored without ranges of noisy chunks"

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 import flowcache
 from flowcache import FlowCacheConfig, VideoOutput
-from flowcache.video import probe_video, to_float
+from flowcache.video import to_float
 from magi1 import METHODS, MagiConfig, MagiPipeline, method_config
 from magi1.attention import TextBank
 from magi1.captions import CaptionSwitches, SpecialTokens
@@ -138,24 +138,18 @@ def test_threshold_zero_is_vanilla(shared, base):
     assert vanilla.trace.flops["actual"] == pytest.approx(vanilla.trace.flops["vanilla"])
 
 
-def test_arguments_of_diffusers(pipeline, tmp_path):
+def test_arguments_of_diffusers(pipeline):
     """Each video of a list is the one that a call of its own makes."""
     flowcache.enable(pipeline, preset="turbo", kv_budget=1)
     seen, prompts = [], ["a circle", "a red circle"]
-    call = {"num_inference_steps": 8, "height": 32, "width": 48, "num_frames": 17, "fps": 8}
-    call |= {"callback_on_step_end": lambda *args: seen.append(args)}
-    both = pipeline(prompts, **call, generator=torch.Generator().manual_seed(0))
+    call = {"num_inference_steps": 8, "height": 32, "width": 48, "num_frames": 17}
+    both = pipeline(prompts, **call, callback_on_step_end=lambda *args: seen.append(args))
     assert both.frames.shape == (2, 17, 32, 48, 3) and len(seen) == 2 * len(both.trace.steps)
     assert all(made is pipeline and kwargs["latents"].shape[1] == 4 for made, *_, kwargs in seen)
-    assert [trace.settings["prompt"] for trace in both.traces] == prompts
     assert both.trace.settings["reuse"]["compression"]["budget"] == 1 and both.trace.reuse_ratio > 0
-    seed = both.traces[1].settings["video"]["seed"]
-    again = pipeline(prompts[1], **call, seed=seed, output_type="latent")
-    assert torch.equal(again.frames, again.latents) and torch.equal(again.latents[0], both.latents[1])
-    embeds = pipeline.encode_prompt(prompts[1])
-    assert torch.equal(pipeline(prompt_embeds=embeds, **call, seed=seed).latents, again.latents)
-    both.save(tmp_path / "a.mp4")
-    assert probe_video(tmp_path / "a.mp4").fps == 8
+    call["seed"] = both.traces[1].settings["video"]["seed"]
+    for given in ({"prompt": prompts[1]}, {"prompt_embeds": pipeline.encode_prompt(prompts[1])}):
+        assert torch.equal(pipeline(**given, **call).latents[0], both.latents[1])
     weak, strong = (make(pipeline, base=True, guidance_scale=scale).latents for scale in (1, 5))
     assert not torch.equal(weak, strong)
 

@@ -5,15 +5,15 @@ from reference import ROOT, reference_dir
 
 #: Cases, by the beginning of their names, and the file that runs them.
 RUN = {
-    "dit_forward_": "magi1/test_forward.py",
-    "dit_units": "magi1/test_forward.py",
+    "dit_forward_": "magi1/test_reference.py",
+    "dit_units": "magi1/test_reference.py",
     "keys_": "magi1/test_checkpoint.py",
     "kvcompress_unit": "flowcache/test_scoring.py",
     "prompt_special_tokens": "magi1/test_captions.py",
-    "sample_flowcache_": "magi1/test_sampling.py",
-    "sample_vanilla_": "magi1/test_sampling.py",
-    "schedule": "magi1/test_forward.py",
-    "vae_": "magi1/test_vae.py",
+    "sample_flowcache_": "magi1/test_reference.py",
+    "sample_vanilla_": "magi1/test_reference.py",
+    "schedule": "magi1/test_reference.py",
+    "vae_": "magi1/test_reference.py",
 }
 #: Prose, repeated in every sidecar, or weights of a case.
 NOT_RUN = {"checkpoint_layout", "config", "weights", "weights_24b_like", "weights_glu"}

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from layouts import write_original
-from programs import Program
-from reference import ROOT, Case, skyreels_reference
-from tiny import write_tiny_checkpoint
+from reference import Case, skyreels_reference
 
 from skyreels_v2 import conversion
 from skyreels_v2.checkpoint import load_pipeline
@@ -26,23 +24,11 @@ def reference() -> Path:
     return skyreels_reference()
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-
-
 @pytest.fixture(scope="module")
 def pipeline(checkpoint):
     pipeline = load_pipeline(str(checkpoint), "cpu")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-@pytest.fixture
-def front(monkeypatch, tmp_path):
-    """The program for one video in this process, run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return Program(ROOT / "FlowCache4SkyReels-V2" / "generate_video_df.py", monkeypatch)
 
 
 @pytest.fixture(scope="module")

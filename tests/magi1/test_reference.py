@@ -1,21 +1,30 @@
-"""The transformer, its cache, guidance and schedule against forwards and tables of the original code."""
+"""The transformer, its schedule, sampling and the autoencoder against tensors and tables of the original code."""
 
 import ast
 import re
+from collections.abc import Callable
+from itertools import accumulate, count, islice
 
 import pytest
 import torch
-from cases import guidance_of, load_transformer, magi_case, relative_error
+from cases import chunk_model, guidance_of, load_transformer, magi_case, pick_known, relative_error
+from random_model import denoised
 from reference import Case, case_names
+from safetensors.torch import load_file
 from torch import Tensor
 
-from flowcache import StaircaseSchedule
+from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, Trace, cut_window
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
+from flowcache.kv.scorers import ScoreInput
+from flowcache.kv.selection import TokenSelector
+from flowcache.methods import MethodOptions
 from magi1.attention import PackedSegments, Segment, TextBank
 from magi1.chunk_model import KVRange
 from magi1.guidance import Branch, DistilledGuidance, ThreeWayGuidance
 from magi1.layers import rotary_table
+from magi1.methods import TRAITS, method_config
 from magi1.schedule import Timetable
+from magi1.vae import AutoencoderKLMagi, Tiling
 
 RELATIVE = 1e-4
 
@@ -175,3 +184,138 @@ def test_ranges(tables):
             for local_step, (start, end) in seen:
                 reach = ranges.reach(local_step, entry["num_steps"])
                 assert start // tokens == (0 if reach is None else max(0, end // tokens - reach))
+
+
+Choose = Callable[[TokenSelector, ScoreInput, int], Tensor]
+
+
+def denoise(case: Case, cache: FlowCacheConfig, nearly_clean: bool = True) -> tuple[Tensor, list[int], Trace]:
+    """Denoise a case: its latents, its given frames and the trace."""
+    runtime = case.info["config"]["runtime_config"]
+    noise, prefix = case.tensors["noise"][0], case.tensors.get("prefix_video")
+    window = cut_window(noise, runtime["chunk_width"], None if prefix is None else prefix[0])
+    stride = runtime["num_steps"] // runtime["window_size"]
+    schedule = StaircaseSchedule(len(window.chunks), runtime["num_steps"], stride, window.num_given)
+    model = chunk_model(case, noise, schedule, nearly_clean)
+    denoiser = Denoiser(model, cache)
+    latents = denoised(denoiser, window, schedule, model.timetable)
+    return latents, list(range(window.num_prefix)), denoiser.trace
+
+
+def assert_latents(case: Case, latents: Tensor, given: list[int]) -> None:
+    """Equal wherever frames were not given; the original leaves something of its own in those."""
+    expected = case.tensors["final_x"][0]
+    made = [frame for frame in range(expected.shape[1]) if frame not in given]
+    assert relative_error(latents[:, made], expected[:, made]) < RELATIVE
+
+
+@pytest.mark.parametrize("name", case_names("sample_vanilla_", "magi1"))
+def test_vanilla(name):
+    case = magi_case(name)
+    latents, given, _ = denoise(case, method_config("vanilla"))
+    assert_latents(case, latents, given)
+
+
+#: Scores closer than this come out in an order that rounding decides: they are about 0.01, and keys agree
+#: to about 1e-5.
+SCORE_ROUNDING = 1e-7
+
+
+def checked_choose(case: Case, choose: Choose) -> Choose:
+    """Choose tokens as the original did, and check that ours are the same, in the same order.
+
+    Where two scores are equal up to rounding, the original's choice goes on.
+    """
+    layers = case.info["config"]["model_config"]["num_layers"]
+    places = ((event, layer) for event in count() for layer in range(layers))
+
+    def checked(selector: TokenSelector, tokens: ScoreInput, budget: int) -> Tensor:
+        here = list(islice(places, len(tokens.keys)))  # layers are compressed together, and have one branch
+        expected = torch.stack([case.tensors[f"ev{event}_layer{layer}_indices"].T for event, layer in here])
+        chosen = choose(selector, tokens, budget)
+        if not torch.equal(chosen, expected):
+            scores = selector.scores(tokens)
+            gaps = scores.gather(2, chosen) - scores.gather(2, expected)
+            assert gaps.abs().max() < SCORE_ROUNDING, f"events and layers {here}"
+        return expected
+
+    return checked
+
+
+@pytest.mark.parametrize("name", case_names("sample_flowcache_", "magi1"))
+def test_flowcache(name, monkeypatch):
+    case = magi_case(name)
+    settings = case.info["flowcache"]
+    if settings["compress_kv_cache"] and not settings["discard_nearly_clean_chunk"]:
+        pytest.skip(
+            "once compressed, the original lets the second run of a nearly clean chunk see all kept tokens, "
+            "and scores by its queries as if it stood behind the newest chunk; ours sees itself alone"
+        )
+    named = settings | (settings.get("compression") or {})
+    known = {TRAITS.names.get(key, key): key for key in MethodOptions.__dataclass_fields__}
+    options = {known[key]: value for key, value in named.items() if key in known}
+    unread = TRAITS.translate({"preset": "paper-fast", **options}).unread(TRAITS)
+    cache = method_config("flowcache", "paper-fast", **{k: v for k, v in options.items() if k not in unread})
+    monkeypatch.setattr(TokenSelector, "choose", checked_choose(case, TokenSelector.choose))
+    latents, given, trace = denoise(case, cache, nearly_clean=not settings["discard_nearly_clean_chunk"])
+    expected = case.tensors["reuse"].to(torch.int8)
+    table = torch.full_like(expected, -1)
+    for record in trace.steps:
+        for event in record.events:
+            table[record.step, event.chunk] = int(event.reused)
+    assert torch.equal(table, expected)
+    compressed = list(accumulate(e.chunks for record in trace.steps for e in record.compressions))
+    assert compressed == [e["clean_chunk_ids"] for e in case.info.get("compression_events") or []]
+    assert_latents(case, latents, given)
+
+
+def load_case(name: str) -> tuple[AutoencoderKLMagi, dict[str, Tensor]]:
+    case = magi_case(name)
+    vae = AutoencoderKLMagi(**pick_known(AutoencoderKLMagi, case.info["config"])).eval()
+    inside = {k.removeprefix("w."): v for k, v in case.tensors.items() if k.startswith("w.")}
+    vae.load_state_dict(inside or load_file(case.folder / case.info["weights"]))
+    return vae, case.tensors
+
+
+def clips(name: str) -> list[str]:
+    case = magi_case(name)
+    if not (case.folder / f"{name}.json").is_file():
+        return ["absent"]
+    return sorted(key.removesuffix("_x") for key in case.info["tensors"] if key.endswith("_x"))
+
+
+@pytest.mark.parametrize("clip", clips("vae_encode_decode"))
+def test_encode_and_decode(clip):
+    vae, tensors = load_case("vae_encode_decode")
+    posterior = vae.encode(tensors[f"{clip}_x"]).latent_dist
+    assert relative_error(posterior.parameters, tensors[f"{clip}_moments"]) < RELATIVE
+    assert relative_error(posterior.mode(), tensors[f"{clip}_z"]) < RELATIVE
+    assert relative_error(vae.decode(tensors[f"{clip}_z"]), tensors[f"{clip}_dec"]) < RELATIVE
+
+
+@pytest.mark.parametrize("clip", clips("vae_tiling"))
+def test_tiles(clip):
+    (vae, tensors), tiling = load_case("vae_tiling"), magi_case("vae_tiling").info["tiling"]
+    size = None if "nosp" in clip else tiling["tile_px"]
+    vae.enable_tiling(Tiling(size, tiling["tile_frames"], tiling["spatial_overlap"]))
+    encoded = vae.encode(tensors[f"{clip}_x"]).latent_dist.mode()
+    assert relative_error(encoded, tensors[f"{clip}_z"]) < RELATIVE
+    decoded, known = vae.decode(tensors[f"{clip}_z"]), tensors[f"{clip}_dec"]
+    assert decoded.shape == tensors[f"{clip}_x"].shape, "no frame of the last tile is lost"
+    # The original loses frames of a last tile of one latent frame.
+    assert relative_error(decoded[:, :, : known.shape[2]], known) < RELATIVE
+
+
+def test_variant():
+    vae, tensors = load_case("vae_variant_b")
+    assert relative_error(vae.encode(tensors["x"]).latent_dist.mode(), tensors["z"]) < RELATIVE
+    assert relative_error(vae.decode(tensors["z"]), tensors["dec"]) < RELATIVE
+
+
+def test_official_names_and_shapes():
+    listed = magi_case("keys_vae_unverified").info
+    config = listed["assumed_config"]
+    with torch.device("meta"):
+        vae = AutoencoderKLMagi(**pick_known(AutoencoderKLMagi, config.get("ddconfig", config)))
+    shapes = {key: list(tensor.shape) for key, tensor in vae.state_dict().items()}
+    assert shapes == {key: tensor["shape"] for key, tensor in listed["tensors"].items()}

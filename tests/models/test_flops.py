@@ -1,15 +1,18 @@
-"""The analytic count of SkyReels-V2's FLOPs against torch's and the paper's."""
+"""The analytic counts of FLOPs of both models against torch's and the paper's."""
 
 import pytest
 import torch
+from cases import random_model
 from diffusers import SkyReelsV2Transformer3DModel
 from layouts import on_meta
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowcache import StaircaseSchedule
 from flowcache.benchmark.paper_flops import PETA
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import ChunkKVCache
+from magi1.guidance import DistilledGuidance, ThreeWayGuidance
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel, transformer_flops
 from skyreels_v2.paper_flops import FLOPS, paper_flops
 
@@ -26,7 +29,7 @@ def count(evaluate):
 
 
 @pytest.mark.parametrize("branches", [1, 2])
-def test_flops_of_a_chunk_that_sees_another(branches):
+def test_flops_of_a_block_of_skyreels(branches):
     transformer = SkyReelsV2Transformer3DModel(**SIZES)
     embeds = torch.randn(branches, TEXT_TOKENS, TEXT_WIDTH)
     model = SkyReelsV2ChunkModel(transformer, embeds, (16, 16), 4, guidance_scale=2.0)
@@ -56,3 +59,40 @@ def test_counts_are_those_of_the_paper():
     shares = {method: table.reused_share(method, live) for method in table.rows}
     assert shares.pop("vanilla") is None
     assert list(shares.values()) == pytest.approx([0.27, 0.39, 0.55, 0.65], abs=0.006)
+
+
+NUM_STEPS, GRID = 16, (16, 16)
+THREE_WAY = ThreeWayGuidance((0.0,), (1.5,), (7.5,))
+
+#: Guidance, chunk and local step (None: given) of live, nearly clean, clean and given chunks.
+KINDS = [
+    (DistilledGuidance(), 1, 0),
+    (DistilledGuidance(), 1, NUM_STEPS - 1),
+    (THREE_WAY, 0, 0),
+    (THREE_WAY, 0, NUM_STEPS),
+    (THREE_WAY, 0, None),
+]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("guidance", "chunk", "step"), KINDS)
+def test_flops_of_a_chunk_of_magi(gated, guidance, chunk, step):
+    schedule = StaircaseSchedule(2, NUM_STEPS, NUM_STEPS // 4, first_chunk=int(step is None))
+    sizes = {"num_layers": 3, "hidden_size": 64, "ffn_hidden_size": 256, "num_attention_heads": 4}
+    model = random_model(schedule, None, guidance, GRID, **sizes, num_query_groups=2, gated_linear_unit=gated)
+    frames, seen = 3, chunk + 1
+    tokens = model.num_tokens(frames)
+    cache = ChunkKVCache(model.cache_layout(), seen * tokens)
+    for each in range(seen):
+        cache.enter(each, tokens)
+    local_step = NUM_STEPS if step is None else step
+    item = ChunkInput(chunk, chunk * frames, torch.randn(4, frames, *GRID), (0.0,) * frames, local_step)
+
+    def evaluate():
+        outputs = model.blocks([item], model.embed([item]), cache)
+        if local_step < NUM_STEPS:
+            model.head([item], outputs)
+
+    evaluate()  # the text's keys and values are projected once
+    counted = model.block_flops(tokens, seen * tokens, step) + model.edge_flops(tokens, step)
+    assert count(evaluate) == pytest.approx(counted, rel=0.002)

@@ -1,0 +1,151 @@
+"""Damaged files of a model and numbers that are not finite: the error names the place, and no video is left."""
+
+import json
+import shutil
+import time
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from programs import assert_refused
+from safetensors.torch import load_file, save
+from tiny import with_nan
+
+from magi1.checkpoint import T5_FOLDER
+from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
+
+VAE, TOKENIZER_CONFIG, TOKENIZER = "vae/config.json", "tokenizer_config.json", "tokenizer.json"
+T5 = f"t5/{T5_FOLDER}"
+WEIGHTS = "magi/inference_weight.distill/model.safetensors"
+TEXT, SCHEDULER = "text_encoder/config.json", "scheduler/scheduler_config.json"
+TRANSFORMER, INDEX = "transformer/config.json", "model.safetensors.index.json"
+REMOTE = {"auto_map": {"AutoTokenizer": ["a.B", None]}, "tokenizer_class": None}
+
+#: A file and its content (None: missing), new values of its keys, or a change of its tensors.
+DAMAGE = {
+    "magi1": [
+        *((name, b"") for name in (f"{T5}/{TOKENIZER}", VAE, f"{WEIGHTS}.index.json", WEIGHTS)),
+        *((f"{T5}/{TOKENIZER_CONFIG}", change) for change in (b"[" * 10**5, {"model_max_length": -5}, REMOTE)),
+        (WEIGHTS, b"\xff" * 64),
+        *(
+            (name, None)
+            for name in (VAE, f"{T5}/config.json", f"{T5}/{TOKENIZER}", WEIGHTS, f"{T5}/model.safetensors")
+        ),
+        *((name, torch.Tensor.int) for name in ("vae/diffusion_pytorch_model.safetensors", f"{T5}/model.safetensors")),
+        *(
+            (VAE, change)
+            for change in ({"depth": 10**9}, {"depth": 1e300}, {"embed_dim": 2**62}, {"num_heads": "two"})
+        ),
+        (VAE, {"ddconfig": {"depth": 10**9}}),
+        *((f"{T5}/config.json", change) for change in ({"d_model": 32}, {"dense_act_fn": "x"}, {"vocab_size": 3})),
+        (f"{WEIGHTS}.index.json", {"weight_map": {"rope.bands": 5}}),
+    ],
+    "skyreels_v2": [
+        *((name, b"") for name in (f"tokenizer/{TOKENIZER}", VAE, TEXT, SCHEDULER)),
+        *((f"tokenizer/{name}", content) for name, content in ((TOKENIZER, b"{}"), (TOKENIZER_CONFIG, b"[]"))),
+        *(("model_index.json", change) for change in (b"5", {"_class_name": "SkyReelsV2ImageToVideoPipeline"})),
+        *(("defaults.json", change) for change in (b"[" * 10**5, {"height": 33}, {"reuse_coefficients": "steep"})),
+        *((VAE, change) for change in (b"\xff\xfe", {"dim_mult": [10**9]}, {"z_dim": "16"}, {"patch_size": 0})),
+        ("text_encoder/model.safetensors", b"\xff" * 64),
+        *((TRANSFORMER, change) for change in ({"_class_name": "Wan"}, {"eps": np.nan}, {"patch_size": [2, 2, 2]})),
+        *((TEXT, {"vocab_size": 3}), (SCHEDULER, {"num_train_timesteps": 10**15})),
+        (f"tokenizer/{TOKENIZER_CONFIG}", REMOTE),
+        (f"transformer/diffusion_pytorch_{INDEX}", {"weight_map": {"proj_out.weight": 5}}),
+    ],
+}
+
+
+@pytest.fixture
+def folders(weights, checkpoint, tmp_path):
+    """Copy the folder of a model; the copy and the flags that name it."""
+
+    def copy(model):
+        folder = shutil.copytree({"magi1": weights.parent, "skyreels_v2": checkpoint}[model], tmp_path / "model")
+        named = {"load": "magi", "vae_pretrained": "vae", "t5_pretrained": "t5"}
+        magi = [word for key, part in named.items() for word in (f"--{key}", folder / part)]
+        return folder, {"magi1": magi, "skyreels_v2": ["--model_id", folder]}[model]
+
+    return copy
+
+
+@pytest.mark.parametrize(("model", "name", "change"), [(model, *case) for model, of in DAMAGE.items() for case in of])
+def test_a_damaged_file_is_named(program, folders, unread, monkeypatch, capsys, model, name, change):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    folder, words = folders(model)
+    path, started = folder / name, time.monotonic()
+    named = path if isinstance(change, bytes) else folder
+    if isinstance(change, dict):
+        if name.startswith("transformer/") and "weight_map" in change:
+            (path.parent / "diffusion_pytorch_model.safetensors").rename(path.parent / "a.safetensors")
+        content = json.loads(path.read_text()) if path.exists() else {}
+        content = {key: value for key, value in {**content, **change}.items() if value is not None}
+        change = json.dumps(content).encode()
+    if callable(change):
+        change = save({name: change(tensor) for name, tensor in load_file(path).items()})
+    path.write_bytes(change or b"")
+    if change is None:
+        path.unlink()
+    assert_refused(program(model)(*words), str(named), capsys)
+    assert time.monotonic() - started < 10
+
+
+def test_a_damaged_tokenizer_model_is_named(skyreels, folders, capsys):
+    folder, words = folders("skyreels_v2")
+    (folder / "tokenizer" / TOKENIZER).unlink()
+    (folder / "tokenizer" / "spiece.model").write_bytes(b"no model")
+    (folder / "tokenizer" / TOKENIZER_CONFIG).write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
+    assert_refused(skyreels(*words), "spiece.model", capsys)
+
+
+IMAGE, NORM = ["--mode", "i2v", "--image_path", "a.png"], "encoder.final_layer_norm.weight"
+#: Model, folder, tensor, the part that is named, what is noticed where weights are not checked, flags.
+NAN = [
+    ("magi1", "magi", "1.mlp.linear_fc1.weight", "transformer: ", "latents of chunk 0 after its step 0", []),
+    ("magi1", "t5", NORM, "text_encoder: ", "text embeddings", []),
+    ("magi1", "vae", "decoder.proj_in.weight", "vae: ", "frames from the VAE", []),
+    ("magi1", "vae", "encoder.patch_embed.proj.weight", "vae: ", "latents of the given frames", IMAGE),
+    ("skyreels_v2", "text_encoder", NORM, "text_encoder: ", "text embeddings", []),
+]
+
+
+@pytest.mark.parametrize(("model", "part", "tensor", "named", "noticed", "flags"), NAN)
+def test_damaged_weights_are_named(program, folders, monkeypatch, capsys, model, part, tensor, named, noticed, flags):
+    folder, words = folders(model)
+    with_nan(folder / part, folder / "copy", tensor)
+    shutil.rmtree(folder / part)
+    (folder / "copy").rename(folder / part)
+    Image.new("RGB", (32, 32), "red").save("a.png")
+
+    def check(expected: str, *more) -> None:
+        assert program(model)(*words, *flags, *more) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and expected in error
+        assert all(path.stem.endswith(".part") for path in Path.cwd().rglob("*.mp4"))
+
+    check(named)
+    module = {"magi1": "magi1.model_source", "skyreels_v2": "skyreels_v2.checkpoint"}[model]
+    monkeypatch.setattr(f"{module}.check_finite_weights", lambda components: None)
+    check(noticed)
+    check(noticed, "--resume")
+
+
+def test_a_model_that_breaks_once(skyreels, capsys, monkeypatch):
+    """The run stops; started again, it continues from finite numbers."""
+    flags = ["--num_frames", 17, "--inference_steps", 6, "--ar_step", 2, "--resume"]
+    calls, plain = count(), SkyReelsV2ChunkModel.head
+
+    def head(model, inputs, outputs):
+        velocities = plain(model, inputs, outputs)
+        return [v * float("inf") for v in velocities] if next(calls) == 5 else velocities
+
+    monkeypatch.setattr(SkyReelsV2ChunkModel, "head", head)
+    assert skyreels(*flags, "--outdir", "out") == 1
+    assert "latents of chunk" in capsys.readouterr().err.splitlines()[-1]
+    assert all(path.stem.endswith(".part") for path in Path("out").rglob("*.mp4"))
+    assert skyreels(*flags, "--outdir", "out") == 0
+    assert skyreels(*flags, "--outdir", "whole") == 0
+    resumed, whole = (path.read_bytes() for name in ("out", "whole") for path in Path(name).rglob("*.mp4"))
+    assert resumed == whole

@@ -1,0 +1,109 @@
+"""A resumed video is that of a run that was not killed."""
+
+import errno
+
+import pytest
+import torch
+from resumed import check_killed_often, check_stream, kill_at, stop_at
+
+from magi1 import method_config as magi_config
+from skyreels_v2 import method_config as skyreels_config
+
+COMPRESSED = {"compress_kv_cache": True, "total_cache_chunk_nums": 5}
+MEASURED = {"rel_l1_thresh": 0.2, "warmup_steps": 1}
+#: Configuration, given frames, changes of the settings.
+MAGI = {
+    "reuse": (magi_config("flowcache", **MEASURED), 0, {}),
+    "reuse behind an image": (magi_config("flowcache", **MEASURED), 1, {}),
+    "at intervals": (magi_config("flowcache"), 0, {}),
+    "together": (magi_config("teacache", **MEASURED), 0, {}),
+    "compressed": (magi_config("flowcache", **COMPRESSED), 0, {}),
+    "compressed behind a video": (magi_config("flowcache", **COMPRESSED), 12, {}),
+    "compressed, in eight bits": (magi_config("vanilla", **COMPRESSED, kv_bits=8), 0, {}),
+    "the newest, in four bits": (magi_config("flowcache", kv_bits=4), 0, {"noise2clean_kvrange": [3, 2]}),
+}
+
+
+def pixels(frames: int) -> torch.Tensor | None:
+    return torch.rand(3, frames, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1 if frames else None
+
+
+@pytest.mark.parametrize("name", MAGI)
+def test_a_stream_of_magi_resumes_from_any_part(pipelines, name):
+    cache, given, changes = MAGI[name]
+    arguments = {"cache": cache, "prefix": pixels(given), "num_frames": 44, **changes}
+    stream = pipelines["magi1"].stream
+    check_stream(lambda trace, state: stream("a red circle", **arguments, trace=trace, state=state), name)
+
+
+LONG = {"num_frames": 25, "base_num_frames": 17, "overlap_history": 9}
+STREAMING = {"num_frames": 41, "base_num_frames": 17, "streaming": True}
+PAPER = {"preset": "paper-fast", "budget_block": 1}
+SKYREELS = {
+    "reuse": (skyreels_config("flowcache", threshold=0.05, use_ret_steps=False), LONG),
+    "noise on the overlap": (skyreels_config("flowcache"), {**LONG, "addnoise_condition": 20}),
+    "whole window": (skyreels_config("teacache"), LONG),
+    "all together": (skyreels_config("vanilla"), {**LONG, "ar_step": 0}),
+    "compressed": (skyreels_config("flowcache", budget_block=1), STREAMING),
+    "compressed as the original does": (skyreels_config("flowcache", **PAPER), STREAMING),
+    "compressed, in eight bits": (skyreels_config("flowcache", budget_block=1, kv_bits=8), STREAMING),
+    "the newest, in four bits": (skyreels_config("causal", kvrange=1, kv_bits=4), STREAMING),
+}
+
+
+@pytest.mark.parametrize("name", SKYREELS)
+def test_a_stream_of_skyreels_resumes_from_any_part(pipelines, name):
+    cache, changes = SKYREELS[name]
+    small = {"height": 32, "width": 32, "inference_steps": 4, "ar_step": 2, "causal_block_size": 2}
+    first, last = pixels(2).split(1, dim=1)
+    arguments = {**small, **changes, "cache": cache}
+    arguments |= {"prefix": first, "last": None if changes is STREAMING else last}
+    stream = pipelines["skyreels_v2"].stream
+    check_stream(lambda trace, state: stream("a", **arguments, trace=trace, state=state), name)
+
+
+def test_killed_ten_times(skyreels, pipelines, tmp_path, monkeypatch):
+    monkeypatch.setattr("skyreels_v2.adapter.load_pipeline", lambda *_: pipelines["skyreels_v2"])
+    flags = ["--prompt", "a red circle", "--outdir", "out", "--teacache_thresh", 0.05, "--ar_step", 2]
+    flags += ["--num_frames", 25, "--base_num_frames", 17, "--overlap_history", 9, "--addnoise_condition", 20]
+    check_killed_often(lambda *more: skyreels(*flags, *more), tmp_path / "out" / "skyreels_v2")
+
+
+@pytest.fixture
+def resume(magi, pipelines, monkeypatch):
+    """The program of MAGI-1 with ``--resume`` and weights that are read already."""
+    monkeypatch.setattr("magi1.adapter.load_pipeline", lambda *_: pipelines["magi1"])
+    flags = ["--output_path", "a.mp4", "--num_frames", 44, "--compress_kv_cache", "true"]
+    return lambda *more: magi(*flags, "--total_cache_chunk_nums", 5, "--kv_bits", 8, "--resume", *more)
+
+
+STOPS = [((KeyboardInterrupt,), 130), ((KeyboardInterrupt, 15), 143), ((OSError, errno.ENOSPC, "full"), 1)]
+
+
+@pytest.mark.parametrize(("failure", "code"), STOPS)
+def test_a_run_that_stops_names_its_state(resume, tmp_path, capsys, failure, code):
+    for moment in (5, 58, 30):
+        assert stop_at(moment, failure, resume) == code
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("error: ")
+        saved = (tmp_path / "a.resume.pt").exists()
+        assert saved == ("a.resume.pt" in line), line
+        assert saved == (moment > 5)
+        assert not list(tmp_path.glob(".*")), "nothing is half-written"
+    assert resume() == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.trace.json", "a.reuse.png"}
+
+
+def test_a_state_of_another_prompt_or_setting_is_refused(resume, request, monkeypatch, capsys):
+    assert kill_at(60, resume)
+    request.getfixturevalue("unread")
+    for flags, message in (
+        (["--prompt", "a circle"], "prompt was 'a'"),
+        (["--num_steps", 16, "--seed", 7], "runtime_config.num_steps was 8 and is 16 now, seed was 1234"),
+        (["--kv_bits", 4], "reuse.storage.bits was 8 and is 4 now"),
+    ):
+        assert resume(*flags) == 2
+        assert f"a.resume.pt belongs to another run: {message}" in capsys.readouterr().err
+    monkeypatch.setattr("flowcache.sampler.folder_digest", lambda folder: "another")
+    assert resume() == 2
+    assert "a.resume.pt belongs to another run: weights.load was" in capsys.readouterr().err

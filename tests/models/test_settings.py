@@ -1,0 +1,184 @@
+"""The settings that options and files of both models come to, and the names of the videos."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from programs import FOLDERS, Program, cases
+
+import magi1
+import skyreels_v2
+from flowcache.video import VideoWriter
+from magi1.config import MagiConfig
+
+MAGI = FOLDERS["magi1"]
+SAMPLES = sorted((MAGI / "yaml_config" / "sample").glob("*.yaml"))
+RETENTION = "--preset paper-fast --use_ret_steps --teacache_thresh 1"
+#: Model, options, and parts of the configuration.
+READ = [
+    ("magi1", "--preset quality", {"scale": 0.3}),
+    ("magi1", "--preset paper-fast --rel_l1_thresh 1e-2", {"threshold": 0.01, "forecast": "hold_displacement"}),
+    ("magi1", "--policy chunkwise --policy_option final_steps=3", {"final_steps": 3}),
+    ("skyreels_v2", "--use_ret_steps --teacache_thresh 0.1", {"warmup_steps": 5, "policy": "chunkwise"}),
+    ("skyreels_v2", RETENTION, {"warmup_steps": 5, "threshold": 1}),
+    ("skyreels_v2", "--method teacache --forecast hold_velocity", {"forecast": "hold_velocity"}),
+    ("skyreels_v2", "--use_kvrange --kvrange 2", {"clean_range": 2, "compression": None}),
+]
+
+
+@pytest.mark.parametrize(("model", "flags", "expected"), READ)
+def test_an_option_overrides_the_preset(program, model, flags, expected):
+    config = program(model).prepare(*flags.split()).sampler.config.as_dict()
+    assert {name: config[name] for name in expected} == expected
+
+
+def test_options_of_compression(magi, skyreels):
+    keys = ["--score_weighting_method", "upper_convex_polynomial", "--power", 2, "--preset", "paper-fast"]
+    config = magi.prepare("--method", "vanilla", "--compress_kv_cache", "true", *keys).sampler.config
+    original = config.compression.original
+    assert (original.weighting, original.power, original.best_first) == ("upper_convex_polynomial", 2, True)
+    compression = skyreels.prepare("--use_compress", "--scorer", "recency").sampler.config.compression
+    assert type(compression.scorer).__name__ == "Recency"
+    compression = skyreels.prepare(
+        "--method=causal", "--use_compress", "--preset=paper-fast"
+    ).sampler.config.compression
+    assert (compression.query_granularity, compression.max_queries) == ("chunk", None)
+
+
+def test_keys_of_a_file_that_the_method_does_not_read_are_left_alone(magi, program):
+    content = (MAGI / "yaml_config" / "single_run" / "config.yaml").read_text()
+    Path("mine.yaml").write_text(content.replace("no_weight", "gaussian") + "warmup_steps: 5\nrel_l1_thresh: 0.1\n")
+    for method, policy in (("vanilla", "none"), ("teacache", "teacache"), ("flowcache", "chunkwise")):
+        config = magi.prepare("--additional_config", "mine.yaml", "--method", method).sampler.config
+        assert (config.compression, config.as_dict()["policy"]) == (None, policy)
+    assert config.policy.threshold == 0.1
+    Path("mine.yaml").write_text("rel_l1_thresh: 0.1\n")
+    Path("scene.txt").write_text("a red circle\n")
+    flags = ["--vbench_prompt_dir", ".", "--base_save_path", "out"]
+    for method in ("--method", "--ways"):
+        _, work = program("magi1", "sample").prepare(*flags, "--yaml_config", "mine.yaml", method, "vanilla")
+        (sampler,) = work.samplers.values()
+        assert sampler.config.as_dict()["policy"] == "none"
+
+
+def test_keys_of_the_original_mean_what_they_say(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    content = "gpus: 0\ndimension: scene\nreuse_strategy: all\nend: 4\n"
+    Path("mine.yaml").write_text(content + "rel_l1_thresh: 0.02\nbudget_cache_chunk_nums: 1\n")
+    given = Program(MAGI / "sample_video.py", monkeypatch).read(
+        "mine.yaml", "--end", 9, "--warmup_steps", 3, "--num_steps", 8
+    )
+    expected = {"method": "teacache", "gpus": "0", "dimension": "scene", "end": 9, "threshold": 0.02}
+    assert given.pick(expected) == expected
+    assert given.pick(("warmup_steps", "num_steps")) == {"warmup_steps": 3, "num_steps": 8}
+    assert "budget_cache_chunk_nums is ignored" in caplog.text
+
+
+def test_switches_need_no_value(magi):
+    given = magi.read("--log", "--print_peak_memory", "--log", "false")
+    assert given.pick(("log", "print_peak_memory")) == {"log": False, "print_peak_memory": True}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (MAGI / "config").rglob("*.json")))
+def test_shipped_configurations_are_valid(name):
+    (path,) = (MAGI / "config").rglob(name)
+    assert MagiConfig.from_file(path).model_config.hidden_size in (3072, 6144)
+
+
+@pytest.mark.parametrize("file", SAMPLES, ids=lambda path: path.name)
+def test_shipped_files_are_valid(file, monkeypatch):
+    given = Program(MAGI / "sample_video.py", monkeypatch).read("--yaml_config", file)
+    assert given.get("benchmark") in file.name and given.get("method", "flowcache") in file.name
+    assert (MAGI / given.get("config_file")).is_file()
+    assert given.get("threshold") is None, "the preset's"
+
+
+def test_previous_weight_is_that_of_the_environment(magi, monkeypatch):
+    for text, weight in (("", 0.7), ("0.5", 0.5)):
+        monkeypatch.setenv("prev_chunks_scale", text)
+        assert magi.prepare().sampler.model.extras["previous_weight"] == weight
+
+
+@pytest.mark.parametrize("fps", [8, 24])
+def test_a_prefix_is_the_end_of_the_video_at_the_rate_of_the_new_one(magi, clip, fps):
+    prefix = magi.prepare(*clip, "--fps", fps).start.prefix
+    levels = (prefix.mean(dim=(0, 2, 3)) + 1) * 127.5
+    assert torch.allclose(levels, (torch.arange(2, 7) * 30.0).repeat_interleave(fps), atol=3)
+
+
+def test_an_option_is_for_those_of_several_methods_that_have_it(program):
+    Path("scene.txt").write_text("a red circle\n")
+
+    def prepare(*words):
+        flags = ["--vbench_prompt_dir", ".", "--base_save_path", "out", "--methods", "vanilla", "causal"]
+        _, work = program("skyreels_v2", "sample").prepare(*flags, *words)
+        return [sampler.config for sampler in work.samplers.values()]
+
+    configs = prepare("teacache", "flowcache:fast", "--interval", 2)
+    assert [config.as_dict()["policy"] for config in configs] == ["none", "none", "teacache", "interval"]
+    configs = prepare("teacache", "--use_compress", "--forecast", "hold_velocity")
+    assert [config.compression is None for config in configs] == [True, False, True]
+    for words, named in (
+        (("teacache:paper-fast", "--interval", 2), "vanilla computes every step, .*teacache takes"),
+        (("--forecast", "hold_velocity"), "forecast"),
+        (("--method", "causal"), "methods and method"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            prepare(*words)
+
+
+NAMES = """
+t2v_flowcache_fast:
+i2v_flowcache: --image first.png --end_image first.png
+v2v_flowcache_fast: --video_path in.mp4 --overlap_history 5
+t2v_flowcache_teacache_thresh0.1: --teacache_thresh 0.1
+t2v_flowcache_fast_budget2: --use_compress --budget_block 2
+t2v_flowcache_fast_budget1_streaming: --use_compress --streaming --base_num_frames 5
+t2v_flowcache_fast_kvrange0: --use_kvrange
+t2v_flowcache: --negative_prompt "a circle"
+t2v: --num_frames 13
+"""
+
+
+def test_other_settings_have_other_names(skyreels):
+    Image.new("RGB", (32, 32), "red").save("first.png")
+    with VideoWriter("in.mp4", 24) as writer:
+        writer.write(np.full((5, 32, 32, 3), 200, dtype=np.uint8))
+    names = set()
+    for start, flags in cases(NAMES):
+        name = skyreels.prepare(*flags).output.name
+        assert name.startswith(f"a_{start}")
+        names.add(name)
+    assert len(names) == len(cases(NAMES))
+
+
+def test_a_name_is_that_of_the_content_and_not_of_paths(skyreels, checkpoint, tmp_path):
+    def name(image, model=checkpoint):
+        return skyreels.prepare("--model_id", model, "--image", image).output.name
+
+    Image.new("RGB", (32, 32), "red").save("first.png")
+    red = name("first.png")
+    Image.new("RGB", (32, 32), "red").save("other.png")
+    assert name(tmp_path / "other.png") == name("first.png", shutil.copytree(checkpoint, "moved")) == red
+    Image.new("RGB", (32, 32), "blue").save("first.png")
+    assert name("first.png") != red
+    weights = Path("moved") / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert name("other.png", "moved") != red
+
+
+@pytest.mark.parametrize("model", FOLDERS)
+def test_the_small_checkpoint_in_place_of_the_official_one_is_a_warning(model, weights, caplog):
+    def load(name):
+        if model == "skyreels_v2":
+            return skyreels_v2.load_pipeline(name, "cpu")
+        return magi1.load_pipeline(magi1.resolve_model(weights, model=name, device="cpu"), "cpu")
+
+    with caplog.at_level("INFO"):
+        load("auto")
+        load("small")
+    levels = [record.levelname for record in caplog.records if "small checkpoint" in record.message]
+    assert levels == ["WARNING", "INFO"]
