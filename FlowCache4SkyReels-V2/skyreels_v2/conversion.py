@@ -25,8 +25,8 @@ ORIGINAL_CONFIG = default_arguments(SkyReelsV2Transformer3DModel) | {"model_type
 ORIGINAL_CONFIG |= {"window_size": [-1, -1], "dim": 1536, "num_heads": 12, "in_dim": 16, "out_dim": 16}
 
 #: Configurations of the official models, by family.
-OFFICIAL_CONFIGS: dict[str, dict[str, Any]] = {
-    "1.3B": {**ORIGINAL_CONFIG, "inject_sample_info": True},
+OFFICIAL_CONFIGS = {
+    "1.3B": {**ORIGINAL_CONFIG, "ffn_dim": 8960, "num_layers": 30, "inject_sample_info": True},
     "14B": {**ORIGINAL_CONFIG, "dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
 }
 

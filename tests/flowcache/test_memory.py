@@ -10,6 +10,7 @@ from flowcache.cli import find_model, main, prepare_video
 from flowcache.memory import GIB, Estimate, StorageCounter, estimate, log_needs
 from flowcache.trace import Trace
 from research.memory import CARDS, describe_video
+from skyreels_v2.checkpoint import new_pipeline, resolve_model
 
 SMALL = {
     "skyreels_v2": "--weights small --num_frames 33 --inference_steps 6 --ar_step 2 --causal_block_size 2",
@@ -70,6 +71,15 @@ def test_weights_and_cache_are_those_of_a_run(tmp_path):
     trace = Trace.load(job.output.with_suffix(".trace.json"))
     assert needed.kv == trace.windows[0].kv_bytes
     assert needed.flops == trace.flops["actual"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "parameters"),
+    [("1.3B-540P", 1_435_525_696), ("14B-540P", 14_288_491_584), ("14B-720P", 14_288_491_584)],
+)
+def test_official_transformers_have_their_published_size(weights, parameters):
+    pipeline = new_pipeline(resolve_model(f"Skywork/SkyReels-V2-DF-{weights}"), "cuda")
+    assert sum(p.numel() for p in pipeline.transformer.parameters()) == parameters
 
 
 def test_official_sizes():
