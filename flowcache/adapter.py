@@ -41,6 +41,9 @@ class Adapter(ABC):
     # YAML files whose options hold where nothing else is given, by program.
     option_files: ClassVar[Mapping[str, Path]] = {}
     clean_prompt: ClassVar[Callable[[str], str]]  # gives the part of a prompt that is tokenized
+    saving: ClassVar[tuple[str, ...]]  # options that need less memory, the least loss first
+    staged: frozenset[str] = frozenset()  # components of the pipeline that are on the device for their stages alone
+    on_host: frozenset[str] = frozenset()  # components that never are
     video: Any  # settings of the video, with ``num_frames``, ``seed`` and ``fps``
     size: tuple[int, int]  # height and width in pixels
     num_steps: int  # denoising steps of a chunk
@@ -106,6 +109,14 @@ class Adapter(ABC):
     @abstractmethod
     def load(self, device: str) -> Any:
         """Read the weights; returns a pipeline."""
+
+    @abstractmethod
+    def skeleton(self, device: str) -> Any:
+        """Make the pipeline that ``load`` gives on a kind of device, on the meta device."""
+
+    @abstractmethod
+    def rehearse(self, pipeline: Any, start: Start, config: FlowCacheConfig, trace: Trace) -> Iterator[VideoPart]:
+        """Run a skeleton's text encoder on the longest prompt, then ``stream``."""
 
     @abstractmethod
     def stream(

@@ -28,11 +28,12 @@ from .benchmark.sampling import Sampling, run_on
 from .command_line import check_device, output_file
 from .config import FlowCacheConfig
 from .fingerprint import video_name
+from .memory import Estimate, estimate, log_needs
 from .methods import DEFAULT_PRESET, SELECTORS, CompressionOptions, MethodOptions
-from .options import Given, OptionParser
+from .options import DEFAULTS, Given, OptionParser
 from .plots import reuse_map
 from .prompts import check_prompt
-from .registry import described
+from .registry import check_number, described
 from .resume import ResumeFile
 from .running import run_checked, summary
 from .sampler import Sampler
@@ -65,6 +66,8 @@ class VideoOptions:
     target_psnr: float | None = described("dB to the same video without reuse; finds the fastest setting")
     profile: Path | None = described("file with the results of that search (default: in ~/.cache/flowcache)")
     device: str | None = described("cpu, cuda or cuda:1 (default: cuda if there is a GPU, otherwise cpu)")
+    dry_run: bool = described("only what the video will need: memory and FLOPs; cuda needs no GPU then", False)
+    rate: float | None = described("TFLOP/s of the device, for the time in a dry run")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,10 @@ class Job:
     resume: ResumeFile | None
     tuning: Tuning | None
     started: float
+    given: Given
+
+    def estimate(self) -> Estimate:
+        return estimate(self.sampler.model, self.sampler.config, self.start, self.sampler.device)
 
     def run(self) -> str:
         """Make the video, its trace and its reuse map; returns their paths and a summary."""
@@ -148,7 +155,11 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
         given.refuse_unread(unread)
     draw_seed(given)
     device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
+    if dry_run := given.get("dry_run", False):
+        check_number("rate", given.get("rate"), 1e-6, 1e6)
+    else:
+        given.refuse_unread({"rate": "it needs dry_run"})
+        check_device(device)
     images, info = read_inputs(given)
     chosen = model.resolve(given, device, info, None)
     with given.naming():
@@ -174,11 +185,18 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     selected = {given.spelled[name]: given.get(name) for name in SELECTORS if name not in unread}
     named = setting_words(options.method, options.preset, selected, target, config)
     seed, steps = f"seed{chosen.video.seed}", f"steps{chosen.num_steps}"
-    output = output_path(given, model, video_name(prompt, [task, *named, *chosen.words, seed, steps], identity))
+    name = video_name(prompt, [task, *named, *chosen.words, seed, steps], identity)
+    output = Path(name) if dry_run else output_path(given, model, name)
     resume = ResumeFile(output, identity, device) if given.get("resume") else None
     by_preset = options.method == "flowcache" and not options.pick(SELECTORS) and target is None
     preset = options.preset or (DEFAULT_PRESET if by_preset else None)
-    return Job(sampler, prompt, start, output, preset, resume, tuning, started)
+    return Job(sampler, prompt, start, output, preset, resume, tuning, started, given)
+
+
+def plan_video(model: type[Adapter], words: Sequence[str], option: str) -> Estimate:
+    """Estimate what a video needs with one more option, of several words perhaps."""
+    place = words.index(DEFAULTS) if DEFAULTS in words else len(words)
+    return prepare_video(model, [*words[:place], *option.split(), "--dry_run", *words[place:]]).estimate()
 
 
 def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[str], Sampling]:
@@ -326,5 +344,12 @@ def main(words: Sequence[str] | None = None) -> int:
     chosen, rest = parser.parse_args(words[:first]), words[first:]
     model = find_model(chosen.model)
     if chosen.program == "generate":
-        return run_checked(lambda: prepare_video(model, rest), Job.run)
+
+        def run(job: Job) -> str:
+            if job.given.get("dry_run"):
+                return job.estimate().report(job.given.get("rate"))
+            log_needs(job.estimate, lambda option: plan_video(model, rest, option), model.saving, job.sampler.device)
+            return job.run()
+
+        return run_checked(lambda: prepare_video(model, rest), run)
     return run_checked(lambda: prepare_samples(model, rest), lambda found: run_on(*found))

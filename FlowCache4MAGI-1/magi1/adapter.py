@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from flowcache.adapter import Adapter, Start
 from flowcache.files import shipped
 from flowcache.fingerprint import array_digest
@@ -20,8 +22,8 @@ from .captions import CaptionSwitches, SpecialTokens, clean_prompt
 from .config import FRAMES, EngineSection, MagiConfig, ModelSection, RuntimeSection
 from .guidance import PREVIOUS_WEIGHT
 from .methods import TRAITS
-from .model_source import SMALL, ModelSource, resolve_model
-from .pipeline import load_pipeline
+from .model_source import SMALL, ModelSource, new_components, resolve_model
+from .pipeline import MagiPipeline, load_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Magi1(Adapter):
     inputs: ClassVar = {"image": ("image_path",), "video_path": ("prefix_video_path",)}
     lacks = frozenset({"kv_range", "retention", "causal_attention"})
     traits = TRAITS
+    saving = ("--t5_device cpu", "--compress_kv_cache", "--kv_bits 8", "--num_frames 96")
     option_files: ClassVar = {
         "generate": FOLDER / "yaml_config/single_run/config.yaml",
         "sample": FOLDER / "yaml_config/sample/flowcache_vbench.yaml",
@@ -79,6 +82,7 @@ class Magi1(Adapter):
     extras: dict[str, Any] = field(default_factory=dict)
 
     video = property(lambda self: self.source.config.runtime_config)
+    on_host = property(lambda self: frozenset({"text_encoder"} if self.video.t5_device == "cpu" else ()))
     size = property(lambda self: (self.video.video_size_h, self.video.video_size_w))
     num_steps = property(lambda self: self.video.num_steps)
     shape = property(lambda self: f"{self.video.window_size} chunks at once")
@@ -155,6 +159,16 @@ class Magi1(Adapter):
 
     def load(self, device):
         return load_pipeline(self.source, device)
+
+    def skeleton(self, device):
+        return MagiPipeline(**new_components(self.source, torch.device(device)))
+
+    def rehearse(self, pipeline, start, config, trace):
+        tokens = torch.zeros(1, self.source.config.model_config.caption_max_length, dtype=torch.int64, device="meta")
+        with trace.timer("text"):
+            (embeds,) = pipeline.text_encoder(tokens).last_hidden_state
+        given = (None, self.source.config, config, start.prefix, trace)
+        yield from pipeline.stream(*given, **self.extras, prompt_embeds=embeds)
 
     def stream(self, pipeline, prompt, start, config, trace, state):
         return pipeline.stream(prompt, self.source.config, config, start.prefix, trace, state, **self.extras)

@@ -34,6 +34,9 @@ SMALLEST, BESIDE = f"{_FOLDER}/{_OFFICIAL[0]}", {"vae_pretrained": "ckpt/vae", "
 #: The official encoder's folder, inside the one that ``t5_pretrained`` names.
 T5_FOLDER = "t5-v1_1-xxl"
 
+#: Sizes of the official encoder.
+_T5_XXL = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+
 #: Of each of these, one file is needed; without a vocabulary, transformers would make a tokenizer that knows no word.
 _NEEDED = (("config.json",), ("spiece.model", "tokenizer.json"), ("*.safetensors", "*.bin"))
 
@@ -81,7 +84,7 @@ def load_transformer(
             converts them, with a warning.
     """
     plain, fp8 = new_transformer(config.model_config), config.engine_config.fp8_quant
-    dtype = dtype or getattr(torch, config.model_config.params_dtype.removeprefix("torch."))
+    dtype = dtype or config.model_config.dtype
     if fp8 and not keep_fp8:
         logger.warning(
             "fp8 weights are turned into %s, as the device does not multiply in fp8 (GPUs from compute "
@@ -111,7 +114,7 @@ def _read_transformer(load: str | Path, config: MagiConfig, plain: MagiTransform
 
 def load_vae(folder: Path) -> AutoencoderKLMagi:
     """Load the official VAE, ``config.json`` and safetensors beside it, in fp32."""
-    vae = _new_vae(folder)
+    vae = new_vae(folder)
     weights = model_files.read_weights(_find_files(folder), model_files.list_shapes(vae))
     vae.load_state_dict(weights, strict=True, assign=True)
     return vae.float().eval().requires_grad_(False)
@@ -119,13 +122,21 @@ def load_vae(folder: Path) -> AutoencoderKLMagi:
 
 def check_vae(folder: Path, config: MagiConfig) -> None:
     """Refuse a VAE that does not fit the transformer; reads only the headers of its weight files."""
-    vae, section = _new_vae(folder), config.model_config
+    vae, section = new_vae(folder), config.model_config
     wanted = {"patch_size": PIXELS, "patch_length": FRAMES}
     wanted["z_chans"] = section.in_channels // (2 if section.half_channel_vae else 1)
     for name, value in wanted.items():
         if vae.config[name] != value:
             raise ValueError(f"vae_pretrained: expected {name} {value}, got {vae.config[name]} in {folder}.")
     model_files.read_weights(_find_files(folder), model_files.list_shapes(vae))
+
+
+def new_text_encoder(t5_pretrained: Path | None) -> T5EncoderModel:
+    """The text encoder of a folder, or the official one, on the meta device."""
+    with torch.device("meta"):
+        if t5_pretrained is None:
+            return T5EncoderModel(T5Config(**_T5_XXL, feed_forward_proj="gated-gelu"))
+        return T5EncoderModel(T5Config.from_pretrained(t5_pretrained / T5_FOLDER, local_files_only=True))
 
 
 def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
@@ -135,9 +146,9 @@ def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
         if not any(path for name in names for path in folder.glob(name)):
             raise ValueError(f"t5_pretrained: {folder} lacks {' or '.join(names)}.")
     model_files.read_config(folder / "config.json", {"model_type": ""})
-    with reading(folder / "config.json", "a configuration"), torch.device("meta"):
-        sizes = T5Config.from_pretrained(folder, local_files_only=True)
-        known = T5EncoderModel(sizes).state_dict()
+    with reading(folder / "config.json", "a configuration"):
+        encoder = new_text_encoder(t5_pretrained)
+    sizes, known = encoder.config, encoder.state_dict()
     if sizes.d_model != width:
         raise ValueError(
             f"t5_pretrained: expected d_model {width}, as caption_channels, got {sizes.d_model} in {folder}."
@@ -164,8 +175,11 @@ def load_text_encoder(t5_pretrained: Path) -> tuple[PreTrainedTokenizerBase, T5E
 FOLDERS = {"load": check_transformer, "vae_pretrained": check_vae, "t5_pretrained": check_text_encoder}
 
 
-def _new_vae(folder: Path) -> AutoencoderKLMagi:
-    """The VAE that a folder's ``config.json`` describes, on the meta device."""
+def new_vae(folder: Path | None) -> AutoencoderKLMagi:
+    """The VAE that a folder's ``config.json`` describes, or the official one, on the meta device."""
+    if folder is None:
+        with torch.device("meta"):
+            return AutoencoderKLMagi()
     path, known = folder / "config.json", model_files.default_arguments(AutoencoderKLMagi)
     like = known | _ALWAYS
     content = model_files.read_config(path, like | {"ddconfig": like})

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from flowcache.options import MAX_BYTES
 from flowcache.registry import check_options, check_pixels, option, plain_rate
 from flowcache.typed import as_type, check_keys, field_types
@@ -89,6 +91,11 @@ class ModelSection(Section):
         heads = self.num_attention_heads
         divides = heads % self.num_query_groups == 0
         self.require(divides, "num_query_groups", f"a divisor of num_attention_heads ({heads})")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights on CUDA."""
+        return getattr(torch, self.params_dtype.removeprefix("torch."))
 
 
 @dataclass(frozen=True, kw_only=True)

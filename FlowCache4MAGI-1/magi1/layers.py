@@ -32,7 +32,7 @@ class Fp32Linear(nn.Linear):
         """``[tokens, in_features]`` to ``[tokens, out_features]``."""
         if type(self.weight) is not nn.Parameter:  # a library's quantised weight has this product alone
             return super().forward(x).float()
-        if x.is_cuda and x.dtype != torch.float32:
+        if x.device.type != "cpu" and x.dtype != torch.float32:
             return torch.mm(x, self.weight.T, out_dtype=torch.float32)
         return functional.linear(x.float(), self.weight.float())
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from flowcache.environment import choose_device
 from flowcache.files import shipped
@@ -19,7 +20,7 @@ from flowcache.hub import fetch_snapshot
 
 from . import checkpoint
 from .checkpoint import FOLDERS, T5_FOLDER
-from .config import MagiConfig
+from .config import FRAMES, MagiConfig
 from .quantised import multiplies_fp8
 
 logger = logging.getLogger(__name__)
@@ -121,10 +122,28 @@ def load_components(source: ModelSource, device: torch.device | str | None = Non
         part.to(device)
     if runtime.t5_device != "cpu":
         encoder.to(device)
-    tile_frames = max(round(runtime.fps) // 2, vae.config.patch_length)
     parts = {"tokenizer": tokenizer, "text_encoder": encoder, "transformer": transformer, "vae": vae}
     check_finite_weights(parts)
-    return {**parts, "tile_frames": tile_frames}
+    return {**parts, "tile_frames": _choose_tile(config)}
+
+
+def new_components(source: ModelSource, device: torch.device) -> dict[str, Any]:
+    """Make what ``load_components`` loads for a kind of device, on the meta device and without tokenizer."""
+    config, folders, on_cuda = source.config, source.folders, device.type == "cuda"
+    # Without a GPU, of one that multiplies in fp8.
+    keep_fp8 = multiplies_fp8(device) if torch.cuda.is_available() else on_cuda
+    transformer = checkpoint.new_transformer(config.model_config, keep_fp8 and config.engine_config.fp8_quant)
+    # Diffusers' method would warn of what stays in fp32.
+    nn.Module.to(transformer, config.model_config.dtype if on_cuda else torch.float32)
+    encoder = checkpoint.new_text_encoder(folders.get("t5_pretrained"))
+    vae = checkpoint.new_vae(folders.get("vae_pretrained"))
+    parts = {"tokenizer": None, "text_encoder": encoder, "transformer": transformer, "vae": vae}
+    return {**parts, "tile_frames": _choose_tile(config)}
+
+
+def _choose_tile(config: MagiConfig) -> int:
+    """Frames that the VAE takes at once: half a second."""
+    return max(round(config.runtime_config.fps) // 2, FRAMES)
 
 
 def _resolve_small(config: MagiConfig, overrides: dict[str, Any], model: str) -> ModelSource:

@@ -4,16 +4,18 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing import prompt_clean
 
 from flowcache.adapter import Adapter, Start
+from flowcache.memory import STAGES
 from flowcache.methods import make_config
 from flowcache.options import Refuse
 from flowcache.prompts import check_prompt
 from flowcache.registry import described
 from flowcache.video import last_frames, probe_video, to_float
 
-from .checkpoint import ModelSource, load_pipeline, resolve_model
+from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
 from .methods import TRAITS, traits_for
 from .settings import RESOLUTIONS, VideoSettings, make_settings
 from .windows import check_streaming, plan_windows
@@ -52,6 +54,13 @@ class SkyReelsV2(Adapter):
     package = "skyreels_v2"
     inputs: ClassVar = {"image": (), "end_image": (), "video_path": ()}
     traits = TRAITS
+    saving = (
+        "--offload",
+        "--use_compress --budget_block 1",
+        "--kv_bits 8",
+        "--base_num_frames 57",
+        "--method vanilla",
+    )
     clean_prompt = staticmethod(prompt_clean)
 
     source: ModelSource
@@ -67,6 +76,7 @@ class SkyReelsV2(Adapter):
     folders = property(lambda self: {} if self.source.path is None else {"model": self.source.path})
     default_prompt = property(lambda self: self.source.defaults["prompt"])
     is_small = property(lambda self: self.source.family == "small")
+    staged = property(lambda self: frozenset(STAGES.values()) if self.offload else frozenset())
     words = property(lambda self: ("streaming",) if self.video.streaming else ())
 
     @classmethod
@@ -171,6 +181,16 @@ class SkyReelsV2(Adapter):
 
     def load(self, device):
         return load_pipeline(self.source, device, self.offload)
+
+    def skeleton(self, device):
+        return new_pipeline(self.source, device)
+
+    def rehearse(self, pipeline, start, config, trace):
+        named = ("prompt_embeds", "negative_prompt_embeds")[: 2 if self.video.guidance_scale > 1 else 1]
+        tokens = torch.zeros(len(named), pipeline.text_length, dtype=torch.int64, device="meta")
+        with trace.timer("text"):
+            embeds = dict(zip(named, pipeline.text_encoder(tokens).last_hidden_state, strict=True))
+        yield from pipeline.stream(None, None, self.video, config, start.prefix, start.last, trace, **embeds)
 
     def stream(self, pipeline, prompt, start, config, trace, state):
         settings = (self.negative_prompt, self.video, config)

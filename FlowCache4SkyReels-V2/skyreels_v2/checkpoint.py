@@ -14,7 +14,7 @@ from flowcache.hub import fetch_snapshot
 from flowcache.user_files import reading
 
 from .methods import method_config
-from .model_folder import FAMILIES, PATTERNS, SMALL, check_folder, find_family, load_folder
+from .model_folder import FAMILIES, PATTERNS, SMALL, check_folder, find_family, load_folder, new_components
 from .pipeline import FlowCacheSkyReelsV2Pipeline
 from .settings import DEFAULTS_FILE, VideoSettings, default_settings, make_settings
 
@@ -108,7 +108,7 @@ def load_pipeline(
     device = choose_device(device)
     if isinstance(source, str):
         source = resolve_model(source, device)
-    parts = load_components(source, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    parts = load_components(source, _choose_type(device))
     pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
     pipeline.model_defaults = source.defaults
     if offload:
@@ -117,6 +117,16 @@ def load_pipeline(
         pipeline.to(device)
     check_finite_weights(pipeline.components)
     return pipeline
+
+
+def new_pipeline(source: ModelSource, device: str) -> FlowCacheSkyReelsV2Pipeline:
+    """Make the pipeline that ``load_pipeline`` loads, on the meta device."""
+    dtype = _choose_type(torch.device(device))
+    return FlowCacheSkyReelsV2Pipeline(**new_components(source.path, source.layout, source.family, dtype))
+
+
+def _choose_type(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def _find_folder(model_id: str) -> Path | None:

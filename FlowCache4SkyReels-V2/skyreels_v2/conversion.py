@@ -24,6 +24,12 @@ WAN_VAE: dict[str, Any] = {}
 ORIGINAL_CONFIG = default_arguments(SkyReelsV2Transformer3DModel) | {"model_type": "t2v", "qk_norm": True}
 ORIGINAL_CONFIG |= {"window_size": [-1, -1], "dim": 1536, "num_heads": 12, "in_dim": 16, "out_dim": 16}
 
+#: Configurations of the official models, by family.
+OFFICIAL_CONFIGS = {
+    "1.3B": {**ORIGINAL_CONFIG, "ffn_dim": 8960, "num_layers": 30, "inject_sample_info": True},
+    "14B": {**ORIGINAL_CONFIG, "dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
+}
+
 # Names in Wan's file of the umT5 encoder; those within a block follow ``blocks.N.``.
 _T5_PARTS = {
     "token_embedding": "shared",

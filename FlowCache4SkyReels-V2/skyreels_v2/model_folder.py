@@ -100,10 +100,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     layout, models = find_layout(folder), {}
     for name, part in _find_parts(folder, layout).items():
         weights = part.read()
-        keep = set(part.model._keep_in_fp32_modules if name == "transformer" else ())
-        for key, tensor in weights.items():
-            is_fp32 = name == "vae" or keep.intersection(key.split("."))
-            weights[key] = tensor.to(torch.float32 if is_fp32 else dtype)
+        weights = {key: tensor.to(_type_of(name, key, dtype)) for key, tensor in weights.items()}
         tied = _tied_names(part.model)
         for key in tied - weights.keys():
             weights[key] = next(weights[other] for other in tied if other in weights)
@@ -117,20 +114,52 @@ def load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     return {**models, "tokenizer": tokenizer, "scheduler": _load_scheduler(folder, layout)}
 
 
+def new_components(folder: Path | None, layout: str, family: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """Make the parts that ``load_folder`` loads on the meta device, by their configurations alone.
+
+    Without a folder, they are those of the official ``family``, and there is no tokenizer.
+    """
+    if folder is None:
+        models = _new_models(conversion.OFFICIAL_CONFIGS[family])
+    else:
+        models = {name: part.model for name, part in _find_parts(folder, layout).items()}
+    for name, model in models.items():
+        weights = {key: tensor.to(_type_of(name, key, dtype)) for key, tensor in model.state_dict().items()}
+        model.load_state_dict(weights, assign=True)
+    models["text_encoder"].tie_weights()
+    tokenizer = folder and model_files.load_tokenizer(folder / _TOKENIZERS[layout])
+    return {**models, "tokenizer": tokenizer, "scheduler": UniPCMultistepScheduler()}
+
+
+def _type_of(part: str, key: str, dtype: torch.dtype) -> torch.dtype:
+    """Type of a tensor of a part."""
+    keeps_fp32 = SkyReelsV2Transformer3DModel._keep_in_fp32_modules
+    is_fp32 = part == "vae" or (part == "transformer" and not {*keeps_fp32}.isdisjoint(key.split(".")))
+    return torch.float32 if is_fp32 else dtype
+
+
 def _find_parts(folder: Path, layout: str) -> dict[str, _Part]:
     if layout == "diffusers":
         return {part: _Part(_new_model(folder, part), _find_files(folder, part)) for part in _PARTS}
     path = folder / "config.json"
-    config = conversion.transformer_config(model_files.read_config(path, conversion.ORIGINAL_CONFIG))
-    with reading(path, "a configuration"), torch.device("meta"):
-        transformer = SkyReelsV2Transformer3DModel(**config)
-        vae = AutoencoderKLWan(**conversion.WAN_VAE)
-        encoder = UMT5EncoderModel(UMT5Config(**conversion.UMT5_XXL))
-    return {
-        "transformer": _Part(transformer, sorted(folder.glob("*.safetensors")), conversion.transformer_key),
-        "vae": _Part(vae, [folder / VAE_FILE], conversion.vae_key),
-        "text_encoder": _Part(encoder, [folder / TEXT_ENCODER_FILE], conversion.text_encoder_key),
+    content = model_files.read_config(path, conversion.ORIGINAL_CONFIG)
+    with reading(path, "a configuration"):
+        models = _new_models(content)
+    stored = {
+        "transformer": (sorted(folder.glob("*.safetensors")), conversion.transformer_key),
+        "vae": ([folder / VAE_FILE], conversion.vae_key),
+        "text_encoder": ([folder / TEXT_ENCODER_FILE], conversion.text_encoder_key),
     }
+    return {name: _Part(model, *stored[name]) for name, model in models.items()}
+
+
+def _new_models(config: dict[str, Any]) -> dict[str, nn.Module]:
+    """Make the parts of a model with an original configuration on the meta device."""
+    config = conversion.transformer_config(config)
+    with torch.device("meta"):
+        transformer, vae = SkyReelsV2Transformer3DModel(**config), AutoencoderKLWan(**conversion.WAN_VAE)
+        encoder = UMT5EncoderModel(UMT5Config(**conversion.UMT5_XXL))
+    return {"transformer": transformer, "vae": vae, "text_encoder": encoder}
 
 
 def _new_model(folder: Path, part: str) -> nn.Module:

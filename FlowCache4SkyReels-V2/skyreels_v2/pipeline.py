@@ -39,6 +39,9 @@ from .settings import (
 from .solver import ChunkUniPC
 from .windows import check_streaming, plan_windows
 
+#: Most tokens of a prompt.
+MAX_TEXT = 512
+
 
 class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingPipeline):
     """SkyReels-V2 diffusion forcing with chunkwise caching; components as in diffusers' pipeline.
@@ -242,7 +245,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
     @property
     def text_length(self) -> int:
         """Tokens to which prompts are padded: the tokenizer's limit, at most the model's 512."""
-        return min(512, self.tokenizer.model_max_length)
+        return min(MAX_TEXT, self.tokenizer.model_max_length) if self.tokenizer else MAX_TEXT
 
     def _embed_prompts(self, texts: dict[str, tuple[str | None, Tensor | None]], trace: Trace) -> Tensor:
         """Embed the texts that come without an embedding; ``[texts, tokens, text_dim]``."""
