@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .config import FlowCacheConfig
-from .plots.style import format_flops
+from .plots.style import format_bytes, format_flops
 from .trace import Trace
 
 if TYPE_CHECKING:
@@ -94,15 +94,18 @@ class Estimate:
 
     def __str__(self) -> str:
         stage = max(self.peaks, key=self.peaks.get)
-        parts = (f"{name.replace('_', ' ')} {size / GIB:.1f}" for name, size in self.on_device(stage).items())
-        return f"{self.peak / GIB:.1f} GiB ({stage}: {', '.join(parts)}), {self._bound}{format_flops(self.flops)}"
+        parts = self._describe_parts(stage)
+        return f"{format_bytes(self.peak)} ({stage}: {parts}), {self._bound}{format_flops(self.flops)}"
+
+    def _describe_parts(self, stage: str) -> str:
+        parts = {name.replace("_", " "): size for name, size in self.on_device(stage).items() if size}
+        return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
 
     def report(self, rate: float | None = None) -> str:
         """Several lines: bytes by part and stage, FLOPs, and seconds at ``rate`` TFLOP/s."""
-        lines = [f"peak memory: {self.peak / GIB:.2f} GiB, without the CUDA context"]
+        lines = [f"peak memory: {format_bytes(self.peak)}, without the CUDA context"]
         for stage, peak in self.peaks.items():
-            parts = (f"{name.replace('_', ' ')} {size / GIB:.2f}" for name, size in self.on_device(stage).items())
-            lines.append(f"  {stage}: {peak / GIB:.2f} GiB ({', '.join(parts)})")
+            lines.append(f"  {stage}: {format_bytes(peak)} ({self._describe_parts(stage)})")
         lines.append(f"transformer: {self._bound}{format_flops(self.flops)}")
         if rate:
             lines.append(f"time: {self._bound}{self.seconds(rate):.0f} s at {rate:g} TFLOP/s")
