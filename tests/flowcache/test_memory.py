@@ -95,7 +95,7 @@ def test_dry_run_needs_no_gpu_and_writes_nothing(tmp_path, monkeypatch, capsys):
     options = "--dry_run --device cuda --weights small --num_frames 17 --inference_steps 4 --rate 100"
     assert main(["generate", "--model", "skyreels_v2", *options.split()]) == 0
     shown = capsys.readouterr().out
-    assert "GiB" in shown and "FLOPs" in shown and "100 TFLOP/s" in shown
+    assert "MiB" in shown and "FLOPs" in shown and "100 TFLOP/s" in shown
     assert list(tmp_path.iterdir()) == []
 
 
