@@ -13,10 +13,11 @@ from flowcache.files import shipped
 from flowcache.fingerprint import array_digest
 from flowcache.methods import make_config
 from flowcache.options import Given
+from flowcache.pipeline import STAGED
 from flowcache.registry import check_number, described
 from flowcache.video import last_frames, to_float
 
-from .captions import CaptionSwitches, SpecialTokens, clean_prompt
+from .captions import CaptionSwitches, SpecialTokens, clean_prompt, read_switch
 from .config import FRAMES, EngineSection, MagiConfig, ModelSection, RuntimeSection
 from .guidance import PREVIOUS_WEIGHT
 from .methods import TRAITS
@@ -33,6 +34,8 @@ SPECIAL_TOKENS = Path("example/assets/special_tokens.npz")
 STRATEGIES = {"chunkwise": "flowcache", "all": "teacache", "none": "vanilla", "original": "vanilla"}
 #: Keys of users' files that the original reads nowhere.
 IGNORED = ("budget_cache_chunk_nums", "budget_chunk_nums", "budget_cache_len", "debug")
+#: The original's environment variables by the component that each of them offloads.
+OFFLOAD = {"text_encoder": "OFFLOAD_T5_CACHE", "vae": "OFFLOAD_VAE_CACHE"}
 
 PREFIX_SECONDS = 5  # of a video that is continued
 
@@ -54,6 +57,7 @@ class MagiOptions:
     discard_nearly_clean_chunk: bool = described(
         "no extra forward pass without context of a nearly clean chunk", False
     )
+    offload: bool = described("idle components in host memory; also OFFLOAD_T5_CACHE, OFFLOAD_VAE_CACHE", False)
     log: bool = described("ignored; accepted for compatibility", False)
     print_peak_memory: bool = described("ignored; accepted for compatibility", False)
 
@@ -77,6 +81,7 @@ class Magi1(Adapter):
     source: ModelSource  # weights and configuration
     # Arguments of ``MagiPipeline.stream`` about special tokens and guidance.
     extras: dict[str, Any] = field(default_factory=dict)
+    offload: frozenset[str] = frozenset()  # components in host memory while they are idle
 
     video = property(lambda self: self.source.config.runtime_config)
     size = property(lambda self: (self.video.video_size_h, self.video.video_size_w))
@@ -127,7 +132,9 @@ class Magi1(Adapter):
         extras = {"switches": switches, "special_tokens": tokens}
         extras["discard_nearly_clean"] = given.get("discard_nearly_clean_chunk", False)
         given.refuse_unread(_find_unread(model.video, extras["discard_nearly_clean"]))
-        return replace(model, extras={**extras, "previous_weight": _previous_weight(os.environ)})
+        extras["previous_weight"] = _previous_weight(os.environ)
+        offload = STAGED if given.get("offload") else [k for k, name in OFFLOAD.items() if read_switch(name)]
+        return replace(model, extras=extras, offload=frozenset(offload))
 
     def settings(self, with_folders=True):
         config = asdict(self.source.config)
@@ -154,7 +161,7 @@ class Magi1(Adapter):
         return Start(to_float(frames[-max(min(kept, count) // FRAMES * FRAMES, 1) :]))
 
     def load(self, device):
-        return load_pipeline(self.source, device)
+        return load_pipeline(self.source, device, self.offload)
 
     def stream(self, pipeline, prompt, start, config, trace, state):
         return pipeline.stream(prompt, self.source.config, config, start.prefix, trace, state, **self.extras)

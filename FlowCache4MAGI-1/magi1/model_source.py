@@ -5,7 +5,7 @@ Official weights are in local folders or on the Hub; they are downloaded when th
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,13 @@ def resolve_model(
     return ModelSource(config, f"{why}: using the official weights in {load}")
 
 
-def load_components(source: ModelSource, device: torch.device | str | None = None) -> dict[str, Any]:
+def load_components(
+    source: ModelSource, device: torch.device | str | None = None, on_host: Collection[str] = ()
+) -> dict[str, Any]:
     """Load text encoder, transformer and VAE: in the configuration's types on CUDA, in fp32 elsewhere.
 
-    The text encoder is always in fp32. ValueError and NotFiniteError name a tensor; OSError: a download failed.
+    The text encoder is always in fp32; components ``on_host`` are not moved to the device. ValueError and
+    NotFiniteError name a tensor; OSError: a download failed.
     """
     device, config = choose_device(device), source.config
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
@@ -117,14 +120,13 @@ def load_components(source: ModelSource, device: torch.device | str | None = Non
     vae = checkpoint.load_vae(folders["vae_pretrained"])
     vae.register_to_config(scaling_factor=runtime.scale_factor)
     tokenizer, encoder = checkpoint.load_text_encoder(folders["t5_pretrained"])
-    for part in (transformer, vae):
-        part.to(device)
-    if runtime.t5_device != "cpu":
-        encoder.to(device)
+    parts = {"text_encoder": encoder, "transformer": transformer, "vae": vae}
+    for name, part in parts.items():
+        if name not in on_host:
+            part.to(device)
     tile_frames = max(round(runtime.fps) // 2, vae.config.patch_length)
-    parts = {"tokenizer": tokenizer, "text_encoder": encoder, "transformer": transformer, "vae": vae}
     check_finite_weights(parts)
-    return {**parts, "tile_frames": tile_frames}
+    return {**parts, "tokenizer": tokenizer, "tile_frames": tile_frames}
 
 
 def _resolve_small(config: MagiConfig, overrides: dict[str, Any], model: str) -> ModelSource:
