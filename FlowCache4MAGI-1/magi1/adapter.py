@@ -58,6 +58,9 @@ class MagiOptions:
         "no extra forward pass without context of a nearly clean chunk", False
     )
     offload: bool = described("idle components in host memory; also OFFLOAD_T5_CACHE, OFFLOAD_VAE_CACHE", False)
+    vae_dtype: Literal["auto", "bf16", "fp32"] = described(
+        "type of the VAE; auto: bf16 on CUDA, as the original, otherwise fp32", "auto"
+    )
     log: bool = described("ignored; accepted for compatibility", False)
     print_peak_memory: bool = described("ignored; accepted for compatibility", False)
 
@@ -82,6 +85,7 @@ class Magi1(Adapter):
     # Arguments of ``MagiPipeline.stream`` about special tokens and guidance.
     extras: dict[str, Any] = field(default_factory=dict)
     offload: frozenset[str] = frozenset()  # components in host memory while they are idle
+    vae_dtype: str = "auto"
 
     video = property(lambda self: self.source.config.runtime_config)
     size = property(lambda self: (self.video.video_size_h, self.video.video_size_w))
@@ -134,7 +138,8 @@ class Magi1(Adapter):
         given.refuse_unread(_find_unread(model.video, extras["discard_nearly_clean"]))
         extras["previous_weight"] = _previous_weight(os.environ)
         offload = STAGED if given.get("offload") else [k for k, name in OFFLOAD.items() if read_switch(name)]
-        return replace(model, extras=extras, offload=frozenset(offload))
+        vae_dtype = given.get("vae_dtype", "auto")
+        return replace(model, extras=extras, offload=frozenset(offload), vae_dtype=vae_dtype)
 
     def settings(self, with_folders=True):
         config = asdict(self.source.config)
@@ -143,7 +148,7 @@ class Magi1(Adapter):
         extras, tokens = dict(self.extras), self.extras.get("special_tokens")
         extras["switches"] = asdict(extras["switches"])
         extras["special_tokens"] = tokens and {name: array_digest(rows) for name, rows in vars(tokens).items()}
-        return {**config, **extras}
+        return {**config, **extras, "vae_dtype": self.vae_dtype}
 
     def configure(self, options):
         total, live = options.total or TRAITS.total, self.video.window_size
@@ -161,7 +166,7 @@ class Magi1(Adapter):
         return Start(to_float(frames[-max(min(kept, count) // FRAMES * FRAMES, 1) :]))
 
     def load(self, device):
-        return load_pipeline(self.source, device, self.offload)
+        return load_pipeline(self.source, device, self.offload, self.vae_dtype)
 
     def stream(self, pipeline, prompt, start, config, trace, state):
         return pipeline.stream(prompt, self.source.config, config, start.prefix, trace, state, **self.extras)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from flowcache.environment import choose_device
+from flowcache.environment import choose_device, choose_vae_dtype
 from flowcache.files import shipped
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
@@ -99,12 +99,15 @@ def resolve_model(
 
 
 def load_components(
-    source: ModelSource, device: torch.device | str | None = None, on_host: Collection[str] = ()
+    source: ModelSource,
+    device: torch.device | str | None = None,
+    on_host: Collection[str] = (),
+    vae_dtype: str = "auto",
 ) -> dict[str, Any]:
     """Load text encoder, transformer and VAE: in the configuration's types on CUDA, in fp32 elsewhere.
 
-    The text encoder is always in fp32; components ``on_host`` are not moved to the device. ValueError and
-    NotFiniteError name a tensor; OSError: a download failed.
+    The text encoder is always in fp32, the VAE as of ``choose_vae_dtype``; components ``on_host`` are not moved to
+    the device. ValueError and NotFiniteError name a tensor; OSError: a download failed.
     """
     device, config = choose_device(device), source.config
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
@@ -117,7 +120,7 @@ def load_components(
         logger.warning("%s: a chunk sees all chunks before it, unless it is given.", found)
     dtype = None if device.type == "cuda" else torch.float32
     transformer = checkpoint.load_transformer(folders["load"], config, dtype, keep_fp8=multiplies_fp8(device))
-    vae = checkpoint.load_vae(folders["vae_pretrained"])
+    vae = checkpoint.load_vae(folders["vae_pretrained"], choose_vae_dtype(vae_dtype, device))
     vae.register_to_config(scaling_factor=runtime.scale_factor)
     tokenizer, encoder = checkpoint.load_text_encoder(folders["t5_pretrained"])
     parts = {"text_encoder": encoder, "transformer": transformer, "vae": vae}

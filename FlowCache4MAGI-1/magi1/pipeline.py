@@ -302,14 +302,17 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
 
 
 def load_pipeline(
-    source: ModelSource, device: torch.device | str | None = None, offload: Collection[str] = ()
+    source: ModelSource,
+    device: torch.device | str | None = None,
+    offload: Collection[str] = (),
+    vae_dtype: str = "auto",
 ) -> MagiPipeline:
     """Load a model as a pipeline, components of ``offload`` in host memory while they are idle.
 
     With ``t5_device`` cpu, the text encoder runs there. Errors as of ``load_components``.
     """
     on_cpu = {"text_encoder"} if source.config.runtime_config.t5_device == "cpu" else set()
-    pipeline = MagiPipeline(**load_components(source, device, {*offload, *on_cpu}))
+    pipeline = MagiPipeline(**load_components(source, device, {*offload, *on_cpu}, vae_dtype))
     pipeline.model_defaults = source.config
     if offload:
         pipeline.enable_stage_offload(device, set(offload) - on_cpu)

@@ -91,19 +91,19 @@ def check_folder(folder: Path) -> tuple[str, Any]:
     return layout, configs["transformer"]
 
 
-def load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+def load_folder(folder: Path, dtype: torch.dtype, vae_dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Read the components of a pipeline, in evaluation mode, from a folder that ``check_folder`` accepts.
 
-    Transformer and text encoder get ``dtype``; the VAE, and what diffusers keeps in fp32 (time embedding,
-    modulation, norms), fp32. ValueError names a file or tensor that is damaged or does not fit.
+    Transformer and text encoder get ``dtype``, except for what diffusers keeps in fp32 (time embedding, modulation,
+    norms). ValueError names a file or tensor that is damaged or does not fit.
     """
     layout, models = find_layout(folder), {}
     for name, part in _find_parts(folder, layout).items():
         weights = part.read()
         keep = set(part.model._keep_in_fp32_modules if name == "transformer" else ())
         for key, tensor in weights.items():
-            is_fp32 = name == "vae" or keep.intersection(key.split("."))
-            weights[key] = tensor.to(torch.float32 if is_fp32 else dtype)
+            own = vae_dtype if name == "vae" else dtype
+            weights[key] = tensor.to(torch.float32 if keep.intersection(key.split(".")) else own)
         tied = _tied_names(part.model)
         for key in tied - weights.keys():
             weights[key] = next(weights[other] for other in tied if other in weights)
