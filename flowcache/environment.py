@@ -35,6 +35,11 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def choose_vae_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type of a VAE: ``bf16``, ``fp32`` or ``auto``, which is bf16 on CUDA as in the originals."""
+    return torch.bfloat16 if name == "bf16" or (name == "auto" and _is_cuda(device)) else torch.float32
+
+
 @cache
 def repository_commit() -> str:
     """Return this code's commit, with ``-dirty`` if files differ; ``unknown`` outside of a checkout."""
@@ -46,8 +51,16 @@ def repository_commit() -> str:
     return done.stdout.strip()
 
 
-def make_current(device: torch.device | str) -> None:
-    """Make a CUDA device the current one, on which some kernels run whatever their inputs' device."""
+def prepare_device(device: torch.device | str) -> None:
+    """Choose a program's arithmetic; make a CUDA device the current one, on which some kernels run in any case.
+
+    Products of fp32 matrices are exact to fp32: the few there are carry times and modulation. fp32 convolutions, the
+    VAE's, may use TF32, which is finer than the originals' bf16. cuDNN takes deterministic algorithms and searches for
+    none, so that a resumed video equals an uninterrupted one and no trial needs memory.
+    """
+    cudnn = torch.backends.cudnn
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = True, True, False
     if _is_cuda(device) and torch.device(device).index is not None:
         torch.cuda.set_device(device)
 

@@ -65,8 +65,9 @@ class Estimate:
 
     def on_device(self, stage: str) -> dict[str, int]:
         """Bytes by part in a stage."""
-        always = self.weights.keys() - self.staged - self.on_host
-        held = {name: size for name, size in self.weights.items() if name in always or name == STAGES[stage]}
+        # The transformer stays from its first step to the end of the video.
+        present = self.weights.keys() - self.staged | {STAGES[stage], "transformer" if stage == "decode" else None}
+        held = {name: size for name, size in self.weights.items() if name in present - self.on_host}
         kv = self.kv if stage in ("denoise", "decode") else 0
         return held | {"KV cache": kv, "activations": self.working[stage] - kv}
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from .arguments import GivenFrames, as_frames, check_type
 from .chunk_model import Solver
 from .config import FlowCacheConfig
 from .denoise import Denoiser
-from .environment import peak_memory_bytes, synchronize
+from .environment import choose_device, peak_memory_bytes, synchronize
 from .methods import ModelTraits, make_config
+from .offload import HostWeights
 from .prompts import PromptWarnings, check_prompt, find_losses
 from .schedule import StaircaseSchedule
 from .trace import Trace
@@ -27,6 +29,9 @@ from .video import VideoWriter
 from .window import Window
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+
+#: Components that ``enable_stage_offload`` keeps in host memory.
+STAGED = ("text_encoder", "transformer", "vae")
 
 #: Pipeline, step, timestep of the youngest live chunk, and ``{"latents": ...}`` of the live chunks.
 StepCallback = Callable[["FlowCachePipeline", int, float, dict[str, Tensor]], Any]
@@ -86,6 +91,7 @@ class FlowCachePipeline:
     flowcache_traits: ModelTraits
 
     _stage_device: torch.device | None = None
+    _staged: Mapping[str, HostWeights] = MappingProxyType({})
 
     @torch.no_grad()
     def __call__(
@@ -147,9 +153,27 @@ class FlowCachePipeline:
             shown = self.video_processor.postprocess_video(frames.float(), output_type)
         return VideoOutput(shown, latents, traces, fps) if return_dict else (shown,)
 
-    def enable_stage_offload(self, device: torch.device | str) -> None:
-        """Keep the components on the CPU and move each to ``device`` only for its stage."""
-        self._stage_device = torch.device(device)
+    def enable_stage_offload(
+        self, device: torch.device | str | None = None, components: Collection[str] = STAGED
+    ) -> None:
+        """Keep components in host memory and copy each to a device (None: CUDA if available) for its stage only.
+
+        Text encoder and VAE are on the device while they run, the transformer until the video is finished. Components
+        that are not named stay where they are.
+        """
+        self._stage_device = choose_device(device)
+        self._staged = {name: HostWeights(getattr(self, name), self._stage_device) for name in components}
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """``enable_stage_offload`` by diffusers' name."""
+        self.enable_stage_offload(device if gpu_id is None else f"cuda:{gpu_id}")
+
+    def enable_group_offload(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse hooks on ``forward``, which chunks do not always call."""
+        names = "enable_group_offload, enable_sequential_cpu_offload"
+        raise NotImplementedError(f"{names}: expected offload of whole components; call enable_stage_offload.")
+
+    enable_sequential_cpu_offload = enable_group_offload
 
     @property
     def _execution_device(self) -> torch.device:
@@ -169,18 +193,16 @@ class FlowCachePipeline:
             trace.settings.setdefault("prompt_losses", {})[name] = losses
         return cleaned
 
+    def _on_device(self, component: str | None) -> AbstractContextManager[None]:
+        """Copy a component, if it is offloaded, to the device for a block; None: no component."""
+        return self._staged.get(component) or nullcontext()
+
     @contextmanager
-    def _stage(self, name: str, component: str, trace: Trace) -> Iterator[None]:
-        """Measure time and peak memory of a stage; an offloaded component is on the device for the stage alone."""
-        with trace.timer(name):
-            if self._stage_device is not None:
-                getattr(self, component).to(self._stage_device)
-            try:
-                yield
-                synchronize(self._execution_device)
-            finally:
-                if self._stage_device is not None:
-                    getattr(self, component).to("cpu")
+    def _stage(self, name: str, component: str | None, trace: Trace) -> Iterator[None]:
+        """Measure time and peak memory of a stage, with its component on the device."""
+        with trace.timer(name), self._on_device(component):
+            yield
+            synchronize(self._execution_device)
         trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(self._execution_device))
 
     def _denoise(
@@ -211,11 +233,9 @@ class FlowCachePipeline:
 
         denoiser.on_step = end_step
         chunks = denoiser.run(window, schedule, solver)
-        # Weights that a hook of accelerate moves must not become inference tensors.
-        mode = torch.no_grad if hasattr(self.transformer, "_hf_hook") else torch.inference_mode
         yield from map(window.latents, shown)
         while True:
-            with self._stage("denoise", "transformer", trace), mode():
+            with self._stage("denoise", "transformer", trace), torch.inference_mode():
                 chunk = next(chunks, None)
             if chunk is None:
                 return

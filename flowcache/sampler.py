@@ -13,7 +13,7 @@ from torch import Tensor
 from .adapter import Adapter, Start
 from .benchmark.samples import Sample
 from .config import FlowCacheConfig
-from .environment import make_current, restart_peak_memory
+from .environment import prepare_device, restart_peak_memory
 from .fingerprint import array_digest, file_digest, folder_digest
 from .prompts import check_prompt
 from .resume import ResumeFile
@@ -61,7 +61,7 @@ class Sampler:
             self.model.check_history(sample.video)
 
     def load(self) -> None:
-        make_current(self.device)
+        prepare_device(self.device)
         self._pipeline = self.model.load(self.device)
         self._pipeline.prompt_warnings.once_a_kind = not self.shows_steps
         self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not self.shows_steps)

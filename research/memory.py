@@ -21,6 +21,7 @@ CARDS = {16: 16, 24: 24, 32: 32, 48: 48, 80: 80, 141: 140}
 _SKYREELS = "--weights Skywork/SkyReels-V2-DF-{} --inference_steps 50 --ar_step 5 --causal_block_size 5"
 _MAGI = "--load sand-ai/MAGI-1/ckpt/magi/{0} --config_file config/single_run/{0}.json"
 _STREAM = "--method flowcache --preset balanced --streaming --num_frames 377 --use_compress --budget_block 4"
+_KEEP_ONE = "--compress_kv_cache true --total_cache_chunk_nums 5"
 _COMPRESS = "--method flowcache --preset balanced --use_compress --budget_block 1"
 
 #: Options of a video by its name in the table, and what may be added to them, the least loss first.
@@ -36,21 +37,15 @@ ROWS = {
         }.items()
     },
     "magi1": {
-        f"{size}, {frames} frames": f"{_MAGI.format(size)} --num_frames {frames}"
-        for size, lengths in {
-            "4.5B_distill": (96, 240),
-            "4.5B_distill_quant": (96,),
-            "4.5B_base": (96,),
-            "24B_distill_quant": (96,),
-            "24B_base": (96,),
+        f"{size}, {name}": f"{_MAGI.format(size)} --num_frames {options}"
+        for size in ("4.5B_distill", "4.5B_distill_quant", "4.5B_base", "24B_distill_quant", "24B_base")
+        for name, options in {
+            "96 frames": "96",
+            **({"240 frames": "240", "240, budget 1": f"240 {_KEEP_ONE}"} if size == "4.5B_distill" else {}),
         }.items()
-        for frames in lengths
     },
 }
-MORE = {
-    "skyreels_v2": ("", "--offload"),
-    "magi1": ("", "--t5_device cpu"),
-}
+MORE = ("", "--offload")
 
 
 def plan(model: str, words: Sequence[str], every_call: bool = False) -> Estimate:
@@ -60,7 +55,7 @@ def plan(model: str, words: Sequence[str], every_call: bool = False) -> Estimate
 
 def describe_video(model: str, options: str) -> list[str]:
     """Memory with each addition, and the first one with which each card holds the video."""
-    plans = {more: plan(model, f"{options} {more}".split()) for more in MORE[model]}
+    plans = {more: plan(model, f"{options} {more}".split()) for more in MORE}
     fitting = [[f"`{m}`" if m else "yes" for m, p in plans.items() if p.fits(size * GIB)] for size in CARDS.values()]
     first = next(iter(plans.values()))
     return [
@@ -84,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     make = check_video if args.check else describe_video
-    named = [f"GiB with `{more}`" if more else "GiB" for more in MORE[args.model]]
+    named = [f"GiB with `{more}`" if more else "GiB" for more in MORE]
     header = ["counted, GiB", "estimate, GiB", "difference"]
     header = header if args.check else ["KV cache, GiB", *named, *(f"{card} GB" for card in CARDS)]
     rows = [[name, *make(args.model, options)] for name, options in ROWS[args.model].items() if args.only in name]

@@ -15,10 +15,11 @@ from flowcache.files import shipped
 from flowcache.fingerprint import array_digest
 from flowcache.methods import make_config
 from flowcache.options import Given
+from flowcache.pipeline import STAGED
 from flowcache.registry import check_number, described
 from flowcache.video import last_frames, to_float
 
-from .captions import CaptionSwitches, SpecialTokens, clean_prompt
+from .captions import CaptionSwitches, SpecialTokens, clean_prompt, read_switch
 from .config import FRAMES, EngineSection, MagiConfig, ModelSection, RuntimeSection
 from .guidance import PREVIOUS_WEIGHT
 from .methods import TRAITS
@@ -35,6 +36,8 @@ SPECIAL_TOKENS = Path("example/assets/special_tokens.npz")
 STRATEGIES = {"chunkwise": "flowcache", "all": "teacache", "none": "vanilla", "original": "vanilla"}
 #: Keys of users' files that the original reads nowhere.
 IGNORED = ("budget_cache_chunk_nums", "budget_chunk_nums", "budget_cache_len", "debug")
+#: The original's environment variables by the component that each of them offloads.
+OFFLOAD = {"text_encoder": "OFFLOAD_T5_CACHE", "vae": "OFFLOAD_VAE_CACHE"}
 
 PREFIX_SECONDS = 5  # of a video that is continued
 
@@ -55,6 +58,10 @@ class MagiOptions:
     )
     discard_nearly_clean_chunk: bool = described(
         "no extra forward pass without context of a nearly clean chunk", False
+    )
+    offload: bool = described("idle components in host memory; also OFFLOAD_T5_CACHE, OFFLOAD_VAE_CACHE", False)
+    vae_dtype: Literal["auto", "bf16", "fp32"] = described(
+        "type of the VAE; auto: bf16 on CUDA, as the original, otherwise fp32", "auto"
     )
     log: bool = described("ignored; accepted for compatibility", False)
     print_peak_memory: bool = described("ignored; accepted for compatibility", False)
@@ -80,8 +87,11 @@ class Magi1(Adapter):
     source: ModelSource  # weights and configuration
     # Arguments of ``MagiPipeline.stream`` about special tokens and guidance.
     extras: dict[str, Any] = field(default_factory=dict)
+    offload: frozenset[str] = frozenset()  # components in host memory while they are idle
+    vae_dtype: str = "auto"
 
     video = property(lambda self: self.source.config.runtime_config)
+    staged = property(lambda self: self.offload - self.on_host)
     on_host = property(lambda self: frozenset({"text_encoder"} if self.video.t5_device == "cpu" else ()))
     size = property(lambda self: (self.video.video_size_h, self.video.video_size_w))
     num_steps = property(lambda self: self.video.num_steps)
@@ -131,7 +141,10 @@ class Magi1(Adapter):
         extras = {"switches": switches, "special_tokens": tokens}
         extras["discard_nearly_clean"] = given.get("discard_nearly_clean_chunk", False)
         given.refuse_unread(_find_unread(model.video, extras["discard_nearly_clean"]))
-        return replace(model, extras={**extras, "previous_weight": _previous_weight(os.environ)})
+        extras["previous_weight"] = _previous_weight(os.environ)
+        offload = STAGED if given.get("offload") else [k for k, name in OFFLOAD.items() if read_switch(name)]
+        vae_dtype = given.get("vae_dtype", "auto")
+        return replace(model, extras=extras, offload=frozenset(offload), vae_dtype=vae_dtype)
 
     def settings(self, with_folders=True):
         config = asdict(self.source.config)
@@ -140,7 +153,7 @@ class Magi1(Adapter):
         extras, tokens = dict(self.extras), self.extras.get("special_tokens")
         extras["switches"] = asdict(extras["switches"])
         extras["special_tokens"] = tokens and {name: array_digest(rows) for name, rows in vars(tokens).items()}
-        return {**config, **extras}
+        return {**config, **extras, "vae_dtype": self.vae_dtype}
 
     def configure(self, options):
         total, live = options.total or TRAITS.total, self.video.window_size
@@ -158,10 +171,10 @@ class Magi1(Adapter):
         return Start(to_float(frames[-max(min(kept, count) // FRAMES * FRAMES, 1) :]))
 
     def load(self, device):
-        return load_pipeline(self.source, device)
+        return load_pipeline(self.source, device, self.offload, self.vae_dtype)
 
     def skeleton(self, device):
-        return MagiPipeline(**new_components(self.source, torch.device(device)))
+        return MagiPipeline(**new_components(self.source, torch.device(device), self.vae_dtype))
 
     def rehearse(self, pipeline, start, config, trace):
         tokens = torch.zeros(1, self.source.config.model_config.caption_max_length, dtype=torch.int64, device="meta")

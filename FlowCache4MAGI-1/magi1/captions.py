@@ -51,6 +51,14 @@ def clean_prompt(prompt: str) -> str:
     return _Cleaning().clean(prompt, clean_caption=True)[0]
 
 
+def read_switch(variable: str, usual: bool = False, environment: Mapping[str, str] = os.environ) -> bool:
+    """Read a variable of the environment that is on or off; unset, it is as usual."""
+    word = environment.get(variable, "1" if usual else "0").strip().lower()
+    if word not in (*_ON, *_OFF):
+        raise ValueError(f"the environment's {variable} must be 1 or 0, got {word!r}.")
+    return word in _ON
+
+
 @dataclass(frozen=True, kw_only=True)
 class CaptionSwitches:
     """Special tokens before a caption, or before the null caption (``negative``: subtitles, logos, cuts).
@@ -73,13 +81,8 @@ class CaptionSwitches:
 
         ``usual`` switches on what the original's scripts do, unless a variable says otherwise.
         """
-        on = {}
-        for name, variable in _VARIABLES.items():
-            word = environment.get(variable, "1" if usual and name in _USUAL else "0").strip().lower()
-            if word not in (*_ON, *_OFF):
-                raise ValueError(f"the environment's {variable} must be 1 or 0, got {word!r}.")
-            on[name] = word in _ON
-        return cls(**on)
+        usually = {name: usual and name in _USUAL for name in _VARIABLES}
+        return cls(**{k: read_switch(name, usually[k], environment) for k, name in _VARIABLES.items()})
 
     def __str__(self) -> str:
         return ", ".join(name for name, on in vars(self).items() if on) or "none"

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from flowcache import model_files
@@ -112,12 +112,12 @@ def _read_transformer(load: str | Path, config: MagiConfig, plain: MagiTransform
     return model_files.read_weights(_find_files(weight_folder(load, config.engine_config), "model"), shapes)
 
 
-def load_vae(folder: Path) -> AutoencoderKLMagi:
-    """Load the official VAE, ``config.json`` and safetensors beside it, in fp32."""
+def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLMagi:
+    """Load the official VAE, ``config.json`` and safetensors beside it."""
     vae = new_vae(folder)
     weights = model_files.read_weights(_find_files(folder), model_files.list_shapes(vae))
     vae.load_state_dict(weights, strict=True, assign=True)
-    return vae.float().eval().requires_grad_(False)
+    return nn.Module.to(vae, dtype).eval().requires_grad_(False)
 
 
 def check_vae(folder: Path, config: MagiConfig) -> None:

@@ -5,7 +5,7 @@ Official weights are in local folders or on the Hub; they are downloaded when th
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowcache.environment import choose_device
+from flowcache.environment import choose_device, choose_vae_dtype
 from flowcache.files import shipped
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
@@ -99,10 +99,16 @@ def resolve_model(
     return ModelSource(config, f"{why}: using the official weights in {load}")
 
 
-def load_components(source: ModelSource, device: torch.device | str | None = None) -> dict[str, Any]:
+def load_components(
+    source: ModelSource,
+    device: torch.device | str | None = None,
+    on_host: Collection[str] = (),
+    vae_dtype: str = "auto",
+) -> dict[str, Any]:
     """Load text encoder, transformer and VAE: in the configuration's types on CUDA, in fp32 elsewhere.
 
-    The text encoder is always in fp32. ValueError and NotFiniteError name a tensor; OSError: a download failed.
+    The text encoder is always in fp32, the VAE as of ``choose_vae_dtype``; components ``on_host`` are not moved to
+    the device. ValueError and NotFiniteError name a tensor; OSError: a download failed.
     """
     device, config = choose_device(device), source.config
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
@@ -115,19 +121,18 @@ def load_components(source: ModelSource, device: torch.device | str | None = Non
         logger.warning("%s: a chunk sees all chunks before it, unless it is given.", found)
     dtype = None if device.type == "cuda" else torch.float32
     transformer = checkpoint.load_transformer(folders["load"], config, dtype, keep_fp8=multiplies_fp8(device))
-    vae = checkpoint.load_vae(folders["vae_pretrained"])
+    vae = checkpoint.load_vae(folders["vae_pretrained"], choose_vae_dtype(vae_dtype, device))
     vae.register_to_config(scaling_factor=runtime.scale_factor)
     tokenizer, encoder = checkpoint.load_text_encoder(folders["t5_pretrained"])
-    for part in (transformer, vae):
-        part.to(device)
-    if runtime.t5_device != "cpu":
-        encoder.to(device)
-    parts = {"tokenizer": tokenizer, "text_encoder": encoder, "transformer": transformer, "vae": vae}
+    parts = {"text_encoder": encoder, "transformer": transformer, "vae": vae}
+    for name, part in parts.items():
+        if name not in on_host:
+            part.to(device)
     check_finite_weights(parts)
-    return {**parts, "tile_frames": _choose_tile(config)}
+    return {**parts, "tokenizer": tokenizer, "tile_frames": _choose_tile(config)}
 
 
-def new_components(source: ModelSource, device: torch.device) -> dict[str, Any]:
+def new_components(source: ModelSource, device: torch.device, vae_dtype: str = "auto") -> dict[str, Any]:
     """Make what ``load_components`` loads for a kind of device, on the meta device and without tokenizer."""
     config, folders, on_cuda = source.config, source.folders, device.type == "cuda"
     # Without a GPU, of one that multiplies in fp8.
@@ -136,7 +141,7 @@ def new_components(source: ModelSource, device: torch.device) -> dict[str, Any]:
     # Diffusers' method would warn of what stays in fp32.
     nn.Module.to(transformer, config.model_config.dtype if on_cuda else torch.float32)
     encoder = checkpoint.new_text_encoder(folders.get("t5_pretrained"))
-    vae = checkpoint.new_vae(folders.get("vae_pretrained"))
+    vae = nn.Module.to(checkpoint.new_vae(folders.get("vae_pretrained")), choose_vae_dtype(vae_dtype, device))
     parts = {"tokenizer": None, "text_encoder": encoder, "transformer": transformer, "vae": vae}
     return {**parts, "tile_frames": _choose_tile(config)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -54,8 +54,6 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
     Latents and solver run in fp32, the transformer in its own types. The VAE runs ``tile_frames`` at once, a
     setting that is saved with the pipeline.
     """
-
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
 
     #: Configuration of the model, with the default settings of its videos.
     model_defaults = MagiConfig(engine_config=EngineSection(distill=True))
@@ -184,7 +182,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         check_config(cache, TRAITS)
         runtime, engine = config.runtime_config, config.engine_config
         if engine.kv_offload:
-            cache = replace(cache, storage=replace(cache.storage or KVStorageConfig(), offload=True))
+            cache = replace(cache, storage=KVStorageConfig(bits=cache.storage and cache.storage.bits, offload=True))
         if prefix is not None:
             prefix = as_frames("prefix", prefix, runtime.video_size_h, runtime.video_size_w)
             if (count := prefix.shape[1]) != 1 and count % FRAMES:
@@ -196,14 +194,14 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         trace.settings |= {"prompt": prompt, "video": asdict(runtime), "reuse": reuse}
         trace.settings["special_tokens"] = str(switches)
         trace.environment = describe_environment(device)
-        with self._stage("text", "text_encoder", trace):
+        with self._stage("text", "text_encoder" if prompt_embeds is None else None, trace):
             if prompt_embeds is None:
                 (prompt_embeds,) = self.encode_prompt(prompt, switches.num_tokens, trace)
             width = self.transformer.config.caption_channels
             if prompt_embeds.shape[1:] != (width,):
                 raise ValueError(f"prompt_embeds: expected [tokens, {width}], got {list(prompt_embeds.shape)}.")
             caption = check_finite("text embeddings", prompt_embeds.float().to(device))
-        with self._stage("encode", "vae", trace):
+        with self._stage("encode", None if prefix is None else "vae", trace):
             given = None if prefix is None else self._encode(prefix)
             window = self._new_window(config, given, shows_prefix)
         num_chunks, num_given = len(window.chunks), window.num_given
@@ -218,27 +216,27 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         null_caption = self.transformer.caption_embed.null_caption.to(device)
         captions = make_captions(caption, null_caption, num_chunks, num_given, switches, special_tokens)
         sampling, size = Sampling(timetable, guidance, schedule, kv_range), tuple(window.frame_shape[1:])
-        with self._stage("denoise", "transformer", trace):
-            model = MagiChunkModel(self.transformer, captions, size, sampling, cache.policy.indicator)
-        denoiser = Denoiser(model, cache, trace)
-        shown, hidden, wanted = (), window.chunks[num_given].held, runtime.num_frames
-        if state is not None:
-            denoiser.load_state_dict(state["denoiser"])
-            wanted, hidden, state = state["wanted"], 0, None  # it may be large
-        elif shows_prefix:
-            # A chunk that is given whole is not denoised, and so does not come from the loop.
-            shown, hidden = range(num_given), 0
+        with self._on_device("transformer"), self.progress_bar(total=len(schedule)) as progress:
+            with self._stage("denoise", "transformer", trace):
+                model = MagiChunkModel(self.transformer, captions, size, sampling, cache.policy.indicator)
+            denoiser = Denoiser(model, cache, trace)
+            shown, hidden, wanted = (), window.chunks[num_given].held, runtime.num_frames
+            if state is not None:
+                denoiser.load_state_dict(state["denoiser"])
+                wanted, hidden, state = state["wanted"], 0, None  # it may be large
+            elif shows_prefix:
+                # A chunk that is given whole is not denoised, and so does not come from the loop.
+                shown, hidden = range(num_given), 0
 
-        def save_state() -> State:
-            return {"wanted": wanted, "denoiser": denoiser.state_dict()}
+            def save_state() -> State:
+                return {"wanted": wanted, "denoiser": denoiser.state_dict()}
 
-        with self.progress_bar(total=len(schedule)) as progress:
             progress.update(len(trace.steps))
             for latents in self._denoise(denoiser, window, schedule, timetable, progress, on_step_end, shown):
                 # Clone, so that a slice does not keep the full tensor alive.
                 latents, hidden = latents[:, hidden:].clone(), 0
                 count = min(wanted, FRAMES * latents.shape[1])
-                with self._stage("decode", "vae", trace):
+                with self._stage("decode", "vae" if decode else None, trace):
                     frames = self._decode(latents)[:, :count] if decode else latents.new_empty(3, 0, 0, 0)
                 wanted -= count
                 if count:
@@ -303,8 +301,19 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         return cut_window(noise, runtime.chunk_width, given)
 
 
-def load_pipeline(source: ModelSource, device: torch.device | str | None = None) -> MagiPipeline:
-    """Load a model as a pipeline; arguments and errors as of ``load_components``."""
-    pipeline = MagiPipeline(**load_components(source, device))
+def load_pipeline(
+    source: ModelSource,
+    device: torch.device | str | None = None,
+    offload: Collection[str] = (),
+    vae_dtype: str = "auto",
+) -> MagiPipeline:
+    """Load a model as a pipeline, components of ``offload`` in host memory while they are idle.
+
+    With ``t5_device`` cpu, the text encoder runs there. Errors as of ``load_components``.
+    """
+    on_cpu = {"text_encoder"} if source.config.runtime_config.t5_device == "cpu" else set()
+    pipeline = MagiPipeline(**load_components(source, device, {*offload, *on_cpu}, vae_dtype))
     pipeline.model_defaults = source.config
+    if offload:
+        pipeline.enable_stage_offload(device, set(offload) - on_cpu)
     return pipeline

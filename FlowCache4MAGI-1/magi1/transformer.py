@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Protocol
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -210,8 +209,6 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
                 tensors[name].data = data.to(tensors[name].device)
         return self
 
-    # Methods that callers use beside ``forward`` run the hooks that move an offloaded model.
-    @apply_forward_hook
     def embed(self, latents: Tensor) -> Tensor:
         """Latents ``[channels, frames, height, width]`` to fp32 tokens ``[tokens, dim]``, time outermost."""
         scaled = latents.float() * self.config.x_rescale_factor
@@ -234,7 +231,6 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
             hidden = block(layer, hidden, condition, segment_of, rotary, attend).type_as(hidden)
         return hidden
 
-    @apply_forward_hook
     def head(self, hidden: Tensor, frames: int, height: int, width: int) -> Tensor:
         """Tokens ``[tokens, dim]`` of one segment to its velocity ``[channels, frames, height, width]``."""
         side, depth = self.config.patch_size, self.config.t_patch_size
@@ -246,12 +242,10 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
             out = out[: self.config.out_channels // 2]
         return out / self.config.x_rescale_factor
 
-    @apply_forward_hook
     def embed_caption(self, caption: Tensor) -> Tensor:
         """Caption ``[tokens, channels]`` to the tokens of cross attention, ``[tokens, cross_dim]``."""
         return self.caption_embed(caption).to(self.dtype)
 
-    @apply_forward_hook
     def condition(self, times: Tensor, with_text: Sequence[bool], step_sizes: Tensor | None = None) -> Tensor:
         """Condition that gates the blocks, ``[segments, condition_dim]``.
 
@@ -263,7 +257,6 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
             embedded = embedded + self.time_embed(step_sizes)
         return embedded + torch.stack([self.caption_embed.condition(flag) for flag in with_text])
 
-    @apply_forward_hook
     def rotary(self, num_frames: int, height: int, width: int, first_frame: int = 0) -> Tensor:
         """Angles ``[frames, tokens per frame, n]`` for latents of that size, from a latent frame on."""
         side, depth = self.config.patch_size, self.config.t_patch_size

@@ -11,7 +11,6 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -169,7 +168,6 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
     def disable_tiling(self) -> None:
         self.tiling = None
 
-    @apply_forward_hook
     def encode(self, video: Tensor) -> AutoencoderKLOutput:
         """Posterior of the latents of ``[batch, 3, frames, height, width]`` in [-1, 1].
 
@@ -185,7 +183,6 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
         moments = self._run_in_tiles(video, self.encoder, encodes=True)
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments[:, :, :1] if still else moments))
 
-    @apply_forward_hook
     def decode(self, latents: Tensor, still: bool = True) -> Tensor:
         """Video ``[batch, 3, frames, height, width]``, not clamped.
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing import prompt_clean
@@ -42,6 +42,9 @@ class SkyReelsOptions:
     resolution: str = described("size of the frames", "auto")
     negative_prompt: str | None = described("what to avoid")
     offload: bool = described("idle components in host memory", False)
+    vae_dtype: Literal["auto", "bf16", "fp32"] = described(
+        "type of the VAE; auto: bf16 on CUDA, as the original, otherwise fp32", "auto"
+    )
     use_kvrange: bool = described("clean blocks limited to the newest, --kvrange of them", False)
     teacache: bool = described("the original's flag for --method teacache", False)
 
@@ -67,6 +70,7 @@ class SkyReelsV2(Adapter):
     video: VideoSettings
     negative_prompt: str | None = None  # what to avoid; None: what suits the model
     offload: bool = False  # keep idle components in host memory
+    vae_dtype: str = "auto"
 
     size = property(lambda self: (self.video.height, self.video.width))
     num_steps = property(lambda self: self.video.inference_steps)
@@ -132,6 +136,7 @@ class SkyReelsV2(Adapter):
             video=make_settings(defaults, **values),
             negative_prompt=given.values.get("negative_prompt"),
             offload=given.get("offload", False),
+            vae_dtype=given.get("vae_dtype", "auto"),
         )
         if model.negative_prompt is not None:
             check_prompt("negative_prompt", model.negative_prompt, prompt_clean)
@@ -151,7 +156,8 @@ class SkyReelsV2(Adapter):
         if not with_folders and negative is None:
             negative = self.source.defaults["negative_prompt"]
         named = with_folders or not self.folders
-        return {**({"model": self.location} if named else {}), "video": video, "negative_prompt": negative}
+        model = {"model": self.location} if named else {}
+        return {**model, "video": video, "negative_prompt": negative, "vae_dtype": self.vae_dtype}
 
     def configure(self, options):
         fitted = self.source.defaults.get("reuse_coefficients")
@@ -180,10 +186,10 @@ class SkyReelsV2(Adapter):
         return Start(to_float(frames), before=history, skip=wanted)
 
     def load(self, device):
-        return load_pipeline(self.source, device, self.offload)
+        return load_pipeline(self.source, device, self.offload, self.vae_dtype)
 
     def skeleton(self, device):
-        return new_pipeline(self.source, device)
+        return new_pipeline(self.source, torch.device(device), self.vae_dtype)
 
     def rehearse(self, pipeline, start, config, trace):
         named = ("prompt_embeds", "negative_prompt_embeds")[: 2 if self.video.guidance_scale > 1 else 1]

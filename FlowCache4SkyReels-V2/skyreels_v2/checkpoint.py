@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from flowcache import FlowCacheConfig
-from flowcache.environment import choose_device
+from flowcache.environment import choose_device, choose_vae_dtype
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
 from flowcache.user_files import reading
@@ -90,25 +90,30 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
     return ModelSource(model_id, None, layout, family, reason)
 
 
-def load_components(source: ModelSource, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def load_components(
+    source: ModelSource, dtype: torch.dtype = torch.float32, vae_dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
     """Read the components of a pipeline, as ``load_folder`` does; downloads them first for a Hub id."""
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
     folder = source.path or fetch_snapshot("model_id", source.location, PATTERNS[source.layout], check_folder)
-    return load_folder(folder, dtype)
+    return load_folder(folder, dtype, vae_dtype)
 
 
 def load_pipeline(
-    source: ModelSource | str = "auto", device: torch.device | str | None = None, offload: bool = False
+    source: ModelSource | str = "auto",
+    device: torch.device | str | None = None,
+    offload: bool = False,
+    vae_dtype: str = "auto",
 ) -> FlowCacheSkyReelsV2Pipeline:
     """Load a model (a result of ``resolve_model``, or its ``model_id``), in bf16 on CUDA and fp32 elsewhere.
 
-    ``offload`` keeps every component in host memory while it is idle. ValueError and NotFiniteError name a file
-    or a weight; OSError: the download failed.
+    ``offload`` keeps every component in host memory while it is idle; ``vae_dtype`` as of ``choose_vae_dtype``.
+    ValueError and NotFiniteError name a file or a weight; OSError: the download failed.
     """
     device = choose_device(device)
     if isinstance(source, str):
         source = resolve_model(source, device)
-    parts = load_components(source, _choose_type(device))
+    parts = load_components(source, _choose_type(device), choose_vae_dtype(vae_dtype, device))
     pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
     pipeline.model_defaults = source.defaults
     if offload:
@@ -119,10 +124,10 @@ def load_pipeline(
     return pipeline
 
 
-def new_pipeline(source: ModelSource, device: str) -> FlowCacheSkyReelsV2Pipeline:
+def new_pipeline(source: ModelSource, device: torch.device, vae_dtype: str) -> FlowCacheSkyReelsV2Pipeline:
     """Make the pipeline that ``load_pipeline`` loads, on the meta device."""
-    dtype = _choose_type(torch.device(device))
-    return FlowCacheSkyReelsV2Pipeline(**new_components(source.path, source.layout, source.family, dtype))
+    types = _choose_type(device), choose_vae_dtype(vae_dtype, device)
+    return FlowCacheSkyReelsV2Pipeline(**new_components(source.path, source.layout, source.family, *types))
 
 
 def _choose_type(device: torch.device) -> torch.dtype:

@@ -91,16 +91,16 @@ def check_folder(folder: Path) -> tuple[str, Any]:
     return layout, configs["transformer"]
 
 
-def load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+def load_folder(folder: Path, dtype: torch.dtype, vae_dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Read the components of a pipeline, in evaluation mode, from a folder that ``check_folder`` accepts.
 
-    Transformer and text encoder get ``dtype``; the VAE, and what diffusers keeps in fp32 (time embedding,
-    modulation, norms), fp32. ValueError names a file or tensor that is damaged or does not fit.
+    Transformer and text encoder get ``dtype``, except for what diffusers keeps in fp32 (time embedding, modulation,
+    norms). ValueError names a file or tensor that is damaged or does not fit.
     """
     layout, models = find_layout(folder), {}
     for name, part in _find_parts(folder, layout).items():
         weights = part.read()
-        weights = {key: tensor.to(_type_of(name, key, dtype)) for key, tensor in weights.items()}
+        weights = {key: tensor.to(_type_of(name, key, dtype, vae_dtype)) for key, tensor in weights.items()}
         tied = _tied_names(part.model)
         for key in tied - weights.keys():
             weights[key] = next(weights[other] for other in tied if other in weights)
@@ -114,7 +114,9 @@ def load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     return {**models, "tokenizer": tokenizer, "scheduler": _load_scheduler(folder, layout)}
 
 
-def new_components(folder: Path | None, layout: str, family: str | None, dtype: torch.dtype) -> dict[str, Any]:
+def new_components(
+    folder: Path | None, layout: str, family: str | None, dtype: torch.dtype, vae_dtype: torch.dtype
+) -> dict[str, Any]:
     """Make the parts that ``load_folder`` loads on the meta device, by their configurations alone.
 
     Without a folder, they are those of the official ``family``, and there is no tokenizer.
@@ -124,17 +126,19 @@ def new_components(folder: Path | None, layout: str, family: str | None, dtype: 
     else:
         models = {name: part.model for name, part in _find_parts(folder, layout).items()}
     for name, model in models.items():
-        weights = {key: tensor.to(_type_of(name, key, dtype)) for key, tensor in model.state_dict().items()}
+        weights = {key: tensor.to(_type_of(name, key, dtype, vae_dtype)) for key, tensor in model.state_dict().items()}
         model.load_state_dict(weights, assign=True)
     models["text_encoder"].tie_weights()
     tokenizer = folder and model_files.load_tokenizer(folder / _TOKENIZERS[layout])
     return {**models, "tokenizer": tokenizer, "scheduler": UniPCMultistepScheduler()}
 
 
-def _type_of(part: str, key: str, dtype: torch.dtype) -> torch.dtype:
+def _type_of(part: str, key: str, dtype: torch.dtype, vae_dtype: torch.dtype) -> torch.dtype:
     """Type of a tensor of a part."""
+    if part == "vae":
+        return vae_dtype
     keeps_fp32 = SkyReelsV2Transformer3DModel._keep_in_fp32_modules
-    is_fp32 = part == "vae" or (part == "transformer" and not {*keeps_fp32}.isdisjoint(key.split(".")))
+    is_fp32 = part == "transformer" and not {*keeps_fp32}.isdisjoint(key.split("."))
     return torch.float32 if is_fp32 else dtype
 
 

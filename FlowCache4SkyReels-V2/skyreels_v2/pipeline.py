@@ -131,7 +131,8 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         texts = {"prompt": (prompt, prompt_embeds)}
         if settings.guidance_scale > 1:
             texts["negative_prompt"] = (negative_prompt, negative_prompt_embeds)
-        with self._stage("text", "text_encoder", trace):
+        is_text = any(given is None for _, given in texts.values())
+        with self._stage("text", "text_encoder" if is_text else None, trace):
             embeds = self._embed_prompts(texts, trace)
         # The condition's noise has its own generator, so that methods draw the same noise for a window.
         generator, condition_generator = torch.Generator().manual_seed(settings.seed), torch.Generator()
@@ -148,20 +149,21 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         # Diffusers' pipeline infers the stride from the number of levels: wrong for a VAE that cuts patches.
         stride = self.vae.config.scale_factor_spatial
         size = settings.height // stride, settings.width // stride
-        with self._stage("denoise", "transformer", trace):
-            model = SkyReelsV2ChunkModel(
-                self.transformer,
-                embeds,
-                grid=size,
-                num_frames=plans[0].frames + 1,
-                guidance_scale=settings.guidance_scale,
-                fps=settings.fps,
-                bidirectional=cache.bidirectional,
-                indicator=cache.policy.indicator,
-                runs_whole_window=not settings.streaming,
-            )
-        denoiser = Denoiser(model, cache, trace, settings.addnoise_condition / 1000, draw_noise)
-        with self.progress_bar(total=sum(len(plan.schedule(settings)) for plan in plans)) as progress:
+        steps = sum(len(plan.schedule(settings)) for plan in plans)
+        with self._on_device("transformer"), self.progress_bar(total=steps) as progress:
+            with self._stage("denoise", "transformer", trace):
+                model = SkyReelsV2ChunkModel(
+                    self.transformer,
+                    embeds,
+                    grid=size,
+                    num_frames=plans[0].frames + 1,
+                    guidance_scale=settings.guidance_scale,
+                    fps=settings.fps,
+                    bidirectional=cache.bidirectional,
+                    indicator=cache.policy.indicator,
+                    runs_whole_window=not settings.streaming,
+                )
+            denoiser = Denoiser(model, cache, trace, settings.addnoise_condition / 1000, draw_noise)
             progress.update(len(trace.steps))
             for index in range(0 if state is None else state["window"], len(plans)):
                 plan, end = plans[index], last if index == len(plans) - 1 else None
@@ -176,8 +178,9 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                     condition_generator.set_state(state["condition_generator"])
                     state = None  # it may be large
                 else:
-                    with self._stage("encode", "vae", trace):
-                        newest = prefix[:, -pixel_frames(plan.prefix) :] if plan.prefix else None
+                    newest = prefix[:, -pixel_frames(plan.prefix) :] if plan.prefix else None
+                    is_given = newest is not None or end is not None
+                    with self._stage("encode", "vae" if is_given else None, trace):
                         given = tuple(f if f is None else codec.encode(f) for f in (newest, end))
                 num_frames = plan.frames + (end is not None)
                 at_once = latent_frames(settings.base_num_frames) if settings.streaming else num_frames
