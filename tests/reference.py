@@ -36,11 +36,6 @@ def present(path: Path) -> Path:
     return path
 
 
-def skyreels_reference() -> Path:
-    """The SkyReels-V2 part of it; skips the test where it is absent."""
-    return present(reference_dir() / "skyreels_v2")
-
-
 @dataclass(frozen=True)
 class Case:
     """One reference: its sidecar and its tensors."""

@@ -5,23 +5,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from layouts import write_original
-from reference import Case, skyreels_reference
+from reference import Case, present, reference_dir
 
 from skyreels_v2 import conversion
 from skyreels_v2.checkpoint import load_pipeline
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
-
-
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    return skyreels_reference()
+    return present(reference_dir() / "skyreels_v2")
 
 
 @pytest.fixture(scope="module")
