@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -35,11 +36,9 @@ def test_a_name_needs_room_for_what_is_written_beside_it(tmp_path, monkeypatch, 
     assert output_file("output_path", Path("x" * 230 + ".mp4"))
 
 
-WORDS = ["--outdir=~nosuch_user/out", os.fsdecode(b"--outdir=out\xff"), "--outdir=a\0b"]
-WORDS += [os.fsdecode(b"--prompt=\xe9t\xe9"), "--out=a"]
-
-
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize(
+    "word", [b"--outdir=~nosuch_user/out", b"--outdir=\xff", b"--outdir=a\0b", b"--prompt=\xe9", b"--out=a"]
+)
 def test_paths_are_expanded_and_other_words_are_refused(word, monkeypatch, capsys):
     parser = Parser()
     parser.add_argument("--outdir", type=Path, default=Path("outputs"))
@@ -47,9 +46,8 @@ def test_paths_are_expanded_and_other_words_are_refused(word, monkeypatch, capsy
     monkeypatch.setenv("HOME", "/home/me")
     assert parser.parse_args(["--outdir=~/out"]).outdir == Path("/home/me/out")
     with pytest.raises(SystemExit) as stop:
-        parser.parse_args([word])
-    assert stop.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+        parser.parse_args([os.fsdecode(word)])
+    assert stop.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_failure_shows_its_notes(capsys):
@@ -62,8 +60,7 @@ def test_a_failure_shows_its_notes(capsys):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_is_one_line(capsys, request, number, code):
     # the shell's background jobs ignore SIGINT
-    before = signal.signal(number, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(number, before))
+    request.addfinalizer(partial(signal.signal, number, signal.signal(number, signal.default_int_handler)))
     for prepare, run in ((signal.raise_signal, None), (lambda _: number, signal.raise_signal)):
         assert run_checked(lambda prepare=prepare: prepare(number), run) == code
         (line,) = capsys.readouterr().err.splitlines()
@@ -72,8 +69,7 @@ def test_a_signal_is_one_line(capsys, request, number, code):
 
 
 def test_an_ignored_signal_stays_ignored(request):
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN)))
     assert run_checked(lambda: signal.raise_signal(signal.SIGINT), lambda _: "done") == 0
 
 

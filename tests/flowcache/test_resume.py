@@ -1,4 +1,4 @@
-"""The state that a run saves beside its video, and when that is refused."""
+"""The state that a run saves beside its video, when that is refused, and what identifies a run."""
 
 import io
 import random
@@ -13,7 +13,7 @@ from resumed import kill_at, watched
 from flowcache import Trace
 from flowcache.adapter import Start
 from flowcache.files import remove_leftovers
-from flowcache.fingerprint import array_digest, folder_digest
+from flowcache.fingerprint import array_digest, folder_digest, video_name
 from flowcache.resume import FORMAT_VERSION, ResumeFile
 from flowcache.sampler import write_parts
 from flowcache.state import VideoPart, on_host
@@ -184,6 +184,20 @@ def test_digests_tell_runs_apart(tmp_path):
     assert folder_digest(one) == folder_digest(moved) != folder_digest(other)
     pixels = np.zeros((2, 3), np.uint8)
     assert len({array_digest(of) for of in (None, pixels, pixels.T, pixels + 1, pixels.astype(float))}) == 5
+
+
+@pytest.mark.parametrize("prompt", ["a" * 500, "早上好 " * 200, "é" * 300, "!", "a red circle"])
+@pytest.mark.parametrize("words", [["flowcache"], ["teacache_thresh0.123457"] * 8])
+def test_a_name_leaves_room_for_the_files_beside_it(prompt, words):
+    stem = video_name(prompt, words, {}).removesuffix(".mp4")
+    assert len(f".{stem}.trace.12345678.json".encode()) < 240
+    assert all(word in stem for word in words)
+
+
+def test_same_settings_share_a_name_and_others_do_not():
+    names = [video_name("a", [], {"seed": 0, "sizes": sizes}) for sizes in ((1, 2), (1, 2), (2, 1))]
+    assert names[0] == names[1] != names[2]
+    assert video_name("a", [], {"a": 0, "b": 1}) == video_name("a", [], {"b": 1, "a": 0})
 
 
 @pytest.mark.parametrize("size", [0, 1000, 2500, 4000])

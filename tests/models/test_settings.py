@@ -140,6 +140,12 @@ t2v_flowcache_fast_budget1_streaming: --use_compress --streaming --base_num_fram
 t2v_flowcache_fast_kvrange0: --use_kvrange
 t2v_flowcache: --negative_prompt "a circle"
 t2v: --num_frames 13
+t2v_vanilla_seed0: --method vanilla
+t2v_flowcache_interval3: --interval 3
+t2v_flowcache_chunkwise: --policy chunkwise
+t2v_flowcache_paper-fast_teacache_thresh0.25: --preset paper-fast --teacache_thresh 0.25
+t2v_flowcache_35dB: --target_psnr 35
+t2v_flowcache_turbo_kvrange2_kv8bits_kvoffload: --preset turbo --use_kvrange --kvrange 2 --kv_bits 8 --kv_offload
 """
 
 
