@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -60,7 +59,8 @@ def test_a_failure_shows_its_notes(capsys):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_is_one_line(capsys, request, number, code):
     # the shell's background jobs ignore SIGINT
-    request.addfinalizer(partial(signal.signal, number, signal.signal(number, signal.default_int_handler)))
+    before = signal.signal(number, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(number, before))
     for prepare, run in ((signal.raise_signal, None), (lambda _: number, signal.raise_signal)):
         assert run_checked(lambda prepare=prepare: prepare(number), run) == code
         (line,) = capsys.readouterr().err.splitlines()
@@ -69,7 +69,8 @@ def test_a_signal_is_one_line(capsys, request, number, code):
 
 
 def test_an_ignored_signal_stays_ignored(request):
-    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN)))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     assert run_checked(lambda: signal.raise_signal(signal.SIGINT), lambda _: "done") == 0
 
 
