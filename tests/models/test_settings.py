@@ -40,6 +40,8 @@ def test_options_of_compression(magi, skyreels):
     config = magi.prepare("--method", "vanilla", "--compress_kv_cache", "true", *keys).sampler.config
     original = config.compression.original
     assert (original.weighting, original.power, original.best_first) == ("upper_convex_polynomial", 2, True)
+    name = magi.prepare("--compress_kv_cache", "true", "--total_cache_chunk_nums", 5).output.name
+    assert name.startswith("a_t2v_flowcache_fast_total5_")
     compression = skyreels.prepare("--use_compress", "--scorer", "recency").sampler.config.compression
     assert type(compression.scorer).__name__ == "Recency"
     compression = skyreels.prepare(
