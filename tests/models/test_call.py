@@ -1,4 +1,4 @@
-"""The pipeline as users of diffusers call it."""
+"""The pipelines as users of diffusers call them."""
 
 import numpy as np
 import pytest
@@ -11,14 +11,14 @@ import flowcache
 from flowcache import FlowCacheConfig, KVCompressionConfig, VideoOutput
 from flowcache.reuse import ChunkwiseReuse, Interval
 from flowcache.video import probe_video, to_uint8
-from skyreels_v2 import (
-    FlowCacheSkyReelsV2Pipeline,
-    VideoSettings,
-    method_config,
-)
+from magi1.captions import CaptionSwitches
+from skyreels_v2 import FlowCacheSkyReelsV2Pipeline, VideoSettings, method_config
 from skyreels_v2.codec import VideoCodec
 
 CALL = {"num_frames": 9, "height": 32, "width": 32, "num_inference_steps": 4, "guidance_scale": 3.0}
+#: Calls of both models in chunks of one latent frame.
+CALLS = {"skyreels_v2": {**CALL, "ar_step": 1, "causal_block_size": 1}}
+CALLS["magi1"] = {"num_frames": 17, "height": 32, "width": 48, "num_inference_steps": 8, "chunk_width": 1}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -47,38 +47,45 @@ def test_output_types_agree(pipe, tmp_path):
         videos["latent"].save(tmp_path / "a.mp4")
 
 
-def test_lists_of_prompts(pipe):
+@pytest.mark.parametrize("model", CALLS)
+def test_lists_of_prompts(pipelines, model):
     """Each video is the one that a call of its own makes; its trace names the seed."""
-    prompts, negative = ["a circle", "a red circle"], ["red", ""]
-    both = pipe(prompts, negative, **CALL, num_videos_per_prompt=2, generator=generator())
-    assert both.frames.shape[0] == len(both.traces) == 4
-    assert [trace.settings["prompt"] for trace in both.traces] == [prompts[0]] * 2 + [prompts[1]] * 2
-    seed = both.traces[2].settings["video"]["seed"]
-    alone = pipe(prompts[1], "", **CALL, seed=seed)
+    pipe, call = pipelines[model], CALLS[model]
+    given = {"prompt": ["a circle", "a red circle"]}
+    if model == "skyreels_v2":
+        given["negative_prompt"] = ["red", ""]
+    second = {name: words[1] for name, words in given.items()}
+    both = pipe(**given, **call, num_videos_per_prompt=2, generator=generator())
+    assert both.frames.shape == (4, call["num_frames"], call["height"], call["width"], 3)
+    assert [trace.settings["prompt"] for trace in both.traces] == ["a circle"] * 2 + ["a red circle"] * 2
+    alone = pipe(**second, **call, seed=both.traces[2].settings["video"]["seed"])
     np.testing.assert_array_equal(alone.frames[0], both.frames[2])
-    each = pipe(prompts, negative, **CALL, generator=[generator(1), generator()])
-    single = pipe(prompts[1], "", **CALL, generator=generator())
+    each = pipe(**given, **call, generator=[generator(1), generator()])
+    single = pipe(**second, **call, generator=generator())
     np.testing.assert_array_equal(each.frames[1], single.frames[0])
-    counted = [trace.settings["video"]["seed"] for trace in pipe(prompts, **CALL).traces]
-    assert counted == [0, 1]
+    counted = [trace.settings["video"]["seed"] for trace in pipe(**given, **call, seed=3).traces]
+    assert counted == [3, 4]
 
 
-def test_embeddings_in_place_of_prompts(pipe):
+@torch.no_grad()
+def test_embeddings_in_place_of_prompts(pipe, pipelines):
     expected = pipe("a red circle", "a", **CALL)
     embeds, negative = pipe.encode_prompt("a red circle", "a", max_sequence_length=pipe.text_length)
-    video = pipe(prompt_embeds=embeds, negative_prompt_embeds=negative, **CALL)
-    assert torch.equal(video.latents, expected.latents)
-    half = pipe(prompt_embeds=embeds, negative_prompt="a", **CALL)
-    assert torch.equal(half.latents, expected.latents)
+    for given in ({"negative_prompt_embeds": negative}, {"negative_prompt": "a"}):
+        assert torch.equal(pipe(prompt_embeds=embeds, **given, **CALL).latents, expected.latents)
+    magi, call = pipelines["magi1"], CALLS["magi1"]
+    video = magi(prompt_embeds=magi.encode_prompt("a red circle"), **call)
+    assert torch.equal(video.latents, magi("a red circle", **call).latents)
 
 
-def test_callback_sees_every_step(pipe):
-    seen, blocks = [], {"ar_step": 1, "causal_block_size": 1}
-    pipe("a circle", **CALL, **blocks, callback_on_step_end=lambda *args: seen.append(args))
-    assert [step for _, step, _, _ in seen] == list(range(6))
-    assert all(made is pipe and 0 < timestep < 1000 for made, _, timestep, _ in seen)
-    assert [kwargs["latents"].shape[2] for *_, kwargs in seen] == [1, 2, 3, 3, 2, 1]
-    call = {**CALL, "output_type": "latent", "return_dict": False}
+@pytest.mark.parametrize("model", CALLS)
+def test_callback_sees_every_step(pipelines, model):
+    pipe, seen = pipelines[model], []
+    steps = pipe("a circle", **CALLS[model], callback_on_step_end=lambda *args: seen.append(args)).trace.steps
+    assert [step for _, step, _, _ in seen] == list(range(len(steps)))
+    assert all(made is pipe and 0 <= timestep < 1000 for made, _, timestep, _ in seen)
+    assert [kwargs["latents"].shape[2] for *_, kwargs in seen] == [len(step.events) for step in steps]
+    call = {**CALLS[model], "output_type": "latent", "return_dict": False}
     (latents,) = pipe("a circle", **call, callback_on_step_end=lambda *args: {"latents": 0 * args[3]["latents"]})
     assert not latents.any(), "as in diffusers, a callback may replace the latents"
 
@@ -122,44 +129,58 @@ def test_from_pipe_shares_components(checkpoint):
 
 IMAGE, PREFIX = Image.new("RGB", (32, 32)), torch.zeros(3, 5, 32, 32)
 REFUSED = {
-    "prompt:": {"prompt": None},
-    "prompt: expected one": {"prompt": []},
-    "prompt: expected str": {"prompt": ["a", 5]},
-    "prompt: expected words": {"prompt": "&nbsp;"},
-    "negative_prompt:": {"negative_prompt": ["a", "b"]},
-    "negative_prompt: expected guidance": {"negative_prompt": "a", "guidance_scale": 1},
-    "negative_prompt: expected words": {"negative_prompt": "&nbsp;"},
-    "prompt_embeds:": {"prompt": None, "prompt_embeds": torch.zeros(3, 4)},
-    "prompt_embeds: expected \\[4, 16": {"prompt": None, "prompt_embeds": torch.zeros(1, 4, 9)},
-    "generator:": {"generator": [generator(), generator()]},
-    "generator: expected Generator": {"generator": 5},
-    "num_videos_per_prompt:": {"num_videos_per_prompt": 0},
-    "num_videos_per_prompt: expected int": {"num_videos_per_prompt": 1.5},
-    "output_type:": {"output_type": "gif"},
-    "image:": {"image": 5},
-    "image: expected no video": {"image": IMAGE, "video": PREFIX},
-    "video: expected overlap_history": {"video": PREFIX, "overlap_history": 9},
-    "trace:": {"num_videos_per_prompt": 2, "trace": flowcache.Trace()},
-    ".*bogus": {"bogus": 5},
-    "height": {"height": 33},
-    "image: expected a float": {"image": PREFIX.to(torch.uint8)},
-    "image must": {"image": torch.zeros(3, 1, 16, 16)},
-    "prefix must have 4": {"image": PREFIX[:, :4]},
-    "last must be one": {"last_image": PREFIX},
-    "last_image:": {"last_image": torch.full((3, 1, 32, 32), torch.nan)},
-    "settings:": {"settings": {"height": 32}},
-    "cache:": {"cache": "fast"},
-    "streaming needs use_compress": {"streaming": True, "ar_step": 2, "cache": method_config("causal")},
-    "streaming needs ar_step": {"streaming": True, "ar_step": 0},
-    "num_frames": {"image": torch.zeros(3, 9, 32, 32)},
+    "skyreels_v2": {
+        "prompt:": {"prompt": None},
+        "prompt: expected one": {"prompt": []},
+        "prompt: expected str": {"prompt": ["a", 5]},
+        "prompt: expected words": {"prompt": "&nbsp;"},
+        "negative_prompt:": {"negative_prompt": ["a", "b"]},
+        "negative_prompt: expected guidance": {"negative_prompt": "a", "guidance_scale": 1},
+        "negative_prompt: expected words": {"negative_prompt": "&nbsp;"},
+        "prompt_embeds:": {"prompt": None, "prompt_embeds": torch.zeros(3, 4)},
+        "prompt_embeds: expected \\[4, 16": {"prompt": None, "prompt_embeds": torch.zeros(1, 4, 9)},
+        "generator:": {"generator": [generator(), generator()]},
+        "generator: expected Generator": {"generator": 5},
+        "num_videos_per_prompt:": {"num_videos_per_prompt": 0},
+        "num_videos_per_prompt: expected int": {"num_videos_per_prompt": 1.5},
+        "output_type:": {"output_type": "gif"},
+        "image:": {"image": 5},
+        "image: expected no video": {"image": IMAGE, "video": PREFIX},
+        "video: expected overlap_history": {"video": PREFIX, "overlap_history": 9},
+        "trace:": {"num_videos_per_prompt": 2, "trace": flowcache.Trace()},
+        ".*bogus": {"bogus": 5},
+        "height": {"height": 33},
+        "image: expected a float": {"image": PREFIX.to(torch.uint8)},
+        "image must": {"image": torch.zeros(3, 1, 16, 16)},
+        "prefix must have 4": {"image": PREFIX[:, :4]},
+        "last must be one": {"last_image": PREFIX},
+        "last_image:": {"last_image": torch.full((3, 1, 32, 32), torch.nan)},
+        "settings:": {"settings": {"height": 32}},
+        "cache:": {"cache": "fast"},
+        "streaming needs use_compress": {"streaming": True, "ar_step": 2, "cache": method_config("causal")},
+        "streaming needs ar_step": {"streaming": True, "ar_step": 0},
+        "num_frames": {"image": torch.zeros(3, 9, 32, 32)},
+    },
+    "magi1": {
+        "image: expected no video": {"image": IMAGE, "video": torch.zeros(3, 8, 32, 48)},
+        "video: expected at least 4": {"video": torch.zeros(3, 3, 32, 48)},
+        "prompt_embeds:": {"prompt": None, "prompt_embeds": torch.zeros(1, 4, 9)},
+        "cache:": {"cache": "fast"},
+        "cache.bidirectional|cache.whole_window": {"cache": FlowCacheConfig(whole_window=True)},
+        "guidance_scale:": {"guidance_scale": 3.0},
+        "special_tokens:": {"switches": CaptionSwitches(static=True)},
+        "video_size_h": {"height": 33},
+        ".*bogus": {"bogus": 5},
+        ".*negative_prompt": {"negative_prompt": "a"},
+    },
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_wrong_arguments_are_named(pipe, monkeypatch, name):
-    monkeypatch.setattr(pipe, "encode_prompt", None)  # nothing may have begun
-    with pytest.raises((TypeError, ValueError), match=f"^{name}"):
-        pipe(**{"prompt": "a", **CALL, **REFUSED[name]})
+@pytest.mark.parametrize(("model", "match", "given"), [(m, *case) for m, of in REFUSED.items() for case in of.items()])
+def test_wrong_arguments_are_named(pipelines, model, match, given):
+    call = {"prompt": "a", **CALLS[model], **given}
+    with pytest.raises((TypeError, ValueError), match=f"^({match})"):
+        pipelines[model](**call)
 
 
 @pytest.mark.parametrize(
