@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,11 +59,15 @@ def quantised(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in case_names("keys_", "magi1") if "vae" not in name])
-def test_names_shapes_and_types_of_the_official_models(name):
+def test_configurations_names_shapes_and_types_of_the_official_models(name, tmp_path):
     info = magi_case(name).info
-    known, config = [key.name for key in fields(ModelSection)], info["config"]
-    model = new_transformer(ModelSection(**{k: v for k, v in config["model_config"].items() if k in known}))
-    shapes = official_shapes(model, config["engine_config"]["fp8_quant"])
+    path, content = tmp_path / "config.json", info["config"]
+    path.write_text(json.dumps(content))
+    config = MagiConfig.from_file(path)
+    assert list(config.runtime_config.noise2clean_kvrange) == content["runtime_config"]["noise2clean_kvrange"]
+    assert config.engine_config.distill == content["engine_config"]["distill"]
+    model = new_transformer(config.model_config)
+    shapes = official_shapes(model, config.engine_config.fp8_quant)
     assert shapes == {key: tuple(tensor["shape"]) for key, tensor in info["tensors"].items()}
     promoted = {k for k, t in info["tensors"].items() if t["dtype_after_promoter"] == "float32"}
     kept = {official_key(k) for k in model.state_dict() if model.keeps_fp32(k)}

@@ -1,5 +1,6 @@
 """The settings that options and files of both models come to, and the names of the videos."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -80,6 +81,32 @@ def test_keys_of_the_original_mean_what_they_say(tmp_path, monkeypatch, caplog):
 def test_switches_need_no_value(magi):
     given = magi.read("--log", "--print_peak_memory", "--log", "false")
     assert given.pick(("log", "print_peak_memory")) == {"log": False, "print_peak_memory": True}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"runtime_config": {"num_step": 16}}', "num_step; did you mean num_steps?"),
+        ('{"runtime": {}}', "runtime; did you mean runtime_config?"),
+        ('{"runtime_config": 3}', "named values"),
+        ("[1]", "named values"),
+        ("{", "JSON"),
+    ],
+)
+def test_wrong_configurations_are_refused_by_the_key(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f".*{re.escape(message)}.*$"):
+        MagiConfig.from_file(path)
+
+
+def test_keys_of_any_section_can_be_overridden_and_some_have_no_effect(weights):
+    keys = {"num_steps": 16, "hidden_size": 64, "kv_offload": True, "clean_t": "1e-2"}
+    keys |= {"enable_cuda_graph": True, "ulysses_overlap_degree": 2, "cp_size": 2, "cp_strategy": "x"}
+    config = MagiConfig.from_file(weights, keys)
+    runtime, engine = config.runtime_config, config.engine_config
+    assert (runtime.num_steps, config.model_config.hidden_size, runtime.clean_t) == (16, 64, 0.01)
+    assert engine.kv_offload and engine.unused == ["cp_size", "ulysses_overlap_degree", "enable_cuda_graph"]
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (MAGI / "config").rglob("*.json")))
