@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -248,40 +248,32 @@ def test_models_of_another_kind(copy, key, value):
     assert str(value) in message or key in message
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """Answers of the Hub: a folder, or an error that it raises; its cache is empty."""
-    answers: dict[str, Any] = {"patterns": []}
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+def test_all_that_is_needed_is_downloaded_and_checked(copy, monkeypatch, layout):
+    """The Hub's cache is empty."""
+    folder, asked = copy(layout), []
+    model_id = checkpoint.OFFICIAL[0] + ("-Diffusers" if layout == "diffusers" else "")
 
     def download(repository: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
-        answers["patterns"] = allow_patterns
+        asked.append((repository, allow_patterns))
         if local_files_only:
             raise LocalEntryNotFoundError("empty")
-        if isinstance(answers[repository], Exception):
-            raise answers[repository]
-        return str(answers[repository])
+        return str(folder)
 
     monkeypatch.setattr(flowcache.hub, "snapshot_download", download)
     monkeypatch.setattr(flowcache.hub.HfApi, "repo_info", lambda *_, **options: options["timeout"])
-    return answers
-
-
-@pytest.mark.parametrize("layout", ["original", "diffusers"])
-def test_download_asks_for_all_that_is_needed(folders, hub, layout):
-    model_id = checkpoint.OFFICIAL[0] + ("-Diffusers" if layout == "diffusers" else "")
-    hub[model_id] = folders[layout]
     load_components(resolve_model(model_id))
-    files = [str(path.relative_to(folders[layout])) for path in folders[layout].rglob("*") if path.is_file()]
+    files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     useless = ["README.md", "assets/logo.gif", "transformer/diffusion_pytorch_model.bin", "other.pth"]
-    assert set(filter_repo_objects([*files, *useless], allow_patterns=hub["patterns"])) == set(files)
-
-
-def test_failed_and_incomplete_downloads(copy, hub):
-    hub[checkpoint.OFFICIAL_DEFAULT] = ConnectionError("first line\nsecond line")
-    with pytest.raises(OSError, match=checkpoint.OFFICIAL_DEFAULT) as error:
-        load_components(resolve_model("auto", "cuda"))
-    assert "\n" not in str(error.value) and isinstance(error.value.__cause__, ConnectionError)
-    hub[checkpoint.OFFICIAL_DEFAULT] = copy("diffusers")
-    (hub[checkpoint.OFFICIAL_DEFAULT] / DIFFUSERS_WEIGHTS).unlink()
-    with pytest.raises(ValueError, match=DIFFUSERS_WEIGHTS):
-        load_components(resolve_model("auto", "cuda"))
+    repository, patterns = asked[-1]
+    assert repository == model_id
+    assert set(filter_repo_objects([*files, *useless], allow_patterns=patterns)) == set(files)
+    missing = {"original": conversion.VAE_FILE, "diffusers": DIFFUSERS_WEIGHTS}[layout]
+    (folder / missing).unlink()
+    with pytest.raises(ValueError, match=missing):
+        load_components(resolve_model(model_id))
+    error = ConnectionError("first line\nsecond line")
+    monkeypatch.setattr(flowcache.hub.HfApi, "repo_info", Mock(side_effect=error))
+    with pytest.raises(OSError, match=r"^model_id: .*ConnectionError") as raised:
+        load_components(resolve_model(model_id))
+    assert "\n" not in str(raised.value) and raised.value.__cause__ is error
