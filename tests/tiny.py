@@ -1,14 +1,13 @@
-"""Tiny models: that of the references, whole checkpoints with random weights, and one with a NaN."""
+"""Tiny models: that of the references, and whole checkpoints with random weights."""
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 from reference import Case
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
@@ -83,14 +82,3 @@ def write_tiny_magi(root: Path) -> Path:
     config = MagiConfig(model_config=section, runtime_config=runtime, engine_config=EngineSection(distill=True))
     path.write_text(json.dumps(asdict(config)))
     return path
-
-
-def with_nan(folder: Path, target: Path, tensor: str) -> Path:
-    """Copy a checkpoint and break the first number of one tensor, named by its end; returns the copy."""
-    shutil.copytree(folder, target)
-    files = sorted(target.rglob("*.safetensors"))
-    path, name = next((path, name) for path in files for name in load_file(path) if name.endswith(tensor))
-    weights = load_file(path)
-    weights[name].view(-1)[0] = torch.nan
-    save_file(weights, path, metadata={"format": "pt"})
-    return target
