@@ -11,7 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from layouts import DIFFUSERS_WEIGHTS, SHARD, change, on_meta, random_text_encoder, shapes, wan_t5_names
 from reference import Case, case_names
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny import tiny_transformer
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
@@ -226,16 +226,13 @@ def test_missing_file_is_named(copy, name):
 
 def test_missing_shard_of_an_index_is_named(copy):
     folder = copy("diffusers")
-    weights = folder / DIFFUSERS_WEIGHTS
-    shards = [weights.with_name(SHARD.format(number)) for number in (1, 2)]
-    weights.rename(shards[0])
-    first, *rest = sorted(load_file(shards[0]))
-    index = {"weight_map": dict.fromkeys(rest, shards[0].name) | {first: shards[1].name}}
-    weights.with_name(f"{weights.name}.index.json").write_text(json.dumps(index))
-    assert f"lacks transformer/{shards[1].name}." in load_error(folder)
-    save_file({first: load_file(shards[0])[first]}, shards[1], metadata={"format": "pt"})
-    change(shards[0], lambda tensors: tensors.pop(first))
-    load_components(resolve_model(str(folder)))
+    transformer = load_components(resolve_model(str(folder)))["transformer"]
+    (folder / DIFFUSERS_WEIGHTS).unlink()
+    transformer.save_pretrained(folder / "transformer", max_shard_size="20KB")
+    assert_same_weights(load_components(resolve_model(str(folder)))["transformer"], transformer)
+    *_, shard = sorted(folder.glob("transformer/*.safetensors"))
+    shard.unlink()
+    assert f"lacks transformer/{shard.name}." in load_error(folder)
 
 
 @pytest.mark.parametrize(
