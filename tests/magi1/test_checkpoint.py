@@ -323,7 +323,12 @@ def test_on_cuda_a_missing_folder_is_refused_with_the_command_that_gets_it(confi
     assert resolve_model(configure(load=LOAD), device="cuda").config.runtime_config.load == LOAD
 
 
-def test_auto_takes_the_official_weights_only_where_they_fit(weights, monkeypatch, tmp_path):
+def test_auto_takes_the_official_weights_only_where_they_fit(weights, monkeypatch, caplog, tmp_path):
+    caplog.set_level("INFO")
+    for model in ("auto", "small"):
+        load_pipeline(resolve_model(weights, model=model, device="cpu"), "cpu")
+    levels = [record.levelname for record in caplog.records if "small checkpoint" in record.message]
+    assert levels == ["WARNING", "INFO"]
     monkeypatch.setattr(model_source, "SMALL", tmp_path / "small")
     with pytest.raises(ValueError, match="no folder"):
         resolve_model(weights, model="small")

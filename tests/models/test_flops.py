@@ -5,6 +5,7 @@ import torch
 from cases import random_model
 from diffusers import SkyReelsV2Transformer3DModel
 from layouts import on_meta
+from tiny import SIZES
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,9 +17,7 @@ from magi1.guidance import DistilledGuidance, ThreeWayGuidance
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel, transformer_flops
 from skyreels_v2.paper_flops import FLOPS, paper_flops
 
-TEXT_TOKENS, TEXT_WIDTH = 12, 16
-SIZES = {"num_attention_heads": 2, "attention_head_dim": 24, "in_channels": 4, "out_channels": 4}
-SIZES |= {"text_dim": TEXT_WIDTH, "freq_dim": 32, "ffn_dim": 96, "num_layers": 2}
+TEXT_TOKENS = 12
 
 
 def count(model, item: ChunkInput, tokens: int, chunks: int, edges: bool = True) -> list[int]:
@@ -39,7 +38,7 @@ def count(model, item: ChunkInput, tokens: int, chunks: int, edges: bool = True)
 @pytest.mark.parametrize("branches", [1, 2])
 def test_flops_of_a_block_of_skyreels(branches):
     transformer = SkyReelsV2Transformer3DModel(**SIZES)
-    embeds = torch.randn(branches, TEXT_TOKENS, TEXT_WIDTH)
+    embeds = torch.randn(branches, TEXT_TOKENS, SIZES["text_dim"])
     model = SkyReelsV2ChunkModel(transformer, embeds, (16, 16), 4, guidance_scale=2.0)
     tokens = model.num_tokens(2)
     once, again = count(model, ChunkInput(1, 2, torch.randn(4, 2, 16, 16), (500.0, 500.0)), tokens, 2)

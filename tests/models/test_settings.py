@@ -10,8 +10,6 @@ import torch
 from PIL import Image
 from programs import FOLDERS, Program, cases
 
-import magi1
-import skyreels_v2
 from flowcache.video import VideoWriter
 from magi1.config import MagiConfig
 
@@ -195,17 +193,3 @@ def test_a_name_is_that_of_the_content_and_not_of_paths(skyreels, checkpoint, tm
     weights = Path("moved") / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert name("other.png", "moved") != red
-
-
-@pytest.mark.parametrize("model", FOLDERS)
-def test_the_small_checkpoint_in_place_of_the_official_one_is_a_warning(model, weights, caplog):
-    def load(name):
-        if model == "skyreels_v2":
-            return skyreels_v2.load_pipeline(name, "cpu")
-        return magi1.load_pipeline(magi1.resolve_model(weights, model=name, device="cpu"), "cpu")
-
-    with caplog.at_level("INFO"):
-        load("auto")
-        load("small")
-    levels = [record.levelname for record in caplog.records if "small checkpoint" in record.message]
-    assert levels == ["WARNING", "INFO"]

@@ -174,12 +174,14 @@ def test_parts_must_fit(copy, monkeypatch):
     assert "text_dim" in load_error(folder)
 
 
-@pytest.mark.parametrize("name", ["auto", "small"])
-def test_small_on_cpu(folders, monkeypatch, tmp_path, name):
+@pytest.mark.parametrize(("name", "level"), [("auto", "WARNING"), ("small", "INFO")])
+def test_small_on_cpu(folders, monkeypatch, caplog, tmp_path, name, level):
+    caplog.set_level("INFO")
     monkeypatch.setattr(checkpoint, "SMALL", folders["diffusers"])
     source = resolve_model(name, "cpu")
     assert (source.path, source.layout, source.family) == (folders["diffusers"], "diffusers", "small")
-    assert source.is_substitute == (name == "auto")
+    load_components(source)
+    assert caplog.records[0].levelname == level and "small checkpoint" in caplog.text
     assert resolve_model(str(folders["diffusers"])).family == "small"
     monkeypatch.setattr(checkpoint, "SMALL", tmp_path / "none")
     assert f"model_id {name}" in load_error(name)
@@ -206,20 +208,17 @@ def test_unknown_ids(tmp_path):
     assert "model_index.json" in message and "config.json" in message
 
 
-MISSING = {
-    conversion.VAE_FILE: "original",
-    "google/umt5-xxl/tokenizer_config.json": "original",
-    SHARD.format(1): "original",
-    SHARD.format(2): "original",
-    DIFFUSERS_WEIGHTS: "diffusers",
-    "text_encoder/config.json": "diffusers",
-    "scheduler/scheduler_config.json": "diffusers",
-}
-
-
-@pytest.mark.parametrize("name", MISSING)
-def test_missing_file_is_named(copy, name):
-    folder = copy(MISSING[name])
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        ("original", "google/umt5-xxl/tokenizer_config.json"),
+        ("diffusers", "text_encoder/config.json"),
+        ("diffusers", "scheduler/scheduler_config.json"),
+        *(file[:2] for file in FILES),
+    ],
+)
+def test_missing_file_is_named(copy, layout, name):
+    folder = copy(layout)
     (folder / name).unlink()
     assert load_error(folder) == f"The model folder {folder} lacks {name}."
 
