@@ -1,20 +1,31 @@
 """The pipelines as users of diffusers call them."""
 
+import copy
+from dataclasses import replace
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
 from diffusers import SkyReelsV2DiffusionForcingPipeline
 from diffusers.utils import export_to_video
 from PIL import Image
+from torch._dynamo.testing import CompileCounter
 
 import flowcache
+import magi1
 from flowcache import FlowCacheConfig, KVCompressionConfig, VideoOutput
 from flowcache.reuse import ChunkwiseReuse, Interval
-from flowcache.video import probe_video, to_uint8
-from magi1.captions import CaptionSwitches
+from flowcache.video import probe_video, to_float, to_uint8
+from magi1 import MagiConfig, MagiPipeline
+from magi1 import method_config as magi_config
+from magi1.attention import TextBank
+from magi1.captions import CaptionSwitches, SpecialTokens
 from skyreels_v2 import FlowCacheSkyReelsV2Pipeline, VideoSettings, method_config
 from skyreels_v2.codec import VideoCodec
 
+#: Options of the method of MAGI-1 that compute some steps only.
+DISTANCE = {"threshold": 0.2, "warmup_steps": 1}
 CALL = {"num_frames": 9, "height": 32, "width": 32, "num_inference_steps": 4, "guidance_scale": 3.0}
 #: Calls of both models in chunks of one latent frame.
 CALLS = {"skyreels_v2": {**CALL, "ar_step": 1, "causal_block_size": 1}}
@@ -28,6 +39,11 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.fixture
 def pipe(checkpoint):
     return FlowCacheSkyReelsV2Pipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+
+
+@pytest.fixture
+def magi_pipe(pipelines):
+    return pipelines["magi1"]
 
 
 def test_output_types_agree(pipe, tmp_path):
@@ -203,3 +219,119 @@ def test_lost_words_are_a_warning_and_in_the_trace(pipe, caplog):
         assert pipe("a zebra", "a" + " circle" * 8, **CALL).trace.settings["prompt_losses"] == lost
     records = [record for record in caplog.records if record.name == "flowcache.prompts"]
     assert [record.levelname for record in records] == ["WARNING"] * 2
+
+
+def make(pipe, method="vanilla", options=(), base=False, **changes) -> VideoOutput:
+    """A video of MAGI-1 in four steps; ``base``: with the guidance of base models."""
+    config, given = pipe.model_defaults, {"output_type": "latent", "num_steps": 4, **changes}
+    if base:
+        runtime, engine = replace(config.runtime_config, cfg_number=3), replace(config.engine_config)
+        config = MagiConfig(runtime_config=runtime, engine_config=replace(engine, distill=False))
+    return pipe("a red circle", config=config, cache=magi_config(method, **dict(options)), **given)
+
+
+@pytest.mark.parametrize("num_frames", [4, 30])
+@pytest.mark.parametrize("method", magi1.METHODS)
+def test_chunks_of_every_length_come_one_by_one(magi_pipe, num_frames, method):
+    parts = list(magi_pipe.stream("a circle", cache=magi_config(method), num_frames=num_frames))
+    assert [part.frames.shape[1] for part in parts] == {4: [4], 30: [8, 8, 8, 6]}[num_frames]
+    assert all(part.frames.isfinite().all() for part in parts)
+
+
+@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize(
+    ("width", "given", "num_frames"), [(2, 4, 32), (2, 8, 32), (2, 15, 36), (6, 20, 28), (1, 8, 32), (1, 0, 32)]
+)
+def test_a_given_video_is_not_repeated(magi_pipe, base, width, given, num_frames):
+    """Also where a single latent frame is all that it leaves of a chunk."""
+    changes = {"chunk_width": width, "num_frames": num_frames, "output_type": "np"}
+    if given:
+        changes["video"] = torch.rand(3, given, 32, 32) * 2 - 1
+    video = make(magi_pipe, "flowcache", DISTANCE, base, **changes)
+    assert video.frames.shape == (1, num_frames, 32, 32, 3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk_width", [1, 2, 6])
+@pytest.mark.parametrize("num_frames", [1, 4, 32])
+def test_a_video_begins_with_a_given_image(magi_pipe, chunk_width, num_frames):
+    image, size = Image.new("RGB", (32, 32), "red"), {"chunk_width": chunk_width, "num_frames": num_frames}
+    video = make(magi_pipe, "flowcache", image=image, output_type="np", **size)
+    assert video.frames.shape[1] == num_frames
+    assert torch.equal(video.latents[0, :, :1], magi_pipe._encode(to_float(np.array(image)[None])))
+
+
+def test_projections_of_a_caption_are_kept_no_longer_than_needed(magi_pipe, monkeypatch):
+    held, forget = [], TextBank.forget_before
+
+    def watched(bank, caption):
+        forget(bank, caption)
+        held.append(len({text for _, text in bank.keys_values}))
+
+    monkeypatch.setattr(TextBank, "forget_before", watched)
+    tokens = SpecialTokens(torch.randn(100, 16), torch.randn(1, 16), torch.randn(1, 16))
+    make(magi_pipe, num_frames=96, switches=CaptionSwitches(duration=True), special_tokens=tokens)
+    assert max(held) <= 4 + 1, "those of a window's chunks, and the null caption"
+
+
+@pytest.mark.parametrize("change", ["save", "bf16", "fp8", "offload", "stages", "compile"])
+def test_what_diffusers_does_with_models(magi_pipe, change, tmp_path, monkeypatch):
+    pipeline = copy.deepcopy(magi_pipe)
+    plain, transformer, most = make(pipeline).latents, pipeline.transformer, 0.3
+    bands = transformer.rotary_bands.clone()
+    if change == "save":
+        pipeline.save_pretrained(tmp_path)
+        pipeline, most = MagiPipeline.from_pretrained(tmp_path), 0
+        assert pipeline.model_defaults.runtime_config.num_steps == 8
+    elif change == "bf16":
+        pipeline.to(torch.bfloat16)
+    elif change == "fp8":
+        transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    elif change == "offload":
+        monkeypatch.setattr("diffusers.pipelines.pipeline_utils.empty_device_cache", lambda *_: None)
+        pipeline.enable_model_cpu_offload(device="cpu")
+        most = 0
+    elif change == "stages":
+        pipeline.enable_stage_offload("cpu:0")
+        most = 0
+    else:
+        torch._dynamo.reset()
+        transformer.compile_repeated_blocks(backend=(counter := CompileCounter()))
+        make(pipeline)
+        few, most = counter.frame_count, 1e-5
+        make(pipeline, num_frames=64)
+        assert counter.frame_count == few, "not again for more chunks, steps and layers"
+    error = (make(pipeline).latents - plain).norm() / plain.norm()
+    assert (change in ("bf16", "fp8")) <= (error > 0) and error <= most
+    assert torch.equal(pipeline.transformer.rotary_bands, bands), "what must stay in fp32 is not rounded"
+
+
+@pytest.mark.parametrize("name", ["embed", "head", "condition", "rotary", "embed_caption", "encode", "decode"])
+def test_offload_moves_models_for_every_call(magi_pipe, name):
+    part = copy.deepcopy(magi_pipe.vae if name in ("encode", "decode") else magi_pipe.transformer)
+    part._hf_hook = Mock(pre_forward=Mock(side_effect=InterruptedError))
+    with pytest.raises(InterruptedError):
+        getattr(part, name)()
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_threshold_zero_is_vanilla(magi_pipe, base):
+    vanilla, zero = make(magi_pipe, base=base), make(magi_pipe, "flowcache", {**DISTANCE, "threshold": 0}, base)
+    assert torch.equal(vanilla.latents, zero.latents)
+    if base:
+        assert not torch.equal(make(magi_pipe, base=True, guidance_scale=1).latents, vanilla.latents)
+    assert zero.trace.reuse_ratio == 0
+    assert vanilla.trace.flops["actual"] == pytest.approx(vanilla.trace.flops["vanilla"])
+
+
+def test_weights_are_loaded_as_the_caller_says(weights):
+    offloading = MagiPipeline.from_config_file(weights, "cpu", kv_offload=True, num_frames=8)
+    trace = offloading("a circle", cache=magi_config(kv_bits=8)).trace
+    assert trace.settings["reuse"]["storage"] == {"bits": 8, "offload": True}
+    flowcache.enable(offloading, preset="turbo", kv_budget=1, kv_bits=8)
+    trace = offloading("a circle", num_frames=32).trace
+    assert trace.settings["reuse"]["compression"]["budget"] == 1 and trace.reuse_ratio > 0
+    with pytest.raises(ValueError, match="prefix"):
+        next(offloading.stream("a", prefix=torch.zeros(3, 6, 32, 32)))
+    with pytest.raises(ValueError, match="bogus"):
+        MagiPipeline.from_config_file("config/single_run/4.5B_distill.json", bogus=1)
