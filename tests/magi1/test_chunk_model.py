@@ -26,16 +26,13 @@ from magi1.layers import rotate
 from magi1.transformer import MagiAttention, MagiTransformer3DModel
 
 
-def item(chunk: int, local_step: int) -> ChunkInput:
-    return ChunkInput(chunk, chunk, torch.zeros(4, 1, 4, 4), (0.0,), local_step)
-
-
 @pytest.mark.parametrize("window", [1, 2, 4, 8])
 def test_only_the_oldest_live_chunk_runs_without_context(window):
     schedule = StaircaseSchedule(6, 16, 16 // window)
     model = random_model(schedule)
     for live in schedule:
-        runs = {c: len(model._branches(item(c, k))) for c, k in live.items()}
+        chunks = [ChunkInput(chunk, chunk, torch.zeros(4, 1, 4, 4), (0.0,), step) for chunk, step in live.items()]
+        runs = {chunk.chunk: len(model._branches(chunk)) for chunk in chunks}
         nearly_clean = model.timetable.timestep(max(live.values())) > 0.3
         assert runs == {c: 2 if nearly_clean and c == min(live) else 1 for c in live}
 

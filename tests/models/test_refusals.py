@@ -40,7 +40,6 @@ rel_l1_thresh effect vanilla: --rel_l1_thresh=0.1 --method vanilla
 preset effect interval: --compress_kv_cache true --preset quality --interval 3
 total_cache_chunk_nums effect compress_kv_cache: --total_cache_chunk_nums 6
 score_weighting_method effect: --compress --compress_strategy frame --score_weighting_method gaussian
-power effect: --compress_kv_cache true --power 2
 scorer: --compress_kv_cache true --scorer sink_window --scorer_option sinks=1
 text_scales effect cfg_number: --text_scales "[0, 0, 0, 0, 0]"
 shortcut_mode effect num_steps: --shortcut_mode 16,16,8

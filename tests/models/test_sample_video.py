@@ -36,9 +36,8 @@ def physics(tmp_path):
         videos.mkdir(parents=True)
         lines = ["scenario,description,generated_video_name"]
         for number, length in enumerate(lengths, 1):
-            with VideoWriter(
-                videos / f"{number:04}_conditioning-videos_8FPS_perspective-left_take-1_roll.mp4", 8
-            ) as writer:
+            path = videos / f"{number:04}_conditioning-videos_8FPS_perspective-left_take-1_roll.mp4"
+            with VideoWriter(path, 8) as writer:
                 writer.write(np.full((length, 32, 64, 3), 200, np.uint8))
             lines.append(f"{number:04}_perspective-left_take-1_roll.mp4,a roll,{number:04}_perspective-left_roll.mp4")
         (tmp_path / "physics" / "descriptions.csv").write_text("\n".join(lines))
