@@ -184,7 +184,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         check_config(cache, TRAITS)
         runtime, engine = config.runtime_config, config.engine_config
         if engine.kv_offload:
-            cache = replace(cache, storage=replace(cache.storage or KVStorageConfig(), offload=True))
+            cache = replace(cache, storage=KVStorageConfig(bits=cache.storage and cache.storage.bits, offload=True))
         if prefix is not None:
             prefix = as_frames("prefix", prefix, runtime.video_size_h, runtime.video_size_w)
             if (count := prefix.shape[1]) != 1 and count % FRAMES:

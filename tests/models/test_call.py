@@ -326,7 +326,7 @@ def test_weights_are_loaded_as_the_caller_says(weights):
     offloading = MagiPipeline.from_config_file(weights, "cpu", kv_offload=True, num_frames=8)
     trace = offloading("a circle", cache=magi_config(kv_bits=8)).trace
     assert trace.settings["reuse"]["storage"] == {"bits": 8, "offload": True}
-    flowcache.enable(offloading, preset="turbo", kv_budget=1, kv_bits=8)
+    flowcache.enable(offloading, preset="turbo", kv_budget=1)
     trace = offloading("a circle", num_frames=32).trace
     assert trace.settings["reuse"]["compression"]["budget"] == 1 and trace.reuse_ratio > 0
     with pytest.raises(ValueError, match="prefix"):
