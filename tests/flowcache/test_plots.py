@@ -1,6 +1,5 @@
 """Pictures: of single traces, of several methods, and of whole folders."""
 
-from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -14,30 +13,26 @@ from synthetic_run import PROMPTS, SAMPLES, make_run, make_trace
 from flowcache import plots
 from flowcache.benchmark import __main__ as program
 from flowcache.benchmark.runs import find_model_runs
-from flowcache.plots import Point, cache_over_time, comparisons, race, style, tradeoff
-from flowcache.plots.comparisons import pareto_front
+from flowcache.plots import Point, comparisons, race, style
 from flowcache.plots.race import Runner, finished_parts, write_race
 from flowcache.schedule import StaircaseSchedule
 from flowcache.trace import ChunkEvent, Trace, WindowRecord
 from flowcache.video import contact_sheet, read_image, read_video
 
-THRESHOLD = 0.15
 
-
-def make_run_trace(chunks=5, num_steps=30, stride=10, windows=1, given=1, adaptive=True):
-    """A run whose chunks change much at first and at last, as real ones do."""
-    trace = Trace(method="flowcache", settings={"reuse": {"threshold": THRESHOLD}}, seconds={"denoise": 12.3})
+def make_run_trace(chunks=5, num_steps=30, stride=10, windows=1, adaptive=True):
+    """A run that computes a chunk whenever three distances reach the threshold, or at all its steps."""
+    trace = Trace(method="flowcache", settings={"reuse": {"threshold": 0.15}}, seconds={"denoise": 12.3})
     for window in range(windows):
-        first, accumulated = given if window else 0, dict.fromkeys(range(chunks), 0.0)
+        first = 2 if window else 0
         trace.begin_window(WindowRecord(num_steps, stride, first, [5] * chunks))
         for step, live in enumerate(StaircaseSchedule(chunks, num_steps, stride, first)):
-            events = [ChunkEvent(chunk, local, reused=False) for chunk, local in live.items()]
-            for place, event in enumerate(events):
-                if adaptive and 3 <= event.local_step < num_steps - 1:
-                    distance = (0.02 + 0.1 * (event.local_step / num_steps - 0.5) ** 2) * (1 + 0.05 * event.chunk)
-                    total = accumulated[event.chunk] + distance
-                    accumulated[event.chunk] = total if total < THRESHOLD else 0.0
-                    events[place] = replace(event, reused=total < THRESHOLD, distance=distance, accumulated=total)
+            events = [
+                ChunkEvent(chunk, local, local % 3 > 0, 0.05, 0.05 * (local % 3 or 3))
+                if adaptive and local > 2
+                else ChunkEvent(chunk, local, reused=False)
+                for chunk, local in live.items()
+            ]
             trace.add_step(step, events, 0.1, 100, {"actual": 3e13, "vanilla": 6e13})
     return trace
 
@@ -49,15 +44,9 @@ def share(path, colour):
     return (np.abs(pixels - wanted).max(axis=2) <= 2).mean()
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        *({"windows": 2}, {"chunks": 1, "stride": 0}, {"chunks": 40, "num_steps": 64, "stride": 6}),
-        {"num_steps": 10, "stride": 5, "windows": 12, "given": 2},
-    ],
-)
-def test_draws_runs_of_any_shape(tmp_path, shape):
-    trace = make_run_trace(**shape)
+@pytest.mark.parametrize(("chunks", "num_steps", "stride", "windows"), [(1, 30, 0, 1), (40, 64, 6, 1), (5, 10, 5, 12)])
+def test_draws_runs_of_any_shape(tmp_path, chunks, num_steps, stride, windows):
+    trace = make_run_trace(chunks, num_steps, stride, windows)
     for draw in (plots.reuse_map, plots.distance_curves, plots.step_distances):
         draw(trace, tmp_path / "a.png")
         width, height = Image.open(tmp_path / "a.png").size
@@ -94,11 +83,11 @@ def test_title_names_preset_figures_and_units():
     )
     assert style.run_title(Trace(flops={"actual": 2e12})) == "run\nreuse ratio 0.00  ·  2.00 TFLOPs"
     times = {0.04: "0.0 s", 60: "1 min 0 s", 7530: "2 h 5 min"}
-    assert [style.format_time(seconds) for seconds in times] == list(times.values())
+    assert {seconds: style.format_time(seconds) for seconds in times} == times
     flops = {0: "0 GFLOPs", 5e7: "0.0500 GFLOPs", 2.78e10: "27.8 GFLOPs", 1.234e17: "123 PFLOPs"}
-    assert [style.format_flops(number) for number in flops] == list(flops.values())
+    assert {number: style.format_flops(number) for number in flops} == flops
     savings = {0: "", 1.004e12: "same FLOPs as vanilla", 8e11: "1.25x more than vanilla"}
-    assert [style.format_saving(1e12, vanilla) for vanilla in savings] == list(savings.values())
+    assert {vanilla: style.format_saving(1e12, vanilla) for vanilla in savings} == savings
 
 
 def test_labels_of_a_tradeoff_touch_neither_points_nor_front_nor_each_other(tmp_path, monkeypatch):
@@ -106,7 +95,7 @@ def test_labels_of_a_tradeoff_touch_neither_points_nor_front_nor_each_other(tmp_
     monkeypatch.setattr(comparisons, "save_figure", lambda figure, path: figures.append(figure))
     names = ["vanilla", "TeaCache slow", "causal", "FlowCache quality", "FlowCache fast", "FlowCache turbo"]
     at = [(1, 40), (1.6, 34), (1.8, 33), (2.6, 33), (4, 28.5), (4.9, 25)]
-    points = [plots.Point(name, *place) for name, place in zip(names, at, strict=True)]
+    points = [Point(name, *place) for name, place in zip(names, at, strict=True)]
     plots.tradeoff({"PSNR": points}, "title", tmp_path / "a.png")
     (axis,) = figures[0].axes
     boxes = [Text.get_window_extent(text) for text in axis.texts]
@@ -142,7 +131,7 @@ def test_contact_sheet_shows_evenly_spaced_frames_and_difference_maps(tmp_path):
 
 def test_a_run_of_several_methods_gives_all_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(race, "_SECONDS", (0.5, 0.5))
-    make_run(tmp_path)
+    make_run(tmp_path / "abacus")
     find_model_runs(tmp_path)[0].measure("cpu")
     assert program.main(["plot", str(tmp_path), "--prompt", PROMPTS[1]]) == 0, capsys.readouterr().err
     names = {path.name for path in (tmp_path / "pictures" / "abacus").iterdir()}
@@ -162,23 +151,20 @@ def test_a_folder_of_single_runs_is_drawn_without_videos(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "message"),
     [
-        (None, "run_dir: "),
-        ({}, "has no *.trace.json"),
-        ({"broken.trace.json": "{"}, "broken.trace.json cannot be read as a trace"),
-        ({"a.trace.json": ""}, "prompt: expected one of a red circle"),
+        ("missing", "run_dir: "),
+        ("empty", "has no *.trace.json"),
+        ("broken", "a.trace.json cannot be read as a trace"),
+        ("whole", "prompt: expected one of a red circle"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(tmp_path, content, message, capsys):
-    folder = tmp_path / "run"
-    if content is not None:
-        folder.mkdir()
-    for name, text in (content or {}).items():
-        make_trace("vanilla", 1.0, SAMPLES[0]).save(folder / name)
-        if text:
-            (folder / name).write_text(text)
-    assert_refused(program.main(["plot", str(folder), "--prompt", "a hat"]), message, capsys)
+def test_bad_input_is_refused_in_one_sentence(tmp_path, name, message, capsys):
+    for folder in ("empty", "broken", "whole"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "broken" / "a.trace.json").write_text("{")
+    make_trace("vanilla", 1.0, SAMPLES[0]).save(tmp_path / "whole" / "a.trace.json")
+    assert_refused(program.main(["plot", str(tmp_path / name), "--prompt", "a hat"]), message, capsys)
 
 
 def test_a_viewer_plays_each_part_while_the_next_is_made():
@@ -211,14 +197,14 @@ def test_race_shows_the_fast_one_while_the_slow_one_computes(tmp_path, monkeypat
 
 def test_tradeoff_and_cache_are_drawn_or_refused(tmp_path):
     points = [Point("a", 1, 30), Point("b", 2, 25), Point("c", 1.5, 24), Point("d", 3, 10), Point("e", 3, 9)]
-    assert [point.label for point in pareto_front(points)] == ["a", "b", "d"]
-    assert [point.label for point in pareto_front(points, less_is_better=True)] == ["e"]
-    tradeoff({"PSNR": points, "LPIPS to vanilla": points}, "two", tmp_path / "a.png")
-    cache_over_time({"a": make_trace("vanilla", 3.0, SAMPLES[0])}, tmp_path / "b.png")
+    assert [point.label for point in comparisons.pareto_front(points)] == ["a", "b", "d"]
+    assert [point.label for point in comparisons.pareto_front(points, less_is_better=True)] == ["e"]
+    plots.tradeoff({"PSNR": points, "LPIPS to vanilla": points}, "two", tmp_path / "a.png")
+    plots.cache_over_time({"a": make_trace("vanilla", 3.0, SAMPLES[0])}, tmp_path / "b.png")
     assert Image.open(tmp_path / "a.png").size[0] > Image.open(tmp_path / "b.png").size[0]
     for traces in ({}, {"a": Trace()}):
         with pytest.raises(ValueError):
-            cache_over_time(traces, tmp_path / "c.png")
+            plots.cache_over_time(traces, tmp_path / "c.png")
     with pytest.raises(ValueError):
-        tradeoff({"PSNR": []}, "none", tmp_path / "c.png")
+        plots.tradeoff({"PSNR": []}, "none", tmp_path / "c.png")
     assert not (tmp_path / "c.png").exists()

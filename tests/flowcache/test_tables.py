@@ -26,7 +26,8 @@ FIRST = f"{PROMPTS[0]}-0"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of three methods, measured once."""
-    folder = make_run(tmp_path_factory.mktemp("run"), METHODS)
+    folder = tmp_path_factory.mktemp("run")
+    make_run(folder / "abacus", methods=METHODS)
     (folder / "command.txt").write_text("bash scripts/reproduce_tables.sh\nbash again.sh\n")
     return folder
 
