@@ -136,17 +136,13 @@ def test_two_runs_of_one_name_do_not_mix(tmp_path):
     assert len(read_video(tmp_path / "a.mp4")[0]) == 12
 
 
-@pytest.mark.parametrize(
-    ("shape", "kind", "fps"),
-    [
-        *(((2, 32, 32, 3), "u1", fps) for fps in (0, -1, float("nan"), float("inf"))),
-        *(((2, 32, 32, 3), float, 24), ((2, 3, 32, 32), "u1", 24)),
-        *(((32, 32, 3), "u1", 24), ((0, 32, 32, 3), "u1", 24)),
-    ],
-)
-def test_other_rates_and_frames_are_refused_and_leave_nothing(tmp_path, shape, kind, fps):
-    with pytest.raises(ValueError):
-        save(tmp_path / "a.mp4", np.zeros(shape, kind), fps=fps)
+def test_other_rates_and_frames_are_refused_and_leave_nothing(tmp_path):
+    frames = stripes()
+    wrong = [(frames, fps) for fps in (0, -1, float("nan"), float("inf"))]
+    wrong += [(other, 24) for other in (frames.astype(float), frames.transpose(0, 3, 1, 2), frames[0], frames[:0])]
+    for given, fps in wrong:
+        with pytest.raises(ValueError):
+            save(tmp_path / "a.mp4", given, fps=fps)
     assert names(tmp_path) == []
 
 
@@ -172,7 +168,7 @@ def test_failure_keeps_the_old_file_and_the_part(tmp_path, monkeypatch):
     assert names(tmp_path) == ["a.mp4"], "the next run clears the part away"
 
 
-@pytest.mark.parametrize("room", [0, 1, 40, 0.5, -2000, -1])
+@pytest.mark.parametrize("room", [0, 40, 9000, -2000, -1])
 def test_no_room_at_any_point_keeps_the_old_file(tmp_path, room):
     """A limit on file sizes, in bytes, fails where a full disk would: at a part or at the copy in the end."""
     path, parts = tmp_path / "a.mp4", np.split(moving(12), 4)
@@ -181,7 +177,7 @@ def test_no_room_at_any_point_keeps_the_old_file(tmp_path, room):
             writer.write(part)
         whole = writer.part_path.stat().st_size
     path.write_bytes(b"old")
-    limit = whole // 2 if room == 0.5 else room if room >= 0 else whole + room
+    limit = room if room >= 0 else whole + room
 
     def fail():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -229,16 +225,11 @@ def test_a_turned_file_of_ours_is_encoded_again(tmp_path):
     assert packets(tmp_path / "a.mp4") != packets(before)
 
 
-@pytest.mark.parametrize(
-    ("name", "fps", "count"),
-    [
-        *(("audio.mp4", 24, 48), ("rot90.mp4", 24, 48), ("vfr.mp4", 24, 117), ("audio.mp4", 12, 24)),
-        ("audio.mp4", Fraction(24000, 1001), 48),
-    ],
-)
-def test_other_files_are_encoded_again_at_the_new_rate_and_size(tmp_path, name, fps, count):
-    info = probe_video(save(tmp_path / "a.mp4", moving(3), fps=fps, before=FAULTS / name))
-    assert (info.num_frames, info.fps, info.height, info.width) == (count + 3, fps, *SIZE)
+def test_other_files_are_encoded_again_at_the_new_rate_and_size(tmp_path):
+    others = {("audio.mp4", 12): 24, ("audio.mp4", Fraction(24000, 1001)): 48, ("rot90.mp4", 24): 48}
+    for (name, fps), count in {**others, ("vfr.mp4", 24): 117}.items():
+        info = probe_video(save(tmp_path / "a.mp4", moving(3), fps=fps, before=FAULTS / name))
+        assert (info.num_frames, info.fps, info.height, info.width) == (count + 3, fps, *SIZE)
 
 
 def test_pixels_are_converted_clamped_scaled_and_cropped():
