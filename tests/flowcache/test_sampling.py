@@ -119,18 +119,6 @@ def test_repeated_failures_stop_the_process_and_come_last_in_the_next_run(tmp_pa
             sampling_in(tmp_path, errors=bad).run()
 
 
-def test_samples_that_cannot_be_made_are_all_named_at_the_start(tmp_path):
-    bad = dict.fromkeys((NAMES[1], NAMES[4]), LookupError("too short"))
-    with pytest.raises(SamplesFailed) as failure:
-        sampling_in(tmp_path, errors=bad).check()
-    assert all(f"{name}: too short" in str(failure.value) for name in bad)
-    assert contents(tmp_path) == [], "nothing is written before all is checked"
-    sampling = sampling_in(tmp_path, errors=bad, keep_going=True)
-    sampling.check()
-    with pytest.raises(SamplesFailed, match="4 of 6"):
-        sampling.run()
-
-
 @pytest.mark.parametrize("line", ["[1]", '{"name": []}', '{"name": "a shape-0", "file": 3}', "[" * 5000, "\xff"])
 def test_a_damaged_line_costs_one_video_only(tmp_path, line):
     manifest = tmp_path / "manifest.jsonl"
