@@ -81,10 +81,9 @@ def test_curves_interpolate_medians_and_are_compared_with_the_papers_rule(tmp_pa
     heights = {(5, 0.2): (20.0, 30.0), (3, 0.4): (40.0, 42.0), (2, 0.6): (44.0, 50.0)}  # dB of two captions
 
     def measure(name, lift=0.0):
+        found = [(*place, seed, pair[seed] + lift) for place, pair in heights.items() for seed in range(2)]
         return [
-            run_of(f"{name} | {value}", share, {policies.PLAIN: height + lift}, 1 - share, seed)
-            for (value, share), pair in heights.items()
-            for seed, height in enumerate(pair)
+            run_of(f"{name} | {n}", share, {policies.PLAIN: psnr}, 1 - share, seed) for n, share, seed, psnr in found
         ]
 
     curve = policies.Curve(name, measure(name))
@@ -101,13 +100,10 @@ def test_curves_interpolate_medians_and_are_compared_with_the_papers_rule(tmp_pa
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
-def test_slowdown_leaves_out_the_last_chunks():
+def test_a_long_video_and_its_slowdown_without_the_last_chunks(tmp_path):
     spent = ([1.0] * 36 + [0.1] * 3, [1 + i / 100 for i in range(103)], [1.0] * 9)
     found = [long_video.Measurement("plain", len(each) + 1, 100, 0, 0, each).slowdown for each in spent]
     assert found == [1.0, pytest.approx(1.945 / 1.045), None], "the last are too few"
-
-
-def test_a_long_video(tmp_path):
     named = {"model": "skyreels", "checkpoint": "small", "device": "cpu", "steps": 4, "budget": 4}
     args = argparse.Namespace(**named, outdir=tmp_path)
     found = [long_video.measure(args, (2, cache)) for cache in long_video.CACHES]
