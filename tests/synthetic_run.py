@@ -14,6 +14,7 @@ from flowcache.benchmark.ranks import Rank
 from flowcache.benchmark.sample_folder import Manifest
 from flowcache.benchmark.samples import Sample
 from flowcache.benchmark.sampling import Sampling
+from flowcache.schedule import StaircaseSchedule
 from flowcache.trace import ChunkEvent, Trace, WindowRecord
 from flowcache.video import VideoWriter
 
@@ -27,18 +28,22 @@ FLOPS = {"vanilla": 4e15, "flowcache:paper-fast": 1e15, "causal": 2e15}
 FINISHED = ["manifest.jsonl", "settings.json", "traces", "videos"]
 
 
-def make_trace(method: str, seconds: float, sample: Sample) -> Trace:
-    """Three chunks in a staircase; every other step of ``flowcache`` is reused, at a distance."""
+def make_trace(
+    method: str, seconds: float = 16.0, sample: Sample = SAMPLES[0], chunks=3, num_steps=4, stride=2, windows=1
+) -> Trace:
+    """Chunks in a staircase, two of them given in later windows; every other step of ``flowcache`` is reused."""
     trace = Trace(method=method, environment={"hardware": "abacus", "device": "cpu", "threads": "1"})
     trace.settings = {"prompt": sample.prompt, "video": {"seed": sample.seed}, "model": "beads"}
     trace.settings["reuse"] = {"whole_window": method == "vanilla", "threshold": 0.1}
-    trace.begin_window(WindowRecord(4, 2, 0, [2, 2, 2], kv_bytes=2**20))
-    for step in range(8):
-        live = [(chunk, step - 2 * chunk) for chunk in range(3) if 0 <= step - 2 * chunk < 4]
-        reused = "flowcache" in method and step % 2 == 1
-        distance = 0.01 * step if "flowcache" in method else None
-        events = [ChunkEvent(chunk, local, reused, distance) for chunk, local in live]
-        trace.add_step(step, events, 1.0, 10 * len(live), {"actual": FLOPS[method] / 8})
+    for window in range(windows):
+        schedule = StaircaseSchedule(chunks, num_steps, stride, 2 if window else 0)
+        trace.begin_window(WindowRecord(num_steps, stride, 2 if window else 0, [2] * chunks, kv_bytes=2**20))
+        for step, live in enumerate(schedule):
+            events = [ChunkEvent(chunk, local, reused=False) for chunk, local in live.items()]
+            if "flowcache" in method and step > 0:
+                totals = [(chunk, local, 0.05 * (2 - local % 2)) for chunk, local in live.items()]
+                events = [ChunkEvent(chunk, local, total < 0.1, 0.05, total) for chunk, local, total in totals]
+            trace.add_step(step, events, 1.0, 10 * len(live), {"actual": FLOPS[method] / len(schedule)})
     trace.flops |= {"vanilla": 4e15, "live_only": 3.2e15, "causal": 2e15}
     trace.seconds, trace.peak_memory_bytes = {"denoise": seconds}, 2**30
     return trace

@@ -15,26 +15,8 @@ from flowcache.benchmark import __main__ as program
 from flowcache.benchmark.runs import find_model_runs
 from flowcache.plots import Point, comparisons, race, style
 from flowcache.plots.race import Runner, finished_parts, write_race
-from flowcache.schedule import StaircaseSchedule
-from flowcache.trace import ChunkEvent, Trace, WindowRecord
+from flowcache.trace import Trace
 from flowcache.video import contact_sheet, read_image, read_video
-
-
-def make_run_trace(chunks=5, num_steps=30, stride=10, windows=1, adaptive=True):
-    """A run that computes a chunk whenever three distances reach the threshold, or at all its steps."""
-    trace = Trace(method="flowcache", settings={"reuse": {"threshold": 0.15}}, seconds={"denoise": 12.3})
-    for window in range(windows):
-        first = 2 if window else 0
-        trace.begin_window(WindowRecord(num_steps, stride, first, [5] * chunks))
-        for step, live in enumerate(StaircaseSchedule(chunks, num_steps, stride, first)):
-            events = [
-                ChunkEvent(chunk, local, local % 3 > 0, 0.05, 0.05 * (local % 3 or 3))
-                if adaptive and local > 2
-                else ChunkEvent(chunk, local, reused=False)
-                for chunk, local in live.items()
-            ]
-            trace.add_step(step, events, 0.1, 100, {"actual": 3e13, "vanilla": 6e13})
-    return trace
 
 
 def share(path, colour):
@@ -46,7 +28,8 @@ def share(path, colour):
 
 @pytest.mark.parametrize(("chunks", "num_steps", "stride", "windows"), [(1, 30, 0, 1), (40, 64, 6, 1), (5, 10, 5, 12)])
 def test_draws_runs_of_any_shape(tmp_path, chunks, num_steps, stride, windows):
-    trace = make_run_trace(chunks, num_steps, stride, windows)
+    shape = {"chunks": chunks, "num_steps": num_steps, "stride": stride, "windows": windows}
+    trace = make_trace("flowcache:paper-fast", **shape)
     for draw in (plots.reuse_map, plots.distance_curves, plots.step_distances):
         draw(trace, tmp_path / "a.png")
         width, height = Image.open(tmp_path / "a.png").size
@@ -56,15 +39,16 @@ def test_draws_runs_of_any_shape(tmp_path, chunks, num_steps, stride, windows):
     trace.settings = {"reuse": None}
     plots.distance_curves(trace, tmp_path / "a.png")
     with pytest.raises(ValueError, match="distance"):
-        plots.distance_curves(make_run_trace(adaptive=False), tmp_path / "b.png")
+        plots.distance_curves(make_trace("causal"), tmp_path / "b.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_map_shows_computed_reused_and_given(tmp_path):
-    trace, stopped = make_run_trace(chunks=40, num_steps=64, stride=6), make_run_trace(adaptive=False)
-    del stopped.steps[20:]
-    runs = {"long": trace, "again": trace, "given": make_run_trace(windows=2), "stopped": stopped}
-    for name, run in (runs | {"plain": make_run_trace(adaptive=False)}).items():
+    trace, stopped = make_trace("flowcache:paper-fast", chunks=40, num_steps=64, stride=6), make_trace("causal")
+    del stopped.steps[2:]
+    given = make_trace("causal", chunks=5, windows=2)
+    runs = {"long": trace, "again": trace, "given": given, "stopped": stopped, "plain": make_trace("causal")}
+    for name, run in runs.items():
         plots.reuse_map(run, tmp_path / name)
     assert (tmp_path / "long").read_bytes() == (tmp_path / "again").read_bytes()
     reused, computed = (share(tmp_path / "long", colour) for colour in (style.REUSED, style.COMPUTED))
@@ -76,10 +60,10 @@ def test_map_shows_computed_reused_and_given(tmp_path):
 
 
 def test_title_names_preset_figures_and_units():
-    trace = make_run_trace(chunks=1, num_steps=10, stride=0, adaptive=False)
+    trace = make_trace("causal", 12.3)
     trace.settings = {"preset": "fast", "reuse": {"policy": "interval", "interval": 5}}
     assert style.run_title(trace) == (
-        "flowcache, fast, interval 5\nreuse ratio 0.00  ·  12.3 s denoising  ·  300 TFLOPs (2.00x fewer than vanilla)"
+        "causal, fast, interval 5\nreuse ratio 0.00  ·  12.3 s denoising  ·  2.00 PFLOPs (2.00x fewer than vanilla)"
     )
     assert style.run_title(Trace(flops={"actual": 2e12})) == "run\nreuse ratio 0.00  ·  2.00 TFLOPs"
     times = {0.04: "0.0 s", 60: "1 min 0 s", 7530: "2 h 5 min"}
@@ -142,8 +126,8 @@ def test_a_run_of_several_methods_gives_all_pictures(tmp_path, capsys, monkeypat
 
 def test_a_folder_of_single_runs_is_drawn_without_videos(tmp_path, capsys):
     for method in ("vanilla", "flowcache:paper-fast"):
-        make_trace(method, 3.0, SAMPLES[0]).save(tmp_path / f"a_red_circle_{method[:4]}_seed0.trace.json")
-    make_trace("vanilla", 3.0, SAMPLES[1]).save(tmp_path / "alone.trace.json")
+        make_trace(method).save(tmp_path / f"a_red_circle_{method[:4]}_seed0.trace.json")
+    make_trace("vanilla", sample=SAMPLES[1]).save(tmp_path / "alone.trace.json")
     assert program.main(["plot", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
     out, names = capsys.readouterr().out, {path.name for path in (tmp_path / "out").iterdir()}
     assert {"a_red_circle_vani_seed0.reuse.png", "alone.reuse.png", "cache.png"} <= names
@@ -163,12 +147,12 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, name, message, capsys):
     for folder in ("empty", "broken", "whole"):
         (tmp_path / folder).mkdir()
     (tmp_path / "broken" / "a.trace.json").write_text("{")
-    make_trace("vanilla", 1.0, SAMPLES[0]).save(tmp_path / "whole" / "a.trace.json")
+    make_trace("vanilla").save(tmp_path / "whole" / "a.trace.json")
     assert_refused(program.main(["plot", str(tmp_path / name), "--prompt", "a hat"]), message, capsys)
 
 
 def test_a_viewer_plays_each_part_while_the_next_is_made():
-    parts = finished_parts(make_trace("vanilla", 16.0, SAMPLES[0]))
+    parts = finished_parts(make_trace("vanilla"))
     assert parts == [(8.0, pytest.approx(1 / 3)), (12.0, pytest.approx(2 / 3)), (16.0, 1.0)]
     with pytest.raises(ValueError, match="chunk"):
         finished_parts(Trace())
@@ -200,7 +184,7 @@ def test_tradeoff_and_cache_are_drawn_or_refused(tmp_path):
     assert [point.label for point in comparisons.pareto_front(points)] == ["a", "b", "d"]
     assert [point.label for point in comparisons.pareto_front(points, less_is_better=True)] == ["e"]
     plots.tradeoff({"PSNR": points, "LPIPS to vanilla": points}, "two", tmp_path / "a.png")
-    plots.cache_over_time({"a": make_trace("vanilla", 3.0, SAMPLES[0])}, tmp_path / "b.png")
+    plots.cache_over_time({"a": make_trace("vanilla")}, tmp_path / "b.png")
     assert Image.open(tmp_path / "a.png").size[0] > Image.open(tmp_path / "b.png").size[0]
     for traces in ({}, {"a": Trace()}):
         with pytest.raises(ValueError):

@@ -81,9 +81,10 @@ def test_curves_interpolate_medians_and_are_compared_with_the_papers_rule(tmp_pa
     heights = {(5, 0.2): (20.0, 30.0), (3, 0.4): (40.0, 42.0), (2, 0.6): (44.0, 50.0)}  # dB of two captions
 
     def measure(name, lift=0.0):
-        found = [(*place, seed, pair[seed] + lift) for place, pair in heights.items() for seed in range(2)]
         return [
-            run_of(f"{name} | {n}", share, {policies.PLAIN: psnr}, 1 - share, seed) for n, share, seed, psnr in found
+            run_of(f"{name} | {value}", share, {policies.PLAIN: height + lift}, 1 - share, seed)
+            for (value, share), pair in heights.items()
+            for seed, height in enumerate(pair)
         ]
 
     curve = policies.Curve(name, measure(name))
