@@ -44,8 +44,8 @@ def test_original_on_skyreels():
 
 def test_original_on_magi():
     case = Case(reference_dir() / "magi1", "kvcompress_unit")
-    tensors = case.tensors
     for entry in case.info["cases"]:
+        tensors = case.tensors
         kind, strategy, granularity, rest = entry["name"].split("_", 3)
         weighting, power = rest.rsplit("_p", 1)
         frame, chunk = entry["H"] * entry["W"], entry["T"] * entry["H"] * entry["W"]
