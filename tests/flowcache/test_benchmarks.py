@@ -177,8 +177,6 @@ VB = {"vbench_prompt_dir": "VBench"}
         ({**IQ, "samples": 2}, "samples: "),
         ({**IQ, "augmented_prompts": "a"}, "augmented_prompts: "),
         ({"physicsiq_data_dir": "a"}, "physicsiq_data_dir: "),
-        ({}, "vbench_prompt_dir: "),
-        ({"vbench_prompt_dir": "nowhere"}, "vbench_prompt_dir: nowhere"),
         ({"vbench_prompt_dir": "."}, "neither VBench_full_info.json nor lists"),
         ({**VB, "dimension": "scenes"}, "dimension: 'scenes' .* mean scene?"),
         ({**VB, "dimension": "xyz"}, "dimension: 'xyz' .* temporal_flick"),

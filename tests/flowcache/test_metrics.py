@@ -20,12 +20,7 @@ from flowcache.metrics import __main__ as program
 from flowcache.metrics import compare, load_lpips, psnr, ssim
 from flowcache.video import VideoWriter, read_video
 
-
-def constant(value, frames=1, dtype=np.float32):
-    return np.full((frames, 16, 20, 3), value, dtype)
-
-
-FRAME = constant(0.5)
+FRAME = np.ones((1, 16, 20, 3), np.float32)
 
 
 def random_pair(frames=3):
@@ -50,31 +45,28 @@ def lpips(monkeypatch):
     return load_lpips()
 
 
-@pytest.fixture(params=["psnr", "ssim", "lpips"])
-def metric(request, lpips):
-    return {"psnr": psnr, "ssim": ssim, "lpips": lpips}[request.param]
-
-
 def test_known_values(lpips):
-    mean, per_frame = psnr(np.concatenate([FRAME, FRAME + 0.1]), constant(0.5, 2))
+    mean, per_frame = psnr(np.concatenate([0.5 * FRAME, 0.6 * FRAME]), 0.5 * FRAME.repeat(2, axis=0))
     assert [*per_frame.tolist(), mean] == pytest.approx([100, 20, 60], abs=1e-4), "identical frames: 100 dB"
     pixel = np.zeros((1, 400, 400, 3), np.uint8)
     pixel[0, 0, 0, 0] = 1
     assert psnr(pixel, 0 * pixel)[0] == 100, "never more than identical ones"
-    low, high = constant(3, dtype=np.uint8), constant(250, dtype=np.uint8)
+    low, high = (np.full_like(FRAME, value, np.uint8) for value in (3, 250))
     assert psnr(low, high)[0] == psnr(high, low)[0] == pytest.approx(20 * math.log10(255 / 247), abs=1e-3)
 
     noisy, reference = random_pair()
     assert ssim(reference, reference)[1].tolist() == pytest.approx([1, 1, 1], abs=1e-6)
     flat = (2 * 0.3 * 0.8 + 1e-4) / (0.3**2 + 0.8**2 + 1e-4)
-    assert ssim(constant(0.3), constant(0.8))[0] == pytest.approx(flat, abs=3e-4), "rounding of variances"
+    assert ssim(0.3 * FRAME, 0.8 * FRAME)[0] == pytest.approx(flat, abs=3e-4), "rounding of variances"
 
     levels = torch.tensor([0.0, 0.2, 1.0]).view(3, 1, 1, 1)
     _, frames = lpips(reference + levels * (noisy - reference), reference)
     assert frames[0] == 0 < frames[1] < frames[2]
 
 
-def test_long_videos_are_measured_frame_by_frame_as_bytes_or_floats(metric):
+@pytest.mark.parametrize("name", ["psnr", "ssim", "lpips"])
+def test_long_videos_are_measured_frame_by_frame_as_bytes_or_floats(name, lpips):
+    metric = {"psnr": psnr, "ssim": ssim, "lpips": lpips}[name]
     generated, reference = ((255 * video).round().to(torch.uint8) for video in random_pair(frames=17))
     mean, per_frame = metric(generated.numpy(), reference)
     assert mean == pytest.approx(per_frame.mean().item(), rel=1e-5)
@@ -86,10 +78,10 @@ def test_long_videos_are_measured_frame_by_frame_as_bytes_or_floats(metric):
 @pytest.mark.parametrize(
     ("generated", "reference", "message"),
     [
-        (constant(0.5, 2), constant(0.5, 3), r"\[2, .*\[3, "),
+        (FRAME.repeat(2, axis=0), FRAME.repeat(3, axis=0), r"\[2, .*\[3, "),
         *((wrong, wrong, "frames, height") for wrong in (FRAME[0], FRAME[:0], FRAME.transpose(0, 3, 1, 2))),
         (FRAME.astype(int), FRAME.astype(int), "floating point"),
-        *((*pair, r"\[0, 1\]") for pair in ((-FRAME, FRAME), (FRAME, 256 * FRAME), (np.nan * FRAME, FRAME))),
+        *((*pair, r"\[0, 1\]") for pair in ((-FRAME, FRAME), (FRAME, 128 * FRAME), (np.nan * FRAME, FRAME))),
     ],
 )
 def test_other_videos_are_refused(generated, reference, message):
@@ -114,9 +106,6 @@ def test_lpips_names_what_it_lacks(lpips, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(Unavailable, match=r"torchvision"):
         load_lpips()
-
-
-# The program
 
 
 def save(path, seed=0, frames=5, size=(32, 48)):

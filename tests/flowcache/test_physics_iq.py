@@ -55,8 +55,6 @@ def test_the_average_forgets_a_disc_that_came_to_rest_and_a_faint_change_is_no_m
     assert [moving(None, (48, 48), light=light)[1].any() for light in (14, 15)] == [False, True]
 
 
-# The measures
-
 NOTHING, HERE = np.zeros((SIDE, SIDE), bool), disc(48, 48)
 #: Intersection of two discs of radius 30, 20 pixels apart, by the area of their lens, and over their union.
 LENS = 2 * 30**2 * math.acos(10 / 30) - 20 * math.sqrt(30**2 - 10**2)
@@ -94,9 +92,6 @@ def test_clips_are_scaled_and_compared_by_colours_between_0_and_1():
     assert compare_clips(grey, black).mse == compare_clips(black, grey).mse == pytest.approx(0.04)
 
 
-# The score
-
-
 @pytest.mark.parametrize(
     ("ours", "takes", "expected"),
     [
@@ -118,8 +113,6 @@ def test_score(ours, takes, expected):
     else:
         assert physics_iq(*given).score == pytest.approx(expected)
 
-
-# Folders in the naming of the benchmark
 
 FPS = 8
 

@@ -110,9 +110,6 @@ def test_contact_sheet_shows_evenly_spaced_frames_and_difference_maps(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
-# Whole folders
-
-
 def test_a_run_of_several_methods_gives_all_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(race, "_SECONDS", (0.5, 0.5))
     make_run(tmp_path / "abacus")

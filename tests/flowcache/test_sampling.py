@@ -153,9 +153,6 @@ def test_names_that_no_file_can_have_or_two_samples_share_are_refused(tmp_path, 
         sampling_in(tmp_path, [SHAPES[0], SHAPES[0]]).check()
 
 
-# Several methods
-
-
 def test_each_sample_is_made_by_all_methods_before_the_next_and_weights_are_read_once(tmp_path):
     calls, other = [], "flowcache:paper-fast"
     assert "made 4 videos; 4 of 4" in make_run(tmp_path, calls=calls)
@@ -188,9 +185,6 @@ def test_later_methods_are_listed_last_and_another_models_folder_is_refused(tmp_
     assert content["ways"] == ["vanilla", "flowcache:paper-fast", "causal"]
     with pytest.raises(ValueError, match="videos of Abacus"):
         replace(make_sampling(tmp_path), model="Quipu").check()
-
-
-# Processes and devices
 
 
 def test_ranks_are_those_of_the_launcher():

@@ -177,9 +177,6 @@ def test_a_broken_run_is_refused_in_one_sentence(run, name, content, message, ca
     assert line.startswith("error: ") and message in line
 
 
-# The paper's PFLOPs beside ours
-
-
 def test_a_share_is_what_the_row_does_not_pay_for():
     rows = {name: PaperRow(pflops, 1, 1, 1) for name, pflops in (("vanilla", 100), ("slow", 80), ("fast", 50))}
     counted = {"everything": 100 * PETA, "live chunks": 80.2 * PETA}
