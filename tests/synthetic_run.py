@@ -28,9 +28,7 @@ FLOPS = {"vanilla": 4e15, "flowcache:paper-fast": 1e15, "causal": 2e15}
 FINISHED = ["manifest.jsonl", "settings.json", "traces", "videos"]
 
 
-def make_trace(
-    method: str, seconds: float = 16.0, sample: Sample = SAMPLES[0], chunks=3, num_steps=4, stride=2, windows=1
-) -> Trace:
+def make_trace(method, seconds=16.0, sample=SAMPLES[0], chunks=3, num_steps=4, stride=2, windows=1) -> Trace:
     """Chunks in a staircase, two of them given in later windows; every other step of ``flowcache`` is reused."""
     trace = Trace(method=method, environment={"hardware": "abacus", "device": "cpu", "threads": "1"})
     trace.settings = {"prompt": sample.prompt, "video": {"seed": sample.seed}, "model": "beads"}

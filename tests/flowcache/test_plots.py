@@ -26,10 +26,9 @@ def share(path, colour):
     return (np.abs(pixels - wanted).max(axis=2) <= 2).mean()
 
 
-@pytest.mark.parametrize(("chunks", "num_steps", "stride", "windows"), [(1, 30, 0, 1), (40, 64, 6, 1), (5, 10, 5, 12)])
-def test_draws_runs_of_any_shape(tmp_path, chunks, num_steps, stride, windows):
-    shape = {"chunks": chunks, "num_steps": num_steps, "stride": stride, "windows": windows}
-    trace = make_trace("flowcache:paper-fast", **shape)
+@pytest.mark.parametrize("shape", [(1, 30, 0, 1), (40, 64, 6, 1), (5, 10, 5, 12)])
+def test_draws_runs_of_any_number_of_chunks_steps_and_windows(tmp_path, shape):
+    trace = make_trace("flowcache:paper-fast", 12.3, SAMPLES[0], *shape)
     for draw in (plots.reuse_map, plots.distance_curves, plots.step_distances):
         draw(trace, tmp_path / "a.png")
         width, height = Image.open(tmp_path / "a.png").size

@@ -164,8 +164,8 @@ def test_each_sample_is_made_by_all_methods_before_the_next_and_weights_are_read
 def test_failures_stop_neither_methods_nor_samples_and_are_tried_again(tmp_path):
     alone, failing = tmp_path / "alone", tmp_path / "failing"
     make_run(alone, samples=SHAPES)
-    kinds = ValueError("undecodable"), torch.OutOfMemoryError("out of memory"), RuntimeError("not finite")
-    errors = dict(zip((NAMES[0], *NAMES[3:5]), kinds, strict=True))
+    errors = {NAMES[0]: ValueError("undecodable"), NAMES[3]: torch.OutOfMemoryError("out of memory")}
+    errors[NAMES[4]] = RuntimeError("not finite")
     with pytest.raises(SamplesFailed) as failure:
         make_run(failing, samples=SHAPES, errors=errors)
     first, *lines = str(failure.value).splitlines()
@@ -206,24 +206,19 @@ def test_torchrun_serves_several_devices(monkeypatch):
     assert [words[-4:] for words in started] == [["--nproc_per_node=2", *sys.argv]]
 
 
-@pytest.mark.parametrize(
-    ("count", "text", "expected"),
-    [
-        *((2, "", ["cuda:0", "cuda:1"]), (4, "cpu", ["cpu"]), (4, "1, 3", ["cuda:1", "cuda:3"]), (0, " ", ["cpu"])),
-        *((4, text, None) for text in ("0,x", "0,0", "4", "1,")),
-        (0, "0", None),
-    ],
-)
-def test_devices_are_those_named(monkeypatch, count, text, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setenv("DEVICES", text)
-    if expected is None:
+def test_devices_are_those_named(monkeypatch):
+    def devices(count, text, gpus=""):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setenv("DEVICES", text)
+        return list_devices(gpus)
+
+    assert (devices(2, ""), devices(4, "1, 3")) == (["cuda:0", "cuda:1"], ["cuda:1", "cuda:3"])
+    assert devices(4, "cpu") == devices(0, " ") == ["cpu"]
+    for count, text in ((4, "0,x"), (4, "0,0"), (4, "4"), (4, "1,"), (0, "0")):
         with pytest.raises(ValueError, match="DEVICES: "):
-            list_devices("cpu")
-        return
-    assert list_devices("") == expected
-    assert select_device(Rank(3, 4, 1), expected) == expected[-1]
-    if expected != ["cpu"]:
-        with pytest.raises(ValueError, match="LOCAL_RANK"):
-            select_device(Rank(2, 3, 2), expected)
+            devices(count, text, "cpu")
+    assert select_device(Rank(3, 4, 3), ["cpu"]) == "cpu"
+    assert select_device(Rank(3, 4, 1), ["cuda:1", "cuda:3"]) == "cuda:3"
+    with pytest.raises(ValueError, match="LOCAL_RANK"):
+        select_device(Rank(2, 3, 2), ["cuda:1", "cuda:3"])

@@ -121,18 +121,13 @@ def test_small_costs_have_a_unit_of_their_own_and_the_papers_methods_stand_befor
 
 
 def test_vbench_scores_again_what_was_added_since(run, monkeypatch):
-    scored = []
-
-    def score(environment, videos, *_):
-        scored.append(videos.parent.name)
+    def score(_, videos, *more):
         return VBenchReport(videos, (), looked_at=[path.name for path in videos.iterdir()])
 
-    monkeypatch.setattr(runs, "score", score)
-
     def score_all(again=False):
-        scored.clear()
+        monkeypatch.setattr(runs, "score", mock.Mock(side_effect=score))
         find_model_runs(run)[0].score((run, "python"), "cpu", again)
-        return scored
+        return [call.args[1].parent.name for call in runs.score.call_args_list]
 
     folders = ["vanilla", "causal", "flowcache_paper-fast"]
     assert score_all() == folders and score_all() == []

@@ -133,9 +133,8 @@ def test_colours_are_those_of_the_exact_inverse(tmp_path, matrix, color_range):
 def test_what_a_video_hides_stays_hidden(tmp_path, caplog, name, codec, form):
     pixels = np.full((2, 32, 32, 4), (0, 255, 0, 0), np.uint8)
     pixels[:, :16] = (200, 100, 50, 255)
-    frames, count = last_frames(
-        write(tmp_path / name, pixels, codec=codec, form="rgba", pix_fmt=form), 5, 24, (32, 32)
-    )
+    path = write(tmp_path / name, pixels, codec=codec, form="rgba", pix_fmt=form)
+    frames, count = last_frames(path, 5, 24, (32, 32))
     assert count == 2 and frames[0, 31, 0].tolist() == [0, 0, 0] and "alpha" in caplog.text
     assert np.abs(frames[0, 0, 0] - np.array([200, 100, 50])).max() <= 4
 
