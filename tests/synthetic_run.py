@@ -48,11 +48,7 @@ def make_trace(method, seconds=16.0, sample=SAMPLES[0], chunks=3, num_steps=4, s
 
 
 class BeadSampler:
-    """Makes grey frames, a little darker the further the method is from vanilla.
-
-    ``calls`` and ``log``, a file, note what it does and when it loads; it raises ``errors``, by sample, and is killed
-    at ``dies_at``.
-    """
+    """Makes grey frames; notes its work in ``calls`` and a file ``log``, and fails by ``errors`` or ``dies_at``."""
 
     def __init__(self, method: str, calls=None, errors=None, log=None, dies_at: str = "", **settings) -> None:
         self.settings = {"num_steps": 3, "video": {"size": 32}, **settings}

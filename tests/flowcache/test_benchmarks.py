@@ -17,15 +17,16 @@ from flowcache.video import VideoWriter
 @pytest.fixture
 def vbench(tmp_path):
     """VBench's repository, as far as it matters."""
-    entries = [
-        {"prompt_en": "In a still frame, a stop sign", "dimension": ["temporal_flickering"]},
-        {"prompt_en": "a dog", "dimension": ["subject_consistency", "motion_smoothness"]},
-        {"prompt_en": "a beach", "dimension": ["scene", "background_consistency"]},
-    ]
-    folder = tmp_path / "VBench" / "vbench"
-    folder.mkdir(parents=True)
+    prompts = {"In a still frame, a stop sign": ["temporal_flickering"]}
+    prompts |= {"a dog": ["subject_consistency", "motion_smoothness"], "a beach": ["scene", "background_consistency"]}
+    write_full_info(tmp_path / "VBench" / "vbench", prompts)
+    return tmp_path / "VBench"
+
+
+def write_full_info(folder, prompts):
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = [{"prompt_en": prompt, "dimension": dimensions} for prompt, dimensions in prompts.items()]
     (folder / "VBench_full_info.json").write_text(json.dumps(entries))
-    return folder.parent
 
 
 def samples_of(folder=None, **options):
@@ -40,7 +41,7 @@ def names(folder, **options):
 def write(folder, **lists):
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in lists.items():
-        (folder / f"{name}.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+        (folder / f"{name}.txt").write_text(text)
     return folder
 
 
@@ -222,7 +223,6 @@ class VBench:
         path = f"{self.output}/{name}_eval_results.json"
         json.dump({dimension: [0.5, results]}, open(path, "w"))
 """
-PROMPTS = {"a dog": "subject_consistency", "a beach": "scene", "a red car": "color"}
 
 
 @pytest.fixture
@@ -231,10 +231,8 @@ def videos(tmp_path):
     venv.create(tmp_path / "environment", symlinks=True)
     (site,) = tmp_path.glob("environment/lib/python*/site-packages")
     (site / "torch.py").write_text("device = str\n")
-    (site / "vbench").mkdir()
+    write_full_info(site / "vbench", {"a dog": ["subject_consistency"], "a beach": ["scene"], "a red car": ["color"]})
     (site / "vbench" / "__init__.py").write_text(PACKAGE)
-    entries = [{"prompt_en": prompt, "dimension": [name]} for prompt, name in PROMPTS.items()]
-    (site / "vbench" / "VBench_full_info.json").write_text(json.dumps(entries))
     folder = tmp_path / "out" / "videos"
     folder.mkdir(parents=True)
     for name in [*(f"a dog-{index}" for index in range(5)), "a beach-0"]:

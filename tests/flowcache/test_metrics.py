@@ -104,7 +104,7 @@ def test_lpips_names_what_it_lacks(lpips, monkeypatch):
         load_lpips()
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(Unavailable, match=r"torchvision"):
+    with pytest.raises(Unavailable, match=r"LPIPS needs torchvision: pip install -e '\.\[metrics\]'"):
         load_lpips()
 
 

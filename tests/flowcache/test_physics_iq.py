@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -202,8 +201,3 @@ def test_bad_folders_are_refused(generated, capsys, paths, options, message):
     for path in paths:
         save(generated, path, **options)
     assert_refused(score(generated)[0], message, capsys)
-
-
-def test_opencv_is_asked_for(generated, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    assert_refused(score(generated)[0], "needs cv2: pip install -e '.[metrics]'", capsys)

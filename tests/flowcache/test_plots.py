@@ -20,7 +20,6 @@ from flowcache.video import contact_sheet, read_image, read_video
 
 
 def share(path, colour):
-    """Share of a picture's pixels that have a colour."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     wanted = np.array([round(255 * part) for part in to_rgb(colour)])
     return (np.abs(pixels - wanted).max(axis=2) <= 2).mean()
@@ -61,9 +60,9 @@ def test_map_shows_computed_reused_and_given(tmp_path):
 def test_title_names_preset_figures_and_units():
     trace = make_trace("causal", 12.3)
     trace.settings = {"preset": "fast", "reuse": {"policy": "interval", "interval": 5}}
-    assert style.run_title(trace) == (
-        "causal, fast, interval 5\nreuse ratio 0.00  ·  12.3 s denoising  ·  2.00 PFLOPs (2.00x fewer than vanilla)"
-    )
+    method, figures = style.run_title(trace).splitlines()
+    assert method == "causal, fast, interval 5"
+    assert figures == "reuse ratio 0.00  ·  12.3 s denoising  ·  2.00 PFLOPs (2.00x fewer than vanilla)"
     assert style.run_title(Trace(flops={"actual": 2e12})) == "run\nreuse ratio 0.00  ·  2.00 TFLOPs"
     times = {0.04: "0.0 s", 60: "1 min 0 s", 7530: "2 h 5 min"}
     assert {seconds: style.format_time(seconds) for seconds in times} == times
@@ -76,15 +75,18 @@ def test_title_names_preset_figures_and_units():
 def test_labels_of_a_tradeoff_touch_neither_points_nor_front_nor_each_other(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(comparisons, "save_figure", lambda figure, path: figures.append(figure))
-    names = ["vanilla", "TeaCache slow", "causal", "FlowCache quality", "FlowCache fast", "FlowCache turbo"]
-    at = [(1, 40), (1.6, 34), (1.8, 33), (2.6, 33), (4, 28.5), (4.9, 25)]
-    points = [Point(name, *place) for name, place in zip(names, at, strict=True)]
+    points = [Point("vanilla", 1, 40), Point("TeaCache slow", 1.6, 34), Point("causal", 1.8, 33)]
+    points += [
+        Point("FlowCache quality", 2.6, 33),
+        Point("FlowCache fast", 4, 28.5),
+        Point("FlowCache turbo", 4.9, 25),
+    ]
     plots.tradeoff({"PSNR": points}, "title", tmp_path / "a.png")
     (axis,) = figures[0].axes
     boxes = [Text.get_window_extent(text) for text in axis.texts]
     front = [axis.transData.transform(point[1:]) for point in comparisons.pareto_front(points)]
     line = np.concatenate([np.linspace(a, b, 99) for a, b in pairwise(front)])
-    assert [text.get_text() for text in axis.texts] == names
+    assert [text.get_text() for text in axis.texts] == [point.label for point in points]
     assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
     assert not any(box.count_contains(np.concatenate([line, front])) for box in boxes)
     assert all(axis.get_window_extent().count_contains(box.corners()) == 4 for box in boxes)

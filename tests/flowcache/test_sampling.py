@@ -86,17 +86,17 @@ def test_only_missing_videos_are_made_again_and_a_record_describes_each(tmp_path
 def test_a_rank_that_fails_ends_after_the_videos_of_the_others(tmp_path):
     """The launcher ends all processes with the first that fails."""
     (folder,) = sampling_in(tmp_path).folders.values()
+    held = multiprocessing.Event()
 
     def hold():
         with folder.open(), folder.lock(f"sample {NAMES[1]}"):
-            (tmp_path / "held").touch()
+            held.set()
             time.sleep(1)
             (tmp_path / "released").touch()
             os._exit(0)
 
     other = fork(hold)
-    while not (tmp_path / "held").exists():
-        time.sleep(0.01)
+    assert held.wait(60)
     with pytest.raises(SamplesFailed):
         sampling_in(tmp_path, SHAPES[:2], errors={NAMES[0]: ValueError("bad")}).run()
     assert (tmp_path / "released").exists() and exit_code(other) == 0

@@ -34,7 +34,6 @@ def moving(count=20, start=0):
 
 
 def save(path, *parts, fps=24, before=None):
-    """Write parts, behind a given video; return the path."""
     with VideoWriter(path, fps, *(SIZE if before else ())) as writer:
         if before:
             writer.write_video(before)
