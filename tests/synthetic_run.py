@@ -1,12 +1,9 @@
 """A run's folder without a model: several methods and two prompts, every figure known."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -66,7 +63,7 @@ class BeadSampler:
             with self.log.open("a") as file:
                 file.write(f"{start} {time.monotonic()}\n")
 
-    def adopt(self, other: BeadSampler) -> None:
+    def adopt(self, other) -> None:
         self.loaded = other.loaded
 
     def generate(self, sample: Sample, path: Path) -> Trace:
@@ -89,8 +86,8 @@ def make_sampling(folder: Path, methods=tuple(SECONDS)[:2], samples=SAMPLES, ran
     """The work of making the run in ``folder``; several methods have folders in it, only the first fails."""
     samplers = {methods[0]: BeadSampler(methods[0], **options)}
     samplers |= {method: BeadSampler(method, **{**options, "errors": {}}) for method in methods[1:]}
-    more = rank or Rank(), False, len(methods) > 1
-    return Sampling("Abacus", "9 frames of 32 x 32", folder, samplers, samples, *more)
+    options = {"rank": rank or Rank(), "compare": len(methods) > 1}
+    return Sampling("Abacus", "9 frames of 32 x 32", folder, samplers, samples, **options)
 
 
 def make_run(folder: Path, **given) -> str:
@@ -100,6 +97,6 @@ def make_run(folder: Path, **given) -> str:
     return sampling.run()
 
 
-def read_manifest(folder: Path) -> list[dict[str, Any]]:
+def read_manifest(folder: Path) -> list[dict]:
     """Records in the order in which the videos were first made."""
     return list(Manifest(folder / "manifest.jsonl").read()[0].values())

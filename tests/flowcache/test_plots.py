@@ -14,7 +14,6 @@ from flowcache import plots
 from flowcache.benchmark import __main__ as program
 from flowcache.benchmark.runs import find_model_runs
 from flowcache.plots import Point, comparisons, race, style
-from flowcache.plots.race import Runner, finished_parts, write_race
 from flowcache.trace import Trace
 from flowcache.video import contact_sheet, read_image, read_video
 
@@ -93,8 +92,7 @@ def test_labels_of_a_tradeoff_touch_neither_points_nor_front_nor_each_other(tmp_
 
 
 def test_contact_sheet_shows_evenly_spaced_frames_and_difference_maps(tmp_path):
-    ramp = np.arange(9, dtype=np.uint8)[:, None, None, None] * 20
-    frames = np.broadcast_to(ramp, (9, 16, 24, 3))
+    frames = np.arange(0, 180, 20, np.uint8).repeat(16 * 24 * 3).reshape(9, 16, 24, 3)
     contact_sheet({"a": frames, "b": frames[:2]}, tmp_path / "sheet.png", columns=3, scale=1)
     sheet = read_image(tmp_path / "sheet.png")
     rows = [[sheet[top, 8 + column * 27 + 12, 0] for column in range(3)] for top in (32, 80)]
@@ -150,19 +148,19 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, name, message, capsys):
 
 
 def test_a_viewer_plays_each_part_while_the_next_is_made():
-    parts = finished_parts(make_trace("vanilla"))
+    parts = race.finished_parts(make_trace("vanilla"))
     assert parts == [(8.0, pytest.approx(1 / 3)), (12.0, pytest.approx(2 / 3)), (16.0, 1.0)]
     with pytest.raises(ValueError, match="chunk"):
-        finished_parts(Trace())
-    runner = Runner("a", np.zeros((1, 2, 2, 3), np.uint8), [(8.0, 0.5), (12.0, 0.75), (16.0, 1.0)])
+        race.finished_parts(Trace())
+    runner = race.Runner("a", np.zeros((1, 2, 2, 3), np.uint8), [(8.0, 0.5), (12.0, 0.75), (16.0, 1.0)])
     assert [runner.position(time) for time in (7.9, 8, 10, 12, 16)] == [None, 0, 0.25, 0.5, 1]
 
 
 def test_race_shows_the_fast_one_while_the_slow_one_computes(tmp_path, monkeypatch):
     monkeypatch.setattr(race, "_SECONDS", (0.5, 0.5))
     red, green = (np.full((6, 32, 48, 3), colour, np.uint8) for colour in ((220, 30, 30), (30, 220, 30)))
-    runners = [Runner("slow", red, [(10.0, 1.0)]), Runner("fast", green, [(2.0, 0.5), (4.0, 1.0)])]
-    write_race(runners, "a race", tmp_path / "race.mp4")
+    runners = [race.Runner("slow", red, [(10.0, 1.0)]), race.Runner("fast", green, [(2.0, 0.5), (4.0, 1.0)])]
+    race.write_race(runners, "a race", tmp_path / "race.mp4")
     frames, fps = read_video(tmp_path / "race.mp4")
     assert (fps, len(frames), len(list(tmp_path.iterdir()))) == (24, 13 + 6 + 24, 1)
 
@@ -174,7 +172,7 @@ def test_race_shows_the_fast_one_while_the_slow_one_computes(tmp_path, monkeypat
     shown = [(shows(frames[i], 0), shows(frames[i], 1)) for i in (1, 8, -1)]
     assert shown == [(False, False), (False, True), (True, True)]
     with pytest.raises(ValueError, match="at least one video"):
-        write_race([], "a race", tmp_path / "none.mp4")
+        race.write_race([], "a race", tmp_path / "none.mp4")
 
 
 def test_tradeoff_and_cache_are_drawn_or_refused(tmp_path):

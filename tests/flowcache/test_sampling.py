@@ -14,7 +14,6 @@ import pytest
 import torch
 from synthetic_run import FINISHED, PROMPTS, SAMPLES, make_run, make_sampling, read_manifest
 
-from flowcache.benchmark import sampling as sampling_module
 from flowcache.benchmark.ranks import Rank, list_devices, select_device, start_on_all
 from flowcache.benchmark.runs import find_model_runs
 from flowcache.benchmark.samples import Sample, SamplesFailed
@@ -112,7 +111,7 @@ def test_a_full_disk_and_ctrl_c_stop_at_once(tmp_path, error, capsys):
 
 
 def test_repeated_failures_stop_the_process_and_come_last_in_the_next_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(sampling_module, "MAX_FAILURES_IN_A_ROW", 4)
+    monkeypatch.setattr("flowcache.benchmark.sampling.MAX_FAILURES_IN_A_ROW", 4)
     bad = dict.fromkeys(NAMES[:-1], RuntimeError("device lost"))
     for message in ("stopped after 4 failures in a row", "made 1 videos; 1 of"):
         with pytest.raises(SamplesFailed, match=message):

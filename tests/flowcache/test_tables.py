@@ -147,14 +147,13 @@ def test_an_interrupted_run_gives_tables_of_what_is_finished(run, caplog):
     assert table.prompts == 2 and len(table.notes) == 1 and "left out" in table.notes[0]
 
 
-TRACE = f"traces/{FIRST}.trace.json"
 WRONG = '{"mean": [], "totals": {"total": "a"}, "videos": {"a": 3}, "missing": {}}'
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        *((f"vanilla/{TRACE}", content, "cannot be read as a trace") for content in (None, "[]", WRONG)),
+        *((f"vanilla/traces/{FIRST}.trace.json", wrong, "read as a trace") for wrong in (None, "[]", WRONG)),
         ("vanilla/manifest.jsonl", None, "has no video that was made by all"),
         ("causal/manifest.jsonl", json.dumps({"name": FIRST, "prompt": "a", "file": "a.mp4"}), FIRST),
         ("ways.json", None, "has no ways.json"),

@@ -13,8 +13,7 @@ import pytest
 import torch
 from reference import FAULTS
 
-from flowcache import video
-from flowcache.video import VideoWriter, probe_video, read_video, resize_and_crop, stream_video
+from flowcache.video import VideoWriter, probe_video, read_video, resize_and_crop, stream_video, to_float, to_uint8
 from flowcache.video.writing import BT601, BT709, FragmentEncoder
 
 #: Far apart in hue, so that a wrong colour matrix shows.
@@ -177,7 +176,7 @@ def test_no_room_at_any_point_keeps_the_old_file(tmp_path, room):
 
 
 def test_next_encoder_where_x264_is_missing(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(video.writing.av, "codecs_available", {"mpeg4"})
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
     frames, _ = read_video(save(tmp_path / "a.mp4", stripes()))
     assert np.abs(frames[:, :, 8::16].astype(int) - COLOURS).max() <= 16
     assert "mpeg4" in caplog.text
@@ -216,9 +215,9 @@ def test_other_files_are_encoded_again_at_the_new_rate_and_size(tmp_path):
 
 def test_pixels_are_converted_clamped_scaled_and_cropped():
     frames = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
-    assert (video.to_uint8(video.to_float(frames)) == frames).all()
+    assert (to_uint8(to_float(frames)) == frames).all()
     beyond = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).expand(3, 1, 1, 5)
-    assert video.to_uint8(beyond)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert to_uint8(beyond)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
     cropped = resize_and_crop(stripes(), 32, 32)
     assert (cropped[:, :, 4] == COLOURS[1]).all() and (cropped[:, :, -4] == COLOURS[2]).all()
     assert resize_and_crop(frames, 16, 16) is frames
