@@ -130,7 +130,7 @@ def sandbox(tmp_path_factory):
     shutil.copy(magi / "config/single_run/4.5B_distill.json", good / "magi.json")
     shutil.copytree(ROOT / "assets" / "skyreels_v2_small", good / "skyreels")
     shutil.copytree(ROOT / "assets" / "magi1_small", good / "magi")
-    make_run(root / "run")  # which ``tables`` adds scores to
+    make_run(root / "run" / "abacus")  # which ``tables`` adds scores to
     os.mkfifo(bad / "fifo")
     (bad / "loop").symlink_to(bad / "loop")
     (bad / "dangling").symlink_to(bad / "nowhere" / "a.mp4")
