@@ -9,6 +9,13 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def no_gradients(request):
+    """Off in the tests of modules of a model, which the pipeline calls without gradients."""
+    with torch.set_grad_enabled(request.path.parent.name not in ("magi1", "skyreels_v2")):
+        yield
+
+
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
     """Configuration of a tiny MAGI-1, with folders as the official ones."""

@@ -12,24 +12,18 @@ from reference import ROOT
 from flowcache import cli
 
 #: Variables that change what the programs do.
-VARIABLES = ("PAD_HQ", "PAD_DURATION", "SPECIAL_TOKEN_PATH", "prev_chunks_scale")
-VARIABLES += ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DEVICES", "OFFLOAD_T5_CACHE", "OFFLOAD_VAE_CACHE")
+VARIABLES = "PAD_HQ PAD_DURATION SPECIAL_TOKEN_PATH prev_chunks_scale RANK WORLD_SIZE LOCAL_RANK DEVICES"
+VARIABLES += " OFFLOAD_T5_CACHE OFFLOAD_VAE_CACHE"
 MODELS = {"FlowCache4MAGI-1": "magi1", "FlowCache4SkyReels-V2": "skyreels_v2"}
 FOLDERS = {model: ROOT / folder for folder, model in MODELS.items()}
 
 
 class Program:
-    """A program of a model folder; calling it with its arguments gives its exit code.
-
-    Args:
-        path: of the file.
-        monkeypatch: undoes the changes to the process.
-        first: arguments before all others.
-    """
+    """The program in a file of a model folder; a call with arguments, after ``first``, gives its exit code."""
 
     def __init__(self, path: Path, monkeypatch, first: tuple = ()) -> None:
         self._path, self._monkeypatch, self.first = path, monkeypatch, first
-        for name in VARIABLES:
+        for name in VARIABLES.split():
             monkeypatch.delenv(name, raising=False)
         self.model, self._command = MODELS[path.parent.name], path.stem.partition("_")[0]
 
@@ -45,7 +39,7 @@ class Program:
             return stop.code
 
     def read(self, *arguments) -> Any:
-        """The options that arguments come to."""
+        """Options that arguments come to."""
         return cli.read_options(cli.find_model(self.model), self._command, self._words(arguments))
 
     def prepare(self, *arguments) -> Any:

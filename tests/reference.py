@@ -17,10 +17,7 @@ FAULTS = ROOT / "tests" / "data" / "faults"
 
 
 def reference_dir() -> Path:
-    """The folder named by FLOWCACHE_REFERENCE_DIR, else ``../shared/reference`` beside the project.
-
-    Where there is neither, the few references in ``tests/data``, and tests that need others are skipped.
-    """
+    """FLOWCACHE_REFERENCE_DIR, else ``../shared/reference`` beside the project, else the few in ``tests/data``."""
     if named := os.environ.get("FLOWCACHE_REFERENCE_DIR"):
         if not Path(named).is_dir():
             raise NotADirectoryError(f"FLOWCACHE_REFERENCE_DIR names {named}, which is no folder.")
@@ -34,11 +31,6 @@ def present(path: Path) -> Path:
     if not path.exists():
         pytest.skip(f"REFERENCE ABSENT: no {path}; set FLOWCACHE_REFERENCE_DIR to compare with the original")
     return path
-
-
-def skyreels_reference() -> Path:
-    """The SkyReels-V2 part of it; skips the test where it is absent."""
-    return present(reference_dir() / "skyreels_v2")
 
 
 @dataclass(frozen=True)

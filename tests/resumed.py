@@ -28,48 +28,20 @@ def saved(state: State, trace: Trace) -> bytes:
     return file.getvalue()
 
 
-def loaded(content: bytes) -> tuple[State, Trace]:
-    """The arguments of ``saved``."""
-    content, trace = torch.load(io.BytesIO(content), weights_only=True), Trace()
-    trace.load_state_dict(content["trace"], content["steps"])
-    return content["state"], trace
-
-
 def check_stream(stream: Callable[..., Iterator], name: str) -> None:
     """Resume ``stream(trace, state)`` from a part that its name chooses: the rest must be the same."""
-    trace, parts, states = Trace(), [], []
-    for part in stream(trace, None):
+    trace, parts, states = Trace(), [], {}
+    for place, part in enumerate(stream(trace, None)):
         parts.append(part)
-        states.append(saved(part.state(), trace) if part.state else None)
-    offered = [place for place, state in enumerate(states) if state is not None]
-    place = random.Random(name).choice(offered[:-1])
-    state, other = loaded(states[place])
-    rest = list(stream(other, state))
-    assert len(rest) == len(parts) - place - 1
-    for theirs, ours in zip(rest, parts[place + 1 :], strict=True):
+        if part.state:
+            states[place] = saved(part.state(), trace)
+    place = random.Random(name).choice([*states][:-1])
+    saving, other = torch.load(io.BytesIO(states[place]), weights_only=True), Trace()
+    other.load_state_dict(saving["trace"], saving["steps"])
+    for theirs, ours in zip(stream(other, saving["state"]), parts[place + 1 :], strict=True):
         assert torch.equal(theirs.frames, ours.frames)
         assert torch.equal(theirs.latents, ours.latents)
     assert decided(other) == decided(trace)
-
-
-def check_killed_often(run: Callable[..., int], folder: Path) -> None:
-    """Kill ``run("--resume")`` ten times at random: the files in ``folder`` are those of ``run()``."""
-
-    def content() -> tuple[dict[str, bytes], list]:
-        files = {path.name: path for path in folder.iterdir()}
-        (trace,) = (decided(Trace.load(path)) for name, path in files.items() if name.endswith(".json"))
-        same = {name: path.read_bytes() if name.endswith(".mp4") else b"" for name, path in files.items()}
-        return same, trace
-
-    assert run() == 0
-    whole = content()
-    for path in folder.iterdir():
-        path.unlink()
-    chosen = random.Random(0)
-    for _ in range(10):
-        kill_at(chosen.randrange(60), lambda: run("--resume"))
-    assert run("--resume") == 0
-    assert content() == whole
 
 
 def decided(trace: Trace) -> list[dict[str, Any]]:
@@ -133,13 +105,3 @@ def kill_at(moment: int, work: Callable[[], Any]) -> bool:
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "it failed instead"
     return os.WIFSIGNALED(status)
-
-
-def stop_at(moment: int, failure: tuple[type[BaseException], ...], work: Callable[[], Any]) -> Any:
-    """Run in this process, and raise a failure (type and arguments) at a moment; returns the work's value."""
-
-    def fail() -> None:
-        raise failure[0](*failure[1:])
-
-    with watched(moment, fail):
-        return work()

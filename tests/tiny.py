@@ -1,14 +1,14 @@
-"""Tiny models: that of the references, whole checkpoints with random weights, and one with a NaN."""
+"""Tiny models: that of the references, and whole checkpoints with random weights."""
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from cases import SIZES as MAGI_SIZES
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 from reference import Case
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
@@ -21,8 +21,6 @@ from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 
 #: Sizes of a text encoder with one layer, for the tokens of `tiny_tokenizer`.
 TEXT_SIZES = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 16, "num_layers": 1}
-MAGI = {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 2}
-MAGI |= {"num_query_groups": 1, "kv_channels": 16, "caption_channels": 16, "caption_max_length": 60}
 MAGI_VIDEO = {"video_size_h": 32, "video_size_w": 32, "num_frames": 32, "num_steps": 8, "chunk_width": 2}
 #: Sizes of a transformer of SkyReels-V2.
 SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4}
@@ -67,7 +65,7 @@ def write_tiny_checkpoint(folder: Path) -> Path:
 def write_tiny_magi(root: Path) -> Path:
     """Folders of a transformer, a VAE and a text encoder; returns the configuration that names them."""
     torch.manual_seed(0)
-    section = ModelSection(**MAGI, in_channels=4, out_channels=4)
+    section = ModelSection(**{**MAGI_SIZES, "num_layers": 2, "caption_max_length": 60})
     tensors = {name: torch.randn(shape) * 0.2 for name, shape in official_shapes(new_transformer(section)).items()}
     folder = root / "magi" / "inference_weight.distill"
     folder.mkdir(parents=True)
@@ -83,14 +81,3 @@ def write_tiny_magi(root: Path) -> Path:
     config = MagiConfig(model_config=section, runtime_config=runtime, engine_config=EngineSection(distill=True))
     path.write_text(json.dumps(asdict(config)))
     return path
-
-
-def with_nan(folder: Path, target: Path, tensor: str) -> Path:
-    """Copy a checkpoint and break the first number of one tensor, named by its end; returns the copy."""
-    shutil.copytree(folder, target)
-    files = sorted(target.rglob("*.safetensors"))
-    path, name = next((path, name) for path in files for name in load_file(path) if name.endswith(tensor))
-    weights = load_file(path)
-    weights[name].view(-1)[0] = torch.nan
-    save_file(weights, path, metadata={"format": "pt"})
-    return target

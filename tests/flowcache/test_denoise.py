@@ -62,6 +62,7 @@ CACHES = {
     "compressed in four bits": {"storage": KVStorageConfig(bits=4), "compression": KVCompressionConfig()},
     "the newest in eight bits": {"storage": KVStorageConfig(bits=8), "clean_range": 1},
     "given ones at every step": {"refresh_given": True},
+    "given ones with noise": {"refresh_given": True},
     "none": {"whole_window": True},
 }
 
@@ -71,11 +72,8 @@ CACHES = {
 def test_every_cache_continues(kept, given, stride):
     if "newest" in kept and stride == 0:
         stride = 1
-    check(FlowCacheConfig(policy=ChunkwiseReuse(0.6, 2), **CACHES[kept]), stride=stride, given=given)
-
-
-def test_noise_on_given_frames_continues():
-    check(FlowCacheConfig(refresh_given=True), given=2, level=0.3)
+    config, level = FlowCacheConfig(policy=ChunkwiseReuse(0.6, 2), **CACHES[kept]), 0.3 if "noise" in kept else 0.0
+    check(config, stride=stride, given=given, level=level)
 
 
 def test_a_state_holds_live_chunks_alone_and_exists_while_a_window_runs():

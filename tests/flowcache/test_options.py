@@ -1,5 +1,6 @@
 """Options of the programs: typed words, those of scripts, YAML files, and the values that they come to."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -63,39 +64,37 @@ def test_words_become_values(read, caplog):
     assert given.values == {"policy_options": {"scale": "0.5", "interval": "none"}}
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["--num_frame", "3"], "did you mean --num_frames?"),
-        (["--num_frames", "--defaults", "--method", "fast"], "--num_frames"),
-        (["--sizes", "[" * 3000], "YAML"),
-        (["--sizes", "!!python/object/apply:os.getcwd []"], "YAML"),
-        (["--num_frames", '!!int ""'], "YAML"),
-        (["--offload", "1"], "true or false"),
-        (["--policy_option", "scale"], "NAME=VALUE"),
-        (["--method", "magic"], "--method"),
-    ],
-)
-def test_wrong_words_are_refused_in_one_line(read, words, named, capsys):
+WRONG_WORDS = {
+    "--num_frame 3": "did you mean --num_frames?",
+    "--num_frames --defaults --method fast": "--num_frames",
+    f"--sizes {'[' * 3000}": "YAML",
+    "--sizes '!!python/object/apply:os.getcwd []'": "YAML",
+    "--num_frames '!!int \"\"'": "YAML",
+    "--offload 1": "true or false",
+    "--policy_option scale": "NAME=VALUE",
+    "--method magic": "--method",
+}
+WRONG_FILES = {
+    "[1, 2]": "a.yaml must hold named values",
+    "num_frame: 3": "did you mean num_frames",
+    "frames: many": "frames must be a whole number",
+    "method: magic": "method must be one of",
+    "offload: {a: 1}": "offload",
+    "[" * 3000: "a.yaml cannot be read as YAML",
+}
+
+
+@pytest.mark.parametrize("words", WRONG_WORDS)
+def test_wrong_words_are_refused_in_one_line(read, words, capsys):
     with pytest.raises(SystemExit) as stop:
-        read(*words)
+        read(*shlex.split(words))
     (line,) = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2 and named in line
+    assert stop.value.code == 2 and WRONG_WORDS[words] in line
 
 
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        ("[1, 2]", "a.yaml must hold named values"),
-        ("num_frame: 3", "did you mean num_frames"),
-        ("frames: many", "frames must be a whole number"),
-        ("method: magic", "method must be one of"),
-        ("offload: {a: 1}", "offload"),
-        ("[" * 3000, "a.yaml cannot be read as YAML"),
-    ],
-)
-def test_wrong_files_are_refused(read, content, named):
-    with pytest.raises(ValueError, match=named):
+@pytest.mark.parametrize("content", WRONG_FILES)
+def test_wrong_files_are_refused(read, content):
+    with pytest.raises(ValueError, match=WRONG_FILES[content]):
         read(content=content)
 
 
@@ -129,13 +128,10 @@ def test_help_groups_all_options_and_shows_every_default(model, program):
     assert not lacking and "(default: " in parser.format_help()
 
 
-@pytest.mark.parametrize(
-    ("words", "code"), [(["--help"], 0), ([], 2), (["generate", "--model", "sora"], 2), (["metrics", "--help"], 0)]
-)
-def test_the_command_line_chooses_program_and_model(words, code, monkeypatch, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(words)
-    assert stop.value.code == code
-    program = Program(ROOT / "FlowCache4MAGI-1" / "generate_video.py", monkeypatch)
-    assert program("--help") == 0
+def test_the_command_line_chooses_program_and_model(monkeypatch, capsys):
+    for words, code in {"--help": 0, "": 2, "generate --model sora": 2, "metrics --help": 0}.items():
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words.split())
+        assert stop.value.code == code
+    assert Program(ROOT / "FlowCache4MAGI-1" / "generate_video.py", monkeypatch)("--help") == 0
     assert "flowcache generate --model magi1" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The state that a run saves beside its video, and when that is refused."""
+"""The state that a run saves beside its video, when that is refused, and what identifies a run."""
 
 import io
 import random
@@ -13,7 +13,7 @@ from resumed import kill_at, watched
 from flowcache import Trace
 from flowcache.adapter import Start
 from flowcache.files import remove_leftovers
-from flowcache.fingerprint import array_digest, folder_digest
+from flowcache.fingerprint import array_digest, folder_digest, video_name
 from flowcache.resume import FORMAT_VERSION, ResumeFile
 from flowcache.sampler import write_parts
 from flowcache.state import VideoPart, on_host
@@ -24,86 +24,55 @@ RUN = {"prompt": "a red circle", "seed": 1, "video": {"steps": 8, "size": (32, 3
 LENGTHS = (5, 8, 8, 3)
 
 
-class Stream:
-    """A video whose frames are counted by its state; each part adds a step to the trace."""
-
-    def __init__(self, trace: Trace, state=None) -> None:
-        self.trace, self.place = trace, 0 if state is None else int(state["place"])
-
-    def __iter__(self):
-        for length in LENGTHS[self.place :]:
-            self.place += 1
-            self.trace.steps.append(StepRecord(0, self.place, []))
-            frames = torch.linspace(-1, 1, 3 * length * 16 * 16).view(3, length, 16, 16)
-            yield VideoPart(frames * 0.9**self.place, torch.zeros(4, 1, 2, 2), self.state)
-
-    def state(self):
-        return {"place": torch.tensor(self.place)}
+def stream(trace: Trace, start: int, breaks_at: int | None):
+    """Parts of a video after the first ``start``, counted by its state; each adds a step to the trace."""
+    for place, length in enumerate(LENGTHS[start:], start + 1):
+        trace.steps.append(StepRecord(0, place, []))
+        if place == breaks_at:
+            raise KeyboardInterrupt
+        frames = torch.linspace(-1, 1, 3 * length * 16 * 16).view(3, length, 16, 16)
+        yield VideoPart(
+            frames * 0.9**place, torch.zeros(4, 1, 2, 2), lambda place=place: {"place": torch.tensor(place)}
+        )
 
 
 def make(path, run=RUN, breaks_at: int | None = None) -> Trace:
     """Make the video as a program does with ``--resume``; the trace."""
-    trace = Trace()
+    trace, before = Trace(), path.parents[1] / "before.mp4"
+    if not before.exists():
+        with VideoWriter(before, 24) as writer:
+            writer.write(np.full((2, 16, 16, 3), 90, np.uint8))
     with ResumeFile(path, run) as resume:
         state = resume.begin(trace)
-        stream = Stream(trace, state and state.pop("stream"))
-
-        def parts():
-            for part in stream:
-                if stream.place == breaks_at:
-                    raise KeyboardInterrupt
-                yield part
-
-        before = path.parents[1] / "before.mp4"
-        if not before.exists():
-            with VideoWriter(before, 24) as writer:
-                writer.write(np.full((2, 16, 16, 3), 90, np.uint8))
-        write_parts(parts(), path, 24, (16, 16), Start(before=before, skip=7), trace, resume, state)
+        parts = stream(trace, int(state.pop("stream")["place"]) if state else 0, breaks_at)
+        write_parts(parts, path, 24, (16, 16), Start(before=before, skip=7), trace, resume, state)
     return trace
 
 
 def broken(folder, at=3):
-    """A run that ends before that part; the video's path."""
+    """Make a run that ends before a part; return the video's path."""
     with pytest.raises(KeyboardInterrupt):
         make(folder / "a.mp4", breaks_at=at)
     return folder / "a.mp4"
 
 
-def test_a_video_is_resumed_and_nothing_else_is_left(tmp_path):
-    whole = make(tmp_path / "whole.mp4")
-    path = broken(tmp_path)
-    assert {p.name for p in tmp_path.glob("a.*")} == {"a.part.mp4", "a.resume.pt", "a.resume.jsonl", "a.resume.lock"}
-    trace = make(path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "whole.mp4"]
-    assert path.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
-    assert [vars(step) for step in trace.steps] == [vars(step) for step in whole.steps]
-
-
-def test_killed_at_any_moment(tmp_path):
-    make(tmp_path / "whole.mp4")
+def test_killed_at_any_moment_it_resumes_to_the_same_video_and_leaves_nothing_else(tmp_path):
+    path, steps = tmp_path / "a.mp4", [vars(step) for step in make(tmp_path / "whole.mp4").steps]
     with watched(-1, pytest.fail) as moments:
-        make(tmp_path / "a.mp4")
+        make(path)
     for moment in random.Random(0).sample(range(next(moments)), 12):
-        assert kill_at(moment, lambda: make(tmp_path / "a.mp4"))
-        make(tmp_path / "a.mp4")
+        assert kill_at(moment, lambda: make(path))
+        assert [vars(step) for step in make(path).steps] == steps
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "whole.mp4"], moment
-        assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes(), moment
-        (tmp_path / "a.mp4").unlink()
+        assert path.read_bytes() == (tmp_path / "whole.mp4").read_bytes(), moment
+        path.unlink()
 
 
-OTHERS = {
-    "prompt was 'a red circle' and is 'a blue square'": {"prompt": "a blue square"},
-    r"video\.steps was 8 and is 16": {"video": {"steps": 16, "size": (32, 32)}},
-    "weights was None and is '1234'": {"weights": "1234"},
-    "seed was .*, a was .*, b was .*, and 2 more": {"seed": 3, **dict.fromkeys("abcd", 1)},
-}
-
-
-@pytest.mark.parametrize("message", OTHERS)
-def test_another_run_is_refused_with_what_differs(tmp_path, message):
+def test_another_run_is_refused_with_what_differs(tmp_path):
     path = broken(tmp_path)
-    with pytest.raises(ValueError, match=rf"a\.resume\.pt belongs to another run: {message}"):
-        make(path, RUN | OTHERS[message])
+    differs = r"seed was 1 and is 3 now, a was None and is 1 now, .*, and 2 more"
+    with pytest.raises(ValueError, match=rf"a\.resume\.pt belongs to another run: {differs}"):
+        make(path, RUN | {"seed": 3, **dict.fromkeys("abcd", 1)})
     make(path)
 
 
@@ -111,10 +80,6 @@ def stored(content):
     file = io.BytesIO()
     torch.save(content, file)
     return file.getvalue()
-
-
-def changed(change):
-    return lambda content: stored(torch.load(io.BytesIO(content), weights_only=True) | change)
 
 
 STATES = [{"trace": {"seconds": 3}}, {"run": []}, {"steps": {}}, {"steps": {"length": "1", "checksum": 2}}]
@@ -129,7 +94,7 @@ STATES += [{"state": {}}, {"state": torch.zeros(3)}, {"format": 0}]
         # a bit among the numbers of a tensor, where no structure would notice
         lambda content: content.replace(b"\x02\0\0\0\0\0\0\0", b"\x03\0\0\0\0\0\0\0", 1),
         lambda content: stored({"format": FORMAT_VERSION, "run": re.compile("a")}),  # an object
-        *map(changed, STATES),
+        *(lambda content, change=change: stored(torch.load(io.BytesIO(content)) | change) for change in STATES),
     ],
 )
 def test_a_damaged_state_is_refused(tmp_path, damage):
@@ -167,11 +132,9 @@ def test_another_machine_is_a_warning(tmp_path, caplog):
 
 
 def test_two_runs_do_not_share_a_video(tmp_path):
-    with ResumeFile(tmp_path / "a.mp4", RUN):
-        with pytest.raises(ValueError, match=r"a\.mp4 is being made by another process"):
-            ResumeFile(tmp_path / "a.mp4", RUN)
-        with ResumeFile(tmp_path / "b.mp4", RUN):
-            pass
+    refused = pytest.raises(ValueError, match=r"a\.mp4 is being made by another process")
+    with ResumeFile(tmp_path / "a.mp4", RUN), ResumeFile(tmp_path / "b.mp4", RUN), refused:
+        ResumeFile(tmp_path / "a.mp4", RUN)
     make(tmp_path / "a.mp4")
 
 
@@ -195,14 +158,25 @@ def test_digests_tell_runs_apart(tmp_path):
     one, other, moved = (tmp_path / name for name in ("one", "other", "moved"))
     for folder in (one, other, moved):
         folder.mkdir()
-        (folder / "a.safetensors").write_bytes(bytes(2**22))
+        (folder / "a.safetensors").write_bytes(bytes(2**22 - 1) + (b"x" if folder is other else b"\0"))
         (folder / "notes.txt").write_text(folder.name)
-    with (other / "a.safetensors").open("r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"x")
     assert folder_digest(one) == folder_digest(moved) != folder_digest(other)
     pixels = np.zeros((2, 3), np.uint8)
     assert len({array_digest(of) for of in (None, pixels, pixels.T, pixels + 1, pixels.astype(float))}) == 5
+
+
+@pytest.mark.parametrize("prompt", ["a" * 500, "早上好 " * 200, "é" * 300, "!", "a red circle"])
+@pytest.mark.parametrize("words", [["flowcache"], ["teacache_thresh0.123457"] * 8])
+def test_a_name_leaves_room_for_the_files_beside_it(prompt, words):
+    stem = video_name(prompt, words, {}).removesuffix(".mp4")
+    assert len(f".{stem}.trace.12345678.json".encode()) < 240
+    assert all(word in stem for word in words)
+
+
+def test_same_settings_share_a_name_and_others_do_not():
+    names = [video_name("a", [], {"seed": 0, "sizes": sizes}) for sizes in ((1, 2), (1, 2), (2, 1))]
+    assert names[0] == names[1] != names[2]
+    assert video_name("a", [], {"a": 0, "b": 1}) == video_name("a", [], {"b": 1, "a": 0})
 
 
 @pytest.mark.parametrize("size", [0, 1000, 2500, 4000])

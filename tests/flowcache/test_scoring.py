@@ -1,6 +1,5 @@
 """Scores and selection: against the originals, against their plain formulas, and in bounded memory."""
 
-import json
 import math
 
 import pytest
@@ -17,11 +16,6 @@ from flowcache.kv.scorers import importance as streamed
 from flowcache.kv.selection import TokenSelector, group_means, select
 
 
-def listed(part: str, name: str) -> list[dict]:
-    path = reference_dir() / part / f"{name}.json"
-    return json.loads(path.read_text())["cases"] if path.is_file() else [{"name": "absent", "case": "absent"}]
-
-
 def tokens_of(keys, queries, values=None, chunk=1) -> ScoreInput:
     ages = torch.arange(len(keys)).flip(0).expand(keys.shape[1], -1)
     return ScoreInput(keys, keys if values is None else values, queries, ages, chunk)
@@ -33,37 +27,39 @@ def random_tokens(count=300, heads=4, kv_heads=2, queries=70, dim=16, seed=0) ->
     return tokens_of(keys, torch.randn(queries, heads, dim, generator=generator), chunk=100)
 
 
-@pytest.mark.parametrize("entry", listed("skyreels_v2", "compress_unit"), ids=lambda e: f"case{e['case']}")
-def test_original_on_skyreels(entry):
-    tensors, name = Case(reference_dir() / "skyreels_v2", "compress_unit").tensors, f"c{entry['case']}"
-    tokens = tokens_of(tensors[f"{name}_k"], tensors[f"{name}_q"])
-    mass, scores = streamed.attention_mass(tokens.queries, tokens.keys), Paper().score(tokens)
-    found = {"attn_mean": mass, "attn_pooled": Importance().score(tokens), "score": scores}
-    for key, value in {**found, "redundancy": -Redundancy().score(tokens)}.items():
-        assert torch.allclose(value, tensors[f"{name}_{key}"], atol=1e-6), key
-    kept, expected = select(scores, entry["budget"]), tensors[f"{name}_kept"].long()
-    assert torch.equal(kept.sort().values, expected.sort().values)
-    if entry["order_gap"] > 1e-6:
-        assert torch.equal(kept, expected)
+def test_original_on_skyreels():
+    case = Case(reference_dir() / "skyreels_v2", "compress_unit")
+    for entry in case.info["cases"]:
+        tensors, name = case.tensors, f"c{entry['case']}"
+        tokens = tokens_of(tensors[f"{name}_k"], tensors[f"{name}_q"])
+        mass, scores = streamed.attention_mass(tokens.queries, tokens.keys), Paper().score(tokens)
+        found = {"attn_mean": mass, "attn_pooled": Importance().score(tokens), "score": scores}
+        for key, value in {**found, "redundancy": -Redundancy().score(tokens)}.items():
+            assert torch.allclose(value, tensors[f"{name}_{key}"], atol=1e-6), f"{name}_{key}"
+        kept, expected = select(scores, entry["budget"]), tensors[f"{name}_kept"].long()
+        assert torch.equal(kept.sort().values, expected.sort().values), name
+        if entry["order_gap"] > 1e-6:
+            assert torch.equal(kept, expected), name
 
 
-@pytest.mark.parametrize("entry", listed("magi1", "kvcompress_unit"), ids=lambda e: e["name"])
-def test_original_on_magi(entry):
-    tensors = Case(reference_dir() / "magi1", "kvcompress_unit").tensors
-    kind, strategy, granularity, rest = entry["name"].split("_", 3)
-    weighting, power = rest.rsplit("_p", 1)
-    frame, chunk = entry["H"] * entry["W"], entry["T"] * entry["H"] * entry["W"]
-    shown = {"token": 50, "frame": frame, "chunk": chunk}[granularity]
-    tokens = tokens_of(tensors[f"{kind}_key"], tensors[f"{kind}_query"][-shown:], chunk=chunk)
-    assert torch.allclose(-Redundancy().score(tokens), tensors[f"{kind}_similarity"], atol=1e-6)
-    scores = Paper(mix_lambda=entry["mix_lambda"], pool=entry["kernel_size"]).score(tokens)
-    group = {"token": 1, "frame": frame, "chunk": chunk}[strategy]
-    if group == 1:
-        scores = weight_by_place(scores - scores.amin(dim=1, keepdim=True), weighting, float(power), chunk)
-    shaped = scores if group == 1 else group_means(scores, group)
-    assert torch.allclose(shaped, tensors[f"{entry['name']}_score"], atol=1e-6, rtol=1e-5)
-    kept = select(scores, entry["budget"], group)
-    assert torch.equal(kept.sort().values, tensors[f"{entry['name']}_indices"].T.sort().values)
+def test_original_on_magi():
+    case = Case(reference_dir() / "magi1", "kvcompress_unit")
+    for entry in case.info["cases"]:
+        tensors = case.tensors
+        kind, strategy, granularity, rest = entry["name"].split("_", 3)
+        weighting, power = rest.rsplit("_p", 1)
+        frame, chunk = entry["H"] * entry["W"], entry["T"] * entry["H"] * entry["W"]
+        shown = {"token": 50, "frame": frame, "chunk": chunk}[granularity]
+        tokens = tokens_of(tensors[f"{kind}_key"], tensors[f"{kind}_query"][-shown:], chunk=chunk)
+        assert torch.allclose(-Redundancy().score(tokens), tensors[f"{kind}_similarity"], atol=1e-6)
+        scores = Paper(mix_lambda=entry["mix_lambda"], pool=entry["kernel_size"]).score(tokens)
+        group = {"token": 1, "frame": frame, "chunk": chunk}[strategy]
+        if group == 1:
+            scores = weight_by_place(scores - scores.amin(dim=1, keepdim=True), weighting, float(power), chunk)
+        shaped = scores if group == 1 else group_means(scores, group)
+        assert torch.allclose(shaped, tensors[f"{entry['name']}_score"], atol=1e-6, rtol=1e-5), entry["name"]
+        kept = select(scores, entry["budget"], group)
+        assert torch.equal(kept.sort().values, tensors[f"{entry['name']}_indices"].T.sort().values), entry["name"]
 
 
 class Watch(TorchDispatchMode):

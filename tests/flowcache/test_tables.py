@@ -1,12 +1,18 @@
-"""Tables from a synthetic run, with files alone."""
+"""Tables of a synthetic run, with files alone, and the script that makes the paper's."""
 
 import csv
 import json
+import runpy
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
-from programs import assert_refused
+from programs import Program, assert_refused
+from reference import ROOT
 from synthetic_run import PROMPTS, SAMPLES, make_run, make_sampling
 
 from flowcache.benchmark import __main__ as program
@@ -23,19 +29,12 @@ METHODS = ["vanilla", "causal", "flowcache:paper-fast"]
 FIRST = f"{PROMPTS[0]}-0"
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run of three methods, measured once."""
-    folder = make_run(tmp_path_factory.mktemp("run"), METHODS)
-    (folder / "command.txt").write_text("bash scripts/reproduce_tables.sh\nbash again.sh\n")
-    return folder
-
-
 @pytest.fixture
-def run(whole, tmp_path, monkeypatch):
-    """A copy of it."""
+def run(tmp_path, monkeypatch):
+    """A run of three methods."""
     monkeypatch.setattr(program, "load_papers", lambda: [PAPER])
-    return shutil.copytree(whole, tmp_path / "run")
+    make_run(tmp_path / "abacus", methods=METHODS)
+    return tmp_path
 
 
 def table_of(folder):
@@ -55,6 +54,7 @@ def test_figures_are_those_of_the_files(run):
 
 
 def test_command_measures_and_writes_and_needs_no_video_afterwards(run, capsys):
+    (run / "command.txt").write_text("bash scripts/reproduce_tables.sh\nbash again.sh\n")
     assert program.main(["tables", str(run)]) == 0, capsys.readouterr().err
     first = (run / "tables.md").read_text()
     for path in (run / "abacus").glob("*/videos"):
@@ -121,18 +121,13 @@ def test_small_costs_have_a_unit_of_their_own_and_the_papers_methods_stand_befor
 
 
 def test_vbench_scores_again_what_was_added_since(run, monkeypatch):
-    scored = []
-
-    def score(environment, videos, *_):
-        scored.append(videos.parent.name)
+    def score(_, videos, *more):
         return VBenchReport(videos, (), looked_at=[path.name for path in videos.iterdir()])
 
-    monkeypatch.setattr(runs, "score", score)
-
     def score_all(again=False):
-        scored.clear()
+        monkeypatch.setattr(runs, "score", mock.Mock(side_effect=score))
         find_model_runs(run)[0].score((run, "python"), "cpu", again)
-        return scored
+        return [call.args[1].parent.name for call in runs.score.call_args_list]
 
     folders = ["vanilla", "causal", "flowcache_paper-fast"]
     assert score_all() == folders and score_all() == []
@@ -152,23 +147,18 @@ def test_an_interrupted_run_gives_tables_of_what_is_finished(run, caplog):
     assert table.prompts == 2 and len(table.notes) == 1 and "left out" in table.notes[0]
 
 
-TRACE = f"traces/{FIRST}.trace.json"
-WRONG = ["[]", '{"mean": [], "totals": {"total": "a"}}', '{"videos": {"a": 3}, "missing": {}}']
+WRONG = '{"mean": [], "totals": {"total": "a"}, "videos": {"a": 3}, "missing": {}}'
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (f"vanilla/{TRACE}", None, "cannot be read as a trace"),
+        *((f"vanilla/traces/{FIRST}.trace.json", wrong, "read as a trace") for wrong in (None, "[]", WRONG)),
         ("vanilla/manifest.jsonl", None, "has no video that was made by all"),
         ("causal/manifest.jsonl", json.dumps({"name": FIRST, "prompt": "a", "file": "a.mp4"}), FIRST),
         ("ways.json", None, "has no ways.json"),
         ("ways.json", '{"model": "Abacus", "settings": "beads", "ways": []}', "ways.json names no method"),
-        *(
-            (f"causal/{name}", wrong, name.rpartition("/")[2])
-            for name in (TRACE, "closeness_to_vanilla.json", "vbench.json")
-            for wrong in WRONG
-        ),
+        *((f"causal/{name}", WRONG, name) for name in ("closeness_to_vanilla.json", "vbench.json")),
     ],
 )
 def test_a_broken_run_is_refused_in_one_sentence(run, name, content, message, capsys):
@@ -179,9 +169,6 @@ def test_a_broken_run_is_refused_in_one_sentence(run, name, content, message, ca
     assert program.main(["tables", str(run)]) in (1, 2)
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ") and message in line
-
-
-# The paper's PFLOPs beside ours
 
 
 def test_a_share_is_what_the_row_does_not_pay_for():
@@ -201,3 +188,75 @@ def test_command_prints_the_tables_of_all_models(capsys, monkeypatch):
     assert all(row in text for row in ("| vanilla | 305.98 | 306 | +0.0 % |", "| FlowCache-fast | 113.60 | 28 |"))
     monkeypatch.setattr(program, "MODELS", {"no_such_package": ""})
     assert_refused(program.main(["flops"]), "no_such_package install", capsys)
+
+
+# The script
+
+
+@pytest.fixture
+def front(monkeypatch, tmp_path):
+    """The script; its commands go to ``run``, and end well."""
+    monkeypatch.chdir(tmp_path)
+    main = runpy.run_path(str(ROOT / "scripts" / "reproduce_tables.py"))["main"]
+
+    def front(*words):
+        monkeypatch.setattr(sys, "argv", ["reproduce_tables.py", *map(str, words)])
+        try:
+            return main()
+        except SystemExit as stop:
+            return stop.code
+
+    front.run = mock.Mock(return_value=ended(0))
+    monkeypatch.setattr(subprocess, "run", front.run)
+    return front
+
+
+def ended(code):
+    return SimpleNamespace(returncode=code)
+
+
+def test_the_sampling_programs_take_its_commands(front, monkeypatch):
+    assert front("--model", "small", "--prompts", 1, "--magi_flags", "--num_steps 8") == 0
+    for call, folder in zip(front.run.call_args_list[:2], ("FlowCache4SkyReels-V2", "FlowCache4MAGI-1"), strict=True):
+        _, path, *words = call.args[0]
+        assert path == str(ROOT / folder / "sample_video.py")
+        devices, work = Program(ROOT / folder / "sample_video.py", monkeypatch).prepare(*words)
+        assert devices and len(work.samples) == 1
+        assert {"vanilla", "teacache:paper-slow", "flowcache:paper-fast", "flowcache:quality"} <= {*work.samplers}
+
+
+def test_tables_and_pictures_follow_and_all_commands_of_a_folder_are_kept(front, tmp_path, capsys):
+    front.run.side_effect = map(ended, (0, 1, 0, 0))
+    assert front("--outdir", "out") == 1, "only one model's videos were made"
+    assert front.run.call_count == 4 and "magi1: not finished" in capsys.readouterr().err
+    front.run.reset_mock(side_effect=True)
+    for _ in range(2):
+        assert front("--outdir", "out", "--only", "magi1") == 0
+    assert [call.args[0][3] for call in front.run.call_args_list[1:3]] == ["tables", "plot"]
+    base = "bash scripts/reproduce_tables.sh --outdir out"
+    assert (tmp_path / "out" / "command.txt").read_text().splitlines() == [base, f"{base} --only magi1"]
+
+
+def test_one_of_many_machines_only_samples(front, monkeypatch, tmp_path):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert front() == 0 and front.run.call_count == 2
+    command = (tmp_path / "outputs" / "tables_auto" / "command.txt").read_text()
+    assert command == "torchrun --nnodes=2 --nproc_per_node=2 scripts/reproduce_tables.py\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "first", "expected", "named"),
+    [
+        (["--outdir", "out"], ended(2), 1, "skyreels_v2"),
+        (["--outdir", "out"], KeyboardInterrupt, 130, "interrupted"),
+        (["--prompts", 0], None, 2, "prompts"),
+        (["--magi_flags", "'--a"], None, 2, "magi_flags"),
+        (["--model", "large"], None, 2, "model"),
+    ],
+)
+def test_bad_input_or_a_program_that_refuses_ends_it(front, arguments, first, expected, named, capsys):
+    front.run.side_effect = [first]
+    assert front(*arguments) == expected
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and named in line and front.run.call_count == (first is not None)

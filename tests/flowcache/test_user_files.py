@@ -27,6 +27,7 @@ SETTING = {"interval": 2, "speedup": 2.0, "psnr": 30.0, "seconds": 1.0}
 PROFILE = {"format": 2, "key": {}, "settings": [SETTING], "seconds": 1.0, "environment": {}}
 TRACE = {"format": 1, "windows": [{"num_steps": 4, "stride": 2, "first_chunk": 0, "chunk_frames": [2]}]}
 EVENT = {"chunk": 0, "local_step": 0, "reused": False}
+PROMPT = {"prompt_en": "a", "dimension": ["scene"]}
 STEP = {"window": 0, "step": 0, "events": [EVENT]}
 
 #: What reads a file, what it accepts, and changes that it must not accept with the words of the error.
@@ -63,6 +64,8 @@ READERS = {
         {"model": "a", "settings": "b", "ways": ["vanilla"]},
         [({"ways": "vanilla"}, ""), ({"ways": [1]}, ""), ({"model": None}, "")],
     ),
+    "full_info.json": (read_full_info, [PROMPT], [([PROMPT | {"prompt_en": 3}], ""), ([{}], "")]),
+    "settings.json": (lambda path: SampleFolder(path.parent, {"steps": 8}), {"steps": 8}, []),
 }
 
 
@@ -70,23 +73,17 @@ READERS = {
 def test_a_file_of_another_kind_is_named(tmp_path, name):
     read, content, changes = READERS[name]
     path = tmp_path / name
+    (tmp_path / "manifest.jsonl").write_text('{"name": "a"}\n')
     path.write_text(f"\ufeff{json.dumps(content)}", encoding="utf-8")
     assert read(path)
-    wrong = [(broken, "") for broken in BROKEN]
-    for broken, named in wrong + [(json.dumps(content | change).encode(), named) for change, named in changes]:
-        path.write_bytes(broken)
+    for change, named in changes:
+        path.write_text(json.dumps(content | change if isinstance(content, dict) else change))
         with pytest.raises(UnreadableFile, match=f"{name}.*{named}"):
             read(path)
-
-
-@pytest.mark.parametrize("wrong", [*BROKEN, b'[{"prompt_en": 3, "dimension": ["scene"]}]', b"[{}]"])
-def test_prompts_and_settings_of_another_kind_are_named(tmp_path, wrong):
-    (tmp_path / "manifest.jsonl").write_text('{"name": "a"}\n')
-    (tmp_path / "settings.json").write_bytes(wrong)
-    with pytest.raises(UnreadableFile, match=r"settings\.json"):
-        read_full_info(tmp_path / "settings.json")
-    with pytest.raises(UnreadableFile, match=r"settings\.json"):
-        SampleFolder(tmp_path, {"steps": 8})
+    for broken in BROKEN:
+        path.write_bytes(broken)
+        with pytest.raises(UnreadableFile, match=name):
+            read(path)
 
 
 def test_a_trace_is_read_as_it_was_written(tmp_path):

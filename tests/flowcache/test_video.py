@@ -1,8 +1,5 @@
 """Videos out: growing files, resumption, failures, continued videos; conversions of frames."""
 
-import errno
-import multiprocessing
-import os
 import random
 import resource
 import struct
@@ -16,8 +13,7 @@ import pytest
 import torch
 from reference import FAULTS
 
-from flowcache import video
-from flowcache.video import VideoWriter, probe_video, read_video, resize_and_crop, stream_video
+from flowcache.video import VideoWriter, probe_video, read_video, resize_and_crop, stream_video, to_float, to_uint8
 from flowcache.video.writing import BT601, BT709, FragmentEncoder
 
 #: Far apart in hue, so that a wrong colour matrix shows.
@@ -37,7 +33,6 @@ def moving(count=20, start=0):
 
 
 def save(path, *parts, fps=24, before=None):
-    """Write parts, behind a given video; return the path."""
     with VideoWriter(path, fps, *(SIZE if before else ())) as writer:
         if before:
             writer.write_video(before)
@@ -136,43 +131,29 @@ def test_two_runs_of_one_name_do_not_mix(tmp_path):
     assert len(read_video(tmp_path / "a.mp4")[0]) == 12
 
 
-@pytest.mark.parametrize(
-    ("shape", "kind", "fps"),
-    [
-        *(((2, 32, 32, 3), "u1", fps) for fps in (0, -1, float("nan"), float("inf"))),
-        *(((2, 32, 32, 3), float, 24), ((2, 3, 32, 32), "u1", 24)),
-        *(((32, 32, 3), "u1", 24), ((0, 32, 32, 3), "u1", 24)),
-    ],
-)
-def test_other_rates_and_frames_are_refused_and_leave_nothing(tmp_path, shape, kind, fps):
-    with pytest.raises(ValueError):
-        save(tmp_path / "a.mp4", np.zeros(shape, kind), fps=fps)
+def test_other_rates_and_frames_are_refused_and_leave_nothing(tmp_path):
+    frames = stripes()
+    wrong = [(frames, fps) for fps in (0, -1, float("nan"), float("inf"))]
+    wrong += [(other, 24) for other in (frames.astype(float), frames.transpose(0, 3, 1, 2), frames[0], frames[:0])]
+    for given, fps in wrong:
+        with pytest.raises(ValueError):
+            save(tmp_path / "a.mp4", given, fps=fps)
     assert names(tmp_path) == []
 
 
-def test_failure_keeps_the_old_file_and_the_part(tmp_path, monkeypatch):
-    path, opened = tmp_path / "a.mp4", av.open
+def test_failure_keeps_the_old_file_and_the_part(tmp_path):
+    path = tmp_path / "a.mp4"
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="height and width"):
         save(path, stripes(), stripes(height=48))
     assert path.read_bytes() == b"old" and len(read_video(tmp_path / "a.part.mp4")[0]) == 6
     with pytest.raises(OSError, match="No such file"), VideoWriter(tmp_path / "no" / "a.mp4", 24):
         pass
-
-    def to_full(file, **options):
-        return opened("/dev/full" if isinstance(file, str) else file, **options)
-
-    monkeypatch.setattr(video.writing.av, "open", to_full)
-    with pytest.raises(OSError) as caught:
-        save(path, moving())
-    assert caught.value.errno == errno.ENOSPC
-    assert path.read_bytes() == b"old" and names(tmp_path) == ["a.mp4", "a.part.mp4"]
-    monkeypatch.undo()
     save(path, stripes())
     assert names(tmp_path) == ["a.mp4"], "the next run clears the part away"
 
 
-@pytest.mark.parametrize("room", [0, 1, 40, 0.5, -2000, -1])
+@pytest.mark.parametrize("room", [0, 40, 9000, -2000, -1])
 def test_no_room_at_any_point_keeps_the_old_file(tmp_path, room):
     """A limit on file sizes, in bytes, fails where a full disk would: at a part or at the copy in the end."""
     path, parts = tmp_path / "a.mp4", np.split(moving(12), 4)
@@ -181,25 +162,21 @@ def test_no_room_at_any_point_keeps_the_old_file(tmp_path, room):
             writer.write(part)
         whole = writer.part_path.stat().st_size
     path.write_bytes(b"old")
-    limit = whole // 2 if room == 0.5 else room if room >= 0 else whole + room
-
-    def fail():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        with suppress(OSError):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room if room >= 0 else whole + room, hard))
+    try:
+        with pytest.raises(OSError):
             save(path, *parts)
-            os._exit(1)
-
-    process = multiprocessing.get_context("fork").Process(target=fail)
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0 and path.read_bytes() == b"old"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"old"
     assert names(tmp_path) in (["a.mp4"], ["a.mp4", "a.part.mp4"])
     if (part := tmp_path / "a.part.mp4").exists():
         assert len(read_video(part)[0]) in (3, 6, 9, 12)
 
 
 def test_next_encoder_where_x264_is_missing(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(video.writing.av, "codecs_available", {"mpeg4"})
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
     frames, _ = read_video(save(tmp_path / "a.mp4", stripes()))
     assert np.abs(frames[:, :, 8::16].astype(int) - COLOURS).max() <= 16
     assert "mpeg4" in caplog.text
@@ -229,23 +206,18 @@ def test_a_turned_file_of_ours_is_encoded_again(tmp_path):
     assert packets(tmp_path / "a.mp4") != packets(before)
 
 
-@pytest.mark.parametrize(
-    ("name", "fps", "count"),
-    [
-        *(("audio.mp4", 24, 48), ("rot90.mp4", 24, 48), ("vfr.mp4", 24, 117), ("audio.mp4", 12, 24)),
-        ("audio.mp4", Fraction(24000, 1001), 48),
-    ],
-)
-def test_other_files_are_encoded_again_at_the_new_rate_and_size(tmp_path, name, fps, count):
-    info = probe_video(save(tmp_path / "a.mp4", moving(3), fps=fps, before=FAULTS / name))
-    assert (info.num_frames, info.fps, info.height, info.width) == (count + 3, fps, *SIZE)
+def test_other_files_are_encoded_again_at_the_new_rate_and_size(tmp_path):
+    others = {("audio.mp4", 12): 24, ("audio.mp4", Fraction(24000, 1001)): 48, ("rot90.mp4", 24): 48}
+    for (name, fps), count in {**others, ("vfr.mp4", 24): 117}.items():
+        info = probe_video(save(tmp_path / "a.mp4", moving(3), fps=fps, before=FAULTS / name))
+        assert (info.num_frames, info.fps, info.height, info.width) == (count + 3, fps, *SIZE)
 
 
 def test_pixels_are_converted_clamped_scaled_and_cropped():
     frames = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
-    assert (video.to_uint8(video.to_float(frames)) == frames).all()
+    assert (to_uint8(to_float(frames)) == frames).all()
     beyond = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).expand(3, 1, 1, 5)
-    assert video.to_uint8(beyond)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert to_uint8(beyond)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
     cropped = resize_and_crop(stripes(), 32, 32)
     assert (cropped[:, :, 4] == COLOURS[1]).all() and (cropped[:, :, -4] == COLOURS[2]).all()
     assert resize_and_crop(frames, 16, 16) is frames

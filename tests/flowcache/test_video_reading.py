@@ -17,15 +17,15 @@ from flowcache.user_files import UnreadableFile
 from flowcache.video import VideoWriter, last_frames, probe_video, read_image, read_video, stream_video
 
 
-def write(path, frames, rate=24, codec="libx264rgb", stamps=None, **settings):
-    """A lossless file by PyAV alone; stamps are by default a frame's place at the rate."""
+def write(path, pixels, rate=24, codec="libx264rgb", stamps=None, form="rgb24", **settings):
+    """A file by PyAV alone, lossless by H.264; stamps are by default a frame's place at the rate."""
+    frames = [av.VideoFrame.from_ndarray(array, format=form) for array in pixels]
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, options={"crf": "0"} if codec == "libx264rgb" else {})
-        stream.height, stream.width = frames.shape[1:3]
-        for name, value in {"pix_fmt": "rgb24", **settings}.items():
+        stream = container.add_stream(codec, rate=rate, options={"qp": "0"} if "264" in codec else {})
+        stream.height, stream.width = frames[0].height, frames[0].width
+        for name, value in {"pix_fmt": form, **settings}.items():
             setattr(stream.codec_context, name, value)
-        for stamp, pixels in zip(stamps or range(len(frames)), frames, strict=True):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24" if pixels.shape[-1] == 3 else "rgba")
+        for stamp, frame in zip(stamps or range(len(frames)), frames, strict=True):
             frame.pts, frame.time_base = stamp, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -119,17 +119,9 @@ def test_colours_are_those_of_the_exact_inverse(tmp_path, matrix, color_range):
     spans, zeros = ([219, 224, 224] if limited else 255), [16 * limited, 128, 128]
     stored = np.round(zeros + spans * (to_ypp @ [220 / 255, 30 / 255, 30 / 255]))
     expected = np.linalg.inv(to_ypp) @ ((stored - zeros) / spans) * 255
-    path = tmp_path / "a.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=24, options={"qp": "0"})
-        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
-        stream.codec_context.color_range = color_range
-        if matrix is not None:
-            stream.codec_context.colorspace = {709: 1, 601: 6}[matrix]
-        planes = np.repeat(stored.astype(np.uint8), [64 * 64, 32 * 32, 32 * 32]).reshape(96, 64)
-        frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-        frame.color_range = color_range
-        container.mux([*stream.encode(frame), *stream.encode()])
+    planes = np.repeat(stored.astype(np.uint8), [64 * 64, 32 * 32, 32 * 32]).reshape(1, 96, 64)
+    tags = {"color_range": color_range, "colorspace": {709: 1, 601: 6, None: 2}[matrix]}
+    path = write(tmp_path / "a.mp4", planes, codec="libx264", form="yuv420p", **tags)
     for generation in range(11):
         frames, _ = read_video(path)
         assert np.abs(frames - expected).max() <= (2 if generation else 1)
@@ -141,7 +133,8 @@ def test_colours_are_those_of_the_exact_inverse(tmp_path, matrix, color_range):
 def test_what_a_video_hides_stays_hidden(tmp_path, caplog, name, codec, form):
     pixels = np.full((2, 32, 32, 4), (0, 255, 0, 0), np.uint8)
     pixels[:, :16] = (200, 100, 50, 255)
-    frames, count = last_frames(write(tmp_path / name, pixels, codec=codec, pix_fmt=form), 5, 24, (32, 32))
+    path = write(tmp_path / name, pixels, codec=codec, form="rgba", pix_fmt=form)
+    frames, count = last_frames(path, 5, 24, (32, 32))
     assert count == 2 and frames[0, 31, 0].tolist() == [0, 0, 0] and "alpha" in caplog.text
     assert np.abs(frames[0, 0, 0] - np.array([200, 100, 50])).max() <= 4
 
@@ -156,8 +149,7 @@ def test_damaged_files_are_named(tmp_path, kind):
     if kind in IMAGES:
         Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(path, format=kind)
     else:
-        codec, pixels = ("libvpx-vp9", "yuv420p") if kind == "webm" else ("mpeg4", "yuv420p")
-        write(path, levels(12, 32, 32), codec=codec, pix_fmt=pixels)
+        write(path, levels(12, 32, 32), codec="libvpx-vp9" if kind == "webm" else "mpeg4", pix_fmt="yuv420p")
     whole, started, refused = np.frombuffer(path.read_bytes(), np.uint8), time.perf_counter(), 0
     for share in (0, 0.02, 0.1, 0.5, 0.95, *[1] * 16):
         changed = whole[: int(share * len(whole))].copy()

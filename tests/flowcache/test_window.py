@@ -38,23 +38,20 @@ def test_the_staircase(stride, given):
 @pytest.mark.parametrize(
     ("prefix", "last", "num_given", "spans"),
     [
-        (0, 0, 0, [(0, 5, 0), (5, 5, 0), (10, 3, 0)]),
-        (7, 0, 1, [(0, 5, 0), (5, 5, 2), (10, 3, 0)]),
-        (1, 1, 1, [(12, 1, 0), (0, 5, 1), (5, 5, 0), (10, 2, 0)]),
+        (0, 0, 0, [(0, 5, 0), (5, 5, 0), (10, 3, 0)]),  # no frame is lost
+        (7, 0, 1, [(0, 5, 0), (5, 5, 2), (10, 3, 0)]),  # whole chunks are given, the rest is held
+        (1, 1, 1, [(12, 1, 0), (0, 5, 1), (5, 5, 0), (10, 2, 0)]),  # the last frame enters first
     ],
-    ids=["no frame is lost", "whole chunks are given, the rest is held", "the last frame enters first"],
 )
 def test_chunks_of_a_window(prefix, last, num_given, spans):
-    given = {"prefix": torch.ones(4, prefix, 2, 2) if prefix else None}
-    given["last"] = torch.ones(4, 1, 2, 2) if last else None
-    window = cut_window(NOISE, 5, **given)
+    ones = torch.ones(4, 7, 2, 2)
+    window = cut_window(NOISE, 5, ones[:, :prefix] if prefix else None, ones[:, :1] if last else None)
     assert [(span.start, span.frames, span.held) for span in window.chunks] == spans
     assert (window.num_given, window.num_prefix) == (num_given, prefix)
     in_order = sorted(range(len(spans)), key=lambda chunk: spans[chunk][0])
     whole = torch.cat([window.latents(chunk) for chunk in in_order], dim=1)
     assert torch.equal(whole[:, prefix : 13 - last], NOISE[:, prefix : 13 - last])
-    assert (whole[:, :prefix] == 1).all()
-    assert (whole[:, 13 - last :] == 1).all()
+    assert (whole[:, :prefix] == 1).all() and (whole[:, 13 - last :] == 1).all()
 
 
 def test_condition_noise_touches_the_prefix_alone():

@@ -57,14 +57,7 @@ def chunk_model(case: Case, noise: Tensor, schedule: StaircaseSchedule, nearly_c
     return MagiChunkModel(transformer, captions, tuple(noise.shape[2:]), sampling)
 
 
-def random_model(
-    schedule: StaircaseSchedule,
-    kv_range: KVRange | None = None,
-    guidance: Guidance | None = None,
-    size: tuple[int, int] = (4, 4),
-    device: str = "cpu",
-    **sizes,
-) -> MagiChunkModel:
+def random_model(schedule, kv_range=None, guidance=None, size=(4, 4), device="cpu", **sizes) -> MagiChunkModel:
     """A chunk model with random weights, distilled unless it has three-way guidance."""
     torch.manual_seed(0)
     transformer = MagiTransformer3DModel(**{**SIZES, **sizes}).requires_grad_(False)

@@ -1,7 +1,5 @@
 """Captions with special tokens against the original's, and their tables."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,28 +8,22 @@ from cases import magi_case
 from magi1.captions import CaptionSwitches, SpecialTokens, make_captions
 
 
-def listed() -> list[dict]:
-    case = magi_case("prompt_special_tokens")
-    path = case.folder / "prompt_special_tokens.json"
-    return json.loads(path.read_text())["cases"] if path.is_file() else [{"name": "absent"}]
-
-
-@pytest.mark.parametrize("entry", listed(), ids=lambda entry: entry["name"])
-def test_captions(entry):
-    tensors, name = magi_case("prompt_special_tokens").tensors, entry["name"]
-    keys = ("other_tokens", "caption_token", "logo_token")
+def test_captions():
+    case, keys = magi_case("prompt_special_tokens"), ("other_tokens", "caption_token", "logo_token")
+    tensors = case.tensors
     table = SpecialTokens(*(tensors[f"table_{key}"].half().float() for key in keys))
-    switches = CaptionSwitches.from_environment(dict.fromkeys(entry["env"], "1"))
-    given, total = entry["clean_chunk_num"], entry["infer_chunk_num"]
     caption = tensors["caption_embs"][0, 0, : tensors["emb_masks_valid"].item()]
-    captions = make_captions(caption, tensors["null_emb"][0], total, given, switches, table)
-    expected, mask = tensors[f"{name}_caption"][0], tensors[f"{name}_mask"][0].bool()
-    for chunk in range(given, total):
-        text = captions.texts[captions.of_chunk[chunk]]
-        assert len(text) == entry["mask_sum_per_chunk"][chunk]
-        assert torch.allclose(text, expected[chunk][mask[chunk]], atol=1e-6)
-    null = tensors[f"{name}_null"][0, 0][tensors[f"{name}_null_mask"][0, 0].bool()]
-    assert torch.allclose(captions.null, null, atol=1e-6)
+    for entry in case.info["cases"]:
+        name, given, total = entry["name"], entry["clean_chunk_num"], entry["infer_chunk_num"]
+        switches = CaptionSwitches.from_environment(dict.fromkeys(entry["env"], "1"))
+        captions = make_captions(caption, tensors["null_emb"][0], total, given, switches, table)
+        expected, mask = tensors[f"{name}_caption"][0], tensors[f"{name}_mask"][0].bool()
+        for chunk in range(given, total):
+            text = captions.texts[captions.of_chunk[chunk]]
+            assert len(text) == entry["mask_sum_per_chunk"][chunk], name
+            assert torch.allclose(text, expected[chunk][mask[chunk]], atol=1e-6), name
+        null = tensors[f"{name}_null"][0, 0][tensors[f"{name}_null_mask"][0, 0].bool()]
+        assert torch.allclose(captions.null, null, atol=1e-6), name
 
 
 def test_equal_captions_are_one():

@@ -1,21 +1,29 @@
-"""The loader of official checkpoints: names, shapes, types, fp8, and errors for wrong files."""
+"""Checkpoints of MAGI-1: names, shapes, types, fp8, finding and downloading; errors name what is wrong."""
 
 import json
 import logging
 import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from cases import SIZES, magi_case
+from huggingface_hub import constants, save_torch_state_dict
+from huggingface_hub.errors import RepositoryNotFoundError
 from reference import case_names
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import flowcache.hub
+from magi1 import load_pipeline, model_source
 from magi1.checkpoint import T5_FOLDER, load_text_encoder, load_transformer, load_vae, new_transformer
 from magi1.config import EngineSection, MagiConfig, ModelSection
 from magi1.conversion import dequantise, official_key, official_shapes
 from magi1.layers import Fp32Linear
+from magi1.model_source import parse_hub_folder, resolve_model
 from magi1.quantised import FP8, PLAIN, SMOOTHED, QuantisedLinear, multiplies_fp8
 
 CONFIG = MagiConfig(model_config=ModelSection(**{**SIZES, "num_layers": 3}), engine_config=EngineSection(distill=True))
@@ -23,47 +31,48 @@ FP8_CONFIG = replace(CONFIG, engine_config=EngineSection(distill=True, fp8_quant
 SINGLE = "model.safetensors"
 
 
-@pytest.fixture
-def official(tmp_path):
-    """A checkpoint folder in two shards, as the official ones are, and its tensors."""
-    torch.manual_seed(0)
-    shapes = official_shapes(new_transformer(CONFIG.model_config))
-    tensors = {name: torch.randn(shape).to(torch.bfloat16) for name, shape in shapes.items()}
-    folder = tmp_path / "inference_weight.distill"
-    folder.mkdir()
-    names = sorted(tensors)
-    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for shard, held in shards.items():
-        save_file({name: tensors[name] for name in held}, folder / shard)
-    weight_map = {name: shard for shard, held in shards.items() for name in held}
-    (folder / f"{SINGLE}.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return folder, tensors
-
-
-@pytest.fixture
-def quantised(tmp_path):
-    """A quantised checkpoint's folder, and its tensors."""
+def random_tensors(fp8: bool = False) -> dict[str, Tensor]:
+    """Tensors of a transformer under their official names."""
     torch.manual_seed(0)
     tensors = {}
-    for name, shape in official_shapes(new_transformer(CONFIG.model_config), fp8=True).items():
+    for name, shape in official_shapes(new_transformer(CONFIG.model_config), fp8).items():
         if name.endswith("input_scale"):
             tensors[name] = torch.full(shape, 0.01)  # one number for all channels
         elif name.endswith("_scale"):
             tensors[name] = torch.rand(shape) * 0.02 + 0.01
         else:
-            tensors[name] = torch.randn(shape).to(FP8 if len(shape) == 3 else torch.bfloat16)
-    folder = tmp_path / "inference_weight.fp8.distill"
+            tensors[name] = torch.randn(shape).to(FP8 if fp8 and len(shape) == 3 else torch.bfloat16)
+    return tensors
+
+
+@pytest.fixture
+def official(tmp_path):
+    """A checkpoint folder in shards, as the official ones are, and its tensors."""
+    folder, tensors = tmp_path / "inference_weight.distill", random_tensors()
+    folder.mkdir()
+    save_torch_state_dict(tensors, folder, max_shard_size="50KB")
+    return folder, tensors
+
+
+@pytest.fixture
+def quantised(tmp_path):
+    """The folder of a quantised checkpoint, and its tensors."""
+    folder, tensors = tmp_path / "inference_weight.fp8.distill", random_tensors(fp8=True)
     folder.mkdir()
     save_file(tensors, folder / SINGLE)
     return tmp_path, tensors
 
 
 @pytest.mark.parametrize("name", [name for name in case_names("keys_", "magi1") if "vae" not in name])
-def test_names_shapes_and_types_of_the_official_models(name):
+def test_configurations_names_shapes_and_types_of_the_official_models(name, tmp_path):
     info = magi_case(name).info
-    known, config = [key.name for key in fields(ModelSection)], info["config"]
-    model = new_transformer(ModelSection(**{k: v for k, v in config["model_config"].items() if k in known}))
-    shapes = official_shapes(model, config["engine_config"]["fp8_quant"])
+    path, content = tmp_path / "config.json", info["config"]
+    path.write_text(json.dumps(content))
+    config = MagiConfig.from_file(path)
+    assert list(config.runtime_config.noise2clean_kvrange) == content["runtime_config"]["noise2clean_kvrange"]
+    assert config.engine_config.distill == content["engine_config"]["distill"]
+    model = new_transformer(config.model_config)
+    shapes = official_shapes(model, config.engine_config.fp8_quant)
     assert shapes == {key: tuple(tensor["shape"]) for key, tensor in info["tensors"].items()}
     promoted = {k for k, t in info["tensors"].items() if t["dtype_after_promoter"] == "float32"}
     kept = {official_key(k) for k in model.state_dict() if model.keeps_fp32(k)}
@@ -90,15 +99,16 @@ WRONG = {
 
 def test_wrong_tensors_and_files_are_named(official):
     folder, tensors = official
-    shard = folder / "b.safetensors"
+    *others, shard = sorted(folder.glob("*.safetensors"))
+    assert others
 
     def refused(message, config=CONFIG):
         with pytest.raises(ValueError, match=message):
             load_transformer(folder.parent, config)
 
     shard.unlink()
-    refused(r"lacks b\.safetensors\.")
-    shard.with_name("b.safetensors.zst").touch()
+    refused(f"lacks {shard.name}.")
+    shard.with_name(f"{shard.name}.zst").touch()
     refused("zstd -d")
     refused(r"inference_weight\.fp8\.distill", FP8_CONFIG)
     for path in folder.iterdir():
@@ -207,3 +217,137 @@ def test_wrong_weights_of_the_text_encoder_are_named(weights, tmp_path):
         with pytest.raises(ValueError, match=message) as raised:
             load_text_encoder(t5)
         assert "\n" not in str(raised.value)
+
+
+REPOSITORY = "sand-ai/MAGI-1"
+LOAD = f"{REPOSITORY}/ckpt/magi/4.5B_distill"
+
+
+@pytest.fixture
+def snapshot(weights, tmp_path, monkeypatch):
+    """The official repository in the Hub's cache, with tiny weights; there is no connection."""
+
+    def repo_info(*_, timeout):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(flowcache.hub.HfApi, "repo_info", repo_info)
+    folder = tmp_path / "hub" / "models--sand-ai--MAGI-1"
+    snapshot = folder / "snapshots" / ("0" * 40)
+    for inside, part in (("ckpt/magi/4.5B_distill", "magi"), ("ckpt/vae", "vae"), ("ckpt/t5", "t5")):
+        shutil.copytree(weights.parent / part, snapshot / inside)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    return snapshot
+
+
+@pytest.fixture
+def configure(weights, tmp_path):
+    """Write a configuration with other folders; by default none of them exists."""
+
+    def configure(**folders) -> Path:
+        content = json.loads(weights.read_text())
+        absent = {name: f"./{name}" for name in ("load", "vae_pretrained", "t5_pretrained")}
+        content["runtime_config"] |= absent | folders
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        return tmp_path / "config.json"
+
+    return configure
+
+
+def test_names_of_folders_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    assert parse_hub_folder(LOAD) == (REPOSITORY, "ckpt/magi/4.5B_distill")
+    assert parse_hub_folder("someone/fine_tuned.v2/x/") == ("someone/fine_tuned.v2", "x")
+    for name in ("", "a/b", "./a/b/c", "/a/b/c", "~/a/b/c", "a/../b/c", "https://hf.co/a/b/c", "here/b/c"):
+        assert parse_hub_folder(name) is None
+
+
+def test_folders_that_are_not_named_are_the_repositorys(configure):
+    config = configure(vae_pretrained="", t5_pretrained="")
+    runtime = resolve_model(config, {"load": LOAD}, "official", "cpu").config.runtime_config
+    folders = (runtime.vae_pretrained, runtime.t5_pretrained)
+    assert folders == (f"{REPOSITORY}/ckpt/vae", f"{REPOSITORY}/ckpt/t5")
+    with pytest.raises(ValueError, match="vae_pretrained must name a folder"):
+        resolve_model(config, {"load": LOAD, "vae_pretrained": ""}, "official", "cpu")
+
+
+def test_only_what_is_needed_is_downloaded(snapshot, configure, monkeypatch):
+    source = resolve_model(configure(), {"load": LOAD}, "official", "cpu")
+    assert LOAD in source.reason
+    assert load_pipeline(source, "cpu").transformer.config.num_layers == 2
+    wanted = []
+
+    def download(repository, allow_patterns, **_):
+        wanted.append((repository, *allow_patterns))
+        return str(snapshot)
+
+    monkeypatch.setattr(flowcache.hub, "snapshot_download", download)
+    load_pipeline(source, "cpu")
+    assert wanted == [
+        (REPOSITORY, "ckpt/magi/4.5B_distill/inference_weight.distill/*"),
+        (REPOSITORY, "ckpt/vae/*"),
+        (REPOSITORY, "ckpt/t5/t5-v1_1-xxl/*"),
+    ]
+
+
+def test_what_the_hub_lacks_is_named(snapshot, configure, weights, monkeypatch):
+    def refused(message, load=LOAD):
+        source = resolve_model(configure(load=load), model="official", device="cpu")
+        with pytest.raises(OSError, match=f"load: .*{message}") as raised:
+            load_pipeline(source, "cpu")
+        assert "\n" not in str(raised.value)
+
+    refused("folder ckpt/magi/5B/inference_weight.distill", f"{REPOSITORY}/ckpt/magi/5B")
+    for name in ("vae", "t5"):
+        shutil.rmtree(snapshot / "ckpt" / name)
+    load_pipeline(resolve_model(weights, {"load": LOAD}, device="cpu"), "cpu")  # whose other parts are local
+    (snapshot / "ckpt/magi/4.5B_distill/inference_weight.distill/model.safetensors").unlink()
+    refused("ConnectionError.*lacks model.safetensors")
+    shutil.rmtree(snapshot.parents[1])
+    refused("ConnectionError")
+
+    def repo_info(*_, timeout):
+        raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(flowcache.hub.HfApi, "repo_info", repo_info)
+    refused("no repository sand-ai/MAGI-1")
+
+
+@pytest.mark.parametrize("load", ["downloads/none", "", REPOSITORY])
+def test_on_cuda_a_missing_folder_is_refused_with_the_command_that_gets_it(configure, load):
+    with pytest.raises(ValueError, match=r"load.*sand-ai/MAGI-1/ckpt/magi/4\.5B_distill") as raised:
+        resolve_model(configure(load=load), device="cuda")
+    assert not load or f"hf download {REPOSITORY} " in str(raised.value)
+    assert resolve_model(configure(load=LOAD), device="cuda").config.runtime_config.load == LOAD
+
+
+def test_auto_takes_the_official_weights_only_where_they_fit(weights, monkeypatch, caplog, tmp_path):
+    caplog.set_level("INFO")
+    for model in ("auto", "small"):
+        load_pipeline(resolve_model(weights, model=model, device="cpu"), "cpu")
+    levels = [record.levelname for record in caplog.records if "small checkpoint" in record.message]
+    assert levels == ["WARNING", "INFO"]
+    monkeypatch.setattr(model_source, "SMALL", tmp_path / "small")
+    with pytest.raises(ValueError, match="no folder"):
+        resolve_model(weights, model="small")
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").write_text(weights.read_text())
+    load = json.loads(weights.read_text())["runtime_config"]["load"]
+    assert "no CUDA device" in resolve_model(weights, device="cpu").reason
+    assert "CUDA device: using the official" in resolve_model(weights, device="cuda").reason
+    assert "load was given" in resolve_model(weights, {"load": load}, device="cpu").reason
+    for model, name in (("auto", "vae_pretrained"), ("small", "t5_pretrained"), ("small", "load")):
+        with pytest.raises(ValueError, match=f"^{name}: .*small checkpoint"):
+            resolve_model(weights, {name: "mine"}, model, "cpu")
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "cpu"), ("cuda", "meta")])
+def test_the_text_encoder_has_a_device_of_its_own(weights, device, expected, caplog):
+    # the meta device stands for the one that the rest runs on
+    keys = {"t5_device": device, "clean_chunk_kvrange": 1}
+    pipeline = load_pipeline(resolve_model(weights, keys, "official"), "meta")
+    assert pipeline.transformer.device.type == pipeline.vae.device.type == "meta"
+    assert pipeline.text_encoder.device.type == expected
+    assert "clean_chunk_kvrange 1" in caplog.text, "ignored without ranges of noisy chunks"

@@ -4,7 +4,6 @@ import logging
 import sys
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -27,16 +26,13 @@ from magi1.layers import rotate
 from magi1.transformer import MagiAttention, MagiTransformer3DModel
 
 
-def item(chunk: int, local_step: int) -> ChunkInput:
-    return ChunkInput(chunk, chunk, torch.zeros(4, 1, 4, 4), (0.0,), local_step)
-
-
 @pytest.mark.parametrize("window", [1, 2, 4, 8])
 def test_only_the_oldest_live_chunk_runs_without_context(window):
     schedule = StaircaseSchedule(6, 16, 16 // window)
     model = random_model(schedule)
     for live in schedule:
-        runs = {c: len(model._branches(item(c, k))) for c, k in live.items()}
+        chunks = [ChunkInput(chunk, chunk, torch.zeros(4, 1, 4, 4), (0.0,), step) for chunk, step in live.items()]
+        runs = {chunk.chunk: len(model._branches(chunk)) for chunk in chunks}
         nearly_clean = model.timetable.timestep(max(live.values())) > 0.3
         assert runs == {c: 2 if nearly_clean and c == min(live) else 1 for c in live}
 
@@ -148,7 +144,7 @@ class EveryOther(ReusePolicy):
 class Waits(TorchFunctionMode):
     """Names of the calls that wait."""
 
-    names: ClassVar[list[str]] = []
+    names: tuple[str, ...] = ()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
@@ -156,50 +152,40 @@ class Waits(TorchFunctionMode):
         parts = index if isinstance(index, tuple) else (index,)
         masked = any(isinstance(part, torch.Tensor) and part.dtype == torch.bool for part in parts)
         if name in WAITING or masked:
-            self.names.append(name)
+            self.names += (name,)
         if name == "tolist" and args[0].is_meta:
             return [0.0] * len(args[0])
         return function(*args, **(kwargs or {}))
 
-    def take(self) -> list[str]:
-        names = self.names.copy()
-        self.names.clear()
+    def take(self) -> tuple[str, ...]:
+        names, self.names = self.names, ()
         return names
 
 
-def run(device: str, policy: ReusePolicy, forecast: str, distilled: bool = True) -> tuple[list, list]:
-    """Denoise three chunks behind a given one and a held frame.
-
-    Returns the waits within each step, and before each clean chunk.
-    """
+@pytest.mark.parametrize(
+    ("policy", "forecast", "distilled", "most"),
+    [
+        (EveryOther(), "hold_displacement", True, 0),
+        (EveryOther(), "linear_residual", True, 0),
+        (EveryOther(), "linear_velocity", False, 0),
+        (TeaCache(threshold=0.3, warmup_steps=1), "hold_velocity", True, 1),
+        (ChunkwiseReuse(threshold=0.3, warmup_steps=1), "hold_velocity", True, 1),
+    ],
+)
+def test_a_step_waits_for_the_decision_alone(policy, forecast, distilled, most):
+    """Three chunks behind a given one and a held frame."""
     torch.manual_seed(0)
+    # Tensors of the meta device hold no values: a request for one would fail.
+    device = "cpu" if most else "meta"
     window = cut_window(torch.randn(4, 8, 4, 4, device=device), 2, torch.randn(4, 3, 4, 4, device=device))
     schedule = StaircaseSchedule(len(window.chunks), STEPS, 1, window.num_given)
     guidance = None if distilled else ThreeWayGuidance([0.0, 0.3], [1.5, 1.0], [7.5, 0.0])
     model = random_model(schedule, KVRange((4, 3), 2), guidance, device=device)
-    loop = Denoiser(model, FlowCacheConfig(policy=policy, forecast=forecast, clean_pass=True))
-    steps: list[list[str]] = []
+    loop, steps = Denoiser(model, FlowCacheConfig(policy=policy, forecast=forecast, clean_pass=True)), []
     with Waits() as waits:
         loop.on_step = lambda: steps.append(waits.take())
         at_clean = [waits.take() for _ in loop.run(window, schedule, model.timetable)]
     assert sum(len(record.events) for record in loop.trace.steps) == 3 * STEPS
-    return steps, at_clean
-
-
-@pytest.mark.parametrize(
-    ("forecast", "distilled"), [("hold_displacement", True), ("linear_residual", True), ("linear_velocity", False)]
-)
-def test_nothing_but_the_decision_waits(forecast, distilled):
-    # Tensors of the meta device hold no values: a request for one would fail.
-    steps, at_clean = run("meta", EveryOther(), forecast, distilled)
-    assert not any(steps)
-    assert at_clean == 3 * [["tolist"]], "one check for finite latents as each chunk is handed over"
-
-
-@pytest.mark.parametrize(
-    "policy", [TeaCache(threshold=0.3, warmup_steps=1), ChunkwiseReuse(threshold=0.3, warmup_steps=1)]
-)
-def test_a_decision_waits_once(policy):
-    steps, _ = run("cpu", policy, "hold_velocity")
-    assert max(map(len, steps)) == 1
-    assert {name for step in steps for name in step} == {"tolist"}
+    assert max(map(len, steps)) == most
+    assert {name for step in steps for name in step} <= {"tolist"}
+    assert at_clean == 3 * [("tolist",)], "one check for finite latents as each chunk is handed over"

@@ -5,6 +5,7 @@ import torch
 from cases import random_model
 from diffusers import SkyReelsV2Transformer3DModel
 from layouts import on_meta
+from tiny import SIZES
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,33 +17,31 @@ from magi1.guidance import DistilledGuidance, ThreeWayGuidance
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel, transformer_flops
 from skyreels_v2.paper_flops import FLOPS, paper_flops
 
-TEXT_TOKENS, TEXT_WIDTH = 12, 16
-SIZES = {"num_attention_heads": 2, "attention_head_dim": 24, "in_channels": 4, "out_channels": 4}
-SIZES |= {"text_dim": TEXT_WIDTH, "freq_dim": 32, "ffn_dim": 96, "num_layers": 2}
+TEXT_TOKENS = 12
 
 
-def count(evaluate):
-    # of the attention kernels, torch's counter knows the plain one
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        evaluate()
-    return counter.get_total_flops()
+def count(model, item: ChunkInput, tokens: int, chunks: int, edges: bool = True) -> list[int]:
+    """FLOPs of a chunk that sees ``chunks`` of as many tokens, in its first run and in its second."""
+    cache, counted = ChunkKVCache(model.cache_layout(), chunks * tokens), []
+    for chunk in range(chunks):
+        cache.enter(chunk, tokens)
+    for _ in range(2):
+        # of the attention kernels, torch's counter knows the plain one
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            outputs = model.blocks([item], model.embed([item]), cache)
+            if edges:
+                model.head([item], outputs)
+        counted.append(counter.get_total_flops())
+    return counted
 
 
 @pytest.mark.parametrize("branches", [1, 2])
 def test_flops_of_a_block_of_skyreels(branches):
     transformer = SkyReelsV2Transformer3DModel(**SIZES)
-    embeds = torch.randn(branches, TEXT_TOKENS, TEXT_WIDTH)
+    embeds = torch.randn(branches, TEXT_TOKENS, SIZES["text_dim"])
     model = SkyReelsV2ChunkModel(transformer, embeds, (16, 16), 4, guidance_scale=2.0)
     tokens = model.num_tokens(2)
-    cache = ChunkKVCache(model.cache_layout(), 2 * tokens)
-    cache.enter(0, tokens)
-    cache.enter(1, tokens)
-    item = ChunkInput(1, 2, torch.randn(4, 2, 16, 16), (500.0, 500.0))
-
-    def evaluate():
-        model.head([item], model.blocks([item], model.embed([item]), cache))
-
-    once, again = count(evaluate), count(evaluate)
+    once, again = count(model, ChunkInput(1, 2, torch.randn(4, 2, 16, 16), (500.0, 500.0)), tokens, 2)
     assert again == pytest.approx(model.block_flops(tokens, 2 * tokens) + model.edge_flops(tokens), rel=0.01)
     text = branches * transformer_flops(transformer.config).text(TEXT_TOKENS)
     assert text <= once - again < 1.2 * text, "keys and values of the text, and the time, are made once"
@@ -82,17 +81,8 @@ def test_flops_of_a_chunk_of_magi(gated, guidance, chunk, step):
     model = random_model(schedule, None, guidance, GRID, **sizes, num_query_groups=2, gated_linear_unit=gated)
     frames, seen = 3, chunk + 1
     tokens = model.num_tokens(frames)
-    cache = ChunkKVCache(model.cache_layout(), seen * tokens)
-    for each in range(seen):
-        cache.enter(each, tokens)
     local_step = NUM_STEPS if step is None else step
     item = ChunkInput(chunk, chunk * frames, torch.randn(4, frames, *GRID), (0.0,) * frames, local_step)
-
-    def evaluate():
-        outputs = model.blocks([item], model.embed([item]), cache)
-        if local_step < NUM_STEPS:
-            model.head([item], outputs)
-
-    evaluate()  # the text's keys and values are projected once
-    counted = model.block_flops(tokens, seen * tokens, step) + model.edge_flops(tokens, step)
-    assert count(evaluate) == pytest.approx(counted, rel=0.002)
+    expected = model.block_flops(tokens, seen * tokens, step) + model.edge_flops(tokens, step)
+    _, counted = count(model, item, tokens, seen, edges=local_step < NUM_STEPS)
+    assert counted == pytest.approx(expected, rel=0.002)

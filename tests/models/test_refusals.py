@@ -19,6 +19,20 @@ BAD = {
     ("magi1", "generate"): f"""
 rel_l1_tresh rel_l1_thresh?: --rel_l1_tresh 0.1
 num_steps multiple: --num_steps=10
+num_steps whole: --num_steps many
+cfg_number 3: --distill false --cfg_number 1
+window_size: --window_size 3
+noise2clean_kvrange: --noise2clean_kvrange "[1, 2, 3]"
+noise2clean_kvrange: --noise2clean_kvrange "[[1]]"
+text_scales: --distill false --cfg_number 3 --text_scales "[1]"
+seed: --seed 1e400
+clean_chunk_kvrange: --clean_chunk_kvrange 0
+t5_device cuda cpu: --t5_device tpu
+num_query_groups: --num_query_groups 5
+kv_channels: --kv_channels 20
+caption_max_length: --caption_max_length 1
+hidden_size: --hidden_size 1
+distill: --distill_nearly_clean_chunk_threshold 1e4
 rel_l1_thresh least: --rel_l1_thresh -1
 rel_l1_thresh interval: --rel_l1_thresh 0.1 --interval 3
 interval effect rel_l1_thresh: --interval 2 --method teacache
@@ -26,7 +40,6 @@ rel_l1_thresh effect vanilla: --rel_l1_thresh=0.1 --method vanilla
 preset effect interval: --compress_kv_cache true --preset quality --interval 3
 total_cache_chunk_nums effect compress_kv_cache: --total_cache_chunk_nums 6
 score_weighting_method effect: --compress --compress_strategy frame --score_weighting_method gaussian
-power effect: --compress_kv_cache true --power 2
 scorer: --compress_kv_cache true --scorer sink_window --scorer_option sinks=1
 text_scales effect cfg_number: --text_scales "[0, 0, 0, 0, 0]"
 shortcut_mode effect num_steps: --shortcut_mode 16,16,8

@@ -1,72 +1,72 @@
 """A resumed video is that of a run that was not killed."""
 
 import errno
+import shutil
+from random import Random
 
 import pytest
 import torch
-from resumed import check_killed_often, check_stream, kill_at, stop_at
+from resumed import check_stream, decided, kill_at, watched
 
+from flowcache import Trace
 from magi1 import method_config as magi_config
 from skyreels_v2 import method_config as skyreels_config
 
 COMPRESSED = {"compress_kv_cache": True, "total_cache_chunk_nums": 5}
 MEASURED = {"rel_l1_thresh": 0.2, "warmup_steps": 1}
-#: Configuration, given frames, changes of the settings.
-MAGI = {
-    "reuse": (magi_config("flowcache", **MEASURED), 0, {}),
-    "reuse behind an image": (magi_config("flowcache", **MEASURED), 1, {}),
-    "at intervals": (magi_config("flowcache"), 0, {}),
-    "together": (magi_config("teacache", **MEASURED), 0, {}),
-    "compressed": (magi_config("flowcache", **COMPRESSED), 0, {}),
-    "compressed behind a video": (magi_config("flowcache", **COMPRESSED), 12, {}),
-    "compressed, in eight bits": (magi_config("vanilla", **COMPRESSED, kv_bits=8), 0, {}),
-    "the newest, in four bits": (magi_config("flowcache", kv_bits=4), 0, {"noise2clean_kvrange": [3, 2]}),
-}
-
-
-def pixels(frames: int) -> torch.Tensor | None:
-    return torch.rand(3, frames, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1 if frames else None
-
-
-@pytest.mark.parametrize("name", MAGI)
-def test_a_stream_of_magi_resumes_from_any_part(pipelines, name):
-    cache, given, changes = MAGI[name]
-    arguments = {"cache": cache, "prefix": pixels(given), "num_frames": 44, **changes}
-    stream = pipelines["magi1"].stream
-    check_stream(lambda trace, state: stream("a red circle", **arguments, trace=trace, state=state), name)
-
-
-LONG = {"num_frames": 25, "base_num_frames": 17, "overlap_history": 9}
-STREAMING = {"num_frames": 41, "base_num_frames": 17, "streaming": True}
 PAPER = {"preset": "paper-fast", "budget_block": 1}
-SKYREELS = {
-    "reuse": (skyreels_config("flowcache", threshold=0.05, use_ret_steps=False), LONG),
-    "noise on the overlap": (skyreels_config("flowcache"), {**LONG, "addnoise_condition": 20}),
-    "whole window": (skyreels_config("teacache"), LONG),
-    "all together": (skyreels_config("vanilla"), {**LONG, "ar_step": 0}),
-    "compressed": (skyreels_config("flowcache", budget_block=1), STREAMING),
-    "compressed as the original does": (skyreels_config("flowcache", **PAPER), STREAMING),
-    "compressed, in eight bits": (skyreels_config("flowcache", budget_block=1, kv_bits=8), STREAMING),
-    "the newest, in four bits": (skyreels_config("causal", kvrange=1, kv_bits=4), STREAMING),
-}
+PIXELS = torch.rand(3, 12, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+IMAGE, LAST = PIXELS[:, :1], PIXELS[:, 1:2]
+#: Arguments of all streams, and those of streams of several windows, and of one.
+ALL = {"magi1": {"num_frames": 44}, "skyreels_v2": {"height": 32, "width": 32, "inference_steps": 4}}
+ALL["skyreels_v2"] |= {"ar_step": 2, "causal_block_size": 2, "base_num_frames": 17, "prefix": IMAGE}
+LONG, STREAMING = {"num_frames": 25, "overlap_history": 9, "last": LAST}, {"num_frames": 41, "streaming": True}
+#: Model, name, configuration, arguments.
+STREAMS = [
+    ("magi1", "reuse", magi_config("flowcache", **MEASURED), {}),
+    ("magi1", "reuse behind an image", magi_config("flowcache", **MEASURED), {"prefix": IMAGE}),
+    ("magi1", "at intervals", magi_config("flowcache"), {}),
+    ("magi1", "together", magi_config("teacache", **MEASURED), {}),
+    ("magi1", "compressed", magi_config("flowcache", **COMPRESSED), {}),
+    ("magi1", "compressed behind a video", magi_config("flowcache", **COMPRESSED), {"prefix": PIXELS}),
+    ("magi1", "in eight bits", magi_config("vanilla", **COMPRESSED, kv_bits=8), {}),
+    ("magi1", "the newest", magi_config("flowcache", kv_bits=4), {"noise2clean_kvrange": [3, 2]}),
+    ("skyreels_v2", "reuse", skyreels_config("flowcache", threshold=0.05, use_ret_steps=False), LONG),
+    ("skyreels_v2", "noise on the overlap", skyreels_config("flowcache"), {**LONG, "addnoise_condition": 20}),
+    ("skyreels_v2", "whole window", skyreels_config("teacache"), LONG),
+    ("skyreels_v2", "all together", skyreels_config("vanilla"), {**LONG, "ar_step": 0}),
+    ("skyreels_v2", "compressed", skyreels_config("flowcache", budget_block=1), STREAMING),
+    ("skyreels_v2", "as the original compresses", skyreels_config("flowcache", **PAPER), STREAMING),
+    ("skyreels_v2", "in eight bits", skyreels_config("flowcache", budget_block=1, kv_bits=8), STREAMING),
+    ("skyreels_v2", "the newest", skyreels_config("causal", kvrange=1, kv_bits=4), STREAMING),
+]
 
 
-@pytest.mark.parametrize("name", SKYREELS)
-def test_a_stream_of_skyreels_resumes_from_any_part(pipelines, name):
-    cache, changes = SKYREELS[name]
-    small = {"height": 32, "width": 32, "inference_steps": 4, "ar_step": 2, "causal_block_size": 2}
-    first, last = pixels(2).split(1, dim=1)
-    arguments = {**small, **changes, "cache": cache}
-    arguments |= {"prefix": first, "last": None if changes is STREAMING else last}
-    stream = pipelines["skyreels_v2"].stream
-    check_stream(lambda trace, state: stream("a", **arguments, trace=trace, state=state), name)
+@pytest.mark.parametrize(("model", "name", "cache", "changes"), STREAMS)
+def test_a_stream_resumes_from_any_part(pipelines, model, name, cache, changes):
+    arguments = {**ALL[model], **changes, "cache": cache}
+    stream = pipelines[model].stream
+    check_stream(lambda trace, state: stream("a red circle", **arguments, trace=trace, state=state), name)
 
 
 def test_killed_ten_times(skyreels, pipelines, tmp_path, monkeypatch):
     monkeypatch.setattr("skyreels_v2.adapter.load_pipeline", lambda *_: pipelines["skyreels_v2"])
     flags = ["--prompt", "a red circle", "--outdir", "out", "--teacache_thresh", 0.05, "--ar_step", 2]
     flags += ["--num_frames", 25, "--base_num_frames", 17, "--overlap_history", 9, "--addnoise_condition", 20]
-    check_killed_often(lambda *more: skyreels(*flags, *more), tmp_path / "out" / "skyreels_v2")
+    folder = tmp_path / "out" / "skyreels_v2"
+
+    def written():
+        trace, video, picture = sorted(folder.iterdir(), key=lambda path: path.suffix)
+        return video.read_bytes(), decided(Trace.load(trace)), picture.name
+
+    assert skyreels(*flags) == 0
+    whole = written()
+    shutil.rmtree(folder)
+    chosen = Random(0)
+    for _ in range(10):
+        kill_at(chosen.randrange(60), lambda: skyreels(*flags, "--resume"))
+    assert skyreels(*flags, "--resume") == 0
+    assert written() == whole
 
 
 @pytest.fixture
@@ -82,8 +82,12 @@ STOPS = [((KeyboardInterrupt,), 130), ((KeyboardInterrupt, 15), 143), ((OSError,
 
 @pytest.mark.parametrize(("failure", "code"), STOPS)
 def test_a_run_that_stops_names_its_state(resume, tmp_path, capsys, failure, code):
+    def fail():
+        raise failure[0](*failure[1:])
+
     for moment in (5, 58, 30):
-        assert stop_at(moment, failure, resume) == code
+        with watched(moment, fail):
+            assert resume() == code
         line = capsys.readouterr().err.splitlines()[-1]
         assert line.startswith("error: ")
         saved = (tmp_path / "a.resume.pt").exists()

@@ -16,16 +16,11 @@ VBENCH = ["--vbench_prompt_dir", "prompts", "--base_save_path", "out"]
 
 
 @pytest.fixture
-def magi(program, vbench):
-    return program("magi1", "sample")
-
-
-@pytest.fixture
-def skyreels(program, vbench):
+def skyreels(program):
     return program("skyreels_v2", "sample")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def vbench(tmp_path):
     """A list of VBench."""
     (tmp_path / "prompts").mkdir()
@@ -41,9 +36,8 @@ def physics(tmp_path):
         videos.mkdir(parents=True)
         lines = ["scenario,description,generated_video_name"]
         for number, length in enumerate(lengths, 1):
-            with VideoWriter(
-                videos / f"{number:04}_conditioning-videos_8FPS_perspective-left_take-1_roll.mp4", 8
-            ) as writer:
+            path = videos / f"{number:04}_conditioning-videos_8FPS_perspective-left_take-1_roll.mp4"
+            with VideoWriter(path, 8) as writer:
                 writer.write(np.full((length, 32, 64, 3), 200, np.uint8))
             lines.append(f"{number:04}_perspective-left_take-1_roll.mp4,a roll,{number:04}_perspective-left_roll.mp4")
         (tmp_path / "physics" / "descriptions.csv").write_text("\n".join(lines))
@@ -113,11 +107,11 @@ def test_methods_are_compared_in_a_table(skyreels, tmp_path, capsys):
     assert "blocks of 2" in (tmp_path / "out" / "tables.md").read_text()
 
 
-def test_a_benchmark_warns_once_of_a_kind(magi, tmp_path, caplog):
+def test_a_benchmark_warns_once_of_a_kind(program, tmp_path, caplog):
     (tmp_path / "prompts" / "scene.txt").write_text("a zebra\na lion\n")
     yaml = FOLDERS["magi1"] / "yaml_config" / "sample" / "flowcache_vbench.yaml"
     flags = [*VBENCH, "--yaml_config", yaml, "--dimension", "scene", "--samples", 1, "--num_frames", 4]
-    assert magi(*flags, "--method", "vanilla") == 0
+    assert program("magi1", "sample")(*flags, "--method", "vanilla") == 0
     (record,) = [record for record in caplog.records if record.name == "flowcache.prompts"]
     assert "zebra" in record.message
     traces = [Trace.load(path).settings["prompt_losses"] for path in sorted(tmp_path.glob("out/traces/*"))]

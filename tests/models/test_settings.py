@@ -1,5 +1,6 @@
-"""The settings that options and files of both models come to, and the names of the videos."""
+"""The settings that options, files and shell scripts of both models come to, and the names of the videos."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,15 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from programs import FOLDERS, Program, cases
+from programs import FOLDERS, Program, cases, script_words
 
-import magi1
-import skyreels_v2
 from flowcache.video import VideoWriter
 from magi1.config import MagiConfig
 
-MAGI = FOLDERS["magi1"]
-SAMPLES = sorted((MAGI / "yaml_config" / "sample").glob("*.yaml"))
+MAGI, SKYREELS = FOLDERS.values()
 RETENTION = "--preset paper-fast --use_ret_steps --teacache_thresh 1"
 #: Model, options, and parts of the configuration.
 READ = [
@@ -40,11 +38,12 @@ def test_options_of_compression(magi, skyreels):
     config = magi.prepare("--method", "vanilla", "--compress_kv_cache", "true", *keys).sampler.config
     original = config.compression.original
     assert (original.weighting, original.power, original.best_first) == ("upper_convex_polynomial", 2, True)
+    name = magi.prepare("--compress_kv_cache", "true", "--total_cache_chunk_nums", 5).output.name
+    assert name.startswith("a_t2v_flowcache_fast_total5_")
     compression = skyreels.prepare("--use_compress", "--scorer", "recency").sampler.config.compression
     assert type(compression.scorer).__name__ == "Recency"
-    compression = skyreels.prepare(
-        "--method=causal", "--use_compress", "--preset=paper-fast"
-    ).sampler.config.compression
+    causal = skyreels.prepare("--method=causal", "--use_compress", "--preset=paper-fast").sampler.config
+    compression = causal.compression
     assert (compression.query_granularity, compression.max_queries) == ("chunk", None)
 
 
@@ -82,13 +81,39 @@ def test_switches_need_no_value(magi):
     assert given.pick(("log", "print_peak_memory")) == {"log": False, "print_peak_memory": True}
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"runtime_config": {"num_step": 16}}', "num_step; did you mean num_steps?"),
+        ('{"runtime": {}}', "runtime; did you mean runtime_config?"),
+        ('{"runtime_config": 3}', "named values"),
+        ("[1]", "named values"),
+        ("{", "JSON"),
+    ],
+)
+def test_wrong_configurations_are_refused_by_the_key(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f".*{re.escape(message)}.*$"):
+        MagiConfig.from_file(path)
+
+
+def test_keys_of_any_section_can_be_overridden_and_some_have_no_effect(weights):
+    keys = {"num_steps": 16, "hidden_size": 64, "kv_offload": True, "clean_t": "1e-2"}
+    keys |= {"enable_cuda_graph": True, "ulysses_overlap_degree": 2, "cp_size": 2, "cp_strategy": "x"}
+    config = MagiConfig.from_file(weights, keys)
+    runtime, engine = config.runtime_config, config.engine_config
+    assert (runtime.num_steps, config.model_config.hidden_size, runtime.clean_t) == (16, 64, 0.01)
+    assert engine.kv_offload and engine.unused == ["cp_size", "ulysses_overlap_degree", "enable_cuda_graph"]
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (MAGI / "config").rglob("*.json")))
 def test_shipped_configurations_are_valid(name):
     (path,) = (MAGI / "config").rglob(name)
     assert MagiConfig.from_file(path).model_config.hidden_size in (3072, 6144)
 
 
-@pytest.mark.parametrize("file", SAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("file", sorted(MAGI.glob("yaml_config/sample/*.yaml")), ids=lambda path: path.name)
 def test_shipped_files_are_valid(file, monkeypatch):
     given = Program(MAGI / "sample_video.py", monkeypatch).read("--yaml_config", file)
     assert given.get("benchmark") in file.name and given.get("method", "flowcache") in file.name
@@ -140,6 +165,12 @@ t2v_flowcache_fast_budget1_streaming: --use_compress --streaming --base_num_fram
 t2v_flowcache_fast_kvrange0: --use_kvrange
 t2v_flowcache: --negative_prompt "a circle"
 t2v: --num_frames 13
+t2v_vanilla_seed0: --method vanilla
+t2v_flowcache_interval3: --interval 3
+t2v_flowcache_chunkwise: --policy chunkwise
+t2v_flowcache_paper-fast_teacache_thresh0.25: --preset paper-fast --teacache_thresh 0.25
+t2v_flowcache_35dB: --target_psnr 35
+t2v_flowcache_turbo_kvrange2_kv8bits_kvoffload: --preset turbo --use_kvrange --kvrange 2 --kv_bits 8 --kv_offload
 """
 
 
@@ -170,15 +201,108 @@ def test_a_name_is_that_of_the_content_and_not_of_paths(skyreels, checkpoint, tm
     assert name("other.png", "moved") != red
 
 
-@pytest.mark.parametrize("model", FOLDERS)
-def test_the_small_checkpoint_in_place_of_the_official_one_is_a_warning(model, weights, caplog):
-    def load(name):
-        if model == "skyreels_v2":
-            return skyreels_v2.load_pipeline(name, "cpu")
-        return magi1.load_pipeline(magi1.resolve_model(weights, model=name, device="cpu"), "cpu")
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    """The words that a script, started from another folder, gives to its program; typed ones override its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "kept"))
+    return lambda script, *typed: script_words(script, *typed, cwd=tmp_path)
 
-    with caplog.at_level("INFO"):
-        load("auto")
-        load("small")
-    levels = [record.levelname for record in caplog.records if "small checkpoint" in record.message]
-    assert levels == ["WARNING", "INFO"]
+
+@pytest.fixture
+def read(words, monkeypatch):
+    """The options that a script of MAGI-1 comes to."""
+
+    def read(script, *typed):
+        command = "sample" if script.startswith("sample") else "generate"
+        return Program(MAGI / f"{command}_video.py", monkeypatch).read(*words(MAGI / "scripts" / script, *typed))
+
+    return read
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in MAGI.glob("scripts/single_run/*_?2v.sh")))
+def test_every_script_of_magi_takes_its_settings_and_typed_ones(read, script):
+    given = read(f"single_run/{script}", "--num_steps", "16", "--log")
+    method, *paper, mode = script.removesuffix(".sh").split("_")
+    assert given.pick(("method", "mode", "num_steps")) == {"method": method, "mode": mode, "num_steps": 16}
+    assert given.get("preset") == ("paper-fast" if paper else None)
+    assert given.get("config_file").is_file() and given.get("yaml_config").is_file()
+    given = read(f"single_run/{script}", "--mode=t2v", "--method", "vanilla")
+    assert (given.get("method"), given.get("mode")) == ("vanilla", "t2v")
+
+
+@pytest.mark.parametrize("script", ["vanilla", "teacache", "flowcache", "flowcache_paper"])
+def test_a_target_works_with_every_script(words, magi, weights, script):
+    path = MAGI / "scripts" / "single_run" / f"{script}_t2v.sh"
+    typed = ["--config_file", weights, "--model", "official", "--target_speedup", 2]
+    job = magi.prepare(*words(path, *typed))
+    assert (str(job.tuning.target), job.sampler.method) == ("2x", "flowcache")
+    with pytest.raises(ValueError, match="target_speedup"):
+        magi.prepare(*words(path, *typed, "--method", "vanilla"))
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in MAGI.glob("scripts/sample/*_*.sh")))
+def test_every_sampling_script_names_its_file_and_takes_another(read, script, tmp_path):
+    given = read(f"sample/{script}", "--end", "3", "--num_steps", "16")
+    assert given.get("yaml_config") == MAGI / "yaml_config" / "sample" / script.replace(".sh", ".yaml")
+    assert (given.get("end"), given.get("num_steps")) == (3, 16)
+    (tmp_path / "own.yaml").write_text("reuse_strategy: original\nsamples: 2\n")
+    given = read(f"sample/{script}", tmp_path / "own.yaml", "--num_steps", "16")
+    assert (given.get("samples"), given.get("method")) == (2, "vanilla")
+
+
+@pytest.fixture
+def prepared(words, checkpoint, monkeypatch):
+    """The job that a script of SkyReels-V2 comes to on a tiny model."""
+    plain = Program(SKYREELS / "generate_video_df.py", monkeypatch)
+    size = ["--model_id", checkpoint, "--height", 32, "--width", 32]
+    return lambda script, *typed: plain.prepare(*words(SKYREELS / script, *typed, *size))
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SKYREELS.glob("run_*.sh")))
+def test_every_script_of_skyreels_takes_its_settings_and_typed_ones(prepared, script):
+    def made(*typed):
+        sampler = prepared(script, *typed).sampler
+        return sampler.method, sampler.config, sampler.model.video
+
+    method, config, video = made()
+    assert method == script.removeprefix("run_").removesuffix(".sh").partition("_")[0]
+    assert (video.inference_steps, video.ar_step) == (50, 5)
+    assert video.num_frames == (377 if "streaming" in script else 177)
+    if method == "flowcache":
+        assert config.as_dict()["policy"] == ("chunkwise" if "paper" in script else "interval")
+    *_, short = made("--num_frames", 9, "--base_num_frames", 17)
+    assert (short.num_frames, short.overlap_history, short.causal_block_size) == (9, None, 3)
+    for flags in (["--method", "vanilla"], ["--teacache"]):
+        method, config, video = made(*flags)
+        assert method == flags[-1].removeprefix("--")
+        assert (config.compression, video.streaming) == (None, False)
+    _, config, _ = made("--method", "causal")
+    assert (config.compression is None) == ("--use_compress" not in (SKYREELS / script).read_text())
+    job = prepared(script, "--target_speedup", 2)
+    assert (str(job.tuning.target), job.sampler.method) == ("2x", "flowcache")
+    assert job.sampler.model.video.streaming == ("streaming" in script)
+
+
+def test_typed_options_override_the_preset_and_the_budget_of_a_script(prepared):
+    assert prepared("run_flowcache_fast.sh", "--interval", 3).sampler.config.policy.interval == 3
+    config = prepared("run_flowcache_kvcompress.sh", "--use_kvrange", "--kvrange", 2).sampler.config
+    assert (config.compression, config.clean_range) == (None, 2)
+    for script, typed, named in (
+        ("flowcache_fast", "--target_speedup 2 --preset turbo", "target_speedup and preset"),
+        ("flowcache_fast", "--target_speedup 2 --method causal", "target_speedup.*method"),
+        ("vanilla", "--use_compress", "use_compress"),
+        ("vanilla", "--num_frames 9 --causal_block_size 5", "causal_block_size"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            prepared(f"run_{script}.sh", *typed.split())
+
+
+@pytest.mark.parametrize(("benchmark", "frames"), [("vbench", 177), ("physicsiq", None)])
+def test_sampling_scripts_of_skyreels_set_the_benchmark(words, benchmark, frames, monkeypatch):
+    typed = words(SKYREELS / f"sample_{benchmark}.sh", "--ar_step", 2)
+    given = Program(SKYREELS / "sample_video.py", monkeypatch).read(*typed)
+    expected = {"benchmark": benchmark, "num_frames": frames, "ar_step": 2, "inference_steps": 50}
+    expected |= {"overlap_history": 17, "addnoise_condition": 20}
+    assert {name: given.get(name) for name in expected} == expected
+    assert given.typed == {"ar_step"}

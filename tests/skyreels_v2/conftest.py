@@ -5,23 +5,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from layouts import write_original
-from reference import Case, skyreels_reference
+from reference import Case, present, reference_dir
 
 from skyreels_v2 import conversion
 from skyreels_v2.checkpoint import load_pipeline
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
-
-
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    return skyreels_reference()
+    return present(reference_dir() / "skyreels_v2")
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +29,7 @@ def folders(reference, tmp_path_factory) -> Iterator[dict[str, Path]]:
     """The same tiny model in both layouts; the sizes of encoder and VAE fit the reference transformer."""
     weights = Case(reference, "weights")
     config = weights.info["config"]
-    text = {"vocab_size": 6, "d_model": config["text_dim"], "d_kv": 4, "d_ff": 16}
-    text |= {"num_layers": 2, "num_heads": 2}
+    text = {"vocab_size": 6, "d_model": config["text_dim"], "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2}
     root = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversion, "UMT5_XXL", {**conversion.UMT5_XXL, **text})

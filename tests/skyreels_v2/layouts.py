@@ -74,10 +74,6 @@ def change(path: Path, edit: Callable[[dict[str, Tensor]], None]) -> str:
     return first
 
 
-def drop_first(tensors: dict[str, Tensor]) -> None:
-    del tensors[min(tensors)]
-
-
 def run_blocks(model, latents: Tensor, times: list[float], block: int, at_once: bool = True) -> Tensor:
     """Velocity of latents cut into blocks, which run in one call or one after another through a cache."""
     inputs = [

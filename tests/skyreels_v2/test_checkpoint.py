@@ -2,16 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
-from layouts import DIFFUSERS_WEIGHTS, SHARD, change, drop_first, on_meta, random_text_encoder, shapes, wan_t5_names
+from layouts import DIFFUSERS_WEIGHTS, SHARD, change, on_meta, random_text_encoder, shapes, wan_t5_names
 from reference import Case, case_names
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny import tiny_transformer
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
@@ -114,7 +114,7 @@ def test_layouts_agree_with_diffusers_in_bf16(folders):
 
 
 EDITS = {
-    "lacks {renamed}": drop_first,
+    "lacks {renamed}": lambda t: t.pop(min(t)),
     "{path} holds bogus.weight": lambda t: t.update({"bogus.weight": torch.zeros(2)}),
     "{path} holds {first} with shape (3, 1, 3)": lambda t: t.update({min(t): torch.zeros(3, 1, 3)}),
     "{first}: expected floating-point": lambda t: t.update({min(t): t[min(t)].to(torch.int32)}),
@@ -174,12 +174,14 @@ def test_parts_must_fit(copy, monkeypatch):
     assert "text_dim" in load_error(folder)
 
 
-@pytest.mark.parametrize("name", ["auto", "small"])
-def test_small_on_cpu(folders, monkeypatch, tmp_path, name):
+@pytest.mark.parametrize(("name", "level"), [("auto", "WARNING"), ("small", "INFO")])
+def test_small_on_cpu(folders, monkeypatch, caplog, tmp_path, name, level):
+    caplog.set_level("INFO")
     monkeypatch.setattr(checkpoint, "SMALL", folders["diffusers"])
     source = resolve_model(name, "cpu")
     assert (source.path, source.layout, source.family) == (folders["diffusers"], "diffusers", "small")
-    assert source.is_substitute == (name == "auto")
+    load_components(source)
+    assert caplog.records[0].levelname == level and "small checkpoint" in caplog.text
     assert resolve_model(str(folders["diffusers"])).family == "small"
     monkeypatch.setattr(checkpoint, "SMALL", tmp_path / "none")
     assert f"model_id {name}" in load_error(name)
@@ -206,36 +208,30 @@ def test_unknown_ids(tmp_path):
     assert "model_index.json" in message and "config.json" in message
 
 
-MISSING = {
-    conversion.VAE_FILE: "original",
-    "google/umt5-xxl/tokenizer_config.json": "original",
-    SHARD.format(1): "original",
-    SHARD.format(2): "original",
-    DIFFUSERS_WEIGHTS: "diffusers",
-    "text_encoder/config.json": "diffusers",
-    "scheduler/scheduler_config.json": "diffusers",
-}
-
-
-@pytest.mark.parametrize("name", MISSING)
-def test_missing_file_is_named(copy, name):
-    folder = copy(MISSING[name])
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        ("original", "google/umt5-xxl/tokenizer_config.json"),
+        ("diffusers", "text_encoder/config.json"),
+        ("diffusers", "scheduler/scheduler_config.json"),
+        *(file[:2] for file in FILES),
+    ],
+)
+def test_missing_file_is_named(copy, layout, name):
+    folder = copy(layout)
     (folder / name).unlink()
     assert load_error(folder) == f"The model folder {folder} lacks {name}."
 
 
 def test_missing_shard_of_an_index_is_named(copy):
     folder = copy("diffusers")
-    weights = folder / DIFFUSERS_WEIGHTS
-    shards = [weights.with_name(SHARD.format(number)) for number in (1, 2)]
-    weights.rename(shards[0])
-    first, *rest = sorted(load_file(shards[0]))
-    index = {"weight_map": dict.fromkeys(rest, shards[0].name) | {first: shards[1].name}}
-    weights.with_name(f"{weights.name}.index.json").write_text(json.dumps(index))
-    assert f"lacks transformer/{shards[1].name}." in load_error(folder)
-    save_file({first: load_file(shards[0])[first]}, shards[1], metadata={"format": "pt"})
-    change(shards[0], drop_first)
-    load_components(resolve_model(str(folder)))
+    transformer = load_components(resolve_model(str(folder)))["transformer"]
+    (folder / DIFFUSERS_WEIGHTS).unlink()
+    transformer.save_pretrained(folder / "transformer", max_shard_size="20KB")
+    assert_same_weights(load_components(resolve_model(str(folder)))["transformer"], transformer)
+    *_, shard = sorted(folder.glob("transformer/*.safetensors"))
+    shard.unlink()
+    assert f"lacks transformer/{shard.name}." in load_error(folder)
 
 
 @pytest.mark.parametrize(
@@ -248,40 +244,32 @@ def test_models_of_another_kind(copy, key, value):
     assert str(value) in message or key in message
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """Answers of the Hub: a folder, or an error that it raises; its cache is empty."""
-    answers: dict[str, Any] = {"patterns": []}
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+def test_all_that_is_needed_is_downloaded_and_checked(copy, monkeypatch, layout):
+    """The Hub's cache is empty."""
+    folder, asked = copy(layout), []
+    model_id = checkpoint.OFFICIAL[0] + ("-Diffusers" if layout == "diffusers" else "")
 
     def download(repository: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
-        answers["patterns"] = allow_patterns
+        asked.append((repository, allow_patterns))
         if local_files_only:
             raise LocalEntryNotFoundError("empty")
-        if isinstance(answers[repository], Exception):
-            raise answers[repository]
-        return str(answers[repository])
+        return str(folder)
 
     monkeypatch.setattr(flowcache.hub, "snapshot_download", download)
     monkeypatch.setattr(flowcache.hub.HfApi, "repo_info", lambda *_, **options: options["timeout"])
-    return answers
-
-
-@pytest.mark.parametrize("layout", ["original", "diffusers"])
-def test_download_asks_for_all_that_is_needed(folders, hub, layout):
-    model_id = checkpoint.OFFICIAL[0] + ("-Diffusers" if layout == "diffusers" else "")
-    hub[model_id] = folders[layout]
     load_components(resolve_model(model_id))
-    files = [str(path.relative_to(folders[layout])) for path in folders[layout].rglob("*") if path.is_file()]
+    files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     useless = ["README.md", "assets/logo.gif", "transformer/diffusion_pytorch_model.bin", "other.pth"]
-    assert set(filter_repo_objects([*files, *useless], allow_patterns=hub["patterns"])) == set(files)
-
-
-def test_failed_and_incomplete_downloads(copy, hub):
-    hub[checkpoint.OFFICIAL_DEFAULT] = ConnectionError("first line\nsecond line")
-    with pytest.raises(OSError, match=checkpoint.OFFICIAL_DEFAULT) as error:
-        load_components(resolve_model("auto", "cuda"))
-    assert "\n" not in str(error.value) and isinstance(error.value.__cause__, ConnectionError)
-    hub[checkpoint.OFFICIAL_DEFAULT] = copy("diffusers")
-    (hub[checkpoint.OFFICIAL_DEFAULT] / DIFFUSERS_WEIGHTS).unlink()
-    with pytest.raises(ValueError, match=DIFFUSERS_WEIGHTS):
-        load_components(resolve_model("auto", "cuda"))
+    repository, patterns = asked[-1]
+    assert repository == model_id
+    assert set(filter_repo_objects([*files, *useless], allow_patterns=patterns)) == set(files)
+    missing = {"original": conversion.VAE_FILE, "diffusers": DIFFUSERS_WEIGHTS}[layout]
+    (folder / missing).unlink()
+    with pytest.raises(ValueError, match=missing):
+        load_components(resolve_model(model_id))
+    error = ConnectionError("first line\nsecond line")
+    monkeypatch.setattr(flowcache.hub.HfApi, "repo_info", Mock(side_effect=error))
+    with pytest.raises(OSError, match=r"^model_id: .*ConnectionError") as raised:
+        load_components(resolve_model(model_id))
+    assert "\n" not in str(raised.value) and raised.value.__cause__ is error

@@ -1,24 +1,32 @@
-"""What is sampled for VBench and Physics-IQ."""
+"""What is sampled for VBench and Physics-IQ; VBench's scores, from a stand-in for its package."""
 
 import json
+import venv
 
+import numpy as np
 import pytest
+from programs import assert_refused
 
+from flowcache.benchmark import __main__ as program
+from flowcache.benchmark.prompts import DIMENSIONS
 from flowcache.benchmark.samples import BenchmarkOptions, split_method
+from flowcache.benchmark.vbench import QUALITY, SEMANTIC, VBenchReport
+from flowcache.video import VideoWriter
 
 
 @pytest.fixture
 def vbench(tmp_path):
     """VBench's repository, as far as it matters."""
-    entries = [
-        {"prompt_en": "In a still frame, a stop sign", "dimension": ["temporal_flickering"]},
-        {"prompt_en": "a dog", "dimension": ["subject_consistency", "motion_smoothness"]},
-        {"prompt_en": "a beach", "dimension": ["scene", "background_consistency"]},
-    ]
-    folder = tmp_path / "VBench" / "vbench"
-    folder.mkdir(parents=True)
+    prompts = {"In a still frame, a stop sign": ["temporal_flickering"]}
+    prompts |= {"a dog": ["subject_consistency", "motion_smoothness"], "a beach": ["scene", "background_consistency"]}
+    write_full_info(tmp_path / "VBench" / "vbench", prompts)
+    return tmp_path / "VBench"
+
+
+def write_full_info(folder, prompts):
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = [{"prompt_en": prompt, "dimension": dimensions} for prompt, dimensions in prompts.items()]
     (folder / "VBench_full_info.json").write_text(json.dumps(entries))
-    return folder.parent
 
 
 def samples_of(folder=None, **options):
@@ -33,7 +41,7 @@ def names(folder, **options):
 def write(folder, **lists):
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in lists.items():
-        (folder / f"{name}.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+        (folder / f"{name}.txt").write_text(text)
     return folder
 
 
@@ -57,19 +65,16 @@ def test_lists_of_text_serve_as_well(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        *((content, r"scene\.txt .* a list of prompts: .*UTF-8") for content in (b"a\n\0", b"caf\xe9\n")),
-        *((content, "vbench_prompt_dir: .* no prompts of scene") for content in (b"", b"\n \r\n")),
-        *(
-            (f'[{{"prompt_en": {p}, "dimension": "scene"}}]', r"info\.json cannot be read")
-            for p in ('"a"', '"\\ud800"')
-        ),
+        *(("scene.txt", content, r"scene\.txt .*: .*UTF-8") for content in (b"a\n\0", b"caf\xe9\n")),
+        *(("scene.txt", content, "vbench_prompt_dir: .* no prompts of scene") for content in (b"", b"\n \r\n")),
+        ("VBench_full_info.json", b'[{"prompt_en": "a", "dimension": "scene"}]', "cannot be read"),
+        ("VBench_full_info.json", b'[{"prompt_en": "\\ud800", "dimension": ["scene"]}]', "cannot be read"),
     ],
 )
-def test_a_damaged_or_empty_list_is_named(tmp_path, content, message):
-    name = "scene.txt" if isinstance(content, bytes) else "VBench_full_info.json"
-    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+def test_a_damaged_or_empty_list_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         names(tmp_path, dimension="scene")
 
@@ -173,8 +178,6 @@ VB = {"vbench_prompt_dir": "VBench"}
         ({**IQ, "samples": 2}, "samples: "),
         ({**IQ, "augmented_prompts": "a"}, "augmented_prompts: "),
         ({"physicsiq_data_dir": "a"}, "physicsiq_data_dir: "),
-        ({}, "vbench_prompt_dir: "),
-        ({"vbench_prompt_dir": "nowhere"}, "vbench_prompt_dir: nowhere"),
         ({"vbench_prompt_dir": "."}, "neither VBench_full_info.json nor lists"),
         ({**VB, "dimension": "scenes"}, "dimension: 'scenes' .* mean scene?"),
         ({**VB, "dimension": "xyz"}, "dimension: 'xyz' .* temporal_flick"),
@@ -195,8 +198,100 @@ def test_what_is_missing_is_named(vbench, tmp_path, monkeypatch, options, messag
         samples_of(**options)
 
 
-@pytest.mark.parametrize("text", ["", ":fast", "flowcache:", "a:b:c", "../vanilla"])
-def test_malformed_methods_are_refused(text):
+def test_malformed_methods_are_refused():
     assert split_method("flowcache:fast") == ("flowcache", "fast") and split_method("causal")[1] is None
-    with pytest.raises(ValueError, match="methods: expected METHOD"):
-        split_method(text)
+    for text in ("", ":fast", "flowcache:", "a:b:c", "../vanilla"):
+        with pytest.raises(ValueError, match="methods: expected METHOD"):
+            split_method(text)
+
+
+# Scores
+
+PACKAGE = """
+import json, os
+
+class VBench:
+    def __init__(self, device, full_info_dir, output_path):
+        self.device, self.full_info, self.output = device, full_info_dir, output_path
+
+    def evaluate(self, videos_path, name, dimension_list, mode):
+        (dimension,) = dimension_list
+        if dimension == "scene":
+            raise RuntimeError("there is no detectron2")
+        names = sorted(os.listdir(videos_path))
+        results = [{"video_path": f"{videos_path}/{n}", "video_results": i / 10} for i, n in enumerate(names)]
+        path = f"{self.output}/{name}_eval_results.json"
+        json.dump({dimension: [0.5, results]}, open(path, "w"))
+"""
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """A folder of videos; an environment has a package named vbench, and one named torch, which would take time."""
+    venv.create(tmp_path / "environment", symlinks=True)
+    (site,) = tmp_path.glob("environment/lib/python*/site-packages")
+    (site / "torch.py").write_text("device = str\n")
+    write_full_info(site / "vbench", {"a dog": ["subject_consistency"], "a beach": ["scene"], "a red car": ["color"]})
+    (site / "vbench" / "__init__.py").write_text(PACKAGE)
+    folder = tmp_path / "out" / "videos"
+    folder.mkdir(parents=True)
+    for name in [*(f"a dog-{index}" for index in range(5)), "a beach-0"]:
+        with VideoWriter(folder / f"{name}.mp4", 8) as writer:
+            writer.write(np.zeros((1, 16, 16, 3), np.uint8))
+    return folder
+
+
+def score(videos, *arguments):
+    """The exit code, and the content of the file."""
+    given = ["--generated_videos", videos, "--environment", videos.parents[1] / "environment", *arguments]
+    code, output = program.main(["vbench", "--device", "cpu", *map(str, given)]), videos.parent / "vbench.json"
+    return code, json.loads(output.read_text()) if output.exists() else None
+
+
+def test_scores_are_read_back_into_a_table(videos, capsys):
+    code, content = score(videos, "--dimension", "subject_consistency,scene,color")
+    out = capsys.readouterr().out
+    assert code == 0 and "subject_consistency: 50.00\n" in out
+    assert "scene: none: RuntimeError: there is no detectron2" in out
+    assert "color: none: no video of its prompts." in out
+    assert content["mean"] == {"subject_consistency": 0.5, "scene": None, "color": None}
+    assert content["videos"]["a dog-3.mp4"] == {"subject_consistency": 0.4}
+    assert (videos.parent / "vbench.csv").read_text().splitlines()[-1] == "all,0.5,,"
+    assert not list(videos.glob("vbench*")), "what VBench takes for a list of videos stays one"
+
+
+def test_a_broken_video_is_named_and_the_others_are_scored(videos, capsys):
+    (videos / "a dog-2.mp4").write_bytes(b"no video")
+    code, content = score(videos, "--dimension", "subject_consistency")
+    error = capsys.readouterr().err
+    assert "a dog-2.mp4: " in error and "subject_consistency: 50.00" in error
+    assert code == 1 and list(content["broken"]) == ["a dog-2.mp4"]
+    assert sorted(content["videos"]) == ["a beach-0.mp4", *(f"a dog-{index}.mp4" for index in (0, 1, 3, 4))]
+    assert content["absent_videos"] == {"subject_consistency": 1} and "1 videos are absent" in error
+
+
+def test_totals_are_those_of_the_leaderboard(tmp_path):
+    best = VBenchReport(tmp_path, list(DIMENSIONS), {name: d.high for name, d in DIMENSIONS.items()})
+    assert best.totals() == pytest.approx({"quality": 100, "semantic": 100, "total": 100})
+    assert (len(QUALITY), len(SEMANTIC)) == (7, 9)
+    worse = VBenchReport(tmp_path, list(DIMENSIONS), {**best.scores, "dynamic_degree": 0.0, "scene": 0.0})
+    # the dynamic degree has half a weight among 6.5, the scene one among nine
+    quality, semantic = 100 * 6 / 6.5, 100 * 8 / 9
+    expected = {"quality": quality, "semantic": semantic, "total": (4 * quality + semantic) / 5}
+    assert worse.totals() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dimension", "colour"], "did you mean color?"),
+        (["--environment", "."], "environment: ."),
+        (["--environment", "new", "--python", "python9"], "python: "),
+        (["--generated_videos", "nowhere"], "generated_videos: nowhere"),
+        (["--full_info", "list.json"], "list.json cannot be read"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(videos, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text('["a dog"]')
+    assert_refused(score(videos, *arguments)[0], message, capsys)
