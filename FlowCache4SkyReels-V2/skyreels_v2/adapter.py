@@ -45,6 +45,7 @@ class SkyReelsOptions:
     vae_dtype: Literal["auto", "bf16", "fp32"] = described(
         "type of the VAE; auto: bf16 on CUDA, as the original, otherwise fp32", "auto"
     )
+    vae_tiling: bool = described("VAE in tiles of 256 pixels: less memory, slower", False)
     use_kvrange: bool = described("clean blocks limited to the newest, --kvrange of them", False)
     teacache: bool = described("the original's flag for --method teacache", False)
 
@@ -71,6 +72,7 @@ class SkyReelsV2(Adapter):
     negative_prompt: str | None = None  # what to avoid; None: what suits the model
     offload: bool = False  # keep idle components in host memory
     vae_dtype: str = "auto"
+    vae_tiling: bool = False
 
     size = property(lambda self: (self.video.height, self.video.width))
     num_steps = property(lambda self: self.video.inference_steps)
@@ -137,6 +139,7 @@ class SkyReelsV2(Adapter):
             negative_prompt=given.values.get("negative_prompt"),
             offload=given.get("offload", False),
             vae_dtype=given.get("vae_dtype", "auto"),
+            vae_tiling=given.get("vae_tiling", False),
         )
         if model.negative_prompt is not None:
             check_prompt("negative_prompt", model.negative_prompt, prompt_clean)
@@ -156,8 +159,8 @@ class SkyReelsV2(Adapter):
         if not with_folders and negative is None:
             negative = self.source.defaults["negative_prompt"]
         named = with_folders or not self.folders
-        model = {"model": self.location} if named else {}
-        return {**model, "video": video, "negative_prompt": negative, "vae_dtype": self.vae_dtype}
+        vae = {"vae_dtype": self.vae_dtype, "vae_tiling": self.vae_tiling}
+        return {**({"model": self.location} if named else {}), "video": video, "negative_prompt": negative, **vae}
 
     def configure(self, options):
         fitted = self.source.defaults.get("reuse_coefficients")
@@ -186,10 +189,13 @@ class SkyReelsV2(Adapter):
         return Start(to_float(frames), before=history, skip=wanted)
 
     def load(self, device):
-        return load_pipeline(self.source, device, self.offload, self.vae_dtype)
+        return load_pipeline(self.source, device, self.offload, self.vae_dtype, self.vae_tiling)
 
     def skeleton(self, device):
-        return new_pipeline(self.source, torch.device(device), self.vae_dtype)
+        pipeline = new_pipeline(self.source, torch.device(device), self.vae_dtype)
+        if self.vae_tiling:
+            pipeline.vae.enable_tiling()
+        return pipeline
 
     def rehearse(self, pipeline, start, config, trace):
         named = ("prompt_embeds", "negative_prompt_embeds")[: 2 if self.video.guidance_scale > 1 else 1]

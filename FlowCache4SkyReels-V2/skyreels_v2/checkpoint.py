@@ -104,11 +104,13 @@ def load_pipeline(
     device: torch.device | str | None = None,
     offload: bool = False,
     vae_dtype: str = "auto",
+    vae_tiling: bool = False,
 ) -> FlowCacheSkyReelsV2Pipeline:
     """Load a model (a result of ``resolve_model``, or its ``model_id``), in bf16 on CUDA and fp32 elsewhere.
 
-    ``offload`` keeps every component in host memory while it is idle; ``vae_dtype`` as of ``choose_vae_dtype``.
-    ValueError and NotFiniteError name a file or a weight; OSError: the download failed.
+    ``offload`` keeps every component in host memory while it is idle; ``vae_dtype`` as of ``choose_vae_dtype``;
+    ``vae_tiling`` calls diffusers' ``enable_tiling``. ValueError and NotFiniteError name a file or a weight; OSError:
+    the download failed.
     """
     device = choose_device(device)
     if isinstance(source, str):
@@ -116,6 +118,8 @@ def load_pipeline(
     parts = load_components(source, _choose_type(device), choose_vae_dtype(vae_dtype, device))
     pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
     pipeline.model_defaults = source.defaults
+    if vae_tiling:
+        pipeline.vae.enable_tiling()
     if offload:
         pipeline.enable_stage_offload(device)
     else:

@@ -169,11 +169,11 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                 plan, end = plans[index], last if index == len(plans) - 1 else None
                 solver = ChunkUniPC(settings.inference_steps, settings.shift)
                 # Later windows start with frames that the window before has shown.
-                codec = VideoCodec(self.vae, plan.prefix if index else 0, num_kept)
+                codec = VideoCodec(self.vae, plan.prefix if index else 0, num_kept, "vae" in self._staged)
                 condition_generator.manual_seed(settings.seed + index + 1)
                 if resumed := state is not None:
                     given = on_device(state["given"], device)
-                    codec.load_state_dict(on_device(state["decoder"], device))
+                    codec.load_state_dict(state["decoder"])
                     denoiser.load_state_dict(state["denoiser"])
                     condition_generator.set_state(state["condition_generator"])
                     state = None  # it may be large

@@ -200,11 +200,18 @@ def test_decoding_piece_by_piece_is_decoding_the_whole(pipeline, lengths):
     assert torch.equal(pieces, whole)
 
 
-def test_tiles_are_refused(checkpoint):
-    pipeline = load_pipeline(str(checkpoint), "cpu")
-    pipeline.vae.enable_tiling()
-    with pytest.raises(ValueError, match="disable_tiling"):
-        generate(pipeline)
+@pytest.mark.parametrize("lengths", [[1, 1, 1, 4], [7]])
+def test_tiles_piece_by_piece_are_those_of_the_whole(checkpoint, lengths):
+    vae = load_pipeline(str(checkpoint), "cpu").vae
+    vae.enable_tiling(16, 24, 8, 16)
+    latents, decoder, pieces = torch.randn(4, 7, 5, 7), VideoCodec(vae), []
+    whole = vae.decode(latents.unsqueeze(0)).sample[0]
+    for piece in latents.split(lengths, dim=1):
+        pieces.append(decoder.decode(piece))
+        state, decoder = decoder.state_dict(), VideoCodec(vae)
+        decoder.load_state_dict(state)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=1e-5)
+    assert len(state["features"]) == 5 * 4
 
 
 def test_saved_pipelines_keep_their_settings(checkpoint, tmp_path):
