@@ -201,7 +201,8 @@ class StorageCounter(TorchDispatchMode):
             if func is _aten.bincount.default:  # has no meta kernel
                 return args[0].new_zeros(1)
             if torch.device("cpu") in (kwargs.get("device"), *args[1:]):
-                return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+                # One number stands for all, as the features of a video decoder are large.
+                return torch.ones((), dtype=kwargs.get("dtype") or args[0].dtype).expand(args[0].shape)
         result = self._call(func, args, kwargs)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.is_meta:
@@ -295,11 +296,11 @@ def _run_once(block: nn.Module) -> None:
 
 
 def _skip_repeats(counter: StorageCounter, module: nn.Module, runs: int) -> None:
-    """Run a module that many times on inputs of each shape; then count what it took the last time."""
+    """Run a module that many times on inputs of each shape and options; then count what it took the last time."""
     forward, done, made = module.forward, Counter[Any](), dict[Any, Any]()
 
     def run(given: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        place = tuple(given.shape)
+        place = (given.shape, *kwargs.items())
         done[place] += 1
         if done[place] <= runs:
             with counter.measure() as taken:

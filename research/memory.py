@@ -45,7 +45,7 @@ ROWS = {
         }.items()
     },
 }
-MORE = ("", "--offload")
+MORE = {"skyreels_v2": ("", "--offload", "--offload --vae_tiling"), "magi1": ("", "--offload")}
 
 
 def plan(model: str, words: Sequence[str], every_call: bool = False) -> Estimate:
@@ -55,7 +55,7 @@ def plan(model: str, words: Sequence[str], every_call: bool = False) -> Estimate
 
 def describe_video(model: str, options: str) -> list[str]:
     """Memory with each addition, and the first one with which each card holds the video."""
-    plans = {more: plan(model, f"{options} {more}".split()) for more in MORE}
+    plans = {more: plan(model, f"{options} {more}".split()) for more in MORE[model]}
     fitting = [[f"`{m}`" if m else "yes" for m, p in plans.items() if p.fits(size * GIB)] for size in CARDS.values()]
     first = next(iter(plans.values()))
     return [
@@ -79,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     make = check_video if args.check else describe_video
-    named = [f"GiB with `{more}`" if more else "GiB" for more in MORE]
+    named = [f"GiB with `{more}`" if more else "GiB" for more in MORE[args.model]]
     header = ["counted, GiB", "estimate, GiB", "difference"]
     header = header if args.check else ["KV cache, GiB", *named, *(f"{card} GB" for card in CARDS)]
     rows = [[name, *make(args.model, options)] for name, options in ROWS[args.model].items() if args.only in name]
