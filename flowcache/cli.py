@@ -193,10 +193,10 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     return Job(sampler, prompt, start, output, preset, resume, tuning, started, given)
 
 
-def plan_video(model: type[Adapter], words: Sequence[str], option: str) -> Estimate:
-    """Estimate what a video needs with one more option, of several words perhaps."""
+def add_option(words: Sequence[str], option: str) -> list[str]:
+    """Add an option, of several words perhaps, to those that were typed."""
     place = words.index(DEFAULTS) if DEFAULTS in words else len(words)
-    return prepare_video(model, [*words[:place], *option.split(), "--dry_run", *words[place:]]).estimate()
+    return [*words[:place], *option.split(), *words[place:]]
 
 
 def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[str], Sampling]:
@@ -348,7 +348,15 @@ def main(words: Sequence[str] | None = None) -> int:
         def run(job: Job) -> str:
             if job.given.get("dry_run"):
                 return job.estimate().report(job.given.get("rate"))
-            log_needs(job.estimate, lambda option: plan_video(model, rest, option), model.saving, job.sampler.device)
+            helpful = log_needs(
+                job.estimate,
+                lambda option: prepare_video(model, add_option(rest, f"{option} --dry_run")).estimate(),
+                model.saving,
+                job.sampler.device,
+            )
+            if "--offload" in helpful:  # the video stays the same
+                logger.info("--offload is on, as the GPU is small")
+                job = prepare_video(model, add_option(rest, "--offload"))
             return job.run()
 
         return run_checked(lambda: prepare_video(model, rest), run)

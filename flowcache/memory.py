@@ -150,27 +150,30 @@ def estimate(
 
 def log_needs(
     needed: Callable[[], Estimate], others: Callable[[str], Estimate], options: Sequence[str], device: str
-) -> None:
-    """Log the estimate of a run on a GPU; if that is too small, warn and name options that lower the peak.
+) -> Sequence[str]:
+    """Log the estimate of a run on a GPU; if that is too small, warn, and return options that lower the peak.
 
     Args:
         others: returns the estimate with an option; ValueError where it does not go with the rest.
-        options: to try in this order; the first three that help are named.
+        options: to try in this order; the first three that help count.
     """
+    found: dict[str, int] = {}
     if torch.device(device).type != "cuda":
-        return
+        return []
     try:
-        found, own, memory = [], needed(), torch.cuda.get_device_properties(device).total_memory
+        own, memory = needed(), torch.cuda.get_device_properties(device).total_memory
         logger.info("memory: about %s", own)
         for option in () if own.fits(memory) else options:
             with suppress(ValueError):
                 if len(found) < 3 and (peak := others(option).peak) < 0.98 * own.peak:
-                    found.append(f"{option} ({peak / GIB:.1f} GiB)")
+                    found[option] = peak
         if not own.fits(memory):
-            less = " or ".join([*found, "smaller or fewer frames"])
+            named = [f"{option} ({peak / GIB:.1f} GiB)" for option, peak in found.items()]
+            less = " or ".join([*named, "smaller or fewer frames"])
             logger.warning("memory: %s has %.1f GiB; less is needed with %s", device, memory / GIB, less)
     except Exception:  # the run itself may well succeed
         logger.warning("memory: no estimate of this run", exc_info=True)
+    return list(found)
 
 
 class StorageCounter(TorchDispatchMode):

@@ -226,7 +226,13 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **named: Any) -> Self:
-        """Share the components of another pipeline, in their types; diffusers would cast them to fp32."""
+        """Share the components of another pipeline, in their types; diffusers would cast them to fp32.
+
+        A pipeline that diffusers offloads is refused (ValueError), as its hooks do not see all that chunks run.
+        """
+        if any(hasattr(part, "_hf_hook") for part in pipeline.components.values()):
+            remedy = "call its remove_all_hooks, and enable_stage_offload of this one"
+            raise ValueError(f"pipeline: expected one without diffusers' offload, got its hooks; {remedy}.")
         names, _ = cls._get_signature_keys(cls)
         made = cls(**{name: part for name, part in pipeline.components.items() if name in names} | named)
         defaults = default_settings(pipeline.config.get("_name_or_path") or "")

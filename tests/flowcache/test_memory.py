@@ -78,16 +78,16 @@ def test_weights_and_cache_are_those_of_a_run(tmp_path):
     [("1.3B-540P", 1_435_525_696), ("14B-540P", 14_288_491_584), ("14B-720P", 14_288_491_584)],
 )
 def test_official_transformers_have_their_published_size(weights, parameters):
-    pipeline = new_pipeline(resolve_model(f"Skywork/SkyReels-V2-DF-{weights}"), "cuda")
+    pipeline = new_pipeline(resolve_model(f"Skywork/SkyReels-V2-DF-{weights}"), torch.device("cuda"), "auto")
     assert sum(p.numel() for p in pipeline.transformer.parameters()) == parameters
 
 
 def test_official_sizes():
     row = "--weights Skywork/SkyReels-V2-DF-14B-540P --inference_steps 50 --ar_step 5 --causal_block_size 3"
     always = describe_video("skyreels_v2", f"{row} --method vanilla --num_frames 9 --resolution 540P")
-    assert len(always) == 3 + len(CARDS)
+    assert len(always) == 4 + len(CARDS)
     assert float(always[1]) > 37 > float(always[2]) > 27  # the transformer has 27, the text encoder 11
-    assert always[3:] == ["–", "–", "`--offload`", "`--offload`", "yes", "yes"]
+    assert always[4:] == ["–", "–", "`--offload`", "`--offload`", "yes", "yes"]
 
 
 def test_dry_run_needs_no_gpu_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -108,7 +108,10 @@ def test_rate_is_checked(options, capsys):
 def test_warning_names_options_that_help(monkeypatch, caplog):
     caplog.set_level("INFO")
     own = Estimate({"transformer": 2 * GIB}, {"denoise": GIB}, 0, frozenset(), frozenset(), 1e15, is_bound=False)
-    changes = {"--same": {}, "--less": {"working": {"denoise": 0}}, "--fewer": {"weights": {"transformer": GIB}}}
+    helpful, changes = (
+        [],
+        {"--same": {}, "--less": {"working": {"denoise": 0}}, "--fewer": {"weights": {"transformer": GIB}}},
+    )
 
     def others(option):
         if option not in changes:
@@ -118,10 +121,11 @@ def test_warning_names_options_that_help(monkeypatch, caplog):
     def warnings(size, device="cuda:0"):
         caplog.clear()
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=size))
-        log_needs(lambda: own, others, ["--refused", *changes], device)
+        helpful.append(log_needs(lambda: own, others, ["--refused", *changes], device))
         return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
     (warned,) = warnings(3 * GIB)
     assert "--less (2.0 GiB) or --fewer (2.0 GiB)" in warned and "--same" not in warned and "--refused" not in warned
+    assert helpful == [["--less", "--fewer"]]
     assert warnings(5 * GIB) == [] and "3.0 GiB" in caplog.text
     assert warnings(GIB, "cpu") == [] and not caplog.records

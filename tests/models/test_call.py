@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload_with_hook
 from diffusers import SkyReelsV2DiffusionForcingPipeline
 from diffusers.utils import export_to_video
 from PIL import Image
@@ -140,6 +141,9 @@ def test_from_pipe_shares_components(checkpoint):
     assert isinstance(ours("a circle", **CALL), VideoOutput)
     assert FlowCacheSkyReelsV2Pipeline.from_pipe(ours).model_defaults == ours.model_defaults
     assert theirs("a circle", **CALL).frames.shape[1] == 9, "diffusers' own call still works"
+    cpu_offload_with_hook(theirs.transformer, "cpu")
+    with pytest.raises(ValueError, match="enable_stage_offload"):
+        FlowCacheSkyReelsV2Pipeline.from_pipe(theirs)
 
 
 IMAGE, PREFIX = Image.new("RGB", (32, 32)), torch.zeros(3, 5, 32, 32)
