@@ -87,7 +87,7 @@ def test_official_sizes():
     always = describe_video("skyreels_v2", f"{row} --method vanilla --num_frames 9 --resolution 540P")
     assert len(always) == 4 + len(CARDS)
     assert float(always[1]) > 37 > float(always[2]) > 27  # the transformer has 27, the text encoder 11
-    assert always[4:] == ["–", "–", "`--offload --vae_tiling`", "`--offload`", "yes", "yes"]
+    assert always[4:] == ["–", "–", "`--offload --vae_tiling`", "yes", "yes", "yes"]
 
 
 def test_dry_run_needs_no_gpu_and_writes_nothing(tmp_path, monkeypatch, capsys):
