@@ -2,29 +2,30 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-#: Most tokens at a time; larger blocks are no faster, as these fill any GPU.
+#: Most tokens at a time; larger blocks are no faster, as these fill any GPU. Read at every call.
 MAX_TOKENS = 2**14
 
 
-def map_tokens(function: Callable[..., Tensor], *inputs: Tensor, dim: int = 0, most: int | None = None) -> Tensor:
+@torch.compiler.disable(recursive=False)  # a compiled loop is compiled again for every number of blocks
+def map_tokens(function: Callable[..., Tensor], *inputs: Tensor, dim: int = 0, size: int | None = None) -> Tensor:
     """Apply a function of single tokens to blocks of them.
 
     Args:
         inputs: its arguments, with as many tokens along ``dim`` each.
-        most: tokens of a block; None: ``MAX_TOKENS``.
+        size: of a block; None: ``MAX_TOKENS`` tokens.
     """
-    most, count = most or MAX_TOKENS, inputs[0].shape[dim]
-    if count <= most:
+    size, count, out = size or MAX_TOKENS, inputs[0].shape[dim], None
+    if count <= size:
         return function(*inputs)
-    out = None
-    for start in range(0, count, most):
-        size = min(most, count - start)
-        part = function(*(each.narrow(dim, start, size) for each in inputs))
+    for start in range(0, count, size):
+        length = min(size, count - start)
+        part = function(*(each.narrow(dim, start, length) for each in inputs))
         if out is None:
             shape = list(part.shape)
             shape[dim] = count
             out = part.new_empty(shape)
-        out.narrow(dim, start, size).copy_(part)
+        out.narrow(dim, start, length).copy_(part)
     return out

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from flowcache.command_line import check_device
 from flowcache.environment import peak_memory_bytes, restart_peak_memory, synchronize
 from flowcache.files import markdown_table
-from flowcache.kv.compression import CompressedKVCache
+from flowcache.kv.compression import FullKVCache
 from flowcache.kv.config import KVCompressionConfig
 from flowcache.kv.layout import CacheLayout
 from flowcache.kv.selection import TokenSelector
@@ -69,7 +69,7 @@ def measure(args: argparse.Namespace, shape: Shape, most: int | None) -> dict[st
     layout = CacheLayout(shape.layers, shape.branches, shape.kv_heads, shape.head_dim, dtype, device)
     config = KVCompressionConfig(query_granularity=shape.granularity, max_queries=most)
     selector = TokenSelector(config, shape.frame_tokens, tokens)
-    cache = CompressedKVCache(layout, args.chunks * tokens, selector)
+    cache = FullKVCache(layout, args.chunks * tokens, selector, budget=tokens)
 
     def noise(heads: int) -> torch.Tensor:
         return torch.randn(shape.branches, tokens, heads, shape.head_dim, dtype=dtype, device=device)

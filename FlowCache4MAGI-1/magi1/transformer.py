@@ -68,13 +68,13 @@ class MagiAttention(nn.Module):
     def forward(self, layer: int, hidden: Tensor, rotary: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
         """``hidden [tokens, dim]``, ``rotary [tokens, angles]`` to self and cross attention for ``project``."""
         normed = self.norm(hidden)
-        query = map_tokens(partial(self._turn, self.to_q, self.norm_q), normed, rotary)
-        key = map_tokens(partial(self._turn, self.to_k, self.norm_k), normed, rotary)
+        query = map_tokens(partial(self._project_rotated, self.to_q, self.norm_q), normed, rotary)
+        key = map_tokens(partial(self._project_rotated, self.to_k, self.norm_k), normed, rotary)
         video = attend.attend_video(layer, query, key, self._split(self.to_v(normed)))
         query = map_tokens(lambda x: self.norm_q_cross(self._split(self.to_q_cross(x))), normed)
         return video, attend.attend_text(layer, query, self.project_text)
 
-    def _turn(self, project: nn.Module, norm: nn.Module, normed: Tensor, rotary: Tensor) -> Tensor:
+    def _project_rotated(self, project: nn.Module, norm: nn.Module, normed: Tensor, rotary: Tensor) -> Tensor:
         # In fp32 between norm and rotation.
         return rotate(norm(self._split(project(normed)).float()), rotary).type_as(normed)
 

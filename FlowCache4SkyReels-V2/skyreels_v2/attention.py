@@ -13,9 +13,10 @@ import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention, SkyReelsV2AttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowcache.blockwise import MAX_TOKENS, map_tokens
+from flowcache import blockwise
+from flowcache.blockwise import map_tokens
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import ChunkKVCache
 
@@ -84,16 +85,12 @@ class _LayerProcessor(SkyReelsV2AttnProcessor):
 
 
 class BlockwiseFeedForward(FeedForward):
-    """Diffusers' feed-forward, with the same parameters, on blocks of frames."""
-
-    def __init__(self, net: nn.ModuleList) -> None:
-        nn.Module.__init__(self)
-        self.net = net
+    """Diffusers' feed-forward on blocks of frames."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``[frames, tokens, dim]`` to the same shape."""
-        most = max(1, MAX_TOKENS // hidden_states.shape[1])
-        return map_tokens(super().forward, hidden_states, most=most)
+        size = max(1, blockwise.MAX_TOKENS // hidden_states.shape[1])
+        return map_tokens(super().forward, hidden_states, size=size)
 
 
 class ChunkSelfAttention(_LayerProcessor):

@@ -10,7 +10,7 @@ from diffusers import SkyReelsV2Transformer3DModel
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2RotaryPosEmbed
 from torch import Tensor
 
-from flowcache.blockwise import MAX_TOKENS
+from flowcache import blockwise
 from flowcache.chunk_model import ChunkInput
 from flowcache.flops import TransformerFlops
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
@@ -98,10 +98,9 @@ class SkyReelsV2ChunkModel:
         for layer, block in enumerate(transformer.blocks):
             block.attn1.set_processor(ChunkSelfAttention(layer))
             block.attn2.set_processor(TextCrossAttention(layer))
-            block.ffn = BlockwiseFeedForward(block.ffn.net)
+            block.ffn.__class__ = BlockwiseFeedForward  # keeps parameters and hooks
         self._rotary = FrameRotary(transformer.rope, self._grid, num_frames)
-        embeds = transformer.condition_embedder.text_embedder(prompt_embeds)
-        self._text = TextContext(embeds)
+        self._text = TextContext(transformer.condition_embedder.text_embedder(prompt_embeds))
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         # Frames of one time count as one.
@@ -118,14 +117,16 @@ class SkyReelsV2ChunkModel:
         lengths = self._lengths(inputs)
         rotary = torch.cat([self._rotary.frames(item.start_frame, item.stop_frame) for item in inputs])
         # Branches of a large call run one after another: together they are no faster, and take more memory.
-        groups = range(self.num_branches) if cache.by_branch and sum(lengths) > MAX_TOKENS else [None]
+        groups = range(self.num_branches) if cache.by_branch and sum(lengths) > blockwise.MAX_TOKENS else [None]
+        texts = [replace(self._text, branch=branch) for branch in groups]
         packed = [PackedChunks(inputs, lengths, rotary, cache, self.bidirectional, branch) for branch in groups]
         modulation = self._per_frame(inputs, self.num_branches // len(groups), part=1)
         hidden = list(self._by_frame(torch.cat(list(tokens), dim=1)).chunk(len(groups)))
         for block in self.transformer.blocks:
-            for i, branch in enumerate(groups):
-                hidden[i] = block(hidden[i], replace(self._text, branch=branch), modulation, packed[i], None)
-        return list(torch.cat(hidden).reshape(self.num_branches, -1, hidden[0].shape[-1]).split(lengths, dim=1))
+            for i, text in enumerate(texts):
+                hidden[i] = block(hidden[i], text, modulation, packed[i], None)
+        joined = torch.cat(hidden) if len(hidden) > 1 else hidden[0]
+        return list(joined.reshape(self.num_branches, -1, joined.shape[-1]).split(lengths, dim=1))
 
     def head(self, inputs: Sequence[ChunkInput], outputs: Sequence[Tensor]) -> list[Tensor]:
         model = self.transformer

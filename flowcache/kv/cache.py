@@ -35,7 +35,7 @@ class ChunkKVCache:
         keeps_live: live rows of every layer outlive a call of the model. False: layers share one layer's rows, for
             policies that compute a chunk only together with the live ones that it sees.
         store: of clean chunks.
-        most: rows of all chunks together, where they are fewer than store and ``capacity`` hold.
+        max_rows: of all chunks together, where they are fewer than store and ``capacity`` hold.
     """
 
     #: Whether a layer may run one branch after another.
@@ -47,7 +47,7 @@ class ChunkKVCache:
         capacity: int,
         keeps_live: bool = True,
         store: RowStore | None = None,
-        most: int | None = None,
+        max_rows: int | None = None,
     ) -> None:
         def allocate(*shape: int) -> Tensor:
             return torch.empty((2, *shape), dtype=layout.dtype, device=layout.device)
@@ -55,7 +55,8 @@ class ChunkKVCache:
         self._clean_rows, self._store = store.capacity if store else 0, store
         # Keys and values: live ones of every layer; and those of the open layer, clean ones first.
         self._live = allocate(*layout.shape(capacity)) if keeps_live else None
-        rows = min(self._clean_rows + capacity, most or 10**18)
+        rows = self._clean_rows + capacity
+        rows = rows if max_rows is None else min(rows, max_rows)
         self._workspace = allocate(*layout.shape(rows)[1:]) if store or not keeps_live else None
         self.layout, self.capacity = layout, capacity
         # Tables per layer, as layers change one after another while the model runs.
@@ -65,7 +66,7 @@ class ChunkKVCache:
         self._layer, self._origin, self._written = -1, 0, set[tuple[int, int]]()
         # What closing a layer does: chunks to store, chunks to drop, and the branch that a chunk's others take.
         self._clean: Collection[int] = ()
-        self._gone: Collection[int] = ()
+        self._evicted: Collection[int] = ()
         self._shared: dict[int, int] = {}
         self._errors: dict[tuple[int, ...], list[Tensor]] = {}
 
@@ -127,14 +128,14 @@ class ChunkKVCache:
     def make_room(self, clean: Sequence[int], num_tokens: int) -> None:
         """Compress clean chunks, if the cache does that, until ``num_tokens`` more fit."""
 
-    def update_clean(self, clean: Collection[int], gone: Collection[int], during_call: bool = False) -> None:
-        """Store clean chunks, which are not written again, and drop the oldest ones, ``gone``.
+    def update_clean(self, clean: Collection[int], evicted: Collection[int], during_call: bool = False) -> None:
+        """Store clean chunks, which are not written again, and drop the oldest ones, ``evicted``.
 
         ``during_call``: at the end of each layer of the next call, whose keys and values are the last ones. Otherwise
         now.
         """
         self._close()
-        self._clean, self._gone = clean, gone
+        self._clean, self._evicted = clean, evicted
         if not during_call:
             for layer in range(self.layout.num_layers) if self._has_work(0) else ():
                 self._open(layer)
@@ -147,7 +148,7 @@ class ChunkKVCache:
     def end_call(self) -> None:
         """Close the last layer of a call of the model."""
         self._close()
-        self._clean, self._gone, self._shared = (), (), {}
+        self._clean, self._evicted, self._shared = (), (), {}
 
     def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:
         """Record the queries about to attend, all query heads; otherwise shaped as in ``write``."""
@@ -225,7 +226,7 @@ class ChunkKVCache:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Take the state of a cache of the same layout and capacity; no chunk has entered this one."""
+        """Load the state of a cache of the same layout and capacity; no chunk has entered this one."""
         self._ranges = [{c: range(*bounds) for c, *bounds in ranges} for ranges in state["ranges"]]
         self._stored = list(state["stored"])
         if self._live is not None:
@@ -271,7 +272,7 @@ class ChunkKVCache:
 
     def _has_work(self, layer: int) -> bool:
         """Whether closing a layer changes its clean rows."""
-        return bool(self._gone or (self._store and self._new_clean(layer)))
+        return bool(self._evicted or (self._store and self._new_clean(layer)))
 
     def _new_clean(self, layer: int) -> list[int]:
         """Chunks that have become clean right behind the rows in the store, as far as that has room."""
@@ -281,12 +282,12 @@ class ChunkKVCache:
 
     def _update_layer(self, layer: int) -> None:
         """Drop and store chunks of the open layer."""
-        gone = [chunk for chunk in self._ranges[layer] if chunk in self._gone]
-        end, stored = self.count_rows(gone, layer), self._stored[layer]
+        evicted = [chunk for chunk in self._ranges[layer] if chunk in self._evicted]
+        end, stored = self.count_rows(evicted, layer), self._stored[layer]
         if from_store := min(end, stored):
             self._store.move_up(layer, from_store, stored)
             self._stored[layer] -= from_store
-        self._remove(layer, gone, end, end)
+        self._remove(layer, evicted, end, end)
         for chunk in self._new_clean(layer) if self._store else ():
             rows = self._ranges[layer][chunk]
             place = slice(self._origin + rows.start, self._origin + rows.stop)
@@ -298,7 +299,7 @@ class ChunkKVCache:
         return tuple(self._buffer(layer)[:, :, self._origin : self._origin + end])
 
     def _remove(self, layer: int, chunks: Collection[int], end: int, count: int) -> None:
-        """Take away the oldest chunks' ranges; rows from ``end`` on move up by ``count``."""
+        """Remove the oldest chunks' ranges; rows from ``end`` on move up by ``count``."""
         if self._workspace is not None:
             self._origin += count
         else:

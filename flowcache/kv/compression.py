@@ -50,12 +50,12 @@ class CompressedKVCache(ChunkKVCache):
         budget: int,
         keeps_live: bool = True,
         store: RowStore | None = None,
-        most: int | None = None,
+        max_rows: int | None = None,
     ) -> None:
-        super().__init__(layout, capacity, keeps_live, store, most)
+        super().__init__(layout, capacity, keeps_live, store, max_rows)
         self._selector, self._budget = selector, budget
         self._queries: list[Tensor | None] = [None] * layout.num_layers
-        self._asking: Collection[int] = ()  # chunks whose queries are recorded
+        self._query_chunks: Collection[int] = ()  # chunks whose queries are recorded
         self._entered: list[int] = []  # chunks that run for the first time
         self._starts: dict[int, int] = {}
         none = torch.empty(layout.num_branches, layout.num_heads, 0, dtype=torch.int32, device=layout.device)
@@ -77,22 +77,22 @@ class CompressedKVCache(ChunkKVCache):
             self._starts[chunk] = max(self._starts.values(), default=-num_tokens) + num_tokens
             self._entered.append(chunk)
         ran = [c for c in self.chunks if c not in self._entered]
-        self._asking = (ran or self.chunks)[-1:]
+        self._query_chunks = (ran or self.chunks)[-1:]
 
     def end_call(self) -> None:
         super().end_call()
         self._entered.clear()
 
     def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:
-        if chunk not in self._asking:
+        if chunk not in self._query_chunks:
             return
         started = time.perf_counter()
         queries = self._selector.newest(queries)
         shape = (self.layout.num_branches, *queries.shape[-3:])
         held = self._queries[layer]
         if held is None or held.shape != shape:
-            # Until a branch has asked on its own, another's queries stand for its. Clone, so that a few rows
-            # do not keep all queries alive.
+            # Use another branch's queries until this one has its own. Clone, so that a few rows do not keep all
+            # queries alive.
             self._queries[layer] = queries.expand(shape).clone()
         else:
             held[slice(None) if branch is None else branch] = queries
@@ -151,7 +151,7 @@ class FullKVCache(CompressedKVCache):
 
     def enter(self, chunk: int, num_tokens: int) -> None:
         super().enter(chunk, num_tokens)
-        self._asking = (chunk,)
+        self._query_chunks = (chunk,)
 
     def make_room(self, clean: Sequence[int], num_tokens: int) -> None:
         """Compress clean chunks, oldest first, until ``num_tokens`` more fit; else CacheFullError."""
@@ -188,7 +188,7 @@ class WithinStepKVCache(FullKVCache):
     clean_range = 10**9
     by_branch = False  # the queries of all branches decide before the first one reads
 
-    _due: Mapping[int, list[int]] = {}
+    _compress_before: Mapping[int, list[int]] = {}
 
     def prepare(self, clean: Mapping[int, range], budget: int) -> dict[int, int]:
         due, dropped, held, compressed = {}, {}, self.num_kept, set()
@@ -198,12 +198,12 @@ class WithinStepKVCache(FullKVCache):
             if rows > budget:
                 due[chunk], dropped[chunk], held = new, rows - budget, budget
                 compressed.update(new)
-        self._due, self._budget = due, budget
+        self._compress_before, self._budget = due, budget
         if any(clean.values()):  # else they are given chunks, which are compressed when they do not fit
-            self._asking = due.keys()
+            self._query_chunks = due.keys()
         return dropped
 
     def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:
         super().observe(layer, chunk, queries, branch)
-        if chunk in self._due:
-            self._compress(layer, self._due[chunk], self._budget)
+        if chunk in self._compress_before:
+            self._compress(layer, self._compress_before[chunk], self._budget)

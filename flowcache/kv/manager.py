@@ -36,13 +36,11 @@ class CacheManager:
         if compression and self._clean_range is None:
             self._clean_range = CACHES[compression.trigger].clean_range
         self._budget = self._budget_chunks() * max(lengths)
-        rolls = not (compression or config.whole_window or config.refresh_given)
-        self._reach_back = self._chunks_behind() if rolls else None
-        self._keeps_live = not config.whole_window and (
-            config.refresh_given
-            or not config.policy.reads_fresh(config.clean_pass)
-            or (compression is not None and compression.trigger != "clean")
-        )
+        self._behind = None if config.whole_window or config.refresh_given else self._chunks_behind()
+        self._reach_back = None if compression else self._behind
+        self._reads_stale = config.refresh_given or not config.policy.reads_fresh(config.clean_pass)
+        as_original = compression is not None and compression.trigger != "clean"
+        self._keeps_live = not config.whole_window and (self._reads_stale or as_original)
         self._seen: dict[int, int] = {}
         self.cache = self._new_cache()
 
@@ -77,13 +75,13 @@ class CacheManager:
             total += dropped.get(chunk, 0)
             self._seen[chunk] = self.cache.num_visible(chunk, self.first_chunk(chunk, step)) - total
         if not self._keeps_live:
-            self.cache.update_clean(self._clean(next_step), self._gone(next_step), during_call=True)
+            self.cache.update_clean(self._clean(next_step), self._evicted(next_step), during_call=True)
 
     def leave(self, next_step: int) -> None:
         """Store and compress chunks that are clean by the next step, and drop those that it does not read."""
         self.cache.end_call()
         if self._keeps_live:
-            self.cache.update_clean(self._clean(next_step), self._gone(next_step))
+            self.cache.update_clean(self._clean(next_step), self._evicted(next_step))
 
     @property
     def plain_nbytes(self) -> int:
@@ -91,7 +89,7 @@ class CacheManager:
         if not (self._config.compression or self._config.storage):
             return self.cache.nbytes
         live, clean, held = self._count_rows(None)
-        if self._keeps_live:
+        if self._reads_stale:
             return self._layout.nbytes(held)
         total = sum(self._lengths)
         return self._layout.nbytes(clean) + self._layout.nbytes(min(live + clean, total), layers=1)
@@ -109,7 +107,7 @@ class CacheManager:
         first = self._schedule.first_chunk
         return [c for c in self.cache.chunks if c < first or self._schedule.local_step(c, step) >= done]
 
-    def _gone(self, step: int) -> list[int]:
+    def _evicted(self, step: int) -> list[int]:
         """Chunks that no step reads from this one on."""
         if self._reach_back is None or step == len(self._schedule):
             return []
@@ -138,8 +136,13 @@ class CacheManager:
 
     def _chunks_behind(self) -> int | None:
         """The most chunks before the oldest live one that any chunk sees; None: all."""
-        reaches = [self._model.reach(local_step) for local_step in range(self._schedule.num_steps + 1)]
-        behind = [self._clean_range if reach is None else reach - 1 for reach in reaches]
+        schedule, behind = self._schedule, []
+        last = schedule.num_steps - 1 + self._config.clean_pass
+        for local_step in range(schedule.num_steps + 1):
+            reach = self._model.reach(local_step)
+            # Older chunks that are not clean yet are in between; the first ones of the window have given ones there.
+            between = 0 if schedule.first_chunk or not schedule.stride else (last - local_step) // schedule.stride
+            behind.append(self._clean_range if reach is None else max(0, reach - 1 - between))
         return None if None in behind else max(behind)
 
     def _new_cache(self) -> ChunkKVCache:
@@ -148,7 +151,12 @@ class CacheManager:
             return ChunkKVCache(layout, total, keeps_live=False)
         live, clean, held = self._count_rows(compression)
         store = self._new_store(clean)
-        sizes = {"capacity": live if store else held, "keeps_live": self._keeps_live, "store": store, "most": total}
+        sizes = {
+            "capacity": live if store else held,
+            "keeps_live": self._keeps_live,
+            "store": store,
+            "max_rows": total,
+        }
         if compression is None:
             return ChunkKVCache(layout, **sizes)
         selector = TokenSelector(compression, self._model.num_tokens(1), max(self._lengths))
@@ -160,16 +168,16 @@ class CacheManager:
         schedule, lengths, clean_pass = self._schedule, self._lengths, self._config.clean_pass
         chunk, given, total = max(lengths), schedule.first_chunk, sum(lengths)
         # Chunks that run beside the live ones, as they have just become clean.
-        beside = {"full": 0, "step": 1}.get(compression and compression.trigger, int(clean_pass))
+        beside = {"full": 0, "step": 1}.get(compression.trigger if compression else None, int(clean_pass))
         live = min(total, (schedule.max_live + beside) * chunk)
         clean = sum(lengths[: schedule.first_below(schedule.num_steps + clean_pass, len(schedule) - 1)])
         if compression:
             return live, min(clean, self._budget), live + min(self._budget, total - live)
-        held, behind = total, self._reach_back
+        held, behind = total, self._behind
         if behind is not None:
             clean = min(clean, max(behind, given) * chunk)
             held = min(held, max(behind + schedule.max_live + beside, given + len(schedule.live(0))) * chunk)
-        # Given chunks run in one call.
+        # Given chunks run in one call, if all fit.
         return live if self._keeps_live else max(live, sum(lengths[:given])), clean, held
 
     def _new_store(self, rows: int) -> RowStore | None:

@@ -87,7 +87,7 @@ class ReusePolicy(ABC):
         """Whether no chunk ever reads what an earlier call left of a live one, so that layers may share memory.
 
         This holds where a chunk is computed only together with all older live ones, and always at its last step;
-        ``clean_pass``: chunks run once more after that.
+        ``clean_pass``: chunks run once more after that. Override it together with ``decide``.
         """
         return False
 

@@ -53,7 +53,7 @@ def test_bytes_are_those_of_codes_bounds_and_the_buffer(bits):
     assert ChunkKVCache(LAYOUT, 160).nbytes == 3 * 160 * token
     sizes = {live: ChunkKVCache(LAYOUT, 160, live, store).nbytes - store.nbytes for live in (True, False)}
     assert sizes == {True: (3 * 160 + rows + 160) * token, False: (rows + 160) * token}
-    assert ChunkKVCache(LAYOUT, 160, False, store, most=rows).nbytes == store.nbytes + rows * token
+    assert ChunkKVCache(LAYOUT, 160, False, store, max_rows=rows).nbytes == store.nbytes + rows * token
 
 
 @pytest.mark.parametrize(("stored", "bits", "most"), [(0, None, 0), (4, None, 0), (4, 8, 0.01), (4, 4, 0.15)])

@@ -275,8 +275,8 @@ def test_projections_of_a_caption_are_kept_no_longer_than_needed(magi_pipe, monk
     assert max(held) <= 4 + 1, "those of a window's chunks, and the null caption"
 
 
-@pytest.mark.parametrize("change", ["save", "bf16", "fp8", "compile"])
-def test_what_diffusers_does_with_models(magi_pipe, change, tmp_path):
+@pytest.mark.parametrize("change", ["save", "bf16", "fp8", "compile", "compile blocks"])
+def test_what_diffusers_does_with_models(magi_pipe, change, tmp_path, monkeypatch):
     pipeline = copy.deepcopy(magi_pipe)
     plain, transformer, most = make(pipeline).latents, pipeline.transformer, 0.3
     bands = transformer.rotary_bands.clone()
@@ -289,6 +289,8 @@ def test_what_diffusers_does_with_models(magi_pipe, change, tmp_path):
     elif change == "fp8":
         transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
     else:
+        if change == "compile blocks":
+            monkeypatch.setattr("flowcache.blockwise.MAX_TOKENS", 5)
         torch._dynamo.reset()
         transformer.compile_repeated_blocks(backend=(counter := CompileCounter()))
         make(pipeline)
