@@ -34,7 +34,7 @@ def as_frames(name: str, given: GivenFrames, height: int, width: int) -> Tensor:
             remedy = "divide pixels by 127.5 and subtract 1"
             raise TypeError(f"{name}: expected a float tensor in [-1, 1], got {given.dtype}; {remedy}.")
         if given.ndim != 4 or given.shape[0] != 3 or given.shape[2:] != (height, width) or not given.shape[1]:
-            raise ValueError(f"{name} must be [3, frames, {height}, {width}], got {list(given.shape)}.")
+            raise ValueError(f"{name}: expected [3, frames, {height}, {width}], got {list(given.shape)}.")
         low, high = torch.stack(given.aminmax()).tolist()
         if not (low >= -1 - TOLERANCE and high <= 1 + TOLERANCE):  # true of NaN as well
             span = f"got {low:g} to {high:g}; scale or clamp them"

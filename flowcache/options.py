@@ -188,7 +188,7 @@ class OptionParser(Parser):
             value = expand_path(value, place) if is_path and value else value
             if action.choices and value is not None and value not in action.choices:
                 known = ", ".join(map(str, action.choices))
-                raise ValueError(f"{place} must be one of {known}, got {value!r}.")
+                raise ValueError(f"{place}: expected one of {known}, got {value!r}.")
             values[action.dest], spelled[action.dest] = value, key
         return values
 

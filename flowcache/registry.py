@@ -52,14 +52,14 @@ def check_number(name: str, number: float | None, least: float, most: float) -> 
     """Refuse a number outside its limits, or NaN; None has no limits."""
     if number is not None and not least <= number <= most:
         bound = f"at most {most}" if number > most else f"at least {least}"
-        raise ValueError(f"{name} must be {bound}, got {number}.")
+        raise ValueError(f"{name}: expected {bound}, got {number}.")
 
 
 def check_pixels(num_frames: int, height: int, width: int) -> None:
     """Refuse a video that is too large in all, though each of its sizes is within its limits."""
     if num_frames * height * width > MAX_PIXELS:
         got = f"got {num_frames} x {height} x {width}; make fewer or smaller frames"
-        raise ValueError(f"num_frames x height x width must be at most {MAX_PIXELS:.1e}, {got}.")
+        raise ValueError(f"num_frames x height x width: expected at most {MAX_PIXELS:.1e}, {got}.")
 
 
 def exact_rate(rate: float | Fraction | str) -> Fraction:
@@ -70,7 +70,7 @@ def exact_rate(rate: float | Fraction | str) -> Fraction:
         fraction = Fraction(0)
     if not SLOWEST <= fraction <= FASTEST:
         known = f"a number from {float(SLOWEST):g} to {FASTEST}, such as 24, 23.976 or 24000/1001"
-        raise ValueError(f"fps must be {known}, got {rate}.")
+        raise ValueError(f"fps: expected {known}, got {rate}.")
     # NTSC rates are commonly written with two or three decimals.
     ntsc = Fraction(round(fraction * 1001 / 1000) * 1000, 1001)
     if fraction.denominator > 1 and math.isclose(fraction, ntsc, rel_tol=2e-4):
@@ -116,7 +116,7 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
     if isinstance(value, tuple(classes)):
         return
     if isinstance(value, dict):  # which would be read as the fields of a dataclass
-        raise ValueError(f"{name} must be made by its class, got a dict.")
+        raise ValueError(f"{name}: expected an instance of its class, got a dict.")
     try:
         as_type(list(value) if isinstance(value, tuple) else value, kind, name)
     except ValueError as error:

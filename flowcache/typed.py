@@ -86,4 +86,4 @@ def _read_spelled(value: Any, kind: type) -> Any:
 
 def _check(holds: bool, wanted: str, value: Any, place: str) -> None:
     if not holds:
-        raise ValueError(f"{place} must be {wanted}, got {short_repr(value)}")
+        raise ValueError(f"{place}: expected {wanted}, got {short_repr(value)}")

@@ -135,7 +135,7 @@ class Magi1(Adapter):
             wanted, frames = math.ceil(seconds * model.video.fps), overrides.get("num_frames")
             if frames is not None and frames < wanted:
                 needed = f"{wanted} for physicsiq, {seconds:g} s"
-                raise ValueError(f"num_frames must be at least {needed}, got {frames}.")
+                raise ValueError(f"num_frames: expected at least {needed}, got {frames}.")
             model = model.with_video(num_frames=frames or wanted)
         switches, tokens = _read_special_tokens(given.get("special_tokens"), model)
         extras = {"switches": switches, "special_tokens": tokens}
@@ -244,6 +244,6 @@ def _previous_weight(environment: Mapping[str, str]) -> float:
     try:
         weight = float(text) if text else PREVIOUS_WEIGHT
     except ValueError as error:
-        raise ValueError(f"the environment's prev_chunks_scale must be a number, got {text!r}.") from error
+        raise ValueError(f"prev_chunks_scale: expected a number, got {text!r}.") from error
     check_number("the environment's prev_chunks_scale", weight, -1000, 1000)
     return weight

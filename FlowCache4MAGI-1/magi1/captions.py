@@ -55,7 +55,7 @@ def read_switch(variable: str, usual: bool = False, environment: Mapping[str, st
     """Read a variable of the environment that is on or off; unset, it is as usual."""
     word = environment.get(variable, "1" if usual else "0").strip().lower()
     if word not in (*_ON, *_OFF):
-        raise ValueError(f"the environment's {variable} must be 1 or 0, got {word!r}.")
+        raise ValueError(f"{variable}: expected 1 or 0, got {word!r}.")
     return word in _ON
 
 

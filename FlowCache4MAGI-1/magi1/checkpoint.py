@@ -188,7 +188,7 @@ def new_vae(folder: Path | None) -> AutoencoderKLMagi:
     described = content.get("ddconfig", content)
     for key, value in described.items():
         if value != _ALWAYS.get(key, value):
-            raise ValueError(f"{path}: {key} must be {json.dumps(_ALWAYS[key])}, got {json.dumps(value)}.")
+            raise ValueError(f"{path}: {key}: expected {json.dumps(_ALWAYS[key])}, got {json.dumps(value)}.")
         if key not in like and not key.startswith("_"):
             logger.warning("%s: %s is ignored: the autoencoder does not know it.", path, key)
     with reading(path, "an autoencoder"), torch.device("meta"):

@@ -34,7 +34,7 @@ class Section:
         if not holds:
             value = getattr(self, name)
             shown = list(value) if isinstance(value, tuple) else value
-            raise ValueError(f"{name} must be {must_be}, got {shown!r}.")
+            raise ValueError(f"{name}: expected {must_be}, got {shown!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,7 @@ class ThreeWayGuidance:
     def __post_init__(self) -> None:
         times, scales = self.times, (*self.previous_scales, *self.text_scales)
         if not len(times) == len(self.previous_scales) == len(self.text_scales):
-            raise ValueError("cfg_t_range, prev_chunk_scales and text_scales must be of one length.")
+            raise ValueError("cfg_t_range, prev_chunk_scales and text_scales: expected one length for all.")
         if not all(map(math.isfinite, (*times, *scales))):
             raise ValueError("cfg_t_range, prev_chunk_scales and text_scales must hold finite numbers.")
         if not times or times[0] != 0 or any(after <= before for before, after in pairwise(times)):

@@ -72,7 +72,7 @@ def resolve_model(
     """
     config, overrides = MagiConfig.from_file(config_file, overrides), dict(overrides or {})
     if model not in ("auto", "official", "small"):
-        raise ValueError(f"model must be auto, official or small, got {model!r}.")
+        raise ValueError(f"model: expected auto, official or small, got {model!r}.")
     if model == "official":
         why = "asked for official"
     elif model == "auto" and overrides.get("load"):

@@ -186,7 +186,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         if prefix is not None:
             prefix = as_frames("prefix", prefix, runtime.video_size_h, runtime.video_size_w)
             if (count := prefix.shape[1]) != 1 and count % FRAMES:
-                raise ValueError(f"prefix must be one frame or a multiple of {FRAMES}, got {count}.")
+                raise ValueError(f"prefix: expected one frame or a multiple of {FRAMES}, got {count}.")
         # An image is the first frame of the video.
         shows_prefix = prefix is not None and prefix.shape[1] == 1
         trace, device = trace or Trace(), self._execution_device

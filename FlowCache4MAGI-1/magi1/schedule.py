@@ -31,9 +31,9 @@ class Timetable(Solver):
         self, num_steps: int, shortcut: str = "8,16,16", distilled: bool = False, clean_time: float = CLEAN_TIME
     ) -> None:
         if num_steps < 4 or num_steps % 4:
-            raise ValueError(f"num_steps must be a multiple of 4, got {num_steps}.")
+            raise ValueError(f"num_steps: expected a multiple of 4, got {num_steps}.")
         if shortcut not in SHORTCUTS:
-            raise ValueError(f"shortcut_mode must be one of {', '.join(SHORTCUTS)}, got {shortcut!r}.")
+            raise ValueError(f"shortcut_mode: expected one of {', '.join(SHORTCUTS)}, got {shortcut!r}.")
         self.num_steps, self.distilled, self.clean_time = num_steps, distilled, clean_time
         offsets = SHORTCUTS[shortcut]
         self._intervals = [after - before for before, after in pairwise((*offsets, 4))]

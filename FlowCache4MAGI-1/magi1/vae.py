@@ -179,7 +179,7 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
             video = video.expand(-1, -1, length, -1, -1)
         if video.shape[2] % length or video.shape[3] % side or video.shape[4] % side:
             wanted = f"a multiple of {length} frames and {side} pixels"
-            raise ValueError(f"video must have {wanted}, got {list(video.shape)}.")
+            raise ValueError(f"video: expected {wanted}, got {list(video.shape)}.")
         moments = self._run_in_tiles(video, self.encoder, encodes=True)
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments[:, :, :1] if still else moments))
 

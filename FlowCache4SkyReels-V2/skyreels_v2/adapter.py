@@ -224,5 +224,5 @@ def _continued_frames(values: dict[str, Any], source: ModelSource, seconds: floa
     wanted = overlap + math.ceil(seconds * values.get("fps", source.defaults["fps"]))
     if frames is not None and frames < wanted:
         needed = f"{wanted} for physicsiq, overlap_history and {seconds:g} s"
-        raise ValueError(f"num_frames must be at least {needed}, got {frames}.")
+        raise ValueError(f"num_frames: expected at least {needed}, got {frames}.")
     return frames or wanted + (1 - wanted) % 4

@@ -83,7 +83,7 @@ def resolve_model(model_id: str = "auto", device: torch.device | str | None = No
     name = repository.removesuffix("-Diffusers")
     if name not in OFFICIAL:
         known = f"auto, small, an existing folder, or one of {', '.join(OFFICIAL)} (each also with -Diffusers)"
-        raise ValueError(f"model_id must be {known}, got {model_id!r}.")
+        raise ValueError(f"model_id: expected {known}, got {model_id!r}.")
     layout = "original" if name == repository else "diffusers"
     family = next(family for family in FAMILIES.values() if f"-{family}-" in name)
     reason = f"{repository}, official" + (" (auto on a CUDA device)" if is_auto else "")

@@ -116,9 +116,9 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         frames = convert_given(settings.height, settings.width, prefix=prefix, last=last)
         prefix, last = frames.get("prefix"), frames.get("last")
         if prefix is not None and prefix.shape[1] % TEMPORAL_STRIDE != 1:
-            raise ValueError(f"prefix must have 4 k + 1 frames, got {prefix.shape[1]}.")
+            raise ValueError(f"prefix: expected 4 k + 1 frames, got {prefix.shape[1]}.")
         if last is not None and last.shape[1] != 1:
-            raise ValueError(f"last must be one frame, got {last.shape[1]}.")
+            raise ValueError(f"last: expected one frame, got {last.shape[1]}.")
         check_streaming(settings, cache, last is not None)
         settings.check_negative_prompt(negative_prompt)
         if negative_prompt is None:

@@ -77,20 +77,20 @@ class VideoSettings:
         check_options(self)
         for name in ("height", "width"):
             if (value := getattr(self, name)) <= 0 or value % SPATIAL_STRIDE:
-                raise ValueError(f"{name} must be a positive multiple of 16, got {value}.")
+                raise ValueError(f"{name}: expected a positive multiple of 16, got {value}.")
         for name in ("num_frames", "base_num_frames", "overlap_history"):
             value = getattr(self, name)
             if value is not None and value % TEMPORAL_STRIDE != 1:
                 nearest = max(1, round((value - 1) / TEMPORAL_STRIDE) * TEMPORAL_STRIDE + 1)
-                raise ValueError(f"{name} must be 4 k + 1 (1, 5, 9, ...), got {value}; try {nearest}.")
+                raise ValueError(f"{name}: expected 4 k + 1 (1, 5, 9, ...), got {value}; try {nearest}.")
         check_pixels(self.num_frames, self.height, self.width)
         if self.streaming and self.ar_step == 0:
             raise ValueError("streaming needs ar_step of at least 1, or all blocks are live at once; try 5.")
         overlap, base, total = self.overlap_history, self.base_num_frames, self.num_frames
         if (block := self.causal_block_size) > (window := latent_frames(min(total, base))):
-            raise ValueError(f"causal_block_size must be at most the window's {window} latents, got {block}.")
+            raise ValueError(f"causal_block_size: expected at most the window's {window} latents, got {block}.")
         if overlap is not None and overlap >= base:
-            raise ValueError(f"overlap_history must be smaller than base_num_frames, {base}, got {overlap}.")
+            raise ValueError(f"overlap_history: expected less than base_num_frames ({base}), got {overlap}.")
         if self.streaming or total <= base:
             return
         if overlap is None:

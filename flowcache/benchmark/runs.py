@@ -45,7 +45,7 @@ class MethodRun:
         with reading(path, "the trace of a whole run"):
             totals = [trace.flops[key] for key in ("actual", "vanilla", "live_only", "causal")]
             if min(trace.seconds["denoise"], *totals) <= 0:
-                raise ValueError("seconds and flops must be above 0")
+                raise ValueError("seconds, flops: expected numbers above 0")
         return trace
 
     def video(self, name: str) -> Path:

@@ -74,7 +74,7 @@ def make_clip(frames: Iterable[Frames], size: tuple[int, int]) -> Clip:
 def compare_clips(clip: Clip, other: Clip) -> Measures:
     """Compute the four measures of two clips, in either order; where nothing moves in both, the IoU is 1."""
     if clip.frames.shape != other.frames.shape:
-        raise ValueError(f"Clips must have one shape, got {clip.frames.shape} and {other.frames.shape}.")
+        raise ValueError(f"Clips: expected one shape, got {clip.frames.shape} and {other.frames.shape}.")
     pairs = zip(clip.frames, other.frames, strict=True)
     # frame by frame: a whole clip in floating point would take much memory
     errors = [np.square((ours.astype(np.float32) - theirs) / 255).mean() for ours, theirs in pairs]

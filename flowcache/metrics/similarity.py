@@ -74,9 +74,9 @@ def _measure_frames(
     videos = torch.as_tensor(generated), torch.as_tensor(reference)
     ours, theirs = (list(video.shape) for video in videos)
     if ours != theirs:
-        raise ValueError(f"Videos must have one shape, got generated {ours} and reference {theirs}.")
+        raise ValueError(f"Videos: expected one shape, got generated {ours} and reference {theirs}.")
     if len(ours) != 4 or ours[3] != 3 or 0 in ours:
-        raise ValueError(f"Videos must be [frames, height, width, 3], got {ours}.")
+        raise ValueError(f"Videos: expected [frames, height, width, 3], got {ours}.")
     if min(ours[1:3]) < least:
         raise ValueError(f"The metric needs frames of at least {least} x {least}, got {ours[1:3]}.")
     batches = zip(*(map(_unit_range, video.split(BATCH_FRAMES)) for video in videos), strict=True)
@@ -88,7 +88,7 @@ def _unit_range(frames: Tensor) -> Tensor:
     if frames.dtype == torch.uint8:
         frames = frames.float() / 255
     elif not frames.is_floating_point():
-        raise ValueError(f"Videos must be uint8 or floating point, got {frames.dtype}.")
+        raise ValueError(f"Videos: expected uint8 or floating point, got {frames.dtype}.")
     low, high = frames.min().item(), frames.max().item()
     if not (low >= 0 and high <= 1):
         raise ValueError(f"Floating-point videos must lie in [0, 1], got values from {low:g} to {high:g}.")

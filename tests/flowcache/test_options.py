@@ -77,8 +77,8 @@ WRONG_WORDS = {
 WRONG_FILES = {
     "[1, 2]": "a.yaml must hold named values",
     "num_frame: 3": "did you mean num_frames",
-    "frames: many": "frames must be a whole number",
-    "method: magic": "method must be one of",
+    "frames: many": "frames: expected a whole number",
+    "method: magic": "method: expected one of",
     "offload: {a: 1}": "offload",
     "[" * 3000: "a.yaml cannot be read as YAML",
 }
