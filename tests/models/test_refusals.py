@@ -89,7 +89,7 @@ model_id: --model_id {"x" * 300}
 resolution: --resolution 1080P
 num_frames: --num_frames 98
 overlap_history: --num_frames 177
-overlap_history smaller: --num_frames 177 --overlap_history 97
+overlap_history less: --num_frames 177 --overlap_history 97
 overlap_history windows: --overlap_history 5
 addnoise_condition image: --addnoise_condition 20
 teacache_thresh causal: --teacache_thresh 0.1 --method causal
