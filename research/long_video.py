@@ -101,9 +101,11 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
             keys.plot(chunks, [m.kv_bytes / 2**20 for m in runs], **style)
             process.plot(chunks, [m.process_bytes / 2**20 for m in runs], **style)
             times.plot(range(1, chunks[-1]), runs[-1].seconds, color=colour, lw=0.9)
-        keys.set(title="keys and values, MiB", xlabel="chunks of the video", ylim=(0, None))
-        process.set(title="process at its peak, MiB", xlabel="chunks of the video", ylim=(0, None))
-        times.set(title="time of a chunk, s", xlabel="chunk of the longest video", ylim=(0, None))
+        keys.set(title="keys and values, MiB", xlabel="chunks of the video")
+        process.set(title="process at its peak, MiB", xlabel="chunks of the video")
+        times.set(title="time of a chunk, s", xlabel="chunk of the longest video")
+        for axis in (keys, process, times):
+            axis.set_ylim(0, 1.05 * axis.dataLim.y1)
 
 
 if __name__ == "__main__":
