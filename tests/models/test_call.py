@@ -169,7 +169,7 @@ REFUSED = {
         ".*bogus": {"bogus": 5},
         "height": {"height": 33},
         "image: expected a float": {"image": PREFIX.to(torch.uint8)},
-        "image:": {"image": torch.zeros(3, 1, 16, 16)},
+        "image: expected \\[3": {"image": torch.zeros(3, 1, 16, 16)},
         "prefix: expected 4": {"image": PREFIX[:, :4]},
         "last: expected one": {"last_image": PREFIX},
         "last_image:": {"last_image": torch.full((3, 1, 32, 32), torch.nan)},
