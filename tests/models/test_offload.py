@@ -106,3 +106,12 @@ def test_programs_choose_deterministic_convolutions(monkeypatch):
     monkeypatch.setattr(cudnn, "deterministic", False)
     prepare_device("cpu")
     assert (cudnn.benchmark, cudnn.deterministic, torch.get_float32_matmul_precision()) == (False, True, "highest")
+
+
+@pytest.mark.parametrize(("helpful", "offloaded"), [(["--kv_bits 8"], False), (["--offload", "--kv_bits 8"], True)])
+def test_a_small_gpu_turns_offload_on(skyreels, monkeypatch, tmp_path, helpful, offloaded):
+    made = []
+    monkeypatch.setattr("flowcache.cli.log_needs", lambda *_: helpful)
+    monkeypatch.setattr("flowcache.cli.Job.run", lambda job: made.append(job.sampler.model.offload) or "")
+    assert skyreels("--outdir", tmp_path, "--defaults", "--prompt", "a red circle") == 0
+    assert made == [offloaded]
