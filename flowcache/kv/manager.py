@@ -57,7 +57,11 @@ class CacheManager:
         return max(clean.start, clean.stop - self._clean_range)
 
     def fits(self, chunks: Sequence[int]) -> bool:
-        return self.cache.num_taken + self._needed(chunks) <= self.cache.capacity
+        """Whether chunks can run together without more compression."""
+        compression, needed = self._config.compression, self._needed(chunks)
+        if compression and compression.trigger == "clean":  # wherever live rows are kept
+            return needed <= self._count_rows(compression)[0]
+        return self.cache.num_taken + needed <= self.cache.capacity
 
     def make_room(self, chunks: Sequence[int], step: int) -> None:
         """Compress clean chunks until ``chunks`` fit, see ``FullKVCache``."""
