@@ -49,16 +49,15 @@ class ChunkKVCache:
         store: RowStore | None = None,
         max_rows: int | None = None,
     ) -> None:
-        def allocate(*shape: int) -> Tensor:
-            return torch.empty((2, *shape), dtype=layout.dtype, device=layout.device)
-
         self._clean_rows, self._store = store.capacity if store else 0, store
         # Keys and values: live ones of every layer; and those of the open layer, clean ones first.
-        self._live = allocate(*layout.shape(capacity)) if keeps_live else None
+        self.layout, self.capacity = layout, capacity
+        self._live = self._allocate(capacity) if keeps_live else None
         rows = self._clean_rows + capacity
         rows = rows if max_rows is None else min(rows, max_rows)
-        self._workspace = allocate(*layout.shape(rows)[1:]) if store or not keeps_live else None
-        self.layout, self.capacity = layout, capacity
+        self._workspace_rows = rows if store or not keeps_live else 0
+        # Within a call of the model only, as other models may need the memory in between.
+        self._workspace: Tensor | None = None
         # Tables per layer, as layers change one after another while the model runs.
         self._ranges: list[dict[int, range]] = [{} for _ in range(layout.num_layers)]
         self._stored = [0] * layout.num_layers
@@ -95,8 +94,9 @@ class ChunkKVCache:
     @property
     def nbytes(self) -> int:
         """Bytes allocated on the model's device; ``host_nbytes`` in host memory, if that is another."""
-        own = [rows for rows in (self._live, self._workspace) if rows is not None]
-        return count_bytes(own) + (self._store.nbytes if self._store else 0)
+        live = 0 if self._live is None else count_bytes([self._live])
+        workspace = self.layout.nbytes(self._workspace_rows, layers=1)
+        return live + workspace + (self._store.nbytes if self._store else 0)
 
     @property
     def host_nbytes(self) -> int:
@@ -148,7 +148,7 @@ class ChunkKVCache:
     def end_call(self) -> None:
         """Close the last layer of a call of the model."""
         self._close()
-        self._clean, self._evicted, self._shared = (), (), {}
+        self._clean, self._evicted, self._shared, self._workspace = (), (), {}, None
 
     def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:
         """Record the queries about to attend, all query heads; otherwise shaped as in ``write``."""
@@ -241,7 +241,15 @@ class ChunkKVCache:
 
     def _buffer(self, layer: int) -> Tensor:
         """Keys and values of the open layer, ``[2, branches, rows, heads, head_dim]``."""
-        return self._live[:, layer] if self._workspace is None else self._workspace
+        if not self._workspace_rows:
+            return self._live[:, layer]
+        if self._workspace is None:
+            self._workspace = self._allocate(self._workspace_rows, layers=1)[:, 0]
+        return self._workspace
+
+    def _allocate(self, rows: int, layers: int | None = None) -> Tensor:
+        shape = (2, *self.layout.shape(rows, layers))
+        return torch.empty(shape, dtype=self.layout.dtype, device=self.layout.device)
 
     def _open(self, layer: int) -> Tensor:
         buffer = self._buffer(layer)
@@ -300,7 +308,7 @@ class ChunkKVCache:
 
     def _remove(self, layer: int, chunks: Collection[int], end: int, count: int) -> None:
         """Remove the oldest chunks' ranges; rows from ``end`` on move up by ``count``."""
-        if self._workspace is not None:
+        if self._workspace_rows:
             self._origin += count
         else:
             rows, stop = self._buffer(layer), self._used(layer)
