@@ -3,6 +3,8 @@
 python examples/from_pipe.py
 """
 
+import sys
+
 import torch
 from diffusers import SkyReelsV2DiffusionForcingPipeline
 
@@ -24,4 +26,4 @@ video = pipe(
 )
 video.save("circle.mp4")
 video.trace.reuse_map("circle.png")
-print(f"reused {video.trace.reuse_ratio:.0%} of chunk steps; circle.mp4 and circle.png written")
+sys.stdout.write(f"reused {video.trace.reuse_ratio:.0%} of chunk steps; circle.mp4 and circle.png written\n")

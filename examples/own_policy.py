@@ -4,6 +4,7 @@ python examples/own_policy.py --tolerance 0.01
 """
 
 import argparse
+import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -82,7 +83,7 @@ def main(words: list[str] | None = None) -> None:
     video = {"num_frames": 33, "height": 64, "width": 64, "num_inference_steps": args.steps, "ar_step": 5}
     trace = pipe("a red circle moves right", **video, causal_block_size=5).trace
     trace.reuse_map(args.output)
-    print(f"reused {trace.reuse_ratio:.0%} of chunk steps; reuse map: {args.output}")
+    sys.stdout.write(f"reused {trace.reuse_ratio:.0%} of chunk steps; reuse map: {args.output}\n")
 
 
 if __name__ == "__main__":

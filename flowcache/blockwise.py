@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Most tokens at a time; larger blocks are no faster, as these fill any GPU. Read at every call.
+#: Most tokens at a time, read at every call.
 MAX_TOKENS = 2**14
 
 

@@ -47,10 +47,6 @@ class Window:
         """``[channels, height, width]``."""
         return torch.Size((self._noise.shape[0], *self._noise.shape[2:]))
 
-    @property
-    def held_chunks(self) -> list[int]:
-        return sorted(self._latents)
-
     def count_given(self, chunk: int) -> int:
         span = self.chunks[chunk]
         return span.frames if chunk < self.num_given else span.held

@@ -1,6 +1,7 @@
 """The model of ``examples/own_model.py`` with fixed weights, and whole windows through the loop."""
 
 import contextlib
+import io
 import runpy
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from flowcache import Denoiser, StaircaseSchedule, Window
 from flowcache.chunk_model import Solver
 
-with torch.random.fork_rng(), contextlib.redirect_stdout(None):
+with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
     torch.manual_seed(0)
     EXAMPLE = runpy.run_path(str(ROOT / "examples" / "own_model.py"))
 

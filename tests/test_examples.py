@@ -13,7 +13,7 @@ from reference import ROOT
 from magi1 import MagiPipeline
 from skyreels_v2 import FlowCacheSkyReelsV2Pipeline
 
-EXAMPLES = [("own_model.py", "chunk 7", []), ("from_pipe.py", "reused", ["circle.mp4", "circle.png"])]
+EXAMPLES = [("own_model.py", "8 chunks", []), ("from_pipe.py", "reused", ["circle.mp4", "circle.png"])]
 
 
 @pytest.mark.parametrize(("name", "said", "written"), EXAMPLES)

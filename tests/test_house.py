@@ -15,7 +15,7 @@ from setuptools import find_packages
 
 PACKAGES = {"flowcache": ".", "magi1": "FlowCache4MAGI-1", "skyreels_v2": "FlowCache4SkyReels-V2"}
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-WORDS = re.compile(r"\b(lest|anew|knobs?|lonely)\b", re.IGNORECASE)
+WORDS = re.compile(r"\b(l[e]st|an[e]w|kn[o]bs?|lon[e]ly)\b", re.IGNORECASE)
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -76,7 +76,6 @@ def test_words_of_the_field():
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in files
-        if path != Path(__file__)
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if WORDS.search(line)
     ]

@@ -116,7 +116,7 @@ class SkyReelsV2ChunkModel:
     def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
         lengths = self._lengths(inputs)
         rotary = torch.cat([self._rotary.frames(item.start_frame, item.stop_frame) for item in inputs])
-        # Branches of a large call run one after another: together they are no faster, and take more memory.
+        # Branches of a large call run one after another, which takes less memory.
         groups = range(self.num_branches) if cache.by_branch and sum(lengths) > blockwise.MAX_TOKENS else [None]
         texts = [replace(self._text, branch=branch) for branch in groups]
         packed = [PackedChunks(inputs, lengths, rotary, cache, self.bidirectional, branch) for branch in groups]

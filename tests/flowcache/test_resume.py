@@ -94,7 +94,10 @@ STATES += [{"state": {}}, {"state": torch.zeros(3)}, {"format": 0}]
         # a bit among the numbers of a tensor, where no structure would notice
         lambda content: content.replace(b"\x02\0\0\0\0\0\0\0", b"\x03\0\0\0\0\0\0\0", 1),
         lambda content: stored({"format": FORMAT_VERSION, "run": re.compile("a")}),  # an object
-        *(lambda content, change=change: stored(torch.load(io.BytesIO(content)) | change) for change in STATES),
+        *(
+            lambda content, change=change: stored(torch.load(io.BytesIO(content), weights_only=True) | change)
+            for change in STATES
+        ),
     ],
 )
 def test_a_damaged_state_is_refused(tmp_path, damage):

@@ -72,7 +72,7 @@ def test_a_window_has_a_chunk_to_make_and_holds_those_in_use_alone():
     for chunk in range(3):
         window.latents(chunk).fill_(1)
         window.drop(chunk - 1)
-        assert window.held_chunks == [chunk]
+        assert list(window._latents) == [chunk]
     assert not (NOISE == 1).any(), "the noise is the caller's"
 
 

@@ -180,7 +180,7 @@ def test_streaming_begins_as_the_first_window(pipeline):
 def test_streaming_needs_the_memory_of_a_short_video(pipeline, limits, monkeypatch):
     held, plain = [], Window.latents
     monkeypatch.setattr(
-        Window, "latents", lambda self, chunk: (plain(self, chunk), held.append(len(self.held_chunks)))[0]
+        Window, "latents", lambda self, chunk: (plain(self, chunk), held.append(len(self._latents)))[0]
     )
     sizes = []
     for num_frames in (73, 201):
