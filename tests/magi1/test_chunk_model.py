@@ -78,8 +78,8 @@ def test_updates_are_rounded_once(gated):
     expected = (hidden + block.attention_norm(gates[0] * attended)).to(torch.bfloat16)
     inner = block.feed_forward.up(block.feed_forward.norm(expected))
     if gated:
-        gate, value = inner.float().chunk(2, dim=-1)
-        inner = (silu(gate) * value).to(torch.bfloat16)
+        gate, value = inner.chunk(2, dim=-1)
+        inner = silu(gate) * value
     else:
         inner = gelu(inner)
     added = block.feed_forward.down(inner)
