@@ -79,8 +79,8 @@ class MagiAttention(nn.Module):
         return query.type_as(value), key.type_as(value), value, self.norm_q_cross(cross).type_as(value)
 
     def project(self, video: Tensor, text: Tensor, dtype: torch.dtype) -> Tensor:
-        """Self and cross attention ``[..., heads, head_dim]`` to ``[..., dim]``."""
-        shards = [each.flatten(-2).unflatten(-1, (TRAINING_SHARDS, -1)) for each in (video, text)]
+        """Self and cross attention, ``[..., heads * head_dim]`` each, to ``[..., dim]``."""
+        shards = [each.unflatten(-1, (TRAINING_SHARDS, -1)) for each in (video, text)]
         return self.to_out(torch.stack(shards, dim=-2).flatten(-3).to(dtype))
 
     def project_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +131,7 @@ class MagiBlock(nn.Module):
         query, key, value, cross = map_tokens(self.attention, hidden, rotary, size=size)
         video = attend.attend_video(layer, *(each.flatten(0, 1) for each in (query, key, value)))
         text = attend.attend_text(layer, cross.flatten(0, 1), self.attention.project_text)
-        attended = video.unflatten(0, runs), text.unflatten(0, runs)
+        attended = (each.flatten(1).unflatten(0, runs) for each in (video, text))
         return map_tokens(self.update, hidden, *attended, condition, size=size)
 
     def update(self, hidden: Tensor, video: Tensor, text: Tensor, condition: Tensor) -> Tensor:
@@ -142,13 +142,13 @@ class MagiBlock(nn.Module):
         hidden = _add(hidden, attended, attention_gate, self.attention_norm)
         return _add(hidden, self.feed_forward(hidden), feed_forward_gate, self.feed_forward_norm)
 
-    def compile(self, **options: Any) -> None:
-        """Compile what runs before and after attention, with options of ``torch.compile``.
+    def compile(self, dynamic: bool = True, **options: Any) -> None:
+        """Compile what runs before and after attention, for all numbers of tokens; ``options`` of ``torch.compile``.
 
         Attention stays as it is: the layer's number and the cache, which it reads, would need a graph each time.
         """
-        self.attention.compile(**options)
-        self.update = torch.compile(self.update, **options)
+        self.attention.compile(dynamic=dynamic, **options)
+        self.update = torch.compile(self.update, dynamic=dynamic, **options)
 
 
 def _add(hidden: Tensor, update: Tensor, gate: Tensor, norm: nn.Module) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import SIZES, random_model
+from random_model import denoised
 from torch.nn.functional import gelu, layer_norm, silu
 from torch.overrides import TorchFunctionMode
 
@@ -14,9 +15,11 @@ from flowcache.reuse.policy import Decision, ReusePolicy
 from flowcache.reuse.teacache import TeaCache
 from magi1 import attention
 from magi1.attention import PackedSegments, Segment, TextBank
-from magi1.chunk_model import GIVEN_REACH, KVRange, MagiChunkModel
-from magi1.guidance import ThreeWayGuidance
+from magi1.captions import make_captions
+from magi1.chunk_model import GIVEN_REACH, KVRange, MagiChunkModel, Sampling
+from magi1.guidance import DistilledGuidance, ThreeWayGuidance
 from magi1.layers import rotate
+from magi1.schedule import Timetable
 from magi1.transformer import MagiBlock, MagiTransformer3DModel
 
 
@@ -72,7 +75,7 @@ def test_queries_and_keys_are_rounded_once():
 def test_updates_are_rounded_once(gated):
     block = bf16_block(gated_linear_unit=gated)
     hidden, condition = torch.randn(2, 5, 32, dtype=torch.bfloat16), torch.randn(2, 8, dtype=torch.bfloat16)
-    video, text = torch.randn(2, 2, 5, 2, 16, dtype=torch.bfloat16)
+    video, text = torch.randn(2, 2, 5, 32, dtype=torch.bfloat16)
     gates = block.gates(silu(condition)).tanh().float().unsqueeze(1).chunk(2, dim=-1)
     attended = block.attention.project(video, text, torch.bfloat16)
     expected = (hidden + block.attention_norm(gates[0] * attended)).to(torch.bfloat16)
@@ -199,3 +202,27 @@ def test_a_step_waits_for_the_decision_alone(policy, forecast, distilled, most):
     assert max(map(len, steps)) == most
     assert {name for step in steps for name in step} <= {"tolist"}
     assert at_clean == 3 * [("tolist",)], "one check for finite latents as each chunk is handed over"
+
+
+@torch.inference_mode()  # as in the pipeline; a compiler distinguishes views by their bases otherwise
+def test_a_second_video_compiles_nothing():
+    torch._dynamo.reset()
+    graphs, sizes = [], ((2, 3, 5), (4, 2, 3))  # chunks, frames of each and tokens of the caption
+    transformer = random_model(StaircaseSchedule(2, STEPS, 1), num_layers=3).transformer
+
+    def run(seed: int, num_chunks: int, frames: int, tokens: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        window = cut_window(torch.randn(4, num_chunks * frames, 4, 4), frames)
+        schedule, table = StaircaseSchedule(num_chunks, STEPS, 1), Timetable(STEPS, distilled=True)
+        captions = make_captions(torch.randn(tokens, 16), transformer.caption_embed.null_caption, num_chunks)
+        model = MagiChunkModel(transformer, captions, (4, 4), Sampling(table, DistilledGuidance(), schedule))
+        return denoised(Denoiser(model, FlowCacheConfig(policy=EveryOther())), window, schedule, table)
+
+    expected = [run(seed, *each) for seed, each in enumerate(sizes)]
+    transformer.compile_repeated_blocks(backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
+    assert torch.equal(run(0, *sizes[0]), expected[0])
+    # One before attention and one after it; a second of these where sizes of the first call happen to be equal.
+    assert len(graphs) in (2, 3)
+    count = len(graphs)
+    assert torch.equal(run(1, *sizes[1]), expected[1])
+    assert len(graphs) == count
