@@ -1,6 +1,6 @@
 """Work on single tokens in blocks, so that what it needs in between stays small."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,6 @@ from torch import Tensor
 MAX_TOKENS = 2**14
 
 
-@torch.compiler.disable(recursive=False)  # a compiled loop is compiled again for every number of blocks
 def map_tokens(function: Callable[..., Tensor], *inputs: Tensor, dim: int = 0, size: int | None = None) -> Tensor:
     """Apply a function of single tokens to blocks of them.
 
@@ -17,9 +16,13 @@ def map_tokens(function: Callable[..., Tensor], *inputs: Tensor, dim: int = 0, s
         inputs: its arguments, with as many tokens along ``dim`` each.
         size: of a block; None: ``MAX_TOKENS`` tokens.
     """
-    size, count, out = size or MAX_TOKENS, inputs[0].shape[dim], None
-    if count <= size:
-        return function(*inputs)
+    size = size or MAX_TOKENS
+    return function(*inputs) if inputs[0].shape[dim] <= size else _map_blocks(function, inputs, dim, size)
+
+
+@torch.compiler.disable(recursive=False)  # a compiled loop is compiled again for every number of blocks
+def _map_blocks(function: Callable[..., Tensor], inputs: Sequence[Tensor], dim: int, size: int) -> Tensor:
+    count, out = inputs[0].shape[dim], None
     for start in range(0, count, size):
         length = min(size, count - start)
         part = function(*(each.narrow(dim, start, length) for each in inputs))
