@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2RotaryPosEmbed
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from flowcache import blockwise
 from flowcache.chunk_model import ChunkInput
@@ -19,6 +20,13 @@ from .attention import ChunkwiseBlock, PackedChunks, TextContext, modulate
 
 #: Indicators of reuse policies, by their place in the result of ``_time``. Neither depends on the latents.
 INDICATORS = {"timestep_embedding": 0, "timestep_projection": 1}
+
+
+def project_fp32(linear: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Apply a linear layer in fp32, as the original does; in ``dtype`` if it is quantised or has adapters."""
+    if type(linear) is nn.Linear and type(linear.weight.data) is Tensor:
+        return functional.linear(inputs, linear.weight.float(), linear.bias.float())
+    return linear(inputs.to(dtype)).float()
 
 
 class FrameRotary:
@@ -132,13 +140,13 @@ class SkyReelsV2ChunkModel:
         model = self.transformer
         hidden, embedding = self._by_frame(outputs), self._per_frame(inputs, part=0)
         shift, scale = (each + embedding for each in model.scale_shift_table.unbind(1))
-        hidden = modulate(model.norm_out, hidden, shift, 1 + scale).type_as(hidden)
+        modulated = modulate(model.norm_out, hidden, shift, 1 + scale)
         # [branches, frames, tokens per frame, features] to [branches, channels, frames, height, width]
         config = model.config
-        patches = model.proj_out(hidden).reshape(
+        patches = project_fp32(model.proj_out, modulated, hidden.dtype).reshape(
             self.num_branches, -1, *self._grid, *config.patch_size[1:], config.out_channels
         )
-        velocity = patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4).float()
+        velocity = patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
         if self.num_branches == 2:
             conditional, unconditional = velocity
             velocity = (unconditional + self.guidance_scale * (conditional - unconditional)).unsqueeze(0)
@@ -172,18 +180,18 @@ class SkyReelsV2ChunkModel:
         return torch.cat(list(tokens), dim=1).unflatten(1, (-1, self.num_tokens(1)))
 
     def _per_frame(self, inputs: Sequence[ChunkInput], part: int) -> Tensor:
-        """Time embedding (0), ``[1, frames, 1, dim]``, or its projection (1), ``[1, frames, 6, 1, dim]``, in fp32."""
+        """Time embedding (0), ``[1, frames, 1, dim]``, or its projection (1), ``[1, frames, 6, 1, dim]``."""
         values = torch.stack([self._time(t)[part] for item in inputs for t in item.timesteps])
-        return values.float().unsqueeze(-2).unsqueeze(0)
+        return values.unsqueeze(-2).unsqueeze(0)
 
     def _time(self, timestep: float) -> tuple[Tensor, Tensor]:
-        """Embedding ``[dim]`` of a timestep and its projection ``[6, dim]``; each is made once."""
+        """Embedding ``[dim]`` of a timestep and its projection ``[6, dim]``, fp32; each is made once."""
         if timestep not in self._times:
-            model, embedder = self.transformer, self.transformer.condition_embedder
+            model, embedder, dtype = self.transformer, self.transformer.condition_embedder, self._text.embeds.dtype
             weight = embedder.time_embedder.linear_1.weight
             time = embedder.timesteps_proj(torch.tensor([timestep], device=weight.device))
-            embedding = embedder.time_embedder(time.to(weight.dtype)).type_as(self._text.embeds)
-            projection = embedder.time_proj(embedder.act_fn(embedding))
+            embedding = embedder.time_embedder(time.to(weight.dtype)).float()
+            projection = project_fp32(embedder.time_proj, embedder.act_fn(embedding), dtype)
             if model.config.inject_sample_info:
                 fps = model.fps_embedding(torch.tensor([self._fps_index], device=weight.device))
                 projection = projection + model.fps_projection(fps)
