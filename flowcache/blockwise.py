@@ -1,6 +1,7 @@
 """Work on single tokens in blocks, so that what it needs in between stays small."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,8 +10,10 @@ from torch import Tensor
 MAX_TOKENS = 2**14
 
 
-def map_tokens(function: Callable[..., Tensor], *inputs: Tensor, dim: int = 0, size: int | None = None) -> Tensor:
-    """Apply a function of single tokens to blocks of them.
+def map_tokens(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor, dim: int = 0, size: int | None = None
+) -> Any:
+    """Apply a function of single tokens to blocks of them; it returns one tensor or several.
 
     Args:
         inputs: its arguments, with as many tokens along ``dim`` each.
@@ -21,14 +24,13 @@ def map_tokens(function: Callable[..., Tensor], *inputs: Tensor, dim: int = 0, s
 
 
 @torch.compiler.disable(recursive=False)  # a compiled loop is compiled again for every number of blocks
-def _map_blocks(function: Callable[..., Tensor], inputs: Sequence[Tensor], dim: int, size: int) -> Tensor:
-    count, out = inputs[0].shape[dim], None
+def _map_blocks(function: Callable[..., Any], inputs: Sequence[Tensor], dim: int, size: int) -> Any:
+    count, made = inputs[0].shape[dim], []
     for start in range(0, count, size):
         length = min(size, count - start)
-        part = function(*(each.narrow(dim, start, length) for each in inputs))
-        if out is None:
-            shape = list(part.shape)
-            shape[dim] = count
-            out = part.new_empty(shape)
-        out.narrow(dim, start, length).copy_(part)
-    return out
+        result = function(*(each.narrow(dim, start, length) for each in inputs))
+        parts = result if isinstance(result, tuple) else (result,)
+        made = made or [part.new_empty((*part.shape[:dim], count, *part.shape[dim + 1 :])) for part in parts]
+        for whole, part in zip(made, parts, strict=True):
+            whole.narrow(dim, start, length).copy_(part)
+    return tuple(made) if isinstance(result, tuple) else made[0]

@@ -100,33 +100,30 @@ class ChunkwiseBlock(SkyReelsV2TransformerBlock):
         """``[branches, frames, tokens per frame, dim]`` to the same shape; ``temb``: ``[1, frames, 6, 1, dim]``."""
         if not isinstance(rotary_emb, PackedChunks):
             return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb, attention_mask)
-        attn, packed, text = self.attn1, rotary_emb, encoder_hidden_states
+        packed, text, blocks = rotary_emb, encoder_hidden_states, {"dim": 1}
+        blocks["size"] = max(1, blockwise.MAX_TOKENS // (hidden_states.shape[0] * hidden_states.shape[2]))
         modulation = self.scale_shift_table.unsqueeze(2) + temb
-        size = max(1, blockwise.MAX_TOKENS // (hidden_states.shape[0] * hidden_states.shape[2]))
-        normed = map_tokens(self._normalize, hidden_states, modulation, dim=1, size=size)
+        projected = map_tokens(self._project, hidden_states, modulation, packed.rotary, **blocks)
+        attended, *seen = self._attend(packed, text, *projected)
+        return map_tokens(partial(self._finish, seen), hidden_states, attended, modulation, **blocks)
+
+    def _project(self, hidden: Tensor, modulation: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of self attention, ``[branches, frames, tokens per frame, heads, head_dim]``."""
+        attn, (shift, scale) = self.attn1, modulation[:, :, :2].unbind(2)
+        normed, heads = modulate(self.norm1, hidden, shift, scale).type_as(hidden), (attn.heads, -1)
         query, key = (
-            map_tokens(partial(self._project_rotated, *parts), normed, packed.rotary, dim=1, size=size)
-            for parts in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k))
+            rotate(_norm_fp32(norm, to(normed)).unflatten(-1, heads), rotary).type_as(normed)
+            for to, norm in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k))
         )
-        attended, *seen = self._attend(packed, text, query, key, attn.to_v(normed))
-        return map_tokens(partial(self._finish, seen), hidden_states, attended, modulation, dim=1, size=size)
-
-    def _normalize(self, hidden: Tensor, modulation: Tensor) -> Tensor:
-        return modulate(self.norm1, hidden, modulation[:, :, 0], modulation[:, :, 1]).type_as(hidden)
-
-    def _project_rotated(self, projection: nn.Module, norm: nn.RMSNorm, normed: Tensor, rotary: Tensor) -> Tensor:
-        """Queries or keys, ``[branches, frames, tokens per frame, heads, head_dim]``."""
-        projected = projection(normed).float()
-        projected = functional.rms_norm(projected, norm.normalized_shape, norm.weight.float(), norm.eps)
-        return rotate(projected.unflatten(-1, (self.attn1.heads, -1)), rotary).type_as(normed)
+        return query, key, attn.to_v(normed).unflatten(-1, heads)
 
     @torch.compiler.disable
     def _attend(
         self, packed: PackedChunks, text: TextContext, query: Tensor, key: Tensor, value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Self attention, ``[branches, frames, tokens per frame, dim]``, and the text's keys and values."""
-        cache, branch, attn, shape = packed.cache, packed.branch, self.attn1, value.shape
-        query, key, value = query.flatten(1, 2), key.flatten(1, 2), value.unflatten(-1, (attn.heads, -1)).flatten(1, 2)
+        cache, branch, attn, shape = packed.cache, packed.branch, self.attn1, (*value.shape[:3], -1)
+        query, key, value = (x.flatten(1, 2) for x in (query, key, value))
         queries, keys, values = (x.split(packed.lengths, dim=1) for x in (query, key, value))
         for item, *written in zip(packed.inputs, keys, values, strict=True):
             cache.write(self.layer, item.chunk, *packed.pick(written), branch)
@@ -150,6 +147,10 @@ class ChunkwiseBlock(SkyReelsV2TransformerBlock):
         hidden = hidden + attn.to_out[0](attended.reshape(query.shape))
         forwarded = self.ffn(modulate(self.norm3, hidden, shift, scale).type_as(own))
         return torch.addcmul(hidden, forwarded, ffn_gate).type_as(own)
+
+
+def _norm_fp32(norm: nn.RMSNorm, tokens: Tensor) -> Tensor:
+    return functional.rms_norm(tokens.float(), norm.normalized_shape, norm.weight.float(), norm.eps)
 
 
 def _dispatch(attn: SkyReelsV2Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

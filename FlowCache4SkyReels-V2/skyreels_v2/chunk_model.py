@@ -105,6 +105,7 @@ class SkyReelsV2ChunkModel:
         self._flops = transformer_flops(config)
         for layer, block in enumerate(transformer.blocks):
             block.__class__, block.layer = ChunkwiseBlock, layer  # keeps parameters and hooks
+        transformer._repeated_blocks = [ChunkwiseBlock.__name__]  # so that compile_repeated_blocks still finds them
         self._rotary = FrameRotary(transformer.rope, self._grid, num_frames)
         self._text = TextContext(transformer.condition_embedder.text_embedder(prompt_embeds))
 
