@@ -1,6 +1,6 @@
 """Work on single tokens in blocks, so that what it needs in between stays small."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 MAX_TOKENS = 2**14
 
 
-@torch.compiler.disable(recursive=False)  # a compiled loop is compiled again for every number of blocks
 def map_tokens(
     function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor, dim: int = 0, size: int | None = None
 ) -> Any:
@@ -20,9 +19,13 @@ def map_tokens(
         inputs: its arguments, with as many tokens along ``dim`` each.
         size: of a block; None: ``MAX_TOKENS`` tokens.
     """
-    size, count, made = size or MAX_TOKENS, inputs[0].shape[dim], []
-    if count <= size:
-        return function(*inputs)
+    size = size or MAX_TOKENS
+    return function(*inputs) if inputs[0].shape[dim] <= size else _map_blocks(function, inputs, dim, size)
+
+
+@torch.compiler.disable(recursive=False)  # a compiled loop is compiled again for every number of blocks
+def _map_blocks(function: Callable[..., Any], inputs: Sequence[Tensor], dim: int, size: int) -> Any:
+    count, made = inputs[0].shape[dim], []
     for start in range(0, count, size):
         length = min(size, count - start)
         result = function(*(each.narrow(dim, start, length) for each in inputs))

@@ -20,6 +20,8 @@ class LoadOptions:
         "type of the VAE; auto: bf16 on CUDA, as the original, otherwise fp32", "auto"
     )
 
+    compile: bool = described("transformer blocks compiled by torch.compile in the first video: faster steps", False)
+
     def __post_init__(self) -> None:
         check_options(self)
 

@@ -153,7 +153,7 @@ class MagiBlock(nn.Module):
 
 def _add(hidden: Tensor, update: Tensor, gate: Tensor, norm: nn.Module) -> Tensor:
     """Add a gated and normalised update; in fp32, so that the sum alone is rounded."""
-    return norm(update.float() * gate).add_(hidden).type_as(hidden)
+    return norm(update.float().mul_(gate)).add_(hidden).type_as(hidden)
 
 
 class MagiTransformer3DModel(ModelMixin, ConfigMixin):

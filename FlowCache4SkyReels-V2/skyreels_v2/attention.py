@@ -1,33 +1,30 @@
-"""Attention processors that let diffusers' SkyReels-V2 blocks run chunk by chunk.
-
-The blocks are unchanged. They see the frames of all chunks in the batch dimension,
-``[branches * frames, tokens per frame, dim]``, so that the modulation of a frame broadcasts over its tokens;
-the processors fold the frames back into sequences. Their further inputs ride in the arguments that a block
-passes through untouched: ``rotary_emb`` and ``encoder_hidden_states``.
-"""
+"""Diffusers' SkyReels-V2 block on the chunks of a packed call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from diffusers.models.attention import FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention, SkyReelsV2AttnProcessor
-from torch import Tensor
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention, SkyReelsV2TransformerBlock
+from torch import Tensor, nn
+from torch.nn import functional
 
 from flowcache import blockwise
 from flowcache.blockwise import map_tokens
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import ChunkKVCache
 
+# Compilers read the fields of frozen dataclasses, and would compile again whenever one changes; these are not frozen.
 
-@dataclass(frozen=True)
+
+@dataclass(eq=False)
 class PackedChunks:
     """The chunks of one packed call, in their order, for self attention.
 
-    ``rotary`` is the complex rotation of every token, ``[tokens, 1, head_dim / 2]``. ``bidirectional``: every
-    chunk attends to all of the cache, not just to itself and earlier chunks. ``branch``: the only one in the call;
-    None: all are.
+    ``rotary`` is cosine and sine of every token, ``[1, frames, tokens per frame, 1, head_dim / 2, 2]``.
+    ``bidirectional``: every chunk attends to all of the cache, not just to itself and earlier chunks. ``branch``: the
+    only one in the call; None: all are.
     """
 
     inputs: Sequence[ChunkInput]
@@ -47,105 +44,117 @@ class PackedChunks:
         return seen if self.branch is None else [each.unsqueeze(0) for each in seen]
 
 
-@dataclass
+@dataclass(eq=False)
 class TextContext:
-    """Embedded prompts, ``[branches, tokens, dim]``, and their keys and values by layer.
-
-    These are the same at every step, so each layer projects them once per video. ``branch``: the only one in the
-    call; None: all are.
-    """
+    """Embedded prompts, ``[branches, tokens, dim]``; ``branch``: the only one in the call; None: all are."""
 
     embeds: Tensor
-    keys_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     branch: int | None = None
+    _projected: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def keys_values(self, layer: int, attn: SkyReelsV2Attention) -> Sequence[Tensor]:
+        """Keys and values, ``[branches, tokens, heads, head_dim]``; the same at every step, so projected once."""
+        if layer not in self._projected:
+            projected = attn.norm_k(attn.to_k(self.embeds)), attn.to_v(self.embeds)
+            self._projected[layer] = tuple(x.unflatten(-1, (attn.heads, -1)) for x in projected)
+        seen = self._projected[layer]
+        return seen if self.branch is None else [each[self.branch].unsqueeze(0) for each in seen]
 
 
 def rotate(tokens: Tensor, rotary: Tensor) -> Tensor:
-    """Rotate interleaved pairs of ``[branches, tokens, heads, head_dim]`` by ``PackedChunks.rotary``."""
-    pairs = torch.view_as_complex(tokens.to(rotary.real.dtype).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotary).flatten(-2).type_as(tokens)
+    """Rotate interleaved pairs of ``[..., heads, head_dim]`` by ``PackedChunks.rotary``.
+
+    The complex product is one kernel where real ones are seven; compilers fuse these, and do not know complex numbers.
+    """
+    pairs = tokens.unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        (even, odd), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
+        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary)).flatten(-2)
 
 
-class _LayerProcessor(SkyReelsV2AttnProcessor):
-    """Attention of one layer on frames folded back into sequences, ``[branches, tokens, dim]``."""
-
-    def __init__(self, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def _dispatch(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
-
-    @staticmethod
-    def _project(attn: SkyReelsV2Attention, attended: Tensor, like: Tensor) -> Tensor:
-        projected = attn.to_out[0](attended.flatten(2, 3).type_as(like))
-        return attn.to_out[1](projected).view_as(like)
+def modulate(norm: nn.Module, hidden: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Normalise in fp32, then scale and shift; ``scale`` includes the 1."""
+    return torch.addcmul(shift, norm(hidden.float()), scale)
 
 
-class BlockwiseFeedForward(FeedForward):
-    """Diffusers' feed-forward on blocks of frames."""
+class ChunkwiseBlock(SkyReelsV2TransformerBlock):
+    """Diffusers' block, with the same parameters, on ``PackedChunks``; diffusers' ``forward`` for any other call.
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """``[frames, tokens, dim]`` to the same shape."""
-        size = max(1, blockwise.MAX_TOKENS // hidden_states.shape[1])
-        return map_tokens(super().forward, hidden_states, size=size)
+    As in the original, hidden states are fp32 inside a block and queries and keys until they are rotated; diffusers
+    rounds both earlier. What works on single tokens runs on some frames at a time, so that it needs little memory.
 
+    ``_attend`` is not compiled, as it reads the cache and ``layer``: all layers share what is.
+    """
 
-class ChunkSelfAttention(_LayerProcessor):
-    """Self attention of ``PackedChunks`` against a KV cache; diffusers' own for any other call."""
+    layer: int
 
-    def __call__(
+    def forward(
         self,
-        attn: SkyReelsV2Attention,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states: TextContext | Tensor,
+        temb: Tensor,
+        rotary_emb: PackedChunks | tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        rotary_emb: PackedChunks | tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        if not isinstance(packed := rotary_emb, PackedChunks):
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-        cache, branch, heads = packed.cache, packed.branch, (attn.heads, -1)
-        branches = cache.layout.num_branches if branch is None else 1
-        sequences = hidden_states.reshape(branches, -1, hidden_states.shape[-1])
-        rotary = packed.rotary.unsqueeze(0)
-        query = map_tokens(rotate, attn.norm_q(attn.to_q(sequences)).unflatten(2, heads), rotary, dim=1)
-        key = map_tokens(rotate, attn.norm_k(attn.to_k(sequences)).unflatten(2, heads), rotary, dim=1)
-        value = attn.to_v(sequences).unflatten(2, heads)
+        """``[branches, frames, tokens per frame, dim]`` to the same shape; ``temb``: ``[1, frames, 6, 1, dim]``."""
+        if not isinstance(rotary_emb, PackedChunks):
+            return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb, attention_mask)
+        packed, text, blocks = rotary_emb, encoder_hidden_states, {"dim": 1}
+        blocks["size"] = max(1, blockwise.MAX_TOKENS // (hidden_states.shape[0] * hidden_states.shape[2]))
+        modulation = self.scale_shift_table.unsqueeze(2) + temb
+        projected = map_tokens(self._project, hidden_states, modulation, packed.rotary, **blocks)
+        attended, *seen = self._attend(packed, text, *projected)
+        return map_tokens(partial(self._finish, seen), hidden_states, attended, modulation, **blocks)
+
+    def _project(self, hidden: Tensor, modulation: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of self attention, ``[branches, frames, tokens per frame, heads, head_dim]``."""
+        attn, (shift, scale) = self.attn1, modulation[:, :, :2].unbind(2)
+        normed, heads = modulate(self.norm1, hidden, shift, scale).type_as(hidden), (attn.heads, -1)
+        query, key = (
+            rotate(_norm_fp32(norm, to(normed)).unflatten(-1, heads), rotary).type_as(normed)
+            for to, norm in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k))
+        )
+        return query, key, attn.to_v(normed).unflatten(-1, heads)
+
+    @torch.compiler.disable
+    def _attend(
+        self, packed: PackedChunks, text: TextContext, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Self attention, ``[branches, frames, tokens per frame, dim]``, and the text's keys and values."""
+        cache, branch, attn, shape = packed.cache, packed.branch, self.attn1, (*value.shape[:3], -1)
+        query, key, value = (x.flatten(1, 2) for x in (query, key, value))
         queries, keys, values = (x.split(packed.lengths, dim=1) for x in (query, key, value))
         for item, *written in zip(packed.inputs, keys, values, strict=True):
             cache.write(self.layer, item.chunk, *packed.pick(written), branch)
         if packed.bidirectional:
-            return self._project(attn, self._dispatch(query, *packed.read(self.layer)), hidden_states)
-        parts = []
-        for item, own in zip(packed.inputs, queries, strict=True):
-            cache.observe(self.layer, item.chunk, *packed.pick([own]), branch)
-            parts.append(self._dispatch(own, *packed.read(self.layer, item.chunk, item.first_chunk)))
+            parts = [_dispatch(attn, query, *packed.read(self.layer))]
+        else:
+            parts = []
+            for item, own in zip(packed.inputs, queries, strict=True):
+                cache.observe(self.layer, item.chunk, *packed.pick([own]), branch)
+                parts.append(_dispatch(attn, own, *packed.read(self.layer, item.chunk, item.first_chunk)))
         attended = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        return self._project(attn, attended, hidden_states)
+        return attended.reshape(shape), *text.keys_values(self.layer, self.attn2)
+
+    def _finish(self, seen: Sequence[Tensor], hidden: Tensor, attended: Tensor, modulation: Tensor) -> Tensor:
+        """What follows self attention; ``seen``: keys and values of the text."""
+        _, _, gate, shift, scale, ffn_gate = modulation.unbind(2)
+        attn, own = self.attn2, hidden
+        hidden = torch.addcmul(hidden, self.attn1.to_out[0](attended), gate)
+        query = attn.norm_q(attn.to_q(self.norm2(hidden).type_as(own)))
+        attended = _dispatch(attn, query.flatten(1, 2).unflatten(-1, (attn.heads, -1)), *seen)
+        hidden = hidden + attn.to_out[0](attended.reshape(query.shape))
+        forwarded = self.ffn(modulate(self.norm3, hidden, shift, scale).type_as(own))
+        return torch.addcmul(hidden, forwarded, ffn_gate).type_as(own)
 
 
-class TextCrossAttention(_LayerProcessor):
-    """Cross attention to a ``TextContext``; diffusers' own for any other call."""
+def _norm_fp32(norm: nn.RMSNorm, tokens: Tensor) -> Tensor:
+    return functional.rms_norm(tokens.float(), norm.normalized_shape, norm.weight.float(), norm.eps)
 
-    def __call__(
-        self,
-        attn: SkyReelsV2Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: TextContext | Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        text, heads = encoder_hidden_states, (attn.heads, -1)
-        if not isinstance(text, TextContext):
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-        if self.layer not in text.keys_values:
-            key = attn.norm_k(attn.to_k(text.embeds)).unflatten(2, heads)
-            text.keys_values[self.layer] = key, attn.to_v(text.embeds).unflatten(2, heads)
-        seen = text.keys_values[self.layer]
-        if text.branch is not None:
-            seen = [each[text.branch].unsqueeze(0) for each in seen]
-        sequences = hidden_states.reshape(len(seen[0]), -1, hidden_states.shape[-1])
-        query = attn.norm_q(attn.to_q(sequences)).unflatten(2, heads)
-        return self._project(attn, self._dispatch(query, *seen), hidden_states)
+
+def _dispatch(attn: SkyReelsV2Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention by the backend that diffusers' ``set_attention_backend`` chose."""
+    chosen = attn.processor
+    options = {"backend": chosen._attention_backend, "parallel_config": chosen._parallel_config}
+    return dispatch_attention_fn(query, key, value, **options).type_as(query)

@@ -126,6 +126,8 @@ def load_pipeline(
         pipeline.enable_stage_offload(device)
     else:
         pipeline.to(device)
+    if loading.compile:
+        pipeline.transformer.compile_repeated_blocks(dynamic=True)
     check_finite_weights(pipeline.components)
     return pipeline
 

@@ -8,21 +8,29 @@ from typing import Any
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2RotaryPosEmbed
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from flowcache import blockwise
 from flowcache.chunk_model import ChunkInput
 from flowcache.flops import TransformerFlops
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
 
-from .attention import BlockwiseFeedForward, ChunkSelfAttention, PackedChunks, TextContext, TextCrossAttention
+from .attention import ChunkwiseBlock, PackedChunks, TextContext, modulate
 
 #: Indicators of reuse policies, by their place in the result of ``_time``. Neither depends on the latents.
 INDICATORS = {"timestep_embedding": 0, "timestep_projection": 1}
 
 
+def project_fp32(linear: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Apply a linear layer in fp32, as the original does; in ``dtype`` if it is quantised or has adapters."""
+    if type(linear) is nn.Linear and type(linear.weight.data) is Tensor:
+        return functional.linear(inputs, linear.weight.float(), linear.bias.float())
+    return linear(inputs.to(dtype)).float()
+
+
 class FrameRotary:
-    """Complex rotations of the tokens of any frames, from diffusers' frequencies.
+    """Rotations of the tokens of any frames, from diffusers' frequencies.
 
     It holds the axes: a whole table would grow with frames times tokens per frame.
 
@@ -38,16 +46,16 @@ class FrameRotary:
             rope = SkyReelsV2RotaryPosEmbed(rope.attention_head_dim, rope.patch_size, num_frames).to(device)
         sizes = [rope.t_dim, rope.h_dim, rope.w_dim]
         axes = zip(rope.freqs_cos.split(sizes, dim=1), rope.freqs_sin.split(sizes, dim=1), strict=True)
-        time, rows, columns = (torch.complex(cos[:, 0::2].float(), sin[:, 1::2].float()) for cos, sin in axes)
+        time, rows, columns = (torch.stack((cos[:, 0::2], sin[:, 1::2]), dim=-1).float() for cos, sin in axes)
         self._time = time[:num_frames].clone()
-        place = rows[:height].repeat_interleave(width, dim=0), columns[:width].repeat(height, 1)
-        self._place = torch.cat(place, dim=-1)
+        place = rows[:height].repeat_interleave(width, dim=0), columns[:width].repeat(height, 1, 1)
+        self._place = torch.cat(place, dim=1)
 
     def frames(self, start: int, stop: int) -> Tensor:
-        """Rotations of frames ``[start, stop)``, ``[tokens, 1, head_dim / 2]``."""
-        time = self._time[start:stop]
-        parts = time.repeat_interleave(len(self._place), dim=0), self._place.repeat(len(time), 1)
-        return torch.cat(parts, dim=-1).unsqueeze(1)
+        """Cosine and sine for frames ``[start, stop)``, ``[frames, tokens per frame, head_dim / 2, 2]``."""
+        time, place = self._time[start:stop].unsqueeze(1), self._place.unsqueeze(0)
+        parts = time.expand(-1, place.shape[1], -1, -1), place.expand(len(time), -1, -1, -1)
+        return torch.cat(parts, dim=2)
 
 
 def transformer_flops(config: Any) -> TransformerFlops:
@@ -57,11 +65,11 @@ def transformer_flops(config: Any) -> TransformerFlops:
 
 
 class SkyReelsV2ChunkModel:
-    """``flowcache.chunk_model.ChunkModel`` on diffusers' transformer, whose blocks run unchanged.
+    """``flowcache.chunk_model.ChunkModel`` on diffusers' transformer.
 
     Args:
-        transformer: a diffusion-forcing transformer; gets our attention processors, which fall back to
-            diffusers' in its own ``forward``.
+        transformer: a diffusion-forcing transformer; its blocks become ``ChunkwiseBlock``, which run as before in
+            its own ``forward``.
         prompt_embeds: ``[branches, tokens, text_dim]``: the prompt, then, with guidance, the negative one.
         grid, num_frames: height and width of latent frames, and their number in the longest window.
         fps: frames per second; the model knows 16 and "other", if it was trained to know them at all.
@@ -96,9 +104,8 @@ class SkyReelsV2ChunkModel:
         self._times: dict[float, tuple[Tensor, Tensor]] = {}
         self._flops = transformer_flops(config)
         for layer, block in enumerate(transformer.blocks):
-            block.attn1.set_processor(ChunkSelfAttention(layer))
-            block.attn2.set_processor(TextCrossAttention(layer))
-            block.ffn.__class__ = BlockwiseFeedForward  # keeps parameters and hooks
+            block.__class__, block.layer = ChunkwiseBlock, layer  # keeps parameters and hooks
+        transformer._repeated_blocks = [ChunkwiseBlock.__name__]  # so that compile_repeated_blocks still finds them
         self._rotary = FrameRotary(transformer.rope, self._grid, num_frames)
         self._text = TextContext(transformer.condition_embedder.text_embedder(prompt_embeds))
 
@@ -116,30 +123,31 @@ class SkyReelsV2ChunkModel:
     def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
         lengths = self._lengths(inputs)
         rotary = torch.cat([self._rotary.frames(item.start_frame, item.stop_frame) for item in inputs])
+        rotary = rotary[None, :, :, None]
         # Branches of a large call run one after another, which takes less memory.
         groups = range(self.num_branches) if cache.by_branch and sum(lengths) > blockwise.MAX_TOKENS else [None]
         texts = [replace(self._text, branch=branch) for branch in groups]
         packed = [PackedChunks(inputs, lengths, rotary, cache, self.bidirectional, branch) for branch in groups]
-        modulation = self._per_frame(inputs, self.num_branches // len(groups), part=1)
-        hidden = list(self._by_frame(torch.cat(list(tokens), dim=1)).chunk(len(groups)))
+        modulation = self._per_frame(inputs, part=1)
+        modulation[:, :, 1::3] += 1  # scales
+        hidden = list(self._by_frame(tokens).expand(self.num_branches, -1, -1, -1).contiguous().chunk(len(groups)))
         for block in self.transformer.blocks:
             for i, text in enumerate(texts):
-                hidden[i] = block(hidden[i], text, modulation, packed[i], None)
+                hidden[i] = block(hidden[i], text, modulation, packed[i])
         joined = torch.cat(hidden) if len(hidden) > 1 else hidden[0]
-        return list(joined.reshape(self.num_branches, -1, joined.shape[-1]).split(lengths, dim=1))
+        return list(joined.flatten(1, 2).split(lengths, dim=1))
 
     def head(self, inputs: Sequence[ChunkInput], outputs: Sequence[Tensor]) -> list[Tensor]:
         model = self.transformer
-        hidden = self._by_frame(torch.cat(list(outputs), dim=1))
-        modulation = model.scale_shift_table + self._per_frame(inputs, self.num_branches, part=0).unsqueeze(1)
-        shift, scale = modulation.chunk(2, dim=1)
-        hidden = (model.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
-        # [branches * frames, tokens per frame, features] to [branches, channels, frames, height, width]
+        hidden, embedding = self._by_frame(outputs), self._per_frame(inputs, part=0)
+        shift, scale = (each + embedding for each in model.scale_shift_table.unbind(1))
+        modulated = modulate(model.norm_out, hidden, shift, 1 + scale)
+        # [branches, frames, tokens per frame, features] to [branches, channels, frames, height, width]
         config = model.config
-        patches = model.proj_out(hidden).reshape(
+        patches = project_fp32(model.proj_out, modulated, hidden.dtype).reshape(
             self.num_branches, -1, *self._grid, *config.patch_size[1:], config.out_channels
         )
-        velocity = patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4).float()
+        velocity = patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
         if self.num_branches == 2:
             conditional, unconditional = velocity
             velocity = (unconditional + self.guidance_scale * (conditional - unconditional)).unsqueeze(0)
@@ -168,24 +176,23 @@ class SkyReelsV2ChunkModel:
     def _lengths(self, inputs: Sequence[ChunkInput]) -> list[int]:
         return [self.num_tokens(len(item.timesteps)) for item in inputs]
 
-    def _by_frame(self, tokens: Tensor) -> Tensor:
-        """``[1 or branches, tokens, dim]`` to ``[branches * frames, tokens per frame, dim]``."""
-        tokens = tokens.expand(self.num_branches, -1, -1)
-        return tokens.reshape(-1, self.num_tokens(1), tokens.shape[-1])
+    def _by_frame(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Tokens of all chunks, ``[1 or branches, tokens, dim]`` each, to ``[.., frames, tokens per frame, dim]``."""
+        return torch.cat(list(tokens), dim=1).unflatten(1, (-1, self.num_tokens(1)))
 
-    def _per_frame(self, inputs: Sequence[ChunkInput], branches: int, part: int) -> Tensor:
-        """Time embedding (0) or its projection (1) of every packed frame, for each of several branches."""
+    def _per_frame(self, inputs: Sequence[ChunkInput], part: int) -> Tensor:
+        """Time embedding (0), ``[1, frames, 1, dim]``, or its projection (1), ``[1, frames, 6, 1, dim]``."""
         values = torch.stack([self._time(t)[part] for item in inputs for t in item.timesteps])
-        return values.repeat(branches, *[1] * (values.ndim - 1))
+        return values.unsqueeze(-2).unsqueeze(0)
 
     def _time(self, timestep: float) -> tuple[Tensor, Tensor]:
-        """Embedding ``[dim]`` of a timestep and its projection ``[6, dim]``; each is made once."""
+        """Embedding ``[dim]`` of a timestep and its projection ``[6, dim]``, fp32; each is made once."""
         if timestep not in self._times:
-            model, embedder = self.transformer, self.transformer.condition_embedder
+            model, embedder, dtype = self.transformer, self.transformer.condition_embedder, self._text.embeds.dtype
             weight = embedder.time_embedder.linear_1.weight
             time = embedder.timesteps_proj(torch.tensor([timestep], device=weight.device))
-            embedding = embedder.time_embedder(time.to(weight.dtype)).type_as(self._text.embeds)
-            projection = embedder.time_proj(embedder.act_fn(embedding))
+            embedding = embedder.time_embedder(time.to(weight.dtype)).float()
+            projection = project_fp32(embedder.time_proj, embedder.act_fn(embedding), dtype)
             if model.config.inject_sample_info:
                 fps = model.fps_embedding(torch.tensor([self._fps_index], device=weight.device))
                 projection = projection + model.fps_projection(fps)

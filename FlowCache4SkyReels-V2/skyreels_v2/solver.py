@@ -64,18 +64,14 @@ class ChunkUniPC:
 
     def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:
         """Correct the last step by the model's new output, then predict the next latents."""
-        clean = latents - self.times[local_step] * velocity
+        clean = torch.sub(latents, velocity, alpha=self.times[local_step])
         history, corrected = self._histories.get(chunk), latents.clone()
         if history is not None:
             weights = self._corrector[local_step - 1][history.order - 1]
-            corrected = weights[0] * history.latents + weights[1] * history.clean + weights[3] * clean
-            if history.order == 2:
-                corrected = corrected + weights[2] * history.earlier_clean
+            corrected = _weighted_sum(weights, history.latents, history.clean, history.earlier_clean, clean)
         order = min(1 if history is None else 2, len(self._timesteps) - local_step)
         weights = self._predictor[local_step][order - 1]
-        predicted = weights[0] * corrected + weights[1] * clean
-        if order == 2:
-            predicted = predicted + weights[2] * history.clean
+        predicted = _weighted_sum(weights, corrected, clean, history.clean if order == 2 else None)
         if history is None and self._first_correction_as_original:
             corrected = predicted
         self._histories[chunk] = _History(corrected, clean, history.clean if history else None, order)
@@ -92,6 +88,14 @@ class ChunkUniPC:
 
     def load_state_dict(self, state: State) -> None:
         self._histories = {chunk: _History(**history) for chunk, history in state["histories"].items()}
+
+
+def _weighted_sum(weights: _Weights, first: Tensor, *others: Tensor | None) -> Tensor:
+    total = weights[0] * first
+    for weight, each in zip(weights[1:], others, strict=False):
+        if weight:
+            total.add_(each, alpha=weight)
+    return total
 
 
 def noise_grid(num_steps: int, shift: float) -> list[float]:

@@ -216,10 +216,10 @@ def test_rotary_positions_are_those_of_the_whole_table(longest):
     """Also where the model's own table, of ``longest`` frames, has ended."""
     tokens = HEIGHT * WIDTH
     cos, sin = SkyReelsV2RotaryPosEmbed(24, (1, 1, 1), 40)(torch.empty(1, 1, 20, HEIGHT, WIDTH))
-    whole = torch.complex(cos[0, ..., 0::2].float(), sin[0, ..., 1::2].float())
+    whole = torch.stack((cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), dim=-1).float().unflatten(0, (20, tokens))
     rotary = FrameRotary(SkyReelsV2RotaryPosEmbed(24, (1, 1, 1), longest), (HEIGHT, WIDTH), 20)
     for start, stop in ((0, 5), (5, 7), (19, 20)):
-        assert torch.equal(rotary.frames(start, stop), whole[start * tokens : stop * tokens])
+        assert torch.equal(rotary.frames(start, stop), whole[start:stop])
 
 
 @pytest.mark.parametrize("steps, shift", [(1, 8.0), (2, 8.0), (3, 3.0), (8, 5.0), (50, 8.0)])
