@@ -70,13 +70,12 @@ class MagiAttention(nn.Module):
 
         ``hidden [..., dim]``; ``rotary`` as of ``layers.rotate``.
         """
-        normed = self.norm(hidden)
-        query, key, value, cross = (
-            self._split(to(normed)) for to in (self.to_q, self.to_k, self.to_v, self.to_q_cross)
-        )
-        # In the norm's fp32 until they are rotated.
-        query, key = rotate(self.norm_q(query), rotary), rotate(self.norm_k(key), rotary)
-        return query.type_as(value), key.type_as(value), value, self.norm_q_cross(cross).type_as(value)
+        normed, parts = self.norm(hidden), []
+        for to, norm in ((self.to_q, self.norm_q), (self.to_k, self.norm_k)):
+            projected = self._split(to(normed))
+            # In the norm's fp32 until it is rotated.
+            parts.append(rotate(norm(projected), rotary).type_as(projected))
+        return *parts, self._split(self.to_v(normed)), self.norm_q_cross(self._split(self.to_q_cross(normed)))
 
     def project(self, video: Tensor, text: Tensor, dtype: torch.dtype) -> Tensor:
         """Self and cross attention, ``[..., heads * head_dim]`` each, to ``[..., dim]``."""
@@ -127,12 +126,16 @@ class MagiBlock(nn.Module):
 
         ``rotary [runs, tokens, 1, n]``, as of ``layers.rotate``.
         """
-        size, runs = max(1, blockwise.MAX_TOKENS // hidden.shape[1]), hidden.shape[:2]
-        query, key, value, cross = map_tokens(self.attention, hidden, rotary, size=size)
-        video = attend.attend_video(layer, *(each.flatten(0, 1) for each in (query, key, value)))
-        text = attend.attend_text(layer, cross.flatten(0, 1), self.attention.project_text)
-        attended = (each.flatten(1).unflatten(0, runs) for each in (video, text))
-        return map_tokens(self.update, hidden, *attended, condition, size=size)
+        size = max(1, blockwise.MAX_TOKENS // hidden.shape[1])
+        video, text = self._attend(layer, hidden, rotary, attend, size)
+        return map_tokens(self.update, hidden, video, text, condition, size=size)
+
+    def _attend(self, layer: int, hidden: Tensor, rotary: Tensor, attend: Attend, size: int) -> list[Tensor]:
+        """Self and cross attention, ``[runs, tokens, heads * head_dim]`` each."""
+        query, key, value, cross = (x.flatten(0, 1) for x in map_tokens(self.attention, hidden, rotary, size=size))
+        video = attend.attend_video(layer, query, key, value)
+        text = attend.attend_text(layer, cross, self.attention.project_text)
+        return [each.flatten(1).unflatten(0, hidden.shape[:2]) for each in (video, text)]
 
     def update(self, hidden: Tensor, video: Tensor, text: Tensor, condition: Tensor) -> Tensor:
         """Add attention, then feed-forward; arguments as of ``forward``, and what self and cross attention return."""
