@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 #: Names of weight files of any model, as libraries write them; types in their names, the preferred first.
 _STANDARD, _TYPES = ("diffusion_pytorch_model", "model", "pytorch_model"), ("fp32", "bf16", "fp16")
 ENDINGS = (".safetensors", ".bin", ".pth", ".pt")
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})")
 _WEIGHT_FILE = re.compile(
-    r"(?P<stem>.+?)(?P<shard>-\d{5}-of-(\d{5}))?([._-](?P<type>fp32|bf16|fp16))?(?P<late_shard>-\d{5}-of-(\d{5}))?"
+    rf"(?P<stem>.+?)({_SHARD.pattern})?([._-](?P<type>fp32|bf16|fp16))?({_SHARD.pattern})?"
     r"\.(?P<ending>safetensors|bin|pth|pt)(?P<index>\.index(\.(?P<index_type>bf16|fp16))?\.json)?"
 )
 #: What wrappers of PyTorch put anywhere into names, and what training and ComfyUI put before all names of a file.
@@ -50,14 +51,12 @@ def find_weight_files(place: Path, default: str, beside: Collection[str] = ()) -
     if place.is_file():
         return [place]
     found = choose_forms(path.name for path in place.iterdir()) if place.is_dir() else {}
-    part, others = _part_name(default), found.keys() - {"", *map(_part_name, beside)}
-    if part == "" not in found and others:
-        part, *more = sorted(others)
+    part, others = _part_name(default), sorted(found.keys() - {"", *map(_part_name, beside)})
+    if not part and part not in found and others:
+        part, *more = others
         if more:
-            wanted = f"{default}, or one other file of weights"
-            raise ValueError(
-                f"{place}: expected {wanted}, got {', '.join(found[name][0] for name in sorted(others))}."
-            )
+            got = ", ".join(found[other][0] for other in others)
+            raise ValueError(f"{place}: expected {default}, or weights of one model, got {got}; leave one there.")
     return _list_whole(place, found.get(part, [default]))
 
 
@@ -72,6 +71,11 @@ def choose_forms(names: Iterable[str]) -> dict[str, list[str]]:
             kind = match["type"] or match["index_type"] or _TYPES[0]
             order = (_TYPES.index(kind), match["ending"] != "safetensors", match["stem"], match["ending"])
             forms.setdefault(_part_name(name), {}).setdefault(order, []).append(name)
+    for found in forms.values():
+        # Of another form, the index alone may have been downloaded.
+        if whole := {order for order, files in found.items() if not all(name.endswith(".json") for name in files)}:
+            for order in found.keys() - whole:
+                del found[order]
     return {part: found[min(found)] for part, found in forms.items()}
 
 
@@ -108,7 +112,7 @@ def read_weights(
     shapes: Mapping[str, tuple[int, ...]],
     rename: Callable[[str], str] = str,
     tied: Collection[str] = (),
-    unused: str = "(?!)",
+    unused: str = "",
 ) -> dict[str, Tensor]:
     """Read a model's tensors; ValueError names one that is unknown, missing, misshapen or stored twice.
 
@@ -119,8 +123,8 @@ def read_weights(
         tied: tensors that are equal, so that one is enough.
         unused: pattern of the starts of names of tensors to leave out.
     """
-    stored = [(path, key, name, tensor) for path in files for key, (name, tensor) in _read_tensors(path).items()]
-    stored = [row for row in stored if not re.match(unused, row[1])]
+    stored = [(path, *row) for path in files for row in _read_tensors(path)]
+    stored = [row for row in stored if not (unused and re.match(unused, row[1]))]
     renamed = [key for _, key, _, _ in stored]
     if not shapes.keys() >= {*renamed}:
         # Both formats have some names in common, which can mean different tensors.
@@ -154,7 +158,7 @@ class WeightFiles:
     model: nn.Module
     files: Sequence[Path]
     rename: Callable[[str], str] = str
-    unused: str = "(?!)"
+    unused: str = ""
 
     def read(self) -> dict[str, Tensor]:
         return read_weights(self.files, list_shapes(self.model), self.rename, list_tied(self.model), self.unused)
@@ -191,28 +195,25 @@ def _part_name(name: str) -> str:
 
 def _list_whole(folder: Path, names: Sequence[str]) -> list[Path]:
     """List the files of one form: those of an index, or a single file, or all shards of the number in a name."""
-    matches = [_WEIGHT_FILE.fullmatch(name) for name in names]
-    if index := next((match[0] for match in matches if match["index"]), None):
+    if index := next((name for name in names if name.endswith(".json")), None):
         with reading(folder / index, "an index of weight files"):
             content = read_json(folder / index, dict[str, Any], "an index of weight files")
             listed = as_type(content.get("weight_map"), dict[str, str], "weight_map").values()
             return sorted({folder / name for name in listed})
-    if single := next((match[0] for match in matches if not (match["shard"] or match["late_shard"])), None):
+    if single := next((name for name in names if not _SHARD.search(name)), None):
         return [folder / single]
-    before, count, after = re.split(r"-\d{5}-of-(\d{5})", names[0])
+    before, count, after = _SHARD.split(names[0])
     return [folder / f"{before}-{number + 1:05d}-of-{count}{after}" for number in range(int(count))]
 
 
-def _read_tensors(path: Path) -> dict[str, tuple[str, Tensor]]:
-    """Read a file's tensors with their names in it, by name without prefixes; mapped ones are read when used."""
+def _read_tensors(path: Path) -> list[tuple[str, str, Tensor]]:
+    """Read a file's tensors with their names without prefixes and in the file; mapped ones are read when used."""
     with reading(path, "a weight file"):
         tensors = load_file(path) if path.suffix == ".safetensors" else _load_pickled(path)
         names = {name: _WRAPPERS.sub("", name) for name in tensors}
         while prefix := next((p for p in _PREFIXES if names and all(n.startswith(p) for n in names.values())), ""):
             names = {name: key.removeprefix(prefix) for name, key in names.items()}
-        if len({*names.values()}) < len(names):
-            raise ValueError("it holds a tensor twice, with and without the prefix of a wrapper")
-        return {key: (name, tensors[name]) for name, key in names.items()}
+        return [(key, name, tensors[name]) for name, key in names.items()]
 
 
 def _load_pickled(path: Path) -> dict[str, Tensor]:

@@ -116,7 +116,8 @@ class RuntimeSection(Section):
         window_size: chunks that are live at once.
         fps: frames per second.
         chunk_width: latent frames of a chunk.
-        t5_pretrained, vae_pretrained, load: folder of text encoder, VAE or transformer, here or on the Hub.
+        t5_pretrained, vae_pretrained: folder of text encoder or VAE, here or on the Hub.
+        load: folder of the transformer, here or on the Hub, or a local weight file.
         t5_device: device of the text encoder; cuda is the device of the run.
         scale_factor: factor of the VAE's latents.
         temporal_downsample_factor: frames of a latent.

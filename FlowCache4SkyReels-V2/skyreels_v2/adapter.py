@@ -40,7 +40,7 @@ class SkyReelsOptions:
     """Options of SkyReels-V2 beside the settings of the video."""
 
     weights: str = described("auto (the official 1.3B on CUDA, otherwise small), small, a folder, or a Hub id", "auto")
-    transformer: Path | None = described("file or folder of its weights, in place of the model's; in either layout")
+    transformer: Path | None = described("weights in place of the model's transformer: a file or a folder")
     vae: Path | None = described("the same for the VAE")
     text_encoder: Path | None = described("the same for the text encoder")
     resolution: str = described("size of the frames", "auto")

@@ -103,12 +103,11 @@ def resolve_model(
     repository = OFFICIAL_DEFAULT if is_auto else model_id
     name = repository.removesuffix("-Diffusers")
     if name not in OFFICIAL:
+        if model_id.endswith(ENDINGS):
+            remedy = "set transformer to it, and model_id to its model, for text encoder and VAE"
+            raise ValueError(f"model_id: expected a folder or a Hub id, got the file {model_id}; {remedy}.")
         known = f"auto, small, an existing folder, or one of {', '.join(OFFICIAL)} (each also with -Diffusers)"
-        file = (
-            " set transformer to a file of its weights, and model_id to the model that it is of, for the other parts."
-        )
-        remedy = f";{file}" if Path(model_id).suffix in ENDINGS else "."
-        raise ValueError(f"model_id: expected {known}, got {model_id!r}{remedy}")
+        raise ValueError(f"model_id: expected {known}, got {model_id!r}.")
     layout = "original" if name == repository else "diffusers"
     family = next(family for family in FAMILIES.values() if f"-{family}-" in name)
     check_given(parts, family)
@@ -165,7 +164,7 @@ def _resolve_small(model_id: str, parts: Mapping[str, Path]) -> ModelSource:
     is_auto = model_id == "auto"
     if is_auto and parts:
         used = "the small checkpoint, which is used without a CUDA device, has its own"
-        raise ValueError(f"{min(parts)}: {used}; set model_id to the model that it is of.")
+        raise ValueError(f"{min(parts)}: {used}; set model_id to its model.")
     if not SMALL.is_dir():
         remedy = "get the whole repository, or give a folder or a Hub id"
         raise ValueError(f"model_id {model_id}: there is no folder {SMALL} with the small checkpoint; {remedy}.")

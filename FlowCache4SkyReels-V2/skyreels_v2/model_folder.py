@@ -1,6 +1,7 @@
 """Model folders of SkyReels-V2, in diffusers' and in the original layout: checked first, then loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,7 @@ def check_folder(folder: Path, given: Mapping[str, Path] | None = None) -> tuple
     if layout == "diffusers":
         _check_kind(folder)
     models = _read_models(folder, layout)
-    for part in _find_parts(folder, layout, models, given):
-        part.check()
+    _check_parts(_find_parts(folder, layout, models, given), given)
     _load_scheduler(folder, layout)
     configs = {name: model.config for name, model in models.items()}
     model_files.load_tokenizer(folder / _TOKENIZERS[layout], configs["text_encoder"].vocab_size)
@@ -91,8 +91,7 @@ def check_folder(folder: Path, given: Mapping[str, Path] | None = None) -> tuple
 def check_given(given: Mapping[str, Path], family: str) -> None:
     """Refuse given weights that do not fit an official model, before the rest of it is downloaded."""
     models = _new_models(conversion.OFFICIAL_CONFIGS[family])
-    for part in _find_parts(Path(), "original", {name: models[name] for name in given}, given):
-        part.check()
+    _check_parts(_find_parts(Path(), "original", {name: models[name] for name in given}, given), given)
 
 
 def load_folder(
@@ -147,9 +146,9 @@ def _type_of(part: str, dtype: torch.dtype, vae_dtype: torch.dtype, key: str) ->
 def _find_parts(
     folder: Path, layout: str, models: Mapping[str, nn.Module], given: Mapping[str, Path]
 ) -> list[WeightFiles]:
-    unused = {"text_encoder": {"unused": BESIDE_ENCODER}}
+    unused = {"text_encoder": BESIDE_ENCODER}
     return [
-        WeightFiles(name, model, _find_files(folder, layout, name, given), _RENAMES[name], **unused.get(name, {}))
+        WeightFiles(name, model, _find_files(folder, layout, name, given), _RENAMES[name], unused.get(name, ""))
         for name, model in models.items()
     ]
 
@@ -157,13 +156,29 @@ def _find_parts(
 def _find_files(folder: Path, layout: str, part: str, given: Mapping[str, Path]) -> list[Path]:
     """Find the weight files of a part; those of the folder may be missing, given ones are refused then."""
     if part in given:
-        files = find_weight_files(given[part], _PARTS[part][1])
+        with _naming(part):
+            files = find_weight_files(given[part], _PARTS[part][1])
         if missing := next((path for path in files if not path.is_file()), None):
-            raise ValueError(f"{part}: expected a file or a folder of weights, got {given[part]}, without {missing}.")
+            raise ValueError(f"{part}: expected a file or a folder with {missing.name}, got {given[part]}.")
         return files
     if layout == "diffusers":
         return find_weight_files(folder / part, _PARTS[part][1])
     return find_weight_files(folder, _ORIGINAL_FILES[part], beside=(VAE_FILE, TEXT_ENCODER_FILE))
+
+
+def _check_parts(parts: Iterable[WeightFiles], given: Collection[str]) -> None:
+    for part in parts:
+        with _naming(part.name) if part.name in given else nullcontext():
+            part.check()
+
+
+@contextmanager
+def _naming(part: str) -> Iterator[None]:
+    """Put the option that names a part's weights before errors."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{part}: {error}") from error
 
 
 def _read_models(folder: Path, layout: str) -> dict[str, nn.Module]:

@@ -215,6 +215,7 @@ def test_one_form_is_chosen():
         "model.safetensors.index.fp16.json",
     ]
     assert choose_forms(names) == {"": names[2:3], "Wan2.1_VAE": names[3:4], "enc": names[4:5]}
+    assert choose_forms([*names[:2], "model.safetensors.index.json"]) == {"": names[:2]}, "an index alone"
     paths = [f"{folder}{name}" for folder in ("", "a/b/") for name in names]
     kept = {names[n] for n in (2, 3, 4, 6)}
     assert drop_other_forms(paths) == [path for path in paths if path.rpartition("/")[2] in kept]
