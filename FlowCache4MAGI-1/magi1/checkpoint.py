@@ -16,6 +16,7 @@ from flowcache import model_files
 from flowcache.user_files import reading
 from flowcache.weight_files import (
     BESIDE_ENCODER,
+    ENDINGS,
     WeightFiles,
     find_weight_files,
     has_header,
@@ -63,7 +64,7 @@ def weight_folder_name(engine: EngineSection) -> str:
 def weight_folder(load: str | Path, engine: EngineSection) -> Path:
     """The folder with the weights of a configuration, or the file that ``load`` names."""
     name = weight_folder_name(engine)
-    if (file := Path(load).expanduser()).is_file():
+    if str(load).endswith(ENDINGS) and (file := Path(load).expanduser()).is_file():
         return file
     folder = Path(load).expanduser() / name
     if not folder.is_dir():
@@ -71,7 +72,7 @@ def weight_folder(load: str | Path, engine: EngineSection) -> Path:
         official = f"{_FOLDER}/{folder.parent.name if folder.parent.name in _OFFICIAL else f'4.5B_{kind}'}"
         wanted = " ".join(f'--include "{inside}/*"' for inside in (f"{official}/{name}", *BESIDE.values()))
         raise ValueError(
-            f"load: expected a folder with weights in {name}, got {load}; set load to "
+            f"load: expected a weight file, or a folder with weights in {name}, got {load}; set load to "
             f"{REPOSITORY}/{official}, which is downloaded at the first run or before by "
             f"`hf download {REPOSITORY} {wanted}`."
         )

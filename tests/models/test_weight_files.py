@@ -117,14 +117,14 @@ FORMS: dict[str, tuple[torch.dtype, Callable[[Path, dict[str, Tensor]], Any]]] =
     ),
     **{
         prefix: (torch.float32, prefixed(prefix))
-        for prefix in (
+        for prefix in [
             "module.",
             "_orig_mod.",
             "module._orig_mod.",
             "model.diffusion_model.",
             "model.",
             "transformer.",
-        )
+        ]
     },
 }
 

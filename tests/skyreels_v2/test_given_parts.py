@@ -1,4 +1,4 @@
-"""Files of weights in place of those of a model, as people have them beside it."""
+"""Weights of the original layout in other forms, and files in place of those of a model."""
 
 import json
 from pathlib import Path
@@ -52,6 +52,24 @@ def without_weights(folder: Path) -> Path:
     for path in [*folder.rglob("*.safetensors"), *folder.rglob("*.pth")]:
         path.unlink()
     return folder
+
+
+def test_original_layout_in_other_forms(copy, folders):
+    folder, plain = copy("original"), load_components(resolve_model(str(folders["original"])))
+    shards = [folder / name for name in FILES["transformer"]["original"]]
+    torch.save({"module": read(shards)}, folder / "mine.pt")
+    for name, other in (
+        (conversion.VAE_FILE, "Wan2.1_VAE"),
+        (conversion.TEXT_ENCODER_FILE, "models_t5_umt5-xxl-enc-fp32"),
+    ):
+        save_file(read([folder / name]), folder / f"{other}.safetensors")
+        (folder / name).write_bytes(b"damaged")
+    for path in shards:
+        path.unlink()
+    found = load_components(resolve_model(str(folder)))
+    for part in FILES:
+        expected = plain[part].state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found[part].state_dict().items())
 
 
 @pytest.mark.parametrize("names", ["original", "diffusers"])
