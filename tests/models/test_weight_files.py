@@ -116,15 +116,8 @@ FORMS: dict[str, tuple[torch.dtype, Callable[[Path, dict[str, Tensor]], Any]]] =
         lambda stem, t: torch.save({k.replace(".0.", ".0._orig_mod."): t[k] for k in t}, f"{stem}.bin"),
     ),
     **{
-        prefix: (torch.float32, prefixed(prefix))
-        for prefix in [
-            "module.",
-            "_orig_mod.",
-            "module._orig_mod.",
-            "model.diffusion_model.",
-            "model.",
-            "transformer.",
-        ]
+        f"{prefix}.": (torch.float32, prefixed(f"{prefix}."))
+        for prefix in ("module", "_orig_mod", "module._orig_mod", "model.diffusion_model", "model", "transformer")
     },
 }
 
