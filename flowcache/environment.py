@@ -35,15 +35,6 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def choose_vae_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type of a VAE: ``bf16``, ``fp32`` or ``auto``, which is bf16 on CUDA as in the originals."""
-    types = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    types["auto"] = types["bf16" if _is_cuda(device) else "fp32"]
-    if name not in types:
-        raise ValueError(f"vae_dtype: expected one of {', '.join(types)}, got {name!r}.")
-    return types[name]
-
-
 @cache
 def repository_commit() -> str:
     """Return this code's commit, with ``-dirty`` if files differ; ``unknown`` outside of a checkout."""

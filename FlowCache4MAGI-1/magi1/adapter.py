@@ -13,6 +13,7 @@ import torch
 from flowcache.adapter import Adapter, Start
 from flowcache.files import shipped
 from flowcache.fingerprint import array_digest
+from flowcache.loading import LoadOptions
 from flowcache.methods import make_config
 from flowcache.options import Given
 from flowcache.pipeline import STAGED
@@ -59,10 +60,6 @@ class MagiOptions:
     discard_nearly_clean_chunk: bool = described(
         "no extra forward pass without context of a nearly clean chunk", False
     )
-    offload: bool = described("idle components in host memory; also OFFLOAD_T5_CACHE, OFFLOAD_VAE_CACHE", False)
-    vae_dtype: Literal["auto", "bf16", "fp32"] = described(
-        "type of the VAE; auto: bf16 on CUDA, as the original, otherwise fp32", "auto"
-    )
     log: bool = described("ignored; accepted for compatibility", False)
     print_peak_memory: bool = described("ignored; accepted for compatibility", False)
 
@@ -88,7 +85,7 @@ class Magi1(Adapter):
     # Arguments of ``MagiPipeline.stream`` about special tokens and guidance.
     extras: dict[str, Any] = field(default_factory=dict)
     offload: frozenset[str] = frozenset()  # components in host memory while they are idle
-    vae_dtype: str = "auto"
+    loading: LoadOptions = LoadOptions()
 
     video = property(lambda self: self.source.config.runtime_config)
     staged = property(lambda self: self.offload - self.on_host)
@@ -106,6 +103,7 @@ class Magi1(Adapter):
         hidden = {"mode"} if program == "sample" else ()
         tokens = {"special_tokens": f"SPECIAL_TOKEN_PATH, or {SPECIAL_TOKENS} if it exists"}
         parser.add_fields("model", MagiOptions, {"weights": ("model",)}, hidden, tokens)
+        parser.add_fields("loading", LoadOptions, defaults={"offload": "by OFFLOAD_T5_CACHE, OFFLOAD_VAE_CACHE"})
         shown = dict.fromkeys(MagiConfig.keys(), "the configuration's")
         parser.add_fields("video", RuntimeSection, defaults=shown)
         parser.add_fields("transformer", ModelSection, defaults=shown)
@@ -142,9 +140,9 @@ class Magi1(Adapter):
         extras["discard_nearly_clean"] = given.get("discard_nearly_clean_chunk", False)
         given.refuse_unread(_find_unread(model.video, extras["discard_nearly_clean"]))
         extras["previous_weight"] = _previous_weight(os.environ)
-        offload = STAGED if given.get("offload") else [k for k, name in OFFLOAD.items() if read_switch(name)]
-        vae_dtype = given.get("vae_dtype", "auto")
-        return replace(model, extras=extras, offload=frozenset(offload), vae_dtype=vae_dtype)
+        loading = LoadOptions(**given.pick(LoadOptions))
+        offload = STAGED if loading.offload else [k for k, name in OFFLOAD.items() if read_switch(name)]
+        return replace(model, extras=extras, offload=frozenset(offload), loading=loading)
 
     def settings(self, with_folders=True):
         config = asdict(self.source.config)
@@ -153,7 +151,7 @@ class Magi1(Adapter):
         extras, tokens = dict(self.extras), self.extras.get("special_tokens")
         extras["switches"] = asdict(extras["switches"])
         extras["special_tokens"] = tokens and {name: array_digest(rows) for name, rows in vars(tokens).items()}
-        return {**config, **extras, "vae_dtype": self.vae_dtype}
+        return {**config, **extras, **self.loading.settings()}
 
     def configure(self, options):
         total, live = options.total or TRAITS.total, self.video.window_size
@@ -171,10 +169,10 @@ class Magi1(Adapter):
         return Start(to_float(frames[-max(min(kept, count) // FRAMES * FRAMES, 1) :]))
 
     def load(self, device):
-        return load_pipeline(self.source, device, self.offload, self.vae_dtype)
+        return load_pipeline(self.source, device, **{**vars(self.loading), "offload": self.offload})
 
     def skeleton(self, device):
-        return MagiPipeline(**new_components(self.source, torch.device(device), self.vae_dtype))
+        return MagiPipeline(**new_components(self.source, torch.device(device), self.loading))
 
     def rehearse(self, pipeline, start, config, trace):
         tokens = torch.zeros(1, self.source.config.model_config.caption_max_length, dtype=torch.int64, device="meta")

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowcache.environment import choose_device, choose_vae_dtype
+from flowcache.environment import choose_device
 from flowcache.files import shipped
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
+from flowcache.loading import LoadOptions
 
 from . import checkpoint
 from .checkpoint import FOLDERS, T5_FOLDER
@@ -103,12 +104,12 @@ def load_components(
     source: ModelSource,
     device: torch.device | str | None = None,
     on_host: Collection[str] = (),
-    vae_dtype: str = "auto",
+    options: LoadOptions = LoadOptions(),
 ) -> dict[str, Any]:
     """Load text encoder, transformer and VAE: in the configuration's types on CUDA, in fp32 elsewhere.
 
-    The text encoder is always in fp32, the VAE as of ``choose_vae_dtype``; components ``on_host`` are not moved to
-    the device. ValueError and NotFiniteError name a tensor; OSError: a download failed.
+    The text encoder is always in fp32; components ``on_host`` are not moved to the device. ValueError and
+    NotFiniteError name a tensor; OSError: a download failed.
     """
     device, config = choose_device(device), source.config
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
@@ -121,7 +122,7 @@ def load_components(
         logger.warning("%s: a chunk sees all chunks before it, unless it is given.", found)
     dtype = None if device.type == "cuda" else torch.float32
     transformer = checkpoint.load_transformer(folders["load"], config, dtype, keep_fp8=multiplies_fp8(device))
-    vae = checkpoint.load_vae(folders["vae_pretrained"], choose_vae_dtype(vae_dtype, device))
+    vae = checkpoint.load_vae(folders["vae_pretrained"], options.choose_vae_dtype(device))
     vae.register_to_config(scaling_factor=runtime.scale_factor)
     tokenizer, encoder = checkpoint.load_text_encoder(folders["t5_pretrained"])
     parts = {"text_encoder": encoder, "transformer": transformer, "vae": vae}
@@ -132,7 +133,7 @@ def load_components(
     return {**parts, "tokenizer": tokenizer, "tile_frames": _choose_tile(config)}
 
 
-def new_components(source: ModelSource, device: torch.device, vae_dtype: str = "auto") -> dict[str, Any]:
+def new_components(source: ModelSource, device: torch.device, options: LoadOptions = LoadOptions()) -> dict[str, Any]:
     """Make what ``load_components`` loads for a kind of device, on the meta device and without tokenizer."""
     config, folders, on_cuda = source.config, source.folders, device.type == "cuda"
     # Without a GPU, of one that multiplies in fp8.
@@ -141,7 +142,7 @@ def new_components(source: ModelSource, device: torch.device, vae_dtype: str = "
     # Diffusers' method would warn of what stays in fp32.
     nn.Module.to(transformer, config.model_config.dtype if on_cuda else torch.float32)
     encoder = checkpoint.new_text_encoder(folders.get("t5_pretrained"))
-    vae = nn.Module.to(checkpoint.new_vae(folders.get("vae_pretrained")), choose_vae_dtype(vae_dtype, device))
+    vae = nn.Module.to(checkpoint.new_vae(folders.get("vae_pretrained")), options.choose_vae_dtype(device))
     parts = {"tokenizer": None, "text_encoder": encoder, "transformer": transformer, "vae": vae}
     return {**parts, "tile_frames": _choose_tile(config)}
 

@@ -19,9 +19,10 @@ from flowcache.arguments import GivenFrames, as_frames, check_type
 from flowcache.environment import describe_environment
 from flowcache.files import shipped
 from flowcache.finite import check_finite
+from flowcache.loading import LoadOptions
 from flowcache.methods import check_config
 from flowcache.noise import BlockNoise, DeviceNoise, make_generator
-from flowcache.pipeline import FlowCachePipeline, StepCallback, convert_given
+from flowcache.pipeline import STAGED, FlowCachePipeline, StepCallback, convert_given
 from flowcache.state import State, VideoPart
 from flowcache.typed import check_keys
 
@@ -310,15 +311,17 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
 def load_pipeline(
     source: ModelSource,
     device: torch.device | str | None = None,
-    offload: Collection[str] = (),
-    vae_dtype: str = "auto",
+    offload: Collection[str] | bool = False,
+    **options: Any,
 ) -> MagiPipeline:
-    """Load a model as a pipeline, components of ``offload`` in host memory while they are idle.
+    """Load a model as a pipeline; ``options`` are fields of ``LoadOptions``.
 
-    With ``t5_device`` cpu, the text encoder runs there. Errors as of ``load_components``.
+    ``offload``: all components, or those named, are in host memory while they are idle. With ``t5_device`` cpu, the
+    text encoder runs there. Errors as of ``load_components``.
     """
+    offload = (STAGED if offload else ()) if isinstance(offload, bool) else offload
     on_cpu = {"text_encoder"} if source.config.runtime_config.t5_device == "cpu" else set()
-    pipeline = MagiPipeline(**load_components(source, device, {*offload, *on_cpu}, vae_dtype))
+    pipeline = MagiPipeline(**load_components(source, device, {*offload, *on_cpu}, LoadOptions(**options)))
     pipeline.model_defaults = source.config
     if offload:
         pipeline.enable_stage_offload(device, set(offload) - on_cpu)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing import prompt_clean
@@ -15,7 +15,7 @@ from flowcache.prompts import check_prompt
 from flowcache.registry import described
 from flowcache.video import last_frames, probe_video, to_float
 
-from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
+from .checkpoint import ModelSource, SkyReelsLoading, load_pipeline, new_pipeline, resolve_model
 from .methods import TRAITS, traits_for
 from .settings import RESOLUTIONS, VideoSettings, make_settings
 from .windows import check_streaming, plan_windows
@@ -41,11 +41,6 @@ class SkyReelsOptions:
     weights: str = described("auto (the official 1.3B on CUDA, otherwise small), small, a folder, or a Hub id", "auto")
     resolution: str = described("size of the frames", "auto")
     negative_prompt: str | None = described("what to avoid")
-    offload: bool = described("idle components in host memory", False)
-    vae_dtype: Literal["auto", "bf16", "fp32"] = described(
-        "type of the VAE; auto: bf16 on CUDA, as the original, otherwise fp32", "auto"
-    )
-    vae_tiling: bool = described("VAE in tiles of 256 pixels: less memory, slower", False)
     use_kvrange: bool = described("clean blocks limited to the newest, --kvrange of them", False)
     teacache: bool = described("the original's flag for --method teacache", False)
 
@@ -70,9 +65,7 @@ class SkyReelsV2(Adapter):
     source: ModelSource
     video: VideoSettings
     negative_prompt: str | None = None  # what to avoid; None: what suits the model
-    offload: bool = False  # keep idle components in host memory
-    vae_dtype: str = "auto"
-    vae_tiling: bool = False
+    loading: SkyReelsLoading = SkyReelsLoading()
 
     size = property(lambda self: (self.video.height, self.video.width))
     num_steps = property(lambda self: self.video.inference_steps)
@@ -82,7 +75,7 @@ class SkyReelsV2(Adapter):
     folders = property(lambda self: {} if self.source.path is None else {"model": self.source.path})
     default_prompt = property(lambda self: self.source.defaults["prompt"])
     is_small = property(lambda self: self.source.family == "small")
-    staged = property(lambda self: frozenset(STAGES.values()) if self.offload else frozenset())
+    staged = property(lambda self: frozenset(STAGES.values()) if self.loading.offload else frozenset())
     words = property(lambda self: ("streaming",) if self.video.streaming else ())
 
     @classmethod
@@ -91,6 +84,7 @@ class SkyReelsV2(Adapter):
         choices = {"resolution": ("auto", *RESOLUTIONS)}
         shown = {"negative_prompt": "the model's"}
         parser.add_fields("model", SkyReelsOptions, own, defaults=shown, choices=choices)
+        parser.add_fields("loading", SkyReelsLoading)
         parser.add_fields("video", VideoSettings, defaults=_DEFAULTS)
         for names, reason in _REFUSED.items():
             parser.add_argument(*names, action=Refuse, const=reason)
@@ -137,9 +131,7 @@ class SkyReelsV2(Adapter):
             source=source,
             video=make_settings(defaults, **values),
             negative_prompt=given.values.get("negative_prompt"),
-            offload=given.get("offload", False),
-            vae_dtype=given.get("vae_dtype", "auto"),
-            vae_tiling=given.get("vae_tiling", False),
+            loading=SkyReelsLoading(**given.pick(SkyReelsLoading)),
         )
         if model.negative_prompt is not None:
             check_prompt("negative_prompt", model.negative_prompt, prompt_clean)
@@ -159,8 +151,8 @@ class SkyReelsV2(Adapter):
         if not with_folders and negative is None:
             negative = self.source.defaults["negative_prompt"]
         named = with_folders or not self.folders
-        vae = {"vae_dtype": self.vae_dtype, "vae_tiling": self.vae_tiling}
-        return {**({"model": self.location} if named else {}), "video": video, "negative_prompt": negative, **vae}
+        own = {"video": video, "negative_prompt": negative, **self.loading.settings()}
+        return own | ({"model": self.location} if named else {})
 
     def configure(self, options):
         fitted = self.source.defaults.get("reuse_coefficients")
@@ -189,13 +181,10 @@ class SkyReelsV2(Adapter):
         return Start(to_float(frames), before=history, skip=wanted)
 
     def load(self, device):
-        return load_pipeline(self.source, device, self.offload, self.vae_dtype, self.vae_tiling)
+        return load_pipeline(self.source, device, **vars(self.loading))
 
     def skeleton(self, device):
-        pipeline = new_pipeline(self.source, torch.device(device), self.vae_dtype)
-        if self.vae_tiling:
-            pipeline.vae.enable_tiling()
-        return pipeline
+        return new_pipeline(self.source, torch.device(device), self.loading)
 
     def rehearse(self, pipeline, start, config, trace):
         named = ("prompt_embeds", "negative_prompt_embeds")[: 2 if self.video.guidance_scale > 1 else 1]

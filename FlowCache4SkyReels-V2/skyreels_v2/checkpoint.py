@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from flowcache import FlowCacheConfig
-from flowcache.environment import choose_device, choose_vae_dtype
+from flowcache.environment import choose_device
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
+from flowcache.loading import LoadOptions
+from flowcache.registry import described
 from flowcache.user_files import reading
 
 from .methods import method_config
@@ -22,6 +24,11 @@ logger = logging.getLogger(__name__)
 
 OFFICIAL_DEFAULT = "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers"
 OFFICIAL = tuple(f"Skywork/SkyReels-V2-DF-{name}" for name in ("1.3B-540P", "14B-540P", "14B-720P"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkyReelsLoading(LoadOptions):
+    vae_tiling: bool = described("VAE in tiles of 256 pixels: less memory, slower", False)
 
 
 @dataclass(frozen=True)
@@ -100,27 +107,22 @@ def load_components(
 
 
 def load_pipeline(
-    source: ModelSource | str = "auto",
-    device: torch.device | str | None = None,
-    offload: bool = False,
-    vae_dtype: str = "auto",
-    vae_tiling: bool = False,
+    source: ModelSource | str = "auto", device: torch.device | str | None = None, **options: Any
 ) -> FlowCacheSkyReelsV2Pipeline:
     """Load a model (a result of ``resolve_model``, or its ``model_id``), in bf16 on CUDA and fp32 elsewhere.
 
-    ``offload`` keeps every component in host memory while it is idle; ``vae_dtype`` as of ``choose_vae_dtype``;
-    ``vae_tiling`` calls diffusers' ``enable_tiling``. ValueError and NotFiniteError name a file or a weight; OSError:
-    the download failed.
+    ``options`` are fields of ``SkyReelsLoading``. ValueError and NotFiniteError name an option, a file or a weight;
+    OSError: the download failed.
     """
-    device = choose_device(device)
+    device, loading = choose_device(device), SkyReelsLoading(**options)
     if isinstance(source, str):
         source = resolve_model(source, device)
-    parts = load_components(source, _choose_type(device), choose_vae_dtype(vae_dtype, device))
+    parts = load_components(source, _choose_type(device), loading.choose_vae_dtype(device))
     pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
     pipeline.model_defaults = source.defaults
-    if vae_tiling:
+    if loading.vae_tiling:
         pipeline.vae.enable_tiling()
-    if offload:
+    if loading.offload:
         pipeline.enable_stage_offload(device)
     else:
         pipeline.to(device)
@@ -128,10 +130,15 @@ def load_pipeline(
     return pipeline
 
 
-def new_pipeline(source: ModelSource, device: torch.device, vae_dtype: str) -> FlowCacheSkyReelsV2Pipeline:
+def new_pipeline(
+    source: ModelSource, device: torch.device, loading: SkyReelsLoading = SkyReelsLoading()
+) -> FlowCacheSkyReelsV2Pipeline:
     """Make the pipeline that ``load_pipeline`` loads, on the meta device."""
-    types = _choose_type(device), choose_vae_dtype(vae_dtype, device)
-    return FlowCacheSkyReelsV2Pipeline(**new_components(source.path, source.layout, source.family, *types))
+    types = _choose_type(device), loading.choose_vae_dtype(device)
+    pipeline = FlowCacheSkyReelsV2Pipeline(**new_components(source.path, source.layout, source.family, *types))
+    if loading.vae_tiling:
+        pipeline.vae.enable_tiling()
+    return pipeline
 
 
 def _choose_type(device: torch.device) -> torch.dtype:

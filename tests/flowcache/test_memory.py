@@ -78,7 +78,7 @@ def test_weights_and_cache_are_those_of_a_run(tmp_path):
     [("1.3B-540P", 1_435_525_696), ("14B-540P", 14_288_491_584), ("14B-720P", 14_288_491_584)],
 )
 def test_official_transformers_have_their_published_size(weights, parameters):
-    pipeline = new_pipeline(resolve_model(f"Skywork/SkyReels-V2-DF-{weights}"), torch.device("cuda"), "auto")
+    pipeline = new_pipeline(resolve_model(f"Skywork/SkyReels-V2-DF-{weights}"), torch.device("cuda"))
     assert sum(p.numel() for p in pipeline.transformer.parameters()) == parameters
 
 
