@@ -177,7 +177,9 @@ class FlowCachePipeline:
 
     @property
     def _execution_device(self) -> torch.device:
-        return self._stage_device or super()._execution_device
+        # Not diffusers' choice: it is that of the first component, which may be a text encoder on the CPU, and takes
+        # milliseconds to search all modules for hooks of offload, which are refused.
+        return self._stage_device or next(self.transformer.parameters()).device
 
     @cached_property
     def prompt_warnings(self) -> PromptWarnings:

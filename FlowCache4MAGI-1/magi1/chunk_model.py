@@ -1,5 +1,6 @@
 """MAGI-1's transformer, driven chunk by chunk."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from flowcache.chunk_model import ChunkInput
 from flowcache.flops import TransformerFlops
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
 
-from .attention import PackedSegments, Segment, TextBank, choose_attention
+from .attention import PackedSegments, Segment, TextBank
 from .captions import Captions
 from .guidance import Branch, Guidance
 from .schedule import Timetable
@@ -89,10 +90,11 @@ class MagiChunkModel:
         self._grid, self._captions = size, captions
         texts = (*captions.texts, captions.null)
         self._text = TextBank([transformer.embed_caption(text) for text in texts])
-        first_frame = transformer.rotary(1, *size)
-        self._tokens_per_frame, self._device = first_frame.shape[1], first_frame.device
+        config, self._device = transformer.config, transformer.rotary_bands.device
+        self._depth, self._tokens_per_patch = config.t_patch_size, math.prod(n // config.patch_size for n in size)
         self._conditions = self._make_conditions()
-        self._attention = choose_attention(self._device, transformer.dtype)
+        #: Frames of the last call's segments, and their rotary positions; most calls have those of the one before.
+        self._rotary: tuple[list[tuple[int, int]], Tensor | None] = ([], None)
         self._flops = transformer_flops(transformer.config)
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
@@ -109,40 +111,33 @@ class MagiChunkModel:
         self._text.forget_before(self._captions.of_chunk[max(0, oldest)])
         branches = [self._branches(item) for item in inputs]
         packed = [(item, branch) for item, own in zip(inputs, branches, strict=True) for branch in own]
-        segments = [self._segment(item, branch) for item, branch in packed]
-        hidden = [one[0].repeat(len(own), 1) for one, own in zip(tokens, branches, strict=True)]
-        # Not kept between calls: the angles of a long video would grow without bound.
-        rotary = [
-            self.transformer.rotary(len(item.timesteps), *self._grid, item.start_frame)
-            .flatten(0, 1)
-            .repeat(len(own), 1)
-            for item, own in zip(inputs, branches, strict=True)
-        ]
+        hidden = [one[0] for one, own in zip(tokens, branches, strict=True) for _ in own]
         steps = self.timetable.num_steps
         # After this call, all branches see the keys and values that the last one has of clean chunks.
         for item in inputs:
             if not self._is_live(item.local_step):
                 cache.share_branch(item.chunk, source=self.num_branches - 1)
-        out = self.transformer(
-            torch.cat(hidden),
-            torch.stack([self._conditions[min(item.local_step, steps), int(branch.text)] for item, branch in packed]),
-            [segment.length for segment in segments],
-            torch.cat(rotary),
-            PackedSegments(segments, cache, self._text, self._attention),
-        )
-        parts = out.split([len(part) for part in hidden])
+        conditions = [
+            self._conditions[min(item.local_step, steps), int(branch.text)].expand(self._num_patches(item), -1)
+            for item, branch in packed
+        ]
+        segments = PackedSegments([self._segment(*each) for each in packed], cache, self._text)
+        rotary = self._find_rotary([(item.start_frame, item.stop_frame) for item, _ in packed])
+        out = self.transformer(torch.cat(hidden), torch.cat(conditions), rotary, segments)
+        parts = out.split([len(own) * one.shape[1] for one, own in zip(tokens, branches, strict=True)])
         return [part.unflatten(0, (len(own), -1)) for part, own in zip(parts, branches, strict=True)]
 
     def head(self, inputs: Sequence[ChunkInput], outputs: Sequence[Tensor]) -> list[Tensor]:
         velocities = []
         for item, output in zip(inputs, outputs, strict=True):
-            size = (len(item.timesteps), *self._grid)
-            branches = torch.stack([self.transformer.head(hidden, *size) for hidden in output])
+            frames = len(item.timesteps)
+            joined = self.transformer.head(output.flatten(0, 1), len(output) * frames, *self._grid)
+            branches = joined.unflatten(1, (-1, frames)).transpose(0, 1)
             velocities.append(self.guidance.mix(self._time(item.local_step), branches))
         return velocities
 
     def num_tokens(self, num_frames: int) -> int:
-        return num_frames * self._tokens_per_frame
+        return num_frames // self._depth * self._tokens_per_patch
 
     def condition_timestep(self, level: float) -> float:
         return self.timetable.clean_time
@@ -198,6 +193,18 @@ class MagiChunkModel:
         has_text = branch.text and self._is_live(item.local_step)
         text = self._captions.of_chunk[item.chunk] if has_text else len(self._captions.texts)
         return Segment(item.chunk, self.num_tokens(len(item.timesteps)), text, branch.slot, item.first_chunk)
+
+    def _num_patches(self, item: ChunkInput) -> int:
+        """Patches of a chunk along time."""
+        return len(item.timesteps) // self._depth
+
+    def _find_rotary(self, spans: list[tuple[int, int]]) -> Tensor:
+        """Rotary positions of the tokens of latent frames ``[start, stop)``, span after span."""
+        if self._rotary[0] != spans:
+            # Counted on the device: the host would have to wait for the copy of a list.
+            times = [torch.arange(*(n // self._depth for n in span), device=self._device) for span in spans]
+            self._rotary = spans, self.transformer.rotary(torch.cat(times), *self._grid)
+        return self._rotary[1]
 
     def _make_conditions(self) -> Tensor:
         """Conditions of every step and of clean chunks, without text and with, ``[steps + 1, 2, dim]``.

@@ -9,7 +9,10 @@ from torch.nn import functional
 
 
 class OffsetLayerNorm(nn.Module):
-    """Layer norm in fp32; with ``offset``, the weight is the gain minus one ("1p"), more exact in bf16."""
+    """Layer norm in the type of its weights, which the result has.
+
+    With ``offset``, the weight is the gain minus one ("1p"), and the sum is rounded to that type, as in the original.
+    """
 
     def __init__(self, dim: int, eps: float, offset: bool = True) -> None:
         super().__init__()
@@ -18,8 +21,8 @@ class OffsetLayerNorm(nn.Module):
         self.dim, self.eps, self.offset = dim, eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        gain = self.weight.float() + 1 if self.offset else self.weight.float()
-        return functional.layer_norm(x.float(), (self.dim,), gain, self.bias.float(), self.eps).type_as(x)
+        gain = self.weight + 1 if self.offset else self.weight
+        return functional.layer_norm(x.type_as(gain), (self.dim,), gain, self.bias, self.eps)
 
 
 class Fp32Linear(nn.Linear):
@@ -29,11 +32,12 @@ class Fp32Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[tokens, in_features]`` to ``[tokens, out_features]``."""
+        """``[..., in_features]`` to ``[..., out_features]``."""
         if type(self.weight) is not nn.Parameter:  # a library's quantised weight has this product alone
             return super().forward(x).float()
         if x.device.type != "cpu" and x.dtype != torch.float32:
-            return torch.mm(x, self.weight.T, out_dtype=torch.float32)
+            product = torch.mm(x.flatten(0, -2), self.weight.T, out_dtype=torch.float32)
+            return product.unflatten(0, x.shape[:-1])
         return functional.linear(x.float(), self.weight.float())
 
 
@@ -44,9 +48,13 @@ class TimeEmbedding(TimestepEmbedding):
         super().__init__(num_sinusoids, dim)
         self.sinusoids = Timesteps(num_sinusoids, flip_sin_to_cos=True, downscale_freq_shift=0, scale=1000)
 
-    def forward(self, times: Tensor) -> Tensor:
-        """``[n]`` to ``[n, dim]``."""
-        return super().forward(self.sinusoids(times).to(self.linear_1.weight.dtype))
+    def forward(self, times: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """``[n]`` to ``[n, dim]``.
+
+        ``dtype``: round the sinusoids to it, as the original does before its fp32 layers.
+        """
+        own = self.linear_1.weight.dtype
+        return super().forward(self.sinusoids(times).to(dtype or own).to(own))
 
 
 class CaptionEmbedding(nn.Module):
@@ -67,30 +75,31 @@ class CaptionEmbedding(nn.Module):
         return self.to_condition(self.null_caption[-2 if with_text else -1])
 
 
-def rotary_table(bands: Tensor, num_frames: int, height: int, width: int, first_frame: int = 0) -> Tensor:
-    """Angles of the rotary positions of a grid of patches, ``[frames, height * width, 3 * bands]``, fp32.
+def rotary_table(bands: Tensor, times: Tensor, height: int, width: int) -> Tensor:
+    """Cosines, then sines, of the rotary angles of a grid of patches, fp32 ``[frames, height * width, 1, 6 * bands]``.
 
-    Time is counted in frames from 0. Height and width are centred, and scaled to a frame of 16 x 16 patches'
-    area, so that the model sees other resolutions as finer or coarser grids over the same range. ``bands
+    Time is counted in frames from 0 (``times [frames]``). Height and width are centred, and scaled to a frame of 16 x
+    16 patches' area, so that the model sees other resolutions as finer or coarser grids over the same range. ``bands
     [head_dim / 8]`` are learned frequencies.
     """
-    shrink = math.sqrt(height * width / 256)
-    stop = first_frame + num_frames
-    axes = [torch.arange(first_frame, stop, dtype=torch.float32, device=bands.device)]
+    shrink, bands, places = math.sqrt(height * width / 256), bands.float(), []
     for size in (height, width):
         place = torch.arange(size, dtype=torch.float32, device=bands.device) - (size - 1) / 2
-        axes.append(place / (size - 1) * (size / shrink - 1) if size > 1 else place)
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    return (grid.unsqueeze(-1) * bands.float()).flatten(-2).flatten(1, 2)
+        places.append(place / (size - 1) * (size / shrink - 1) if size > 1 else place)
+    grid = torch.stack(torch.meshgrid(*places, indexing="ij"), dim=-1)
+    frame = (grid.unsqueeze(-1) * bands).flatten(-2).flatten(0, 1)
+    time, shape = (times.float().unsqueeze(-1) * bands).unsqueeze(1), (len(times), len(frame), -1)
+    parts = [turn(angles).expand(shape) for turn in (torch.cos, torch.sin) for angles in (time, frame)]
+    return torch.cat(parts, dim=-1).unsqueeze(2)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Apply rotary angles ``[tokens, n]`` to ``x [tokens, heads, head_dim]``.
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Rotate ``x [..., heads, head_dim]`` by ``rotary [..., 1, 2 n]``, n cosines and n sines.
 
     The first ``2 n`` channels turn, paired half by half; the others stay.
     """
-    cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
-    count = angles.shape[-1]
-    first, second, rest = x.float().split([count, count, x.shape[-1] - 2 * count], dim=-1)
-    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
-    return rotated.type_as(x)
+    cos, sin = rotary.chunk(2, dim=-1)
+    count = cos.shape[-1]
+    first, second, rest = x.split([count, count, x.shape[-1] - 2 * count], dim=-1)
+    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    return torch.cat([*turned, rest], dim=-1)

@@ -321,8 +321,11 @@ def load_pipeline(
     """
     offload = (STAGED if offload else ()) if isinstance(offload, bool) else offload
     on_cpu = {"text_encoder"} if source.config.runtime_config.t5_device == "cpu" else set()
-    pipeline = MagiPipeline(**load_components(source, device, {*offload, *on_cpu}, LoadOptions(**options)))
+    loading = LoadOptions(**options)
+    pipeline = MagiPipeline(**load_components(source, device, {*offload, *on_cpu}, loading))
     pipeline.model_defaults = source.config
+    if loading.compile:
+        pipeline.transformer.compile_repeated_blocks()
     if offload:
         pipeline.enable_stage_offload(device, set(offload) - on_cpu)
     return pipeline

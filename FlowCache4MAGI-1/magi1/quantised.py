@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from flowcache.blockwise import map_tokens
-
 FP8 = torch.float8_e4m3fn
 
 #: The oldest GPUs that multiply in fp8 (Ada).
@@ -48,11 +46,9 @@ class QuantisedLinear(nn.Module):
         self.register_buffer("weight_scale", torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[tokens, in_features]`` to ``[tokens, out_features]`` in the same type."""
-        return map_tokens(self._multiply, x)
-
-    def _multiply(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` to ``[..., out_features]`` in the same type."""
         # In fp32 until the original rounds the input twice, too.
-        scaled = (x / self.channel_scale).clamp_(-_LARGEST, _LARGEST).to(torch.bfloat16).to(FP8)
+        scaled = (x / self.channel_scale).clamp_(-_LARGEST, _LARGEST).to(torch.bfloat16).to(FP8).flatten(0, -2)
         scales = {"scale_a": self.input_scale, "scale_b": self.weight_scale}
-        return torch._scaled_mm(scaled, self.weight.view(FP8).T, **scales, out_dtype=x.dtype)
+        product = torch._scaled_mm(scaled, self.weight.view(FP8).T, **scales, out_dtype=x.dtype)
+        return product.unflatten(0, x.shape[:-1])

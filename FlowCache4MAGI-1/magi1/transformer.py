@@ -7,7 +7,6 @@ same time, text and context: a chunk in one guidance branch. An ``Attend`` keeps
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowcache import blockwise
 from flowcache.blockwise import map_tokens
 
 from .layers import CaptionEmbedding, Fp32Linear, OffsetLayerNorm, TimeEmbedding, rotary_table, rotate
@@ -65,24 +65,22 @@ class MagiAttention(nn.Module):
             self.add_module(name, _offset_norm(config, self.head_dim))
         self.to_out = Fp32Linear(2 * query_dim, dim)
 
-    def forward(self, layer: int, hidden: Tensor, rotary: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
-        """``hidden [tokens, dim]``, ``rotary [tokens, angles]`` to self and cross attention for ``project``."""
-        normed = self.norm(hidden)
-        query = map_tokens(partial(self._project_rotated, self.to_q, self.norm_q), normed, rotary)
-        key = map_tokens(partial(self._project_rotated, self.to_k, self.norm_k), normed, rotary)
-        video = attend.attend_video(layer, query, key, self._split(self.to_v(normed)))
-        query = map_tokens(lambda x: self.norm_q_cross(self._split(self.to_q_cross(x))), normed)
-        return video, attend.attend_text(layer, query, self.project_text)
+    def forward(self, hidden: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values of self attention and queries of cross attention, ``[..., heads, head_dim]`` each.
 
-    def _project_rotated(self, project: nn.Module, norm: nn.Module, normed: Tensor, rotary: Tensor) -> Tensor:
-        # In fp32 between norm and rotation.
-        return rotate(norm(self._split(project(normed)).float()), rotary).type_as(normed)
+        ``hidden [..., dim]``; ``rotary`` as of ``layers.rotate``.
+        """
+        normed, parts = self.norm(hidden), []
+        for to, norm in ((self.to_q, self.norm_q), (self.to_k, self.norm_k)):
+            projected = self._split(to(normed))
+            # In the norm's fp32 until it is rotated.
+            parts.append(rotate(norm(projected), rotary).type_as(projected))
+        return *parts, self._split(self.to_v(normed)), self.norm_q_cross(self._split(self.to_q_cross(normed)))
 
     def project(self, video: Tensor, text: Tensor, dtype: torch.dtype) -> Tensor:
-        """Self and cross attention ``[tokens, heads, head_dim]`` to ``[tokens, dim]``."""
-        both = torch.stack([video.flatten(1), text.flatten(1)], dim=1)
-        shards = both.unflatten(2, (TRAINING_SHARDS, -1)).transpose(1, 2)
-        return self.to_out(shards.flatten(1).to(dtype))
+        """Self and cross attention, ``[..., heads * head_dim]`` each, to ``[..., dim]``."""
+        shards = [each.unflatten(-1, (TRAINING_SHARDS, -1)) for each in (video, text)]
+        return self.to_out(torch.stack(shards, dim=-2).flatten(-3).to(dtype))
 
     def project_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Implements ``ProjectText``."""
@@ -90,7 +88,7 @@ class MagiAttention(nn.Module):
         return self.norm_k_cross(key), value
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, self.head_dim))
+        return x.unflatten(-1, (-1, self.head_dim))
 
 
 class MagiFeedForward(nn.Module):
@@ -108,6 +106,7 @@ class MagiFeedForward(nn.Module):
         if not self.gated:
             return self.down(functional.gelu(hidden))
         gate, value = hidden.chunk(2, dim=-1)
+        # Rounded twice in bf16, unless compiled; the original's kernel rounds once. A copy in fp32 costs too much.
         return self.down(functional.silu(gate) * value)
 
 
@@ -122,20 +121,42 @@ class MagiBlock(nn.Module):
         self.feed_forward = MagiFeedForward(config)
         self.feed_forward_norm = _offset_norm(config, config.hidden_size)
 
-    def forward(
-        self, layer: int, hidden: Tensor, condition: Tensor, segment_of: Tensor, rotary: Tensor, attend: Attend
-    ) -> Tensor:
-        """``hidden [tokens, dim]``; ``condition [segments, condition_dim]``; ``segment_of [tokens]``."""
-        gates = torch.tanh(self.gates(functional.silu(condition)))
-        video, text = self.attention(layer, hidden, rotary, attend)
+    def forward(self, layer: int, hidden: Tensor, condition: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
+        """``hidden [runs, tokens, dim]``, with a ``condition [runs, condition_dim]`` of each run of tokens.
 
-        def update(hidden: Tensor, video: Tensor, text: Tensor, segment_of: Tensor) -> Tensor:
-            attention_gate, feed_forward_gate = gates[segment_of].chunk(2, dim=-1)
-            attended = self.attention.project(video, text, hidden.dtype)
-            hidden = (hidden + self.attention_norm(attention_gate * attended)).type_as(hidden)
-            return hidden + self.feed_forward_norm(feed_forward_gate * self.feed_forward(hidden))
+        ``rotary [runs, tokens, 1, n]``, as of ``layers.rotate``.
+        """
+        size = max(1, blockwise.MAX_TOKENS // hidden.shape[1])
+        video, text = self._attend(layer, hidden, rotary, attend, size)
+        return map_tokens(self.update, hidden, video, text, condition, size=size)
 
-        return map_tokens(update, hidden, video, text, segment_of)
+    def _attend(self, layer: int, hidden: Tensor, rotary: Tensor, attend: Attend, size: int) -> list[Tensor]:
+        """Self and cross attention, ``[runs, tokens, heads * head_dim]`` each."""
+        query, key, value, cross = (x.flatten(0, 1) for x in map_tokens(self.attention, hidden, rotary, size=size))
+        video = attend.attend_video(layer, query, key, value)
+        text = attend.attend_text(layer, cross, self.attention.project_text)
+        return [each.flatten(1).unflatten(0, hidden.shape[:2]) for each in (video, text)]
+
+    def update(self, hidden: Tensor, video: Tensor, text: Tensor, condition: Tensor) -> Tensor:
+        """Add attention, then feed-forward; arguments as of ``forward``, and what self and cross attention return."""
+        gates = torch.tanh(self.gates(functional.silu(condition))).unsqueeze(1)
+        attention_gate, feed_forward_gate = gates.chunk(2, dim=-1)
+        attended = self.attention.project(video, text, hidden.dtype)
+        hidden = _add(hidden, attended, attention_gate, self.attention_norm)
+        return _add(hidden, self.feed_forward(hidden), feed_forward_gate, self.feed_forward_norm)
+
+    def compile(self, dynamic: bool = True, **options: Any) -> None:
+        """Compile what runs before and after attention, for all numbers of tokens; ``options`` of ``torch.compile``.
+
+        Attention stays as it is: the layer's number and the cache, which it reads, would need a graph each time.
+        """
+        self.attention.compile(dynamic=dynamic, **options)
+        self.update = torch.compile(self.update, dynamic=dynamic, **options)
+
+
+def _add(hidden: Tensor, update: Tensor, gate: Tensor, norm: nn.Module) -> Tensor:
+    """Add a gated and normalised update; in fp32, so that the sum alone is rounded."""
+    return norm(update.float().mul_(gate)).add_(hidden).type_as(hidden)
 
 
 class MagiTransformer3DModel(ModelMixin, ConfigMixin):
@@ -216,20 +237,18 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
             scaled = torch.cat([scaled, scaled])
         return self.patch_embed(scaled.unsqueeze(0))[0].flatten(1).T
 
-    def forward(
-        self, tokens: Tensor, condition: Tensor, lengths: Sequence[int], rotary: Tensor, attend: Attend
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, condition: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
         """Run the block stack on packed ``tokens [tokens, dim]``, to the same shape.
 
-        ``condition [segments, condition_dim]``; ``lengths`` in tokens; ``rotary [tokens, n]``, angles.
+        Args:
+            condition: of equal runs of tokens, ``[runs, condition_dim]``; its type is that of the residual stream.
+            rotary: of every token, as of ``rotary``.
         """
-        # Filled on the device: the host would have to wait for the copy of a list.
-        places = [torch.full((length,), place, device=tokens.device) for place, length in enumerate(lengths)]
-        segment_of, dtype = torch.cat(places), self.dtype
-        hidden, condition = tokens.to(dtype), condition.to(dtype)
+        shape = (len(condition), -1)
+        hidden, rotary = tokens.to(condition.dtype).unflatten(0, shape), rotary.flatten(0, 1).unflatten(0, shape)
         for layer, block in enumerate(self.blocks):
-            hidden = block(layer, hidden, condition, segment_of, rotary, attend).type_as(hidden)
-        return hidden
+            hidden = block(layer, hidden, condition, rotary, attend)
+        return hidden.flatten(0, 1)
 
     def head(self, hidden: Tensor, frames: int, height: int, width: int) -> Tensor:
         """Tokens ``[tokens, dim]`` of one segment to its velocity ``[channels, frames, height, width]``."""
@@ -252,16 +271,16 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin):
         ``times [segments]`` run from 0 (noise) to 1 (clean). Distilled models see ``step_sizes [segments]``,
         in quarters of the grid of times.
         """
-        embedded = self.time_embed(times)
+        dtype = self.dtype
+        embedded = self.time_embed(times, dtype)
         if step_sizes is not None:
-            embedded = embedded + self.time_embed(step_sizes)
-        return embedded + torch.stack([self.caption_embed.condition(flag) for flag in with_text])
+            embedded = embedded + self.time_embed(step_sizes, dtype)
+        return (embedded + torch.stack([self.caption_embed.condition(flag) for flag in with_text])).to(dtype)
 
-    def rotary(self, num_frames: int, height: int, width: int, first_frame: int = 0) -> Tensor:
-        """Angles ``[frames, tokens per frame, n]`` for latents of that size, from a latent frame on."""
-        side, depth = self.config.patch_size, self.config.t_patch_size
-        size = (num_frames // depth, height // side, width // side)
-        return rotary_table(self.rotary_bands, *size, first_frame // depth)
+    def rotary(self, times: Tensor, height: int, width: int) -> Tensor:
+        """``layers.rotary_table`` for latents of that size; ``times [frames]`` count patches along time."""
+        side = self.config.patch_size
+        return rotary_table(self.rotary_bands, times, height // side, width // side)
 
 
 def _offset_norm(config: Any, dim: int) -> OffsetLayerNorm:

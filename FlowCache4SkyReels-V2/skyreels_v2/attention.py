@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowcache import blockwise
+from flowcache.attention import choose_backend
 from flowcache.blockwise import map_tokens
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import ChunkKVCache
@@ -154,7 +155,10 @@ def _norm_fp32(norm: nn.RMSNorm, tokens: Tensor) -> Tensor:
 
 
 def _dispatch(attn: SkyReelsV2Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention by the backend that diffusers' ``set_attention_backend`` chose."""
+    """Attention by the backend of diffusers' ``set_attention_backend``, else by the fastest, unless compiled."""
     chosen = attn.processor
-    options = {"backend": chosen._attention_backend, "parallel_config": chosen._parallel_config}
-    return dispatch_attention_fn(query, key, value, **options).type_as(query)
+    backend = chosen._attention_backend
+    if backend is None and not torch.compiler.is_compiling():
+        backend = choose_backend(query, key)
+    attended = dispatch_attention_fn(query, key, value, backend=backend, parallel_config=chosen._parallel_config)
+    return attended.type_as(query)

@@ -55,8 +55,8 @@ def run_clips(model: MagiTransformer3DModel, latents: Tensor, condition: Tensor,
     """Velocity of ``latents [samples, channels, frames, h, w]``; ``condition [samples * chunks, dim]``."""
     samples, _, frames, height, width = latents.shape
     tokens = model.embed(latents.transpose(0, 1).flatten(1, 2))  # one clip after another
-    rotary = model.rotary(frames, height, width).flatten(0, 1).repeat(samples, 1)
-    hidden = model(tokens, condition, [len(tokens) // len(condition)] * len(condition), rotary, attend)
+    rotary = model.rotary(torch.arange(frames, device=latents.device).repeat(samples), height, width)
+    hidden = model(tokens, condition, rotary, attend)
     velocity = model.head(hidden, samples * frames, height, width)
     return velocity.unflatten(1, (samples, frames)).transpose(0, 1)
 

@@ -349,5 +349,6 @@ def test_the_text_encoder_has_a_device_of_its_own(weights, device, expected, cap
     keys = {"t5_device": device, "clean_chunk_kvrange": 1}
     pipeline = load_pipeline(resolve_model(weights, keys, "official"), "meta")
     assert pipeline.transformer.device.type == pipeline.vae.device.type == "meta"
+    assert pipeline._execution_device.type == "meta"
     assert pipeline.text_encoder.device.type == expected
     assert "clean_chunk_kvrange 1" in caplog.text, "ignored without ranges of noisy chunks"

@@ -1,15 +1,10 @@
 """The chunks of a window: branches, context, attention, FLOPs, and how often the loop waits."""
 
-import logging
-import sys
-from itertools import pairwise
-from types import SimpleNamespace
-
 import pytest
 import torch
 from cases import SIZES, random_model
-from diffusers.models.attention_dispatch import AttentionBackendName
-from torch.nn.functional import scaled_dot_product_attention
+from random_model import denoised
+from torch.nn.functional import gelu, layer_norm, silu
 from torch.overrides import TorchFunctionMode
 
 from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, cut_window
@@ -19,11 +14,13 @@ from flowcache.reuse.chunkwise import ChunkwiseReuse
 from flowcache.reuse.policy import Decision, ReusePolicy
 from flowcache.reuse.teacache import TeaCache
 from magi1 import attention
-from magi1.attention import FlashVarlen, PackedSegments, PerSegmentAttention, Segment, TextBank, choose_attention
-from magi1.chunk_model import GIVEN_REACH, KVRange, MagiChunkModel
-from magi1.guidance import ThreeWayGuidance
+from magi1.attention import PackedSegments, Segment, TextBank
+from magi1.captions import make_captions
+from magi1.chunk_model import GIVEN_REACH, KVRange, MagiChunkModel, Sampling
+from magi1.guidance import DistilledGuidance, ThreeWayGuidance
 from magi1.layers import rotate
-from magi1.transformer import MagiAttention, MagiTransformer3DModel
+from magi1.schedule import Timetable
+from magi1.transformer import MagiBlock, MagiTransformer3DModel
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, 8])
@@ -50,78 +47,94 @@ def test_an_unknown_indicator_is_refused():
         MagiChunkModel(model.transformer, model._captions, (4, 4), model.sampling, "latent")
 
 
-def test_queries_and_keys_are_rounded_once():
+def bf16_block(**sizes) -> MagiBlock:
+    """A block with random weights in the types of the original's production."""
     torch.manual_seed(0)
-    layer = MagiAttention(MagiTransformer3DModel(**SIZES).config, 32).to(torch.bfloat16)
-    layer.norm_q.float()
-    hidden, angles = torch.randn(5, 32, dtype=torch.bfloat16), torch.randn(5, 6)
-    seen = []
-    attend = SimpleNamespace(
-        attend_video=lambda layer, query, key, value: seen.append(query) or query,
-        attend_text=lambda layer, query, project: query,
-    )
-    layer(0, hidden, angles, attend)
-    projected = layer.to_q(layer.norm(hidden)).unflatten(1, (2, 16)).float()
-    assert torch.equal(seen[0], rotate(layer.norm_q(projected), angles).to(torch.bfloat16))
+    model = MagiTransformer3DModel(**{**SIZES, **sizes})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.to(torch.bfloat16).blocks[0]
 
 
-def test_attention_is_chosen_once_and_logged(monkeypatch, caplog):
-    caplog.set_level(logging.INFO)
-    monkeypatch.delenv(attention.BACKEND_VARIABLE, raising=False)
-    functions = {name: lambda: None for name in ("flash_attn", "flash_attn_interface")}
-    for name, function in functions.items():
-        monkeypatch.setitem(sys.modules, name, SimpleNamespace(flash_attn_varlen_func=function))
-    cuda, plain = torch.device("cuda"), PerSegmentAttention(AttentionBackendName.NATIVE)
-    assert choose_attention(torch.device("cpu"), torch.float32) == plain
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    monkeypatch.setattr(attention, "is_flash_attn_3_available", lambda: True)
-    assert choose_attention(cuda, torch.bfloat16).function is functions["flash_attn_interface"]
-    assert choose_attention(cuda, torch.float32) == plain
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
-    monkeypatch.setattr(attention, "is_flash_attn_available", lambda: True)
-    monkeypatch.setattr(attention, "is_flash_attn_version", lambda *_: True)
-    assert choose_attention(cuda, torch.bfloat16).function is functions["flash_attn"]
-    monkeypatch.setenv(attention.BACKEND_VARIABLE, "sage")
-    assert choose_attention(cuda, torch.bfloat16) == PerSegmentAttention(None)
-    logged = ("PyTorch's own", "flash-attention 3", "PyTorch's own", "flash-attention 2", "sage")
-    assert all(name in record.message for name, record in zip(logged, caplog.records, strict=True))
+def test_queries_and_keys_are_rounded_once():
+    layer, hidden = bf16_block().attention, torch.randn(5, 32, dtype=torch.bfloat16)
+    rotary = torch.randn(5, 1, 12)
+    query, _, _, cross = layer(hidden, rotary)
+    normed = layer.norm(hidden)
+    projected = layer.to_q(normed).unflatten(1, (2, 16))
+    assert torch.equal(query, rotate(layer.norm_q(projected.float()), rotary).to(torch.bfloat16))
+    # The gain of cross attention's norms is a sum in bf16.
+    norm = layer.norm_q_cross
+    gain = (norm.weight.float() + 1).to(torch.bfloat16)
+    projected = layer.to_q_cross(normed).unflatten(1, (2, 16))
+    assert norm.weight.dtype == cross.dtype == torch.bfloat16
+    assert torch.equal(cross, layer_norm(projected, (16,), gain, norm.bias, norm.eps))
 
 
-def flash_stand_in(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
-    """``flash_attn_varlen_func`` by its documentation, on the CPU."""
-    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
-    assert cu_seqlens_k[-1] == len(k) == len(v)
-    assert max_seqlen_q == cu_seqlens_q.diff().max() and max_seqlen_k == cu_seqlens_k.diff().max()
-    parts = []
-    for queries, keys in zip(pairwise(cu_seqlens_q), pairwise(cu_seqlens_k), strict=True):
-        own, seen = slice(*queries), slice(*keys)
-        args = (part.transpose(0, 1) for part in (q[own], k[seen], v[seen]))
-        parts.append(scaled_dot_product_attention(*args, enable_gqa=True).transpose(0, 1))
-    return torch.cat(parts), None
+@pytest.mark.parametrize("gated", [False, True])
+def test_updates_are_rounded_once(gated):
+    block = bf16_block(gated_linear_unit=gated)
+    hidden, condition = torch.randn(2, 5, 32, dtype=torch.bfloat16), torch.randn(2, 8, dtype=torch.bfloat16)
+    video, text = torch.randn(2, 2, 5, 32, dtype=torch.bfloat16)
+    gates = block.gates(silu(condition)).tanh().float().unsqueeze(1).chunk(2, dim=-1)
+    attended = block.attention.project(video, text, torch.bfloat16)
+    expected = (hidden + block.attention_norm(gates[0] * attended)).to(torch.bfloat16)
+    inner = block.feed_forward.up(block.feed_forward.norm(expected))
+    if gated:
+        gate, value = inner.chunk(2, dim=-1)
+        inner = silu(gate) * value
+    else:
+        inner = gelu(inner)
+    added = block.feed_forward.down(inner)
+    expected = (expected + block.feed_forward_norm(gates[1] * added.float())).to(torch.bfloat16)
+    assert torch.equal(block.update(hidden, video, text, condition), expected)
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_flash_attention_runs_all_segments_in_one_call(alone):
+def test_sinusoids_are_rounded_to_the_type_of_the_model():
+    model = MagiTransformer3DModel(**SIZES).to(torch.bfloat16)
+    embed, times = model.time_embed, torch.tensor([0.1, 0.9])
+    rounded = embed.sinusoids(times).to(torch.bfloat16)
+    assert embed.linear_1.weight.dtype == torch.float32 and not torch.equal(rounded.float(), embed.sinusoids(times))
+    expected = embed.linear_2(silu(embed.linear_1(rounded.float()))) + model.caption_embed.condition(True)
+    assert torch.equal(model.condition(times, [True, True]), expected.to(torch.bfloat16))
+
+
+def test_segments_attend_to_the_cache_and_neighbours_of_one_caption_in_one_call(monkeypatch):
     torch.manual_seed(0)
     layout = CacheLayout(num_layers=1, num_branches=1, num_heads=2, head_dim=8)
     cache, text = ChunkKVCache(layout, 12), TextBank([torch.randn(5, 16), torch.randn(3, 16)])
     for chunk in range(3):
         cache.enter(chunk, 4)
     cache.write(0, 0, *torch.randn(2, 4, 2, 8), branch=0)
-    segments = [Segment(1, 4, 0, 0), Segment(2, 4, 1, 0, first_chunk=1)] + alone * [Segment(1, 4, 0, None)]
-    tokens, calls = 4 * len(segments), []
-    query, key, value = torch.randn(tokens, 4, 8), torch.randn(tokens, 2, 8), torch.randn(tokens, 2, 8)
+    captions = (0, 0, 1, 0)
+    segments = [
+        Segment(1, 4, 0, 0),
+        Segment(2, 4, 0, 0, first_chunk=1),
+        Segment(1, 4, 1, None),
+        Segment(2, 4, 0, None),
+    ]
+    query, key, value = torch.randn(16, 4, 8), torch.randn(16, 2, 8), torch.randn(16, 2, 8)
+    calls, plain = [], attention.attend
+    monkeypatch.setattr(attention, "attend", lambda *each: calls.append(len(each[0][0])) or plain(*each))
 
     def project(caption):
         return caption.unflatten(1, (2, 8)), caption.flip(1).unflatten(1, (2, 8))
 
-    flash = FlashVarlen(lambda *args, **more: calls.append(1) or flash_stand_in(*args, **more))
-    packed = PackedSegments(segments, cache, text, flash)
-    plain = PackedSegments(segments, cache, text, PerSegmentAttention())
-    video, words = (0, query, key, value), (0, query, project)
-    assert torch.allclose(packed.attend_video(*video), plain.attend_video(*video), atol=1e-6)
-    assert torch.allclose(packed.attend_text(*words), plain.attend_text(*words), atol=1e-6)
-    assert len(calls) == 2
+    def expect(seen):
+        return [
+            plain(*(x.unsqueeze(0) for x in (own, *pair)))[0] for own, pair in zip(query.split(4), seen, strict=True)
+        ]
+
+    packed = PackedSegments(segments, cache, text)
+    video = packed.attend_video(0, query, key, value)
+    stored = (torch.cat([old, new[:8]]) for old, new in zip(cache.read(0, 0, None, 0), (key, value), strict=True))
+    (keys, values), own = stored, list(zip(key.split(4), value.split(4), strict=True))
+    assert torch.equal(video, torch.cat(expect([(keys[:8], values[:8]), (keys[4:], values[4:]), *own[2:]])))
+    assert calls == [4, 4, 4, 4]
+    calls.clear()
+    words = packed.attend_text(0, query, project)
+    assert torch.allclose(words, torch.cat(expect([project(text.captions[i]) for i in captions])), atol=1e-6)
+    assert calls == [8, 4, 4]
 
 
 STEPS = 4
@@ -189,3 +202,27 @@ def test_a_step_waits_for_the_decision_alone(policy, forecast, distilled, most):
     assert max(map(len, steps)) == most
     assert {name for step in steps for name in step} <= {"tolist"}
     assert at_clean == 3 * [("tolist",)], "one check for finite latents as each chunk is handed over"
+
+
+@torch.inference_mode()  # as in the pipeline; a compiler distinguishes views by their bases otherwise
+def test_a_second_video_compiles_nothing():
+    torch._dynamo.reset()
+    graphs, sizes = [], ((2, 3, 5), (4, 2, 3))  # chunks, frames of each and tokens of the caption
+    transformer = random_model(StaircaseSchedule(2, STEPS, 1), num_layers=3).transformer
+
+    def run(seed: int, num_chunks: int, frames: int, tokens: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        window = cut_window(torch.randn(4, num_chunks * frames, 4, 4), frames)
+        schedule, table = StaircaseSchedule(num_chunks, STEPS, 1), Timetable(STEPS, distilled=True)
+        captions = make_captions(torch.randn(tokens, 16), transformer.caption_embed.null_caption, num_chunks)
+        model = MagiChunkModel(transformer, captions, (4, 4), Sampling(table, DistilledGuidance(), schedule))
+        return denoised(Denoiser(model, FlowCacheConfig(policy=EveryOther())), window, schedule, table)
+
+    expected = [run(seed, *each) for seed, each in enumerate(sizes)]
+    transformer.compile_repeated_blocks(backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
+    assert torch.equal(run(0, *sizes[0]), expected[0])
+    # One before attention and one after it; a second of these where sizes of the first call happen to be equal.
+    assert len(graphs) in (2, 3)
+    count = len(graphs)
+    assert torch.equal(run(1, *sizes[1]), expected[1])
+    assert len(graphs) == count

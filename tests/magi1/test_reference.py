@@ -48,8 +48,8 @@ class Replay:
         """Velocity of the whole call, and the condition of each segment."""
         jobs = [(i, branch) for i in range(self.count) for branch in self._branches(i)]
         tokens = self.transformer.embed(self.x).split(self.length)
-        rotary = self.transformer.rotary((self.first + self.count) * self.width, *self.x.shape[2:])
-        rotary = rotary.split(self.width)[self.first :]
+        starts = [(self.first + i) * self.width for i, _ in jobs]
+        times = torch.cat([torch.arange(start, start + self.width) for start in starts])
         y, mask = self.tensors["y"][:, 0], self.tensors["xattn_mask"][:, 0].bool()
         texts = [self.transformer.caption_embed(row[shown]) for row, shown in zip(y, mask, strict=True)]
         segments = [
@@ -70,8 +70,7 @@ class Replay:
         hidden = self.transformer(
             torch.cat([tokens[i] for i, _ in jobs]),
             condition,
-            [self.length] * len(jobs),
-            torch.cat([rotary[i].flatten(0, 1) for i, _ in jobs]),
+            self.transformer.rotary(times, *self.x.shape[2:]),
             PackedSegments(segments, self.cache, TextBank(texts)),
         )
         size = (self.width, *self.x.shape[2:])
@@ -136,8 +135,9 @@ def test_units():
     for name, table in tensors.items():
         if name.startswith("rope_"):
             frames, height, width = map(int, name.split("_")[1:])
-            angles = rotary_table(transformer.rotary_bands, frames, height, width).flatten(0, 1)
-            assert relative_error(torch.cat([angles.sin(), angles.cos()], dim=-1), table) < RELATIVE
+            rotary = rotary_table(transformer.rotary_bands, torch.arange(frames), height, width).flatten(0, 2)
+            cos, sin = rotary.chunk(2, dim=-1)
+            assert relative_error(torch.cat([sin, cos], dim=-1), table) < RELATIVE
 
 
 @pytest.fixture(scope="module")
