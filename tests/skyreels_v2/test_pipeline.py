@@ -207,6 +207,13 @@ def test_only_the_first_video_compiles(pipeline, checkpoint):
         assert counters["stats"]["unique_graphs"] - before == 2
 
 
+def test_compile_without_a_compiler_is_refused_before_weights_are_read(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match=r"^compile: expected a C\+\+ compiler"):
+        load_pipeline("none", "cpu", compile=True)
+
+
 @pytest.mark.parametrize("lengths", [[1, 1, 1, 4], [5, 2], [7]])
 def test_decoding_piece_by_piece_is_decoding_the_whole(pipeline, lengths):
     latents, decoder = torch.randn(4, 7, 4, 4), VideoCodec(pipeline.vae)
