@@ -1,5 +1,7 @@
 """How a model's weights are held and run: options that all models share."""
 
+import os
+import shutil
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,11 +21,13 @@ class LoadOptions:
     vae_dtype: Literal["auto", "bf16", "fp32"] = described(
         "type of the VAE; auto: bf16 on CUDA, as the original, otherwise fp32", "auto"
     )
-
     compile: bool = described("transformer blocks compiled by torch.compile in the first video: faster steps", False)
 
     def __post_init__(self) -> None:
         check_options(self)
+        compilers = (os.environ.get("CXX", "g++"), "clang++")
+        if self.compile and not any(map(shutil.which, compilers)):
+            raise ValueError(f"compile: expected a C++ compiler, got neither {' nor '.join(compilers)}; install g++.")
 
     def choose_vae_dtype(self, device: torch.device) -> torch.dtype:
         types = {"bf16": torch.bfloat16, "fp32": torch.float32}

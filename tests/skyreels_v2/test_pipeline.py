@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from flowcache import FlowCacheConfig, Trace, Window
 from skyreels_v2 import VideoSettings, load_pipeline, method_config, resolve_model
@@ -190,6 +191,27 @@ def test_streaming_needs_the_memory_of_a_short_video(pipeline, limits, monkeypat
         sizes.append(video.trace.windows[0].kv_bytes)
     assert sizes[0] == sizes[1]
     assert max(held) <= 3 + 1, "three live blocks, and the one that is handed over"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_only_the_first_video_compiles(pipeline, checkpoint):
+    """Two graphs for all layers, steps and numbers of live blocks; as close to the plain model as rounding."""
+    compiled = load_pipeline(str(checkpoint), "cpu", compile=True)
+    compiled.set_progress_bar_config(disable=True)
+    cache, before = method_config("flowcache", "fast"), counters["stats"]["unique_graphs"]
+    for changes in ({"num_frames": 33}, {"num_frames": 45, "seed": 1}):
+        changes |= {"base_num_frames": 45, "causal_block_size": 3}
+        video, plain = (generate(each, cache, **changes) for each in (compiled, pipeline))
+        torch.testing.assert_close(video.latents, plain.latents, rtol=1e-5, atol=1e-5)
+        assert {len(step.events) for step in video.trace.steps} == {1, 2, 3}
+        assert counters["stats"]["unique_graphs"] - before == 2
+
+
+def test_compile_without_a_compiler_is_refused_before_weights_are_read(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match=r"^compile: expected a C\+\+ compiler"):
+        load_pipeline("none", "cpu", compile=True)
 
 
 @pytest.mark.parametrize("lengths", [[1, 1, 1, 4], [5, 2], [7]])
