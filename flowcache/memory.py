@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from .config import FlowCacheConfig
 from .plots.style import format_bytes, format_flops
+from .quantize import plain_parts
 from .trace import Trace
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class StorageCounter(TorchDispatchMode):
 
     def ignore(self, module: nn.Module) -> int:
         """Leave a module's weights out of the count; returns their bytes."""
-        tensors = [*module.parameters(), *module.buffers()]
+        tensors = [part for held in (*module.parameters(), *module.buffers()) for part in plain_parts(held)]
         sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
         self._known |= sizes.keys()
         return sum(sizes.values())

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
@@ -138,7 +139,7 @@ class MagiBlock(nn.Module):
         return map_tokens(update, hidden, video, text, segment_of)
 
 
-class MagiTransformer3DModel(ModelMixin, ConfigMixin):
+class MagiTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """MAGI-1's transformer; arguments as in ``config.ModelSection``, which are the official files' keys.
 
     With ``fp8_quant``, linear layers between the first and the last block have their weights in fp8.

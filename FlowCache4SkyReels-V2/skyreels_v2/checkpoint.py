@@ -15,6 +15,7 @@ from flowcache.loading import LoadOptions
 from flowcache.registry import described
 from flowcache.user_files import reading
 
+from .conversion import lora_names
 from .methods import method_config
 from .model_folder import FAMILIES, PATTERNS, SMALL, check_folder, find_family, load_folder, new_components
 from .pipeline import FlowCacheSkyReelsV2Pipeline
@@ -118,6 +119,7 @@ def load_pipeline(
     if isinstance(source, str):
         source = resolve_model(source, device)
     parts = load_components(source, _choose_type(device), loading.choose_vae_dtype(device))
+    loading.adapt(parts, lora_names)
     pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
     pipeline.model_defaults = source.defaults
     if loading.vae_tiling:
@@ -135,7 +137,9 @@ def new_pipeline(
 ) -> FlowCacheSkyReelsV2Pipeline:
     """Make the pipeline that ``load_pipeline`` loads, on the meta device."""
     types = _choose_type(device), loading.choose_vae_dtype(device)
-    pipeline = FlowCacheSkyReelsV2Pipeline(**new_components(source.path, source.layout, source.family, *types))
+    parts = new_components(source.path, source.layout, source.family, *types)
+    loading.adapt(parts)
+    pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
     if loading.vae_tiling:
         pipeline.vae.enable_tiling()
     return pipeline
