@@ -51,7 +51,8 @@ def read_lora(path: Path, transformer: nn.Module, translate: Translate) -> tuple
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 settings = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        state = _plain_names(translate(read_tensors(path)))
+        tensors = {name.replace(".default.", "."): tensor for name, tensor in read_tensors(path).items()}
+        state = _plain_names(translate(tensors))
         layers = dict(transformer.named_modules())
         if not state:
             raise ValueError("it holds no tensor")

@@ -66,7 +66,6 @@ def vae_key(original: str) -> str:
 
 def lora_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Translate LoRA weights for Wan's original layers, by any trainer that diffusers knows."""
-    state = {name.replace(".default.", "."): tensor for name, tensor in state.items()}
     if any(re.match(r"blocks\.\d+\.(self_attn|cross_attn|ffn\.[02])\.", name) for name in state):
         state = {f"diffusion_model.{name}": tensor for name, tensor in state.items()}
     return SkyReelsV2LoraLoaderMixin.lora_state_dict(state)
