@@ -74,7 +74,7 @@ class Magi1(Adapter):
     inputs: ClassVar = {"image": ("image_path",), "video_path": ("prefix_video_path",)}
     lacks = frozenset({"kv_range", "retention", "causal_attention"})
     traits = TRAITS
-    saving = ("--offload", "--compress_kv_cache", "--kv_bits 8", "--num_frames 96")
+    saving = ("--offload", "--compress_kv_cache", "--kv_bits 8", "--quantize int8", "--num_frames 96")
     option_files: ClassVar = {
         "generate": FOLDER / "yaml_config/single_run/config.yaml",
         "sample": FOLDER / "yaml_config/sample/flowcache_vbench.yaml",

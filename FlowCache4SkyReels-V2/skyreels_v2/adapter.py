@@ -58,6 +58,7 @@ class SkyReelsV2(Adapter):
         "--offload",
         "--use_compress --budget_block 1",
         "--kv_bits 8",
+        "--quantize int8",
         "--base_num_frames 57",
         "--method vanilla",
     )

@@ -15,6 +15,7 @@ from flowcache.memory import estimate
 from flowcache.metrics.similarity import psnr
 from flowcache.quantize import FORMATS, plain_parts
 from magi1.pipeline import MagiPipeline
+from skyreels_v2.checkpoint import load_pipeline
 from skyreels_v2.conversion import transformer_key
 from skyreels_v2.model_folder import SMALL
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
@@ -168,6 +169,15 @@ def test_an_active_lora_runs(model, plain):
     assert psnr(make_video(pipeline), active)[0] > 60 > psnr(active, plain[model])[0]
 
 
+def test_options_of_loading_in_python(weights, checkpoint):
+    pytest.importorskip("torchao")
+    magi = MagiPipeline.from_config_file(weights, "cpu", quantize="int8").transformer.blocks[0]
+    skyreels = load_pipeline(str(checkpoint), "cpu", quantize="int8").transformer.blocks[0]
+    assert all(plain_parts(layer.weight)[1:] for layer in (magi.attention.to_q, skyreels.attn1.to_q))
+    with pytest.raises(ValueError, match="quantize"):
+        load_pipeline(str(checkpoint), quantize="int3")
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_layerwise_casting(model, plain):
     pipeline = PIPELINES[model].from_pretrained("small")
@@ -212,6 +222,8 @@ def test_layers_of_bitsandbytes(model, kind, plain):
                 made.weight = bnb.nn.Int8Params(held, requires_grad=False, has_fp16_weights=False)
             made.bias = layer.bias
             pipeline.transformer.blocks.set_submodule(name, made.to("cpu"))
+    with pytest.raises(ValueError, match=r"transformer.*bitsandbytes"):
+        pipeline.enable_stage_offload("cpu:0")
     assert psnr(make_video(pipeline), plain[model])[0] > (20 if kind == "nf4" else 40)
 
 
