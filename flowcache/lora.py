@@ -10,9 +10,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .environment import require
-from .model_files import read_tensors
 from .registry import check_number
 from .user_files import expand_path, reading
+from .weight_files import read_tensors
 
 #: File in a folder that diffusers saved.
 WEIGHT_FILE = "pytorch_lora_weights.safetensors"
@@ -51,7 +51,7 @@ def read_lora(path: Path, transformer: nn.Module, translate: Translate) -> tuple
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 settings = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        tensors = {name.replace(".default.", "."): tensor for name, tensor in read_tensors(path).items()}
+        tensors = {_strip(name).replace(".default.", "."): tensor for name, _, tensor in read_tensors(path)}
         state = _plain_names(translate(tensors))
         layers = dict(transformer.named_modules())
         if not state:

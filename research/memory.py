@@ -54,9 +54,9 @@ def plan(model: str, words: Sequence[str], every_call: bool = False) -> Estimate
     return estimate(job.sampler.model, job.sampler.config, job.start, "cuda", every_call)
 
 
-def describe_video(model: str, options: str, additions: Sequence[str]) -> list[str]:
+def describe_video(model: str, options: str, additions: Sequence[str] = ()) -> list[str]:
     """Memory with each addition, and the first one with which each card holds the video."""
-    plans = {more: plan(model, f"{options} {more}".split()) for more in additions}
+    plans = {more: plan(model, f"{options} {more}".split()) for more in additions or MORE[model]}
     fitting = [[f"`{m}`" if m else "yes" for m, p in plans.items() if p.fits(size * GIB)] for size in CARDS.values()]
     first = next(iter(plans.values()))
     return [
