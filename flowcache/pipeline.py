@@ -161,6 +161,10 @@ class FlowCachePipeline:
         Text encoder and VAE are on the device while they run, the transformer until the video is finished. Components
         that are not named stay where they are.
         """
+        for name in components:
+            if any(type(weight).__module__.startswith("bitsandbytes") for weight in getattr(self, name).parameters()):
+                reason = "of bitsandbytes, which is bound to a device; leave it out of components"
+                raise ValueError(f"{name}: expected weights that can move, got some {reason}.")
         self._stage_device = choose_device(device)
         self._staged = {name: HostWeights(getattr(self, name), self._stage_device) for name in components}
 

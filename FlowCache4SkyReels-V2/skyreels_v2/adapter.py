@@ -17,6 +17,7 @@ from flowcache.registry import described
 from flowcache.video import last_frames, probe_video, to_float
 
 from .checkpoint import ModelSource, SkyReelsLoading, load_pipeline, new_pipeline, resolve_model
+from .conversion import lora_names
 from .methods import TRAITS, traits_for
 from .settings import RESOLUTIONS, VideoSettings, make_settings
 from .windows import check_streaming, plan_windows
@@ -61,10 +62,11 @@ class SkyReelsV2(Adapter):
         "--offload",
         "--use_compress --budget_block 1",
         "--kv_bits 8",
+        "--quantize int8",
         "--base_num_frames 57",
         "--method vanilla",
     )
-    clean_prompt = staticmethod(prompt_clean)
+    clean_prompt, translate_lora = staticmethod(prompt_clean), staticmethod(lora_names)
 
     source: ModelSource
     video: VideoSettings
