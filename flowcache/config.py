@@ -36,7 +36,7 @@ class FlowCacheConfig:
     """
 
     policy: ReusePolicy | str = field(default_factory=Interval)
-    forecast: str = "linear_velocity"
+    forecast: str = "corrected_velocity"
     whole_window: bool = False
     bidirectional: bool = False
     refresh_given: bool = False

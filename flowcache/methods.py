@@ -199,13 +199,13 @@ def make_config(options: MethodOptions, traits: ModelTraits) -> FlowCacheConfig:
     - ``causal``: only live chunks run, against a KV cache; every step is computed.
     - ``teacache``: ``vanilla`` with one reuse decision for the whole window.
     - ``flowcache``: ``causal`` with reuse by a policy. The presets ``quality``, ``balanced``, ``fast`` and
-      ``turbo`` compute all live chunks at an interval (``INTERVAL_SCALE``) and extrapolate the velocity along
-      a line. The paper presets decide for each chunk by its accumulated distance, forecast as the original
-      does and, with a budget, compress as it does.
+      ``turbo`` compute all live chunks at an interval (``INTERVAL_SCALE``), extrapolate the velocity along a
+      line, and correct skipped steps at the next computed one. The paper presets decide for each chunk by its
+      accumulated distance, forecast as the original does and, with a budget, compress as it does.
 
     ``threshold``, ``interval`` or ``policy`` select a policy in place of the preset's. Where all chunks move together
     (``traits.together``), ``flowcache`` is ``vanilla`` with reuse, except with a paper preset or an option of the KV
-    cache: chunks attend to the whole window, computed steps lie denser at the end, and skipped ones are corrected.
+    cache: chunks attend to the whole window, and computed steps lie denser at the end.
     """
     if options.method not in traits.methods:
         raise ValueError(f"method: expected one of {', '.join(traits.methods)}, got {options.method!r}.")
@@ -217,8 +217,7 @@ def make_config(options: MethodOptions, traits: ModelTraits) -> FlowCacheConfig:
     name, joint = options.choose_policy(), options.runs_jointly(traits)
     whole = joint or (traits.whole_window and options.method in ("vanilla", "teacache"))
     as_paper = options.is_paper and name == "chunkwise"
-    ours = "corrected_velocity" if joint else "linear_velocity"
-    default_forecast = traits.paper_forecast if as_paper else ours
+    default_forecast = traits.paper_forecast if as_paper else FlowCacheConfig.forecast
     stored = options.kv_bits is not None or options.kv_offload
     config = FlowCacheConfig(
         policy=make_policy(name, _policy_options(name, options, traits)),

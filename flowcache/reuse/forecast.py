@@ -143,7 +143,7 @@ class _Gap:
 
 
 class CorrectedVelocity(VelocityForecast):
-    """Forecasts along a line over the steps, and corrects the skipped steps at the next evaluation.
+    """Forecasts along a line, and corrects the skipped steps at the next evaluation.
 
     A line between two evaluations is several times closer than one beyond them. So the solver takes the steps since
     the last evaluation once more, with velocities interpolated to the new one, as a predictor-corrector method does
@@ -156,7 +156,7 @@ class CorrectedVelocity(VelocityForecast):
         super().__init__(order=1)
 
     def begin(self, times):
-        super().begin(range(len(times)))
+        super().begin(times)
         self._gaps: dict[int, _Gap] = {}
 
     def forget(self, chunk):
@@ -170,7 +170,7 @@ class CorrectedVelocity(VelocityForecast):
             solver.restore(chunk, gap.history)
             corrected = gap.latents
             for step in range(gap.local_step, local_step):
-                velocity = earlier.lerp(later, (step - first) / (last - first))
+                velocity = earlier.lerp(later, (self.times[step] - first) / (last - first))
                 corrected = solver.step(chunk, step, corrected, velocity)
             latents = latents + (corrected - gap.reached)  # keeps what others changed in between
         self._gaps[chunk] = _Gap(local_step, latents.clone(), solver.history(chunk))

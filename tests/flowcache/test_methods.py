@@ -17,12 +17,12 @@ MODELS = {"skyreels": skyreels, "magi": magi}
 @pytest.mark.parametrize(
     ("preset", "named", "policy", "forecast"),
     [
-        ("quality", {}, Interval(scale=0.3), "linear_velocity"),
-        (None, {}, Interval(scale=0.75), "linear_velocity"),
-        ("fast", {"interval": 4}, Interval(4), "linear_velocity"),
-        ("paper-fast", {"interval": 4}, Interval(4), "linear_velocity"),
-        ("fast", {"threshold": 0.0}, ChunkwiseReuse(0.0, 1, together=True), "linear_velocity"),
-        ("fast", {"policy": "none"}, NoReuse(), "linear_velocity"),
+        ("quality", {}, Interval(scale=0.3), "corrected_velocity"),
+        (None, {}, Interval(scale=0.75), "corrected_velocity"),
+        ("fast", {"interval": 4}, Interval(4), "corrected_velocity"),
+        ("paper-fast", {"interval": 4}, Interval(4), "corrected_velocity"),
+        ("fast", {"threshold": 0.0}, ChunkwiseReuse(0.0, 1, together=True), "corrected_velocity"),
+        ("fast", {"policy": "none"}, NoReuse(), "corrected_velocity"),
         ("fast", {"policy": "fixed_interval", "policy_options": {"interval": "7"}}, Interval(7), None),
         ("paper-slow", {"threshold": 0.3}, ChunkwiseReuse(0.3), None),
         ("fast", {"policy_options": {"scale": 2}, "forecast": "hold_residual"}, Interval(scale=2), None),
