@@ -134,12 +134,12 @@ class DisplacementForecast(Forecast):
 
 @dataclass
 class _Gap:
-    """A chunk at its last evaluation, and where the forecast steps since then have led."""
+    """A chunk at its last evaluation, and how far its steps since then have moved it."""
 
     local_step: int
     latents: Tensor
     history: State | None  # of the solver
-    reached: Tensor | None = None
+    moved: Tensor | float = 0.0
 
 
 class CorrectedVelocity(VelocityForecast):
@@ -172,13 +172,13 @@ class CorrectedVelocity(VelocityForecast):
             for step in range(gap.local_step, local_step):
                 velocity = earlier.lerp(later, (self.times[step] - first) / (last - first))
                 corrected = solver.step(chunk, step, corrected, velocity)
-            latents = latents + (corrected - gap.reached)  # keeps what others changed in between
+            latents = latents + (corrected - gap.latents - gap.moved)  # keeps what a callback changed
         self._gaps[chunk] = _Gap(local_step, latents.clone(), solver.history(chunk))
         return latents
 
     def observe_step(self, chunk, local_step, before, after, reused):
         if chunk in self._gaps:  # not where it was only evaluated while it waited
-            self._gaps[chunk].reached = after
+            self._gaps[chunk].moved = self._gaps[chunk].moved + (after - before)
 
     def state_dict(self):
         return super().state_dict() | {"gaps": {chunk: dict(vars(gap)) for chunk, gap in self._gaps.items()}}

@@ -35,7 +35,7 @@ class Interval(ReusePolicy):
     def begin(self, num_chunk_steps, times, forecast):
         every = self.interval_for(num_chunk_steps)
         even = range(0, num_chunk_steps, every)
-        self._computed = spread_steps(num_chunk_steps, every, self.bend) if self.bend else even
+        self._computed = spread_steps(num_chunk_steps, every, self.bend) if self.bend and every > 1 else even
         self._reuse_end = num_chunk_steps - self.final_steps
 
     def decide(self, step, num_steps, live, indicators):
