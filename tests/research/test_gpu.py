@@ -1,0 +1,105 @@
+"""The checks for a GPU, reduced, on the CPU; and what becomes of checks that fail, crash or hang."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from reference import ROOT
+
+from research.gpu import bench as harness
+from research.gpu.__main__ import make_parser, prepare
+from research.gpu.bench import Bench, Failed, Section, Skipped, run_section
+from research.gpu.report import make_page
+from research.gpu.true_size import Timed
+
+CPU = ("--device", "cpu", "--reduced", "--outdir")
+
+
+def check(*words):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "FLOWCACHE_NO_INSTALL": "1", "VIRTUAL_ENV": sys.prefix}
+    command = ["bash", str(ROOT / "scripts" / "check_gpu.sh"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+
+
+def test_all_sections_pass_on_a_cpu(tmp_path):
+    done = check(*CPU, tmp_path)
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads((tmp_path / "gpu.json").read_text())["outcomes"]
+    assert {each["result"] for each in outcomes} == {"pass"}
+    rows = {(each["section"], each["check"]): each["row"] for each in outcomes}
+    assert {section for section, _ in rows} >= {"small", "kv_offload", "offload", "resume", "layers", "steps"}
+    for (section, name), row in rows.items():
+        if section == "small":
+            assert row["latents, relative error"] == row["other decisions"] == 0, name
+        if section == "layers":
+            assert row["launches a layer"] > 10 and row["floor, ms"] > 0
+        if section == "steps" and not name.endswith("vanilla"):
+            assert row["FLOPs ratio"] > 1.5 and row["speed-up"] > 1 and row["host waits"] <= 1
+    page = (tmp_path / "gpu.md").read_text()
+    assert "reduced" in page and "**fail**" not in page and "| SkyReels-V2, vanilla, fp32 | pass |" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["--device", "cpu"], "--reduced"), ([*CPU, "/proc/no"], "outdir"), (["--minutes", "0"], "minutes")],
+)
+def test_bad_input_is_refused_before_any_check(words, named):
+    with pytest.raises(ValueError, match=named):
+        prepare(make_parser().parse_args(words))
+
+
+def many_ends(bench):
+    def fail(row):
+        row["error"] = 0.5
+        raise Failed("too far")
+
+    def skip(row):
+        raise Skipped("no card")
+
+    yield "good", lambda row: "well done"
+    yield "far", fail
+    yield "raises", lambda row: 1 / 0
+    yield "absent", skip
+    yield "late", lambda row: time.sleep(max(0, bench.left))
+    yield "too late", lambda row: None
+    yield "crash", lambda row: None
+
+
+def crashes(bench):
+    yield "fine", lambda row: None
+    yield "crash", lambda row: os._exit(9)
+
+
+def hangs(bench):
+    yield "endless", lambda row: time.sleep(1000)
+
+
+@pytest.mark.parametrize(
+    ("checks", "seconds", "expected"),
+    [
+        (many_ends, 1, ["pass", "fail", "fail", "skipped", "pass", "skipped", "skipped"]),
+        (crashes, 60, ["pass", "fail"]),
+        (hangs, 0.2, ["fail"]),
+    ],
+)
+def test_no_check_ends_the_others(monkeypatch, checks, seconds, expected):
+    monkeypatch.setattr(harness, "GRACE", 0.2)
+    section = Section("some", "Some checks", "Of all kinds.", checks, 1)
+    outcomes = list(run_section(section, Bench("cpu", True, time.time() + seconds)))
+    assert [each.result for each in outcomes] == expected
+    page = make_page({"device": "a card"}, [section], outcomes)
+    assert page.startswith("# Checks on a card\n") and f"{expected.count('fail')} failed" in page
+    if checks is many_ends:
+        assert "| far | **fail** | 0.5 | too far |" in page and "ZeroDivisionError" in page
+    if checks is crashes:
+        assert "exit code 9" in page and outcomes[1].check == "crash"
+
+
+def test_projection_scales_the_nearest_step_and_counts_reused_ones():
+    timed = Timed(flops=[100.0, 0.0, 100.0, 50.0, 0.0], seconds=[1.0, 0.1, 3.0, 1.5, 0.3])
+    assert timed.full_step == (100.0, 2.0) and timed.idle_seconds == pytest.approx(0.2)
+    # two reused steps; 90 as 100 in proportion; 60 as 50
+    assert timed.project([0.0, 0.0, 90.0, 60.0]) == pytest.approx(0.4 + 0.9 * 2.0 + 1.2 * 1.5)
