@@ -200,10 +200,11 @@ class FlowCachePipeline:
     @contextmanager
     def _stage(self, name: str, component: str | None, trace: Trace) -> Iterator[None]:
         """Measure time and peak memory of a stage, with its component on the device."""
+        device = self._execution_device  # diffusers searches all modules for it
         with trace.timer(name), self._on_device(component):
             yield
-            synchronize(self._execution_device)
-        trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(self._execution_device))
+            synchronize(device)
+        trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(device))
 
     def _denoise(
         self,

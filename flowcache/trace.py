@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,7 +62,8 @@ class Trace:
     """Record of a run; ``save`` writes it as JSON, ``load`` reads it back.
 
     ``seconds`` holds wall time by stage: ``text``, ``encode``, ``denoise``, ``decode``, ``write``, and, as a
-    part of ``denoise``, ``compress``. ``flops`` holds totals by accounting, see ``flops.GainSplit``.
+    part of ``denoise``, ``compress``; ``processor_seconds`` holds processor time of all threads by stage. ``flops``
+    holds totals by accounting, see ``flops.GainSplit``.
     """
 
     method: str = ""
@@ -71,6 +72,7 @@ class Trace:
     windows: list[WindowRecord] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    processor_seconds: dict[str, float] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
 
@@ -105,23 +107,32 @@ class Trace:
 
     def load_state_dict(self, state: State, step_lines: str) -> None:
         """Continue another trace; its times by stage are added to this one's."""
-        for stage, seconds in state["seconds"].items():
-            self.add_seconds(stage, seconds)
-        for name in state.keys() - {"seconds", "windows"}:
+        times = ("seconds", "processor_seconds")
+        for name in times:
+            _add(getattr(self, name), state[name])
+        for name in state.keys() - {*times, "windows"}:
             setattr(self, name, state[name])
         self.windows = as_type(state["windows"], list[WindowRecord])
         self.steps = [as_type(json.loads(line), StepRecord) for line in step_lines.splitlines()]
 
     def add_seconds(self, stage: str, seconds: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        _add(self.seconds, {stage: seconds})
 
     @contextmanager
     def timer(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.add_seconds(stage, time.perf_counter() - start)
+            _add(self.processor_seconds, {stage: time.process_time() - processor})
+
+    @property
+    def denoising_seconds(self) -> float:
+        """Time of denoising, to compare methods by: processor time on a CPU, which other programs hardly change;
+        wall time on other devices, and where processor time was not recorded."""
+        on_cpu = self.environment.get("device") == "cpu"
+        return (on_cpu and self.processor_seconds.get("denoise")) or self.seconds.get("denoise", 0.0)
 
     @property
     def has_distances(self) -> bool:
@@ -158,3 +169,8 @@ class Trace:
             if step.step < 0 or not all(0 <= event.chunk < count for event in step.events):
                 raise ValueError(f"step {step.step} names chunks that its window lacks")
         return trace
+
+
+def _add(totals: dict[str, float], more: Mapping[str, float]) -> None:
+    for stage, seconds in more.items():
+        totals[stage] = totals.get(stage, 0.0) + seconds

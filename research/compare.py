@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from flowcache import Trace
+from flowcache.benchmark.tables import compare_gains
 from flowcache.command_line import writable_folder
 from flowcache.environment import describe_environment
 from flowcache.files import markdown_table, write_atomically, write_json
@@ -35,8 +36,8 @@ class Run:
 
     method: str
     seed: int
-    seconds: float
-    compress_seconds: float
+    seconds: float  # of denoising, ``Trace.denoising_seconds``
+    compress_share: float
     flops: dict[str, float]
     reuse_ratio: float | None
     kv_bytes: int
@@ -103,8 +104,8 @@ def _measure(method: str, seed: int, videos: Mapping[str, tuple[Frames, Trace]],
     return Run(
         method,
         seed,
-        seconds=trace.seconds.get("denoise", 0.0),
-        compress_seconds=trace.seconds.get("compress", 0.0),
+        seconds=trace.denoising_seconds,
+        compress_share=trace.seconds.get("compress", 0.0) / max(trace.seconds.get("denoise", 0.0), 1e-9),
         flops=dict(trace.flops),
         reuse_ratio=trace.reuse_ratio if trace.windows else None,
         kv_bytes=max((window.kv_bytes for window in trace.windows), default=0),
@@ -121,7 +122,7 @@ def speed_table(runs: Sequence[Run], references: Sequence[str], base: Callable[[
     by_run = {(run.method, run.seed): run for run in runs}
     titles = ["method", "denoising s", "speed-up", "TFLOPs", "FLOPs ratio", "speed-up / FLOPs ratio"]
     titles += ["reuse ratio", *(f"PSNR, SSIM to {other}" for other in references)]
-    rows = []
+    rows, found = [], []
     for method in dict.fromkeys(run.method for run in runs):
         own, gains = [run for run in runs if run.method == method], [""] * 3
         pairs = [(by_run[base(method), run.seed], run) for run in own if (base(method), run.seed) in by_run]
@@ -129,6 +130,7 @@ def speed_table(runs: Sequence[Run], references: Sequence[str], base: Callable[[
             speed = median(b.seconds / max(r.seconds, 1e-9) for b, r in pairs)
             saved = median(b.flops["actual"] / r.flops["actual"] for b, r in pairs)
             gains = [f"{gain:.2f}" for gain in (speed, saved, speed / saved)]
+            found.append((method, speed, saved))
         seconds, tflops = median(r.seconds for r in own), mean(r.flops["actual"] for r in own) / 1e12
         cells = [method, f"{seconds:.2f}", gains[0], f"{tflops:.3f}", *gains[1:]]
         cells.append("" if own[0].reuse_ratio is None else f"{mean(r.reuse_ratio for r in own):.2f}")
@@ -137,7 +139,7 @@ def speed_table(runs: Sequence[Run], references: Sequence[str], base: Callable[[
             means = map(mean, zip(*compared, strict=True))
             cells.append("{:.1f} dB, {:.3f}".format(*means) if compared else "")
         rows.append(cells)
-    return markdown_table(titles, rows)
+    return "\n\n".join([markdown_table(titles, rows), *(f"- {note}" for note in compare_gains(found))])
 
 
 def write_results(args: argparse.Namespace, stem: str, table: str, results: Sequence[Any]) -> str:

@@ -112,7 +112,7 @@ def summarise(preset: str, variant: Variant, results: Results) -> Row:
         "kv_bytes": runs[0].kv_bytes,
         "seconds": median(run.seconds for run in runs),
         "time": median(run.seconds / base.seconds for run, base in zip(runs, bases, strict=True)),
-        "compress": median(run.compress_seconds / run.seconds for run in runs),
+        "compress": median(run.compress_share for run in runs),
         "psnr": median(decibels),
         "psnr_least": min(decibels),
         "psnr_most": max(decibels),

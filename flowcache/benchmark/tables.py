@@ -18,7 +18,13 @@ NOTE = (
     "machine. Latency is that of denoising; it, speed-up and FLOPs ratio are medians over the videos, peak "
     "memory is the maximum, the rest are means. LPIPS, SSIM and PSNR compare with the videos of vanilla."
 )
-CPU_NOTE = "Peak memory on a CPU is what the process holds, with the libraries and what earlier videos left."
+CPU_NOTE = (
+    "On a CPU, latency and speed-up are of processor time, summed over threads, and peak memory is what the process "
+    "holds, with the libraries and what earlier videos left."
+)
+
+#: Largest factor between speed-up and FLOPs ratio that goes without a note.
+MAX_GAP = 1.3
 
 NAMES = {"causal": "causal, no reuse", "teacache": "TeaCache", "flowcache": "FlowCache"}
 UNITS = {"PFLOPs": 1.0, "TFLOPs": 1e3, "GFLOPs": 1e6}
@@ -105,6 +111,7 @@ def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
     machines = [record["environment"] for record in records]
     path = Path(base[0].settings.get("model") or "unknown")
     notes = [f"{method}: not run so far" for method in run.absent]
+    notes += compare_gains((row.title, row.measured["speedup"], row.measured["flops_ratio"]) for row in rows)
     if run.unfinished:
         notes.append(f"{run.unfinished} videos that not all methods have made so far are left out")
     return Table(
@@ -123,6 +130,16 @@ def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
     )
 
 
+def compare_gains(gains: Iterable[tuple[str, float | None, float]]) -> list[str]:
+    """A sentence that names methods whose speed-up and FLOPs ratio differ by more than ``MAX_GAP``, if any do.
+
+    ``gains``: method, speed-up, FLOPs ratio.
+    """
+    shares = [(method, speedup / ratio) for method, speedup, ratio in gains if speedup is not None]
+    far = [f"{method} {share:.2f}" for method, share in shares if not 1 / MAX_GAP <= share <= MAX_GAP]
+    return [f"speed-up over FLOPs ratio is far from 1: {', '.join(far)}"] if far else []
+
+
 #: A figure, or why a method has none in a column; None: none is expected.
 Figure = float | str | None
 
@@ -134,7 +151,7 @@ def _read_figures(
     figures: dict[str, Figure] = {
         "pflops": mean(trace.flops["actual"] for trace in traces) / PETA,
         "flops_ratio": median(theirs.flops["actual"] / ours.flops["actual"] for theirs, ours in pairs),
-        "latency_seconds": median(trace.seconds["denoise"] for trace in traces),
+        "latency_seconds": median(trace.denoising_seconds for trace in traces),
         "peak_memory_gib": max(trace.peak_memory_bytes for trace in traces) / 2**30,
         "reuse_ratio": mean(trace.reuse_ratio for trace in traces),
         "speedup": f"no prompt was run by {method.method} and {first.method} on like machines",
@@ -143,7 +160,7 @@ def _read_figures(
     ratios = []
     for name, (theirs, ours) in zip(run.names, pairs, strict=True):
         one, other = (_describe_machine(m.records[name]["environment"]) for m in (first, method))
-        ratios += [theirs.seconds["denoise"] / ours.seconds["denoise"]] if one == other else []
+        ratios += [theirs.denoising_seconds / ours.denoising_seconds] if one == other else []
     if ratios:
         figures["speedup"] = median(ratios)
     if (scores := method.vbench()) is not None:

@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
@@ -15,6 +16,7 @@ from programs import Program, assert_refused
 from reference import ROOT
 from synthetic_run import PROMPTS, SAMPLES, make_run, make_sampling
 
+from flowcache import Trace
 from flowcache.benchmark import __main__ as program
 from flowcache.benchmark import runs
 from flowcache.benchmark.paper_flops import PETA, PaperFlops, PaperRow
@@ -144,7 +146,8 @@ def test_an_interrupted_run_gives_tables_of_what_is_finished(run, caplog):
     assert "begun has no video" in caplog.text
     make_sampling(run / "abacus" / "vanilla", ("vanilla",), [replace(SAMPLES[0], name="a red circle-1")]).run()
     table = table_of(run)
-    assert table.prompts == 2 and len(table.notes) == 1 and "left out" in table.notes[0]
+    assert table.prompts == 2 and len(table.notes) == 2 and "left out" in table.notes[1]
+    assert table.notes[0].endswith("causal, no reuse 0.69, FlowCache paper-fast 0.69")
 
 
 WRONG = '{"mean": [], "totals": {"total": "a"}, "videos": {"a": 3}, "missing": {}}'
@@ -260,3 +263,12 @@ def test_bad_input_or_a_program_that_refuses_ends_it(front, arguments, first, ex
     assert front(*arguments) == expected
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and named in line and front.run.call_count == (first is not None)
+
+
+def test_methods_are_compared_by_processor_time_on_a_cpu():
+    trace = Trace(environment={"device": "cpu"})
+    with trace.timer("denoise"):
+        time.sleep(0.05)
+    assert trace.denoising_seconds == trace.processor_seconds["denoise"] < 0.05 <= trace.seconds["denoise"]
+    trace.environment["device"] = "cuda"
+    assert trace.denoising_seconds == trace.seconds["denoise"]

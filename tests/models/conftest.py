@@ -45,7 +45,7 @@ def skyreels(program):
 def unread(monkeypatch):
     """Fail where weights are read."""
     for model in FOLDERS:
-        monkeypatch.setattr(f"{model}.adapter.load_pipeline", lambda *_: pytest.fail("weights were read"))
+        monkeypatch.setattr(f"{model}.adapter.load_pipeline", lambda *_, **__: pytest.fail("weights were read"))
 
 
 @pytest.fixture(scope="session")

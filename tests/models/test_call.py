@@ -64,6 +64,26 @@ def test_output_types_agree(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("model", CALLS)
+def test_a_step_waits_for_the_device_once_at_most(pipelines, model, monkeypatch):
+    """With the paper's rules, which measure a distance for each chunk; and once more when a chunk is clean."""
+    reads, by_step = [], []
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+        own = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda *a, own=own: (reads.append(1), own(*a))[1])
+
+    def end_step(*_):
+        by_step.append(len(reads))
+        reads.clear()
+
+    config = pipelines[model].flowcache_traits.configure(preset="paper-fast", warmup_steps=1)
+    call = {**CALLS[model], "num_inference_steps": 16, "output_type": "latent", "callback_on_step_end": end_step}
+    trace = pipelines[model]("a circle", **call, cache=config).trace
+    measured = [sum(event.distance is not None for event in step.events) for step in trace.steps]
+    assert max(measured) > 1 and max(by_step[1:]) <= 2
+    assert by_step[1:].count(2) < sum(map(len, (window.chunk_frames for window in trace.windows)))
+
+
+@pytest.mark.parametrize("model", CALLS)
 def test_lists_of_prompts(pipelines, model):
     """Each video is the one that a call of its own makes; its trace names the seed."""
     pipe, call = pipelines[model], CALLS[model]

@@ -182,7 +182,7 @@ CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllo
 
 @pytest.mark.parametrize("error", [CUDA, CPU, MemoryError()], ids=["CUDA", "CPU", "Python"])
 def test_exhausted_memory_is_one_sentence(magi, capsys, monkeypatch, error):
-    def load(*_):
+    def load(*_, **__):
         raise error
 
     monkeypatch.setattr("magi1.adapter.load_pipeline", load)

@@ -50,7 +50,7 @@ def test_a_stream_resumes_from_any_part(pipelines, model, name, cache, changes):
 
 
 def test_killed_ten_times(skyreels, pipelines, tmp_path, monkeypatch):
-    monkeypatch.setattr("skyreels_v2.adapter.load_pipeline", lambda *_: pipelines["skyreels_v2"])
+    monkeypatch.setattr("skyreels_v2.adapter.load_pipeline", lambda *_, **__: pipelines["skyreels_v2"])
     flags = ["--prompt", "a red circle", "--outdir", "out", "--teacache_thresh", 0.05, "--ar_step", 2]
     flags += ["--num_frames", 25, "--base_num_frames", 17, "--overlap_history", 9, "--addnoise_condition", 20]
     folder = tmp_path / "out" / "skyreels_v2"
@@ -72,7 +72,7 @@ def test_killed_ten_times(skyreels, pipelines, tmp_path, monkeypatch):
 @pytest.fixture
 def resume(magi, pipelines, monkeypatch):
     """The program of MAGI-1 with ``--resume`` and weights that are read already."""
-    monkeypatch.setattr("magi1.adapter.load_pipeline", lambda *_: pipelines["magi1"])
+    monkeypatch.setattr("magi1.adapter.load_pipeline", lambda *_, **__: pipelines["magi1"])
     flags = ["--output_path", "a.mp4", "--num_frames", 44, "--compress_kv_cache", "true"]
     return lambda *more: magi(*flags, "--total_cache_chunk_nums", 5, "--kv_bits", 8, "--resume", *more)
 
