@@ -20,7 +20,7 @@ from flowcache.command_line import Parser, check_device, writable_folder
 from flowcache.environment import describe_environment, repository_commit
 from flowcache.running import run_checked
 
-from . import kernels, resume, speed, videos
+from . import kernels, resume, speed, videos, weights
 from .bench import Bench, Outcome, Section, run_section
 from .report import summarise, write_report
 
@@ -74,6 +74,20 @@ SECTIONS = (
         "`--offload` on the small checkpoints: the same latents, and a lower peak.",
         videos.check_offload,
         1,
+    ),
+    Section(
+        "quantised",
+        "Quantised weights",
+        "`--quantize` on the small checkpoints, `fast`, against the weights as they are.",
+        weights.check_quantised,
+        1,
+    ),
+    Section(
+        "compiled",
+        "Compiled blocks",
+        "`--compile` on the small checkpoints, `fast`, against blocks that are not compiled.",
+        weights.check_compiled,
+        2.5,
     ),
     Section("resume", "Killed runs", "A run is killed and continues: the same file.", resume.checks, 2),
     Section(

@@ -45,10 +45,10 @@ def find_small(bench: Bench, name: str, device: str, chunks: int = 0) -> Model:
     return model
 
 
-def make(model: Model, config: FlowCacheConfig) -> Made:
+def make(model: Model, config: FlowCacheConfig, seed: int = 0) -> Made:
     """Latents and frames of a video, on the host, and its trace."""
     trace = Trace()
-    parts = [(part.latents.cpu(), part.frames.cpu()) for part in model.stream(PROMPT, 0, config, trace)]
+    parts = [(part.latents.cpu(), part.frames.cpu()) for part in model.stream(PROMPT, seed, config, trace)]
     latents, frames = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
     return latents, frames, trace
 
@@ -106,7 +106,7 @@ def _compare(reference: Callable[[str], Made], model: Model, method: str, row: R
     latents, frames, trace = _make_method(model, method)
     expected, pictures, other = reference(method)
     pairs = zip(_decisions(trace), _decisions(other), strict=True)
-    found = ((latents - expected).norm() / expected.norm()).item(), _psnr(frames, pictures)
+    found = ((latents - expected).norm() / expected.norm()).item(), measure_psnr(frames, pictures)
     found = *found, sum(ours != theirs for ours, theirs in pairs)
     row |= dict(zip(("latents, relative error", "PSNR, dB", "other decisions"), found, strict=True))
     return found
@@ -136,7 +136,7 @@ def _compare_stores(
     row |= {"MiB on the device": window.kv_bytes / 2**20, "MiB in host memory": window.kv_host_bytes / 2**20}
     row["latents, largest difference"] = (latents - expected).abs().max().item()
     if options != everything:
-        row["PSNR to all tokens and bits, dB"] = _psnr(pictures, plain(tuple(everything.items()))[1])
+        row["PSNR to all tokens and bits, dB"] = measure_psnr(pictures, plain(tuple(everything.items()))[1])
     require(torch.equal(latents, expected), "expected the latents of the store on the device")
     if not bench.on_cuda:
         return "host memory is the device's own"
@@ -164,7 +164,8 @@ def _compare_offload(bench: Bench, name: str, row: Row) -> str | None:
     return None
 
 
-def _psnr(frames: Tensor, reference: Tensor) -> float:
+def measure_psnr(frames: Tensor, reference: Tensor) -> float:
+    """PSNR, dB, of frames ``[3, frames, height, width]`` in [-1, 1]."""
     return psnr(to_uint8(frames), to_uint8(reference))[0]
 
 
