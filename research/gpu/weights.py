@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch._dynamo.utils import counters
 
 from flowcache.environment import Unavailable
