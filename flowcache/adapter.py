@@ -44,7 +44,7 @@ class Adapter(ABC):
     saving: ClassVar[tuple[str, ...]]  # options that need less memory, the least loss first
     staged: frozenset[str] = frozenset()  # components of the pipeline that are on the device for their stages alone
     on_host: frozenset[str] = frozenset()  # components that never are
-    video: Any  # settings of the video, with ``num_frames``, ``seed`` and ``fps``
+    video: Any  # settings of the video, with ``num_frames``, ``seed``, ``noise`` and ``fps``
     size: tuple[int, int]  # height and width in pixels
     num_steps: int  # denoising steps of a chunk
     shape: str  # words for what else determines the speed, for tables

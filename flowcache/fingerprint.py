@@ -47,9 +47,10 @@ def file_digest(path: Path) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """Digest names, sizes and pieces of a model's files; independent of where the folder is."""
+    """Digest names, sizes and pieces of a model's files, or of one file; independent of where the folder is."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.name.endswith(_ENDS) and path.is_file()):
+    files = [folder] if folder.is_file() else folder.rglob("*")
+    for path in sorted(path for path in files if path.name.endswith(_ENDS) and path.is_file()):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)}:{size};".encode())
         with path.open("rb") as file:

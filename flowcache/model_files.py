@@ -1,18 +1,13 @@
-"""Files of a model folder, checked before any weight is read."""
+"""Configurations and tokenizers of a model folder, checked before any weight is read."""
 
 import json
-import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .typed import as_type
 from .user_files import read_json, reading
 
 #: Sanity limits of a configuration's numbers, by a part of the key; the last holds for all others.
@@ -35,69 +30,6 @@ def default_arguments(kind: type) -> dict[str, Any]:
     """Return the default arguments of a class, the ``like`` of its configuration."""
     parameters = signature(kind.__init__).parameters.items()
     return {name: value.default for name, value in parameters if value.default is not Parameter.empty}
-
-
-def find_weight_files(folder: Path, name: str = "diffusion_pytorch_model") -> list[Path]:
-    """Return the files that the index of that name lists, or else the single one; they may be missing."""
-    single = folder / f"{name}.safetensors"
-    index = single.with_name(f"{single.name}.index.json")
-    if not index.is_file():
-        return [single]
-    with reading(index, "an index of weight files"):
-        content = read_json(index, dict[str, Any], "an index of weight files")
-        names = as_type(content.get("weight_map"), dict[str, str], "weight_map").values()
-        return sorted({folder / name for name in names})
-
-
-def can_map(path: Path) -> bool:
-    """Whether ``read_tensors`` maps a file; PyTorch files of the older format have no header."""
-    return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a file of safetensors or ``torch.save``; values of a mapped file are read when they are used."""
-    with reading(path, "weights"):
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map(path))
-        for name, tensor in tensors.items():
-            if not tensor.is_floating_point():
-                raise ValueError(f"{name}: expected floating-point numbers, got {tensor.dtype}")
-        return tensors
-
-
-def list_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def read_weights(
-    files: Sequence[Path],
-    shapes: Mapping[str, tuple[int, ...]],
-    rename: Callable[[str], str] = str,
-    tied: Collection[str] = (),
-) -> dict[str, Tensor]:
-    """Read a model's tensors; ValueError names one that is unknown, missing, misshapen or stored twice.
-
-    ``rename`` translates stored names to the model's. Of ``tied`` tensors, which are equal, one is enough.
-    """
-    found: dict[str, Tensor] = {}
-    places: dict[str, Path] = {}
-    for path in files:
-        for stored, tensor in read_tensors(path).items():
-            key, shape = rename(stored), tuple(tensor.shape)
-            if key not in shapes:
-                raise ValueError(f"{path} holds {stored}, which the model does not have.")
-            if key in found:
-                raise ValueError(f"{path} holds {stored}, which {places[key].name} holds, too.")
-            if shape != shapes[key]:
-                raise ValueError(f"{path} holds {stored} with shape {shape}, not {shapes[key]}.")
-            found[key], places[key] = tensor, path
-    spared = () if found.keys().isdisjoint(tied) else tied
-    if missing := sorted(shapes.keys() - found.keys() - set(spared)):
-        others = f" and {len(missing) - 1} more" if missing[1:] else ""
-        raise ValueError(f"{files[0].parent if files[1:] else files[0]} lacks {missing[0]}{others}.")
-    return found
 
 
 def load_tokenizer(folder: Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:

@@ -1,9 +1,14 @@
-"""Noise of a window: held whole, or drawn block by block."""
+"""Noise of a window: held whole, drawn block by block, or drawn as the original models do."""
+
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .state import State
+
+#: Where start noise is drawn: ``portable`` on the host, the same numbers on every device; ``original`` on the device.
+NoiseOrigin = Literal["portable", "original"]
 
 
 class Noise:
@@ -66,3 +71,46 @@ class BlockNoise(Noise):
         self._start, self._stop = state["start"], state["stop"]
         self._blocks = [block.cpu() for block in state["blocks"]]
         self._generator.set_state(state["generator"].cpu())
+
+
+class DeviceNoise(Noise):
+    """Noise of a whole window in one draw on the device, as the original models draw it; frames are fp32.
+
+    The state is the generator's before the draw, so resuming gives the same noise on the same kind of device only.
+
+    Args:
+        generator: of the device (``make_generator``); nothing else draws from it before the window's end.
+        shape: of the window.
+        device, dtype: of the draw.
+        num_drawn: frames of the draw. Frames beyond the draw are given, those beyond the window are not used.
+    """
+
+    def __init__(
+        self,
+        generator: torch.Generator,
+        shape: tuple[int, int, int, int],
+        num_drawn: int,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.shape, self._generator = torch.Size(shape), generator
+        self._drawn = (shape[0], num_drawn, *shape[2:])
+        self._options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.load_state_dict({"generator": generator.get_state()})
+
+    def frames(self, start: int, stop: int) -> Tensor:
+        return super().frames(start, stop).float()
+
+    def state_dict(self) -> State:
+        return {"generator": self._before}
+
+    def load_state_dict(self, state: State) -> None:
+        self._before = state["generator"].cpu()
+        self._generator.set_state(self._before)
+        self._noise = torch.randn(self._drawn, generator=self._generator, **self._options)
+
+
+def make_generator(origin: NoiseOrigin, seed: int, device: torch.device) -> torch.Generator:
+    """Make a generator on the host, or on the device for ``original``; the meta device has none of its own."""
+    on_device = origin == "original" and device.type != "meta"
+    return torch.Generator(device if on_device else "cpu").manual_seed(seed)

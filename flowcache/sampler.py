@@ -41,12 +41,14 @@ class Sampler:
 
     def identity(self, prompt: str, start: Start) -> dict[str, Any]:
         """All that decides about a video, for its name and ``ResumeFile``; folders go by their weights."""
+        original = self.model.video.noise == "original"
         return {
             **self.model.settings(with_folders=False),
             "method": self.method,
             "reuse": self.config.as_dict(),
             "prompt": prompt,
             "seed": self.model.video.seed,
+            "noise_device": torch.device(self.device).type if original else None,
             "prefix": array_digest(start.prefix),
             "last": array_digest(start.last),
             "before": None if start.before is None else file_digest(start.before),

@@ -5,16 +5,24 @@ What a function here refuses is a ValueError that names the file and the tensor 
 
 import json
 import logging
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from flowcache import model_files
 from flowcache.user_files import reading
+from flowcache.weight_files import (
+    BESIDE_ENCODER,
+    ENDINGS,
+    WeightFiles,
+    find_weight_files,
+    has_header,
+    log_files,
+    read_weights,
+)
 
 from .config import FRAMES, PIXELS, EngineSection, MagiConfig, ModelSection
 from .conversion import dequantise, official_key, official_shapes, quantised_state
@@ -38,7 +46,7 @@ T5_FOLDER = "t5-v1_1-xxl"
 _T5_XXL = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
 
 #: Of each of these, one file is needed; without a vocabulary, transformers would make a tokenizer that knows no word.
-_NEEDED = (("config.json",), ("spiece.model", "tokenizer.json"), ("*.safetensors", "*.bin"))
+_NEEDED = (("config.json",), ("spiece.model", "tokenizer.json"))
 
 
 def new_transformer(section: ModelSection, fp8: bool = False) -> MagiTransformer3DModel:
@@ -54,14 +62,17 @@ def weight_folder_name(engine: EngineSection) -> str:
 
 
 def weight_folder(load: str | Path, engine: EngineSection) -> Path:
+    """The folder with the weights of a configuration, or the file that ``load`` names."""
     name = weight_folder_name(engine)
+    if str(load).endswith(ENDINGS) and (file := Path(load).expanduser()).is_file():
+        return file
     folder = Path(load).expanduser() / name
     if not folder.is_dir():
         kind = "distill_quant" if engine.fp8_quant else "distill" if engine.distill else "base"
         official = f"{_FOLDER}/{folder.parent.name if folder.parent.name in _OFFICIAL else f'4.5B_{kind}'}"
         wanted = " ".join(f'--include "{inside}/*"' for inside in (f"{official}/{name}", *BESIDE.values()))
         raise ValueError(
-            f"load: expected a folder with weights in {name}, got {load}; set load to "
+            f"load: expected a weight file, or a folder with weights in {name}, got {load}; set load to "
             f"{REPOSITORY}/{official}, which is downloaded at the first run or before by "
             f"`hf download {REPOSITORY} {wanted}`."
         )
@@ -70,7 +81,8 @@ def weight_folder(load: str | Path, engine: EngineSection) -> Path:
 
 def check_transformer(load: str | Path, config: MagiConfig) -> None:
     """Refuse weights that do not fit a configuration; reads only the headers of their files."""
-    _read_transformer(load, config, new_transformer(config.model_config))
+    if all(map(has_header, _find_transformer(load, config))):
+        _read_transformer(load, config, new_transformer(config.model_config))
 
 
 def load_transformer(
@@ -91,6 +103,7 @@ def load_transformer(
             "capability 8.9 on do): they need more memory, and are no faster than plain ones.",
             str(dtype).removeprefix("torch."),
         )
+    log_files("transformer", _find_transformer(load, config))
     tensors = _read_transformer(load, config, plain)
     state = {}
     for name in plain.state_dict():
@@ -107,17 +120,21 @@ def load_transformer(
     return model.eval().requires_grad_(False)
 
 
+def _find_transformer(load: str | Path, config: MagiConfig) -> list[Path]:
+    return _find_files("load", weight_folder(load, config.engine_config), "model.safetensors")
+
+
 def _read_transformer(load: str | Path, config: MagiConfig, plain: MagiTransformer3DModel) -> dict[str, Tensor]:
-    shapes = official_shapes(plain, config.engine_config.fp8_quant)
-    return model_files.read_weights(_find_files(weight_folder(load, config.engine_config), "model"), shapes)
+    return read_weights(_find_transformer(load, config), official_shapes(plain, config.engine_config.fp8_quant))
 
 
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLMagi:
-    """Load the official VAE, ``config.json`` and safetensors beside it."""
-    vae = new_vae(folder)
-    weights = model_files.read_weights(_find_files(folder), model_files.list_shapes(vae))
-    vae.load_state_dict(weights, strict=True, assign=True)
-    return nn.Module.to(vae, dtype).eval().requires_grad_(False)
+    """Load the official VAE, ``config.json`` and weights beside it."""
+    return _find_vae(folder, new_vae(folder)).load(lambda _: dtype).requires_grad_(False)
+
+
+def _find_vae(folder: Path, vae: AutoencoderKLMagi) -> WeightFiles:
+    return WeightFiles("vae", vae, _find_files("vae_pretrained", folder, "diffusion_pytorch_model.safetensors"))
 
 
 def check_vae(folder: Path, config: MagiConfig) -> None:
@@ -128,7 +145,7 @@ def check_vae(folder: Path, config: MagiConfig) -> None:
     for name, value in wanted.items():
         if vae.config[name] != value:
             raise ValueError(f"vae_pretrained: expected {name} {value}, got {vae.config[name]} in {folder}.")
-    model_files.read_weights(_find_files(folder), model_files.list_shapes(vae))
+    _find_vae(folder, vae).check()
 
 
 def new_text_encoder(t5_pretrained: Path | None) -> T5EncoderModel:
@@ -148,27 +165,24 @@ def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
     model_files.read_config(folder / "config.json", {"model_type": ""})
     with reading(folder / "config.json", "a configuration"):
         encoder = new_text_encoder(t5_pretrained)
-    sizes, known = encoder.config, encoder.state_dict()
+    sizes = encoder.config
     if sizes.d_model != width:
         raise ValueError(
             f"t5_pretrained: expected d_model {width}, as caption_channels, got {sizes.d_model} in {folder}."
         )
     model_files.load_tokenizer(folder, sizes.vocab_size)
-    for path in filter(model_files.can_map, [*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        _check_layers(path, model_files.read_tensors(path).keys() - known.keys())
+    _find_text_encoder(folder, encoder).check()
 
 
 def load_text_encoder(t5_pretrained: Path) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
     folder = t5_pretrained / T5_FOLDER
-    tokenizer = model_files.load_tokenizer(folder)
-    with reading(folder, "a text encoder"):
-        encoder, report = T5EncoderModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    _check_layers(folder, report["unexpected_keys"])
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"t5_pretrained: {folder} lacks {missing[0]} ({len(missing)} missing in all).")
-    return tokenizer, encoder.eval()
+    encoder = _find_text_encoder(folder, new_text_encoder(t5_pretrained))
+    return model_files.load_tokenizer(folder), encoder.load(lambda _: torch.float32)
+
+
+def _find_text_encoder(folder: Path, encoder: T5EncoderModel) -> WeightFiles:
+    files = _find_files("t5_pretrained", folder, "model.safetensors")
+    return WeightFiles("text_encoder", encoder, files, unused=BESIDE_ENCODER)
 
 
 #: Keys of the configuration that name folders of weights, and the checks of their files.
@@ -195,17 +209,11 @@ def new_vae(folder: Path | None) -> AutoencoderKLMagi:
         return AutoencoderKLMagi(**{key: value for key, value in described.items() if key in known})
 
 
-def _find_files(folder: Path, name: str = "diffusion_pytorch_model") -> list[Path]:
-    files = model_files.find_weight_files(folder, name)
+def _find_files(key: str, place: Path, default: str) -> list[Path]:
+    files = find_weight_files(place, default)
     for path in files:
         if not path.is_file():
             packed = path.with_name(f"{path.name}.zst")
             hint = f"; unpack it first: zstd -d {packed}" if packed.is_file() else "."
-            raise ValueError(f"{folder} lacks {path.name}{hint}")
+            raise ValueError(f"{key}: {place} lacks {path.name}{hint}")
     return files
-
-
-def _check_layers(path: Path, unknown: Collection[str]) -> None:
-    """Refuse tensors of layers that ``config.json`` leaves out; a decoder's are not needed."""
-    if layers := sorted(name for name in unknown if name.startswith("encoder.block.")):
-        raise ValueError(f"t5_pretrained: {path} holds {layers[0]}, for which config.json has no layer.")

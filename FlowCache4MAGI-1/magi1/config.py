@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from flowcache.noise import NoiseOrigin
 from flowcache.options import MAX_BYTES
 from flowcache.registry import check_options, check_pixels, option, plain_rate
 from flowcache.typed import as_type, check_keys, field_types
@@ -110,13 +111,16 @@ class RuntimeSection(Section):
         clean_chunk_kvrange: context of a clean chunk in chunks; -1 for the last of noise2clean_kvrange.
         clean_t: time at which clean chunks run.
         seed: of the noise; -1 draws one.
+        noise: where it is drawn: portable (on the host, the same on every device) or original (on the device, at
+            once, as the original draws it).
         num_frames: frames of the video.
         video_size_h, video_size_w: height and width of the video in pixels.
         num_steps: steps of a chunk.
         window_size: chunks that are live at once.
         fps: frames per second.
         chunk_width: latent frames of a chunk.
-        t5_pretrained, vae_pretrained, load: folder of text encoder, VAE or transformer, here or on the Hub.
+        t5_pretrained, vae_pretrained: folder of text encoder or VAE, here or on the Hub.
+        load: folder of the transformer, here or on the Hub, or a local weight file.
         t5_device: device of the text encoder; cuda is the device of the run.
         scale_factor: factor of the VAE's latents.
         temporal_downsample_factor: frames of a latent.
@@ -130,6 +134,7 @@ class RuntimeSection(Section):
     clean_chunk_kvrange: int = option(-1, -1, 10**6)
     clean_t: float = option(1.0, 1e-6, 1)
     seed: int = option(1234, 0, 2**63 - 1)
+    noise: NoiseOrigin = "portable"
     num_frames: int = option(96, 1, 10**6)
     video_size_h: int = option(720, 0, 2**14)
     video_size_w: int = option(720, 0, 2**14)

@@ -32,7 +32,7 @@ SMALL = shipped("assets/magi1_small")
 _HUB_FOLDER = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([^/].*?)/*")
 
 #: Keys of a user's configuration that hold for the small checkpoint, too.
-_KEPT = ("num_steps", "window_size", "seed", "noise2clean_kvrange", "clean_chunk_kvrange")
+_KEPT = ("num_steps", "window_size", "seed", "noise", "noise2clean_kvrange", "clean_chunk_kvrange")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from flowcache.files import shipped
 from flowcache.finite import check_finite
 from flowcache.loading import LoadOptions
 from flowcache.methods import check_config
-from flowcache.noise import BlockNoise
+from flowcache.noise import BlockNoise, DeviceNoise, make_generator
 from flowcache.pipeline import STAGED, FlowCachePipeline, StepCallback, convert_given
 from flowcache.state import State, VideoPart
 from flowcache.typed import check_keys
@@ -295,10 +295,16 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         frames = -(-runtime.num_frames // vae.patch_length)
         # At least one frame follows an image.
         frames = max(frames, num_given + 1) if shows_prefix else frames + num_given
-        frames = -(-frames // runtime.chunk_width) * runtime.chunk_width
+        # The original rounds down, and counts an image beside the frames.
+        original = runtime.num_frames // vae.patch_length + num_given
+        frames, original = (-(-n // runtime.chunk_width) * runtime.chunk_width for n in (frames, original))
         size = (runtime.video_size_h // vae.patch_size, runtime.video_size_w // vae.patch_size)
-        generator = torch.Generator().manual_seed(runtime.seed)
-        noise = BlockNoise(generator, (vae.z_chans, frames, *size), NOISE_FRAMES, self._execution_device)
+        shape, device = (vae.z_chans, frames, *size), self._execution_device
+        generator = make_generator(runtime.noise, runtime.seed, device)
+        if runtime.noise == "original":
+            noise = DeviceNoise(generator, shape, max(frames, original), device)
+        else:
+            noise = BlockNoise(generator, shape, NOISE_FRAMES, device)
         return cut_window(noise, runtime.chunk_width, given)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,9 @@ class SkyReelsOptions:
     """Options of SkyReels-V2 beside the settings of the video."""
 
     weights: str = described("auto (the official 1.3B on CUDA, otherwise small), small, a folder, or a Hub id", "auto")
+    transformer: Path | None = described("weights in place of the model's transformer: a file or a folder")
+    vae: Path | None = described("the same for the VAE")
+    text_encoder: Path | None = described("the same for the text encoder")
     resolution: str = described("size of the frames", "auto")
     negative_prompt: str | None = described("what to avoid")
     use_kvrange: bool = described("clean blocks limited to the newest, --kvrange of them", False)
@@ -72,7 +76,9 @@ class SkyReelsV2(Adapter):
     shape = property(lambda self: f"ar_step {self.video.ar_step}, blocks of {self.video.causal_block_size}")
     profile_word = property(lambda self: f"shift{self.video.shift:g}")
     location = property(lambda self: self.source.location)
-    folders = property(lambda self: {} if self.source.path is None else {"model": self.source.path})
+    folders = property(
+        lambda self: {**({} if self.source.path is None else {"model": self.source.path}), **self.source.parts}
+    )
     default_prompt = property(lambda self: self.source.defaults["prompt"])
     is_small = property(lambda self: self.source.family == "small")
     staged = property(lambda self: frozenset(STAGES.values()) if self.loading.offload else frozenset())
@@ -114,7 +120,9 @@ class SkyReelsV2(Adapter):
 
     @classmethod
     def resolve(cls, given, device, info, seconds):
-        source = resolve_model(given.get("weights", "auto"), device)
+        source = resolve_model(
+            given.get("weights", "auto"), device, given.pick(("transformer", "vae", "text_encoder"))
+        )
         height, width = source.defaults["height"], source.defaults["width"]
         height, width = RESOLUTIONS.get(given.get("resolution"), (height, width))
         if info is not None and (info.height > info.width) != (height > width) and height != width:
@@ -150,9 +158,10 @@ class SkyReelsV2(Adapter):
         del video["seed"]
         if not with_folders and negative is None:
             negative = self.source.defaults["negative_prompt"]
-        named = with_folders or not self.folders
         own = {"video": video, "negative_prompt": negative, **self.loading.settings()}
-        return own | ({"model": self.location} if named else {})
+        if with_folders and self.source.parts:
+            own["parts"] = {name: str(path) for name, path in self.source.parts.items()}
+        return own | ({"model": self.location} if with_folders or self.source.path is None else {})
 
     def configure(self, options):
         fitted = self.source.defaults.get("reuse_coefficients")

@@ -1,7 +1,9 @@
 """Finding and loading SkyReels-V2 models: official ones, local folders, and the small checkpoint."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,19 @@ from flowcache.hub import fetch_snapshot
 from flowcache.loading import LoadOptions
 from flowcache.registry import described
 from flowcache.user_files import reading
+from flowcache.weight_files import ENDINGS
 
 from .methods import method_config
-from .model_folder import FAMILIES, PATTERNS, SMALL, check_folder, find_family, load_folder, new_components
+from .model_folder import (
+    FAMILIES,
+    SMALL,
+    check_folder,
+    check_given,
+    find_family,
+    list_patterns,
+    load_folder,
+    new_components,
+)
 from .pipeline import FlowCacheSkyReelsV2Pipeline
 from .settings import DEFAULTS_FILE, VideoSettings, default_settings, make_settings
 
@@ -41,6 +53,7 @@ class ModelSource:
     family: str | None  # ``1.3B``, ``14B`` or ``small``, which selects the fitted polynomials; None if unknown
     reason: str  # one sentence that says which model and why
     is_substitute: bool = False  # whether the small checkpoint replaces the official weights for want of CUDA
+    parts: Mapping[str, Path] = field(default_factory=dict)  # files or folders that replace the model's weights
 
     @property
     def location(self) -> str:
@@ -62,39 +75,44 @@ class ModelSource:
         return method_config(method, preset, **{**fitted, **changes})
 
 
-def resolve_model(model_id: str = "auto", device: torch.device | str | None = None) -> ModelSource:
+def resolve_model(
+    model_id: str = "auto",
+    device: torch.device | str | None = None,
+    parts: Mapping[str, str | Path] | None = None,
+) -> ModelSource:
     """Decide which model to load; reads no weights and opens no connection.
 
     Args:
         model_id: ``auto`` (the official 1.3B on CUDA, else the small one), ``small``, a folder in diffusers'
             or the original layout, or the Hub id of an official diffusion-forcing model in either layout.
         device: where to run, which only ``auto`` reads; None: CUDA if available.
+        parts: files or folders of weights, by ``transformer``, ``vae`` or ``text_encoder``, in place of the model's;
+            names of their tensors are those of either layout.
     """
-    is_auto = model_id == "auto"
+    is_auto, parts = model_id == "auto", {name: Path(path).expanduser() for name, path in (parts or {}).items()}
     if model_id == "small" or (is_auto and choose_device(device).type != "cuda"):
-        if not SMALL.is_dir():
-            remedy = "get the whole repository, or give a folder or a Hub id"
-            raise ValueError(f"model_id {model_id}: there is no folder {SMALL} with the small checkpoint; {remedy}.")
-        reason = f"no CUDA device: using it in place of {OFFICIAL_DEFAULT}" if is_auto else "asked for"
-        reason = f"the small checkpoint shipped in assets/, which knows only moving shapes ({reason})"
-        layout, _ = check_folder(SMALL)
-        return ModelSource(model_id, SMALL, layout, "small", reason, is_auto)
+        return _resolve_small(model_id, parts)
     if not is_auto and (folder := _find_folder(model_id)):
-        layout, transformer = check_folder(folder)
+        layout, transformer = check_folder(folder, parts)
         family = "small" if SMALL.is_dir() and folder.samefile(SMALL) else find_family(transformer)
-        source = ModelSource(model_id, folder, layout, family, f"{folder}, a folder in the {layout} layout")
+        reason = f"{folder}, a folder in the {layout} layout"
+        source = ModelSource(model_id, folder, layout, family, reason, parts=parts)
         with reading(folder / DEFAULTS_FILE, "settings"):
             source.video_settings()
         return source
     repository = OFFICIAL_DEFAULT if is_auto else model_id
     name = repository.removesuffix("-Diffusers")
     if name not in OFFICIAL:
+        if model_id.endswith(ENDINGS):
+            remedy = "set transformer to it, and model_id to its model, for text encoder and VAE"
+            raise ValueError(f"model_id: expected a folder or a Hub id, got the file {model_id}; {remedy}.")
         known = f"auto, small, an existing folder, or one of {', '.join(OFFICIAL)} (each also with -Diffusers)"
         raise ValueError(f"model_id: expected {known}, got {model_id!r}.")
     layout = "original" if name == repository else "diffusers"
     family = next(family for family in FAMILIES.values() if f"-{family}-" in name)
+    check_given(parts, family)
     reason = f"{repository}, official" + (" (auto on a CUDA device)" if is_auto else "")
-    return ModelSource(model_id, None, layout, family, reason)
+    return ModelSource(model_id, None, layout, family, reason, parts=parts)
 
 
 def load_components(
@@ -102,8 +120,9 @@ def load_components(
 ) -> dict[str, Any]:
     """Read the components of a pipeline, as ``load_folder`` does; downloads them first for a Hub id."""
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
-    folder = source.path or fetch_snapshot("model_id", source.location, PATTERNS[source.layout], check_folder)
-    return load_folder(folder, dtype, vae_dtype)
+    patterns, check = list_patterns(source.layout, source.parts), partial(check_folder, given=source.parts)
+    folder = source.path or fetch_snapshot("model_id", source.location, patterns, check)
+    return load_folder(folder, dtype, vae_dtype, source.parts)
 
 
 def load_pipeline(
@@ -139,6 +158,20 @@ def new_pipeline(
     if loading.vae_tiling:
         pipeline.vae.enable_tiling()
     return pipeline
+
+
+def _resolve_small(model_id: str, parts: Mapping[str, Path]) -> ModelSource:
+    is_auto = model_id == "auto"
+    if is_auto and parts:
+        used = "the small checkpoint, which is used without a CUDA device, has its own"
+        raise ValueError(f"{min(parts)}: {used}; set model_id to its model.")
+    if not SMALL.is_dir():
+        remedy = "get the whole repository, or give a folder or a Hub id"
+        raise ValueError(f"model_id {model_id}: there is no folder {SMALL} with the small checkpoint; {remedy}.")
+    reason = f"no CUDA device: using it in place of {OFFICIAL_DEFAULT}" if is_auto else "asked for"
+    reason = f"the small checkpoint shipped in assets/, which knows only moving shapes ({reason})"
+    layout, _ = check_folder(SMALL, parts)
+    return ModelSource(model_id, SMALL, layout, "small", reason, is_auto, parts)
 
 
 def _choose_type(device: torch.device) -> torch.dtype:

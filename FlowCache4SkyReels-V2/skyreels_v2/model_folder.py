@@ -1,19 +1,20 @@
 """Model folders of SkyReels-V2, in diffusers' and in the original layout: checked first, then loaded."""
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
-from torch import Tensor, nn
+from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from flowcache import model_files
 from flowcache.files import shipped
 from flowcache.user_files import reading
+from flowcache.weight_files import BESIDE_ENCODER, WeightFiles, find_weight_files
 
 from . import conversion
 from .conversion import TEXT_ENCODER_FILE, VAE_FILE
@@ -26,32 +27,29 @@ SMALL = shipped("assets/skyreels_v2_small")
 FAMILIES = {(1536, 30): "1.3B", (5120, 40): "14B"}
 
 _TOKENIZERS = {"diffusers": "tokenizer", "original": "google/umt5-xxl"}
-# Class and name of the weight file of each part of diffusers' layout.
+# Class and usual weight file of each part of diffusers' layout.
 _PARTS: dict[str, tuple[type[nn.Module], str]] = {
-    "transformer": (SkyReelsV2Transformer3DModel, "diffusion_pytorch_model"),
-    "vae": (AutoencoderKLWan, "diffusion_pytorch_model"),
-    "text_encoder": (UMT5EncoderModel, "model"),
+    "transformer": (SkyReelsV2Transformer3DModel, "diffusion_pytorch_model.safetensors"),
+    "vae": (AutoencoderKLWan, "diffusion_pytorch_model.safetensors"),
+    "text_encoder": (UMT5EncoderModel, "model.safetensors"),
+}
+# The same of the original layout, whose weights are in one folder; and what to download.
+_ORIGINAL_FILES = {"transformer": "model.safetensors", "vae": VAE_FILE, "text_encoder": TEXT_ENCODER_FILE}
+_ORIGINAL_PATTERNS = {**_ORIGINAL_FILES, "transformer": "*.safetensors"}
+_RENAMES = {
+    "transformer": conversion.transformer_key,
+    "vae": conversion.vae_key,
+    "text_encoder": conversion.text_encoder_key,
 }
 
-#: Files to download, by layout.
-PATTERNS = {
-    "diffusers": ["model_index.json", DEFAULTS_FILE, "scheduler/*.json", "tokenizer/*"]
-    + [f"{part}/*.{suffix}" for part in _PARTS for suffix in ("json", "safetensors")],
-    "original": ["config.json", DEFAULTS_FILE, "*.safetensors", VAE_FILE, TEXT_ENCODER_FILE, "google/*/*"],
-}
 
-
-@dataclass(frozen=True)
-class _Part:
-    """A model on the meta device and its files; ``rename`` translates stored names to the model's."""
-
-    model: nn.Module
-    files: list[Path]
-    rename: Callable[[str], str] = str
-
-    def read(self) -> dict[str, Tensor]:
-        shapes = model_files.list_shapes(self.model)
-        return model_files.read_weights(self.files, shapes, self.rename, _tied_names(self.model))
+def list_patterns(layout: str, given: Mapping[str, Path]) -> list[str]:
+    """List the files to download, without weights of parts that are ``given``."""
+    parts = [part for part in _PARTS if part not in given]
+    if layout == "original":
+        return ["config.json", DEFAULTS_FILE, "google/*/*", *(_ORIGINAL_PATTERNS[part] for part in parts)]
+    configs = ["model_index.json", DEFAULTS_FILE, "scheduler/*.json", "tokenizer/*"]
+    return configs + [f"{part}/*.json" for part in _PARTS] + [f"{part}/*.safetensors" for part in parts]
 
 
 def find_family(transformer: Any) -> str | None:
@@ -68,48 +66,51 @@ def find_layout(folder: Path) -> str:
     raise ValueError(f"model_id names {folder}, which holds neither model_index.json nor config.json.")
 
 
-def check_folder(folder: Path) -> tuple[str, Any]:
+def check_folder(folder: Path, given: Mapping[str, Path] | None = None) -> tuple[str, Any]:
     """Refuse a folder that lacks a file or holds a damaged one; reads no weights.
 
     PyTorch files of the older format have no header; their tensors are checked when they are loaded.
+    ``given``: files or folders, by part, that replace its weights in the folder.
     Returns the layout and the transformer's configuration. ValueError names the file, and the key or the tensor.
     """
-    layout = find_layout(folder)
-    if missing := [name for name in _list_files(folder, layout) if not (folder / name).is_file()]:
-        raise ValueError(f"The model folder {folder} lacks {', '.join(missing)}.")
+    layout, given = find_layout(folder), given or {}
+    if missing := [path for path in _list_files(folder, layout, given) if not path.is_file()]:
+        raise ValueError(f"The model folder {folder} lacks {', '.join(str(p.relative_to(folder)) for p in missing)}.")
     read_defaults(folder)
     if layout == "diffusers":
         _check_kind(folder)
-    parts = _find_parts(folder, layout)
-    for part in parts.values():
-        if all(map(model_files.can_map, part.files)):
-            part.read()
+    models = _read_models(folder, layout)
+    _check_parts(_find_parts(folder, layout, models, given), given)
     _load_scheduler(folder, layout)
-    configs = {name: part.model.config for name, part in parts.items()}
+    configs = {name: model.config for name, model in models.items()}
     model_files.load_tokenizer(folder / _TOKENIZERS[layout], configs["text_encoder"].vocab_size)
     _check_fit(configs, folder)
     return layout, configs["transformer"]
 
 
-def load_folder(folder: Path, dtype: torch.dtype, vae_dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def check_given(given: Mapping[str, Path], family: str) -> None:
+    """Refuse given weights that do not fit an official model, before the rest of it is downloaded."""
+    models = _new_models(conversion.OFFICIAL_CONFIGS[family])
+    _check_parts(_find_parts(Path(), "original", {name: models[name] for name in given}, given), given)
+
+
+def load_folder(
+    folder: Path,
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype = torch.float32,
+    given: Mapping[str, Path] | None = None,
+) -> dict[str, Any]:
     """Read the components of a pipeline, in evaluation mode, from a folder that ``check_folder`` accepts.
 
     Transformer and text encoder get ``dtype``, except for what diffusers keeps in fp32 (time embedding, modulation,
     norms). ValueError names a file or tensor that is damaged or does not fit.
     """
-    layout, models = find_layout(folder), {}
-    for name, part in _find_parts(folder, layout).items():
-        weights = part.read()
-        weights = {key: tensor.to(_type_of(name, key, dtype, vae_dtype)) for key, tensor in weights.items()}
-        tied = _tied_names(part.model)
-        for key in tied - weights.keys():
-            weights[key] = next(weights[other] for other in tied if other in weights)
-        part.model.load_state_dict(weights, assign=True)
-        models[name] = part.model.eval()
+    layout = find_layout(folder)
+    parts = _find_parts(folder, layout, _read_models(folder, layout), given or {})
+    models = {part.name: part.load(partial(_type_of, part.name, dtype, vae_dtype)) for part in parts}
     # The rotary tables are part of no checkpoint, so they are still on the meta device.
     rope = models["transformer"].rope
     models["transformer"].rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
-    models["text_encoder"].tie_weights()
     tokenizer = model_files.load_tokenizer(folder / _TOKENIZERS[layout])
     return {**models, "tokenizer": tokenizer, "scheduler": _load_scheduler(folder, layout)}
 
@@ -124,16 +125,16 @@ def new_components(
     if folder is None:
         models = _new_models(conversion.OFFICIAL_CONFIGS[family])
     else:
-        models = {name: part.model for name, part in _find_parts(folder, layout).items()}
+        models = _read_models(folder, layout)
     for name, model in models.items():
-        weights = {key: tensor.to(_type_of(name, key, dtype, vae_dtype)) for key, tensor in model.state_dict().items()}
+        weights = {key: tensor.to(_type_of(name, dtype, vae_dtype, key)) for key, tensor in model.state_dict().items()}
         model.load_state_dict(weights, assign=True)
     models["text_encoder"].tie_weights()
     tokenizer = folder and model_files.load_tokenizer(folder / _TOKENIZERS[layout])
     return {**models, "tokenizer": tokenizer, "scheduler": UniPCMultistepScheduler()}
 
 
-def _type_of(part: str, key: str, dtype: torch.dtype, vae_dtype: torch.dtype) -> torch.dtype:
+def _type_of(part: str, dtype: torch.dtype, vae_dtype: torch.dtype, key: str) -> torch.dtype:
     """Type of a tensor of a part."""
     if part == "vae":
         return vae_dtype
@@ -142,19 +143,52 @@ def _type_of(part: str, key: str, dtype: torch.dtype, vae_dtype: torch.dtype) ->
     return torch.float32 if is_fp32 else dtype
 
 
-def _find_parts(folder: Path, layout: str) -> dict[str, _Part]:
+def _find_parts(
+    folder: Path, layout: str, models: Mapping[str, nn.Module], given: Mapping[str, Path]
+) -> list[WeightFiles]:
+    unused = {"text_encoder": BESIDE_ENCODER}
+    return [
+        WeightFiles(name, model, _find_files(folder, layout, name, given), _RENAMES[name], unused.get(name, ""))
+        for name, model in models.items()
+    ]
+
+
+def _find_files(folder: Path, layout: str, part: str, given: Mapping[str, Path]) -> list[Path]:
+    """Find the weight files of a part; those of the folder may be missing, given ones are refused then."""
+    if part in given:
+        with _naming(part):
+            files = find_weight_files(given[part], _PARTS[part][1])
+        if missing := next((path for path in files if not path.is_file()), None):
+            raise ValueError(f"{part}: expected a file or a folder with {missing.name}, got {given[part]}.")
+        return files
     if layout == "diffusers":
-        return {part: _Part(_new_model(folder, part), _find_files(folder, part)) for part in _PARTS}
+        return find_weight_files(folder / part, _PARTS[part][1])
+    return find_weight_files(folder, _ORIGINAL_FILES[part], beside=(VAE_FILE, TEXT_ENCODER_FILE))
+
+
+def _check_parts(parts: Iterable[WeightFiles], given: Collection[str]) -> None:
+    for part in parts:
+        with _naming(part.name) if part.name in given else nullcontext():
+            part.check()
+
+
+@contextmanager
+def _naming(part: str) -> Iterator[None]:
+    """Put the option that names a part's weights before errors."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{part}: {error}") from error
+
+
+def _read_models(folder: Path, layout: str) -> dict[str, nn.Module]:
+    """Make the parts that the configurations of a folder describe, on the meta device."""
+    if layout == "diffusers":
+        return {part: _new_model(folder, part) for part in _PARTS}
     path = folder / "config.json"
     content = model_files.read_config(path, conversion.ORIGINAL_CONFIG)
     with reading(path, "a configuration"):
-        models = _new_models(content)
-    stored = {
-        "transformer": (sorted(folder.glob("*.safetensors")), conversion.transformer_key),
-        "vae": ([folder / VAE_FILE], conversion.vae_key),
-        "text_encoder": ([folder / TEXT_ENCODER_FILE], conversion.text_encoder_key),
-    }
-    return {name: _Part(model, *stored[name]) for name, model in models.items()}
+        return _new_models(content)
 
 
 def _new_models(config: dict[str, Any]) -> dict[str, nn.Module]:
@@ -180,22 +214,13 @@ def _new_model(folder: Path, part: str) -> nn.Module:
         return kind(kind.config_class.from_pretrained(path.parent, local_files_only=True))
 
 
-def _find_files(folder: Path, part: str) -> list[Path]:
-    return model_files.find_weight_files(folder / part, _PARTS[part][1])
-
-
-def _list_files(folder: Path, layout: str) -> list[str]:
-    """List the files that a folder must hold, relative to it."""
+def _list_files(folder: Path, layout: str, given: Mapping[str, Path]) -> list[Path]:
+    """List the files that a folder must hold."""
     names = [f"{_TOKENIZERS[layout]}/tokenizer_config.json"]
     if layout == "diffusers":
         names += ["scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _PARTS)]
-        return names + [str(path.relative_to(folder)) for part in _PARTS for path in _find_files(folder, part)]
-    names += [VAE_FILE, TEXT_ENCODER_FILE]
-    shards = sorted(path.name for path in folder.glob("*.safetensors")) or ["*.safetensors"]
-    if shard := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", shards[0]):
-        count = int(shard[2])
-        shards = [f"{shard[1]}-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
-    return names + shards
+    weights = [_find_files(folder, layout, part, given) for part in _PARTS if part not in given]
+    return [folder / name for name in names] + [path for files in weights for path in files]
 
 
 def _check_kind(folder: Path) -> None:
@@ -217,12 +242,6 @@ def _load_scheduler(folder: Path, layout: str) -> UniPCMultistepScheduler:
     model_files.read_config(path, model_files.default_arguments(UniPCMultistepScheduler))
     with reading(path, "a configuration"):
         return UniPCMultistepScheduler.from_pretrained(path.parent)
-
-
-def _tied_names(model: nn.Module) -> set[str]:
-    """Names of tensors of which one is enough. Older versions of transformers list only some of them."""
-    tied = getattr(model, "_tied_weights_keys", None) or {}
-    return {*tied, *(tied.values() if isinstance(tied, dict) else ())}
 
 
 def _check_fit(configs: dict[str, Any], folder: Path) -> None:

@@ -18,7 +18,7 @@ from flowcache.arguments import GivenFrames, check_type
 from flowcache.environment import describe_environment
 from flowcache.finite import check_finite
 from flowcache.methods import ModelTraits
-from flowcache.noise import BlockNoise
+from flowcache.noise import BlockNoise, DeviceNoise, make_generator
 from flowcache.pipeline import FlowCachePipeline, StepCallback, convert_given
 from flowcache.state import State, VideoPart, on_device
 from flowcache.typed import check_keys
@@ -134,12 +134,15 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         is_text = any(given is None for _, given in texts.values())
         with self._stage("text", "text_encoder" if is_text else None, trace):
             embeds = self._embed_prompts(texts, trace)
-        # The condition's noise has its own generator, so that methods draw the same noise for a window.
-        generator, condition_generator = torch.Generator().manual_seed(settings.seed), torch.Generator()
+        # The condition's noise has its own generator, so that methods draw the same noise for a window. The original
+        # takes torch's default one for it, without a seed.
+        generator, condition_generator = (make_generator(settings.noise, settings.seed, device) for _ in range(2))
+        noise_dtype = torch.bfloat16 if settings.noise == "original" else torch.float32
         num_kept = 0 if settings.streaming else settings.overlap_history or 0
 
         def draw_noise(step: int, shape: torch.Size) -> Tensor:
-            return torch.randn(shape, generator=condition_generator).to(device)
+            options = {"device": condition_generator.device, "dtype": noise_dtype}
+            return torch.randn(shape, generator=condition_generator, **options).to(device, torch.float32)
 
         def stream_state() -> State:
             parts = {"decoder": codec.state_dict(), "denoiser": denoiser.state_dict()}
@@ -183,9 +186,12 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                     with self._stage("encode", "vae" if is_given else None, trace):
                         given = tuple(f if f is None else codec.encode(f) for f in (newest, end))
                 num_frames = plan.frames + (end is not None)
-                at_once = latent_frames(settings.base_num_frames) if settings.streaming else num_frames
                 shape = (self.transformer.config.in_channels, num_frames, *size)
-                noise = BlockNoise(generator, shape, at_once, device)
+                if settings.noise == "original":  # which appends a last frame to its noise
+                    noise = DeviceNoise(generator, shape, plan.frames, device, noise_dtype)
+                else:
+                    at_once = latent_frames(settings.base_num_frames) if settings.streaming else num_frames
+                    noise = BlockNoise(generator, shape, at_once, device)
                 window = cut_window(noise, settings.causal_block_size, *given)
                 # Given chunks are shown, too, except the one to arrive at.
                 shown = [c for c in range(window.num_given) if window.chunks[c].start < plan.frames]

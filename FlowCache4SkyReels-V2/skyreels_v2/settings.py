@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flowcache.model_files import read_config
+from flowcache.noise import NoiseOrigin
 from flowcache.registry import check_options, check_pixels, option, plain_rate
 
 TEMPORAL_STRIDE = 4  # pixel frames per latent frame of the Wan VAE, after the first
@@ -54,6 +55,8 @@ class VideoSettings:
         fps: frames per second of the file, a number or a fraction as text.
         addnoise_condition: noise mixed into frames that are taken over, in thousandths.
         seed: seed of the noise.
+        noise: where it is drawn: portable (on the host, the same on every device) or original (on the device, in
+            bf16, as the original draws it; not with streaming).
     """
 
     height: int = option(544, 0, 2**14)
@@ -71,6 +74,7 @@ class VideoSettings:
     fps: float = 24
     addnoise_condition: int = option(0, 0, 999)
     seed: int = option(0, 0, 2**63 - 1)
+    noise: NoiseOrigin = "portable"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fps", plain_rate(self.fps))
@@ -86,6 +90,10 @@ class VideoSettings:
         check_pixels(self.num_frames, self.height, self.width)
         if self.streaming and self.ar_step == 0:
             raise ValueError("streaming needs ar_step of at least 1, or all blocks are live at once; try 5.")
+        if self.streaming and self.noise == "original":
+            raise ValueError(
+                "noise: expected portable with streaming, which the original does not have, got original."
+            )
         overlap, base, total = self.overlap_history, self.base_num_frames, self.num_frames
         if (block := self.causal_block_size) > (window := latent_frames(min(total, base))):
             raise ValueError(f"causal_block_size: expected at most the window's {window} latents, got {block}.")

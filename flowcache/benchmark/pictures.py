@@ -19,6 +19,7 @@ QUALITIES = {
     "psnr": "PSNR to vanilla, dB",
     "ssim": "SSIM to vanilla",
     "lpips": "LPIPS to vanilla",
+    "st_lpips": "ST-LPIPS to vanilla",
     "vbench": "VBench",
     "psnr_to_causal": "PSNR to causal, dB",
 }

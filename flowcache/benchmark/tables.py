@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from ..files import markdown_table, write_atomically, write_results
+from ..metrics.compare import METRICS
 from ..trace import Trace
 from .paper_flops import PETA, PaperFlops
 from .prompts import DIMENSIONS
@@ -16,7 +17,7 @@ from .runs import MethodRun, ModelRun
 NOTE = (
     "In brackets: the paper's figures (arXiv 2602.10825, tables 1 and 2), of the official weights on its own "
     "machine. Latency is that of denoising; it, speed-up and FLOPs ratio are medians over the videos, peak "
-    "memory is the maximum, the rest are means. LPIPS, SSIM and PSNR compare with the videos of vanilla."
+    "memory is the maximum, the rest are means. LPIPS, ST-LPIPS, SSIM and PSNR compare with the videos of vanilla."
 )
 CPU_NOTE = (
     "On a CPU, latency and speed-up are of processor time, summed over threads, and peak memory is what the process "
@@ -44,6 +45,7 @@ COLUMNS = (
     Column("latency_seconds", "latency, s", "{:.4g}"),
     Column("vbench", "VBench", "{:.2f}"),
     Column("lpips", "LPIPS", "{:.4f}"),
+    Column("st_lpips", "ST-LPIPS", "{:.4f}"),
     Column("ssim", "SSIM", "{:.4f}"),
     Column("psnr", "PSNR, dB", "{:.2f}"),
     Column("peak_memory_gib", "peak memory, GiB", "{:.2f}"),
@@ -170,7 +172,7 @@ def _read_figures(
         figures["vbench"] = missing if total is None else total
     for reference in run.references:
         suffix = "" if reference is first else f"_to_{reference.method}"
-        for metric in ("lpips", "ssim", "psnr"):
+        for metric in METRICS:
             figures[metric + suffix] = _read_comparison(run, method, reference, metric)
     return figures
 

@@ -1,4 +1,4 @@
-"""Measure how close generated videos are to original ones: PSNR, SSIM and LPIPS, frame by frame.
+"""Measure how close generated videos are to original ones: PSNR, SSIM, LPIPS and ST-LPIPS, frame by frame.
 
     python -m flowcache.metrics --original_video A --generated_video B
 

@@ -14,12 +14,13 @@ from ..environment import Unavailable, describe_environment
 from ..files import write_results
 from ..video import probe_video, read_video
 from .similarity import Video, load_lpips, psnr, ssim
+from .stlpips import load_st_lpips
 
 #: A function of a generated and a reference video that returns the mean and the values of the frames.
 Metric = Callable[[Video, Video], tuple[float, Tensor]]
 Content = TypeVar("Content")
 
-METRICS = ("psnr", "ssim", "lpips")
+METRICS = ("psnr", "ssim", "lpips", "st_lpips")
 SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm"})
 
 
@@ -52,9 +53,10 @@ class Report:
     def measure(self, device: str, keep_going: bool = False) -> None:
         """Compare all pairs; ValueError for files that break off or differ in shape, or ``keep_going``: ``broken``."""
         metrics: dict[str, Metric] = {}
+        plain, loaded = {"psnr": psnr, "ssim": ssim}, {"lpips": load_lpips, "st_lpips": load_st_lpips}
         for name in self.metrics:
             try:
-                metrics[name] = load_lpips(device) if name == "lpips" else {"psnr": psnr, "ssim": ssim}[name]
+                metrics[name] = loaded[name](device) if name in loaded else plain[name]
             except Unavailable as error:
                 self.missing[name] = str(error)
         self.environment = describe_environment(device)

@@ -29,7 +29,7 @@ def psnr(generated: Video, reference: Video) -> tuple[float, Tensor]:
         values = peak_signal_noise_ratio(ours, theirs, data_range=1.0, reduction="none", dim=(1, 2, 3))
         return torch.nan_to_num(values, posinf=CEILING).clamp_max(CEILING)
 
-    return _measure_frames(measure, generated, reference)
+    return measure_frames(measure, generated, reference)
 
 
 def ssim(generated: Video, reference: Video) -> tuple[float, Tensor]:
@@ -43,7 +43,7 @@ def ssim(generated: Video, reference: Video) -> tuple[float, Tensor]:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return structural_similarity_index_measure(ours, theirs, data_range=1.0, reduction="none").reshape(-1)
 
-    return _measure_frames(measure, generated, reference, least=11)
+    return measure_frames(measure, generated, reference, least=11)
 
 
 def load_lpips(device: torch.device | str = "cpu") -> Callable[[Video, Video], tuple[float, Tensor]]:
@@ -64,10 +64,10 @@ def load_lpips(device: torch.device | str = "cpu") -> Callable[[Video, Video], t
     def measure(ours: Tensor, theirs: Tensor) -> Tensor:
         return network(ours.to(network.device), theirs.to(network.device)).reshape(-1)
 
-    return lambda generated, reference: _measure_frames(measure, generated, reference, least=31)
+    return lambda generated, reference: measure_frames(measure, generated, reference, least=31)
 
 
-def _measure_frames(
+def measure_frames(
     measure: Callable[[Tensor, Tensor], Tensor], generated: Video, reference: Video, least: int = 1
 ) -> tuple[float, Tensor]:
     """Apply ``measure`` to batches ``[frames, 3, height, width]`` in [0, 1], of sides of ``least`` pixels."""

@@ -35,7 +35,7 @@ class Point(NamedTuple):
 def tradeoff(panels: Mapping[str, Sequence[Point]], title: str, path: str | Path) -> None:
     """Save a PNG of quality against speed-up, a panel for each measure; the Pareto front is joined by a line.
 
-    Lower is better for measures whose name begins with LPIPS.
+    Lower is better for measures named LPIPS or ST-LPIPS.
     """
     if not panels or not all(panels.values()):
         raise ValueError("A trade-off needs at least one measure, and a method that has it.")
@@ -49,7 +49,7 @@ def tradeoff(panels: Mapping[str, Sequence[Point]], title: str, path: str | Path
     ]
     fronts = []
     for axis, (measure, points) in zip(axes, panels.items(), strict=True):
-        less_is_better = measure.startswith("LPIPS")
+        less_is_better = "LPIPS" in measure
         fronts.append(pareto_front(points, less_is_better))
         axis.plot(*zip(*[p[1:] for p in fronts[-1]], strict=True), color=RULE, linewidth=1.2, zorder=1)
         for point in points:

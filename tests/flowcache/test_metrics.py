@@ -21,6 +21,7 @@ from flowcache.metrics import compare, load_lpips, psnr, ssim
 from flowcache.video import VideoWriter, read_video
 
 FRAME = np.ones((1, 16, 20, 3), np.float32)
+ABSENT = {"lpips": "LPIPS needs torchvision.", "st_lpips": "ST-LPIPS needs weights."}
 
 
 def random_pair(frames=3):
@@ -124,14 +125,15 @@ def read_report(stem):
 
 @pytest.fixture
 def measure(monkeypatch, tmp_path):
-    """The program, in an empty folder and without LPIPS."""
+    """The program, in an empty folder, without LPIPS and ST-LPIPS."""
 
     def run(original, generated, *more):
         words = ["--original_video", original, "--generated_video", generated, "--device", "cpu", *more]
         return program.main([str(word) for word in words])
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compare, "load_lpips", mock.Mock(side_effect=Unavailable("LPIPS needs torchvision.")))
+    for name, reason in ABSENT.items():
+        monkeypatch.setattr(compare, f"load_{name}", mock.Mock(side_effect=Unavailable(reason)))
     return run
 
 
@@ -142,8 +144,8 @@ def test_two_files(measure, tmp_path, capsys):
     content, table = read_report("b.metrics")
     expected, (similar, _) = psnr(*videos), ssim(*videos)
     assert content["videos"]["b.mp4"]["frames"]["psnr"] == pytest.approx(expected[1].tolist())
-    assert content["mean"] == pytest.approx({"psnr": expected[0], "ssim": similar, "lpips": None})
-    assert content["missing"] == {"lpips": "LPIPS needs torchvision."} and content["environment"]["torch"]
+    assert content["mean"] == pytest.approx({"psnr": expected[0], "ssim": similar, "lpips": None, "st_lpips": None})
+    assert content["missing"] == ABSENT and content["environment"]["torch"]
     assert [row["frame"] for row in table] == ["0", "1", "2", "3", "4", "mean", "mean"]
     assert float(table[-1]["ssim"]) == pytest.approx(similar) and table[0]["lpips"] == ""
     out = capsys.readouterr().out

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowcache import StaircaseSchedule, cut_window
-from flowcache.noise import BlockNoise
+from flowcache.noise import BlockNoise, DeviceNoise, make_generator
 
 NOISE = torch.randn(4, 13, 2, 2)
 BAD_COUNTS = [("num_chunks", 0), ("num_steps", 0), ("stride", 7), ("stride", -1), ("first_chunk", 3)]
@@ -90,3 +90,18 @@ def test_noise_is_the_same_however_it_is_asked_for(step):
     assert torch.equal(draw(step), draw(40))
     whole = torch.randn(2, 40, 2, 2, generator=torch.Generator().manual_seed(5))
     assert torch.equal(draw(step, block_frames=40), whole), "one block is one draw"
+
+
+def test_noise_of_one_draw_continues_from_the_state_of_its_generator():
+    def start(generator):
+        return DeviceNoise(generator, (2, 9, 2, 2), num_drawn=7, device="cpu", dtype=torch.bfloat16)
+
+    generator, expected = make_generator("original", 5, torch.device("cpu")), torch.Generator().manual_seed(5)
+    noise, whole = start(generator), torch.randn(2, 7, 2, 2, generator=expected, dtype=torch.bfloat16).float()
+    assert noise.shape[1] == 9 and torch.equal(noise.frames(2, 7), whole[:, 2:])
+    noise.frames(0, 7).zero_()
+    other = make_generator("original", 6, torch.device("cpu"))
+    resumed = start(other)
+    resumed.load_state_dict(noise.state_dict())
+    assert torch.equal(resumed.frames(0, 7), whole)
+    assert torch.equal(*(torch.randn(3, generator=each) for each in (generator, other))), "the next window's"

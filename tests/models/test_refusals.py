@@ -26,6 +26,7 @@ noise2clean_kvrange: --noise2clean_kvrange "[1, 2, 3]"
 noise2clean_kvrange: --noise2clean_kvrange "[[1]]"
 text_scales: --distill false --cfg_number 3 --text_scales "[1]"
 seed: --seed 1e400
+noise portable original: --noise device
 clean_chunk_kvrange: --clean_chunk_kvrange 0
 t5_device cuda cpu: --t5_device tpu
 num_query_groups: --num_query_groups 5
@@ -116,6 +117,7 @@ negative_prompt guidance_scale: --negative_prompt a --guidance_scale 1
 streaming ar_step: --streaming --use_compress --ar_step 0
 streaming use_compress: --streaming --ar_step 2
 streaming cache method: --streaming --ar_step 2 --method teacache
+noise streaming: --streaming --ar_step 2 --use_compress --noise original
 streaming end_image: --streaming --ar_step 2 --use_compress --image first.png --end_image first.png
 outdir long: --expname {"x" * 300}
 profile long: --target_psnr 30 --profile {"x" * 250}

@@ -21,6 +21,7 @@ IMAGE, LAST = PIXELS[:, :1], PIXELS[:, 1:2]
 ALL = {"magi1": {"num_frames": 44}, "skyreels_v2": {"height": 32, "width": 32, "inference_steps": 4}}
 ALL["skyreels_v2"] |= {"ar_step": 2, "causal_block_size": 2, "base_num_frames": 17, "prefix": IMAGE}
 LONG, STREAMING = {"num_frames": 25, "overlap_history": 9, "last": LAST}, {"num_frames": 41, "streaming": True}
+ORIGINAL = {"addnoise_condition": 20, "noise": "original"}
 #: Model, name, configuration, arguments.
 STREAMS = [
     ("magi1", "reuse", magi_config("flowcache", **MEASURED), {}),
@@ -31,8 +32,10 @@ STREAMS = [
     ("magi1", "compressed behind a video", magi_config("flowcache", **COMPRESSED), {"prefix": PIXELS}),
     ("magi1", "in eight bits", magi_config("vanilla", **COMPRESSED, kv_bits=8), {}),
     ("magi1", "the newest", magi_config("flowcache", kv_bits=4), {"noise2clean_kvrange": [3, 2]}),
+    ("magi1", "noise of the original", magi_config("flowcache"), {"prefix": IMAGE, "noise": "original"}),
     ("skyreels_v2", "reuse", skyreels_config("flowcache", threshold=0.05, use_ret_steps=False), LONG),
     ("skyreels_v2", "noise on the overlap", skyreels_config("flowcache"), {**LONG, "addnoise_condition": 20}),
+    ("skyreels_v2", "noise of the original", skyreels_config("flowcache"), {**LONG, **ORIGINAL}),
     ("skyreels_v2", "whole window", skyreels_config("teacache"), LONG),
     ("skyreels_v2", "all together", skyreels_config("vanilla"), {**LONG, "ar_step": 0}),
     ("skyreels_v2", "compressed", skyreels_config("flowcache", budget_block=1), STREAMING),

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -257,10 +258,14 @@ def test_all_that_is_needed_is_downloaded_and_checked(copy, monkeypatch, layout)
         return str(folder)
 
     monkeypatch.setattr(flowcache.hub, "snapshot_download", download)
-    monkeypatch.setattr(flowcache.hub.HfApi, "repo_info", lambda *_, **options: options["timeout"])
-    load_components(resolve_model(model_id))
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    useless = ["README.md", "assets/logo.gif", "transformer/diffusion_pytorch_model.bin", "other.pth"]
+    other_forms = ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors.index.fp16.json"]
+    within = "transformer/" if layout == "diffusers" else ""
+    useless = ["README.md", "logo.gif", "other.pth", "model.bin", *(within + name for name in other_forms)]
+    siblings = [SimpleNamespace(rfilename=name) for name in [*files, *useless]]
+    info = SimpleNamespace(siblings=siblings)
+    monkeypatch.setattr(flowcache.hub.HfApi, "repo_info", lambda *_, **options: options["timeout"] and info)
+    load_components(resolve_model(model_id))
     repository, patterns = asked[-1]
     assert repository == model_id
     assert set(filter_repo_objects([*files, *useless], allow_patterns=patterns)) == set(files)
