@@ -1,7 +1,7 @@
 """Check on a CUDA device everything that differs there, and measure models of true size; offline.
 
     bash scripts/check_gpu.sh
-    bash scripts/check_gpu.sh --only kernels steps --minutes 8
+    bash scripts/check_gpu.sh --only layers steps --minutes 10
     bash scripts/check_gpu.sh --device cpu --reduced --outdir outputs/gpu_reduced
 
 Writes OUTDIR/gpu.md and OUTDIR/gpu.json; by default docs/gpu.md and outputs/gpu/gpu.json. Each section runs in a
@@ -135,13 +135,16 @@ def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def run(args: argparse.Namespace, page: Path, record: Path) -> str:
-    """Run the sections; the page is written after each. Raises ValueError with the checks that failed."""
+    """Run the sections and write the page; raises ValueError with the checks that failed."""
     started, outcomes = time.time(), list[Outcome]()
     sections = [section for section in SECTIONS if args.only is None or section.name in args.only]
-    for section, bench in share_time(args, sections):
-        for outcome in run_section(section, bench):
-            outcomes.append(outcome)
-            sys.stderr.write(f"{outcome.result:8}{section.name}: {outcome.check} {outcome.note}\n")
+    try:
+        for section, bench in share_time(args, sections):
+            for outcome in run_section(section, bench):
+                outcomes.append(outcome)
+                sys.stderr.write(f"{outcome.result:8}{section.name}: {outcome.check} {outcome.note}\n")
+    finally:
+        # Only now may this process use the device: an exclusive one would have refused the sections'.
         write_report(page, record, describe(args, time.time() - started), sections, outcomes)
     if failed := [f"{each.section}: {each.check}" for each in outcomes if each.result == "fail"]:
         raise ValueError(f"{len(failed)} of {len(outcomes)} checks failed, see {page}: {'; '.join(failed)}")

@@ -157,7 +157,7 @@ def run_checks(section: Section, bench: Bench) -> Iterator[str | Outcome]:
         except StopIteration:
             return
         except Exception as error:
-            yield Outcome(section.name, "preparation", "fail", _describe(error))
+            yield Outcome(section.name, "preparation", "fail", describe_error(error))
             return
         yield name
         result, note, row = "pass", "", Row()
@@ -171,10 +171,11 @@ def run_checks(section: Section, bench: Bench) -> Iterator[str | Outcome]:
             result, note = "fail", str(reason)
         except Exception as error:
             logging.getLogger(__name__).warning("%s: %s", section.name, name, exc_info=True)
-            result, note = "fail", _describe(error)
+            result, note = "fail", describe_error(error)
         yield Outcome(section.name, name, result, note, row, time.time() - started)
 
 
-def _describe(error: Exception) -> str:
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+def describe_error(error: Exception) -> str:
+    """Its class and first line."""
+    line = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {line[:200]}"

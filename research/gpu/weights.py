@@ -36,6 +36,8 @@ def _load(bench: Bench, name: str, **options: Any) -> Model:
         loading = replace(model.adapter.loading, **options)
     except Unavailable as error:
         skip(str(error))
+    except TypeError:
+        skip("this version has no such option")
     model.adapter = replace(model.adapter, loading=loading)
     free_memory(bench)
     _ = model.pipeline
