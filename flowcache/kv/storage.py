@@ -96,7 +96,7 @@ class HostStore(RowStore):
     """Clean rows in pinned host memory; while a layer computes, the next one's are copied to the CUDA device.
 
     Layers alternate between two buffers on the device. They are copied on a stream of their own; writing
-    rows waits. Not yet run on a GPU.
+    rows waits. Not yet run on a GPU; the tests simulate the streams.
     """
 
     def _allocate(self) -> list[Tensor]:

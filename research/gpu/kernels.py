@@ -123,10 +123,10 @@ def _compare_fp8(bench: Bench, tokens: int, width: int, out: int, row: Row) -> N
 def check_store(bench: Bench) -> Iterator[tuple[str, Check]]:
     """The store in host memory alone: rows read while others are written and the device is busy."""
     for bits in (None, 8, 4):
-        yield f"{bits or 16} bits", partial(_read_and_write, bench, bits)
+        yield f"{bits or 16} bits", partial(read_and_write, bench, bits)
 
 
-def _read_and_write(bench: Bench, bits: int | None, row: Row) -> None:
+def read_and_write(bench: Bench, bits: int | None, row: Row) -> None:
     """Read all layers again and again as a model does, and compare with a store on the device at the end."""
     chunk, count = (64, 3) if bench.reduced else (10200, 4)
     sizes = (4, 2, 4, 16) if bench.reduced else (8, 2, 12, 128)
