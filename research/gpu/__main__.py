@@ -96,17 +96,17 @@ SECTIONS = (
         "Random weights, bf16, 97 frames of 540P (SkyReels-V2) or 96 of 720 x 720 (MAGI-1). The floor is the layer's "
         "FLOPs at the speed of a product of matrices of 8192.",
         speed.check_layers,
-        2,
+        2.5,
     ),
     Section(
         "steps",
         "Videos of true size",
-        "Random weights, latents only: 97 frames of 540P in 50 steps (SkyReels-V2), 144 of 720 x 720 in 64 (MAGI-1). "
+        "Random weights, latents only: 97 frames of 540P in 50 steps (SkyReels-V2), 120 of 720 x 720 in 64 (MAGI-1). "
         "The video of `vanilla` is projected from a few of its steps, as is what time cut off from the others. "
         "Launches, waits and copies are those of one full step, with `kv_offload` of the last step that computes. The "
         "peak must not exceed the estimate of `--dry_run` by more than 1 GiB.",
         speed.check_steps,
-        6,
+        7,
     ),
 )
 

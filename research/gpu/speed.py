@@ -68,8 +68,7 @@ class Case:
 
 
 _SKYREELS = "--num_frames 97 --inference_steps 50 --ar_step 5 --causal_block_size 5"
-#: One chunk more than fit in the window and the budget, so that something is compressed.
-_MAGI = "--num_frames 144 --num_steps 64"
+_MAGI = "--num_frames 120 --num_steps 64"
 _METHODS = {"vanilla": "--method vanilla", "fast": "--preset fast"}
 _MORE = {"turbo": "--preset turbo", "fast, kv_offload": "--preset fast --kv_offload"}
 METHODS = {
@@ -85,8 +84,8 @@ def _list_layers(bench: Bench) -> list[Case]:
     frames = (57, 48) if bench.reduced else (97, 96)
     words = f"--num_frames {frames[0]} --inference_steps 6 --ar_step 1 --causal_block_size 5"
     cases = [Case(TrueSize("skyreels_v2", name, LAYERS), words, _METHODS, most=6) for name in sky]
-    words = f"--num_frames {frames[1]} --num_steps 16"  # the window is full from the 13th step on
-    return cases + [Case(TrueSize("magi1", name, LAYERS), words, _METHODS, most=16) for name in magi]
+    words = f"--num_frames {frames[1]} --num_steps 12"  # the window is full from the tenth step on
+    return cases + [Case(TrueSize("magi1", name, LAYERS), words, _METHODS, most=12) for name in magi]
 
 
 def _list_steps(bench: Bench) -> list[Case]:
@@ -96,10 +95,10 @@ def _list_steps(bench: Bench) -> list[Case]:
         methods = {m: {n: METHODS[m][n] for n in ("vanilla", "fast", "kvcompress")} for m in METHODS}
         return [
             Case(sky, few, methods["skyreels_v2"], most=4),
-            Case(magi, "--num_frames 144 --num_steps 8", methods["magi1"], "--num_steps 4"),
+            Case(magi, "--num_frames 120 --num_steps 8", methods["magi1"], "--num_steps 4"),
         ]
     sky, magi, both = TrueSize("skyreels_v2", "1.3B-540P"), TrueSize("magi1", "4.5B_distill"), _METHODS
-    large = TrueSize("skyreels_v2", "14B-540P", LAYERS), TrueSize("magi1", "24B_base", LAYERS)
+    large = TrueSize("skyreels_v2", "14B-540P", LAYERS), TrueSize("magi1", "24B_base", LAYERS // 2)
     return [
         Case(sky, _SKYREELS, METHODS["skyreels_v2"], most=5),
         Case(magi, _MAGI, METHODS["magi1"], "--num_steps 8"),

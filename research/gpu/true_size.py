@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -125,9 +125,9 @@ class Timed:
 
     @property
     def idle_seconds(self) -> float | None:
-        """Median seconds of the steps that reuse all; None if none was measured."""
+        """Mean seconds of the steps that reuse all; None if none was measured."""
         idle = [s for f, s in zip(self.flops, self.seconds, strict=True) if f < IDLE * max(self.flops)]
-        return median(idle) if idle else None
+        return fmean(idle) if idle else None
 
     def project(self, pattern: Sequence[float]) -> float:
         """Seconds of steps with the FLOPs of ``pattern``, each in proportion to the measured ones nearest in FLOPs."""
@@ -139,7 +139,7 @@ class Timed:
         for flops in pattern:
             if flops >= least:
                 nearest = min(computed, key=lambda known: abs(known - flops))
-                total += median(computed[nearest]) * flops / nearest
+                total += fmean(computed[nearest]) * flops / nearest
         return total
 
 
