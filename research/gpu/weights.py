@@ -34,7 +34,7 @@ def _load(bench: Bench, name: str, **options: Any) -> Model:
     model = find_small(bench, name, bench.device)
     try:
         loading = replace(model.adapter.loading, **options)
-    except Unavailable as error:
+    except (Unavailable, ValueError) as error:  # a package or a compiler is missing
         skip(str(error))
     except TypeError:
         skip("this version has no such option")
