@@ -289,14 +289,14 @@ def _describe(value: Any) -> Any:
 
 def _run_once(block: nn.Module) -> None:
     """Run a transformer block for its first input alone; it maps every input to the same shape and type."""
-    forward, has_run = block.forward, False
+    has_run = False
 
     def run(*args: Any) -> Tensor:
         nonlocal has_run
         if has_run:
             return torch.empty_like(next(value for value in args if isinstance(value, Tensor)))
         has_run = True
-        return forward(*args)
+        return type(block).forward(block, *args)  # of its class now, which a chunk model may change
 
     block.forward = run
 

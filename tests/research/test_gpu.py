@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from reference import ROOT
 
 from research.gpu import bench as harness
+from research.gpu import clock
 from research.gpu.__main__ import make_parser, prepare
 from research.gpu.bench import Bench, Failed, Section, Skipped, run_section
 from research.gpu.report import make_page
@@ -104,3 +107,52 @@ def test_projection_scales_the_nearest_step_and_counts_reused_ones():
     assert timed.full_step == (100.0, 2.0) and timed.idle_seconds == pytest.approx(0.2)
     # two reused steps; 90 as 100 in proportion; 60 as 50
     assert timed.project([0.0, 0.0, 90.0, 60.0]) == pytest.approx(0.4 + 0.9 * 2.0 + 1.2 * 1.5)
+
+
+class FakeEvent:
+    """An event of CUDA; each is recorded a quarter of a second after the one before."""
+
+    recorded = waited = 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        FakeEvent.recorded += 1
+        self.place = FakeEvent.recorded
+
+    def synchronize(self):
+        FakeEvent.waited = max(FakeEvent.waited, self.place)
+
+    def elapsed_time(self, later):
+        assert FakeEvent.waited >= later.place
+        return 250.0 * (later.place - self.place)
+
+
+def test_cuda_is_timed_by_events_and_its_activity_counted(monkeypatch):
+    bench = Bench("cuda", False, 0.0)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(Bench, "synchronize", lambda self: None)
+    timer = clock.Clock(bench)
+    for _ in range(3):
+        timer.mark()
+    assert FakeEvent.waited == 2, "one interval ahead"
+    assert timer.intervals() == [0.25, 0.25]
+
+    def event(name, kind, us=0):
+        return SimpleNamespace(name=name, device_type=kind, time_range=SimpleNamespace(elapsed_us=lambda: us))
+
+    host, device = clock.DeviceType.CPU, clock.DeviceType.CUDA
+    events = [event("aten::mm", host), event("cudaLaunchKernel", host), event("cudaStreamSynchronize", host)]
+    events += [event("gemm", device, 2000), event("softmax", device, 1000), event("Memset (Device)", device, 5)]
+    events += [
+        event("Memcpy HtoD (Pinned -> Device)", device, 4000),
+        event("Memcpy DtoH (Device -> Pinned)", device, 7),
+    ]
+    profile = SimpleNamespace(start=lambda: None, stop=lambda: None, events=lambda: events)
+    monkeypatch.setattr(clock, "profile", lambda activities: profile)
+    recorder = clock.Recorder(bench)
+    recorder.start()
+    found = recorder.stop()
+    assert (found.launches, found.waits) == (2, 1)
+    assert (found.upload, found.download, found.busy) == pytest.approx((0.004, 7e-6, 0.003))
