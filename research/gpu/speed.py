@@ -125,13 +125,13 @@ def _time_layer(bench: Bench, case: Case, peak: float, row: Row) -> None:
     (flops, seconds), (fewer, less) = whole.full_step, half.full_step
     flops, seconds = (flops - fewer) / (LAYERS // 2), (seconds - less) / (LAYERS // 2)
     require(seconds > 0, "a step with half of the layers took as long; the machine is busy")
-    row |= {"TFLOPs of a layer": flops / 1e12, "ms": 1000 * seconds, "TFLOP/s": flops / seconds / 1e12}
-    row["of the peak, %"] = 100 * flops / seconds / 1e12 / peak
+    row |= {"TFLOPs": flops / 1e12, "ms": 1000 * seconds, "TFLOP/s": flops / seconds / 1e12}
+    row["of peak, %"] = 100 * flops / seconds / 1e12 / peak
     row["floor, ms"] = flops / peak / 1e9
     if whole.activity and half.activity:
-        row["launches a layer"] = (whole.activity.launches - half.activity.launches) / (LAYERS // 2)
-        row["launches of the rest"] = whole.activity.launches - LAYERS * row["launches a layer"]
-        row["host waits a step"] = whole.activity.waits
+        row["launches"] = (whole.activity.launches - half.activity.launches) / (LAYERS // 2)
+        row["launches beside layers"] = whole.activity.launches - LAYERS * row["launches"]
+        row["host waits"] = whole.activity.waits
 
 
 def check_steps(bench: Bench) -> Iterator[tuple[str, Check]]:
@@ -175,8 +175,8 @@ def _time_method(
     _fill_speed(row, timed, seconds, found.flops, peak)
     if "vanilla" in spent:
         gain, ratio = (a / b for a, b in zip(spent["vanilla"], spent[method], strict=True))
-        row |= {"speed-up": gain, "FLOPs ratio": ratio, "speed-up / FLOPs ratio": gain / ratio}
-    row["steps measured"] = f"{len(timed.seconds)} of {len(pattern)}"
+        row |= {"speed-up": gain, "FLOPs ratio": ratio, "speed-up / ratio": gain / ratio}
+    row["measured"] = f"{len(timed.seconds)} of {len(pattern)}"
     if bench.on_cuda:
         row |= {"peak, GiB": timed.peak / GIB, "estimate, GiB": denoising_bytes(expected) / GIB}
         most_bytes = denoising_bytes(expected) + RESERVED
@@ -186,16 +186,16 @@ def _time_method(
 
 def _fill_speed(row: Row, timed: Timed, seconds: float, flops: float, peak: float) -> None:
     most, longest = timed.full_step
-    row |= {"seconds a video": seconds, "PFLOPs": flops / 1e15, "ms, full step": 1000 * longest}
-    row["TFLOP/s, full step"] = rate = most / longest / 1e12
-    row["of the peak, %"] = 100 * rate / peak
+    row |= {"s a video": seconds, "PFLOPs": flops / 1e15, "full step, ms": 1000 * longest}
+    row["TFLOP/s"] = rate = most / longest / 1e12
+    row["of peak, %"] = 100 * rate / peak
     if (idle := timed.idle_seconds) is not None:
-        row["ms, reused step"] = 1000 * idle
+        row["reused step, ms"] = 1000 * idle
     if timed.activity is not None:
         row |= {"launches": timed.activity.launches, "host waits": timed.activity.waits}
         row["kernels, ms"] = 1000 * timed.activity.busy
-        row["copies from the host, ms"] = 1000 * timed.activity.upload
-        row["copies to it, ms"] = 1000 * timed.activity.download
+        row["from host, ms"] = 1000 * timed.activity.upload
+        row["to host, ms"] = 1000 * timed.activity.download
 
 
 def _pick_step(pattern: Sequence[float], last: bool = False) -> int:
