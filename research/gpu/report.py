@@ -1,5 +1,6 @@
 """The page and the record of a run."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +19,8 @@ def write_report(
 ) -> None:
     """Write a Markdown page, and the same as JSON."""
     write_atomically(page, make_page(facts, sections, outcomes).encode())
-    write_json(record, {"facts": dict(facts), "outcomes": [asdict(each) for each in outcomes]})
+    rows = [asdict(each) | {"row": {name: _plain(value) for name, value in each.row.items()}} for each in outcomes]
+    write_json(record, {"facts": dict(facts), "outcomes": rows})
 
 
 def make_page(facts: Mapping[str, str], sections: Sequence[Section], outcomes: Sequence[Outcome]) -> str:
@@ -48,6 +50,11 @@ def make_table(outcomes: Sequence[Outcome]) -> str:
     titles = ["check", "result", *columns, "note"]
     picked = [[cell for cell, kept in zip(row, keep, strict=True) if kept] for row in (titles, *rows)]
     return markdown_table(picked[0], picked[1:])
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it: text for NaN and infinity, which a failed check may have measured."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _show(value: Any) -> str:

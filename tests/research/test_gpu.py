@@ -1,6 +1,7 @@
 """The checks for a GPU, reduced, on the CPU; and what becomes of checks that fail, crash or hang."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from research.gpu import bench as harness
 from research.gpu import clock
 from research.gpu.__main__ import make_parser, prepare
 from research.gpu.bench import Bench, Failed, Section, Skipped, run_section
-from research.gpu.report import make_page
+from research.gpu.report import write_report
 from research.gpu.true_size import Timed
 
 CPU = ("--device", "cpu", "--reduced", "--outdir")
@@ -57,7 +58,7 @@ def test_bad_input_is_refused_before_any_check(words, named):
 
 def many_ends(bench):
     def fail(row):
-        row["error"] = 0.5
+        row |= {"error": 0.5, "dB": math.nan}
         raise Failed("too far")
 
     def skip(row):
@@ -89,15 +90,16 @@ def hangs(bench):
         (hangs, 0.2, ["fail"]),
     ],
 )
-def test_no_check_ends_the_others(monkeypatch, checks, seconds, expected):
+def test_no_check_ends_the_others(monkeypatch, tmp_path, checks, seconds, expected):
     monkeypatch.setattr(harness, "GRACE", 0.2)
     section = Section("some", "Some checks", "Of all kinds.", checks, 1)
     outcomes = list(run_section(section, Bench("cpu", True, time.time() + seconds)))
     assert [each.result for each in outcomes] == expected
-    page = make_page({"device": "a card"}, [section], outcomes)
+    write_report(tmp_path / "gpu.md", tmp_path / "gpu.json", {"device": "a card"}, [section], outcomes)
+    page = (tmp_path / "gpu.md").read_text()
     assert page.startswith("# Checks on a card\n") and f"{expected.count('fail')} failed" in page
     if checks is many_ends:
-        assert "| far | **fail** | 0.5 | too far |" in page and "ZeroDivisionError" in page
+        assert "| far | **fail** | 0.5 | nan | too far |" in page and "ZeroDivisionError" in page
     if checks is crashes:
         assert "exit code 9" in page and outcomes[1].check == "crash"
 
