@@ -55,6 +55,7 @@ class Estimate:
         on_host: components that never are.
         flops: of the transformer; at most, where the policy measures distances.
         is_bound: whether ``flops`` is only a bound.
+        step_flops: of each step; of policies that measure distances, as if every distance were none.
     """
 
     weights: Mapping[str, int]
@@ -64,6 +65,7 @@ class Estimate:
     on_host: frozenset[str]
     flops: float
     is_bound: bool
+    step_flops: tuple[float, ...] = ()
 
     def on_device(self, stage: str) -> dict[str, int]:
         """Bytes by part in a stage."""
@@ -147,6 +149,7 @@ def estimate(
         on_host=model.on_host,
         flops=trace.flops[every_step if is_bound else "actual"],
         is_bound=is_bound,
+        step_flops=tuple(step.flops for step in trace.steps),
     )
 
 
