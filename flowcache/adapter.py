@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from .config import FlowCacheConfig
+from .loading import LoadOptions
+from .lora import Translate, parse_lora, read_lora
 from .methods import MethodOptions, ModelTraits
 from .options import Given, OptionParser
 from .state import State, VideoPart
@@ -41,9 +43,11 @@ class Adapter(ABC):
     # YAML files whose options hold where nothing else is given, by program.
     option_files: ClassVar[Mapping[str, Path]] = {}
     clean_prompt: ClassVar[Callable[[str], str]]  # gives the part of a prompt that is tokenized
+    translate_lora: ClassVar[Translate] = dict  # to the names of the transformer's layers
     saving: ClassVar[tuple[str, ...]]  # options that need less memory, the least loss first
     staged: frozenset[str] = frozenset()  # components of the pipeline that are on the device for their stages alone
     on_host: frozenset[str] = frozenset()  # components that never are
+    loading: LoadOptions
     video: Any  # settings of the video, with ``num_frames``, ``seed``, ``noise`` and ``fps``
     size: tuple[int, int]  # height and width in pixels
     num_steps: int  # denoising steps of a chunk
@@ -91,6 +95,13 @@ class Adapter(ABC):
 
     def check(self, config: FlowCacheConfig, start: Start) -> None:
         """Refuse a method or a start that does not fit the video."""
+
+    def check_lora(self, device: str) -> None:
+        """Refuse LoRA weights that do not fit the transformer."""
+        loras = self.loading.lora
+        transformer = self.skeleton(device).transformer if loras else None
+        for path, _ in map(parse_lora, loras):
+            read_lora(path, transformer, self.translate_lora)
 
     def check_history(self, path: Path) -> None:
         """Refuse a video that cannot be continued; a long one is not decoded."""

@@ -101,6 +101,13 @@ class Solver(Protocol):
     def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:
         """Latents at the end of the step, ``[channels, frames, height, width]``."""
 
+    def history(self, chunk: int) -> State | None:
+        """What the next step of a chunk depends on beside its arguments."""
+        return None
+
+    def restore(self, chunk: int, history: State | None) -> None:
+        """Return to an earlier ``history`` of a chunk."""
+
     def skip(self, chunk: int) -> None:
         """Drop a chunk's history, as it moved without the solver."""
 

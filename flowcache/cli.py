@@ -27,6 +27,7 @@ from .benchmark.samples import BENCHMARKS, BenchmarkOptions, split_method
 from .benchmark.sampling import Sampling, run_on
 from .command_line import check_device, output_file
 from .config import FlowCacheConfig
+from .environment import quiet_imports
 from .fingerprint import video_name
 from .memory import Estimate, estimate, log_needs
 from .methods import DEFAULT_PRESET, SELECTORS, CompressionOptions, MethodOptions
@@ -173,6 +174,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     except ValueError as error:
         raise ValueError(f"{given.spelled.get('video_path')}: {error}") from error
     chosen.check(config, start)
+    chosen.check_lora(device)
     sampler = Sampler(model=chosen, config=config, method=options.method, device=device)
     identity, tuning = sampler.identity(prompt, start), None
     if target is not None:
@@ -221,6 +223,7 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
             config = chosen.configure(method)
         chosen.check(config, Start())
         samplers[name] = Sampler(model=chosen, config=config, method=name, device=device, shows_steps=False)
+    chosen.check_lora(device)
     samples = options.list_samples(chosen.video.seed, chosen.video.fps, small=chosen.is_small)
     name = "ways" if compared else given.get("method", "flowcache")
     if name in ("teacache", "flowcache"):
@@ -330,7 +333,8 @@ def output_path(given: Given, model: type[Adapter], name: str) -> Path:
 
 def find_model(name: str) -> type[Adapter]:
     module, _, kind = MODELS[name].partition(":")
-    return getattr(import_module(module), kind)
+    with quiet_imports():
+        return getattr(import_module(module), kind)
 
 
 def main(words: Sequence[str] | None = None) -> int:

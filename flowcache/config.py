@@ -20,7 +20,8 @@ class FlowCacheConfig:
         policy: which live chunks skip the model: a name of ``POLICIES``, or an instance of any
             ``ReusePolicy``, your own included.
         forecast: output of a reused chunk, a key of ``FORECASTS``: the last velocity, residual of the block
-            stack or displacement of the latents, or the line through the last two.
+            stack or displacement of the latents, or the line through the last two; ``corrected_velocity`` also
+            takes skipped steps again, with velocities interpolated to the next computed one.
         whole_window: run the whole window whenever the model runs, as the original models do without a
             cache. False: run live chunks only, against a KV cache.
         bidirectional: with ``whole_window``, every chunk attends to the whole window. False: to itself and
@@ -35,7 +36,7 @@ class FlowCacheConfig:
     """
 
     policy: ReusePolicy | str = field(default_factory=Interval)
-    forecast: str = "linear_velocity"
+    forecast: str = "corrected_velocity"
     whole_window: bool = False
     bidirectional: bool = False
     refresh_given: bool = False

@@ -284,7 +284,8 @@ class WindowRun:
 
     def _advance(self, chunk: int, local_step: int, move: Tensor, reused: bool) -> None:
         """Advance a chunk by a step, by its velocity or a forecast displacement; given frames stay."""
-        before, held = self.window.latents(chunk), self.window.chunks[chunk].held
+        latents, held = self.window.latents(chunk), self.window.chunks[chunk].held
+        before = latents if reused else self.forecast.correct(chunk, local_step, latents, self.solver)
         if reused and not self.forecast.gives_velocity:
             after = before + move
             self.solver.skip(chunk)
@@ -293,10 +294,9 @@ class WindowRun:
         place = f"latents of chunk {chunk} after its step {local_step} (step {self.steps} of all)"
         self.finite.observe(place, after)
         if held:
-            after[:, :held] = before[:, :held]
-        if not reused:
-            self.forecast.observe_step(chunk, local_step, before, after)
-        before.copy_(after)
+            after[:, :held] = latents[:, :held]
+        self.forecast.observe_step(chunk, local_step, before, after, reused)
+        latents.copy_(after)
 
     def _record_step(
         self, step: int, live: dict[int, int], decisions: dict[int, Decision], started: float, ran: list[int]

@@ -1,10 +1,12 @@
 """Hardware, versions and optional packages, and the peak memory of a device."""
 
+import logging
 import platform
 import resource
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -84,6 +86,17 @@ def restart_peak_memory(device: torch.device | str) -> None:
 
 def _is_cuda(device: torch.device | str) -> bool:
     return torch.device(device).type == "cuda"
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Within the block, drop warnings: optional packages log kernels that they cannot load and do not need."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class Unavailable(RuntimeError):

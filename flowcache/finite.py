@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .quantize import plain_parts
+
 CAUSES = (
     "check guidance_scale and the other scales, the dtype (bf16 and fp16 overflow), and the weight files "
     "(damaged ones hold NaN)"
@@ -55,6 +57,7 @@ def check_finite_weights(components: Mapping[str, Any]) -> None:
         if isinstance(module, nn.Module):
             watch = FiniteWatch()
             for name, tensor in chain(module.named_parameters(), module.named_buffers()):
-                if tensor.is_floating_point() and not tensor.is_meta:
-                    watch.observe(f"{part}: {name}", tensor)
+                for held in plain_parts(tensor):  # scales show what was not finite before quantisation
+                    if held.is_floating_point() and held.itemsize > 1 and not held.is_meta:
+                        watch.observe(f"{part}: {name}", held)
             watch.check("the weight file is damaged, get it again")

@@ -21,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .config import FlowCacheConfig
+from .environment import Unavailable
 from .plots.style import format_bytes, format_flops
+from .quantize import plain_parts
 from .trace import Trace
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class Estimate:
         on_host: components that never are.
         flops: of the transformer; at most, where the policy measures distances.
         is_bound: whether ``flops`` is only a bound.
+        step_flops: of each step; of policies that measure distances, as if every distance were none.
     """
 
     weights: Mapping[str, int]
@@ -62,6 +65,7 @@ class Estimate:
     on_host: frozenset[str]
     flops: float
     is_bound: bool
+    step_flops: tuple[float, ...] = ()
 
     def on_device(self, stage: str) -> dict[str, int]:
         """Bytes by part in a stage."""
@@ -145,6 +149,7 @@ def estimate(
         on_host=model.on_host,
         flops=trace.flops[every_step if is_bound else "actual"],
         is_bound=is_bound,
+        step_flops=tuple(step.flops for step in trace.steps),
     )
 
 
@@ -164,7 +169,7 @@ def log_needs(
         own, memory = needed(), torch.cuda.get_device_properties(device).total_memory
         logger.info("memory: about %s", own)
         for option in () if own.fits(memory) else options:
-            with suppress(ValueError):
+            with suppress(ValueError, Unavailable):
                 if len(found) < 3 and (peak := others(option).peak) < 0.98 * own.peak:
                     found[option] = peak
         if not own.fits(memory):
@@ -191,7 +196,7 @@ class StorageCounter(TorchDispatchMode):
 
     def ignore(self, module: nn.Module) -> int:
         """Leave a module's weights out of the count; returns their bytes."""
-        tensors = [*module.parameters(), *module.buffers()]
+        tensors = [part for held in (*module.parameters(), *module.buffers()) for part in plain_parts(held)]
         sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
         self._known |= sizes.keys()
         return sum(sizes.values())

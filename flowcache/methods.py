@@ -27,6 +27,9 @@ METHODS = ("vanilla", "causal", "teacache", "flowcache")
 #: Options that select a reuse policy in place of the preset's.
 SELECTORS = ("threshold", "interval", "policy")
 
+#: Bend of the interval (``Interval.bend``) where all chunks move together.
+BEND = 0.9
+
 #: Steps at a chunk's start that the originals always compute where distance decides.
 RETENTION_STEPS = 5
 
@@ -116,6 +119,11 @@ class MethodOptions(CompressionOptions):
         by_distance = self.threshold is not None or (self.is_paper and self.interval is None)
         return "chunkwise" if by_distance else "interval"
 
+    def runs_jointly(self, traits: ModelTraits) -> bool:
+        """Whether flowcache runs the whole window: all chunks move together, and no option needs the KV cache."""
+        needs_cache = self.pick((*CacheOptions.__annotations__, "causal_attention", "refresh_given"))
+        return traits.together and self.method == "flowcache" and not (self.is_paper or needs_cache)
+
     def unread(self, traits: ModelTraits) -> dict[str, str]:
         """Why options have no effect on a model, because of the method or of other options, by name."""
         method, by_distance = self.method, self.choose_policy() in ("chunkwise", "teacache")
@@ -154,6 +162,7 @@ class ModelTraits:
     methods: tuple[str, ...] = METHODS
     thresholds: Mapping[str, float]  # of the paper presets
     whole_window: bool  # vanilla and teacache run the whole window at every computed step, without a KV cache
+    together: bool = False  # all chunks of the video take the same steps, and the original attends to all of them
     clean_pass: bool  # a chunk runs once more when it is clean, but with the paper presets
     final_steps: int  # steps at a chunk's end that flowcache always computes
     final_window_steps: int = 0  # steps at the end of the staircase, where distance decides
@@ -190,11 +199,13 @@ def make_config(options: MethodOptions, traits: ModelTraits) -> FlowCacheConfig:
     - ``causal``: only live chunks run, against a KV cache; every step is computed.
     - ``teacache``: ``vanilla`` with one reuse decision for the whole window.
     - ``flowcache``: ``causal`` with reuse by a policy. The presets ``quality``, ``balanced``, ``fast`` and
-      ``turbo`` compute all live chunks at an interval (``INTERVAL_SCALE``) and extrapolate the velocity along
-      a line. The paper presets decide for each chunk by its accumulated distance, forecast as the original
-      does and, with a budget, compress as it does.
+      ``turbo`` compute all live chunks at an interval (``INTERVAL_SCALE``), extrapolate the velocity along a
+      line, and correct skipped steps at the next computed one. The paper presets decide for each chunk by its
+      accumulated distance, forecast as the original does and, with a budget, compress as it does.
 
-    ``threshold``, ``interval`` or ``policy`` select a policy in place of the preset's.
+    ``threshold``, ``interval`` or ``policy`` select a policy in place of the preset's. Where all chunks move together
+    (``traits.together``), ``flowcache`` is ``vanilla`` with reuse, except with a paper preset or an option of the KV
+    cache: chunks attend to the whole window, and computed steps lie denser at the end.
     """
     if options.method not in traits.methods:
         raise ValueError(f"method: expected one of {', '.join(traits.methods)}, got {options.method!r}.")
@@ -203,9 +214,10 @@ def make_config(options: MethodOptions, traits: ModelTraits) -> FlowCacheConfig:
     unread = options.unread(traits)
     for name in options.pick(name for name in unread if name != "preset"):
         raise ValueError(f"{name}: no effect, as {unread[name]}; leave it out.")
-    name, whole = options.choose_policy(), traits.whole_window and options.method in ("vanilla", "teacache")
+    name, joint = options.choose_policy(), options.runs_jointly(traits)
+    whole = joint or (traits.whole_window and options.method in ("vanilla", "teacache"))
     as_paper = options.is_paper and name == "chunkwise"
-    default_forecast = traits.paper_forecast if as_paper else "linear_velocity"
+    default_forecast = traits.paper_forecast if as_paper else FlowCacheConfig.forecast
     stored = options.kv_bits is not None or options.kv_offload
     config = FlowCacheConfig(
         policy=make_policy(name, _policy_options(name, options, traits)),
@@ -250,6 +262,8 @@ def _policy_options(name: str, options: MethodOptions, traits: ModelTraits) -> d
         given["indicator"] = traits.indicator_without_retention
     elif name == "interval":
         given |= {"interval": options.interval, "scale": INTERVAL_SCALE.get(preset, Interval.scale)}
+        if options.runs_jointly(traits):  # no chunk reads keys of the last step
+            given |= {"bend": BEND, "final_steps": 0}
     given["warmup_steps"] = max(1, warmup or 1)
     known = [each.name for each in fields(POLICIES[name])]
     return {key: value for key, value in given.items() if key in known} | dict(options.policy_options)

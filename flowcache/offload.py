@@ -6,6 +6,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from .quantize import plain_parts
+
 
 class HostWeights:
     """A module in host memory, which is on a device within ``with`` blocks, also nested ones.
@@ -17,6 +19,7 @@ class HostWeights:
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module, self._device, self._users = module.to("cpu"), device, 0
         self._host: list[tuple[Tensor, Tensor]] = []
+        self._quantised: list[tuple[nn.Module, str, nn.Parameter]] = []
 
     @torch.inference_mode(False)  # the copies are ordinary tensors whoever calls
     def __enter__(self) -> None:
@@ -25,11 +28,19 @@ class HostWeights:
             return
         try:
             for tensor in chain(self.module.parameters(), self.module.buffers()):
-                if self._device.type == "cuda" and not tensor.is_pinned():
-                    with suppress(RuntimeError):  # systems limit pinned memory
-                        tensor.data = tensor.data.pin_memory()
-                self._host.append((tensor, tensor.data))
-                tensor.data = tensor.data.to(self._device, non_blocking=True)
+                for part in plain_parts(tensor):
+                    if self._device.type == "cuda" and not part.is_pinned():
+                        with suppress(RuntimeError):  # systems limit pinned memory
+                            part.data = part.data.pin_memory()
+                if plain_parts(tensor)[0] is tensor:
+                    self._host.append((tensor, tensor.data))
+                    tensor.data = tensor.data.to(self._device, non_blocking=True)
+            for owner in self.module.modules():
+                for name, tensor in owner._parameters.items():
+                    # The parts of a quantised weight stay where they are if its data is replaced.
+                    if tensor is not None and plain_parts(tensor)[0] is not tensor:
+                        self._quantised.append((owner, name, tensor))
+                        owner._parameters[name] = nn.Parameter(tensor.to(self._device, non_blocking=True), False)
         except BaseException:  # out of memory: the next video must not find half a module there
             self.__exit__()
             raise
@@ -39,4 +50,7 @@ class HostWeights:
         if not self._users:
             for tensor, data in self._host:
                 tensor.data = data
+            for owner, name, tensor in self._quantised:
+                owner._parameters[name] = tensor
             self._host.clear()
+            self._quantised.clear()

@@ -139,6 +139,8 @@ class OptionParser(Parser):
         if base is Mapping:
             more |= {"type": _read_pair, "action": "append", "metavar": "NAME=VALUE"}
             flags.append(f"--{name.removesuffix('s')}")
+        elif base == tuple[str, ...]:
+            more |= {"type": str, "action": "append"}
         elif base is bool:
             more |= {"nargs": "?", "const": True, "metavar": "BOOL"}
         elif choices:
@@ -163,7 +165,8 @@ class OptionParser(Parser):
             layers[0].insert(0, f"--{file}")
         parsed = [vars(self.parse_args(layer)) for layer in layers]
         values = {name: value for layer in reversed(parsed) for name, value in layer.items()}
-        values |= {n: dict(v) for n, v in values.items() if self._kinds[n] is Mapping}
+        collected = {Mapping: dict, tuple[str, ...]: tuple}
+        values |= {n: collected[self._kinds[n]](v) for n, v in values.items() if self._kinds[n] in collected}
         spelled, path = dict(self._spelled), values.get(file, default)
         if path is not None:
             values = {**self._read_file(path, spelled), **values}

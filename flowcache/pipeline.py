@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -87,6 +87,7 @@ class FlowCachePipeline:
     """
 
     flowcache_config: FlowCacheConfig = FlowCacheConfig()
+    flowcache_together: FlowCacheConfig = flowcache_config  # of videos all of whose chunks move together
     flowcache_method: str = "flowcache"
     flowcache_traits: ModelTraits
 
@@ -161,6 +162,10 @@ class FlowCachePipeline:
         Text encoder and VAE are on the device while they run, the transformer until the video is finished. Components
         that are not named stay where they are.
         """
+        for name in components:
+            if any(type(weight).__module__.startswith("bitsandbytes") for weight in getattr(self, name).parameters()):
+                reason = "of bitsandbytes, which is bound to a device; leave it out of components"
+                raise ValueError(f"{name}: expected weights that can move, got some {reason}.")
         self._stage_device = choose_device(device)
         self._staged = {name: HostWeights(getattr(self, name), self._stage_device) for name in components}
 
@@ -256,6 +261,8 @@ def enable(
 ) -> FlowCacheConfig:
     """Choose how all later calls of a pipeline run; returns the configuration, now ``pipe.flowcache_config``.
 
+    Videos all of whose chunks move together have another one (``make_config``), now ``pipe.flowcache_together``.
+
     Args:
         preset: one of ``flowcache.methods.PRESETS``; None: fast.
         kv_budget: chunks' worth of tokens that clean chunks keep in the KV cache; None: all.
@@ -272,10 +279,13 @@ def enable(
         traits = pipe.flowcache_traits
         chosen = traits.translate({"method": method, "preset": preset, "budget": kv_budget, **options})
         config = make_config(chosen, traits)
+        together = make_config(chosen, replace(traits, together=traits.whole_window))
     elif preset is not None or kv_budget is not None or options or method != "flowcache":
         raise ValueError("config: expected no other option beside it; leave them out.")
+    else:
+        together = config
     check_type("config", config, FlowCacheConfig)
-    pipe.flowcache_config, pipe.flowcache_method = config, method
+    pipe.flowcache_config, pipe.flowcache_together, pipe.flowcache_method = config, together, method
     return config
 
 

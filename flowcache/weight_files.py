@@ -123,7 +123,7 @@ def read_weights(
         tied: tensors that are equal, so that one is enough.
         unused: pattern of the starts of names of tensors to leave out.
     """
-    stored = [(path, *row) for path in files for row in _read_tensors(path)]
+    stored = [(path, *row) for path in files for row in read_tensors(path)]
     stored = [row for row in stored if not (unused and re.match(unused, row[1]))]
     renamed = [key for _, key, _, _ in stored]
     if not shapes.keys() >= {*renamed}:
@@ -206,7 +206,7 @@ def _list_whole(folder: Path, names: Sequence[str]) -> list[Path]:
     return [folder / f"{before}-{number + 1:05d}-of-{count}{after}" for number in range(int(count))]
 
 
-def _read_tensors(path: Path) -> list[tuple[str, str, Tensor]]:
+def read_tensors(path: Path) -> list[tuple[str, str, Tensor]]:
     """Read a file's tensors with their names without prefixes and in the file; mapped ones are read when used."""
     with reading(path, "a weight file"):
         tensors = load_file(path) if path.suffix == ".safetensors" else _load_pickled(path)

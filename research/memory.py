@@ -2,6 +2,7 @@
 
     python -m research.memory --model skyreels_v2
     python -m research.memory --model magi1 --check
+    python -m research.memory --only "540P, vanilla" --more "" "--quantize int8" "--quantize int4 --offload"
 
 ``--check`` counts every call of the model, which takes minutes, and puts the estimate beside it.
 """
@@ -53,9 +54,9 @@ def plan(model: str, words: Sequence[str], every_call: bool = False) -> Estimate
     return estimate(job.sampler.model, job.sampler.config, job.start, "cuda", every_call)
 
 
-def describe_video(model: str, options: str) -> list[str]:
+def describe_video(model: str, options: str, additions: Sequence[str] = ()) -> list[str]:
     """Memory with each addition, and the first one with which each card holds the video."""
-    plans = {more: plan(model, f"{options} {more}".split()) for more in MORE[model]}
+    plans = {more: plan(model, f"{options} {more}".split()) for more in additions or MORE[model]}
     fitting = [[f"`{m}`" if m else "yes" for m, p in plans.items() if p.fits(size * GIB)] for size in CARDS.values()]
     first = next(iter(plans.values()))
     return [
@@ -65,7 +66,7 @@ def describe_video(model: str, options: str) -> list[str]:
     ]
 
 
-def check_video(model: str, options: str) -> list[str]:
+def check_video(model: str, options: str, _: Sequence[str]) -> list[str]:
     counted, estimated = (plan(model, options.split(), every_call) for every_call in (True, False))
     ratio = estimated.peak / counted.peak
     return [f"{counted.peak / GIB:.2f}", f"{estimated.peak / GIB:.2f}", f"{100 * (ratio - 1):+.1f}%"]
@@ -76,13 +77,19 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="skyreels_v2", help="default: skyreels_v2")
     parser.add_argument("--check", action="store_true", help="count every call, and compare")
     parser.add_argument("--only", default="", help="videos whose name contains this text")
+    parser.add_argument("--more", nargs="+", help="options of the columns, each in quotes (default: those of READMEs)")
     args = parser.parse_args()
+    additions = args.more or MORE[args.model]
     logging.disable(logging.WARNING)
     make = check_video if args.check else describe_video
-    named = [f"GiB with `{more}`" if more else "GiB" for more in MORE[args.model]]
+    named = [f"GiB with `{more}`" if more else "GiB" for more in additions]
     header = ["counted, GiB", "estimate, GiB", "difference"]
     header = header if args.check else ["KV cache, GiB", *named, *(f"{card} GB" for card in CARDS)]
-    rows = [[name, *make(args.model, options)] for name, options in ROWS[args.model].items() if args.only in name]
+    rows = [
+        [name, *make(args.model, options, additions)]
+        for name, options in ROWS[args.model].items()
+        if args.only in name
+    ]
     sys.stdout.write(markdown_table(["video", *header], rows) + "\n")
 
 

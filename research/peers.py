@@ -1,21 +1,23 @@
 """Compare FlowCache with other projects' caches on the same SkyReels-V2: time, FLOPs, PSNR and SSIM.
 
-    python -m research.peers --repeats 3
+    python -m research.peers
+    python -m research.peers --ar_step 0 --outdir outputs/peers_together
 
 Others run in diffusers' own pipeline with the same weights, noise and noise grid. A method is one of ours
 (``METHOD:PRESET``), ``diffusers`` (its pipeline, plain) or a cache with a number, ``NAME:NUMBER``: a threshold, or
-for taylorseer the interval between computed steps. A speed-up is over the plain run of the same pipeline.
+for taylorseer the interval between computed steps. Ratios are to the plain run of the same pipeline. Caption and
+seed of a video have the same number; an interrupted measurement continues.
 """
 
 import argparse
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,10 +25,12 @@ from diffusers import SkyReelsV2DiffusionForcingPipeline as DiffusersPipeline
 from diffusers import UniPCMultistepScheduler, hooks
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2TransformerBlock
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from flowcache import Trace
-from flowcache.environment import require, synchronize
+from flowcache.environment import describe_environment, require, synchronize
+from flowcache.files import markdown_table
 from flowcache.video import Frames, to_uint8
 from skyreels_v2 import METHODS as OURS
 from skyreels_v2 import FlowCacheSkyReelsV2Pipeline, VideoSettings
@@ -34,29 +38,26 @@ from skyreels_v2.codec import VideoCodec
 from skyreels_v2.settings import latent_frames
 from skyreels_v2.windows import plan_windows
 
-from .compare import compare, main, speed_table, write_results
-from .methods import configure, make_parser
-from .runs import find_model
+from .compare import Run, compare, draw_panels, main, positive, speed_table, write_results
+from .methods import configure
+from .runs import find_model, new_parser
+from .train_small.moving_shapes import read_held_out
 
-METHODS = (
-    *("vanilla", "causal", "teacache", "flowcache:fast", "flowcache:balanced", "diffusers"),
-    *("fbcache:0.1", "fbcache:0.4", "seacache:0.2", "seacache:0.6"),
-    *("taylorseer:5", "taylorseer:8", "dbcache:0.1", "dbcache:0.4", "dbcache_taylor:0.1", "dbcache_taylor:0.4"),
+OWN = (
+    *("vanilla", "causal", "teacache:paper-fast:0.05", "teacache:paper-fast:0.1", "teacache:paper-fast:0.25"),
+    *("flowcache:quality", "flowcache:balanced", "flowcache:fast", "flowcache:turbo"),
+)
+PEERS = (
+    *("diffusers", "seacache:0.2", "seacache:0.4", "seacache:0.6", "seacache:1"),
+    *("taylorseer:3", "taylorseer:4", "taylorseer:5", "taylorseer:8", "fbcache:0.05", "fbcache:0.1", "fbcache:0.4"),
+    *("dbcache:0.1", "dbcache:0.4", "dbcache_taylor:0.05", "dbcache_taylor:0.1", "dbcache_taylor:0.4"),
 )
 #: Runs without reuse, with which the others are compared.
 PLAIN = ("vanilla", "causal", "diffusers")
+#: FLOPs ratios between which curves are averaged, evenly in their logarithm, and those shown.
+SPAN, SHOWN = (2.5, 5.0), (3, 4, 5, 6)
 #: Maximum number of steps that SeaCache and DBCache reuse in a row.
 MOST_REUSED = 7
-
-
-class ProcessorTrace(Trace):
-    """A trace whose seconds are process time, which other programs hardly change."""
-
-    @contextmanager
-    def timer(self, stage: str) -> Iterator[None]:
-        start = time.process_time()
-        yield
-        self.add_seconds(stage, time.process_time() - start)
 
 
 class OriginalGrid(UniPCMultistepScheduler):
@@ -220,11 +221,86 @@ def find_base(method: str) -> str:
     return "vanilla" if method.partition(":")[0] in OURS else "diffusers"
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Medians over videos of a method's settings, by rising FLOPs ratio; PSNR and SSIM are to a plain run."""
+
+    name: str
+    ratios: Sequence[float]
+    psnr: Sequence[float]
+    ssim: Sequence[float]
+
+    @classmethod
+    def measure(cls, name: str, method: str, plain: str, runs: Sequence[Run]) -> Self:
+        """``method``: the part of its runs' names before the colon."""
+        full = {run.seed: run.flops["actual"] for run in runs if run.method == find_base(method)}
+        points: dict[str, list[tuple[float, float, float]]] = {}
+        for run in runs:
+            if run.method.partition(":")[0] == method and plain in run.psnr:
+                point = (full[run.seed] / run.flops["actual"], run.psnr[plain], run.ssim[plain])
+                points.setdefault(run.method, []).append(point)
+        medians = sorted(np.median(each, axis=0).tolist() for each in points.values())
+        return cls(name, *zip(*medians, strict=True))
+
+    def at(self, ratios: ArrayLike, values: Sequence[float]) -> np.ndarray:
+        """Values at FLOPs ratios, between the measured ones; NaN beyond them."""
+        return np.interp(np.log(ratios), np.log(self.ratios), values, left=np.nan, right=np.nan)
+
+    @property
+    def area(self) -> float:
+        """Mean PSNR over ``SPAN``; NaN if the curve does not cover it."""
+        return float(np.mean(self.at(np.geomspace(*SPAN, 101), self.psnr)))
+
+
+def list_curves(runs: Sequence[Run]) -> list[Curve]:
+    """A curve for each method, to the plain run of its pipeline; for ours, also to those that attend as it does."""
+    names, present = dict.fromkeys(run.method.partition(":")[0] for run in runs), {run.method for run in runs}
+    curves = []
+    for name in names.keys() - set(PLAIN):
+        if name == "flowcache" and "causal" in present:  # which attends to the past, as diffusers does there
+            plains = {f"{name}, to {plain}": plain for plain in ("causal", "diffusers") if plain in present}
+        else:
+            plains = {name: find_base(name)}
+        curves += [Curve.measure(title, name, plain, runs) for title, plain in plains.items()]
+    return sorted(curves, key=lambda curve: (-np.nan_to_num(curve.area), -max(curve.psnr)))
+
+
+def area_table(curves: Sequence[Curve]) -> str:
+    titles = ["method", "mean dB, {:g}x to {:g}x".format(*SPAN), *(f"dB, SSIM at {ratio}x" for ratio in SHOWN)]
+    titles.append("settings: FLOPs ratio, dB, SSIM")
+    rows = []
+    for curve in curves:
+        cells = ["" if np.isnan(curve.area) else f"{curve.area:.1f}"]
+        for psnr, ssim in zip(curve.at(SHOWN, curve.psnr), curve.at(SHOWN, curve.ssim), strict=True):
+            cells.append("" if np.isnan(psnr) else f"{psnr:.1f}, {ssim:.3f}")
+        points = zip(curve.ratios, curve.psnr, curve.ssim, strict=True)
+        rows.append([curve.name, *cells, "; ".join("{:.2f}x, {:.1f}, {:.3f}".format(*point) for point in points)])
+    return markdown_table(titles, rows)
+
+
+def draw(curves: Sequence[Curve], path: Path, title: str) -> None:
+    """Save a PNG of PSNR and SSIM against the FLOPs ratio; ours are drawn thicker."""
+    with draw_panels(path, 11, count=2) as axes:
+        for axis, name in zip(axes, ("psnr", "ssim"), strict=True):
+            for curve in curves:
+                width = 2.4 if curve.name.startswith("flowcache") else 1.2
+                style = "--" if curve.name.endswith("causal") else "-"
+                axis.plot(curve.ratios, getattr(curve, name), style, label=curve.name, marker="o", ms=4, lw=width)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks([2, 3, 4, 5, 6, 8], [f"{ratio}x" for ratio in (2, 3, 4, 5, 6, 8)])
+            axis.set(xlabel="FLOPs of the plain run / FLOPs", ylabel=f"{name.upper()} to the plain run")
+            axis.set_title(title, fontsize=10)
+
+
 def bench(args: argparse.Namespace) -> str:
     if args.model != "skyreels":
         raise ValueError(f"model: expected skyreels, which diffusers has, got {args.model}.")
     model = find_model(args, ar_step=args.ar_step)
-    settings, prompt = model.adapter.video, args.prompt or model.adapter.default_prompt
+    settings, prompts = model.adapter.video, read_held_out()
+    captions = range(args.skip, min(args.skip + args.captions, len(prompts)))
+    # without a lag, causal differs from vanilla by attention alone
+    own = [method for method in OWN if args.ar_step or method != "causal"]
+    args.methods = args.methods or [*own, *PEERS]
     if args.ar_step and latent_frames(settings.num_frames) % settings.causal_block_size:
         raise ValueError(
             f"num_frames: expected blocks of {settings.causal_block_size} latent frames, as diffusers leaves the rest "
@@ -236,26 +312,36 @@ def bench(args: argparse.Namespace) -> str:
             parse_cache(method)
     register_block()
     pipeline = make_pipeline(model.pipeline, args.grid == "original")
-    peers = PeerRun(pipeline, settings, prompt, model.pipeline.default_negative_prompt)
+    negative_prompt = model.pipeline.default_negative_prompt
 
     def make(method: str, seed: int) -> tuple[Frames, Trace]:
-        trace = (ProcessorTrace if args.clock == "processor" else Trace)(method=method)
+        trace = Trace(method=method, environment=describe_environment(args.device))
         if method in ours:
-            return model.video(prompt, seed, ours[method], trace)
-        with enable_cache(peers, method):
-            return peers.video(seed, trace)
+            return model.video(prompts[seed], seed, ours[method], trace)
+        run = PeerRun(pipeline, settings, prompts[seed], negative_prompt)
+        with enable_cache(run, method):
+            return run.video(seed, trace)
 
-    seeds = range(args.seed, args.seed + args.repeats)
-    runs = compare(make, args.methods, seeds, PLAIN, args.outdir, shown=args.methods)
-    return write_results(args, "bench", speed_table(runs, PLAIN, find_base), runs)
+    video = {"video": str(settings), "grid": args.grid}
+    named = {
+        method: {**video, "cache": ours[method].as_dict(args.steps)} if method in ours else video
+        for method in args.methods
+    }
+    runs = compare(make, args.methods, captions, PLAIN, args.outdir, named, shown=args.methods, name="caption")
+    curves = list_curves(runs)
+    draw(curves, args.outdir / "curves.png", f"small SkyReels-V2, ar_step {args.ar_step}")
+    tables = [f"Curves are medians over {len(captions)} captions.", area_table(curves)]
+    tables += ["Means over the captions; speed-ups are medians.", speed_table(runs, PLAIN, find_base)]
+    return write_results(args, "bench", "\n\n".join(tables), runs)
 
 
 if __name__ == "__main__":
-    parser = make_parser(__doc__, "peers", "97", list(METHODS))
+    parser = new_parser(__doc__, "peers", "97")
     add = parser.add_argument
+    add("--methods", "--ways", nargs="+", help="default: all, each with several settings")
+    add("--captions", type=positive, default=4, help="number of held-out captions (default: 4)")
+    add("--skip", type=int, default=0, help="held-out captions to skip (default: 0)")
     lag = "steps by which blocks lag; 0: all together, attention to the whole window (default: 5)"
     add("--ar_step", type=int, default=5, help=lag)
     add("--grid", choices=("original", "diffusers"), default="original", help="noise grid of diffusers' runs")
-    clock = "wall time, or processor time of all threads: for one thread on a busy CPU (default: wall)"
-    add("--clock", choices=("wall", "processor"), default="wall", help=clock)
     main(parser, bench)

@@ -26,7 +26,12 @@ from .train_small.moving_shapes import read_held_out
 INTERVALS = (2, 3, 4, 5, 7, 10)
 THRESHOLDS = {"skyreels": (0.03, 0.06, 0.1, 0.15, 0.25, 0.4), "magi": (0.01, 0.02, 0.04, 0.08, 0.15)}
 #: Combined with every policy; the first at every value of the option, others at every second.
-FORECASTS = {"line": "linear_velocity", "held velocity": "hold_velocity", "line of the residual": "linear_residual"}
+FORECASTS = {
+    "line": "linear_velocity",
+    "corrected line": "corrected_velocity",
+    "held velocity": "hold_velocity",
+    "line of the residual": "linear_residual",
+}
 #: The run without reuse, and the curve that others are compared with.
 PLAIN, PAPER = "no reuse", "the paper's rule"
 #: Computed shares between which curves are averaged: about 4 to 2 times fewer chunk steps.

@@ -130,12 +130,14 @@ def compare_configs(
     return compare(make, list(configs), captions, [reference], args.outdir, settings, **sheet)
 
 
-def new_parser(description: str, name: str, frames: str = "", has_model: bool = True) -> ArgumentParser:
+def new_parser(
+    description: str, name: str, frames: str = "", has_model: bool = True, steps: str = "50; magi: 64"
+) -> ArgumentParser:
     """A parser with ``--outdir`` and the flags that ``find_model`` reads.
 
     Args:
         name: folder below ``outputs``; ``MODEL`` in it is that of ``--model``.
-        frames: default lengths to show; without, the script chooses length and steps.
+        frames, steps: defaults to show; without frames, the script chooses both.
         has_model: whether the script makes videos.
     """
     parser, default = Parser(description), f"outputs/{name}"
@@ -149,5 +151,5 @@ def new_parser(description: str, name: str, frames: str = "", has_model: bool = 
         add("--config_file", type=Path, default=MAGI_CONFIG, help="configuration of MAGI-1")
     if frames:
         add("--num_frames", "--frames", type=int, help=f"of the video (default: {frames})")
-        add("--steps", type=int, help="denoising steps (default: 50; magi: 64)")
+        add("--steps", type=int, help=f"denoising steps (default: {steps})")
     return parser

@@ -22,6 +22,7 @@ from flowcache.video import last_frames, to_float
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt, read_switch
 from .config import FRAMES, EngineSection, MagiConfig, ModelSection, RuntimeSection
+from .conversion import lora_names
 from .guidance import PREVIOUS_WEIGHT
 from .methods import TRAITS
 from .model_source import SMALL, ModelSource, new_components, resolve_model
@@ -73,12 +74,12 @@ class Magi1(Adapter):
     inputs: ClassVar = {"image": ("image_path",), "video_path": ("prefix_video_path",)}
     lacks = frozenset({"kv_range", "retention", "causal_attention"})
     traits = TRAITS
-    saving = ("--offload", "--compress_kv_cache", "--kv_bits 8", "--num_frames 96")
+    saving = ("--offload", "--compress_kv_cache", "--kv_bits 8", "--quantize int8", "--num_frames 96")
     option_files: ClassVar = {
         "generate": FOLDER / "yaml_config/single_run/config.yaml",
         "sample": FOLDER / "yaml_config/sample/flowcache_vbench.yaml",
     }
-    clean_prompt = staticmethod(clean_prompt)
+    clean_prompt, translate_lora = staticmethod(clean_prompt), staticmethod(lora_names)
     default_prompt = "a red circle moves right over a dark background"
 
     source: ModelSource  # weights and configuration
@@ -141,6 +142,9 @@ class Magi1(Adapter):
         given.refuse_unread(_find_unread(model.video, extras["discard_nearly_clean"]))
         extras["previous_weight"] = _previous_weight(os.environ)
         loading = LoadOptions(**given.pick(LoadOptions))
+        for name in ("quantize", "lora") if source.config.engine_config.fp8_quant else ():
+            if getattr(loading, name):
+                raise ValueError(f"{name}: expected a checkpoint of plain weights, got one in fp8 (fp8_quant).")
         offload = STAGED if loading.offload else [k for k, name in OFFLOAD.items() if read_switch(name)]
         return replace(model, extras=extras, offload=frozenset(offload), loading=loading)
 

@@ -51,6 +51,17 @@ def official_key(name: str) -> str:
     return f"{_OUTER[stem]}.{last}"
 
 
+def lora_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Translate LoRA weights for the official layers."""
+    ours = {official: name for name, official in _LAYER.items()}
+
+    def translate(name: str) -> str:
+        found = re.fullmatch(r"(?:.+\.)?videodit_blocks\.layers\.(\d+)\.(.+?)(\.lora_.+|\.alpha)", name)
+        return f"blocks.{found[1]}.{ours[found[2]]}{found[3]}" if found and found[2] in ours else name
+
+    return {translate(name): tensor for name, tensor in state.items()}
+
+
 def official_shapes(model: MagiTransformer3DModel, fp8: bool = False) -> dict[str, tuple[int, ...]]:
     """Official names and shapes of all tensors of a model; ``fp8``: of its quantised checkpoint.
 

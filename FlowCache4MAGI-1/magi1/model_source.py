@@ -22,6 +22,7 @@ from flowcache.loading import LoadOptions
 from . import checkpoint
 from .checkpoint import FOLDERS, T5_FOLDER
 from .config import FRAMES, MagiConfig
+from .conversion import lora_names
 from .quantised import multiplies_fp8
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ def load_components(
     vae.register_to_config(scaling_factor=runtime.scale_factor)
     tokenizer, encoder = checkpoint.load_text_encoder(folders["t5_pretrained"])
     parts = {"text_encoder": encoder, "transformer": transformer, "vae": vae}
+    options.adapt(parts, lora_names)
     for name, part in parts.items():
         if name not in on_host:
             part.to(device)
@@ -144,6 +146,7 @@ def new_components(source: ModelSource, device: torch.device, options: LoadOptio
     encoder = checkpoint.new_text_encoder(folders.get("t5_pretrained"))
     vae = nn.Module.to(checkpoint.new_vae(folders.get("vae_pretrained")), options.choose_vae_dtype(device))
     parts = {"tokenizer": None, "text_encoder": encoder, "transformer": transformer, "vae": vae}
+    options.adapt(parts)
     return {**parts, "tile_frames": _choose_tile(config)}
 
 

@@ -105,10 +105,12 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         Args:
             config_file: JSON in three sections, or one of ``FlowCache4MAGI-1/config``.
             device: where to run; None: CUDA if there is any.
-            **keys: of any section, in place of the file's: ``load="sand-ai/MAGI-1/ckpt/magi/4.5B_distill"``.
+            **keys: of any section, in place of the file's: ``load="sand-ai/MAGI-1/ckpt/magi/4.5B_distill"``; and
+                fields of ``LoadOptions``: ``quantize="int8"``.
         """
         path = Path(config_file) if Path(config_file).is_file() else shipped("FlowCache4MAGI-1") / config_file
-        return load_pipeline(resolve_model(path, keys, "official", device), device)
+        options = {name: keys.pop(name) for name in LoadOptions.__dataclass_fields__ if name in keys}
+        return load_pipeline(resolve_model(path, keys, "official", device), device, **options)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save as diffusers does, with the model's configuration."""

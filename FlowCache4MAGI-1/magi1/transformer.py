@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
@@ -159,7 +160,7 @@ def _add(hidden: Tensor, update: Tensor, gate: Tensor, norm: nn.Module) -> Tenso
     return norm(update.float().mul_(gate)).add_(hidden).type_as(hidden)
 
 
-class MagiTransformer3DModel(ModelMixin, ConfigMixin):
+class MagiTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """MAGI-1's transformer; arguments as in ``config.ModelSection``, which are the official files' keys.
 
     With ``fp8_quant``, linear layers between the first and the last block have their weights in fp8.

@@ -1,5 +1,6 @@
 """SkyReels-V2 for the programs: its options, settings and videos."""
 
+import logging
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,9 +18,12 @@ from flowcache.registry import described
 from flowcache.video import last_frames, probe_video, to_float
 
 from .checkpoint import ModelSource, SkyReelsLoading, load_pipeline, new_pipeline, resolve_model
+from .conversion import lora_names
 from .methods import TRAITS, traits_for
 from .settings import RESOLUTIONS, VideoSettings, make_settings
 from .windows import check_streaming, plan_windows
+
+logger = logging.getLogger(__name__)
 
 #: Defaults that depend on the model.
 _DEFAULTS = {
@@ -61,10 +65,11 @@ class SkyReelsV2(Adapter):
         "--offload",
         "--use_compress --budget_block 1",
         "--kv_bits 8",
+        "--quantize int8",
         "--base_num_frames 57",
         "--method vanilla",
     )
-    clean_prompt = staticmethod(prompt_clean)
+    clean_prompt, translate_lora = staticmethod(prompt_clean), staticmethod(lora_names)
 
     source: ModelSource
     video: VideoSettings
@@ -166,7 +171,12 @@ class SkyReelsV2(Adapter):
     def configure(self, options):
         fitted = self.source.defaults.get("reuse_coefficients")
         options = replace(options, coefficients=options.coefficients or fitted)
-        return make_config(options, traits_for(self.source.family))
+        traits = replace(traits_for(self.source.family), together=self.video.moves_together)
+        if options.runs_jointly(traits):
+            logger.info("all blocks move together: flowcache runs the whole window, with attention to all of it")
+        elif traits.together and options.method == "flowcache":
+            logger.info("all blocks move together, but blocks attend to the past alone, as preset or KV cache need it")
+        return make_config(options, traits)
 
     def check(self, config, start):
         check_streaming(self.video, config, arrives=start.last is not None)

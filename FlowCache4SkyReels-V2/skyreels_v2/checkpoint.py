@@ -18,6 +18,7 @@ from flowcache.registry import described
 from flowcache.user_files import reading
 from flowcache.weight_files import ENDINGS
 
+from .conversion import lora_names
 from .methods import method_config
 from .model_folder import (
     FAMILIES,
@@ -137,6 +138,7 @@ def load_pipeline(
     if isinstance(source, str):
         source = resolve_model(source, device)
     parts = load_components(source, _choose_type(device), loading.choose_vae_dtype(device))
+    loading.adapt(parts, lora_names)
     pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
     pipeline.model_defaults = source.defaults
     if loading.vae_tiling:
@@ -156,7 +158,9 @@ def new_pipeline(
 ) -> FlowCacheSkyReelsV2Pipeline:
     """Make the pipeline that ``load_pipeline`` loads, on the meta device."""
     types = _choose_type(device), loading.choose_vae_dtype(device)
-    pipeline = FlowCacheSkyReelsV2Pipeline(**new_components(source.path, source.layout, source.family, *types))
+    parts = new_components(source.path, source.layout, source.family, *types)
+    loading.adapt(parts)
+    pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
     if loading.vae_tiling:
         pipeline.vae.enable_tiling()
     return pipeline

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
+from diffusers.models.modeling_utils import get_parameter_dtype
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2RotaryPosEmbed
 from torch import Tensor, nn
 from torch.nn import functional
@@ -117,7 +118,7 @@ class SkyReelsV2ChunkModel:
     def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         latents = torch.cat([item.latents for item in inputs], dim=1)
         embedding = self.transformer.patch_embedding
-        tokens = embedding(latents.unsqueeze(0).to(embedding.weight.dtype)).flatten(2).transpose(1, 2)
+        tokens = embedding(latents.unsqueeze(0).type_as(self._text.embeds)).flatten(2).transpose(1, 2)
         return list(tokens.split(self._lengths(inputs), dim=1))
 
     def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
@@ -160,9 +161,10 @@ class SkyReelsV2ChunkModel:
         return round(1000 * level)
 
     def cache_layout(self) -> CacheLayout:
-        config, weight = self.transformer.config, self.transformer.blocks[0].attn1.to_k.weight
+        # Not of a weight, which may be quantised.
+        config, like = self.transformer.config, self._text.embeds
         heads = (config.num_attention_heads, config.attention_head_dim)
-        return CacheLayout(config.num_layers, self.num_branches, *heads, weight.dtype, weight.device)
+        return CacheLayout(config.num_layers, self.num_branches, *heads, like.dtype, like.device)
 
     def reach(self, local_step: int | None) -> int | None:
         return None
@@ -188,13 +190,13 @@ class SkyReelsV2ChunkModel:
     def _time(self, timestep: float) -> tuple[Tensor, Tensor]:
         """Embedding ``[dim]`` of a timestep and its projection ``[6, dim]``, fp32; each is made once."""
         if timestep not in self._times:
-            model, embedder, dtype = self.transformer, self.transformer.condition_embedder, self._text.embeds.dtype
-            weight = embedder.time_embedder.linear_1.weight
-            time = embedder.timesteps_proj(torch.tensor([timestep], device=weight.device))
-            embedding = embedder.time_embedder(time.to(weight.dtype)).float()
-            projection = project_fp32(embedder.time_proj, embedder.act_fn(embedding), dtype)
+            model, embedder = self.transformer, self.transformer.condition_embedder
+            like, dtype = self._text.embeds, get_parameter_dtype(embedder.time_embedder)
+            time = embedder.timesteps_proj(torch.tensor([timestep], device=like.device))
+            embedding = embedder.time_embedder(time.to(dtype)).float()
+            projection = project_fp32(embedder.time_proj, embedder.act_fn(embedding), like.dtype)
             if model.config.inject_sample_info:
-                fps = model.fps_embedding(torch.tensor([self._fps_index], device=weight.device))
+                fps = model.fps_embedding(torch.tensor([self._fps_index], device=like.device))
                 projection = projection + model.fps_projection(fps)
             self._times[timestep] = embedding[0], projection.unflatten(-1, (6, -1))[0]
         return self._times[timestep]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
-from diffusers.loaders import single_file_utils
+from diffusers.loaders import SkyReelsV2LoraLoaderMixin, single_file_utils
 
 from flowcache.model_files import default_arguments
 
@@ -62,6 +62,13 @@ def text_encoder_key(original: str) -> str:
 
 def vae_key(original: str) -> str:
     return next(iter(single_file_utils.convert_wan_vae_to_diffusers({original: _ANY})))
+
+
+def lora_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Translate LoRA weights for Wan's original layers, by any trainer that diffusers knows."""
+    if any(re.match(r"blocks\.\d+\.(self_attn|cross_attn|ffn\.[02])\.", name) for name in state):
+        state = {f"diffusion_model.{name}": tensor for name, tensor in state.items()}
+    return SkyReelsV2LoraLoaderMixin.lora_state_dict(state)
 
 
 def transformer_config(given: dict[str, Any]) -> dict[str, Any]:

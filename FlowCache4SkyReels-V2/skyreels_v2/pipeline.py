@@ -25,7 +25,7 @@ from flowcache.typed import check_keys
 
 from .chunk_model import SkyReelsV2ChunkModel
 from .codec import VideoCodec
-from .methods import traits_for
+from .methods import TRAITS, traits_for
 from .model_folder import SMALL, find_family
 from .settings import (
     DEFAULTS_FILE,
@@ -52,6 +52,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
     #: Default settings of the model: ``defaults.json`` and the negative prompt.
     model_defaults: dict[str, Any] = default_settings("")
 
+    flowcache_together = replace(TRAITS, together=True).configure()
     clean_prompt = staticmethod(prompt_clean)
 
     def prepare(
@@ -110,7 +111,8 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             prompt_embeds, negative_prompt_embeds: ``[tokens, width]`` in place of prompts.
             decode: False leaves the frames of the parts empty, if the video is a single window.
         """
-        settings, cache = self.make_settings(settings, **changes), cache or self.flowcache_config
+        settings = self.make_settings(settings, **changes)
+        cache = cache or (self.flowcache_together if settings.moves_together else self.flowcache_config)
         trace, device = trace or Trace(), self._execution_device
         check_type("cache", cache, FlowCacheConfig)
         frames = convert_given(settings.height, settings.width, prefix=prefix, last=last)

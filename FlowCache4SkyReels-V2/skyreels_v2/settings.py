@@ -112,6 +112,12 @@ class VideoSettings:
                 "as overlap_history leaves; use streaming."
             )
 
+    @property
+    def moves_together(self) -> bool:
+        """Whether all blocks of a window take the same steps: without a lag, or as it is a single block."""
+        frames = latent_frames(min(self.num_frames, self.base_num_frames))
+        return not self.streaming and (self.ar_step == 0 or frames <= self.causal_block_size)
+
     def check_negative_prompt(self, prompt: str | None) -> None:
         """Raise ValueError for a negative prompt without guidance, which nothing reads."""
         if prompt and self.guidance_scale == 1:

@@ -83,8 +83,17 @@ class ChunkUniPC:
 
     forget = skip
 
+    def history(self, chunk: int) -> State | None:
+        known = self._histories.get(chunk)
+        return None if known is None else dict(vars(known))
+
+    def restore(self, chunk: int, history: State | None) -> None:
+        self.forget(chunk)
+        if history is not None:
+            self._histories[chunk] = _History(**history)
+
     def state_dict(self) -> State:
-        return {"histories": {chunk: dict(vars(history)) for chunk, history in self._histories.items()}}
+        return {"histories": {chunk: self.history(chunk) for chunk in self._histories}}
 
     def load_state_dict(self, state: State) -> None:
         self._histories = {chunk: _History(**history) for chunk, history in state["histories"].items()}

@@ -52,13 +52,13 @@ class RowStore:
 
         Returns root mean square of the error of keys and of values, over theirs; None if the form is exact.
         """
-        stop = start + keys.shape[1]
-        for part, entries in zip(self._parts, self._form.encode(keys, values), strict=True):
+        stop, encoded = start + keys.shape[1], self._form.encode(keys, values)
+        for part, entries in zip(self._parts, encoded, strict=True):
             self._entries(part[layer], start, stop).copy_(entries)
         if not self._form.lossy:
             return None
         stored = torch.empty_like(keys), torch.empty_like(values)
-        self._form.decode([self._entries(part[layer], start, stop) for part in self._parts], *stored)
+        self._form.decode(encoded, *stored)
         pairs = zip(stored, (keys, values), strict=True)
         return torch.stack([(s.float() - r.float()).norm() / r.float().norm().clamp_min(1e-12) for s, r in pairs])
 
@@ -96,7 +96,7 @@ class HostStore(RowStore):
     """Clean rows in pinned host memory; while a layer computes, the next one's are copied to the CUDA device.
 
     Layers alternate between two buffers on the device. They are copied on a stream of their own; writing
-    rows waits. Not yet run on a GPU.
+    rows waits. Not yet run on a GPU; the tests simulate the streams.
     """
 
     def _allocate(self) -> list[Tensor]:

@@ -1,14 +1,17 @@
 """Methods and presets of both models."""
 
+from dataclasses import replace
+
 import pytest
 
 from flowcache import FlowCacheConfig
-from flowcache.methods import check_config
+from flowcache.methods import BEND, check_config
 from flowcache.reuse import ChunkwiseReuse, Interval, NoReuse, TeaCache
 from magi1.methods import TRAITS
 from magi1.methods import method_config as magi
 from skyreels_v2 import method_config as skyreels
 from skyreels_v2.methods import COEFFICIENTS
+from skyreels_v2.methods import TRAITS as SKYREELS
 
 MODELS = {"skyreels": skyreels, "magi": magi}
 
@@ -17,12 +20,12 @@ MODELS = {"skyreels": skyreels, "magi": magi}
 @pytest.mark.parametrize(
     ("preset", "named", "policy", "forecast"),
     [
-        ("quality", {}, Interval(scale=0.3), "linear_velocity"),
-        (None, {}, Interval(scale=0.75), "linear_velocity"),
-        ("fast", {"interval": 4}, Interval(4), "linear_velocity"),
-        ("paper-fast", {"interval": 4}, Interval(4), "linear_velocity"),
-        ("fast", {"threshold": 0.0}, ChunkwiseReuse(0.0, 1, together=True), "linear_velocity"),
-        ("fast", {"policy": "none"}, NoReuse(), "linear_velocity"),
+        ("quality", {}, Interval(scale=0.3), "corrected_velocity"),
+        (None, {}, Interval(scale=0.75), "corrected_velocity"),
+        ("fast", {"interval": 4}, Interval(4), "corrected_velocity"),
+        ("paper-fast", {"interval": 4}, Interval(4), "corrected_velocity"),
+        ("fast", {"threshold": 0.0}, ChunkwiseReuse(0.0, 1, together=True), "corrected_velocity"),
+        ("fast", {"policy": "none"}, NoReuse(), "corrected_velocity"),
         ("fast", {"policy": "fixed_interval", "policy_options": {"interval": "7"}}, Interval(7), None),
         ("paper-slow", {"threshold": 0.3}, ChunkwiseReuse(0.3), None),
         ("fast", {"policy_options": {"scale": 2}, "forecast": "hold_residual"}, Interval(scale=2), None),
@@ -38,6 +41,28 @@ def test_flowcache_chooses_its_policy(model, preset, named, policy, forecast):
     assert forecast is None or config.forecast == forecast
     paper = isinstance(policy, ChunkwiseReuse) and not policy.together
     assert config.clean_pass is (model == "magi" and not paper)
+
+
+@pytest.mark.parametrize(
+    ("named", "policy"),
+    [
+        ({}, Interval(scale=0.75, final_steps=0, bend=BEND)),
+        ({"preset": "turbo"}, Interval(scale=1.0, final_steps=0, bend=BEND)),
+        ({"interval": 4}, Interval(4, final_steps=0, bend=BEND)),
+        ({"threshold": 0.1}, ChunkwiseReuse(0.1, 1, together=True)),
+        ({"policy": "none"}, NoReuse()),
+        ({"preset": "paper-fast"}, None),
+        ({"budget_block": 1}, None),
+        ({"kv_bits": 8}, None),
+        ({"kvrange": 0}, None),
+        ({"causal_attention": True}, None),
+    ],
+)
+def test_chunks_that_move_together_see_each_other_unless_an_option_needs_the_cache(named, policy):
+    config = replace(SKYREELS, together=True).configure(**named)
+    assert config.whole_window is config.bidirectional is (policy is not None)
+    assert config == (skyreels("flowcache", **named) if policy is None else replace(config, policy=policy))
+    assert replace(SKYREELS, together=True).configure("vanilla") == skyreels("vanilla")
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from flowcache import FlowCacheConfig, KVStorageConfig, ReusePolicy
-from flowcache.chunk_model import ChunkInput
+from flowcache.chunk_model import ChunkInput, Solver
 from flowcache.methods import INTERVAL_SCALE
 from flowcache.reuse import ChunkwiseReuse, Interval, NoReuse, TeaCache, make_policy
-from flowcache.reuse.forecast import REACH, VelocityForecast
+from flowcache.reuse.forecast import REACH, CorrectedVelocity, VelocityForecast
+from flowcache.reuse.interval import spread_steps
 
 TIMES = (1.0, 0.9, 0.7, 0.4, 0.35, 0.1, 0.0)
 
@@ -106,6 +107,19 @@ def test_intervals_of_the_presets_grow_with_the_root_of_the_steps():
         assert FlowCacheConfig(policy=policy).as_dict(64)["interval"] == intervals[-1]
 
 
+def test_a_bent_interval_is_denser_at_the_end_and_leaves_out_the_last_step():
+    assert spread_steps(50, 5, 0.9) == {0, 5, 11, 17, 23, 30, 36, 42, 46, 48}
+    assert [sorted(spread_steps(n, 2, 0.9)) for n in (1, 2, 3, 6)] == [[0], [0, 1], [0, 1], [0, 2, 4]]
+    for interval in range(2, 11):
+        steps = spread_steps(30, interval, 0.9)
+        assert len(steps) == max(2, round(30 / interval)) and max(steps) == 28
+    policy = begun(Interval(5, final_steps=0, bend=0.9), 50)
+    computed = {k for k in range(50) if not policy.decide(k, 50, {0: k, 1: k}, {})[1].reuse}
+    assert computed == spread_steps(50, 5, 0.9)
+    policy = begun(Interval(1, bend=0.9), 50)
+    assert not any(policy.decide(k, 50, {0: k}, {})[0].reuse for k in range(50))
+
+
 def test_policies_are_made_by_name_with_options_as_text():
     assert make_policy("none", {}) == NoReuse()
     assert make_policy("fixed_interval", {"interval": "3", "scale": "0.5"}) == Interval(3, 0.5)
@@ -183,3 +197,31 @@ def test_nothing_is_kept_of_a_forgotten_chunk_or_an_earlier_window():
         assert forecast.evaluated_at(0) == [0.9, 0.7]
         clear(forecast)
         assert not forecast.knows(0)
+
+
+class Straight(Solver):
+    times = TIMES
+
+    def step(self, chunk, local_step, latents, velocity):
+        return latents + (TIMES[local_step + 1] - TIMES[local_step]) * velocity
+
+
+def test_skipped_steps_are_corrected_by_the_next_evaluation():
+    """Velocities in proportion to the time: the line between two is exact, what was forecast before is not."""
+    forecast, solver = CorrectedVelocity(), Straight()
+    forecast.begin(TIMES)
+    latents = exact = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    for step, computed in enumerate((True, False, False, True, True, False)):
+        velocity = torch.full_like(latents, 5 * TIMES[step])
+        if computed:
+            forecast.observe_evaluation([item(step)], [], [], [velocity])
+            before = forecast.correct(0, step, latents, solver)
+            assert torch.allclose(before, exact), step
+        else:
+            before, (velocity,) = latents, forecast.predict(None, [item(step)])
+        latents = solver.step(0, step, before, velocity)
+        forecast.observe_step(0, step, before, latents, not computed)
+        exact = solver.step(0, step, exact, torch.full_like(exact, 5 * TIMES[step]))
+        if step == 1:
+            latents, exact = latents + 7, exact + 7  # a callback's change stays
+            assert not torch.allclose(latents, exact)

@@ -38,6 +38,7 @@ STREAMS = [
     ("skyreels_v2", "noise of the original", skyreels_config("flowcache"), {**LONG, **ORIGINAL}),
     ("skyreels_v2", "whole window", skyreels_config("teacache"), LONG),
     ("skyreels_v2", "all together", skyreels_config("vanilla"), {**LONG, "ar_step": 0}),
+    ("skyreels_v2", "all together, reused", None, {**LONG, "ar_step": 0}),
     ("skyreels_v2", "compressed", skyreels_config("flowcache", budget_block=1), STREAMING),
     ("skyreels_v2", "as the original compresses", skyreels_config("flowcache", **PAPER), STREAMING),
     ("skyreels_v2", "in eight bits", skyreels_config("flowcache", budget_block=1, kv_bits=8), STREAMING),

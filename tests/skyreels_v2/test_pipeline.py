@@ -14,6 +14,7 @@ from skyreels_v2 import VideoSettings, load_pipeline, method_config, resolve_mod
 from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 from skyreels_v2.codec import VideoCodec
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
+from skyreels_v2.solver import ChunkUniPC
 
 SMALL = {"height": 32, "width": 32, "inference_steps": 6, "ar_step": 2, "causal_block_size": 2}
 STREAMING = {"streaming": True, "base_num_frames": 17}
@@ -245,3 +246,32 @@ def test_saved_pipelines_keep_their_settings(checkpoint, tmp_path):
     assert again.default_negative_prompt == "a circle"
     again.save_pretrained(tmp_path / "again")
     assert resolve_model(str(tmp_path / "again"), "cpu").defaults == resolve_model(str(copy), "cpu").defaults
+
+
+def test_blocks_that_move_together_attend_to_the_whole_window_and_are_reused(pipeline):
+    """By the pipeline's own choice; without reuse, it is the original."""
+    for changes in ({"ar_step": 0, "num_frames": 25, "overlap_history": 5}, {"causal_block_size": 5}):
+        settings = VideoSettings(**{**SMALL, "num_frames": 17, "base_num_frames": 17, **changes})
+        trace, cache = Trace(), pipeline.flowcache_together
+        assert settings.moves_together
+        parts = list(pipeline.stream("a red circle", None, settings, trace=trace))
+        assert trace.settings["reuse"] == cache.as_dict(6) and cache.bidirectional
+        assert [step.events[0].reused for step in trace.steps[:6]] == [False, True, False, True, False, True]
+        assert trace.flops["vanilla"] == pytest.approx(2 * trace.flops["actual"])
+        vanilla = generate(pipeline, method_config("vanilla"), **changes)
+        everything = generate(pipeline, replace(cache, policy=replace(cache.policy, interval=1)), **changes)
+        assert torch.equal(everything.latents, vanilla.latents)
+        assert not torch.equal(torch.cat([part.latents for part in parts], dim=1), vanilla.latents)
+    assert not any(VideoSettings(**SMALL, **lag).moves_together for lag in ({}, STREAMING))
+
+
+def test_a_solver_returns_to_an_earlier_step():
+    solver, latents = ChunkUniPC(6, 8.0), torch.randn(2, 3, 4, 4)
+    for step in range(3):
+        before, history = latents, solver.history(0)
+        latents = solver.step(0, step, before, torch.full_like(before, step))
+        assert (history is None) == (step == 0)
+        again = ChunkUniPC(6, 8.0)
+        for each in (solver, again):
+            each.restore(0, history)
+            assert torch.equal(each.step(0, step, before, torch.full_like(before, step)), latents)
