@@ -40,22 +40,24 @@ class Variant:
     queries: str | None = None
     bits: int | None = None
     max_queries: int | None = None
+    compactor: str = "select"
 
     def __str__(self) -> str:
         if self.budget is None:
             return "all" if self.bits is None else f"all, {self.bits} bits"
         most = self.max_queries and f"{self.max_queries} queries"
-        parts = (self.budget, self.scorer, self.strategy, self.queries, self.bits, most)
+        parts = (self.budget, self.scorer, self.strategy, self.queries, self.bits, most, self.compactor)
         return ", ".join(str(part) for part in parts if part is not None)
 
     def configure(self, model: Model, preset: str, chunks: int) -> FlowCacheConfig:
         method = (model.no_reuse,) if preset == "none" else ("flowcache", preset)
         if self.budget is None:
             return model.configure(*method, kv_range=chunks, kv_bits=self.bits)
-        config = model.configure(*method, budget=self.budget, kv_bits=self.bits)
+        named = {"scorer": self.scorer, "compactor": self.compactor}
+        config = model.configure(*method, budget=self.budget, kv_bits=self.bits, **named)
         changes = {"query_granularity": self.queries, "max_queries": self.max_queries}
         changes = {name: value for name, value in changes.items() if value is not None}
-        changes |= {"scorer": self.scorer, "strategy": self.strategy, "mix_lambda": None}
+        changes |= {"strategy": self.strategy}
         return replace(config, compression=replace(config.compression, **changes))
 
 
