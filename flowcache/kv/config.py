@@ -27,8 +27,9 @@ class KVCompressionConfig:
         scorer: key of ``SCORERS``, or a scorer: which tokens are kept.
         compactor: key of ``COMPACTORS``, or a compactor: what becomes of their keys and values.
         strategy: keep single tokens, whole frames or whole chunks.
-        query_granularity: queries that count: of the newest chunk the last 50, a frame's or all; or of all live chunks.
-        max_queries: most of those that are asked, spread over all of them; None: all.
+        query_granularity: queries that count: the last 50, a frame's or all of the newest chunk; or those of all live
+            chunks and the last two that became clean.
+        max_queries: most of those that are asked, spread over all of them; None: all, whose square ``matched`` holds.
         mix_lambda: weight of importance in the scorer, where that is ``paper``; None: its own.
         original: habits of the original FlowCache; None: ours.
     """

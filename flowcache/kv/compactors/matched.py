@@ -61,8 +61,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tenso
 def match_mass(queries: Tensor, keys: Tensor, mass: Tensor, ridge: float) -> Tensor:
     """Shift keys so that the log of their mass comes close to ``mass``, ``[..., n, 1]``.
 
-    A shift of key j changes the log mass of query q by its weight ``w[q, j]`` times their product, so the Gram matrix of
-    the queries is that of their weights times that of the queries themselves, number by number.
+    A shift of key j changes the log mass of query q by its weight ``w[q, j]`` times their product, so the Gram matrix
+    of the regression is that of the weights times that of the queries, number by number.
     """
     own, _ = attend(queries, keys, keys)
     shared = _SHARED / keys.shape[-2]

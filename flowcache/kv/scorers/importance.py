@@ -62,7 +62,7 @@ def attention_mass(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def group_queries(queries: Tensor, kv_heads: int) -> Tensor:
-    """Queries ``[..., n, heads, head_dim]`` by the KV head that they share, ``[..., kv_heads, groups * n, head_dim]``."""
+    """Queries ``[..., n, heads, head_dim]`` by their KV head, ``[..., kv_heads, groups * n, head_dim]``."""
     # Heads of a group become queries of one head, so that keys are not copied for each.
     return queries.unflatten(-2, (kv_heads, -1)).movedim(-4, -2).flatten(-3, -2)
 
