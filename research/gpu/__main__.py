@@ -41,7 +41,7 @@ SECTIONS = (
     Section(
         "attention",
         "Attention",
-        f"Each installed backend, bf16, against plain fp32: at most {kernels.TOLERANCE:g} of the norm, "
+        f"Our choice and each installed backend, bf16, against plain fp32: at most {kernels.TOLERANCE:g} of the norm, "
         f"{kernels.COARSE:g} for those that round to 8 bits. A backend that refuses a shape is skipped.",
         kernels.check_attention,
         1,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flowcache.attention import attend, choose_backend
 from flowcache.kv.config import KVStorageConfig
 from flowcache.kv.layout import CacheLayout
 from flowcache.kv.storage import PlainRows, RowStore
@@ -45,17 +46,17 @@ _TINY = {"equal heads": Shape(48, 96, 4, 4, 32), "grouped heads": Shape(48, 96, 
 
 
 def check_attention(bench: Bench) -> Iterator[tuple[str, Check]]:
-    """Every backend of diffusers that is installed, in bf16, against PyTorch's plain product in fp32."""
+    """Our choice and every installed backend of diffusers, in bf16, against PyTorch's plain product in fp32."""
     backends = [b for b in AttentionBackendName if not any(word in b.value for word in _FOREIGN)]
     if not bench.on_cuda:
         backends = [AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_MATH]
     for name, shape in (_TINY if bench.reduced else SHAPES).items():
-        for backend in backends:
-            yield f"{backend.value}, {name}", partial(_compare_attention, bench, backend, shape)
+        for backend in (None, *backends):
+            title = backend.value if backend else "our choice"
+            yield f"{title}, {name}", partial(_compare_attention, bench, backend, shape)
 
 
-def _compare_attention(bench: Bench, backend: AttentionBackendName, shape: Shape, row: Row) -> str | None:
-    must = backend is AttentionBackendName.NATIVE
+def _compare_attention(bench: Bench, backend: AttentionBackendName | None, shape: Shape, row: Row) -> str | None:
     try:
         attention_dispatch._check_attention_backend_requirements(backend)
     except RuntimeError as error:
@@ -64,22 +65,25 @@ def _compare_attention(bench: Bench, backend: AttentionBackendName, shape: Shape
     sizes = [(shape.queries, shape.heads), (shape.keys, shape.groups), (shape.keys, shape.groups)]
     to = {"device": bench.device, "dtype": torch.bfloat16, "generator": generator}
     query, key, value = (torch.randn(1, *size, shape.width, **to) for size in sizes)
-    attend = partial(dispatch_attention_fn, query, key, value, enable_gqa=shape.heads != shape.groups, backend=backend)
+    run = partial(attend, query, key, value)
+    if backend is not None:
+        run = partial(dispatch_attention_fn, *run.args, enable_gqa=shape.heads != shape.groups, backend=backend)
     try:
-        found = attend()
+        found = run()
         bench.synchronize()
     except Exception as error:
-        if must:
+        if backend in (None, AttentionBackendName.NATIVE):
             raise
         skip(f"refuses this shape: {describe_error(error)}")
     expected = _attend_plainly(query, key, value, rows=64)
     error = _relative(found[:, :64], expected)
-    seconds = measure(bench, attend)
+    seconds = measure(bench, run)
     flops = 4 * shape.queries * shape.keys * shape.heads * shape.width
     row |= {"relative error": error, "ms": 1000 * seconds, "TFLOP/s": flops / seconds / 1e12}
-    bound = COARSE if "sage" in backend.value else TOLERANCE
+    bound = COARSE if backend and "sage" in backend.value else TOLERANCE
     require(error <= bound, f"expected a relative error of at most {bound:g}, got {error:.2g}")
-    return None
+    chosen = choose_backend(query, key)  # None: the one that the environment names
+    return f"{chosen.value}, as the fastest" if chosen and not backend else None
 
 
 def _attend_plainly(query: Tensor, key: Tensor, value: Tensor, rows: int) -> Tensor:

@@ -36,8 +36,6 @@ def _load(bench: Bench, name: str, **options: Any) -> Model:
         loading = replace(model.adapter.loading, **options)
     except (Unavailable, ValueError) as error:  # a package or a compiler is missing
         skip(str(error))
-    except TypeError:
-        skip("this version has no such option")
     model.adapter = replace(model.adapter, loading=loading)
     free_memory(bench)
     _ = model.pipeline
