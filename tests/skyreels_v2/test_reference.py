@@ -1,5 +1,6 @@
 """The transformer, the solver, sampling and FlowCache against tensors of the original code and against diffusers."""
 
+import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +211,25 @@ def test_causal_through_the_cache_equals_diffusers(block, knows_fps, at_once):
     expected = theirs(latents, torch.tensor([times]), text, enable_diffusion_forcing=True, **fps).sample[0]
     ours = SkyReelsV2ChunkModel(theirs, text, (HEIGHT, WIDTH), FRAMES, fps=24)
     assert torch.allclose(run_blocks(ours, latents[0], times, block, at_once), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_bf16_is_closer_to_fp32_than_diffusers():
+    """Hidden states are rounded where a block ends, as in the original, and not after each of its parts."""
+    torch.manual_seed(0)
+    model = SkyReelsV2Transformer3DModel(**{**SIZES, "num_layers": 12}).eval()
+    fp32 = tuple(model._keep_in_fp32_modules)
+    for name, weight in model.named_parameters():
+        weight.data = weight.data if any(part in name for part in fp32) else weight.data.bfloat16()
+    latents, text, times = torch.randn(4, FRAMES, HEIGHT, WIDTH), torch.randn(1, 8, 16).bfloat16(), [500.0] * FRAMES
+
+    def ours(transformer: SkyReelsV2Transformer3DModel, text: Tensor) -> Tensor:
+        own = SkyReelsV2ChunkModel(transformer, text, (HEIGHT, WIDTH), FRAMES, bidirectional=True)
+        return run_blocks(own, latents, times, FRAMES)
+
+    theirs = model(latents.unsqueeze(0).bfloat16(), torch.tensor([500.0]), text).sample[0]
+    exact = ours(copy.deepcopy(model).float(), text.float())
+    errors = [(each.float() - exact).square().mean().sqrt() for each in (ours(model, text), theirs)]
+    assert errors[0] < 0.75 * errors[1]
 
 
 @pytest.mark.parametrize("longest", [40, 6])
