@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from flowcache.cli import MODELS, build_parser, find_model
+from flowcache.kv.compactors import COMPACTORS
 from flowcache.kv.scorers import SCORERS
 from flowcache.reuse import POLICIES
 
@@ -40,8 +41,9 @@ def make_reference() -> str:
                 elif rows:
                     shared[text] = title
                     parts.append(f"### {group.title}\n\n{text}\n")
-    for title, registry in (("Reuse policies", POLICIES), ("Scorers of the KV cache", SCORERS)):
-        option = "policy" if registry is POLICIES else "scorer"
+    registries = {"policy": POLICIES, "scorer": SCORERS, "compactor": COMPACTORS}
+    titles = ("Reuse policies", "Scorers of the KV cache", "Compactors of the KV cache")
+    for title, (option, registry) in zip(titles, registries.items(), strict=True):
         rows = [f"| `{name}` | {_first_line(kind)} | {_options(kind)} |" for name, kind in registry.items()]
         parts.append(f"## {title}\n\n`--{option} NAME --{option}_option NAME=VALUE`\n")
         parts.append("\n".join(["| name | what | options and defaults |", "|---|---|---|", *rows, ""]))

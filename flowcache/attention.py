@@ -39,7 +39,8 @@ def choose_backend(query: Tensor, key: Tensor) -> AttentionBackendName | None:
     """Choose diffusers' backend for tensors like these; None: the one that ``DIFFUSERS_ATTN_BACKEND`` names.
 
     On CUDA in bf16 and fp16, the first call for a device, type, heads and lengths (up to the next power of two, and
-    ``TIMED_TOKENS``) times all that are installed, on tensors of its own. Elsewhere it is PyTorch's attention.
+    ``TIMED_TOKENS``) times all that are installed, on tensors of its own. Elsewhere it is PyTorch's attention. Not yet
+    run on a GPU.
     """
     if os.environ.get(BACKEND_VARIABLE):
         return None

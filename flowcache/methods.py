@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .config import FlowCacheConfig, KVCompressionConfig, KVStorageConfig
+from .kv.compactors import COMPACTORS
 from .kv.original import WEIGHTINGS, OriginalCompression, Trigger
 from .kv.scorers import SCORERS
 from .registry import check_options, described, make_by_name
@@ -56,10 +57,20 @@ class CompressionOptions(CacheOptions):
     total: int | None = described("chunks in a compressed cache, live ones included", limits=(1, 10**6))
     strategy: str | None = described("unit of compression (default: token)", choices=_GRANULARITIES)
     query_granularity: str | None = described(
-        "newest queries that score tokens (default: the model's)", choices=_GRANULARITIES
+        "queries asked: newest of one chunk, or of all live chunks (default: live if matched, else the model's)",
+        choices=(*_GRANULARITIES, "live"),
     )
-    scorer: str | None = described("score of tokens (default: paper)", choices=tuple(SCORERS))
+    scorer: str | None = described(
+        "score of tokens (default: paper with a paper preset, mix_lambda or query_granularity, else spread)",
+        choices=tuple(SCORERS),
+    )
     scorer_options: Mapping = described("option of the scorer, NAME=VALUE", dict)
+    compactor: str | None = described(
+        "what becomes of the kept tokens (default: select with a paper preset, scorer, mix_lambda or "
+        "query_granularity, else matched)",
+        choices=tuple(COMPACTORS),
+    )
+    compactor_options: Mapping = described("option of the compactor, NAME=VALUE", dict)
     mix_lambda: float | None = described(
         "weight of importance in the paper score, 0 to 1 (default: 0.07)", limits=(0, 1)
     )
@@ -111,6 +122,18 @@ class MethodOptions(CompressionOptions):
         values = {name: getattr(self, name) for name in names}
         return {name: v for name, v in values.items() if v is not None and v is not False and v != {}}
 
+    @property
+    def scores_only(self) -> bool:
+        """Whether tokens are kept by their score, as they are: in the paper, and for its options alone."""
+        asked = self.pick(("scorer", "scorer_options", "mix_lambda", "query_granularity"))
+        weighted = self.weighting not in (None, "no_weight")
+        return self.compactor == "select" or (self.compactor is None and (self.is_paper or weighted or bool(asked)))
+
+    @property
+    def scorer_name(self) -> str:
+        by_score = self.scores_only and self.compactor is None
+        return self.scorer or ("paper" if self.is_paper or by_score or self.mix_lambda is not None else "spread")
+
     def choose_policy(self) -> str:
         if self.method in ("vanilla", "causal", "teacache"):
             return "teacache" if self.method == "teacache" else "none"
@@ -149,7 +172,7 @@ class MethodOptions(CompressionOptions):
             (compression, not compresses, "it needs compress"),
             (place, self.strategy not in (None, "token"), "it needs strategy token"),
             (("power",), "polynomial" not in (self.weighting or ""), "it needs a polynomial weighting"),
-            (("mix_lambda",), self.scorer not in (None, "paper"), "it needs scorer paper"),
+            (("mix_lambda",), self.scorer_name != "paper", "it needs scorer paper"),
         ]
         found = [(name, reason) for names, holds, reason in table if holds for name in names]
         return dict(reversed(found))
@@ -272,17 +295,20 @@ def _policy_options(name: str, options: MethodOptions, traits: ModelTraits) -> d
 def _compression(options: MethodOptions, traits: ModelTraits) -> KVCompressionConfig | None:
     if not options.compress:
         return None
-    given = {"scorer": "paper", "query_granularity": traits.query_granularity}
+    given = {"query_granularity": traits.query_granularity if options.scores_only else "live"}
     given |= options.pick(CompressionOptions.__annotations__)
+    by_name = {"scorer": (SCORERS, options.scorer_name)}
+    by_name["compactor"] = (COMPACTORS, "select" if options.scores_only else "matched")
+    for name, (registry, chosen) in by_name.items():
+        given[name] = make_by_name(name, registry, chosen, given.pop(f"{name}_options", None))
     place = {"weighting": given.pop("weighting", "no_weight"), "power": given.pop("power", 3.0)}
     if place["weighting"] == "no_weight":
         place = {}
-    if options.is_paper:
+    if options.is_paper and options.scores_only:
         given["max_queries"] = None
     if options.is_paper or place:
         trigger = traits.paper_compression if options.is_paper else "clean"
         given["original"] = OriginalCompression(trigger=trigger, best_first=options.is_paper, **place)
     if "budget" not in given and "total" not in given:
         given["total"] = traits.total
-    given["scorer"] = make_by_name("scorer", SCORERS, given["scorer"], given.pop("scorer_options", None))
     return KVCompressionConfig(**given)

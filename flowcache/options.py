@@ -73,7 +73,7 @@ class Given:
         try:
             yield
         except ValueError as error:
-            if str(error).startswith(("policy ", "scorer ")):  # whose own options have these names, too
+            if str(error).startswith(("policy ", "scorer ", "compactor ")):  # whose own options have these names, too
                 raise
             found = re.sub(rf"(?<![-\w])({names})(?![-\w])", lambda name: self.spelled[name[0]], str(error))
             raise ValueError(found) from error

@@ -2,9 +2,9 @@
 
     python -m research.compression --model magi-4.5B --device cuda
 
-A cache that holds its budget of clean chunks and one more is compressed to its budget, with all queries that
-the model's method asks and with at most ``--max_queries``. No weights are needed: time does not depend on the
-tokens' values. Keys are bf16 on a GPU and fp32 elsewhere.
+A cache that holds its budget of clean chunks and one more is compressed to its budget: by the paper's score with all
+queries that the model's method asks, and as our presets do, with at most ``--max_queries``. No weights are needed:
+time does not depend on the tokens' values. Keys are bf16 on a GPU and fp32 elsewhere.
 """
 
 import argparse
@@ -67,8 +67,10 @@ def measure(args: argparse.Namespace, shape: Shape, most: int | None) -> dict[st
     device, tokens = torch.device(args.device), shape.chunk_tokens
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     layout = CacheLayout(shape.layers, shape.branches, shape.kv_heads, shape.head_dim, dtype, device)
-    config = KVCompressionConfig(query_granularity=shape.granularity, max_queries=most)
-    selector = TokenSelector(config, shape.frame_tokens, tokens)
+    paper = {"scorer": "paper", "compactor": "select", "query_granularity": shape.granularity}
+    config = KVCompressionConfig(**{} if most else paper, max_queries=most)
+    # Queries of two chunks are held when a cache is compressed again.
+    selector = TokenSelector(config, shape.frame_tokens, tokens, asked_chunks=2)
     cache = FullKVCache(layout, args.chunks * tokens, selector, budget=tokens)
 
     def noise(heads: int) -> torch.Tensor:

@@ -63,7 +63,7 @@ class TextContext:
 
 
 def rotate(tokens: Tensor, rotary: Tensor) -> Tensor:
-    """Rotate interleaved pairs of ``[..., heads, head_dim]`` by ``PackedChunks.rotary``.
+    """Rotate interleaved pairs of ``[..., heads, head_dim]``, which it may overwrite, by ``PackedChunks.rotary``.
 
     The complex product is one kernel where real ones are seven; compilers fuse these, and do not know complex numbers.
     """
@@ -71,12 +71,13 @@ def rotate(tokens: Tensor, rotary: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         (even, odd), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
         return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
-    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary)).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs).mul_(torch.view_as_complex(rotary))).flatten(-2)
 
 
 def modulate(norm: nn.Module, hidden: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Normalise in fp32, then scale and shift; ``scale`` includes the 1."""
-    return torch.addcmul(shift, norm(hidden.float()), scale)
+    normed = norm(hidden.float())
+    return torch.addcmul(shift, normed, scale, out=normed)
 
 
 class ChunkwiseBlock(SkyReelsV2TransformerBlock):
@@ -104,8 +105,10 @@ class ChunkwiseBlock(SkyReelsV2TransformerBlock):
         packed, text, blocks = rotary_emb, encoder_hidden_states, {"dim": 1}
         blocks["size"] = max(1, blockwise.MAX_TOKENS // (hidden_states.shape[0] * hidden_states.shape[2]))
         modulation = self.scale_shift_table.unsqueeze(2) + temb
-        projected = map_tokens(self._project, hidden_states, modulation, packed.rotary, **blocks)
-        attended, *seen = self._attend(packed, text, *projected)
+        # Without names for queries, keys and values, so that their memory is free behind attention.
+        attended, *seen = self._attend(
+            packed, text, *map_tokens(self._project, hidden_states, modulation, packed.rotary, **blocks)
+        )
         return map_tokens(partial(self._finish, seen), hidden_states, attended, modulation, **blocks)
 
     def _project(self, hidden: Tensor, modulation: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,9 +148,9 @@ class ChunkwiseBlock(SkyReelsV2TransformerBlock):
         hidden = torch.addcmul(hidden, self.attn1.to_out[0](attended), gate)
         query = attn.norm_q(attn.to_q(self.norm2(hidden).type_as(own)))
         attended = _dispatch(attn, query.flatten(1, 2).unflatten(-1, (attn.heads, -1)), *seen)
-        hidden = hidden + attn.to_out[0](attended.reshape(query.shape))
+        hidden += attn.to_out[0](attended.reshape(query.shape))
         forwarded = self.ffn(modulate(self.norm3, hidden, shift, scale).type_as(own))
-        return torch.addcmul(hidden, forwarded, ffn_gate).type_as(own)
+        return torch.addcmul(hidden, forwarded, ffn_gate, out=hidden).type_as(own)
 
 
 def _norm_fp32(norm: nn.RMSNorm, tokens: Tensor) -> Tensor:

@@ -186,15 +186,14 @@ class ChunkKVCache:
         seen = buffer[:, :, self._origin + rows.start : self._origin + rows.stop]
         return tuple(seen if branch is None else seen[:, branch])
 
-    def merge(self, layer: int, chunks: Sequence[int], kept: Tensor) -> None:
-        """Keep some rows of those kept before and of the oldest chunks of the open layer; the others move up.
+    def merge(self, layer: int, chunks: Sequence[int], keys: Tensor, values: Tensor) -> None:
+        """Replace the rows kept before and those of the oldest chunks of the open layer by fewer; the others move up.
 
         Args:
             chunks: the oldest chunks, which lose their ranges.
-            kept: indices of rows, ``[branches, heads, rows]``, in their new order.
+            keys, values: ``[branches, rows, heads, head_dim]``.
         """
-        count, end = kept.shape[-1], self.count_rows(chunks, layer)
-        keys, values = (_take(rows, kept) for rows in self._oldest(layer, end))
+        count, end = keys.shape[1], self.count_rows(chunks, layer)
         if self._store:
             self._write_clean(layer, chunks, 0, (keys, values))
             self._stored[layer] = count
@@ -348,12 +347,3 @@ class ChunkKVCache:
                             f"chunk {chunk}: layers share one layer's live rows, but the chunk did not run in this "
                             "call. reads_fresh of the reuse policy: expected False."
                         )
-
-
-def _take(rows: Tensor, kept: Tensor) -> Tensor:
-    """Rows ``[branches, rows, heads, head_dim]`` at indices ``[branches, heads, kept]``."""
-    heads = torch.arange(kept.shape[1], device=kept.device)
-    places = (kept.mT * len(heads) + heads).flatten(-2)
-    # Heads are adjacent within a branch; its rows are copied whole, not number by number.
-    best = [row.flatten(0, 1).index_select(0, at) for row, at in zip(rows, places, strict=True)]
-    return torch.stack(best).view(len(kept), -1, *rows.shape[2:])

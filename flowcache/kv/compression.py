@@ -36,7 +36,8 @@ class CompressedKVCache(ChunkKVCache):
     """Keeps the best tokens of clean chunks, each head its own (FlowCache, section 3.3).
 
     Live chunks are never compressed. As soon as more than ``budget`` rows are clean, each layer keeps that many, by
-    the newest queries of the newest chunk that has run before: those of pure noise ask for other tokens.
+    the queries of all live chunks and the last two that became clean; or by the newest queries of the newest chunk
+    that has run before, as those of pure noise ask for other tokens.
     """
 
     #: Clean chunks that a chunk sees, where the configuration does not say; None: all, from the first step.
@@ -54,8 +55,9 @@ class CompressedKVCache(ChunkKVCache):
     ) -> None:
         super().__init__(layout, capacity, keeps_live, store, max_rows)
         self._selector, self._budget = selector, budget
-        self._queries: list[Tensor | None] = [None] * layout.num_layers
-        self._query_chunks: Collection[int] = ()  # chunks whose queries are recorded
+        # Per layer and chunk; or of one chunk after another, under 0.
+        self._queries: list[dict[int, Tensor]] = [{} for _ in range(layout.num_layers)]
+        self._query_chunks: Collection[int] = ()  # chunks whose queries are recorded, where not those of all are
         self._entered: list[int] = []  # chunks that run for the first time
         self._starts: dict[int, int] = {}
         none = torch.empty(layout.num_branches, layout.num_heads, 0, dtype=torch.int32, device=layout.device)
@@ -80,22 +82,27 @@ class CompressedKVCache(ChunkKVCache):
         self._query_chunks = (ran or self.chunks)[-1:]
 
     def end_call(self) -> None:
+        clean = self._clean
         super().end_call()
         self._entered.clear()
+        if self._selector.asks_live:
+            for held in self._queries:
+                for chunk in [c for c in held if c in clean or c not in self][:-1]:
+                    del held[chunk]
 
     def observe(self, layer: int, chunk: int, queries: Tensor, branch: int | None = None) -> None:
-        if chunk not in self._query_chunks:
+        asks_live = self._selector.asks_live
+        if not asks_live and chunk not in self._query_chunks:
             return
         started = time.perf_counter()
-        queries = self._selector.newest(queries)
+        queries, held, place = self._selector.newest(queries), self._queries[layer], chunk if asks_live else 0
         shape = (self.layout.num_branches, *queries.shape[-3:])
-        held = self._queries[layer]
-        if held is None or held.shape != shape:
+        if place not in held or held[place].shape != shape:
             # Use another branch's queries until this one has its own. Clone, so that a few rows do not keep all
             # queries alive.
-            self._queries[layer] = queries.expand(shape).clone()
+            held[place] = queries.expand(shape).clone()
         else:
-            held[slice(None) if branch is None else branch] = queries
+            held[place][slice(None) if branch is None else branch] = queries
         self._seconds += time.perf_counter() - started
 
     def state_dict(self) -> State:
@@ -130,9 +137,10 @@ class CompressedKVCache(ChunkKVCache):
         positions, start = self._positions[layer], self._starts[clean[0]] if clean else 0
         new = torch.arange(start, start + end - positions.shape[-1], device=positions.device)
         positions = torch.cat([positions, new.to(positions).expand(*positions.shape[:-1], -1)], dim=-1)
-        ages, size = positions.amax() - positions, self._selector.tokens_per_chunk
-        kept = self._selector.choose(ScoreInput(*self._oldest(layer, end), self._queries[layer], ages, size), budget)
-        self.merge(layer, clean, kept)
+        ages, queries = positions.amax() - positions, torch.cat([*self._queries[layer].values()], dim=1)
+        tokens = ScoreInput(*self._oldest(layer, end), queries, ages, self._selector.tokens_per_chunk, budget)
+        kept = self._selector.choose(tokens)
+        self.merge(layer, clean, *self._selector.config.compactor.compact(tokens, kept))
         self._positions[layer] = positions.gather(-1, kept)
         if layer == self.layout.num_layers - 1:
             self._events.append(CompressionEvent(list(clean), end, kept.shape[-1], self._origins()))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 
 from ..registry import check_options, describe, make_by_name, option
+from .compactors import COMPACTORS, Compactor
 from .layout import CacheLayout
 from .original import OriginalCompression, Trigger
 from .quantized import QuantizedRows, group_size
@@ -13,6 +14,7 @@ from .scorers import SCORERS, Paper, Scorer
 from .storage import HostStore, PlainRows, RowStore
 
 Granularity = Literal["token", "frame", "chunk"]
+Queries = Literal["token", "frame", "chunk", "live"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,19 +24,22 @@ class KVCompressionConfig:
     Args:
         budget: chunks' worth of tokens that clean chunks may hold, per layer and head.
         total: chunks that the cache may hold, live ones included; the budget is what those leave.
-        scorer: key of ``SCORERS``, or a scorer.
+        scorer: key of ``SCORERS``, or a scorer: which tokens are kept.
+        compactor: key of ``COMPACTORS``, or a compactor: what becomes of their keys and values.
         strategy: keep single tokens, whole frames or whole chunks.
-        query_granularity: newest queries that count: the last 50, a frame's or a chunk's.
-        max_queries: most of those that are asked, spread over all of them; None: all.
+        query_granularity: queries that count: the last 50, a frame's or all of the newest chunk; or those of all live
+            chunks and the last two that became clean.
+        max_queries: most of those that are asked, spread over all of them; None: all, whose square ``matched`` holds.
         mix_lambda: weight of importance in the scorer, where that is ``paper``; None: its own.
         original: habits of the original FlowCache; None: ours.
     """
 
     budget: int = option(1, 1, 10**6)
     total: int | None = option(None, 1, 10**6)
-    scorer: Scorer | str = "paper"
+    scorer: Scorer | str = "spread"
+    compactor: Compactor | str = "matched"
     strategy: Granularity = "token"
-    query_granularity: Granularity = "token"
+    query_granularity: Queries = "live"
     max_queries: int | None = option(256, 1, 10**6)
     mix_lambda: float | None = option(None, 0, 1)
     original: OriginalCompression | None = None
@@ -44,6 +49,8 @@ class KVCompressionConfig:
         if not isinstance(scorer, Scorer):
             scorer = make_by_name("scorer", SCORERS, scorer)
         object.__setattr__(self, "scorer", scorer)
+        if not isinstance(self.compactor, Compactor):
+            object.__setattr__(self, "compactor", make_by_name("compactor", COMPACTORS, self.compactor))
         check_options(self)
         if self.mix_lambda is not None and isinstance(scorer, Paper):
             object.__setattr__(self, "scorer", replace(scorer, mix_lambda=self.mix_lambda))
@@ -54,11 +61,12 @@ class KVCompressionConfig:
         return self.original.trigger if self.original else "clean"
 
     def as_dict(self) -> dict[str, Any]:
-        """Fields for logs and traces; the scorer as its name, with its options beside it."""
+        """Fields for logs and traces; scorer and compactor as their names, with their options beside them."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         values["original"] = self.original and asdict(self.original)
         values["scorer"], options = describe(SCORERS, self.scorer)
-        return values | options
+        values["compactor"], more = describe(COMPACTORS, self.compactor)
+        return values | options | more
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,17 +41,29 @@ def group_means(scores: Tensor, group: int) -> Tensor:
 
 @dataclass(frozen=True)
 class TokenSelector:
-    """Chooses the tokens to keep, of a model with frames and chunks of that many tokens."""
+    """Chooses the tokens to keep, of a model with frames and chunks of that many tokens.
+
+    ``asked_chunks``: most chunks whose queries count together with granularity ``live``.
+    """
 
     config: KVCompressionConfig
     tokens_per_frame: int
     tokens_per_chunk: int
+    asked_chunks: int = 1
+
+    @property
+    def asks_live(self) -> bool:
+        """Whether the queries of all live chunks count, not those of one."""
+        return self.config.query_granularity == "live"
 
     def newest(self, queries: Tensor) -> Tensor:
-        """Those of the queries ``[..., tokens, heads, head_dim]`` that count."""
-        counts = {"token": NEWEST_QUERIES, "frame": self.tokens_per_frame, "chunk": queries.shape[-3]}
+        """Those of a chunk's queries ``[..., tokens, heads, head_dim]`` that count."""
+        whole = queries.shape[-3]
+        counts = {"token": NEWEST_QUERIES, "frame": self.tokens_per_frame, "chunk": whole, "live": whole}
         newest = queries[..., -counts[self.config.query_granularity] :, :, :]
         count, most = newest.shape[-3], self.config.max_queries
+        if most is not None and self.asks_live:
+            most = max(1, most // self.asked_chunks)
         if most is None or count <= most:
             return newest
         # Steps of the golden section are spread evenly and never align with the rows of a frame.
@@ -68,10 +80,10 @@ class TokenSelector:
         scores = scores - scores.amin(dim=-1, keepdim=True)
         return weight_by_place(scores, original.weighting, original.power, self.tokens_per_chunk)
 
-    def choose(self, tokens: ScoreInput, budget: int) -> Tensor:
-        """Indices of the tokens to keep, ``[..., kv_heads, kept]``; at most ``budget`` per head."""
+    def choose(self, tokens: ScoreInput) -> Tensor:
+        """Indices of the tokens to keep, ``[..., kv_heads, kept]``; at most the budget per head."""
         groups = {"token": 1, "frame": self.tokens_per_frame, "chunk": self.tokens_per_chunk}
-        chosen = select(self.scores(tokens), budget, groups[self.config.strategy])
+        chosen = select(self.scores(tokens), tokens.budget, groups[self.config.strategy])
         if self.config.original and self.config.original.best_first:
             return chosen
         # Rows are in order of time, so that kept neighbours are neighbours in the next round, too.

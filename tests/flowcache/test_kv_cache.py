@@ -124,6 +124,7 @@ def test_layers_share_the_rows_of_live_chunks(bits):
 
 
 def make_cache(chunks: int, kind=FullKVCache, layout=LAYOUT, **options) -> CompressedKVCache:
+    options = {"scorer": "paper", "compactor": "select", "query_granularity": "token"} | options
     selector = TokenSelector(KVCompressionConfig(**options), 2, TOKENS)
     return kind(layout, chunks * TOKENS, selector, TOKENS)
 
@@ -201,11 +202,30 @@ def test_whose_queries_count(asked, due, expected):
     assert scorer.seen == expected
 
 
+class QueryOfEachChunk(FirstQuery):
+    def score(self, tokens):
+        self.seen.append(tokens.queries[0, ::TOKENS, 0, 0].tolist())
+        return -tokens.ages.float()
+
+
+def test_queries_of_live_chunks_and_of_the_last_two_that_became_clean_count():
+    scorer = QueryOfEachChunk()
+    options = {"scorer": scorer, "query_granularity": "live"}
+    cache = make_cache(8, CompressedKVCache, replace(LAYOUT, num_layers=1), **options)
+    for call in range(4):
+        cache.update_clean(range(call + 1), (), during_call=True)
+        for chunk in range(call, call + 3):
+            fill(cache, chunk)
+            cache.observe(0, chunk, torch.full((2, TOKENS, 2, 8), 10.0 * call + chunk))
+        cache.end_call()
+    assert scorer.seen == [[0, 11, 12, 13], [11, 22, 23, 24], [22, 33, 34, 35]]
+
+
 def test_scorers_are_made_by_name_with_options_as_typed():
     assert make_by_name("scorer", SCORERS, "paper", {"mix_lambda": "0.5", "pool": 3}) == Paper(3, 0.5)
     own = KVCompressionConfig(scorer="random").as_dict()
     assert (own["scorer"], own["seed"]) == ("random", 0)
-    assert KVCompressionConfig(mix_lambda=0.2).scorer == Paper(mix_lambda=0.2)
+    assert KVCompressionConfig(scorer="paper", mix_lambda=0.2).scorer == Paper(mix_lambda=0.2)
     wrong = [("best", {}), ("paper", {"lambda": 1}), ("paper", {"mix_lambda": "2"}), ("paper", {"pool": "x"})]
     for name, options in [*wrong, ("paper", {"pool": 4}), ("recency", {"seed": 1})]:
         with pytest.raises(ValueError, match=next(iter(options), "scorer")):

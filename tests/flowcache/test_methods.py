@@ -110,16 +110,37 @@ def test_retention_steps_and_fitted_polynomials():
 def test_the_paper_presets_compress_as_the_original_does(preset):
     config = magi("flowcache", rel_l1_thresh=0.1, warmup_steps=0, compress_kv_cache=True)
     assert (config.policy.threshold, config.policy.warmup_steps) == (0.1, 1)
-    assert (config.compression.total, config.compression.query_granularity) == (8, "frame")
+    assert (config.compression.total, config.compression.query_granularity) == (8, "live")
     paper = preset != "fast"
     options = {"compress_kv_cache": True, "total_cache_chunk_nums": 9}
     configs = [skyreels("flowcache", preset, budget_block=2), magi("flowcache", preset, **options)]
     compressions = [config.compression for config in configs]
     assert [c.trigger == "step" for c in compressions] == [paper, False]
     assert {c.max_queries for c in compressions} == {None if paper else 256}
+    named = {(c.as_dict()["scorer"], c.as_dict()["compactor"]) for c in compressions}
+    assert named == {("paper", "select") if paper else ("spread", "matched")}
     assert {bool(c.original and c.original.best_first) for c in compressions} == {paper}
     weighted = magi("flowcache", preset=preset, compress=True, score_weighting_method="gaussian").compression
     assert (weighted.original.weighting, weighted.original.best_first) == ("gaussian", paper)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({}, ("spread", "matched", "live")),
+        ({"scorer": "random"}, ("random", "select", "frame")),
+        ({"mix_lambda": 0.1}, ("paper", "select", "frame")),
+        ({"query_granularity": "token"}, ("paper", "select", "token")),
+        ({"compactor": "select"}, ("spread", "select", "frame")),
+        ({"compactor": "matched", "scorer": "random"}, ("random", "matched", "live")),
+        ({"compactor": "matched", "query_granularity": "chunk"}, ("spread", "matched", "chunk")),
+        ({"preset": "paper-fast"}, ("paper", "select", "frame")),
+        ({"preset": "paper-fast", "compactor": "matched"}, ("paper", "matched", "live")),
+    ],
+)
+def test_options_of_the_score_alone_keep_tokens_as_they_are(named, expected):
+    values = magi("flowcache", compress=True, **named).compression.as_dict()
+    assert tuple(values[name] for name in ("scorer", "compactor", "query_granularity")) == expected
 
 
 @pytest.mark.parametrize("name", ["whole_window", "refresh_given", "clean_range"])

@@ -1,6 +1,7 @@
 """Scores and selection: against the originals, against their plain formulas, and in bounded memory."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from flowcache.kv.compactors import COMPACTORS, Matched, Select, matched
 from flowcache.kv.config import KVCompressionConfig
 from flowcache.kv.original import weight_by_place
 from flowcache.kv.scorers import SCORERS, Importance, Paper, Redundancy, ScoreInput
@@ -18,7 +20,7 @@ from flowcache.kv.selection import TokenSelector, group_means, select
 
 def tokens_of(keys, queries, values=None, chunk=1) -> ScoreInput:
     ages = torch.arange(len(keys)).flip(0).expand(keys.shape[1], -1)
-    return ScoreInput(keys, keys if values is None else values, queries, ages, chunk)
+    return ScoreInput(keys, keys if values is None else values, queries, ages, chunk, budget=len(keys) // 2)
 
 
 def random_tokens(count=300, heads=4, kv_heads=2, queries=70, dim=16, seed=0) -> ScoreInput:
@@ -108,6 +110,78 @@ def test_memory_does_not_hold_queries_times_keys():
     assert watch.largest * 100 <= heads * count * len(tokens.queries)
 
 
+@pytest.mark.parametrize("name", COMPACTORS)
+def test_compactors_do_not_hold_queries_times_keys(name):
+    tokens = batched(random_tokens(20_000, 2, 1, queries=100, dim=8))
+    kept = torch.arange(10_000).expand(1, 1, -1)
+    with Watch() as watch:
+        COMPACTORS[name]().compact(tokens, kept)
+    assert watch.largest <= max(2 * 100 * streamed.KEY_BLOCK, tokens.keys.numel())
+
+
+def batched(tokens: ScoreInput) -> ScoreInput:
+    return replace(tokens, **{n: getattr(tokens, n).unsqueeze(0) for n in ("keys", "values", "queries", "ages")})
+
+
+def attend(tokens: ScoreInput, keys, values):
+    """Log of the mass and output of attention, by their definition: ``[kv_heads, groups * n, 1 and head_dim]``."""
+    queries = streamed.group_queries(tokens.queries[0].double(), keys.shape[2]) / keys.shape[-1] ** 0.5
+    logits = queries @ keys[0].double().permute(1, 2, 0)
+    return logits.logsumexp(dim=-1, keepdim=True), logits.softmax(dim=-1) @ values[0].double().transpose(0, 1)
+
+
+def test_attention_over_matched_rows_is_that_over_all(monkeypatch):
+    monkeypatch.setattr(matched, "KEY_BLOCK", 64)
+    tokens, kept = batched(random_tokens(queries=40)), torch.arange(0, 300, 2).expand(1, 2, -1)
+    mass, outputs = attend(tokens, tokens.keys, tokens.values)
+    apart = {}
+    for compactor in (Select(), Matched(), Matched(mass=None, values=None)):
+        own_mass, own = attend(tokens, *compactor.compact(tokens, kept))
+        apart[compactor] = torch.stack([(own_mass - mass).norm(), (own - outputs).norm()])
+    select, matched_rows, untouched = apart.values()
+    assert (matched_rows < 0.65 * select).all() and torch.allclose(untouched, select)
+
+
+@pytest.mark.parametrize("name", COMPACTORS)
+def test_compactors_treat_each_head_and_branch_alone(name):
+    alone = [batched(random_tokens(seed=seed)) for seed in range(2)]
+    fields = ("keys", "values", "queries", "ages")
+    both = replace(alone[0], **{field: torch.cat([getattr(one, field) for one in alone]) for field in fields})
+    kept = torch.stack([torch.randperm(300)[:100] for _ in range(4)]).view(2, 2, -1)
+    found = COMPACTORS[name]().compact(both, kept)
+    for branch, head in ((0, 0), (1, 0), (1, 1)):
+        one = replace(
+            alone[branch],
+            keys=alone[branch].keys[:, :, [head]],
+            values=alone[branch].values[:, :, [head]],
+            queries=alone[branch].queries[:, :, 2 * head : 2 * head + 2],
+        )
+        expected = COMPACTORS[name]().compact(one, kept[branch, head].view(1, 1, -1))
+        for part, rows in zip(found, expected, strict=True):
+            assert torch.allclose(part[branch, :, head], rows[0, :, 0], atol=1e-5)
+
+
+def test_rows_stay_as_they_are_where_nothing_can_be_solved():
+    singular = torch.stack([torch.full((3, 3), math.nan), -torch.ones(3, 3), torch.eye(3)])
+    found = matched.solve(singular, torch.ones(3, 3, 1), ridge=1.0)
+    assert torch.equal(found.flatten(1), torch.tensor([[0.0] * 3, [0.0] * 3, [0.5] * 3]))
+
+
+def test_spread_tokens_come_from_all_over_the_past_and_are_the_same_in_all_branches():
+    alone = [random_tokens(seed=seed) for seed in range(2)]
+    fields = ("keys", "values", "queries", "ages")
+    both = ScoreInput(*(torch.stack([getattr(one, name) for one in alone]) for name in fields), 100, 75)
+    scores = SCORERS["spread"]().score(both)
+    assert torch.equal(scores[0], scores[1]) and torch.equal(scores, SCORERS["spread"]().score(both))
+    kept = select(SCORERS["spread"](power=0).score(both), 75).sort().values
+    assert kept.diff().unique().tolist() == [4], "every fourth of 300"
+    # Where a first compression left every fourth token, each but the oldest counts for four.
+    ages = torch.cat([torch.arange(499, 99, -4), torch.arange(100).flip(0)]).expand(2, 2, -1)
+    both = replace(both, keys=both.keys[:, :200], values=both.values[:, :200], ages=ages, budget=100)
+    kept = select(SCORERS["spread"](power=0).score(both), 100)
+    assert (kept < 100).sum(dim=-1).unique().tolist() == [79], "100 * 397 / 497"
+
+
 @pytest.mark.parametrize("count", [51, 100, 4000, 12150])
 def test_few_of_many_queries_are_asked_all_over(count):
     selector = TokenSelector(KVCompressionConfig(query_granularity="chunk", max_queries=50), 100, count)
@@ -122,12 +196,12 @@ def test_few_of_many_queries_are_asked_all_over(count):
     assert torch.equal(selector.newest(places[:, :50]), places[:, :50])
 
 
-@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("name", [name for name in SCORERS if name != "spread"])
 def test_scores_are_finite_and_the_same_for_branches_together_as_alone(name):
     scorer = SCORERS[name]()
     alone = [random_tokens(seed=seed) for seed in range(2)]
     fields = ("keys", "values", "queries", "ages")
-    both = ScoreInput(*(torch.stack([getattr(one, name) for one in alone]) for name in fields), 100)
+    both = ScoreInput(*(torch.stack([getattr(one, name) for one in alone]) for name in fields), 100, 150)
     expected = torch.stack([scorer.score(one) for one in alone])
     assert (expected.shape, expected.dtype) == ((2, 2, 300), torch.float32) and expected.isfinite().all()
     assert torch.allclose(scorer.score(both), expected, rtol=1e-5, atol=1e-9)

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -352,3 +353,10 @@ def test_the_text_encoder_has_a_device_of_its_own(weights, device, expected, cap
     assert pipeline._execution_device.type == "meta"
     assert pipeline.text_encoder.device.type == expected
     assert "clean_chunk_kvrange 1" in caplog.text, "ignored without ranges of noisy chunks"
+
+
+def test_blocks_are_compiled_on_request(weights, monkeypatch):
+    monkeypatch.setenv("CXX", sys.executable)  # that there is a compiler is checked, but none runs here
+    for wanted in (False, True):
+        block = load_pipeline(resolve_model(weights, model="official"), "meta", compile=wanted).transformer.blocks[0]
+        assert [block.attention._compiled_call_impl is not None, "update" in vars(block)] == [wanted, wanted]

@@ -229,10 +229,10 @@ def checked_choose(case: Case, choose: Choose) -> Choose:
     layers = case.info["config"]["model_config"]["num_layers"]
     places = ((event, layer) for event in count() for layer in range(layers))
 
-    def checked(selector: TokenSelector, tokens: ScoreInput, budget: int) -> Tensor:
+    def checked(selector: TokenSelector, tokens: ScoreInput) -> Tensor:
         here = list(islice(places, len(tokens.keys)))  # layers are compressed together, and have one branch
         expected = torch.stack([case.tensors[f"ev{event}_layer{layer}_indices"].T for event, layer in here])
-        chosen = choose(selector, tokens, budget)
+        chosen = choose(selector, tokens)
         if not torch.equal(chosen, expected):
             scores = selector.scores(tokens)
             gaps = scores.gather(2, chosen) - scores.gather(2, expected)

@@ -40,6 +40,9 @@ def test_options_of_compression(magi, skyreels):
     assert (original.weighting, original.power, original.best_first) == ("upper_convex_polynomial", 2, True)
     name = magi.prepare("--compress_kv_cache", "true", "--total_cache_chunk_nums", 5).output.name
     assert name.startswith("a_t2v_flowcache_fast_total5_")
+    for made in (magi.prepare("--compress_kv_cache", "true"), skyreels.prepare("--use_compress")):
+        values = made.sampler.config.compression.as_dict()
+        assert (values["scorer"], values["compactor"], values["query_granularity"]) == ("spread", "matched", "live")
     compression = skyreels.prepare("--use_compress", "--scorer", "recency").sampler.config.compression
     assert type(compression.scorer).__name__ == "Recency"
     causal = skyreels.prepare("--method=causal", "--use_compress", "--preset=paper-fast").sampler.config

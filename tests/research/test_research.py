@@ -27,8 +27,8 @@ class FakeModel(runs.Model):
 
     no_reuse, made = "causal", 0
 
-    def configure(self, method, preset=None, budget=None, kv_bits=None, kv_range=None):
-        compression = None if budget is None else KVCompressionConfig(budget=budget)
+    def configure(self, method, preset=None, budget=None, kv_bits=None, kv_range=None, **kept):
+        compression = None if budget is None else KVCompressionConfig(budget=budget, **kept)
         storage = None if kv_bits is None else KVStorageConfig(bits=kv_bits)
         return FlowCacheConfig(compression=compression, storage=storage, clean_pass=preset is None)
 
@@ -44,11 +44,12 @@ class FakeModel(runs.Model):
 def test_kv_results_and_an_interrupted_measurement(monkeypatch, tmp_path):
     monkeypatch.setattr(kv, "find_chunk_model", lambda args, chunks: FakeModel(None, "cpu"))
     args = argparse.Namespace(model="fake", captions=2, chunks=11, steps=4, device="cpu", outdir=tmp_path)
+    args.tables = list(kv.TABLES)
     text = kv.bench(args)
-    assert "| 3 | 3.00 | 25.2 dB, " in text  # 14 of 255 grey levels
+    assert "| 3 | 3.00 | 25.2 dB (25.2 to 25.2), " in text  # 14 of 255 grey levels
     assert "| recency | 0 of 8 | -3.4 dB |" in text and "does not have" in text
     rows = list(csv.DictReader((tmp_path / "kv_fake.csv").open()))
-    row = next(row for row in rows if row["budget"] == "3" and row["scorer"] == "random")
+    row = next(row for row in rows if (row["budget"], row["scorer"]) == ("3", "random"))
     assert (row["captions"], row["kv_bytes"], row["compress"]) == ("2", str(3 * 2**20), "0.05")
     for name in ("kv_fake.json", "kv_fake.png", "fake_none_caption0.png", "fake_fast_caption1.png"):
         assert (tmp_path / name).stat().st_size > 1000

@@ -105,7 +105,8 @@ def kv_options(case: Case) -> dict[str, Any]:
     """How a case limits what blocks see of clean ones; compression wins over a range."""
     args = case.info["args"]
     if args["use_compress"]:
-        settings = {"budget": args["budget_block"], "query_granularity": "chunk", "max_queries": None}
+        settings = {"budget": args["budget_block"], "scorer": "paper", "compactor": "select"}
+        settings |= {"query_granularity": "chunk", "max_queries": None}
         original = OriginalCompression(trigger="step")
         return {"compression": KVCompressionConfig(**settings, original=original)}
     return {"clean_range": args["kvrange"]} if args["use_kvrange"] else {}

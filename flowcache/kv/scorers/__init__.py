@@ -8,8 +8,10 @@ from .random import Random
 from .recency import Recency
 from .redundancy import Redundancy
 from .sink_window import SinkWindow
+from .spread import Spread
 
 SCORERS: dict[str, type[Scorer]] = {
+    "spread": Spread,
     "paper": Paper,
     "importance": Importance,
     "redundancy": Redundancy,

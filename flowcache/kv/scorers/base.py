@@ -14,9 +14,10 @@ class ScoreInput:
 
     Attributes:
         keys, values: ``[..., tokens, kv_heads, head_dim]``, positions applied.
-        queries: newest queries, ``[..., n, heads, head_dim]``.
+        queries: that were recorded, ``[..., n, heads, head_dim]``.
         ages: age of each token and head, ``[..., kv_heads, tokens]``, larger is older.
         tokens_per_chunk: tokens of a whole chunk.
+        budget: tokens that will be kept.
     """
 
     keys: Tensor
@@ -24,6 +25,7 @@ class ScoreInput:
     queries: Tensor
     ages: Tensor
     tokens_per_chunk: int
+    budget: int
 
 
 class Scorer(ABC):

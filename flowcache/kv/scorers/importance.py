@@ -61,11 +61,15 @@ def attention_mass(queries: Tensor, keys: Tensor) -> Tensor:
     return mass / queries.shape[-3]
 
 
+def group_queries(queries: Tensor, kv_heads: int) -> Tensor:
+    """Queries ``[..., n, heads, head_dim]`` by their KV head, ``[..., kv_heads, groups * n, head_dim]``."""
+    # Heads of a group become queries of one head, so that keys are not copied for each.
+    return queries.unflatten(-2, (kv_heads, -1)).movedim(-4, -2).flatten(-3, -2)
+
+
 def _logit_blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Place of a block of keys, and its logits ``[..., kv_heads, queries, keys]``."""
-    groups = queries.shape[-2] // keys.shape[-2]
-    # Heads of a group become queries of one head, so that keys are not copied for each.
-    grouped = queries.unflatten(-2, (-1, groups)).movedim(-4, -2).flatten(-3, -2)
+    groups, grouped = queries.shape[-2] // keys.shape[-2], group_queries(queries, keys.shape[-2])
     for start in range(0, keys.shape[-3], KEY_BLOCK):
         block = keys[..., start : start + KEY_BLOCK, :, :].movedim(-3, -1)
         logits = _products(grouped, block, math.sqrt(queries.shape[-1])).unflatten(-2, (groups, -1))

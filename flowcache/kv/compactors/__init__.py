@@ -1,0 +1,9 @@
+"""What becomes of the kept rows: a compactor is a file here and a line in ``COMPACTORS``."""
+
+from .base import Compactor
+from .matched import Matched
+from .select import Select
+
+COMPACTORS: dict[str, type[Compactor]] = {"matched": Matched, "select": Select}
+
+__all__ = ["COMPACTORS", *(compactor.__name__ for compactor in COMPACTORS.values()), "Compactor"]
