@@ -34,7 +34,9 @@ class Matched(Compactor):
 
     def compact(self, tokens: ScoreInput, kept: Tensor) -> tuple[Tensor, Tensor]:
         queries = group_queries(tokens.queries, tokens.keys.shape[-2]).float() / tokens.queries.shape[-1] ** 0.5
-        mass, outputs = attend(queries, tokens.keys.transpose(1, 2), tokens.values.transpose(1, 2))
+        every = [rows.transpose(1, 2) for rows in (tokens.keys, tokens.values)]
+        mass = log_mass(queries, every[0])
+        outputs = attend(queries, *every, mass)
         keys, values = (take_rows(rows, kept).transpose(1, 2).float() for rows in (tokens.keys, tokens.values))
         if self.mass is not None:
             keys = match_mass(queries, keys, mass, self.mass)
@@ -43,19 +45,21 @@ class Matched(Compactor):
         return keys.transpose(1, 2), values.transpose(1, 2)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Log of the mass ``[..., n, 1]`` and output of attention ``[..., n, head_dim]``, over blocks of keys.
+def log_mass(queries: Tensor, keys: Tensor) -> Tensor:
+    """Log of the sum of each query's weights before they are normalised, ``[..., n, 1]``.
 
     Args:
         queries: ``[..., n, head_dim]``, divided by the square root of ``head_dim``.
-        keys, values: ``[..., rows, head_dim]``.
+        keys: ``[..., rows, head_dim]``.
     """
-    mass, outputs = torch.full_like(queries[..., :1], -torch.inf), torch.zeros_like(queries)
-    for place, logits in _logit_blocks(queries, keys):
-        total = torch.logaddexp(mass, logits.logsumexp(dim=-1, keepdim=True))
-        outputs = outputs * (mass - total).exp() + (logits - total).exp() @ values[..., place, :].float()
-        mass = total
-    return mass, outputs
+    parts = [logits.logsumexp(dim=-1, keepdim=True) for _, logits in _logit_blocks(queries, keys)]
+    return torch.cat(parts, dim=-1).logsumexp(dim=-1, keepdim=True)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mass: Tensor) -> Tensor:
+    """Output of attention, ``[..., n, head_dim]``."""
+    blocks = _weight_blocks(queries, keys, mass)
+    return sum(weights @ values[..., place, :].float() for place, weights in blocks)
 
 
 def match_mass(queries: Tensor, keys: Tensor, mass: Tensor, ridge: float) -> Tensor:
@@ -64,7 +68,7 @@ def match_mass(queries: Tensor, keys: Tensor, mass: Tensor, ridge: float) -> Ten
     A shift of key j changes the log mass of query q by its weight ``w[q, j]`` times their product, so the Gram matrix
     of the regression is that of the weights times that of the queries, number by number.
     """
-    own, _ = attend(queries, keys, keys)
+    own = log_mass(queries, keys)
     shared = _SHARED / keys.shape[-2]
     gram = (_gram(queries, keys, own) + shared) * (queries @ queries.mT)
     pulls = solve(gram, mass - own, ridge) * queries
@@ -75,8 +79,8 @@ def match_mass(queries: Tensor, keys: Tensor, mass: Tensor, ridge: float) -> Ten
 
 def match_outputs(queries: Tensor, keys: Tensor, values: Tensor, outputs: Tensor, ridge: float) -> Tensor:
     """Shift values so that the output of attention comes close to ``outputs``, ``[..., n, head_dim]``."""
-    mass, own = attend(queries, keys, values)
-    pulls = solve(_gram(queries, keys, mass), outputs - own, ridge)
+    mass = log_mass(queries, keys)
+    pulls = solve(_gram(queries, keys, mass), outputs - attend(queries, keys, values, mass), ridge)
     return values + torch.cat([weights.mT @ pulls for _, weights in _weight_blocks(queries, keys, mass)], dim=-2)
 
 
