@@ -7,8 +7,12 @@ A method that reuses may have a preset behind it, and a threshold behind that, w
 """
 
 import argparse
+from collections import defaultdict
+from collections.abc import Iterable
+from statistics import median
 
 from flowcache import FlowCacheConfig, Trace
+from flowcache.files import markdown_table
 from flowcache.methods import PRESETS
 from flowcache.plots import distance_curves, reuse_map
 from flowcache.video import Frames
@@ -40,8 +44,11 @@ def bench(args: argparse.Namespace) -> str:
     configs = {method: configure(model, method) for method in methods}
     prompt = args.prompt or model.adapter.default_prompt
 
+    traces = []
+
     def make(method: str, seed: int) -> tuple[Frames, Trace]:
         frames, trace = model.video(prompt, seed, configs[method], Trace(method=method))
+        traces.append(trace)
         stem = args.outdir / f"{method.replace(':', '_')}_seed{seed}"
         trace.save(f"{stem}.trace.json")
         reuse_map(trace, f"{stem}.reuse.png")
@@ -52,7 +59,24 @@ def bench(args: argparse.Namespace) -> str:
     model.warm_up(model.configure(model.no_reuse))
     plain = [method for method in ("vanilla", "causal") if method in known]
     runs = compare(make, methods, range(args.seed, args.seed + args.repeats), plain, args.outdir, shown=methods)
-    return write_results(args, "bench", speed_table(runs, plain, lambda method: methods[0]), runs)
+    tables = (speed_table(runs, plain, lambda method: methods[0]), rate_table(traces))
+    return write_results(args, "bench", "\n\n".join(tables), runs)
+
+
+def rate_table(traces: Iterable[Trace]) -> str:
+    """A Markdown table of the steps of each method by the number of chunks that decided to run; by wall time."""
+    steps: dict[str, dict[int, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for trace in traces:
+        for step in trace.steps:
+            ran = sum(not event.reused for event in step.events)
+            steps[trace.method][ran].append((step.seconds, step.flops))
+    rows = []
+    for method, by_count in steps.items():
+        total = sum(seconds for each in by_count.values() for seconds, _ in each)
+        for ran, each in sorted(by_count.items()):
+            share, rate = sum(seconds for seconds, _ in each) / total, median(f / s for s, f in each) / 1e9
+            rows.append((method, ran, len(each), f"{share:.0%}", f"{rate:.1f}"))
+    return markdown_table(("method", "chunks computed", "steps", "share of time", "GFLOP/s"), rows)
 
 
 def make_parser(description: str, name: str, frames: str, methods: list[str] | None = None) -> argparse.ArgumentParser:

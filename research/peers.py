@@ -55,7 +55,7 @@ PEERS = (
 #: Runs without reuse, with which the others are compared.
 PLAIN = ("vanilla", "causal", "diffusers")
 #: FLOPs ratios between which curves are averaged, evenly in their logarithm, and those shown.
-SPAN, SHOWN = (2.5, 5.0), (3, 4, 5, 6)
+SPAN, SHOWN = (3.0, 5.0), (3, 4, 5, 6)
 #: Maximum number of steps that SeaCache and DBCache reuse in a row.
 MOST_REUSED = 7
 

@@ -197,7 +197,7 @@ def test_methods_of_the_small_checkpoint(run, tmp_path):
     words = ["--model", "magi", "--num_frames", 48, "--steps", 8, "--repeats", 1, "--outdir", tmp_path]
     code, out, _ = run("methods", *words, "--methods", "vanilla", "flowcache:fast")
     table = (tmp_path / "bench.md").read_text()
-    assert code == 0 and table.strip() in out and "| flowcache:fast | " in table
+    assert code == 0 and table.strip() in out and "| flowcache:fast | 0 | " in table and "GFLOP/s" in table
     record = json.loads((tmp_path / "bench.json").read_text())
     assert [m["method"] for m in record["measurements"]] == ["vanilla", "flowcache:fast"]
     for name in ("seed0.png", "flowcache_fast_seed0.reuse.png", "vanilla_seed0.trace.json"):
