@@ -27,7 +27,7 @@ def count(model, item: ChunkInput, tokens: int, chunks: int, edges: bool = True)
         cache.enter(chunk, tokens)
     for _ in range(2):
         # of the attention kernels, torch's counter knows the plain one
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             outputs = model.blocks([item], model.embed([item]), cache)
             if edges:
                 model.head([item], outputs)
