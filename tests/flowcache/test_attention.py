@@ -66,7 +66,7 @@ def test_a_cuda_device_is_timed_once_for_similar_lengths(monkeypatch, caplog):
     times = {NATIVE: 3.0, CUDNN: 1.0}
     ran = []
     monkeypatch.setattr(attention, "list_backends", lambda device: list(times))
-    monkeypatch.setattr(attention, "measure_on_cuda", lambda run: times[run()])
+    monkeypatch.setattr(attention, "measure_on_cuda", lambda device, run: times[run()])
     monkeypatch.setattr(attention, "dispatch_attention_fn", lambda *each, backend, **_: ran.append(each) or backend)
     monkeypatch.setattr(torch, "Generator", lambda device: torch.default_generator)
     monkeypatch.setattr(torch, "randn", lambda shape, generator, dtype, device: torch.empty(shape, device="meta"))
