@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
@@ -92,7 +92,8 @@ def _time_backends(
     def bind(backend: AttentionBackendName) -> Callable[[], Tensor]:
         return lambda: dispatch_attention_fn(query, key, key, enable_gqa=heads[0] != heads[1], backend=backend)
 
-    chosen, times = pick_fastest({backend: bind(backend) for backend in list_backends(device)}, measure_on_cuda)
+    kernels = {backend: bind(backend) for backend in list_backends(device)}
+    chosen, times = pick_fastest(kernels, partial(measure_on_cuda, device))
     chosen = chosen or AttentionBackendName.NATIVE
     found = ", ".join(f"{backend.value} {time:.3f} ms" for backend, time in times.items())
     sizes = f"{tokens[0]} queries of {heads[0]} heads, {tokens[1]} keys of {heads[1]}"
@@ -100,14 +101,14 @@ def _time_backends(
     return chosen
 
 
-def measure_on_cuda(run: Callable[[], object], repeats: int = 5) -> float:
-    """The shortest time of a function on the current CUDA device, in ms, after two runs that are not timed."""
-    times = []
+def measure_on_cuda(device: torch.device, run: Callable[[], object], repeats: int = 5) -> float:
+    """The shortest time of a function on a CUDA device, in ms, after two runs that are not timed."""
+    times, stream = [], torch.cuda.current_stream(device)  # of the device, which need not be the current one
     for _ in range(2 + repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        start.record(stream)
         run()
-        end.record()
+        end.record(stream)
         end.synchronize()
         times.append(start.elapsed_time(end))
     return min(times[2:])

@@ -228,10 +228,10 @@ class WindowRun:
                     f"{decision.distance}; {CAUSES}."
                 )
         # A chunk that was never computed has nothing to be forecast from, whatever the policy says.
-        known = {c: self.forecast.knows(c) for c in decisions}
-        if self.policy.joint:
-            known = dict.fromkeys(known, all(known.values()))
-        return {c: d if known[c] else replace(d, reuse=False) for c, d in decisions.items()}
+        reuse = {c: d.reuse and self.forecast.knows(c) for c, d in decisions.items()}
+        if self.policy.joint or self.config.whole_window:  # where all chunks run if one does
+            reuse = dict.fromkeys(reuse, all(reuse.values()))
+        return {c: replace(d, reuse=reuse[c]) for c, d in decisions.items()}
 
     def _prefill(self, inputs: dict[int, ChunkInput]) -> list[int]:
         """Fill the cache with the given chunks, unless they run at every step anyway."""

@@ -30,7 +30,7 @@ class KVCompressionConfig:
         query_granularity: queries that count: the last 50, a frame's or all of the newest chunk; or those of all live
             chunks and the last two that became clean.
         max_queries: most of those that are asked, spread over all of them; None: all, whose square ``matched`` holds.
-        mix_lambda: weight of importance in the scorer, where that is ``paper``; None: its own.
+        mix_lambda: weight of importance in the scorer ``paper``; None: its own.
         original: habits of the original FlowCache; None: ours.
     """
 
@@ -52,7 +52,9 @@ class KVCompressionConfig:
         if not isinstance(self.compactor, Compactor):
             object.__setattr__(self, "compactor", make_by_name("compactor", COMPACTORS, self.compactor))
         check_options(self)
-        if self.mix_lambda is not None and isinstance(scorer, Paper):
+        if self.mix_lambda is not None:
+            if not isinstance(scorer, Paper):
+                raise ValueError('mix_lambda: expected scorer paper, got another; set scorer="paper".')
             object.__setattr__(self, "scorer", replace(scorer, mix_lambda=self.mix_lambda))
 
     @property

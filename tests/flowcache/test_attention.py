@@ -66,7 +66,7 @@ def test_a_cuda_device_is_timed_once_for_similar_lengths(monkeypatch, caplog):
     times = {NATIVE: 3.0, CUDNN: 1.0}
     ran = []
     monkeypatch.setattr(attention, "list_backends", lambda device: list(times))
-    monkeypatch.setattr(attention, "measure_on_cuda", lambda run: times[run()])
+    monkeypatch.setattr(attention, "measure_on_cuda", lambda device, run: times[run()])
     monkeypatch.setattr(attention, "dispatch_attention_fn", lambda *each, backend, **_: ran.append(each) or backend)
     monkeypatch.setattr(torch, "Generator", lambda device: torch.default_generator)
     monkeypatch.setattr(torch, "randn", lambda shape, generator, dtype, device: torch.empty(shape, device="meta"))
@@ -89,3 +89,25 @@ def test_a_cuda_device_is_timed_once_for_similar_lengths(monkeypatch, caplog):
     monkeypatch.setenv(BACKEND_VARIABLE, "flash")
     assert choose_backend(OnCuda(9000, 4), OnCuda(500, 2)) is None
     attention._time_backends.cache_clear()
+
+
+def test_kernels_are_timed_on_the_stream_of_their_own_device(monkeypatch):
+    recorded = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            recorded.append(stream)
+
+        def synchronize(self): ...
+
+        def elapsed_time(self, end):
+            return 10.0 - len(recorded)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    found = attention.measure_on_cuda(torch.device("cuda:1"), lambda: recorded.append("run"), repeats=1)
+    assert recorded == 3 * ["stream of cuda:1", "run", "stream of cuda:1"]
+    assert found == 10.0 - len(recorded)

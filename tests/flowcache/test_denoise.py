@@ -51,6 +51,15 @@ def test_every_policy_and_forecast_continues(name, forecast):
     check(FlowCacheConfig(policy=make_policy(name, options), forecast=forecast, clean_pass=True))
 
 
+def test_no_chunk_of_a_whole_window_is_forecast_when_the_others_run():
+    """Two warm-up steps, which each chunk takes at another time, run the whole window."""
+    denoiser, window, schedule = make_loop(FlowCacheConfig(policy=Interval(5, warmup_steps=2), whole_window=True))
+    list(denoiser.run(window, schedule, StraightSolver()))
+    reused = [{event.reused for event in step.events} for step in denoiser.trace.steps]
+    assert {True} in reused and {False} in reused and {True, False} not in reused
+    assert [step.flops == 0 for step in denoiser.trace.steps] == [each == {True} for each in reused]
+
+
 WITHIN = KVCompressionConfig(original=OriginalCompression(trigger="step"))
 CACHES = {
     "all that was seen": {},

@@ -239,7 +239,8 @@ WITHIN = {"compression": KVCompressionConfig(original=OriginalCompression(trigge
     ("kind", "name", "settings"),
     [
         (KVCompressionConfig, "budget", {"budget": 0}),
-        (KVCompressionConfig, "mix_lambda", {"mix_lambda": 2.0}),
+        (KVCompressionConfig, "mix_lambda", {"mix_lambda": 2.0, "scorer": "paper"}),
+        (KVCompressionConfig, "mix_lambda", {"mix_lambda": 0.1}),
         (KVCompressionConfig, "scorer", {"scorer": "best"}),
         (KVCompressionConfig, "strategy", {"strategy": "row"}),
         (KVStorageConfig, "bits", {"bits": 2}),
