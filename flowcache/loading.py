@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from .environment import require
 from .fingerprint import file_digest
 from .lora import Translate, fuse_lora, parse_lora
 from .quantize import load_torchao, quantize_weights
@@ -37,6 +38,8 @@ class LoadOptions:
         check_options(self)
         for text in self.lora:
             parse_lora(text)
+        if self.lora:
+            require("peft", "lora", "lora")
         if self.quantize:
             load_torchao()
         compilers = (os.environ.get("CXX", "g++"), "clang++")
