@@ -62,7 +62,7 @@ class LoadOptions:
                 quantize_weights(parts[name], self.quantize)
 
     def settings(self) -> dict[str, Any]:
-        """Those that change a video, for JSON."""
+        """The options that change a video, for JSON."""
         own = asdict(self)
         del own["offload"]
         own["lora"] = [[file_digest(path), scale] for path, scale in map(parse_lora, self.lora)]
