@@ -1,5 +1,7 @@
 """Quantised weights and LoRA on both models, by the programs and in Python; each needs an optional package."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -135,6 +137,14 @@ def test_options_of_weights_are_refused_before_any_is_read(
     assert_refused(generate(*sizes, "--lora", file), f"{file} LoRA", capsys)
     monkeypatch.setitem(sys.modules, "peft", None)
     assert_refused(generate(*sizes, "--lora", file), "lora peft pip [lora]", capsys)
+
+
+@pytest.mark.parametrize("module", [*MODELS, "research.gpu.kernels"])
+def test_imports_are_silent(module):
+    pytest.importorskip("torchao")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_fp8_checkpoints_are_not_quantised_again(magi, capsys):
