@@ -27,7 +27,6 @@ from .benchmark.samples import BENCHMARKS, BenchmarkOptions, split_method
 from .benchmark.sampling import Sampling, run_on
 from .command_line import check_device, output_file
 from .config import FlowCacheConfig
-from .environment import quiet_imports
 from .fingerprint import video_name
 from .memory import Estimate, estimate, log_needs
 from .methods import DEFAULT_PRESET, SELECTORS, CompressionOptions, MethodOptions
@@ -333,8 +332,7 @@ def output_path(given: Given, model: type[Adapter], name: str) -> Path:
 
 def find_model(name: str) -> type[Adapter]:
     module, _, kind = MODELS[name].partition(":")
-    with quiet_imports():
-        return getattr(import_module(module), kind)
+    return getattr(import_module(module), kind)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from .environment import require
 from .fingerprint import file_digest
 from .lora import Translate, fuse_lora, parse_lora
 from .quantize import load_torchao, quantize_weights
@@ -37,6 +38,8 @@ class LoadOptions:
         check_options(self)
         for text in self.lora:
             parse_lora(text)
+        if self.lora:
+            require("peft", "lora", "lora")
         if self.quantize:
             load_torchao()
         compilers = (os.environ.get("CXX", "g++"), "clang++")
@@ -59,7 +62,7 @@ class LoadOptions:
                 quantize_weights(parts[name], self.quantize)
 
     def settings(self) -> dict[str, Any]:
-        """Those that change a video, for JSON."""
+        """The options that change a video, for JSON."""
         own = asdict(self)
         del own["offload"]
         own["lora"] = [[file_digest(path), scale] for path, scale in map(parse_lora, self.lora)]

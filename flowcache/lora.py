@@ -9,7 +9,6 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .environment import require
 from .registry import check_number
 from .user_files import expand_path, reading
 from .weight_files import read_tensors
@@ -52,19 +51,18 @@ def read_lora(path: Path, transformer: nn.Module, translate: Translate) -> tuple
             with safe_open(path, "pt") as file:
                 settings = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
         tensors = {_strip(name).replace(".default.", "."): tensor for name, _, tensor in read_tensors(path)}
+        if any(name.endswith(".dora_scale") for name in tensors):  # which diffusers drops
+            raise ValueError("it is a DoRA, whose magnitudes are not supported; use a LoRA without them")
         state = _plain_names(translate(tensors))
         layers = dict(transformer.named_modules())
         if not state:
             raise ValueError("it holds no tensor")
-        for name, tensor in state.items():
-            _check_factor(name, tensor, layers)
+        _check_factors(state, layers)
     return state, {_strip(key): value for key, value in settings.items()}
 
 
 def fuse_lora(transformer: Any, loras: Sequence[str], translate: Translate) -> None:
     """Add LoRA weights to a transformer's, one after another."""
-    if loras:
-        require("peft", "lora", "lora")
     for path, scale in map(parse_lora, loras):
         state, settings = read_lora(path, transformer, translate)
         with reading(path, "LoRA weights"):
@@ -91,15 +89,22 @@ def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _check_factor(name: str, tensor: Tensor, layers: Mapping[str, nn.Module]) -> None:
-    layer, dot, factor = name.partition(".lora_")
-    found = layers.get(layer)
-    if not dot or not isinstance(found, nn.Linear | nn.Conv3d):
-        raise ValueError(f"{name}: the transformer has no such layer; use one made for this model")
-    shape = found.weight.shape
-    wanted = {"A.weight": (1, shape[1]), "B.weight": (0, shape[0]), "B.bias": (0, shape[0])}
-    if factor not in wanted:
-        raise ValueError(f"{name}: expected lora_A or lora_B")
-    dim, size = wanted[factor]
-    if tensor.shape[dim] != size:
-        raise ValueError(f"{name}: expected {size} in dimension {dim}, got {list(tensor.shape)}")
+def _check_factors(state: Mapping[str, Tensor], layers: Mapping[str, nn.Module]) -> None:
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        layer, dot, factor = name.partition(".lora_")
+        if not dot or not isinstance(layers.get(layer), nn.Linear | nn.Conv3d):
+            raise ValueError(f"{name}: the transformer has no such layer; use one made for this model")
+        if factor not in ("A.weight", "B.weight", "B.bias"):
+            raise ValueError(f"{name}: expected lora_A or lora_B")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name}: expected floating-point numbers, got {tensor.dtype}")
+        found.setdefault(layer, {})[factor] = tensor
+    for layer, factors in found.items():
+        if missing := sorted({"A.weight", "B.weight"} - factors.keys()):
+            raise ValueError(f"{layer}: expected two factors, got one; lora_{missing[0]} is missing")
+        rows, columns, *_ = layers[layer].weight.shape
+        rank = len(factors["A.weight"])
+        for factor, shape in {"A.weight": (rank, columns), "B.weight": (rows, rank), "B.bias": (rows,)}.items():
+            if factor in factors and (got := tuple(factors[factor].shape))[:2] != shape:
+                raise ValueError(f"{layer}.lora_{factor}: expected shape {list(shape)}, got {list(got)}")

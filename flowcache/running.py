@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -33,6 +34,8 @@ def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     for name in ("httpx", "httpx2"):  # by the version of huggingface_hub
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Compiled with weights of torchao.
+    warnings.filterwarnings("ignore", message=".*_stable_hash_for_caching")
     code = 2
     try:
         with _signals_as_interrupt():

@@ -1,11 +1,14 @@
 """SkyReels-V2 with FlowCache."""
 
-from flowcache.pipeline import VideoOutput
+from flowcache.environment import quiet_imports
 
-from .checkpoint import ModelSource, load_pipeline, resolve_model
-from .methods import METHODS, method_config
-from .pipeline import FlowCacheSkyReelsV2Pipeline
-from .settings import VideoSettings
+with quiet_imports():
+    from flowcache.pipeline import VideoOutput
+
+    from .checkpoint import ModelSource, load_pipeline, resolve_model
+    from .methods import METHODS, method_config
+    from .pipeline import FlowCacheSkyReelsV2Pipeline
+    from .settings import VideoSettings
 
 __all__ = [
     "METHODS",

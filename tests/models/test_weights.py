@@ -1,5 +1,7 @@
 """Quantised weights and LoRA on both models, by the programs and in Python; each needs an optional package."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -102,24 +104,47 @@ def test_weights_that_are_not_finite_are_found_quantised():
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_options_of_weights_are_refused_before_any_is_read(program, unread, monkeypatch, capsys, tmp_path, model):
+def test_options_of_weights_are_refused_before_any_is_read(
+    program, pipelines, unread, monkeypatch, capsys, tmp_path, model
+):
     generate, file, sizes = program(model), tmp_path / "a.safetensors", ("--output_path", "x.mp4")
     monkeypatch.setitem(sys.modules, "torchao", None)
     assert_refused(generate(*sizes, "--quantize", "int8"), "quantize torchao pip [quant]", capsys)
     assert_refused(generate(*sizes, "--lora", file), f"lora file {file}", capsys)
-    (layer, *_), wide = LAYERS[model], torch.zeros(2, 999)
-    for name, tensor, named in (
-        (f"{layer}.lora_A.weight", wide, f"{layer} expected 999"),
-        ("blocks.77.attn.lora_A.weight", wide, "blocks.77.attn layer"),
-        (f"{layer}.lora_mid.weight", wide, f"{layer} lora_A lora_B"),
-        (f"{layer}.weight", wide, f"{layer}.weight layer"),
+    pytest.importorskip("peft")
+    layer, scale = next(iter(LAYERS[model])), {"alpha": torch.ones(1)}
+    rows, columns = pipelines[model].transformer.get_submodule(layer).weight.shape
+    down, up = {"lora_A.weight": torch.zeros(2, columns)}, {"lora_B.weight": torch.zeros(rows, 2)}
+    for tensors, named in (
+        (up | {"lora_A.weight": torch.zeros(2, 999)}, "lora_A expected 999"),
+        (up | {"lora_A.weight": torch.zeros(columns)}, f"lora_A expected {columns}"),
+        (up | {"lora_A.weight": torch.zeros(2, columns, dtype=torch.int32)}, "lora_A int32"),
+        (down | {"lora_B.weight": torch.zeros(rows, 3)}, "lora_B expected 2 3"),
+        (down, "lora_B"),
+        (up, "lora_A"),
+        (scale, "lora_B"),
+        (down | up | {"dora_scale": torch.ones(rows)}, "DoRA"),
+        ({"lora_mid.weight": torch.zeros(2)}, "lora_A lora_B"),
+        ({"weight": torch.zeros(2)}, "weight layer"),
     ):
-        save_file({name: tensor}, file)
+        save_file({f"{layer}.{name}": tensor for name, tensor in tensors.items()}, file)
         assert_refused(generate(*sizes, "--lora", f"{file}:0.5"), f"{file} {named}", capsys)
+    save_file({"blocks.77.attn.lora_A.weight": torch.zeros(2)}, file)
+    assert_refused(generate(*sizes, "--lora", file), f"{file} blocks.77.attn layer", capsys)
     assert_refused(generate(*sizes, "--lora", f"{file}:much"), "lora SCALE", capsys)
     assert_refused(generate(*sizes, "--lora", f"{file}:1e9"), "lora scale 100", capsys)
     file.write_bytes(b"no weights")
     assert_refused(generate(*sizes, "--lora", file), f"{file} LoRA", capsys)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert_refused(generate(*sizes, "--lora", file), "lora peft pip [lora]", capsys)
+
+
+@pytest.mark.parametrize("module", [*MODELS, "research.gpu.kernels"])
+def test_imports_are_silent(module):
+    pytest.importorskip("torchao")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_fp8_checkpoints_are_not_quantised_again(magi, capsys):
