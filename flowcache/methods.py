@@ -240,7 +240,9 @@ def make_config(options: MethodOptions, traits: ModelTraits) -> FlowCacheConfig:
     name, joint = options.choose_policy(), options.runs_jointly(traits)
     whole = joint or (traits.whole_window and options.method in ("vanilla", "teacache"))
     as_paper = options.is_paper and name == "chunkwise"
-    default_forecast = traits.paper_forecast if as_paper else FlowCacheConfig.forecast
+    # Where nothing is reused, the forecast that keeps least.
+    ours = "hold_velocity" if name == "none" else FlowCacheConfig.forecast
+    default_forecast = traits.paper_forecast if as_paper else ours
     stored = options.kv_bits is not None or options.kv_offload
     config = FlowCacheConfig(
         policy=make_policy(name, _policy_options(name, options, traits)),

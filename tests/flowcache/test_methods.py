@@ -25,7 +25,7 @@ MODELS = {"skyreels": skyreels, "magi": magi}
         ("fast", {"interval": 4}, Interval(4), "corrected_velocity"),
         ("paper-fast", {"interval": 4}, Interval(4), "corrected_velocity"),
         ("fast", {"threshold": 0.0}, ChunkwiseReuse(0.0, 1, together=True), "corrected_velocity"),
-        ("fast", {"policy": "none"}, NoReuse(), "corrected_velocity"),
+        ("fast", {"policy": "none"}, NoReuse(), "hold_velocity"),
         ("fast", {"policy": "fixed_interval", "policy_options": {"interval": "7"}}, Interval(7), None),
         ("paper-slow", {"threshold": 0.3}, ChunkwiseReuse(0.3), None),
         ("fast", {"policy_options": {"scale": 2}, "forecast": "hold_residual"}, Interval(scale=2), None),

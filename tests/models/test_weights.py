@@ -80,7 +80,6 @@ def test_quantised_weights(program, plain, model, kind, least, share):
             if is_inside:
                 assert 4 * share * 1.1 > count_bytes(layer) / plain_layers[place].weight.numel()
     found = psnr(make_video(pipeline), plain[model])[0]
-    print(model, kind, f"{found:.1f} dB")
     assert found > least
     # Offload copies quantised weights as a whole; the estimate counts them.
     video = make_video(pipeline)
