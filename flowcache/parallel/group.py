@@ -1,0 +1,143 @@
+"""Processes that share work, and what they send each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+@dataclass
+class Traffic:
+    """What a process sent to others: tensors' bytes, and the number of collectives."""
+
+    nbytes: int = 0
+    collectives: int = 0
+
+
+class Group:
+    """Processes that share the work on one video; all of them call the same methods in the same order.
+
+    With a single process no method communicates, and tensors come back as they are.
+
+    Args:
+        index: of this process, from 0.
+        size: number of processes.
+        process_group: of ``torch.distributed``; None: that of all processes.
+        traffic: counter of what this process sends; groups that ``split`` makes share it.
+    """
+
+    def __init__(
+        self,
+        index: int = 0,
+        size: int = 1,
+        process_group: dist.ProcessGroup | None = None,
+        traffic: Traffic | None = None,
+    ) -> None:
+        self.index, self.size, self.process_group = index, size, process_group
+        self.traffic = traffic or Traffic()
+        self._splits: dict[int, tuple[Group, Group]] = {}
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    def shares(self, count: int) -> list[range]:
+        """Cut ``count`` things into a contiguous share for each process; sizes differ by at most one, larger first."""
+        each, rest = divmod(count, self.size)
+        bounds = accumulate((each + (i < rest) for i in range(self.size)), initial=0)
+        return [range(start, stop) for start, stop in pairwise(bounds)]
+
+    def share(self, count: int) -> range:
+        """The share of this process."""
+        return self.shares(count)[self.index]
+
+    def split(self, parts: int) -> tuple[Group, Group]:
+        """Cut the group into equal parts of consecutive processes; returns those at this place in each part, and the
+        own part. They are made once.
+        """
+        if parts not in self._splits:
+            inner = self.size // parts
+            part, place = divmod(self.index, inner)
+            across = self._make(part, range(place, self.size, inner))
+            within = self._make(place, range(part * inner, (part + 1) * inner))
+            self._splits[parts] = across, within
+        return self._splits[parts]
+
+    def exchange(self, parts: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Send a tensor to each process and receive one of each: ``shapes``, in the order of processes.
+
+        All are of one type and on one device; sizes may differ. It is one collective.
+        """
+        if self.size == 1:
+            return list(parts)
+        sizes = [part.numel() for part in parts]
+        counts = [torch.Size(shape).numel() for shape in shapes]
+        sent = torch.cat([part.reshape(-1) for part in parts])
+        received = sent.new_empty(sum(counts))
+        dist.all_to_all_single(received, sent, counts, sizes, group=self.process_group)
+        self._count((sum(sizes) - sizes[self.index]) * sent.element_size())
+        return [each.view(*shape) for each, shape in zip(received.split(counts), shapes, strict=True)]
+
+    def gather(self, own: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+        """Concatenate the tensors of all processes, which have ``sizes`` along ``dim`` (not negative)."""
+        if self.size == 1:
+            return own
+        shapes = [(*own.shape[:dim], size, *own.shape[dim + 1 :]) for size in sizes]
+        return torch.cat(self.exchange([own] * self.size, shapes), dim=dim)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum of small tensors in the order of processes, and so the same in all of them."""
+        return reduce(torch.add, self.exchange([tensor] * self.size, [tensor.shape] * self.size))
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """Maximum of small tensors."""
+        return reduce(torch.maximum, self.exchange([tensor] * self.size, [tensor.shape] * self.size))
+
+    def broadcast(self, tensor: Tensor | None, device: torch.device | str) -> Tensor:
+        """The tensor of the first process, on a device; others pass None."""
+        if self.size == 1:
+            return tensor
+        kind = self.broadcast_object(None if tensor is None else (tuple(tensor.shape), tensor.dtype))
+        sent = torch.empty(kind[0], dtype=kind[1], device=device)
+        if self.is_first:
+            sent.copy_(tensor)
+        dist.broadcast(sent, group=self.process_group, group_src=0)
+        self._count((self.size - 1) * sent.nbytes if self.is_first else 0)
+        return sent
+
+    def broadcast_object(self, value: Any = None) -> Any:
+        """The picklable object of the first process; what others pass is ignored. Its bytes are not counted."""
+        if self.size == 1:
+            return value
+        values = [value if self.is_first else None]
+        dist.broadcast_object_list(values, group=self.process_group, group_src=0)
+        self._count(0)
+        return values[0]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Picklable objects of all processes, in their order. Their bytes are not counted."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value, group=self.process_group)
+        self._count(0)
+        return values
+
+    def _count(self, nbytes: int) -> None:
+        self.traffic.nbytes += nbytes
+        self.traffic.collectives += 1
+
+    def _make(self, index: int, members: range) -> Group:
+        """The group of some of these processes, this one included; only they call it."""
+        if len(members) in (1, self.size):
+            return Group(index, len(members), self.process_group, self.traffic)
+        ranks = dist.get_process_group_ranks(self.process_group)
+        made = dist.new_group([ranks[member] for member in members], use_local_synchronization=True)
+        return Group(index, len(members), made, self.traffic)

@@ -1,0 +1,58 @@
+"""How processes divide a video, without starting any."""
+
+import pytest
+import torch
+
+from flowcache.parallel import Group, Layout, SequenceShares
+from flowcache.parallel.layout import check_count, choose_cfg_size, describe_busy
+
+
+def test_shares_are_contiguous_and_differ_by_one_at_most():
+    assert Group(0, 3).shares(8) == [range(0, 3), range(3, 6), range(6, 8)]
+    assert Group(2, 3).share(8) == range(6, 8)
+    assert Group().share(5) == range(5)
+
+
+@pytest.mark.parametrize(
+    ("processes", "guidance", "asked", "parts"),
+    [(8, True, "auto", 2), (8, False, "auto", 1), (3, True, "auto", 1), (8, True, 1, 1), (2, True, 2, 2)],
+)
+def test_guidance_is_split_first_where_it_can_be(processes, guidance, asked, parts):
+    assert choose_cfg_size(processes, guidance, asked) == parts
+
+
+@pytest.mark.parametrize(("processes", "guidance", "asked"), [(3, True, 2), (4, False, 2), (4, True, 3)])
+def test_cfg_sizes_that_do_not_fit_are_refused(processes, guidance, asked):
+    with pytest.raises(ValueError, match="cfg_size"):
+        choose_cfg_size(processes, guidance, asked)
+
+
+def test_more_processes_than_heads_are_refused():
+    with pytest.raises(ValueError) as refused:
+        check_count(16, 1, 8)
+    expected = "16 processes are too many: this model has 8 key-value heads; start at most 8."
+    assert str(refused.value) == expected
+    check_count(24, 2, 12, guidance=True)
+    with pytest.raises(ValueError, match="cfg_size"):
+        check_count(16, 1, 12, guidance=True)
+    with pytest.raises(ValueError, match="a frame has 4 tokens"):
+        SequenceShares(Group(0, 5), 4, 8)
+
+
+def test_uneven_heads_say_how_busy_processes_are():
+    expected = "12 heads on 8 processes: 75% busy; 6, or 2 x 4 with guidance, are even."
+    assert describe_busy(8, 1, 12, 12, guidance=True) == expected
+    assert describe_busy(8, 2, 12, 12, guidance=True) is None
+    assert describe_busy(8, 1, 24, 8) is None
+
+
+def test_one_process_gets_its_own_tensors_back():
+    layout, tensor = Layout.plan(Group(), heads=4, kv_heads=2), torch.ones(1, 3, 4, 2)
+    group, shares = layout.world, SequenceShares(layout.tokens, 3, 2)
+    assert group.exchange([tensor], [tensor.shape])[0] is tensor
+    for made in (group.gather(tensor, 1, [3]), group.sum(tensor), group.max(tensor), group.broadcast(tensor, "cpu")):
+        assert made is tensor
+    assert shares.take(tensor, 1) is tensor and shares.join(tensor, 1) is tensor
+    assert shares.to_heads(tensor, tensor, tensor)[1] is tensor and shares.to_tokens(tensor) is tensor
+    assert group.broadcast_object("a") == "a" and group.gather_objects("a") == ["a"]
+    assert group.traffic.collectives == 0 and group.traffic.nbytes == 0
