@@ -1,24 +1,27 @@
 """Measure what KV compression costs in quality, and what it saves in memory and time.
 
-    python -m research.kv --model skyreels --captions 4
-    python -m research.kv --model magi --captions 12 --tables method
+    python -m research.kv --model skyreels --steps 12 --captions 12 --tables method
+    python -m research.kv --model magi --captions 4
 
 Long videos of the first held-out captions, with and without reuse, with everything kept and with one setting of
 the cache varied at a time. PSNR and SSIM are to the video of the same caption, seed and preset with everything
 kept, over its last four chunks, which every budget affects. Runs are appended to ``OUTDIR/runs.jsonl``; an
-interrupted measurement continues. After a change of code or weights, give another ``--outdir``.
+interrupted measurement continues. ``OUTDIR/kv.png`` shows all models that were measured in the folder. After a
+change of code or weights, give another ``--outdir``.
 """
 
 import argparse
+import csv
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import torch
 
-from flowcache import FlowCacheConfig
+from flowcache import FlowCacheConfig, KVCompressionConfig
 from flowcache.files import markdown_table, write_csv
 from flowcache.kv.scorers import SCORERS
 
@@ -26,8 +29,6 @@ from .compare import Run, draw_panels, main, positive, write_results
 from .runs import LIVE, Model, compare_configs, find_chunk_model, new_parser
 
 PRESETS = ("none", "fast")
-#: Scorers that serve as controls.
-CONTROLS = ("recency", "sink_window", "key_norm", "random")
 #: Budgets at which scorers are compared.
 SCORED_BUDGETS = (1, 3)
 GRANULARITIES = ("token", "frame", "chunk")
@@ -55,11 +56,13 @@ class Variant:
 
     @property
     def method(self) -> str | None:
-        """Scorer and compactor, where nothing but they and the budget is set."""
-        own = Variant(self.budget, self.scorer, compactor=self.compactor)
-        if self != own or self.budget is None:
+        """Scorer, compactor and bits, where nothing but they and the budget is set; None: it is no method."""
+        own = Variant(self.budget, self.scorer, bits=self.bits, compactor=self.compactor)
+        if self != own or self == KEEP_ALL:
             return None
-        return self.scorer if self.compactor == "select" else f"{self.scorer}, {self.compactor}"
+        if self.budget is None:
+            return "everything, 8 and 4 bits"
+        return f"{self.scorer}, {self.compactor}" + (f", {self.bits} bits" if self.bits else "")
 
     def configure(self, model: Model, preset: str, chunks: int) -> FlowCacheConfig:
         method = (model.no_reuse,) if preset == "none" else ("flowcache", preset)
@@ -74,42 +77,40 @@ class Variant:
 
 
 KEEP_ALL = Variant()
-#: Scorers and compactors that are compared at every budget.
-METHODS = (
-    ("paper", "select"),
-    ("random", "select"),
-    ("random", "matched"),
-    ("spread", "select"),
-    ("spread", "matched"),
-)
+#: Scorer and compactor of the paper, and our default.
+PAPER, OURS = ("paper", "select"), tuple(KVCompressionConfig().as_dict()[part] for part in ("scorer", "compactor"))
+#: What each half of our default brings.
+PARTS = (("random", "select"), (OURS[0], "select"), ("random", OURS[1]))
+
+
+def vary(
+    methods: Sequence[tuple[str, str]], budgets: Sequence[int], bits: Sequence[int | None] = (None,)
+) -> list[Variant]:
+    """Variants of scorers and compactors."""
+    made = product(methods, budgets, bits)
+    return [Variant(budget, scorer, bits=each, compactor=compactor) for (scorer, compactor), budget, each in made]
+
+
 #: Fields that are varied, and variants, by the name of a table.
 TABLES: dict[str, tuple[tuple[str, ...], list[Variant]]] = {
     "budget": (("budget",), [Variant(budget) for budget in range(1, 7)]),
-    "method": (
-        ("scorer", "compactor", "budget"),
-        [Variant(budget, scorer, compactor=made) for scorer, made in METHODS for budget in (1, 2, 3, 4)],
-    ),
+    "method": (("scorer", "compactor", "budget"), vary((PAPER, OURS), (1, 2, 3, 4))),
+    "parts": (("scorer", "compactor", "budget"), vary((PAPER, *PARTS, OURS), SCORED_BUDGETS)),
     "scorer": (("scorer", "budget"), [Variant(budget, scorer) for scorer in SCORERS for budget in SCORED_BUDGETS]),
     "strategy": (("strategy",), [Variant(1, strategy=granularity) for granularity in GRANULARITIES]),
     "queries": (("queries",), [Variant(1, queries=granularity) for granularity in GRANULARITIES]),
     "max_queries": (
         ("compactor", "max_queries"),
         [Variant(1, queries="chunk", max_queries=most) for most in (4, 8, 16, 32)]
-        + [Variant(1, "spread", compactor="matched", max_queries=most) for most in (64, 128, 256, 512)],
+        + [Variant(1, OURS[0], compactor=OURS[1], max_queries=most) for most in (64, 128, 256, 512)],
     ),
     "bits": (
         ("scorer", "compactor", "budget", "bits"),
-        [Variant(bits=bits) for bits in (None, 8, 4)]
-        + [
-            Variant(budget, scorer, compactor=made, bits=bits)
-            for scorer, made in (METHODS[0], METHODS[-1])
-            for budget in SCORED_BUDGETS
-            for bits in (None, 8, 4)
-        ],
+        [Variant(bits=bits) for bits in (None, 8, 4)] + vary((PAPER, OURS), SCORED_BUDGETS, (None, 8, 4)),
     ),
 }
 #: Variants on a contact sheet.
-SHEET = (KEEP_ALL, *(Variant(b, s, compactor=c) for b in (3, 1) for s, c in (METHODS[0], METHODS[1], METHODS[-1])))
+SHEET = (KEEP_ALL, *vary((PAPER, OURS), (3, 1)))
 
 _QUALITY = "{psnr:.1f} dB ({psnr_low:.1f} to {psnr_high:.1f}), {ssim:.3f}"
 
@@ -138,28 +139,23 @@ def bench(args: argparse.Namespace) -> str:
             results[preset, variant] = runs[index :: len(variants)]
     rows = {key: summarise(*key, results) for key in results}
     write_csv(args.outdir / f"kv_{args.model}.csv", list(rows[PRESETS[0], KEEP_ALL]), rows.values())
-    draw(rows, args.outdir / f"kv_{args.model}.png")
+    draw(args.outdir)
     table = "\n\n".join([*(tabulate(rows, *each) for each in tables.values()), judge(results)])
     return write_results(args, f"kv_{args.model}", table, list(chain(*results.values())))
 
 
 def summarise(preset: str, variant: Variant, results: Results) -> Row:
-    """Medians over the captions, and the quartiles of PSNR.
-
-    ``time`` is to the run of the same caption and preset that keeps everything, ``compress`` a share of it.
-    """
-    runs, bases = results[preset, variant], results[preset, KEEP_ALL]
+    """Medians over the captions, and the quartiles of PSNR; ``compress`` is the share of the run's denoising."""
+    runs = results[preset, variant]
     decibels = [value for run in runs for value in run.psnr.values()]
-    low, middle, high = (
-        torch.tensor(decibels).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist() if decibels else [None] * 3
-    )
+    low, middle, high = quartiles(decibels) if decibels else [None] * 3
     return {
         "preset": preset,
         **asdict(variant),
+        "method": variant.method,
         "captions": len(runs),
         "kv_bytes": runs[0].kv_bytes,
         "seconds": median(run.seconds for run in runs),
-        "time": median(run.seconds / base.seconds for run, base in zip(runs, bases, strict=True)),
         "compress": median(run.compress_share for run in runs),
         "psnr": middle,
         "psnr_low": low,
@@ -168,11 +164,16 @@ def summarise(preset: str, variant: Variant, results: Results) -> Row:
     }
 
 
+def quartiles(values: Sequence[float]) -> list[float]:
+    """First quartile, median and third."""
+    return torch.tensor(values).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+
+
 def tabulate(rows: Rows, axis: tuple[str, ...], variants: list[Variant]) -> str:
     """Markdown: a row per variant, with the fields of an axis, cost, PSNR and SSIM for every preset."""
     titles = [*axis, "KV MiB"]
     for preset in PRESETS:
-        titles += [f"{preset}: PSNR (quartiles), SSIM", "time", "of it compression"]
+        titles += [f"{preset}: PSNR (quartiles), SSIM", "of it compression"]
     lines = []
     for variant in variants:
         values = (getattr(variant, name) for name in axis)
@@ -181,42 +182,53 @@ def tabulate(rows: Rows, axis: tuple[str, ...], variants: list[Variant]) -> str:
         for preset in PRESETS:
             row = rows[preset, variant]
             cells.append("" if row["psnr"] is None else _QUALITY.format_map(row))
-            cells += [f"{row['time']:.2f}", f"{row['compress']:.1%}"]
+            cells.append(f"{row['compress']:.1%}")
         lines.append(cells)
     return markdown_table(titles, lines)
 
 
 def judge(results: Results) -> str:
-    """Markdown: the paper's scorer against each other method, run by run, and whether it wins."""
-    runs: dict[str, dict[tuple[str, int, int], float]] = {}
-    for (preset, variant), made in results.items():
-        if variant.method:
-            found = {(preset, variant.budget, i): run.psnr[str(KEEP_ALL)] for i, run in enumerate(made)}
-            runs.setdefault(variant.method, {}).update(found)
-    paper, lines, wins_all = runs.pop("paper", {}), [], True
-    for name, others in runs.items():
-        gains = [paper[place] - other for place, other in others.items() if place in paper]
-        if gains:
-            wins = sum(gain > 0 for gain in gains)
-            wins_all &= wins > len(gains) / 2
-            lines.append((name, f"{wins} of {len(gains)}", f"{mean(gains):+.1f} dB"))
-    word = "has" if wins_all else "does not have"
-    table = markdown_table(("the paper's scorer against", "higher PSNR in", "by, mean"), lines)
-    return f"{table}\n\nThe paper's scorer {word} the higher PSNR against each of the others in most runs."
+    """Markdown: gain over the paper's method at the same budget, bits and preset, caption by caption."""
+    lines = []
+    for variant in dict.fromkeys(made for _, made in results):
+        paper = Variant(variant.budget, bits=variant.bits)
+        if variant.budget is None or variant.method in (None, paper.method) or (PRESETS[0], paper) not in results:
+            continue
+        cells = [variant.scorer, variant.compactor, variant.budget, variant.bits or "all"]
+        for preset in PRESETS:
+            pairs = zip(results[preset, variant], results[preset, paper], strict=True)
+            gains = [own.psnr[str(KEEP_ALL)] - other.psnr[str(KEEP_ALL)] for own, other in pairs]
+            low, middle, high = quartiles(gains)
+            wins = f"{sum(gain > 0 for gain in gains)} of {len(gains)}"
+            cells.append(f"{middle:+.1f} dB ({low:+.1f} to {high:+.1f}), {wins}")
+        lines.append(cells)
+    titles = [f"{preset}: gain over the paper's (quartiles), closer in" for preset in PRESETS]
+    return markdown_table(["scorer", "compactor", "budget", "bits", *titles], lines)
 
 
-def draw(rows: Rows, path: Path) -> None:
-    """Save a PNG: PSNR over the memory of keys and values, a line per method."""
-    methods = dict.fromkeys(variant.method for _, variant in rows if variant.method)
-    with draw_panels(path, 9, len(PRESETS), sharey=True) as axes:
-        for axis, preset in zip(axes, PRESETS, strict=True):
-            for name in methods:
-                found = [row for (made, variant), row in rows.items() if (made, variant.method) == (preset, name)]
-                found.sort(key=lambda row: row["budget"])
-                style = {"lw": 2.2, "color": "black"} if name == "paper" else {"lw": 1.2}
-                style |= {"linestyle": "--" if name in CONTROLS else "-", "marker": "o", "ms": 3.5, "label": name}
-                axis.plot([row["kv_bytes"] / 2**20 for row in found], [row["psnr"] for row in found], **style)
-            axis.set(title=f"reuse: {preset}", xlabel="keys and values, MiB")
+def draw(folder: Path) -> None:
+    """Save ``kv.png``: PSNR over the bytes of keys and values, a panel per model of the folder, a line per method.
+
+    Of the preset that users get; bands are quartiles.
+    """
+    files = {path.stem.removeprefix("kv_"): path for path in sorted(folder.glob("kv_*.csv"))}
+    emphasised = {", ".join(PAPER): "black", ", ".join(OURS): "tab:red"}
+    with draw_panels(folder / "kv.png", 9, len(files)) as axes:
+        for axis, (model, path) in zip(axes, files.items(), strict=True):
+            with path.open() as file:
+                found = [row for row in csv.DictReader(file) if row["method"] and row["preset"] == PRESETS[-1]]
+            found.sort(key=lambda row: int(row["kv_bytes"]))
+            for index, name in enumerate(dict.fromkeys(row["method"] for row in found)):
+                points = [row for row in found if row["method"] == name]
+                mebibytes = [int(row["kv_bytes"]) / 2**20 for row in points]
+                psnr, low, high = ([float(row[key]) for row in points] for key in ("psnr", "psnr_low", "psnr_high"))
+                colour = emphasised.get(name, f"C{index}")
+                axis.plot(
+                    mebibytes, psnr, "o-", ms=3.5, lw=2.2 if name in emphasised else 1.2, color=colour, label=name
+                )
+                if name in emphasised:
+                    axis.fill_between(mebibytes, low, high, color=colour, alpha=0.12, lw=0)
+            axis.set(title=model, xlabel="keys and values, MiB")
         axes[0].set_ylabel("PSNR to everything kept, dB")
 
 

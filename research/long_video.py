@@ -2,9 +2,10 @@
 
     python -m research.long_video --model skyreels --chunks 10 40 160
 
-Every run is a process of its own, with and without compression, and writes its video. Memory is the peak of
-the process, and what was allocated for keys and values. The time of a chunk is that between its frames and
-those of the previous chunk: on a CPU process time, which other programs hardly change; on a GPU wall time.
+Every run is a process of its own, with our default compression, the paper's and none, and writes its video. Memory
+is the peak of the process, and what was allocated for keys and values. The time of a chunk is that between its
+frames and those of the previous chunk: on a CPU process time, which other programs hardly change; on a GPU wall
+time. A contact sheet shows every tenth chunk of the longest videos.
 """
 
 import argparse
@@ -24,12 +25,13 @@ from flowcache import Trace
 from flowcache.environment import peak_memory_bytes
 from flowcache.files import markdown_table
 from flowcache.plots.style import COMPUTED, REUSED
-from flowcache.video import VideoWriter, to_uint8
+from flowcache.video import VideoWriter, contact_sheet, read_video, to_uint8
 
 from .compare import draw_panels, main, positive, write_results
 from .runs import LIVE, PROMPT, find_chunk_model, new_parser
 
-CACHES = {"compressed": COMPUTED, "plain": REUSED}
+#: Colours by what is done to the cache.
+CACHES = {"default": REUSED, "paper": "black", "plain": COMPUTED}
 
 
 class Measurement(NamedTuple):
@@ -57,7 +59,8 @@ def measure(args: argparse.Namespace, run: tuple[int, str]) -> Measurement:
     """Make one video and write it; to be called in a process of its own."""
     chunks, cache = run
     model, trace = find_chunk_model(args, chunks), Trace(method=cache)
-    limit = {"budget": args.budget} if cache == "compressed" else {"kv_range": chunks}
+    limit = {"kv_range": chunks} if cache == "plain" else {"budget": args.budget}
+    limit |= {"scorer": "paper", "compactor": "select"} if cache == "paper" else {}
     now = time.process_time if args.device == "cpu" else time.perf_counter
     times, frames = [], 0
     with VideoWriter(args.outdir / f"{args.model}_{cache}_{chunks}.mp4", fps=24) as writer:
@@ -79,6 +82,7 @@ def bench(args: argparse.Namespace) -> str:
         measurements = list(tqdm(pool.map(partial(measure, args), runs), total=len(runs), unit="video"))
     records = [each._asdict() | {"slowdown": each.slowdown} for each in measurements]
     draw(measurements, args.outdir / f"long_video_{args.model}.png")
+    draw_sheet(args, args.outdir / f"long_video_{args.model}_frames.png")
     return write_results(args, f"long_video_{args.model}", summarise(measurements), records)
 
 
@@ -106,6 +110,15 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
         times.set(title="time of a chunk, s", xlabel="chunk of the longest video")
         for axis in (keys, process, times):
             axis.set_ylim(0, 1.05 * axis.dataLim.y1)
+
+
+def draw_sheet(args: argparse.Namespace, path: Path) -> None:
+    """Save a PNG: the middle frame of every tenth chunk of the longest videos, a row per cache."""
+    chunks, sheet = max(args.chunks), {}
+    for cache in CACHES:
+        frames = read_video(args.outdir / f"{args.model}_{cache}_{chunks}.mp4")[0]
+        sheet[cache] = frames[[int((chunk + 0.5) / chunks * len(frames)) for chunk in range(0, chunks, 10)]]
+    contact_sheet(sheet, path, columns=-(-chunks // 10))
 
 
 if __name__ == "__main__":

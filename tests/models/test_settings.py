@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from programs import FOLDERS, Program, cases, script_words
 
+from flowcache import KVCompressionConfig
 from flowcache.video import VideoWriter
 from magi1.config import MagiConfig
 
@@ -247,11 +248,26 @@ def test_a_target_works_with_every_script(words, magi, weights, script):
 @pytest.mark.parametrize("script", sorted(path.name for path in MAGI.glob("scripts/sample/*_*.sh")))
 def test_every_sampling_script_names_its_file_and_takes_another(read, script, tmp_path):
     given = read(f"sample/{script}", "--end", "3", "--num_steps", "16")
-    assert given.get("yaml_config") == MAGI / "yaml_config" / "sample" / script.replace(".sh", ".yaml")
+    name = script.replace("_paper", "").replace(".sh", ".yaml")
+    assert given.get("yaml_config") == MAGI / "yaml_config" / "sample" / name
     assert (given.get("end"), given.get("num_steps")) == (3, 16)
     (tmp_path / "own.yaml").write_text("reuse_strategy: original\nsamples: 2\n")
     given = read(f"sample/{script}", tmp_path / "own.yaml", "--num_steps", "16")
     assert (given.get("samples"), given.get("method")) == (2, "vanilla")
+
+
+@pytest.mark.parametrize("benchmark", ["vbench", "physicsiq"])
+def test_a_benchmark_compacts_as_its_preset_does(words, program, tmp_path, benchmark):
+    (tmp_path / "scene.txt").write_text("a red circle\n")
+    found = {}
+    for script in ("flowcache", "flowcache_paper"):
+        typed = ("--vbench_prompt_dir", ".", "--base_save_path", "out", "--benchmark", "vbench")
+        _, work = program("magi1", "sample").prepare(*words(MAGI / f"scripts/sample/{script}_{benchmark}.sh", *typed))
+        (sampler,) = work.samplers.values()
+        values = sampler.config.compression.as_dict()
+        found[script] = [values[name] for name in ("scorer", "compactor", "query_granularity")]
+    assert found["flowcache"] == [KVCompressionConfig().as_dict()[name] for name in ("scorer", "compactor")] + ["live"]
+    assert found["flowcache_paper"] == ["paper", "select", {"vbench": "chunk", "physicsiq": "token"}[benchmark]]
 
 
 @pytest.fixture

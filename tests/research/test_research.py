@@ -47,11 +47,12 @@ def test_kv_results_and_an_interrupted_measurement(monkeypatch, tmp_path):
     args.tables = list(kv.TABLES)
     text = kv.bench(args)
     assert "| 3 | 3.00 | 25.2 dB (25.2 to 25.2), " in text  # 14 of 255 grey levels
-    assert "| recency | 0 of 8 | -3.4 dB |" in text and "does not have" in text
+    gain = "+4.9 dB (+4.9 to +4.9), 2 of 2"  # 8 of 255 grey levels against 14
+    assert f"| recency | select | 3 | all | {gain} | {gain} |" in text
     rows = list(csv.DictReader((tmp_path / "kv_fake.csv").open()))
     row = next(row for row in rows if (row["budget"], row["scorer"]) == ("3", "random"))
     assert (row["captions"], row["kv_bytes"], row["compress"]) == ("2", str(3 * 2**20), "0.05")
-    for name in ("kv_fake.json", "kv_fake.png", "fake_none_caption0.png", "fake_fast_caption1.png"):
+    for name in ("kv_fake.json", "kv.png", "fake_none_caption0.png", "fake_fast_caption1.png"):
         assert (tmp_path / name).stat().st_size > 1000
     lines, made = tmp_path / "runs.jsonl", FakeModel.made
     lines.write_bytes(lines.read_bytes()[:-100])
@@ -106,12 +107,13 @@ def test_a_long_video_and_its_slowdown_without_the_last_chunks(tmp_path):
     found = [long_video.Measurement("plain", len(each) + 1, 100, 0, 0, each).slowdown for each in spent]
     assert found == [1.0, pytest.approx(1.945 / 1.045), None], "the last are too few"
     named = {"model": "skyreels", "checkpoint": "small", "device": "cpu", "steps": 4, "budget": 4}
-    args = argparse.Namespace(**named, outdir=tmp_path)
+    args = argparse.Namespace(**named, outdir=tmp_path, chunks=[2])
     found = [long_video.measure(args, (2, cache)) for cache in long_video.CACHES]
     rows = [line.split(" | ")[:3] for line in long_video.summarise(found).splitlines()[2:]]
-    assert rows == [["| 2", "37", "compressed"], ["| 2", "37", "plain"]]
+    assert rows == [["| 2", "37", cache] for cache in ("default", "paper", "plain")]
     long_video.draw(found, tmp_path / "a.png")
-    assert min((tmp_path / name).stat().st_size for name in ("a.png", "skyreels_plain_2.mp4")) > 500
+    long_video.draw_sheet(args, tmp_path / "sheet.png")
+    assert min((tmp_path / name).stat().st_size for name in ("a.png", "sheet.png", "skyreels_plain_2.mp4")) > 500
 
 
 def test_compression_asks_all_queries_and_few(monkeypatch, tmp_path):
