@@ -15,9 +15,9 @@ from .prompts import DIMENSIONS
 from .runs import MethodRun, ModelRun
 
 NOTE = (
-    "In brackets: the paper's figures (arXiv 2602.10825, tables 1 and 2), of the official weights on its own "
-    "machine. Latency is that of denoising; it, speed-up and FLOPs ratio are medians over the videos, peak "
-    "memory is the maximum, the rest are means. LPIPS, ST-LPIPS, SSIM and PSNR compare with the videos of vanilla."
+    "Columns `paper:` hold the paper's figures (arXiv 2602.10825, tables 1 and 2), of the official weights on its own "
+    "machine. Ours are medians over the videos, in brackets the lowest and the highest; FLOPs are means, peak memory "
+    "is the maximum. Latency is that of denoising. LPIPS, ST-LPIPS, SSIM and PSNR compare with the videos of vanilla."
 )
 CPU_NOTE = (
     "On a CPU, latency and speed-up are of processor time, summed over threads, and peak memory is what the process "
@@ -38,18 +38,20 @@ class Column:
     form: str
 
 
-COLUMNS = (
+COSTS = (
     Column("pflops", "PFLOPs", "{:#.3g}"),
     Column("flops_ratio", "FLOPs ratio", "{:.2f}"),
     Column("speedup", "speed-up", "{:.2f}"),
     Column("latency_seconds", "latency, s", "{:.4g}"),
+    Column("peak_memory_gib", "peak memory, GiB", "{:.2f}"),
+    Column("reuse_ratio", "reuse ratio", "{:.2f}"),
+)
+QUALITY = (
     Column("vbench", "VBench", "{:.2f}"),
     Column("lpips", "LPIPS", "{:.4f}"),
     Column("st_lpips", "ST-LPIPS", "{:.4f}"),
     Column("ssim", "SSIM", "{:.4f}"),
     Column("psnr", "PSNR, dB", "{:.2f}"),
-    Column("peak_memory_gib", "peak memory, GiB", "{:.2f}"),
-    Column("reuse_ratio", "reuse ratio", "{:.2f}"),
 )
 #: Factors whose product is vanilla's FLOPs over a method's.
 SPLIT = {"live_only": "live chunks only", "causal": "causal, with KV cache", "reuse": "reuse"}
@@ -62,6 +64,7 @@ class Row:
     way: str
     title: str
     measured: Mapping[str, float | None]
+    ranges: Mapping[str, tuple[float, float]]  # lowest and highest of the videos
     paper: Mapping[str, float]
     split: Mapping[str, float]
 
@@ -95,20 +98,24 @@ def build_table(run: ModelRun, papers: Iterable[PaperFlops]) -> Table:
     """A model's table, beside that of ``papers``; ValueError if a file of the run is missing or broken."""
     paper = next((paper for paper in papers if paper.model == run.model), None)
     first, *others = run.references
-    columns = [*COLUMNS]
+    columns = [*COSTS, *QUALITY]
     for name in (other.method for other in others):
         columns.append(Column(f"psnr_to_{name}", f"PSNR to {name}, dB", "{:.2f}"))
         columns.append(Column(f"ssim_to_{name}", f"SSIM to {name}", "{:.4f}"))
     base, rows, reasons = [first.trace(name) for name in run.names], [], {}
     for method in run.methods:
         traces = [method.trace(name) for name in run.names]
-        figures = _read_figures(run, method, traces, base)
-        for key, reason in figures.items():
-            if isinstance(reason, str):
-                figures[key] = None
-                reasons.setdefault(key, {})[reason.rstrip(".")] = None
-        stated = _read_paper(paper, method.method)
-        rows.append(Row(method.method, method_title(method.method), figures, stated, _split_flops(traces)))
+        measured, ranges = {}, {}
+        for key, figure in _read_figures(run, method, traces, base).items():
+            if isinstance(figure, str):
+                reasons.setdefault(key, {})[figure.rstrip(".")] = None
+                figure = None
+            elif isinstance(figure, list):
+                ranges[key] = min(figure), max(figure)
+                figure = median(figure)
+            measured[key] = figure
+        stated, split = _read_paper(paper, method.method), _split_flops(traces)
+        rows.append(Row(method.method, method_title(method.method), measured, ranges, stated, split))
     records = [method.records[name] for method in run.methods for name in run.names]
     machines = [record["environment"] for record in records]
     path = Path(base[0].settings.get("model") or "unknown")
@@ -142,8 +149,8 @@ def compare_gains(gains: Iterable[tuple[str, float | None, float]]) -> list[str]
     return [f"speed-up over FLOPs ratio is far from 1: {', '.join(far)}"] if far else []
 
 
-#: A figure, or why a method has none in a column; None: none is expected.
-Figure = float | str | None
+#: A figure, those of the videos, or why a method has none in a column; None: none is expected.
+Figure = float | list[float] | str | None
 
 
 def _read_figures(
@@ -152,10 +159,10 @@ def _read_figures(
     first, pairs = run.methods[0], list(zip(base, traces, strict=True))
     figures: dict[str, Figure] = {
         "pflops": mean(trace.flops["actual"] for trace in traces) / PETA,
-        "flops_ratio": median(theirs.flops["actual"] / ours.flops["actual"] for theirs, ours in pairs),
+        "flops_ratio": [theirs.flops["actual"] / ours.flops["actual"] for theirs, ours in pairs],
         "latency_seconds": median(trace.denoising_seconds for trace in traces),
         "peak_memory_gib": max(trace.peak_memory_bytes for trace in traces) / 2**30,
-        "reuse_ratio": mean(trace.reuse_ratio for trace in traces),
+        "reuse_ratio": [trace.reuse_ratio for trace in traces],
         "speedup": f"no prompt was run by {method.method} and {first.method} on like machines",
         "vbench": "no environment given",
     }
@@ -164,7 +171,7 @@ def _read_figures(
         one, other = (_describe_machine(m.records[name]["environment"]) for m in (first, method))
         ratios += [theirs.denoising_seconds / ours.denoising_seconds] if one == other else []
     if ratios:
-        figures["speedup"] = median(ratios)
+        figures["speedup"] = ratios
     if (scores := method.vbench()) is not None:
         there = sum(score is not None for score in scores["mean"].values())
         missing = f"the total needs all {len(DIMENSIONS)} dimensions, {there} are scored"
@@ -188,7 +195,7 @@ def _read_comparison(run: ModelRun, method: MethodRun, reference: MethodRun, met
             places = (report and report["missing"], video and video.missing)
             reasons = [reasons.get(metric) for reasons in places if reasons]
             return next(filter(None, reasons), "not measured")
-    return mean(values)
+    return values
 
 
 def _read_paper(paper: PaperFlops | None, method: str) -> dict[str, float]:
@@ -222,12 +229,15 @@ def save_tables(tables: Sequence[Table], stem: Path, commands: Sequence[str]) ->
     write_atomically(text, f"{format_tables(tables, commands)}\n".encode())
     columns = list(dict.fromkeys(column.key for table in tables for column in table.columns))
     names = ["model", "weights", "prompts", "videos", "way", *columns]
+    names += [f"{key}_{end}" for key in columns for end in ("low", "high")]
     names += [*(f"paper_{key}" for key in columns), *(f"split_{key}" for key in SPLIT)]
     rows = []
     for table in tables:
         shared = {key: getattr(table, key) for key in ("model", "weights", "prompts", "videos")}
         for row in table.rows:
             figures = {column.key: row.measured.get(column.key) for column in table.columns}
+            for key, (low, high) in row.ranges.items():
+                figures |= {f"{key}_low": low, f"{key}_high": high}
             for prefix, more in (("paper", row.paper), ("split", row.split)):
                 figures |= {f"{prefix}_{key}": value for key, value in more.items()}
             rows.append({**shared, "way": row.way, **figures})
@@ -250,18 +260,9 @@ def _format_table(table: Table) -> str:
     head += f"commit {', '.join(short)}; {', '.join(table.dates)}."
     smallest = min(row.measured["pflops"] for row in table.rows)
     unit = next((unit for unit, factor in UNITS.items() if smallest * factor >= 1), "GFLOPs")
-    of_paper = " (paper: PFLOPs)" if unit != "PFLOPs" and any(row.paper for row in table.rows) else ""
-    titles, columns = ["method"], [[row.title for row in table.rows]]
-    for column in table.columns:
-        scale, cells = UNITS[unit] if column.key == "pflops" else 1, []
-        for row in table.rows:
-            ours, theirs = row.measured.get(column.key), row.paper.get(column.key)
-            words = [] if ours is None else [_format(column.form, ours * scale)]
-            cells.append(" ".join([*words, *([] if theirs is None else [f"({_format(column.form, theirs)})"])]))
-        if any(cells):
-            titles.append(unit + of_paper if column.key == "pflops" else column.title)
-            columns.append(cells)
-    sections = [f"### {table.model}", head, markdown_table(titles, zip(*columns, strict=True))]
+    costs, quality = table.columns[: len(COSTS)], table.columns[len(COSTS) :]
+    parts = [_format_columns(table.rows, columns, unit) for columns in (costs, quality)]
+    sections = [f"### {table.model}", head, *filter(None, parts)]
     notes = [f"- {note}" for note in [*table.notes, *_explain_gaps(table.missing)]]
     sections += ["\n".join(notes)] if notes else []
     # of a model that gains nothing by live chunks or the cache, the split says nothing new
@@ -274,6 +275,25 @@ def _format_table(table: Table) -> str:
         sections += ["Reduction of FLOPs by each part of a method:"]
         sections += [markdown_table(["method", *SPLIT.values(), "together"], rows)]
     return "\n\n".join(sections)
+
+
+def _format_columns(rows: Sequence[Row], columns: Sequence[Column], unit: str) -> str:
+    """Markdown: our figures, with the range of the videos where they differ, and the paper's; empty without any."""
+    titles, cells = ["method"], [[row.title for row in rows]]
+    for column in columns:
+        title, scale = (unit, UNITS[unit]) if column.key == "pflops" else (column.title, 1)
+        ours, theirs = [], []
+        for row in rows:
+            ends = [_format(column.form, end) for end in row.ranges.get(column.key, ())]
+            spread = [f"({' to '.join(ends)})"] if len(set(ends)) > 1 else []
+            value, stated = row.measured.get(column.key), row.paper.get(column.key)
+            ours.append("" if value is None else " ".join([_format(column.form, value * scale), *spread]))
+            theirs.append("" if stated is None else _format(column.form, stated))
+        for name, made in ((title, ours), (f"paper: {column.title}", theirs)):
+            if any(made):
+                titles.append(name)
+                cells.append(made)
+    return markdown_table(titles, zip(*cells, strict=True)) if len(titles) > 1 else ""
 
 
 def _explain_gaps(missing: Mapping[str, Sequence[str]]) -> list[str]:

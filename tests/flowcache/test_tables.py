@@ -64,11 +64,13 @@ def test_command_measures_and_writes_and_needs_no_video_afterwards(run, capsys):
     (run / "tables.md").unlink()
     assert program.main(["tables", str(run)]) == 0, capsys.readouterr().err
     assert (run / "tables.md").read_text() == first
-    flow = next(line for line in first.splitlines() if line.startswith("| FlowCache paper-fast"))
-    assert "| 1.00 (25.0) | 4.00 (4.00) | 2.75 (6.50) | 7 (230) | (83.05) |" in flow and "(22.95)" in flow
+    costs, quality, _ = (line for line in first.splitlines() if line.startswith("| FlowCache paper-fast"))
+    assert "| 1.00 | 25.0 | 4.00 | 4.00 | 2.75 (2.50 to 3.00) | 6.50 | 7 | 230 |" in costs
+    assert "| 83.05 | 0.1467 |" in quality and "| 22.95 |" in quality
     assert first.startswith("`bash scripts/reproduce_tables.sh`\n\n`bash again.sh`\n\n")
     rows = list(csv.DictReader((run / "tables.csv").open()))
     assert rows[2]["way"] == METHODS[2] and float(rows[2]["paper_psnr"]) == 22.95
+    assert (float(rows[2]["speedup_low"]), float(rows[2]["speedup_high"])) == (2.5, 3.0)
     assert float(rows[1]["ssim"]) < float(rows[2]["ssim"]) < 1
     (content,) = json.loads((run / "tables.json").read_text())["tables"]
     assert content["missing"]["VBench"] == ["no environment given"]
@@ -112,7 +114,7 @@ def test_small_costs_have_a_unit_of_their_own_and_the_papers_methods_stand_befor
     table = table_of(run)
     rows = [replace(row, measured={**row.measured, "pflops": 3.4e-5}) for row in table.rows]
     text = format_tables([replace(table, rows=rows)], [])
-    assert "| GFLOPs (paper: PFLOPs) |" in text and "| FlowCache paper-fast | 34.0 (25.0) |" in text
+    assert "| GFLOPs | paper: PFLOPs |" in text and "| FlowCache paper-fast | 34.0 | 25.0 |" in text
     assert "1.00x" not in text
     path = run / "abacus" / "ways.json"
     content = json.loads(path.read_text())
