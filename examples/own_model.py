@@ -46,7 +46,7 @@ class ToyModel(ChunkModel):
 class Euler(Solver):
     times = tuple(1 - step / STEPS for step in range(STEPS + 1))
 
-    def timestep(self, local_step):
+    def timestep(self, local_step, chunk=0):
         return 1000 * self.times[local_step]
 
     def step(self, chunk, local_step, latents, velocity):

@@ -95,8 +95,8 @@ class Solver(Protocol):
     #: model's velocity is integrated over
     times: Sequence[float]
 
-    def timestep(self, local_step: int) -> float:
-        """Time of the model's clock at the start of a local step."""
+    def timestep(self, local_step: int, chunk: int = 0) -> float:
+        """Time of the model's clock at the start of a local step of a chunk."""
 
     def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:
         """Latents at the end of the step, ``[channels, frames, height, width]``."""

@@ -40,6 +40,7 @@ class Denoiser:
     Args:
         condition_noise: share of noise mixed into the frames of the prefix, 0 to 1.
         draw_noise: returns that noise for a step and a shape; None draws from torch's default generator.
+        clean_time: time of the model's clock at which chunks run once more when they are clean.
         on_step: called after every step.
     """
 
@@ -48,6 +49,7 @@ class Denoiser:
     trace: Trace = field(default_factory=Trace)
     condition_noise: float = 0.0
     draw_noise: Callable[[int, torch.Size], Tensor] | None = None
+    clean_time: float = 0.0
     on_step: Callable[[], None] | None = None
     _run: WindowRun | None = field(default=None, init=False, repr=False)
     _loaded: State | None = field(default=None, init=False, repr=False)
@@ -184,7 +186,7 @@ class WindowRun:
             span, held, noised = window.chunks[chunk], window.count_given(chunk), window.count_prefix(chunk)
             local_step = min(max(0, schedule.local_step(chunk, step)), schedule.num_steps)
             clean = local_step == schedule.num_steps
-            own = 0.0 if clean else self.solver.timestep(local_step)
+            own = self.denoiser.clean_time if clean else self.solver.timestep(local_step, chunk)
             times = [model.condition_timestep(level)] * noised
             times += [model.condition_timestep(0.0)] * (held - noised) + [own] * (span.frames - held)
             first = None if self.config.whole_window else self.cache.first_chunk(chunk, step)

@@ -233,7 +233,8 @@ class FlowCachePipeline:
             live = trace.steps[-1].events
             latents = [window.latents(event.chunk) for event in live]
             kwargs = {"latents": torch.cat(latents, dim=1).unsqueeze(0)}
-            made = callback(self, len(trace.steps) - 1, solver.timestep(live[-1].local_step), kwargs) or {}
+            time = solver.timestep(live[-1].local_step, live[-1].chunk)
+            made = callback(self, len(trace.steps) - 1, time, kwargs) or {}
             if "latents" in made:
                 changed = made["latents"][0].split([each.shape[1] for each in latents], dim=1)
                 for each, new in zip(latents, changed, strict=True):

@@ -15,6 +15,9 @@ class StaircaseSchedule:
     one before the next starts. SkyReels-V2's asynchronous mode is ``stride = ar_step``; MAGI-1 is
     ``stride = num_steps / window_size`` (FlowCache, section 3.1).
 
+    ``skipped``: the first local steps, which only the first chunk takes (Causal-Forcing++); one chunk finishes before
+    the next starts then, so ``stride`` is the number of the others.
+
     A count out of range is a ValueError that names it.
     """
 
@@ -22,6 +25,7 @@ class StaircaseSchedule:
     num_steps: int = option(least=1, most=10**6)  # of every chunk
     stride: int  # steps by which a chunk starts after the one before it
     first_chunk: int = 0  # the first chunk to denoise; those before it are given (the prefix)
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -29,6 +33,9 @@ class StaircaseSchedule:
             raise ValueError(f"stride: expected 0 to num_steps ({self.num_steps}), got {self.stride}.")
         if not 0 <= self.first_chunk < self.num_chunks:
             raise ValueError(f"first_chunk: expected 0 to {self.num_chunks - 1}, got {self.first_chunk}.")
+        if self.skipped and self.skipped != self.num_steps - self.stride:
+            expected = f"0 or num_steps - stride ({self.num_steps - self.stride})"
+            raise ValueError(f"skipped: expected {expected}, got {self.skipped}.")
 
     def __len__(self) -> int:
         return self.num_steps + (self.num_chunks - 1 - self.first_chunk) * self.stride
@@ -38,12 +45,14 @@ class StaircaseSchedule:
         return map(self.live, range(len(self)))
 
     def local_step(self, chunk: int, step: int) -> int:
-        """Local step of ``chunk`` at ``step``: below 0 before its start, ``num_steps`` or more once clean."""
+        """Local step of ``chunk`` at ``step``: below 0, or one that it skips, before its start, ``num_steps`` or
+        more once clean."""
         return step - self.stride * (chunk - self.first_chunk) if chunk >= self.first_chunk else self.num_steps
 
     def live(self, step: int) -> dict[int, int]:
         """Local steps of the chunks that are live at ``step``, oldest chunk first."""
-        chunks = range(self.first_below(self.num_steps, step), self.first_below(0, step))
+        started = max(self.first_below(self.skipped, step), self.first_chunk + 1)
+        chunks = range(self.first_below(self.num_steps, step), started)
         return {chunk: self.local_step(chunk, step) for chunk in chunks}
 
     def finished(self, step: int) -> range:
@@ -63,4 +72,4 @@ class StaircaseSchedule:
     @property
     def max_live(self) -> int:
         chunks = self.num_chunks - self.first_chunk
-        return chunks if self.stride == 0 else min(chunks, -(-self.num_steps // self.stride))
+        return chunks if self.stride == 0 else min(chunks, -(-(self.num_steps - self.skipped) // self.stride))

@@ -98,7 +98,11 @@ class Window:
 
 
 def cut_window(
-    noise: Tensor | Noise, chunk_frames: int, prefix: Tensor | None = None, last: Tensor | None = None
+    noise: Tensor | Noise,
+    chunk_frames: int,
+    prefix: Tensor | None = None,
+    last: Tensor | None = None,
+    first_frames: int | None = None,
 ) -> Window:
     """Cut a window into chunks of ``chunk_frames`` latent frames; the last chunk may be shorter.
 
@@ -108,6 +112,7 @@ def cut_window(
             of it are given; the rest is held inside the first chunk that is denoised.
         last: a given latent frame ``[channels, 1, height, width]`` that replaces the last frame. It becomes a
             chunk of its own that enters the cache first, so that every other chunk sees where to arrive.
+        first_frames: latent frames of the first chunk; None: as many as the others have.
     """
     noise = Noise(noise) if isinstance(noise, Tensor) else noise
     num_prefix = 0 if prefix is None else prefix.shape[1]
@@ -118,11 +123,12 @@ def cut_window(
     if last is not None:
         given[0] = last
         chunks.append(ChunkSpan(end, 1))
-    for start in range(0, end, chunk_frames):
-        frames = min(chunk_frames, end - start)
+    first_frames = first_frames or chunk_frames
+    for start in (0, *range(first_frames, end, chunk_frames)):
+        frames = min(chunk_frames if start else first_frames, end - start)
         held = min(frames, max(0, num_prefix - start))
         if held:
             given[len(chunks)] = prefix[:, start : start + held].clone()
         chunks.append(ChunkSpan(start, frames, held if held < frames else 0))
-    num_given = num_prefix // chunk_frames + (last is not None)
+    num_given = sum(span.stop <= num_prefix for span in chunks) + (last is not None)
     return Window(noise, chunks, given, num_given, num_prefix)

@@ -12,7 +12,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def no_gradients(request):
     """Off in the tests of modules of a model, which the pipeline calls without gradients."""
-    with torch.set_grad_enabled(request.path.parent.name not in ("magi1", "skyreels_v2")):
+    with torch.set_grad_enabled(request.path.parent.name not in ("magi1", "skyreels_v2", "self_forcing")):
         yield
 
 

@@ -46,7 +46,7 @@ class Timetable(Solver):
         times = squared / np.float32(SHIFT) / (1 - np.float32(1 - 1 / SHIFT) * squared)
         self.times, self._lengths = times.tolist(), np.diff(times).tolist()
 
-    def timestep(self, local_step: int) -> float:
+    def timestep(self, local_step: int, chunk: int = 0) -> float:
         return self.times[local_step]
 
     def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:

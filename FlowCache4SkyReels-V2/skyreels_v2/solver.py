@@ -59,7 +59,7 @@ class ChunkUniPC:
                 slope = growth * past / ratio
                 self._corrector[step].append((noise, growth * (1 - now) - slope, slope, growth * now))
 
-    def timestep(self, local_step: int) -> float:
+    def timestep(self, local_step: int, chunk: int = 0) -> float:
         return self._timesteps[local_step]
 
     def step(self, chunk: int, local_step: int, latents: Tensor, velocity: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class KVCompressionConfig:
     Args:
         budget: chunks' worth of tokens that clean chunks may hold, per layer and head.
         total: chunks that the cache may hold, live ones included; the budget is what those leave.
+        window: latent frames that the cache may hold, live ones included, in place of ``budget`` and ``total``.
         scorer: key of ``SCORERS``, or a scorer: which tokens are kept.
         compactor: key of ``COMPACTORS``, or a compactor: what becomes of their keys and values.
         strategy: keep single tokens, whole frames or whole chunks.
@@ -36,6 +37,7 @@ class KVCompressionConfig:
 
     budget: int = option(1, 1, 10**6)
     total: int | None = option(None, 1, 10**6)
+    window: int | None = option(None, 1, 10**6)
     scorer: Scorer | str = "spread"
     compactor: Compactor | str = "matched"
     strategy: Granularity = "token"

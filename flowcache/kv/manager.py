@@ -35,7 +35,7 @@ class CacheManager:
         compression, self._clean_range = config.compression, config.clean_range
         if compression and self._clean_range is None:
             self._clean_range = CACHES[compression.trigger].clean_range
-        self._budget = self._budget_chunks() * max(lengths)
+        self._budget = self._budget_rows(max(lengths))
         self._behind = None if config.whole_window or config.refresh_given else self._chunks_behind()
         self._reach_back = None if compression else self._behind
         self._reads_stale = config.refresh_given or not config.policy.reads_fresh(config.clean_pass)
@@ -128,15 +128,18 @@ class CacheManager:
         done = self._schedule.first_below(self._schedule.num_steps - 1, step)
         return range(0 if step > 0 else self._schedule.first_chunk, min(chunk, done))
 
-    def _budget_chunks(self) -> int:
+    def _budget_rows(self, chunk: int) -> int:
+        """Rows of clean chunks that compression keeps, by its budget or by what live chunks leave of the whole."""
         compression, live = self._config.compression, self._schedule.max_live
-        if compression is None or compression.total is None:
-            return compression.budget if compression else 0
-        if compression.total <= live:
-            raise ValueError(
-                f"total: expected at least {live + 1} chunks, as {live} are live at once, got {compression.total}."
-            )
-        return compression.total - live
+        if compression is None:
+            return 0
+        for name, size in (("window", self._model.num_tokens(1)), ("total", chunk)):
+            if (asked := getattr(compression, name)) is not None:
+                if (left := asked * size - live * chunk) <= 0:
+                    least = live * chunk // size + 1
+                    raise ValueError(f"{name}: expected at least {least}, as {live} chunks are live, got {asked}.")
+                return left
+        return compression.budget * chunk
 
     def _chunks_behind(self) -> int | None:
         """The most chunks before the oldest live one that any chunk sees; None: all."""

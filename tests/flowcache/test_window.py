@@ -7,7 +7,7 @@ from flowcache import StaircaseSchedule, cut_window
 from flowcache.noise import BlockNoise, DeviceNoise, make_generator
 
 NOISE = torch.randn(4, 13, 2, 2)
-BAD_COUNTS = [("num_chunks", 0), ("num_steps", 0), ("stride", 7), ("stride", -1), ("first_chunk", 3)]
+BAD_COUNTS = [("num_chunks", 0), ("num_steps", 0), ("stride", 7), ("stride", -1), ("first_chunk", 3), ("skipped", 3)]
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_COUNTS)
@@ -35,6 +35,15 @@ def test_the_staircase(stride, given):
     assert schedule.live(len(schedule) - 1) and not schedule.live(len(schedule)), "no step without a chunk"
 
 
+@pytest.mark.parametrize("given", [0, 2])
+def test_only_the_first_chunk_takes_the_skipped_steps(given):
+    schedule = StaircaseSchedule(given + 3, 4, stride=2, first_chunk=given, skipped=2)
+    made = [(chunk - given, step) for live in schedule for chunk, step in live.items()]
+    assert made == [*((0, step) for step in range(4)), (1, 2), (1, 3), (2, 2), (2, 3)]
+    assert [list(schedule.finished(step)) for step in (3, 4, 6)] == [[], [given], [given + 1]]
+    assert len(schedule) == 8 and schedule.max_live == 1
+
+
 @pytest.mark.parametrize(
     ("prefix", "last", "num_given", "spans"),
     [
@@ -52,6 +61,13 @@ def test_chunks_of_a_window(prefix, last, num_given, spans):
     whole = torch.cat([window.latents(chunk) for chunk in in_order], dim=1)
     assert torch.equal(whole[:, prefix : 13 - last], NOISE[:, prefix : 13 - last])
     assert (whole[:, :prefix] == 1).all() and (whole[:, 13 - last :] == 1).all()
+
+
+@pytest.mark.parametrize(("prefix", "num_given"), [(0, 0), (1, 1), (6, 2)])
+def test_first_chunk_of_another_size(prefix, num_given):
+    window = cut_window(NOISE, 5, torch.ones(4, prefix, 2, 2) if prefix else None, first_frames=1)
+    assert [(span.start, span.frames) for span in window.chunks] == [(0, 1), (1, 5), (6, 5), (11, 2)]
+    assert window.num_given == num_given and not any(span.held for span in window.chunks)
 
 
 def test_condition_noise_touches_the_prefix_alone():
