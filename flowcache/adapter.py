@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from .config import FlowCacheConfig
+from .flops import TransformerFlops
 from .loading import LoadOptions
 from .lora import Translate, parse_lora, read_lora
 from .methods import MethodOptions, ModelTraits
@@ -44,7 +45,9 @@ class Adapter(ABC):
     option_files: ClassVar[Mapping[str, Path]] = {}
     clean_prompt: ClassVar[Callable[[str], str]]  # gives the part of a prompt that is tokenized
     translate_lora: ClassVar[Translate] = dict  # to the names of the transformer's layers
+    transformer_flops: ClassVar[Callable[[Any], TransformerFlops]]  # of a transformer's configuration
     saving: ClassVar[tuple[str, ...]]  # options that need less memory, the least loss first
+    shipped: ClassVar[Mapping[str, str]]  # options of the official models as the scripts run them, by name
     staged: frozenset[str] = frozenset()  # components of the pipeline that are on the device for their stages alone
     on_host: frozenset[str] = frozenset()  # components that never are
     loading: LoadOptions
@@ -57,6 +60,7 @@ class Adapter(ABC):
     folders: Mapping[str, Path]  # local folders of weights, by the setting that names them
     default_prompt: str
     is_small: bool  # whether the weights are the small checkpoint of this project
+    splits_guidance: bool = False  # whether two guidance branches may run on processes of their own
     words: tuple[str, ...] = ()  # words of the settings, for the name of a video
 
     @classmethod

@@ -21,6 +21,15 @@ class TransformerFlops:
     num_layers: int
     patch_features_in: int
     patch_features_out: int
+    head_dim: int = 128
+
+    @property
+    def num_heads(self) -> int:
+        return self.query_dim // self.head_dim
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.key_dim // self.head_dim
 
     def embed(self, num_tokens: int) -> float:
         """Patch embedding; the same for all branches."""

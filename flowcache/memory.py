@@ -118,11 +118,18 @@ class Estimate:
 
 
 def estimate(
-    model: Adapter, config: FlowCacheConfig, start: Start, device: str = "cuda", every_call: bool = False
+    model: Adapter,
+    config: FlowCacheConfig,
+    start: Start,
+    device: str = "cuda",
+    every_call: bool = False,
+    watch: Callable[[Any], None] | None = None,
 ) -> Estimate:
     """Estimate what a video needs on a kind of device, ``cuda`` or ``cpu``; none has to be there.
 
-    ``every_call``: also run calls of blocks and decoder that are like earlier ones, which takes minutes.
+    Args:
+        every_call: also run calls of blocks and decoder that are like earlier ones, which takes minutes.
+        watch: called with the pipeline before it runs, to add hooks.
     """
     pipeline, counter = model.skeleton(device), StorageCounter()
     pipeline.set_progress_bar_config(disable=True)
@@ -133,6 +140,8 @@ def estimate(
             _run_once(block)
         # A causal decoder has all features of earlier frames from the third call on.
         _skip_repeats(counter, pipeline.vae.decoder, runs=3)
+    if watch:
+        watch(pipeline)
     with torch.inference_mode(), counter:
         weights = {name: counter.ignore(part) for name, part in parts.items()}
         trace = _StageTrace(counter)

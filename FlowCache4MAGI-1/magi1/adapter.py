@@ -21,6 +21,7 @@ from flowcache.registry import check_number, described
 from flowcache.video import last_frames, to_float
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt, read_switch
+from .chunk_model import transformer_flops
 from .config import FRAMES, EngineSection, MagiConfig, ModelSection, RuntimeSection
 from .conversion import lora_names
 from .guidance import PREVIOUS_WEIGHT
@@ -79,7 +80,12 @@ class Magi1(Adapter):
         "generate": FOLDER / "yaml_config/single_run/config.yaml",
         "sample": FOLDER / "yaml_config/sample/flowcache_vbench.yaml",
     }
+    shipped: ClassVar = {
+        path.stem: f"--config_file {path} --load sand-ai/MAGI-1/ckpt/magi/{path.stem}"
+        for path in sorted((FOLDER / CONFIG_FILE).parent.glob("*.json"))
+    }
     clean_prompt, translate_lora = staticmethod(clean_prompt), staticmethod(lora_names)
+    transformer_flops = staticmethod(transformer_flops)
     default_prompt = "a red circle moves right over a dark background"
 
     source: ModelSource  # weights and configuration

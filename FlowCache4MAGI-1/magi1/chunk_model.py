@@ -62,6 +62,7 @@ def transformer_flops(config: Any) -> TransformerFlops:
         num_layers=config.num_layers,
         patch_features_in=config.in_channels * patch,
         patch_features_out=config.out_channels * patch,
+        head_dim=config.kv_channels,
     )
 
 

@@ -18,6 +18,7 @@ from flowcache.registry import described
 from flowcache.video import last_frames, probe_video, to_float
 
 from .checkpoint import ModelSource, SkyReelsLoading, load_pipeline, new_pipeline, resolve_model
+from .chunk_model import transformer_flops
 from .conversion import lora_names
 from .methods import TRAITS, traits_for
 from .settings import RESOLUTIONS, VideoSettings, make_settings
@@ -69,7 +70,14 @@ class SkyReelsV2(Adapter):
         "--base_num_frames 57",
         "--method vanilla",
     )
+    # As run.sh runs them.
+    shipped: ClassVar = {
+        name: f"--weights Skywork/SkyReels-V2-DF-{name} --num_frames 177 --base_num_frames 97 --overlap_history 17 "
+        "--inference_steps 50 --ar_step 5 --causal_block_size 5 --addnoise_condition 20"
+        for name in ("1.3B-540P", "14B-540P", "14B-720P")
+    }
     clean_prompt, translate_lora = staticmethod(prompt_clean), staticmethod(lora_names)
+    transformer_flops = staticmethod(transformer_flops)
 
     source: ModelSource
     video: VideoSettings
@@ -86,6 +94,7 @@ class SkyReelsV2(Adapter):
     )
     default_prompt = property(lambda self: self.source.defaults["prompt"])
     is_small = property(lambda self: self.source.family == "small")
+    splits_guidance = property(lambda self: self.video.guidance_scale > 1)
     staged = property(lambda self: frozenset(STAGES.values()) if self.loading.offload else frozenset())
     words = property(lambda self: ("streaming",) if self.video.streaming else ())
 

@@ -62,7 +62,9 @@ class FrameRotary:
 def transformer_flops(config: Any) -> TransformerFlops:
     dim, patch = config.num_attention_heads * config.attention_head_dim, math.prod(config.patch_size)
     features = (config.in_channels * patch, config.out_channels * patch)
-    return TransformerFlops(dim, dim, dim, 2 * config.ffn_dim, config.num_layers, *features)
+    return TransformerFlops(
+        dim, dim, dim, 2 * config.ffn_dim, config.num_layers, *features, head_dim=config.attention_head_dim
+    )
 
 
 class SkyReelsV2ChunkModel:

@@ -5,23 +5,28 @@
     python -m flowcache.benchmark vbench --generated_videos G --environment ENV
     python -m flowcache.benchmark tables RUN_DIR
     python -m flowcache.benchmark plot RUN_DIR
+    python -m flowcache.benchmark scaling
 
 ``flops`` prints the paper's PFLOPs beside ours; ``physics_iq`` and ``vbench`` score videos; ``tables`` puts a
-run's results beside the paper's figures; ``plot`` draws its traces and plays its videos side by side.
+run's results beside the paper's figures; ``plot`` draws its traces and plays its videos side by side; ``scaling``
+predicts what several GPUs gain on one video.
 """
 
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from ..cli import MODELS
+from ..cli import MODELS, find_model
 from ..command_line import Parser, check_device, output_stem, writable_folder
 from ..environment import require
+from ..parallel.efficiency import Hardware
+from ..registry import check_number
 from ..running import run_checked
 from .paper_flops import NOTE, PaperFlops
 from .physics_iq import PARTS, find_views
@@ -29,6 +34,7 @@ from .pictures import find_albums
 from .prompts import DIMENSIONS, choose_dimensions, read_full_info
 from .runs import find_model_runs, read_commands
 from .samples import SamplesFailed, save_report
+from .scaling import METHODS, list_videos, predict_all
 from .tables import build_table, format_tables, save_tables
 from .vbench import check_environment, score
 
@@ -68,6 +74,19 @@ def build_parser() -> ArgumentParser:
     add("run_dir", type=Path, help="folder with *.trace.json, at any depth")
     add("--output", type=Path, help="folder of the pictures (default: RUN_DIR/pictures)")
     add("--prompt", help="prompt to compare methods by (default: the first, or the one with most traces)")
+
+    add = commands.add_parser(
+        "scaling", description="Predict the efficiency of one video on several GPUs."
+    ).add_argument
+    add("--model", nargs="+", default=list(MODELS), choices=MODELS, help="models (default: all)")
+    add("--only", default="", help="shipped configurations whose name contains this text (default: all)")
+    add("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="methods (default: all)")
+    add("--gpus", nargs="+", type=int, default=[2, 4, 6, 8, 16, 32, 64], help="numbers of GPUs (default: 2 to 64)")
+    add("--cfg_size", default="auto", choices=["auto", "1", "2"], help="groups of guidance branches (default: auto)")
+    for field in fields(Hardware):
+        text = f"{field.metadata['help']} (default: {field.default:g})"
+        add(f"--{field.name}", type=float, default=field.default, help=text)
+    add("--output", type=Path, help="CSV and JSON, without suffix (default: only printed)")
     return parser
 
 
@@ -141,6 +160,23 @@ def prepare_plot(args: Namespace) -> Run:
     albums = find_albums(args.run_dir, args.prompt)
     output = writable_folder("output", args.output or args.run_dir / "pictures")
     return lambda: "\n".join(line for album in albums for line in album.draw(output))
+
+
+def prepare_scaling(args: Namespace) -> Run:
+    for count in args.gpus:
+        check_number("gpus", count, 1, 10**6)
+    hardware = Hardware(**{field.name: getattr(args, field.name) for field in fields(Hardware)})
+    videos = list_videos(map(find_model, args.model), args.only)
+    if not videos:
+        raise ValueError(f"only: expected a part of a configuration's name, got {args.only!r}; leave it out for all.")
+    output = args.output and output_stem("output", args.output)
+    cfg_size = args.cfg_size if args.cfg_size == "auto" else int(args.cfg_size)
+
+    def run() -> str:
+        report = predict_all(videos, args.gpus, hardware, cfg_size, args.methods)
+        return "\n".join([report.text(), *map(str, report.save(output) if output else ())])
+
+    return run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,208 @@
+"""A model of one video on several GPUs: what each computes, sends and holds. Nothing here is measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..flops import TransformerFlops
+from ..registry import check_options, described
+from .group import Group, Traffic
+from .layout import busy_share, check_count, choose_cfg_size
+from .sequence import SequenceShares
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """GPUs and what connects them; the defaults are an H100's.
+
+    Work, copies and collectives run one after another: nothing overlaps.
+    """
+
+    tflops: float = described("peak of a GPU, TFLOP/s", 989.0, limits=(1e-3, 1e6))
+    utilisation: float = described("share of the peak that the transformer reaches", 0.5, limits=(1e-3, 1))
+    bandwidth: float = described("bytes/s that a GPU sends to the others", 300e9, limits=(1, 1e15))
+    latency: float = described("seconds of a collective without its bytes", 20e-6, limits=(0, 1))
+    memory_bandwidth: float = described("bytes/s of a GPU's own memory", 3e12, limits=(1, 1e15))
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def compute_seconds(self, flops: float) -> float:
+        return flops / (self.tflops * 1e12 * self.utilisation)
+
+    def exchange_seconds(self, traffic: Traffic, copied: float) -> float:
+        """Time to send; ``copied`` bytes are read and written in the GPU's own memory."""
+        sent = traffic.nbytes / self.bandwidth + traffic.collectives * self.latency
+        return sent + 2 * copied / self.memory_bandwidth
+
+
+@dataclass(frozen=True)
+class Call:
+    """Tokens that run the block stack together: ``tokens`` of each frame, in each of the branches."""
+
+    branches: int
+    frames: int
+    tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.branches * self.frames * self.tokens
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one video asks of the transformer.
+
+    Attributes:
+        calls: runs of the block stack, by their shape.
+        flops: of the transformer in all.
+        kv: bytes of the KV cache.
+        guidance: whether two guidance branches may run on processes of their own.
+        dtype: of queries, keys, values and what attention returns.
+    """
+
+    network: TransformerFlops
+    calls: Mapping[Call, int]
+    flops: float
+    kv: int
+    guidance: bool
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def largest(self) -> Call:
+        return max(self.calls, key=lambda call: call.num_tokens)
+
+    @property
+    def token_flops(self) -> float:
+        """The part of ``flops`` that needs single tokens alone, and not what attention splits by heads."""
+        return sum(self.network.blocks(call.num_tokens, 0, 0) * count for call, count in self.calls.items())
+
+    def of_one_part(self, cfg_size: int) -> Workload:
+        """The calls of one of ``cfg_size`` groups of processes, of which each runs its guidance branches."""
+        calls = Counter[Call]()
+        for call, count in self.calls.items():
+            # Large calls are of one branch already, and half of them are another group's.
+            parts = cfg_size if call.branches == 1 else 1
+            calls[Call(call.branches * parts // cfg_size, call.frames, call.tokens)] += count // parts
+        flops, kv = self.flops / cfg_size, self.kv // cfg_size
+        return Workload(self.network, calls, flops, kv, self.guidance, self.dtype)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One video on ``cfg_size`` guidance branches x ``ranks`` token shares, of which the busiest process is told.
+
+    Attributes:
+        busy_heads, busy_tokens: mean share of the time in which a process has heads or tokens to work on.
+        layer_bytes: sent by a process in one layer of the largest call.
+        sent: bytes and collectives of a process in the whole video.
+        call_efficiency: of the largest call, whose tokens attend to as many tokens.
+        efficiency: time on one GPU over the processes' time together.
+        seconds: of denoising.
+        kv: bytes of a process's KV cache.
+    """
+
+    cfg_size: int
+    ranks: int
+    busy_heads: float
+    busy_tokens: float
+    layer_bytes: int
+    sent: Traffic
+    call_efficiency: float
+    efficiency: float
+    seconds: float
+    kv: int
+
+
+class PlannedGroup(Group):
+    """A process of a group that does not run: it counts what it would send, and receives tensors without values."""
+
+    def exchange(self, parts: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        self._count(sum(part.nbytes for place, part in enumerate(parts) if place != self.index))
+        return [parts[0].new_empty(*shape) for shape in shapes]
+
+
+def plan_layer(work: Workload, call: Call, group: Group) -> int:
+    """Exchange tensors of one layer of a call in a planned group; returns the bytes that it copies."""
+    network = work.network
+    shares = SequenceShares(group, call.tokens, network.num_kv_heads)
+    grouped, own = network.num_heads // network.num_kv_heads, len(shares.own_heads)
+
+    def make(tokens: int, heads: int) -> Tensor:
+        shape = (call.branches, call.frames, tokens, heads, network.head_dim)
+        return torch.empty(shape, dtype=work.dtype, device="meta")
+
+    heads = (network.num_heads, network.num_kv_heads, network.num_kv_heads)
+    parts = [make(len(shares.own_tokens), count) for count in heads]
+    shares.to_heads(*parts)
+    attended = make(call.tokens, own * grouped)
+    shares.to_tokens(attended)
+    # Each is packed before it is sent, and put in order behind it.
+    return 2 * (sum(part.nbytes for part in parts) + attended.nbytes)
+
+
+def plan_call(work: Workload, call: Call, group: Group) -> int:
+    """Exchange what one call sends in all layers, and gather what the last one gives; returns the bytes copied."""
+    layers, traffic = work.network.num_layers, group.traffic
+    before = (traffic.nbytes, traffic.collectives)
+    copied = plan_layer(work, call, group)
+    traffic.nbytes += (layers - 1) * (traffic.nbytes - before[0])
+    traffic.collectives += (layers - 1) * (traffic.collectives - before[1])
+    shares = SequenceShares(group, call.tokens, work.network.num_kv_heads)
+    shape = (call.branches, call.frames, len(shares.own_tokens), work.network.patch_features_out)
+    shares.join(torch.empty(shape, device="meta"), dim=2)
+    return layers * copied
+
+
+def predict(
+    work: Workload, processes: int, hardware: Hardware | None = None, cfg_size: int | str = "auto"
+) -> Prediction:
+    """Predict a video on several processes, the first of which has the largest shares.
+
+    ValueError says what to start instead, as a run would.
+    """
+    hardware, network = hardware or Hardware(), work.network
+    parts = choose_cfg_size(processes, work.guidance, cfg_size)
+    check_count(processes, parts, network.num_kv_heads, work.guidance)
+    ranks, own = processes // parts, work.of_one_part(parts)
+    tokens = own.largest.tokens
+
+    def compute(token_flops: float, other: float) -> float:
+        """Seconds of the process with the largest shares."""
+        share, heads = -(-tokens // ranks) / tokens, -(-network.num_kv_heads // ranks) / network.num_kv_heads
+        return hardware.compute_seconds(token_flops * share + other * heads)
+
+    group, copied = PlannedGroup(0, ranks), 0
+    for call, count in own.calls.items():
+        once = PlannedGroup(0, ranks)
+        if ranks > 1:
+            copied += count * plan_call(own, call, once)
+        group.traffic.nbytes += count * once.traffic.nbytes
+        group.traffic.collectives += count * once.traffic.collectives
+    seconds = compute(own.token_flops, own.flops - own.token_flops)
+    seconds += hardware.exchange_seconds(group.traffic, copied)
+
+    layer, call, moved = PlannedGroup(0, ranks), own.largest, 0
+    if ranks > 1:
+        moved = plan_layer(own, call, layer)
+    single = network.blocks(call.num_tokens, 0, 0) / network.num_layers
+    attention = 4.0 * call.num_tokens * network.query_dim * call.frames * call.tokens
+    alone = hardware.compute_seconds(single + attention)
+    together = compute(single, attention) + hardware.exchange_seconds(layer.traffic, moved)
+    return Prediction(
+        cfg_size=parts,
+        ranks=ranks,
+        busy_heads=busy_share(ranks, network.num_kv_heads),
+        busy_tokens=busy_share(ranks, tokens),
+        layer_bytes=layer.traffic.nbytes,
+        sent=group.traffic,
+        call_efficiency=alone / (ranks * together),
+        efficiency=hardware.compute_seconds(work.flops) / (processes * seconds),
+        seconds=seconds,
+        kv=own.kv * -(-network.num_kv_heads // ranks) // network.num_kv_heads,
+    )
