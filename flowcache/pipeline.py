@@ -22,6 +22,7 @@ from .denoise import Denoiser
 from .environment import choose_device, peak_memory_bytes, synchronize
 from .methods import ModelTraits, make_config
 from .offload import HostWeights
+from .parallel import Group
 from .prompts import PromptWarnings, check_prompt, find_losses
 from .schedule import StaircaseSchedule
 from .trace import Trace
@@ -90,6 +91,8 @@ class FlowCachePipeline:
     flowcache_together: FlowCacheConfig = flowcache_config  # of videos all of whose chunks move together
     flowcache_method: str = "flowcache"
     flowcache_traits: ModelTraits
+
+    process_group: Group = Group()
 
     _stage_device: torch.device | None = None
     _staged: Mapping[str, HostWeights] = MappingProxyType({})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +37,8 @@ from .model_source import FOLDERS, SMALL, ModelSource, load_components, resolve_
 from .schedule import Timetable
 from .transformer import MagiTransformer3DModel
 from .vae import AutoencoderKLMagi, Tiling
+
+logger = logging.getLogger(__name__)
 
 #: Latent frames whose noise is drawn at once: 384 frames of video.
 NOISE_FRAMES = 96
@@ -234,6 +238,9 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             def save_state() -> State:
                 return {"wanted": wanted, "denoiser": denoiser.state_dict()}
 
+            if decode and self.process_group.is_first and self.process_group.size > 1:
+                tiles = prod(map(len, self.vae.cut((runtime.chunk_width, *size))))
+                logger.info("VAE: %d tiles of each chunk on %d processes", tiles, self.process_group.size)
             progress.update(len(trace.steps))
             for latents in self._denoise(denoiser, window, schedule, timetable, progress, on_step_end, shown):
                 # Clone, so that a slice does not keep the full tensor alive.
@@ -280,14 +287,15 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
     def _encode(self, video: Tensor) -> Tensor:
         """Scaled latents ``[channels, frames / 4, height / 8, width / 8]``; one frame gives one."""
         video = video.unsqueeze(0).to(self._execution_device, self.vae.dtype)
-        latents = self.vae.encode(video).latent_dist.mode()[0].float() * self.vae.config.scaling_factor
+        posterior = self.vae.encode(video, self.process_group).latent_dist
+        latents = posterior.mode()[0].float() * self.vae.config.scaling_factor
         return check_finite("latents of the given frames", latents)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Video ``[3, 4 frames, height, width]`` in [-1, 1] of scaled latents."""
         latents = latents.unsqueeze(0).to(self.vae.dtype) / self.vae.config.scaling_factor
         # A single frame may be all that a prefix leaves of a chunk, and stands for four all the same.
-        video = self.vae.decode(latents, still=False)
+        video = self.vae.decode(latents, still=False, group=self.process_group)
         return check_finite("frames from the VAE", video[0].float()).clamp(-1, 1)
 
     def _new_window(self, config: MagiConfig, given: Tensor | None, shows_prefix: bool) -> Window:

@@ -1,9 +1,10 @@
 """MAGI-1's autoencoder: vision transformers between video and latents (arXiv 2505.13211, section 2.1)."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import floordiv, mul
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
+
+from flowcache.parallel.group import Group
+from flowcache.parallel.tiles import run_tiles
 
 
 def normalise_heads(x: Tensor) -> Tensor:
@@ -131,6 +135,10 @@ class Tiling:
     frames: int | None = 16  # frames of a tile; None: no cut in time
     overlap: float = 0.25  # share of a tile that it has in common with the next
 
+    def stride(self, side: int) -> int:
+        """Latents, of ``side`` pixels, from a tile to the next."""
+        return int(self.size // side * (1 - self.overlap))
+
 
 class AutoencoderKLMagi(ModelMixin, ConfigMixin):
     """MAGI-1's autoencoder; arguments as in the official configuration's ``ddconfig``.
@@ -168,10 +176,11 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
     def disable_tiling(self) -> None:
         self.tiling = None
 
-    def encode(self, video: Tensor) -> AutoencoderKLOutput:
+    def encode(self, video: Tensor, group: Group | None = None) -> AutoencoderKLOutput:
         """Posterior of the latents of ``[batch, 3, frames, height, width]`` in [-1, 1].
 
-        One frame alone becomes one latent frame; other lengths are multiples of ``patch_length``.
+        One frame alone becomes one latent frame; other lengths are multiples of ``patch_length``. ``group`` as of
+        ``decode``.
         """
         length, side = self.config.patch_length, self.config.patch_size
         still = video.shape[2] == 1
@@ -180,37 +189,47 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
         if video.shape[2] % length or video.shape[3] % side or video.shape[4] % side:
             wanted = f"a multiple of {length} frames and {side} pixels"
             raise ValueError(f"video: expected {wanted}, got {list(video.shape)}.")
-        moments = self._run_in_tiles(video, self.encoder, encodes=True)
+        moments = self._run_in_tiles(video, self.encoder, True, group or Group())
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments[:, :, :1] if still else moments))
 
-    def decode(self, latents: Tensor, still: bool = True) -> Tensor:
+    def decode(self, latents: Tensor, still: bool = True, group: Group | None = None) -> Tensor:
         """Video ``[batch, 3, frames, height, width]``, not clamped.
 
-        A latent frame gives four, except for a single one if ``still``: it stands for an image and gives one.
+        A latent frame gives four, except for a single one if ``still``: it stands for an image and gives one. Tiles
+        are dealt to the processes of ``group``, which all call with the same latents and get the whole video.
         """
-        video = self._run_in_tiles(latents, self.decoder, encodes=False)
+        video = self._run_in_tiles(latents, self.decoder, False, group or Group())
         return video[:, :, :1] if still and latents.shape[2] == 1 else video
 
-    def _run_in_tiles(self, x: Tensor, run: Callable[[Tensor], Tensor], encodes: bool) -> Tensor:
-        tiling, length, side = self.tiling, self.config.patch_length, self.config.patch_size
-        if tiling is None:
-            return run(x)
-        # pixels or latents per latent, before and after
-        unit_in, unit_out = (side, 1) if encodes else (1, side)
-        frames = x.shape[2] if tiling.frames is None else tiling.frames // length * (length if encodes else 1)
-        pieces = x.split(frames, dim=2)
-        if tiling.size is None or max(x.shape[3:]) <= tiling.size // side * unit_in:
-            return torch.cat([run(piece) for piece in pieces], dim=2)
-        size = tiling.size // side
-        stride, span = int(size * (1 - tiling.overlap)), size * unit_in
-        tops, lefts = (range(0, length, stride * unit_in) for length in x.shape[3:])
+    def cut(self, size: Sequence[int], encodes: bool = False) -> list[list[slice]]:
+        """Slices of tiles along frames, height and width of latents, or of a video to encode, of a size."""
+        tiling, length, side = self.tiling or Tiling(None, None), self.config.patch_length, self.config.patch_size
+        frames, unit = (length, side) if encodes else (1, 1)  # of a latent
+        frames = size[0] if tiling.frames is None else tiling.frames // length * frames
+        span = stride = max(size[1:])
+        if tiling.size is not None and span > tiling.size // side * unit:
+            span, stride = tiling.size // side * unit, tiling.stride(side) * unit
+        steps = (frames, frames), (stride, span), (stride, span)
+        return [
+            [slice(start, start + span) for start in range(0, whole, stride)]
+            for whole, (stride, span) in zip(size, steps, strict=True)
+        ]
 
-        def run_tiles(piece: Tensor) -> list[list[Tensor]]:
-            return [[run(piece[..., t : t + span, u : u + span]) for u in lefts] for t in tops]
-
+    def _run_in_tiles(self, x: Tensor, run: Callable[[Tensor], Tensor], encodes: bool, group: Group) -> Tensor:
+        times, tops, lefts = self.cut(x.shape[2:], encodes)
+        tiles = [x[:, :, time, top, left] for time in times for top in tops for left in lefts]
+        length, side = self.config.patch_length, self.config.patch_size
+        channels = 2 * self.config.z_chans if encodes else self.config.in_chans
+        scale = floordiv if encodes else mul
+        shapes = [(len(tile), channels, *map(scale, tile.shape[2:], (length, side, side))) for tile in tiles]
+        results = run_tiles(group, run, tiles, shapes)
+        if len(tops) == len(lefts) == 1:
+            return torch.cat(list(results), dim=2)
         # The original blends encoded tiles with neighbours that are blended already, decoded ones with raw.
-        keep, blend = stride * unit_out, (size - stride) * unit_out
-        return torch.cat([_blend_tiles(run_tiles(piece), keep, blend, encodes) for piece in pieces], dim=2)
+        unit, stride = 1 if encodes else side, self.tiling.stride(side)
+        keep, blend = stride * unit, (self.tiling.size // side - stride) * unit
+        pieces = ([[next(results) for _ in lefts] for _ in tops] for _ in times)
+        return torch.cat([_blend_tiles(piece, keep, blend, encodes) for piece in pieces], dim=2)
 
 
 def _blend_tiles(tiles: list[list[Tensor]], keep: int, blend: int, chained: bool) -> Tensor:

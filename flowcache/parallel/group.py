@@ -92,6 +92,22 @@ class Group:
         shapes = [(*own.shape[:dim], size, *own.shape[dim + 1 :]) for size in sizes]
         return torch.cat(self.exchange([own] * self.size, shapes), dim=dim)
 
+    def swap_edges(self, first: Tensor, last: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Send a tensor to the process before and one, of the same shape, to the one behind; returns theirs.
+
+        The first process has none before it, and the last none behind it: None. It is one collective.
+        """
+        if self.size == 1:
+            return None, None
+        empty = first.new_empty(0)
+        parts, shapes = [empty] * self.size, [empty.shape] * self.size
+        for place, part in ((self.index - 1, first), (self.index + 1, last)):
+            if place in range(self.size):
+                parts[place], shapes[place] = part, part.shape
+        received = self.exchange(parts, shapes)
+        before = received[self.index - 1] if self.index else None
+        return before, received[self.index + 1] if self.index < self.size - 1 else None
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of small tensors in the order of processes, and so the same in all of them."""
         return reduce(torch.add, self.exchange([tensor] * self.size, [tensor.shape] * self.size))
