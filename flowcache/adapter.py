@@ -14,6 +14,9 @@ from .loading import LoadOptions
 from .lora import Translate, parse_lora, read_lora
 from .methods import MethodOptions, ModelTraits
 from .options import Given, OptionParser
+from .parallel import Group, SequenceShares
+from .parallel.layout import check_count, choose_cfg_size
+from .parallel.world import Connection
 from .state import State, VideoPart
 from .trace import Trace
 from .video import Frames, VideoInfo, resize_and_crop, to_float
@@ -62,6 +65,9 @@ class Adapter(ABC):
     is_small: bool  # whether the weights are the small checkpoint of this project
     splits_guidance: bool = False  # whether two guidance branches may run on processes of their own
     words: tuple[str, ...] = ()  # words of the settings, for the name of a video
+    connection: Connection = Connection()  # of several processes
+    cfg_size: int | str = 1  # parts of guidance that processes may run apart, see ``Layout.plan``
+    is_guided: bool = False  # whether there are such parts
 
     @classmethod
     @abstractmethod
@@ -100,6 +106,29 @@ class Adapter(ABC):
     def check(self, config: FlowCacheConfig, start: Start) -> None:
         """Refuse a method or a start that does not fit the video."""
 
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Query and key-value heads of the transformer."""
+        raise NotImplementedError
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of a frame: of 16 x 16 pixels each."""
+        height, width = self.size
+        return height // 16 * (width // 16)
+
+    def check_processes(self, count: int) -> None:
+        """Refuse a number of processes for which there are too few heads or tokens."""
+        if count > 1:
+            parts, kv_heads = choose_cfg_size(count, self.is_guided, self.cfg_size), self.heads[1]
+            check_count(count, parts, kv_heads, self.is_guided)
+            SequenceShares(Group(0, count // parts), self.frame_tokens, kv_heads)
+
+    def weight_bytes(self, device: str) -> int:
+        """Bytes of the weights that every process holds: those of all but the text encoder."""
+        pipeline = self.skeleton(device)
+        return sum(tensor.nbytes for part in (pipeline.transformer, pipeline.vae) for tensor in part.parameters())
+
     def check_lora(self, device: str) -> None:
         """Refuse LoRA weights that do not fit the transformer."""
         loras = self.loading.lora
@@ -122,8 +151,8 @@ class Adapter(ABC):
         """Read the end of a video at the size and rate of the new one."""
 
     @abstractmethod
-    def load(self, device: str) -> Any:
-        """Read the weights; returns a pipeline."""
+    def load(self, device: str, group: Group) -> Any:
+        """Read the weights; returns a pipeline. Of several processes the first alone has the text encoder."""
 
     @abstractmethod
     def skeleton(self, device: str) -> Any:

@@ -16,21 +16,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .adapter import Adapter, Start
 from .benchmark.physics_iq import SECONDS
-from .benchmark.ranks import Rank, list_devices, select_device
 from .benchmark.samples import BENCHMARKS, BenchmarkOptions, split_method
 from .benchmark.sampling import Sampling, run_on
 from .command_line import check_device, output_file
 from .config import FlowCacheConfig
+from .environment import repository_commit
 from .fingerprint import video_name
 from .memory import Estimate, estimate, log_needs
 from .methods import DEFAULT_PRESET, SELECTORS, CompressionOptions, MethodOptions
 from .options import DEFAULTS, Given, OptionParser
+from .parallel.launch import ALONE, Rank, choose_own_device, list_devices, select_device
+from .parallel.world import World
 from .plots import reuse_map
 from .prompts import check_prompt
 from .registry import check_number, described
@@ -83,21 +87,34 @@ class Job:
     tuning: Tuning | None
     started: float
     given: Given
+    identity: Mapping[str, Any]
 
     def estimate(self) -> Estimate:
         return estimate(self.sampler.model, self.sampler.config, self.start, self.sampler.device)
 
-    def run(self) -> str:
-        """Make the video, its trace and its reuse map; returns their paths and a summary."""
+    def describe(self) -> dict[str, Any]:
+        """What must be the same in all processes that make the video."""
+        versions = {name: version(name) for name in ("torch", "diffusers")}
+        of_run = {"resume": self.given.get("resume", False), "dry_run": self.given.get("dry_run", False)}
+        return {**self.identity, **of_run, "versions": {**versions, "code": repository_commit()}}
+
+    def run(self, world: World) -> str:
+        """Make the video, its trace and its reuse map; returns their paths and a summary.
+
+        Of several processes the first writes.
+        """
         trace, sampler = Trace(method=self.sampler.method), self.sampler
+        group = world.join(sampler.device, sampler.model.connection)
         with self.resume or nullcontext() as resume:
-            with trace.timer("load"):
-                sampler.load()
+            with trace.timer("load"), world.load_in_turn(sampler.model.weight_bytes(sampler.device)):
+                sampler.load(group)
             if self.tuning is not None:
                 with trace.timer("tune"):
                     sampler.tune(self.tuning, trace)
             trace.settings["preset"] = self.preset
             sampler.write(self.prompt, self.start, self.output, trace, resume=resume)
+        if not group.is_first:
+            return ""
         files = {"trace": self.output.with_suffix(".trace.json"), "reuse map": self.output.with_suffix(".reuse.png")}
         try:
             trace.save(files["trace"])
@@ -140,14 +157,9 @@ def read_options(model: type[Adapter], program: str, words: Sequence[str]) -> Gi
     return given
 
 
-def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
+def prepare_video(model: type[Adapter], words: Sequence[str], rank: Rank = ALONE) -> Job:
     """Check everything that a video needs; raises ValueError with the name of an option."""
-    started, count = time.perf_counter(), Rank.from_environment(os.environ).count
-    if count > 1:
-        raise ValueError(
-            f"WORLD_SIZE: expected 1, as one process makes one video, got {count}; start this program without "
-            "torchrun, or make many videos on many GPUs with sample_video.py."
-        )
+    started = time.perf_counter()
     given = read_options(model, "generate", words)
     with given.naming():
         target = read_target(given)
@@ -159,6 +171,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
         check_number("rate", given.get("rate"), 1e-6, 1e6)
     else:
         given.refuse_unread({"rate": "it needs dry_run"})
+        device = choose_own_device(rank, device)
         check_device(device)
     images, info = read_inputs(given)
     chosen = model.resolve(given, device, info, None)
@@ -174,11 +187,15 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
         raise ValueError(f"{given.spelled.get('video_path')}: {error}") from error
     chosen.check(config, start)
     chosen.check_lora(device)
+    if not dry_run:
+        chosen.check_processes(rank.count)
+        if rank.count > 1 and given.get("resume"):
+            raise ValueError("resume: expected one process.")
     sampler = Sampler(model=chosen, config=config, method=options.method, device=device)
     identity, tuning = sampler.identity(prompt, start), None
     if target is not None:
         tuning = sampler.tuning(target, given.get("profile"))
-        if not os.path.exists(tuning.path):
+        if rank.is_first and not os.path.exists(tuning.path):
             output_file("profile", tuning.path)
         tuning.check()
         identity["tuning"] = {"target": str(target), "profile": tuning.key}
@@ -187,11 +204,11 @@ def prepare_video(model: type[Adapter], words: Sequence[str]) -> Job:
     named = setting_words(options.method, options.preset, selected, target, config)
     seed, steps = f"seed{chosen.video.seed}", f"steps{chosen.num_steps}"
     name = video_name(prompt, [task, *named, *chosen.words, seed, steps], identity)
-    output = Path(name) if dry_run else output_path(given, model, name)
+    output = Path(name) if dry_run or not rank.is_first else output_path(given, model, name)
     resume = ResumeFile(output, identity, device) if given.get("resume") else None
     by_preset = options.method == "flowcache" and not options.pick(SELECTORS) and target is None
     preset = options.preset or (DEFAULT_PRESET if by_preset else None)
-    return Job(sampler, prompt, start, output, preset, resume, tuning, started, given)
+    return Job(sampler, prompt, start, output, preset, resume, tuning, started, given, identity)
 
 
 def add_option(words: Sequence[str], option: str) -> list[str]:
@@ -346,6 +363,7 @@ def main(words: Sequence[str] | None = None) -> int:
     chosen, rest = parser.parse_args(words[:first]), words[first:]
     model = find_model(chosen.model)
     if chosen.program == "generate":
+        world = World(Rank.from_environment(os.environ))
 
         def run(job: Job) -> str:
             if job.given.get("dry_run"):
@@ -358,8 +376,11 @@ def main(words: Sequence[str] | None = None) -> int:
             )
             if "--offload" in helpful:  # the video stays the same
                 logger.info("--offload is on, as the GPU is small")
-                job = prepare_video(model, add_option(rest, "--offload"))
-            return job.run()
+                job = prepare_video(model, add_option(rest, "--offload"), world.rank)
+            return job.run(world)
 
-        return run_checked(lambda: prepare_video(model, rest), run)
+        def prepare() -> Job:
+            return world.agree(lambda: prepare_video(model, rest, world.rank), Job.describe)
+
+        return run_checked(prepare, run, world)
     return run_checked(lambda: prepare_samples(model, rest), lambda found: run_on(*found))

@@ -21,6 +21,19 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def describe_error(error: BaseException, reason: str | None = None) -> str:
+    """One sentence with the reason, by default the error's own, and the error's notes."""
+    if reason is None:
+        reason = str(error)
+        if isinstance(error, OSError) and error.strerror:  # without its number
+            reason = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    notes = getattr(error, "__notes__", ())
+    text = "; ".join([reason.rstrip("."), *notes]) if notes else reason
+    if not getattr(error, "has_lines", False):
+        text = one_line(text)
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
 class Parser(argparse.ArgumentParser):
     """Reports errors in one sentence, without the list of all flags; takes no abbreviations.
 

@@ -21,15 +21,17 @@ _SHORT.maxstring = _SHORT.maxother = 60
 MAX_NAME_BYTES = 218
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
-    """List the differences of two nested mappings as ``steps was 8 and is 16 now``."""
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], words: str = "was {} and is {} now", above: str = ""
+) -> list[str]:
+    """List the differences of two nested mappings, by default as ``steps was 8 and is 16 now``."""
     found = []
     for name in dict.fromkeys([*before, *now]):
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{above}{name}.")
+            found += differences(old, new, words, f"{above}{name}.")
         elif old != new:
-            found.append(f"{above}{name} was {_SHORT.repr(old)} and is {_SHORT.repr(new)} now")
+            found.append(f"{above}{name} {words.format(_SHORT.repr(old), _SHORT.repr(new))}")
     return found
 
 

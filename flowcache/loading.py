@@ -59,7 +59,8 @@ class LoadOptions:
             fuse_lora(parts["transformer"], self.lora, translate)
         if self.quantize:
             for name in ("transformer", "text_encoder"):
-                quantize_weights(parts[name], self.quantize)
+                if parts[name] is not None:  # the first of several processes alone has the text encoder
+                    quantize_weights(parts[name], self.quantize)
 
     def settings(self) -> dict[str, Any]:
         """The options that change a video, for JSON."""

@@ -92,7 +92,9 @@ class FlowCachePipeline:
     flowcache_method: str = "flowcache"
     flowcache_traits: ModelTraits
 
+    #: Processes that make each video together, and parts of guidance, see ``parallelize``.
     process_group: Group = Group()
+    cfg_size: int | str = "auto"
 
     _stage_device: torch.device | None = None
     _staged: Mapping[str, HostWeights] = MappingProxyType({})
@@ -157,6 +159,23 @@ class FlowCachePipeline:
             shown = self.video_processor.postprocess_video(frames.float(), output_type)
         return VideoOutput(shown, latents, traces, fps) if return_dict else (shown,)
 
+    def parallelize(self, group: Group, cfg_size: int | str = "auto") -> None:
+        """Make each video together with the other processes of a group, which make the same calls.
+
+        Every process gets the whole video. Callbacks must do the same in all.
+
+        Args:
+            group: the processes, each with the same weights.
+            cfg_size: parts of guidance, 1 or 2; ``auto``: 2 where guidance and an even number of processes allow. The
+                rest divides tokens. Models other than SkyReels-V2 divide tokens alone.
+        """
+        self.process_group, self.cfg_size = group, cfg_size
+
+    def _share_text(self, embed: Callable[[], Tensor]) -> Tensor:
+        """Embed text in the first process and send it to the others."""
+        group = self.process_group
+        return group.broadcast(embed() if group.is_first else None, self._execution_device)
+
     def enable_stage_offload(
         self, device: torch.device | str | None = None, components: Collection[str] = STAGED
     ) -> None:
@@ -165,6 +184,7 @@ class FlowCachePipeline:
         Text encoder and VAE are on the device while they run, the transformer until the video is finished. Components
         that are not named stay where they are.
         """
+        components = [name for name in components if getattr(self, name) is not None]
         for name in components:
             if any(type(weight).__module__.startswith("bitsandbytes") for weight in getattr(self, name).parameters()):
                 reason = "of bitsandbytes, which is bound to a device; leave it out of components"

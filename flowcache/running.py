@@ -8,71 +8,85 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TypeVar
 
 import torch
 
-from .command_line import one_line
+from .command_line import describe_error
 from .environment import Unavailable
 from .finite import NotFiniteError
+from .parallel.world import LOST, REPORT, World
 from .plots.style import format_bytes, format_flops, format_saving
 from .trace import Trace
 
 Job = TypeVar("Job")
 
 
-def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str]) -> int:
+def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str], world: World | None = None) -> int:
     """Check, run and report; returns the exit code: 2 for bad input, 1 for a failure.
 
     An interrupted run has 128 and the signal's number. ``prepare`` raises ValueError or OSError with one
-    sentence; notes of an exception become part of it.
+    sentence; notes of an exception become part of it. Of several processes the first alone reports, also for others.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed: the next opened file would get its number
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    world = world or World()
+    first, index = world.rank.is_first, world.rank.index
+    form = "%(levelname)s %(message)s" if first else f"%(levelname)s rank {index}: %(message)s"
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format=form)
     for name in ("httpx", "httpx2"):  # by the version of huggingface_hub
         logging.getLogger(name).setLevel(logging.WARNING)
     # Compiled with weights of torchao.
     warnings.filterwarnings("ignore", message=".*_stable_hash_for_caching")
-    code = 2
-    try:
-        with _signals_as_interrupt():
+    code, is_result = 2, False
+    with _signals_as_interrupt(world):
+        try:
             job = prepare()
             code = 1
             report = run(job)
-    except KeyboardInterrupt as error:
-        sentence = _sentence("interrupted", error)
-        code = 128 + (error.args[0] if error.args else signal.SIGINT)
-    except (OSError, ValueError, NotFiniteError, Unavailable) as error:
-        reason = str(error)
-        if isinstance(error, OSError) and error.strerror:  # without its number
-            reason = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-        sentence = _sentence(reason, error)
-    except (RuntimeError, MemoryError) as error:
-        # PyTorch raises a class of its own on CUDA only.
-        on_cuda = isinstance(error, torch.OutOfMemoryError)
-        if not (on_cuda or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
-            raise
-        reason = str(error).split(". ")[0] if on_cuda else "out of memory on the CPU"
-        reason += "; fewer or smaller frames, or a compressed cache, need less memory"
-        sentence, code = _sentence(reason, error), 1
-    else:
-        return _report(report)
-    if code != 2:
-        gc.collect()  # frees what the exception held: progress bars end their lines
+            world.leave()
+        except KeyboardInterrupt as error:
+            number = error.args[0] if error.args else signal.SIGINT
+            sentence, code, is_result = describe_error(error, "interrupted"), 128 + number, world.is_many
+        except (OSError, ValueError, NotFiniteError, Unavailable) as error:
+            sentence = describe_error(error)
+        except (RuntimeError, MemoryError) as error:
+            is_result, reason = world.lost(error), _explain(error)
+            if not is_result and reason is None:
+                world.post_failure(describe_error(error))
+                raise
+            sentence, code = describe_error(error, reason), 1
+        else:
+            return _report(report) if world.rank.is_first else 0
+        if world.is_many:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers end all processes with the first that ends
+        if code != 2:
+            gc.collect()  # frees what the exception held: progress bars end their lines
+        if is_result:
+            sentence = world.failure() or f"{LOST}, or the launcher was told to end."
+            code = 1
+        elif not world.agreed and not world.rank.is_first:
+            world.post_failure(sentence)
+            return code
+        world.report(lambda: _write_error(sentence))
+        return code
+
+
+def _write_error(sentence: str) -> None:
     with suppress(OSError):  # nobody reads it
         sys.stderr.write(f"error: {sentence}\n")
-    return code
+        sys.stderr.flush()
 
 
-def _sentence(reason: str, error: BaseException) -> str:
-    notes = getattr(error, "__notes__", ())
-    text = "; ".join([reason.rstrip("."), *notes]) if notes else reason
-    if not getattr(error, "has_lines", False):
-        text = one_line(text)
-    return text if text.endswith((".", "?")) else f"{text}."
+def _explain(error: BaseException) -> str | None:
+    """Reason of exhausted memory, for which PyTorch has a class of its own on CUDA only; None: another error."""
+    on_cuda = isinstance(error, torch.OutOfMemoryError)
+    if not (on_cuda or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
+        return None
+    reason = str(error).split(". ")[0] if on_cuda else "out of memory on the CPU"
+    return f"{reason}; fewer or smaller frames, or a compressed cache, need less memory"
 
 
 def _report(text: str) -> int:
@@ -96,7 +110,7 @@ def _report(text: str) -> int:
 
 
 @contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
+def _signals_as_interrupt(world: World) -> Iterator[None]:
     """Within the block, SIGTERM cleans up as Ctrl-C does; a signal that the caller ignores stays ignored."""
 
     def interrupt(number: int, _: object) -> None:
@@ -110,10 +124,32 @@ def _signals_as_interrupt() -> Iterator[None]:
         if handler is not signal.SIG_IGN:
             signal.signal(number, interrupt)
     try:
-        yield
+        with _escape(world) if world.is_many else nullcontext():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _escape(world: World) -> Iterator[None]:
+    """End this process some time after a signal even if a collective without end keeps Python from handling it."""
+    (reading, writing), done = os.pipe(), threading.Event()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        if os.read(reading, 1) and not done.wait(REPORT.total_seconds()):
+            world.report(lambda: _write_error(world.failure() or f"{LOST}."))
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        signal.set_wakeup_fd(before)
+        os.close(writing)
 
 
 def summary(trace: Trace, seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .benchmark.samples import Sample
 from .config import FlowCacheConfig
 from .environment import prepare_device, restart_peak_memory
 from .fingerprint import array_digest, file_digest, folder_digest
+from .parallel import Group
 from .prompts import check_prompt
 from .resume import ResumeFile
 from .state import State, VideoPart
@@ -33,6 +35,7 @@ class Sampler:
     device: str
     shows_steps: bool = True
     _pipeline: Any = field(default=None, init=False, repr=False)
+    _group: Group = field(default_factory=Group, init=False, repr=False)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -62,15 +65,18 @@ class Sampler:
             probe_video(sample.video)
             self.model.check_history(sample.video)
 
-    def load(self) -> None:
+    def load(self, group: Group | None = None) -> None:
+        """Read the weights, to make videos with the other processes of a group."""
         prepare_device(self.device)
-        self._pipeline = self.model.load(self.device)
+        self._group = group or Group()
+        self._pipeline = self.model.load(self.device, self._group)
         self._pipeline.prompt_warnings.once_a_kind = not self.shows_steps
-        self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not self.shows_steps)
+        shows = self.shows_steps and self._group.is_first
+        self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not shows)
 
     def adopt(self, other: Sampler) -> None:
         """Take the weights that another sampler of the same model has loaded, in place of ``load``."""
-        self._pipeline = other._pipeline
+        self._pipeline, self._group = other._pipeline, other._group
 
     def tuning(self, target: Target, profile: Path | None = None) -> Tuning:
         """The search for settings that meet a target; its results go to ``profile`` or the cache folder."""
@@ -89,7 +95,7 @@ class Sampler:
             parts = pilot.stream(self._pipeline, prompt, Start(), config, trace, None)
             return torch.cat([part.frames for part in parts], dim=1), trace
 
-        self.config, _, expected = tuning.run(run)
+        self.config, expected = tuning.run_together(self._group, run)
         trace.settings["tuning"] = {"target": str(tuning.target), "expected": expected}
 
     def generate(self, sample: Sample, path: Path) -> Trace:
@@ -115,6 +121,7 @@ class Sampler:
         state = None if resume is None else resume.begin(trace)
         resumed = state and state.pop("stream")
         parts = model.stream(self._pipeline, prompt, start, self.config, trace, resumed)
+        path = path if self._group.is_first else None
         write_parts(parts, path, model.video.fps, model.size, start, trace, resume, state)
         trace.settings["model"] = model.location
 
@@ -124,7 +131,7 @@ class Sampler:
 
 def write_parts(
     parts: Iterable[VideoPart],
-    path: Path,
+    path: Path | None,
     fps: float,
     size: tuple[int, int],
     start: Start,
@@ -135,19 +142,21 @@ def write_parts(
     """Write a video of a height and width part by part; the file takes its name when it is whole.
 
     ``resume`` saves the state behind each part, once the part is on disk. With such a ``state``, ``parts`` are those
-    behind it.
+    behind it. Without a path, another process writes the video, and this one takes its part in making it.
     """
-    with VideoWriter(path, fps, *size, state=state and state["video"]) as writer:
-        skip = start.skip if state is None else state["skip"]
-        if state is None and start.before is not None:
+    with VideoWriter(path, fps, *size, state=state and state["video"]) if path else nullcontext() as writer:
+        skip = start.skip if writer is None or state is None else state["skip"]
+        if writer and state is None and start.before is not None:
             writer.write_video(start.before)
         for part in parts:
-            frames = to_uint8(part.frames)
-            with trace.timer("write"):
-                writer.write(frames[skip:])
-            skip = max(0, skip - len(frames))
+            if writer:
+                frames = to_uint8(part.frames)
+                with trace.timer("write"):
+                    writer.write(frames[skip:])
+                skip = max(0, skip - len(frames))
             if resume is not None and part.state is not None:
                 with trace.timer("save"):
-                    resume.save({"stream": part.state(), "video": writer.state_dict(), "skip": skip}, trace)
+                    written = {"video": writer.state_dict(), "skip": skip} if writer else {}
+                    resume.save({"stream": part.state(), **written}, trace)
     if resume is not None:
         resume.remove()

@@ -20,6 +20,7 @@ from .config import FlowCacheConfig
 from .files import write_json
 from .fingerprint import differences
 from .metrics import psnr
+from .parallel import Group
 from .registry import check_number
 from .reuse import Interval, NoReuse
 from .trace import Trace
@@ -162,6 +163,17 @@ class Tuning:
         )
         logger.info("%s, by %s", sentence, self.path)
         return self._with_interval(expected.interval), expected, sentence
+
+    def run_together(self, group: Group, pilot: Pilot) -> tuple[FlowCacheConfig, str]:
+        """Call ``run`` in the first process of a group, whose pilots all make; returns configuration and sentence."""
+        if group.is_first:
+            config, _, sentence = self.run(lambda tried: pilot(group.broadcast_object((tried, None))[0]))
+            return group.broadcast_object((config, sentence))
+        while True:
+            config, sentence = group.broadcast_object()
+            if sentence is not None:
+                return config, sentence
+            pilot(config)
 
     def _choose(self, profile: Profile) -> Setting:
         """The best setting that meets the target; ValueError names the nearest if none does."""

@@ -12,7 +12,7 @@ from reference import ROOT
 from flowcache import cli
 
 #: Variables that change what the programs do.
-VARIABLES = "PAD_HQ PAD_DURATION SPECIAL_TOKEN_PATH prev_chunks_scale RANK WORLD_SIZE LOCAL_RANK DEVICES"
+VARIABLES = "PAD_HQ PAD_DURATION SPECIAL_TOKEN_PATH prev_chunks_scale RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR DEVICES"
 VARIABLES += " OFFLOAD_T5_CACHE OFFLOAD_VAE_CACHE"
 MODELS = {"FlowCache4MAGI-1": "magi1", "FlowCache4SkyReels-V2": "skyreels_v2"}
 FOLDERS = {model: ROOT / folder for folder, model in MODELS.items()}

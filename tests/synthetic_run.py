@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flowcache.benchmark.ranks import Rank
 from flowcache.benchmark.sample_folder import Manifest
 from flowcache.benchmark.samples import Sample
 from flowcache.benchmark.sampling import Sampling
+from flowcache.parallel.launch import Rank
 from flowcache.schedule import StaircaseSchedule
 from flowcache.trace import ChunkEvent, Trace, WindowRecord
 from flowcache.video import VideoWriter

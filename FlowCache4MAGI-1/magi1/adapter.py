@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,13 +17,14 @@ from flowcache.fingerprint import array_digest
 from flowcache.loading import LoadOptions
 from flowcache.methods import make_config
 from flowcache.options import Given
+from flowcache.parallel.world import Connection
 from flowcache.pipeline import STAGED
 from flowcache.registry import check_number, described
 from flowcache.video import last_frames, to_float
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt, read_switch
 from .chunk_model import transformer_flops
-from .config import FRAMES, EngineSection, MagiConfig, ModelSection, RuntimeSection
+from .config import DISTRIBUTED, FRAMES, EngineSection, MagiConfig, ModelSection, RuntimeSection
 from .conversion import lora_names
 from .guidance import PREVIOUS_WEIGHT
 from .methods import TRAITS
@@ -105,6 +107,16 @@ class Magi1(Adapter):
     folders = property(lambda self: self.source.folders)
     is_small = property(lambda self: self.video.load == str(SMALL))
 
+    @property
+    def heads(self):
+        sizes = self.source.config.model_config
+        return sizes.num_attention_heads, sizes.num_query_groups
+
+    @property
+    def connection(self):
+        engine = self.source.config.engine_config
+        return Connection(engine.distributed_backend, timedelta(minutes=engine.distributed_timeout_minutes))
+
     @classmethod
     def add_flags(cls, parser, program):
         hidden = {"mode"} if program == "sample" else ()
@@ -158,10 +170,19 @@ class Magi1(Adapter):
         config = asdict(self.source.config)
         for name in ("seed", *(() if with_folders else self.folders)):
             del config["runtime_config"][name]
+        # The number of processes does not change a video.
+        config["engine_config"] |= {name: getattr(EngineSection, name) for name in DISTRIBUTED}
         extras, tokens = dict(self.extras), self.extras.get("special_tokens")
         extras["switches"] = asdict(extras["switches"])
         extras["special_tokens"] = tokens and {name: array_digest(rows) for name, rows in vars(tokens).items()}
         return {**config, **extras, **self.loading.settings()}
+
+    def check_processes(self, count):
+        size = self.source.config.engine_config.cp_size
+        if size != count:
+            remedy = f"start torchrun with --nproc_per_node {size}, or set cp_size to {count}"
+            raise ValueError(f"cp_size must be the number of processes ({count}), got {size}; {remedy}.")
+        super().check_processes(count)
 
     def configure(self, options):
         total, live = options.total or TRAITS.total, self.video.window_size
@@ -178,8 +199,11 @@ class Magi1(Adapter):
         kept = max(round(seconds * fps), FRAMES) if seconds else count
         return Start(to_float(frames[-max(min(kept, count) // FRAMES * FRAMES, 1) :]))
 
-    def load(self, device):
-        return load_pipeline(self.source, device, **{**vars(self.loading), "offload": self.offload})
+    def load(self, device, group):
+        options = {**vars(self.loading), "offload": self.offload, "with_text": group.is_first}
+        pipeline = load_pipeline(self.source, device, **options)
+        pipeline.parallelize(group)
+        return pipeline
 
     def skeleton(self, device):
         return MagiPipeline(**new_components(self.source, torch.device(device), self.loading))

@@ -174,10 +174,16 @@ def check_text_encoder(t5_pretrained: Path, config: MagiConfig) -> None:
     _find_text_encoder(folder, encoder).check()
 
 
-def load_text_encoder(t5_pretrained: Path) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
+def load_text_encoder(
+    t5_pretrained: Path, with_weights: bool = True
+) -> tuple[PreTrainedTokenizerBase, T5EncoderModel | None]:
+    """Load the tokenizer, and the encoder in fp32; ``with_weights`` False: the tokenizer alone."""
     folder = t5_pretrained / T5_FOLDER
+    tokenizer = model_files.load_tokenizer(folder)
+    if not with_weights:
+        return tokenizer, None
     encoder = _find_text_encoder(folder, new_text_encoder(t5_pretrained))
-    return model_files.load_tokenizer(folder), encoder.load(lambda _: torch.float32)
+    return tokenizer, encoder.load(lambda _: torch.float32)
 
 
 def _find_text_encoder(folder: Path, encoder: T5EncoderModel) -> WeightFiles:

@@ -162,14 +162,20 @@ class RuntimeSection(Section):
         return self.num_steps // self.window_size
 
 
+#: Keys of several processes, which do not change a video.
+DISTRIBUTED = ("distributed_backend", "distributed_timeout_minutes", "pp_size", "cp_size", "cp_strategy")
+DISTRIBUTED += ("ulysses_overlap_degree",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineSection(Section):
     """The engine.
 
     Attributes:
-        distributed_backend, distributed_timeout_minutes: ignored; accepted for compatibility.
-        pp_size, cp_size, cp_strategy, ulysses_overlap_degree: ignored; one device runs everything.
-        enable_cuda_graph: ignored; accepted for compatibility.
+        distributed_backend, distributed_timeout_minutes: of several processes; without CUDA always gloo.
+        pp_size: always 1, as layers are not split over processes.
+        cp_size: processes that share one video; torchrun starts them.
+        cp_strategy, ulysses_overlap_degree, enable_cuda_graph: ignored; accepted for compatibility.
         fp8_quant: quantised checkpoint.
         distill_nearly_clean_chunk_threshold: time above which the oldest chunk also runs without context.
         shortcut_mode: which step of each four a run of 12 steps leaves out.
@@ -177,11 +183,11 @@ class EngineSection(Section):
         kv_offload: keys and values of clean chunks in host memory.
     """
 
-    distributed_backend: str = "nccl"
-    distributed_timeout_minutes: int = 15
+    distributed_backend: Literal["nccl", "gloo"] = "nccl"
+    distributed_timeout_minutes: int = option(15, 1, 10**5)
     pp_size: int = 1
-    cp_size: int = 1
-    cp_strategy: str = "none"
+    cp_size: int = option(1, 1, 2**16)
+    cp_strategy: Literal["none", "cp_ulysses", "cp_shuffle_overlap"] = "none"
     ulysses_overlap_degree: int = 1
     fp8_quant: bool = False
     distill_nearly_clean_chunk_threshold: float = option(0.3, -1000, 1000)
@@ -190,11 +196,11 @@ class EngineSection(Section):
     kv_offload: bool = False
     enable_cuda_graph: bool = False
 
-    @property
-    def unused(self) -> list[str]:
-        """Given keys that are ignored, because one device runs everything."""
-        names = ("pp_size", "cp_size", "ulysses_overlap_degree", "enable_cuda_graph")
-        return [name for name in names if getattr(self, name) != getattr(EngineSection, name)]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pp_size != 1:
+            remedy = f"set cp_size to {max(self.pp_size, 1) * self.cp_size} instead"
+            raise ValueError(f"pp_size must be 1, got {self.pp_size}: layers are not split over processes; {remedy}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ _HUB_FOLDER = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([^/].*?)/*")
 
 #: Keys of a user's configuration that hold for the small checkpoint, too.
 _KEPT = ("num_steps", "window_size", "seed", "noise", "noise2clean_kvrange", "clean_chunk_kvrange")
+_KEPT_ENGINE = ("shortcut_mode", "distributed_backend", "distributed_timeout_minutes", "cp_size")
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,17 @@ def load_components(
     device: torch.device | str | None = None,
     on_host: Collection[str] = (),
     options: LoadOptions = LoadOptions(),
+    with_text: bool = True,
 ) -> dict[str, Any]:
     """Load text encoder, transformer and VAE: in the configuration's types on CUDA, in fp32 elsewhere.
 
-    The text encoder is always in fp32; components ``on_host`` are not moved to the device. ValueError and
-    NotFiniteError name a tensor; OSError: a download failed.
+    The text encoder is always in fp32, and None without ``with_text``; components ``on_host`` are not moved to the
+    device. ValueError and NotFiniteError name a tensor; OSError: a download failed.
     """
     device, config = choose_device(device), source.config
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
     folders = {name: _fetch_folder(name, config) for name in FOLDERS}
     runtime = config.runtime_config
-    for name in config.engine_config.unused:
-        logger.warning("%s is ignored: one device runs everything.", name)
     if runtime.clean_chunk_kvrange != -1 and not runtime.noise2clean_kvrange:
         found = f"clean_chunk_kvrange {runtime.clean_chunk_kvrange}, but noise2clean_kvrange is empty"
         logger.warning("%s: a chunk sees all chunks before it, unless it is given.", found)
@@ -125,11 +125,11 @@ def load_components(
     transformer = checkpoint.load_transformer(folders["load"], config, dtype, keep_fp8=multiplies_fp8(device))
     vae = checkpoint.load_vae(folders["vae_pretrained"], options.choose_vae_dtype(device))
     vae.register_to_config(scaling_factor=runtime.scale_factor)
-    tokenizer, encoder = checkpoint.load_text_encoder(folders["t5_pretrained"])
+    tokenizer, encoder = checkpoint.load_text_encoder(folders["t5_pretrained"], with_text)
     parts = {"text_encoder": encoder, "transformer": transformer, "vae": vae}
     options.adapt(parts, lora_names)
     for name, part in parts.items():
-        if name not in on_host:
+        if part is not None and name not in on_host:
             part.to(device)
     check_finite_weights(parts)
     return {**parts, "tokenizer": tokenizer, "tile_frames": _choose_tile(config)}
@@ -163,7 +163,8 @@ def _resolve_small(config: MagiConfig, overrides: dict[str, Any], model: str) ->
         remedy = "get the whole repository, or set model to official and load to a folder of official weights"
         raise ValueError(f"model {model}: there is no folder {SMALL} with the small checkpoint; {remedy}.")
     runtime = config.runtime_config
-    kept = {name: getattr(runtime, name) for name in _KEPT} | {"shortcut_mode": config.engine_config.shortcut_mode}
+    kept = {name: getattr(runtime, name) for name in _KEPT}
+    kept |= {name: getattr(config.engine_config, name) for name in _KEPT_ENGINE}
     folders = {"load": SMALL, "vae_pretrained": SMALL / "vae", "t5_pretrained": SMALL / "t5"}
     overrides = {**kept, **overrides, **{name: str(path) for name, path in folders.items()}}
     small = MagiConfig.from_file(SMALL / "config.json", overrides)

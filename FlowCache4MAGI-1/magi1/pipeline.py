@@ -203,7 +203,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         trace.environment = describe_environment(device)
         with self._stage("text", "text_encoder" if prompt_embeds is None else None, trace):
             if prompt_embeds is None:
-                (prompt_embeds,) = self.encode_prompt(prompt, switches.num_tokens, trace)
+                prompt_embeds = self._share_text(lambda: self.encode_prompt(prompt, switches.num_tokens, trace)[0])
             width = self.transformer.config.caption_channels
             if prompt_embeds.shape[1:] != (width,):
                 raise ValueError(f"prompt_embeds: expected [tokens, {width}], got {list(prompt_embeds.shape)}.")
@@ -322,17 +322,18 @@ def load_pipeline(
     source: ModelSource,
     device: torch.device | str | None = None,
     offload: Collection[str] | bool = False,
+    with_text: bool = True,
     **options: Any,
 ) -> MagiPipeline:
     """Load a model as a pipeline; ``options`` are fields of ``LoadOptions``.
 
     ``offload``: all components, or those named, are in host memory while they are idle. With ``t5_device`` cpu, the
-    text encoder runs there. Errors as of ``load_components``.
+    text encoder runs there; without ``with_text`` it is not loaded. Errors as of ``load_components``.
     """
     offload = (STAGED if offload else ()) if isinstance(offload, bool) else offload
     on_cpu = {"text_encoder"} if source.config.runtime_config.t5_device == "cpu" else set()
     loading = LoadOptions(**options)
-    pipeline = MagiPipeline(**load_components(source, device, {*offload, *on_cpu}, loading))
+    pipeline = MagiPipeline(**load_components(source, device, {*offload, *on_cpu}, loading, with_text))
     pipeline.model_defaults = source.config
     if loading.compile:
         pipeline.transformer.compile_repeated_blocks()

@@ -4,7 +4,7 @@ import logging
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing import prompt_clean
@@ -35,7 +35,6 @@ _DEFAULTS = {
     "fps": "24, or that of a video that is continued",
 }
 _REFUSED = {
-    ("--use_usp",): "one process makes one video; leave it out, or run sample_video.py on many GPUs",
     ("--prompt_enhancer", "--prompt_enhance"): "no enhancer is included; write a longer prompt",
 }
 
@@ -52,6 +51,10 @@ class SkyReelsOptions:
     negative_prompt: str | None = described("what to avoid")
     use_kvrange: bool = described("clean blocks limited to the newest, --kvrange of them", False)
     teacache: bool = described("the original's flag for --method teacache", False)
+    use_usp: bool = described("one video over all processes that torchrun started", False)
+    cfg_size: Literal["auto", "1", "2"] = described(
+        "parts of guidance over processes; auto: 2 for an even number of processes with guidance", "auto"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,8 @@ class SkyReelsV2(Adapter):
     video: VideoSettings
     negative_prompt: str | None = None  # what to avoid; None: what suits the model
     loading: SkyReelsLoading = SkyReelsLoading()
+    use_usp: bool = False  # whether all processes make one video
+    cfg_size: int | str = "auto"
 
     size = property(lambda self: (self.video.height, self.video.width))
     num_steps = property(lambda self: self.video.inference_steps)
@@ -96,6 +101,8 @@ class SkyReelsV2(Adapter):
     is_small = property(lambda self: self.source.family == "small")
     splits_guidance = property(lambda self: self.video.guidance_scale > 1)
     staged = property(lambda self: frozenset(STAGES.values()) if self.loading.offload else frozenset())
+    is_guided = property(lambda self: self.video.guidance_scale > 1)
+    heads = property(lambda self: (self.skeleton("cpu").transformer.config.num_attention_heads,) * 2)
     words = property(lambda self: ("streaming",) if self.video.streaming else ())
 
     @classmethod
@@ -154,7 +161,11 @@ class SkyReelsV2(Adapter):
             video=make_settings(defaults, **values),
             negative_prompt=given.values.get("negative_prompt"),
             loading=SkyReelsLoading(**given.pick(SkyReelsLoading)),
+            use_usp=given.get("use_usp", False),
+            cfg_size=parts if (parts := given.get("cfg_size", "auto")) == "auto" else int(parts),
         )
+        if not model.use_usp:
+            given.refuse_unread({"cfg_size": "it needs use_usp"})
         if model.negative_prompt is not None:
             check_prompt("negative_prompt", model.negative_prompt, prompt_clean)
         model.video.check_negative_prompt(model.negative_prompt)
@@ -187,6 +198,14 @@ class SkyReelsV2(Adapter):
             logger.info("all blocks move together, but blocks attend to the past alone, as preset or KV cache need it")
         return make_config(options, traits)
 
+    def check_processes(self, count):
+        if count > 1 and not self.use_usp:
+            reason = "which would all make the same video; add --use_usp, or start one"
+            raise ValueError(f"torchrun started {count} processes, {reason}.")
+        if count == 1 and self.use_usp:
+            raise ValueError("use_usp: expected several processes, got 1; start torchrun --nproc_per_node 2, or more.")
+        super().check_processes(count)
+
     def check(self, config, start):
         check_streaming(self.video, config, arrives=start.last is not None)
         if start.prefix is not None:
@@ -208,8 +227,10 @@ class SkyReelsV2(Adapter):
             raise ValueError(f"{found}, fewer than overlap_history ({wanted}).")
         return Start(to_float(frames), before=history, skip=wanted)
 
-    def load(self, device):
-        return load_pipeline(self.source, device, **vars(self.loading))
+    def load(self, device, group):
+        pipeline = load_pipeline(self.source, device, group.is_first, **vars(self.loading))
+        pipeline.parallelize(group, self.cfg_size)
+        return pipeline
 
     def skeleton(self, device):
         return new_pipeline(self.source, torch.device(device), self.loading)

@@ -117,27 +117,34 @@ def resolve_model(
 
 
 def load_components(
-    source: ModelSource, dtype: torch.dtype = torch.float32, vae_dtype: torch.dtype = torch.float32
+    source: ModelSource,
+    dtype: torch.dtype = torch.float32,
+    vae_dtype: torch.dtype = torch.float32,
+    with_text: bool = True,
 ) -> dict[str, Any]:
     """Read the components of a pipeline, as ``load_folder`` does; downloads them first for a Hub id."""
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
     patterns, check = list_patterns(source.layout, source.parts), partial(check_folder, given=source.parts)
     folder = source.path or fetch_snapshot("model_id", source.location, patterns, check)
-    return load_folder(folder, dtype, vae_dtype, source.parts)
+    return load_folder(folder, dtype, vae_dtype, source.parts, with_text)
 
 
 def load_pipeline(
-    source: ModelSource | str = "auto", device: torch.device | str | None = None, **options: Any
+    source: ModelSource | str = "auto",
+    device: torch.device | str | None = None,
+    with_text: bool = True,
+    **options: Any,
 ) -> FlowCacheSkyReelsV2Pipeline:
     """Load a model (a result of ``resolve_model``, or its ``model_id``), in bf16 on CUDA and fp32 elsewhere.
 
-    ``options`` are fields of ``SkyReelsLoading``. ValueError and NotFiniteError name an option, a file or a weight;
-    OSError: the download failed.
+    ``options`` are fields of ``SkyReelsLoading``. Without ``with_text``, the pipeline has no text
+    encoder. ValueError and NotFiniteError name an option, a file or a weight; OSError: the download failed.
     """
     device, loading = choose_device(device), SkyReelsLoading(**options)
     if isinstance(source, str):
         source = resolve_model(source, device)
-    parts = load_components(source, _choose_type(device), loading.choose_vae_dtype(device))
+    types = _choose_type(device), loading.choose_vae_dtype(device)
+    parts = load_components(source, *types, with_text)
     loading.adapt(parts, lora_names)
     pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
     pipeline.model_defaults = source.defaults

@@ -99,15 +99,22 @@ def load_folder(
     dtype: torch.dtype,
     vae_dtype: torch.dtype = torch.float32,
     given: Mapping[str, Path] | None = None,
+    with_text: bool = True,
 ) -> dict[str, Any]:
     """Read the components of a pipeline, in evaluation mode, from a folder that ``check_folder`` accepts.
 
     Transformer and text encoder get ``dtype``, except for what diffusers keeps in fp32 (time embedding, modulation,
-    norms). ValueError names a file or tensor that is damaged or does not fit.
+    norms). Without ``with_text``, the text encoder is None. ValueError names a file or tensor that is damaged or does
+    not fit.
     """
     layout = find_layout(folder)
     parts = _find_parts(folder, layout, _read_models(folder, layout), given or {})
-    models = {part.name: part.load(partial(_type_of, part.name, dtype, vae_dtype)) for part in parts}
+    models = {
+        part.name: part.load(partial(_type_of, part.name, dtype, vae_dtype))
+        if with_text or part.name != "text_encoder"
+        else None
+        for part in parts
+    }
     # The rotary tables are part of no checkpoint, so they are still on the meta device.
     rope = models["transformer"].rope
     models["transformer"].rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)

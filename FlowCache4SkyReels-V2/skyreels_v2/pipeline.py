@@ -135,7 +135,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
             texts["negative_prompt"] = (negative_prompt, negative_prompt_embeds)
         is_text = any(given is None for _, given in texts.values())
         with self._stage("text", "text_encoder" if is_text else None, trace):
-            embeds = self._embed_prompts(texts, trace)
+            embeds = self._share_text(lambda: self._embed_prompts(texts, trace))
         # The condition's noise has its own generator, so that methods draw the same noise for a window. The original
         # takes torch's default one for it, without a seed.
         generator, condition_generator = (make_generator(settings.noise, settings.seed, device) for _ in range(2))

@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from ..environment import repository_commit
 from ..files import write_json
+from ..parallel.launch import Rank, start_on_all
 from ..sampler import Sampler
 from ..user_files import read_json
-from .ranks import Rank, start_on_all
 from .sample_folder import SampleFolder
 from .samples import Sample, SamplesFailed
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from synthetic_run import FINISHED, PROMPTS, SAMPLES, make_run, make_sampling, read_manifest
 
-from flowcache.benchmark.ranks import Rank, list_devices, select_device, start_on_all
 from flowcache.benchmark.runs import find_model_runs
 from flowcache.benchmark.samples import Sample, SamplesFailed
 from flowcache.benchmark.sampling import run_on
+from flowcache.parallel.launch import Rank, list_devices, select_device, start_on_all
 from flowcache.running import run_checked
 from flowcache.trace import Trace
 

@@ -81,7 +81,12 @@ target_speedup flowcache: --target_speedup 3 --method teacache
 special_tokens: --model small --special_tokens special.npz
 prev_chunks_scale: prev_chunks_scale=1e38
 prev_chunks_scale: prev_chunks_scale=much
-WORLD_SIZE: RANK=1 WORLD_SIZE=2
+cp_size 2 1: RANK=1 WORLD_SIZE=2
+cp_size 1 8 torchrun: --cp_size 8
+pp_size cp_size 8: --pp_size 2 --cp_size 4
+distributed_backend nccl: --distributed_backend mpi
+device several: --cp_size 2 --device cuda:1 RANK=1 WORLD_SIZE=2
+8 processes heads: --cp_size 8 RANK=0 WORLD_SIZE=8
 SPECIAL_TOKEN_PATH: PAD_HQ=1
 """,
     ("skyreels_v2", "generate"): f"""
@@ -104,7 +109,8 @@ device cuda: --device cuda
 shift most: --shift 1e9
 --teacash --teacache?: --teacash
 teacache causal: --teacache --method causal
---use_usp sample_video.py: --use_usp
+use_usp torchrun: --use_usp
+cfg_size use_usp: --cfg_size 2
 --prompt_enhance longer: --prompt_enhance
 causal_block_size window: --causal_block_size 5
 budget_block use_compress: --budget_block 2
@@ -130,7 +136,11 @@ num_frames x height: --num_frames {10**6 - 3} --overlap_history 17 --height {2**
 target_speedup target_psnr: --target_speedup 3 --target_psnr 30
 target_psnr flowcache teacache: --teacache --target_psnr 30
 seed: --seed -1 --resume
-WORLD_SIZE sample_video.py: RANK=0 WORLD_SIZE=2
+torchrun --use_usp: RANK=0 WORLD_SIZE=2
+MASTER_ADDR torchrun: --use_usp RANK=0 WORLD_SIZE=2
+processes heads: --use_usp RANK=0 WORLD_SIZE=64
+cfg_size even: --use_usp --cfg_size 2 RANK=0 WORLD_SIZE=3
+cfg_size guidance: --use_usp --cfg_size 2 --guidance_scale 1 RANK=0 WORLD_SIZE=2
 """,
     ("magi1", "sample"): """
 dimenson dimension?: "dimenson: scene"

@@ -104,11 +104,11 @@ def test_wrong_configurations_are_refused_by_the_key(tmp_path, content, message)
 
 def test_keys_of_any_section_can_be_overridden_and_some_have_no_effect(weights):
     keys = {"num_steps": 16, "hidden_size": 64, "kv_offload": True, "clean_t": "1e-2"}
-    keys |= {"enable_cuda_graph": True, "ulysses_overlap_degree": 2, "cp_size": 2, "cp_strategy": "x"}
+    keys |= {"enable_cuda_graph": True, "ulysses_overlap_degree": 2, "cp_size": 2, "cp_strategy": "cp_ulysses"}
     config = MagiConfig.from_file(weights, keys)
     runtime, engine = config.runtime_config, config.engine_config
     assert (runtime.num_steps, config.model_config.hidden_size, runtime.clean_t) == (16, 64, 0.01)
-    assert engine.kv_offload and engine.unused == ["cp_size", "ulysses_overlap_degree", "enable_cuda_graph"]
+    assert engine.kv_offload and engine.cp_size == 2
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (MAGI / "config").rglob("*.json")))

@@ -1,4 +1,4 @@
-"""The process among those that share a benchmark's work, and its device."""
+"""The process among those that a launcher started, and its device."""
 
 from __future__ import annotations
 
@@ -13,21 +13,30 @@ import torch
 
 @dataclass(frozen=True)
 class Rank:
-    """A process among ``count`` that torchrun or ``accelerate launch`` started; ``local`` on its machine."""
+    """A process among ``count`` that a launcher started; ``local`` among ``local_count`` on its machine."""
 
     index: int = 0
     count: int = 1
     local: int = 0
+    local_count: int = 1
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Rank:
         """Read the launcher's variables; without any, there is one process."""
-        texts = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        texts = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
         texts |= {name: environment[name] for name in texts if name in environment}
         if not all(map(str.isdecimal, texts.values())) or int(texts["RANK"]) >= int(texts["WORLD_SIZE"]):
             got = ", ".join(f"{name}={text}" for name, text in texts.items())
             raise ValueError(f"RANK: expected a number below WORLD_SIZE, as torchrun sets them, got {got}.")
         return cls(*map(int, texts.values()))
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+
+#: The rank of a single process.
+ALONE = Rank()
 
 
 def list_devices(gpus: str) -> list[str]:
@@ -56,6 +65,15 @@ def select_device(rank: Rank, devices: Sequence[str]) -> str:
         wanted = f"less than {len(devices)}, the number of GPUs"
         raise ValueError(f"LOCAL_RANK: expected {wanted}, got {rank.local}; start fewer processes.")
     return devices[rank.local]
+
+
+def choose_own_device(rank: Rank, device: str) -> str:
+    """The device of a process: of several with ``cuda``, the one at its place on the machine."""
+    if rank.count == 1 or device == "cpu":
+        return device
+    if device != "cuda":
+        raise ValueError(f"device: expected cpu or cuda with several processes, got {device}; leave it out.")
+    return select_device(rank, [f"cuda:{number}" for number in range(torch.cuda.device_count())])
 
 
 def start_on_all(devices: Sequence[str]) -> None:
