@@ -15,7 +15,7 @@ from .lora import Translate, parse_lora, read_lora
 from .methods import MethodOptions, ModelTraits
 from .options import Given, OptionParser
 from .parallel import Group, SequenceShares
-from .parallel.layout import check_count, choose_cfg_size
+from .parallel.layout import SINGLE, check_count, choose_cfg_size
 from .parallel.world import Connection
 from .state import State, VideoPart
 from .trace import Trace
@@ -151,7 +151,7 @@ class Adapter(ABC):
         """Read the end of a video at the size and rate of the new one."""
 
     @abstractmethod
-    def load(self, device: str, group: Group) -> Any:
+    def load(self, device: str, group: Group = SINGLE.world) -> Any:
         """Read the weights; returns a pipeline. Of several processes the first alone has the text encoder."""
 
     @abstractmethod

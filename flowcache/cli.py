@@ -98,12 +98,12 @@ class Job:
         of_run = {"resume": self.given.get("resume", False), "dry_run": self.given.get("dry_run", False)}
         return {**self.identity, **of_run, "versions": {**versions, "code": repository_commit()}}
 
-    def run(self, world: World) -> str:
+    def run(self, world: World | None = None) -> str:
         """Make the video, its trace and its reuse map; returns their paths and a summary.
 
         Of several processes the first writes.
         """
-        trace, sampler = Trace(method=self.sampler.method), self.sampler
+        trace, sampler, world = Trace(method=self.sampler.method), self.sampler, world or World()
         group = world.join(sampler.device, sampler.model.connection)
         with self.resume or nullcontext() as resume:
             with trace.timer("load"), world.load_in_turn(sampler.model.weight_bytes(sampler.device)):

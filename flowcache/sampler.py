@@ -17,6 +17,7 @@ from .config import FlowCacheConfig
 from .environment import prepare_device, restart_peak_memory
 from .fingerprint import array_digest, file_digest, folder_digest
 from .parallel import Group
+from .parallel.layout import SINGLE
 from .prompts import check_prompt
 from .resume import ResumeFile
 from .state import State, VideoPart
@@ -35,7 +36,7 @@ class Sampler:
     device: str
     shows_steps: bool = True
     _pipeline: Any = field(default=None, init=False, repr=False)
-    _group: Group = field(default_factory=Group, init=False, repr=False)
+    _group: Group = field(default=SINGLE.world, init=False, repr=False)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -65,11 +66,10 @@ class Sampler:
             probe_video(sample.video)
             self.model.check_history(sample.video)
 
-    def load(self, group: Group | None = None) -> None:
+    def load(self, group: Group = SINGLE.world) -> None:
         """Read the weights, to make videos with the other processes of a group."""
         prepare_device(self.device)
-        self._group = group or Group()
-        self._pipeline = self.model.load(self.device, self._group)
+        self._group, self._pipeline = group, self.model.load(self.device, group)
         self._pipeline.prompt_warnings.once_a_kind = not self.shows_steps
         shows = self.shows_steps and self._group.is_first
         self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not shows)

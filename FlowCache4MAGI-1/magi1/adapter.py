@@ -17,6 +17,7 @@ from flowcache.fingerprint import array_digest
 from flowcache.loading import LoadOptions
 from flowcache.methods import make_config
 from flowcache.options import Given
+from flowcache.parallel.layout import SINGLE
 from flowcache.parallel.world import Connection
 from flowcache.pipeline import STAGED
 from flowcache.registry import check_number, described
@@ -199,7 +200,7 @@ class Magi1(Adapter):
         kept = max(round(seconds * fps), FRAMES) if seconds else count
         return Start(to_float(frames[-max(min(kept, count) // FRAMES * FRAMES, 1) :]))
 
-    def load(self, device, group):
+    def load(self, device, group=SINGLE.world):
         options = {**vars(self.loading), "offload": self.offload, "with_text": group.is_first}
         pipeline = load_pipeline(self.source, device, **options)
         pipeline.parallelize(group)

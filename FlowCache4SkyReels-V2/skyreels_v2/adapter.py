@@ -13,6 +13,7 @@ from flowcache.adapter import Adapter, Start
 from flowcache.memory import STAGES
 from flowcache.methods import make_config
 from flowcache.options import Refuse
+from flowcache.parallel.layout import SINGLE
 from flowcache.prompts import check_prompt
 from flowcache.registry import described
 from flowcache.video import last_frames, probe_video, to_float
@@ -227,7 +228,7 @@ class SkyReelsV2(Adapter):
             raise ValueError(f"{found}, fewer than overlap_history ({wanted}).")
         return Start(to_float(frames), before=history, skip=wanted)
 
-    def load(self, device, group):
+    def load(self, device, group=SINGLE.world):
         pipeline = load_pipeline(self.source, device, group.is_first, **vars(self.loading))
         pipeline.parallelize(group, self.cfg_size)
         return pipeline

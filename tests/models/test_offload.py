@@ -112,6 +112,6 @@ def test_programs_choose_deterministic_convolutions(monkeypatch):
 def test_a_small_gpu_turns_offload_on(skyreels, monkeypatch, tmp_path, helpful, offloaded):
     made = []
     monkeypatch.setattr("flowcache.cli.log_needs", lambda *_: helpful)
-    monkeypatch.setattr("flowcache.cli.Job.run", lambda job: made.append(job.sampler.model.loading.offload) or "")
+    monkeypatch.setattr("flowcache.cli.Job.run", lambda job, _: made.append(job.sampler.model.loading.offload) or "")
     assert skyreels("--outdir", tmp_path, "--defaults", "--prompt", "a red circle") == 0
     assert made == [offloaded]
