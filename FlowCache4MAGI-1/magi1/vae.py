@@ -222,7 +222,7 @@ class AutoencoderKLMagi(ModelMixin, ConfigMixin):
         channels = 2 * self.config.z_chans if encodes else self.config.in_chans
         scale = floordiv if encodes else mul
         shapes = [(len(tile), channels, *map(scale, tile.shape[2:], (length, side, side))) for tile in tiles]
-        results = run_tiles(group, run, tiles, shapes)
+        results = run_tiles(group, run, tiles, shapes, x)
         if len(tops) == len(lefts) == 1:
             return torch.cat(list(results), dim=2)
         # The original blends encoded tiles with neighbours that are blended already, decoded ones with raw.

@@ -1,13 +1,18 @@
 """Video to latents and back, through the Wan VAE."""
 
+from itertools import product
+
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowcache.finite import check_finite
+from flowcache.parallel import Group
+from flowcache.parallel.tiles import run_tiles
 from flowcache.state import State, on_device
 
+from .row_decoder import split_rows
 from .settings import pixel_frames
 
 
@@ -18,15 +23,28 @@ class VideoCodec:
     before it, at every convolution. Only these are kept, and the newest frames. A VAE with ``enable_tiling`` runs in
     tiles that overlap, cut and blended as diffusers does; each has features of its own, in host memory.
 
+    The processes of a group call the same methods with the same tensors, and get the same results. The first one
+    encodes. Each decodes some rows of all frames, or some of the tiles, and keeps the features of these alone.
+
     Args:
         vae: the autoencoder.
         repeated: latent frames at the start that the window before has shown; ``decode_new`` omits them.
         num_kept: newest frames to keep in ``newest`` for the next window.
         offload: keep the features in host memory between pieces, also without tiles.
+        group: processes that share the work.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, repeated: int = 0, num_kept: int = 0, offload: bool = False) -> None:
+    def __init__(
+        self,
+        vae: AutoencoderKLWan,
+        repeated: int = 0,
+        num_kept: int = 0,
+        offload: bool = False,
+        group: Group | None = None,
+    ) -> None:
         self.vae, self._repeated, self._num_kept, self._offload = vae, repeated, num_kept, offload
+        self._group = group or Group()
+        self._row_decoder: nn.Module | None = None  # made for the height of the first latents
         self._num_convolutions = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
         #: By the place of a tile; of a convolution, None before its first input, and diffusers' word for its first.
         self._features: dict[tuple[int, int], list[Tensor | str | None]] = {}
@@ -36,9 +54,12 @@ class VideoCodec:
 
     def encode(self, video: Tensor) -> Tensor:
         """Encode ``[3, frames, height, width]`` in [-1, 1] to latents in fp32."""
-        given = video.unsqueeze(0).to(self.vae.device, self.vae.dtype)
         mean, std = self._statistics()
-        latents = (self.vae.encode(given).latent_dist.mode().float() - mean) / std
+        latents = None
+        if self._group.is_first:
+            given = video.unsqueeze(0).to(self.vae.device, self.vae.dtype)
+            latents = (self.vae.encode(given).latent_dist.mode().float() - mean) / std
+        latents = self._group.broadcast(latents, self.vae.device)
         return check_finite("latents of the given frames", latents[0])
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -75,15 +96,24 @@ class VideoCodec:
         """Decode ``[1, channels, frames, height, width]`` in one tile or several, as ``vae.tiled_decode``."""
         vae, ratio, patch = self.vae, self.vae.spatial_compression_ratio, self.vae.config.patch_size or 1
         tall, wide = vae.tile_sample_min_height // ratio, vae.tile_sample_min_width // ratio
-        height, width = latents.shape[3:]
+        count, height, width = latents.shape[2:]
         if not vae.use_tiling or (height <= tall and width <= wide):
-            return self._decode_tile(latents, (0, 0))
+            if self._row_decoder is None:
+                self._row_decoder = split_rows(vae.decoder, self._group, height)
+            return self._decode_tile(self._row_decoder, latents, (0, 0))
         down, right = vae.tile_sample_stride_height, vae.tile_sample_stride_width
         blends = (vae.tile_sample_min_height - down) // patch, (vae.tile_sample_min_width - right) // patch
         tops, lefts = range(0, height, down // ratio), range(0, width, right // ratio)
-        rows, joined = [], []
-        for top in tops:
-            rows.append([self._decode_tile(latents[..., top : top + tall, x : x + wide], (top, x)) for x in lefts])
+        frames = pixel_frames(self._start + count) - pixel_frames(self._start)
+        tiles = {(y, x): latents[..., y : y + tall, x : x + wide] for y, x in product(tops, lefts)}
+        sizes = [[side * ratio // patch for side in tile.shape[3:]] for tile in tiles.values()]
+        shapes = [(1, vae.config.out_channels, frames, *size) for size in sizes]
+
+        def run(place: tuple[int, int]) -> Tensor:
+            return self._decode_tile(vae.decoder, tiles[place], place)
+
+        decoded = run_tiles(self._group, run, list(tiles), shapes, latents)
+        rows, joined = [[next(decoded) for _ in lefts] for _ in tops], []
         for i, row in enumerate(rows):
             for j, tile in enumerate(row):  # each fades in from its neighbours as they are blended
                 tile = vae.blend_v(rows[i - 1][j], tile, blends[0]) if i else tile
@@ -91,11 +121,11 @@ class VideoCodec:
             joined.append(torch.cat([tile[..., : down // patch, : right // patch] for tile in row], dim=4))
         return torch.cat(joined, dim=3)[..., : height * ratio // patch, : width * ratio // patch]
 
-    def _decode_tile(self, latents: Tensor, place: tuple[int, int]) -> Tensor:
+    def _decode_tile(self, decoder: nn.Module, latents: Tensor, place: tuple[int, int]) -> Tensor:
         """Decode the next latents of a tile behind those before them."""
         features = on_device(self._features.pop(place, [None] * self._num_convolutions), latents.device)
         frames = [
-            self.vae.decoder(latent, features, [0], first_chunk=self._start + index == 0)
+            decoder(latent, features, [0], first_chunk=self._start + index == 0)
             for index, latent in enumerate(latents.split(1, dim=2))
         ]
         on_host = self._offload or self.vae.use_tiling

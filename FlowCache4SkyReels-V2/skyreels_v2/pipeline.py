@@ -174,7 +174,8 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                 plan, end = plans[index], last if index == len(plans) - 1 else None
                 solver = ChunkUniPC(settings.inference_steps, settings.shift)
                 # Later windows start with frames that the window before has shown.
-                codec = VideoCodec(self.vae, plan.prefix if index else 0, num_kept, "vae" in self._staged)
+                repeated = plan.prefix if index else 0
+                codec = VideoCodec(self.vae, repeated, num_kept, "vae" in self._staged, self.process_group)
                 condition_generator.manual_seed(settings.seed + index + 1)
                 if resumed := state is not None:
                     given = on_device(state["given"], device)

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .group import Group
+
+T = TypeVar("T")
 
 
 def deal(costs: Sequence[int], processes: int) -> list[int]:
@@ -19,13 +22,14 @@ def deal(costs: Sequence[int], processes: int) -> list[int]:
 
 
 def run_tiles(
-    group: Group, run: Callable[[Tensor], Tensor], tiles: Sequence[Tensor], shapes: Sequence[Sequence[int]]
+    group: Group, run: Callable[[T], Tensor], tiles: Sequence[T], shapes: Sequence[Sequence[int]], like: Tensor
 ) -> Iterator[Tensor]:
     """Results of all tiles, each computed by one process; one collective.
 
     Args:
-        run: makes a result of a tile, in its type and on its device.
+        run: makes the result of a tile.
         shapes: of the results, whose sizes stand for the work.
+        like: a tensor with the type and device of the results.
     """
     if group.size == 1:
         return map(run, tiles)
@@ -34,6 +38,6 @@ def run_tiles(
     order = sorted(range(len(tiles)), key=owners.__getitem__)
     own = [run(tiles[tile]).reshape(-1) for tile in order if owners[tile] == group.index]
     counts = [sum(size for size, owner in zip(sizes, owners, strict=True) if owner == i) for i in range(group.size)]
-    joined = group.gather(torch.cat(own) if own else tiles[0].new_empty(0), 0, counts)
+    joined = group.gather(torch.cat(own) if own else like.new_empty(0), 0, counts)
     parts = dict(zip(order, joined.split([sizes[tile] for tile in order]), strict=True))
     return (parts[tile].view(*shape) for tile, shape in enumerate(shapes))

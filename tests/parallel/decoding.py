@@ -1,13 +1,20 @@
 """Encoding and decoding in each of some processes, compared with a single one; prints a verdict a line."""
 
 from collections.abc import Iterator
+from copy import deepcopy
+from itertools import chain, product
 
 import torch
+from diffusers import AutoencoderKLWan
 from torch import Tensor
 from torch import distributed as dist
 
+from flowcache.files import shipped
 from flowcache.parallel import Group
+from flowcache.parallel.efficiency import PlannedGroup
 from magi1.vae import AutoencoderKLMagi, Tiling
+from skyreels_v2.codec import VideoCodec
+from skyreels_v2.row_decoder import split_rows
 
 #: Name of a case, what one process makes, and what this one got of the group.
 Case = tuple[str, Tensor, Tensor]
@@ -26,14 +33,57 @@ def magi_cases(group: Group) -> Iterator[Case]:
             yield f"{name} encoded", known.parameters, found.parameters
 
 
+def decode_in_pieces(vae: AutoencoderKLWan, latents: Tensor, group: Group | None) -> tuple[Tensor, Tensor]:
+    """Frames and the newest of them, by codecs of which each continues where the one before it stood."""
+    frames, state = [], None
+    for piece in latents.split([1, 2, 1], dim=1):
+        codec = VideoCodec(vae, num_kept=3, group=group)
+        if state is not None:
+            codec.load_state_dict(state)
+        frames.append(codec.decode(piece))
+        state = codec.state_dict()
+    return torch.cat(frames, dim=1), codec.newest
+
+
+def plan_decoding(vae: AutoencoderKLWan, latents: Tensor, group: Group) -> tuple[int, int]:
+    """Bytes and collectives of a process that decodes latents."""
+    planned, features = PlannedGroup(group.index, group.size), [None] * 99
+    decoder = split_rows(deepcopy(vae.decoder).to("meta"), planned, latents.shape[2])
+    for index, latent in enumerate(latents.unsqueeze(0).to("meta").split(1, dim=2)):
+        decoder(latent, features, [0], first_chunk=index == 0)
+    return planned.traffic.nbytes, planned.traffic.collectives
+
+
+def skyreels_cases(group: Group) -> Iterator[Case]:
+    channels = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    vaes = {
+        "small": AutoencoderKLWan.from_pretrained(shipped("assets/skyreels_v2_small/vae")),
+        "tiny": AutoencoderKLWan(base_dim=4, z_dim=4, num_res_blocks=1, **channels),
+        "in tiles": AutoencoderKLWan(base_dim=4, z_dim=4, num_res_blocks=1, **channels),
+    }
+    vaes["in tiles"].enable_tiling(48, 64, 32, 48)
+    for (name, vae), (height, width) in product(vaes.items(), ((8, 8), (7, 12), (2, 16))):
+        name, latents = f"SkyReels-V2 {name} {height} x {width}", torch.randn(vae.config.z_dim, 4, height, width)
+        before = group.traffic.nbytes, group.traffic.collectives
+        known, found = (decode_in_pieces(vae, latents, each) for each in (None, group))
+        sent = group.traffic.nbytes - before[0], group.traffic.collectives - before[1]
+        yield f"{name} decoded", known[0], found[0]
+        yield f"{name} newest", known[1], found[1]
+        if not vae.use_tiling:
+            yield f"{name} sent", torch.tensor(plan_decoding(vae, latents, group)), torch.tensor(sent)
+        video = torch.rand(3, 5, 8 * height, 8 * width)
+        yield f"{name} encoded", *(VideoCodec(vae, group=each).encode(video) for each in (None, group))
+
+
 @torch.no_grad()
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     group = Group(dist.get_rank(), dist.get_world_size())
     torch.manual_seed(0)
-    for cases in (magi_cases,):
-        for name, known, found in cases(group):
+    # PyTorch has two kernels of convolutions, and chooses by the size of their input.
+    with torch.backends.mkldnn.flags(enabled=False):
+        for name, known, found in chain(magi_cases(group), skyreels_cases(group)):
             same = group.gather_objects(torch.equal(known, found))
             if group.is_first:
                 print("same" if all(same) else "different", name)

@@ -12,7 +12,7 @@ from flowcache.parallel.tiles import deal
 CASES = Path(__file__).with_name("decoding.py")
 
 
-@pytest.mark.parametrize("processes", [3])
+@pytest.mark.parametrize("processes", [2, 3])
 def test_decoding_is_that_of_one_process(processes):
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
