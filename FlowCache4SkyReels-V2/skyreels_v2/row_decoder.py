@@ -33,8 +33,8 @@ class RowDecoder(nn.Module):
     the caller carries from frame to frame are those of the rows of this process, and of the one row above and below
     that a convolution reads.
 
-    In fp32 on a CPU, the bits are those of one process where PyTorch takes the same kernels for some rows as for all: it
-    has a convolution for inputs of up to 20480 channels x frames x rows and another for larger ones, which round
+    In fp32 on a CPU, the bits are those of one process where PyTorch takes the same kernels for some rows as for all.
+    It has one convolution for inputs of up to 20480 channels x frames x rows and another for larger ones, which round
     differently, and other kernels for fewer than 16 pixels.
 
     Args:
