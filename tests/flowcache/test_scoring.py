@@ -80,16 +80,17 @@ class Watch(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("blocks", [(256, 2048), (7, 11), (1000, 1)])
-def test_streamed_mass_equals_its_definition(monkeypatch, blocks):
+def test_streamed_attention_equals_its_definition(monkeypatch, blocks):
     monkeypatch.setattr(streamed, "QUERY_BLOCK", blocks[0])
     monkeypatch.setattr(streamed, "KEY_BLOCK", blocks[1])
     tokens = random_tokens()
     groups = tokens.queries.shape[1] // tokens.keys.shape[1]
     keys = tokens.keys.double().repeat_interleave(groups, dim=1)
     logits = torch.einsum("nhd,thd->hnt", tokens.queries.double(), keys) / math.sqrt(keys.shape[-1])
-    expected = logits.unflatten(0, (-1, groups)).amax(dim=1).softmax(dim=-1).mean(dim=1)
-    mass = streamed.attention_mass(tokens.queries, tokens.keys)
-    assert torch.allclose(mass.double(), expected, rtol=1e-5, atol=1e-9)
+    attention = logits.unflatten(0, (-1, groups)).amax(dim=1).softmax(dim=-1)
+    mass, peak = (f(tokens.queries, tokens.keys) for f in (streamed.attention_mass, streamed.attention_peak))
+    assert torch.allclose(mass.double(), attention.mean(dim=1), rtol=1e-5, atol=1e-9)
+    assert torch.allclose(peak.double(), attention.amax(dim=1), rtol=1e-5, atol=1e-9)
 
 
 def test_a_gpu_multiplies_low_precision_as_it_is():
@@ -140,6 +141,34 @@ def test_attention_over_matched_rows_is_that_over_all(monkeypatch):
         apart[compactor] = torch.stack([(own_mass - mass).norm(), (own - outputs).norm()])
     select, matched_rows, untouched = apart.values()
     assert (matched_rows < 0.65 * select).all() and torch.allclose(untouched, select)
+
+
+@pytest.mark.parametrize("block", [64, 2048])
+def test_matched_rows_are_those_of_the_plain_regressions(monkeypatch, block):
+    """One head at a time in fp64; the shift of keys from its primal problem, all numbers of all rows at once."""
+    monkeypatch.setattr(matched, "KEY_BLOCK", block)
+    tokens, kept = batched(random_tokens(queries=20)), torch.arange(0, 300, 2).expand(1, 2, -1)
+    found = Matched(mass=0.5, values=0.2).compact(tokens, kept)
+    for head in range(2):
+        queries = tokens.queries[0, :, 2 * head : 2 * head + 2].double().transpose(0, 1).flatten(0, 1) / 4
+        every = [rows[0, :, head].double() for rows in (tokens.keys, tokens.values)]
+        keys, values = (rows[::2] for rows in every)
+        logits, own = queries @ every[0].T, queries @ keys.T
+        missing = logits.logsumexp(dim=-1) - own.logsumexp(dim=-1)
+        # A row's own shift, and one that all share and that the penalty counts a tenth as much.
+        design = (own.softmax(dim=-1).unsqueeze(-1) * queries.unsqueeze(1)).flatten(1)
+        design = torch.cat([design, queries * (10 / len(keys)) ** 0.5], dim=1)
+        penalty = 0.5 * design.square().sum() / len(queries)
+        normal = design.T @ design + penalty * torch.eye(design.shape[1])
+        shifts = torch.linalg.solve(normal, design.T @ missing)
+        keys = keys + shifts[: keys.numel()].view_as(keys) + shifts[keys.numel() :] * (10 / len(keys)) ** 0.5
+        weights = (queries @ keys.T).softmax(dim=-1)
+        normal = weights.T @ weights + 0.2 * weights.square().sum() / len(queries) * torch.eye(len(keys))
+        values = values + torch.linalg.solve(
+            normal, weights.T @ (logits.softmax(dim=-1) @ every[1] - weights @ values)
+        )
+        for part, rows in zip(found, (keys, values), strict=True):
+            assert torch.allclose(part[0, :, head].double(), rows, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", COMPACTORS)

@@ -35,8 +35,7 @@ class Matched(Compactor):
     def compact(self, tokens: ScoreInput, kept: Tensor) -> tuple[Tensor, Tensor]:
         queries = group_queries(tokens.queries, tokens.keys.shape[-2]).float() / tokens.queries.shape[-1] ** 0.5
         every = [rows.transpose(1, 2) for rows in (tokens.keys, tokens.values)]
-        mass = log_mass(queries, every[0])
-        outputs = attend(queries, *every, mass)
+        mass, outputs = attend(queries, *every)
         keys, values = (take_rows(rows, kept).transpose(1, 2).float() for rows in (tokens.keys, tokens.values))
         if self.mass is not None:
             keys = match_mass(queries, keys, mass, self.mass)
@@ -45,21 +44,17 @@ class Matched(Compactor):
         return keys.transpose(1, 2), values.transpose(1, 2)
 
 
-def log_mass(queries: Tensor, keys: Tensor) -> Tensor:
-    """Log of the sum of each query's weights before they are normalised, ``[..., n, 1]``.
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of the sum of each query's weights before they are normalised, ``[..., n, 1]``, and output of attention.
 
     Args:
         queries: ``[..., n, head_dim]``, divided by the square root of ``head_dim``.
-        keys: ``[..., rows, head_dim]``.
+        keys, values: ``[..., rows, head_dim]``.
     """
-    parts = [logits.logsumexp(dim=-1, keepdim=True) for _, logits in _logit_blocks(queries, keys)]
-    return torch.cat(parts, dim=-1).logsumexp(dim=-1, keepdim=True)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mass: Tensor) -> Tensor:
-    """Output of attention, ``[..., n, head_dim]``."""
-    blocks = _weight_blocks(queries, keys, mass)
-    return sum(weights @ values[..., place, :].float() for place, weights in blocks)
+    blocks, outputs = _Blocks(queries, keys), 0.0
+    for place, weights, faded in blocks:
+        outputs = faded * outputs + weights @ values[..., place, :].float()
+    return blocks.mass, outputs
 
 
 def match_mass(queries: Tensor, keys: Tensor, mass: Tensor, ridge: float) -> Tensor:
@@ -68,20 +63,20 @@ def match_mass(queries: Tensor, keys: Tensor, mass: Tensor, ridge: float) -> Ten
     A shift of key j changes the log mass of query q by its weight ``w[q, j]`` times their product, so the Gram matrix
     of the regression is that of the weights times that of the queries, number by number.
     """
-    own = log_mass(queries, keys)
-    shared = _SHARED / keys.shape[-2]
-    gram = (_gram(queries, keys, own) + shared) * (queries @ queries.mT)
-    pulls = solve(gram, mass - own, ridge) * queries
-    shift = shared * pulls.sum(dim=-2, keepdim=True)
-    blocks = [weights.mT @ pulls for _, weights in _weight_blocks(queries, keys, own)]
-    return keys + torch.cat(blocks, dim=-2) + shift
+    blocks, gram, shared = _Blocks(queries, keys), 0.0, _SHARED / keys.shape[-2]
+    for _, weights, faded in blocks:
+        gram = faded * faded.mT * gram + weights @ weights.mT
+    pulls = solve((gram + shared) * (queries @ queries.mT), mass - blocks.mass, ridge) * queries
+    return keys + blocks.pull(pulls) + shared * pulls.sum(dim=-2, keepdim=True)
 
 
 def match_outputs(queries: Tensor, keys: Tensor, values: Tensor, outputs: Tensor, ridge: float) -> Tensor:
     """Shift values so that the output of attention comes close to ``outputs``, ``[..., n, head_dim]``."""
-    mass = log_mass(queries, keys)
-    pulls = solve(_gram(queries, keys, mass), outputs - attend(queries, keys, values, mass), ridge)
-    return values + torch.cat([weights.mT @ pulls for _, weights in _weight_blocks(queries, keys, mass)], dim=-2)
+    blocks, gram, own = _Blocks(queries, keys), 0.0, 0.0
+    for place, weights, faded in blocks:
+        gram = faded * faded.mT * gram + weights @ weights.mT
+        own = faded * own + weights @ values[..., place, :]
+    return values + blocks.pull(solve(gram, outputs - own, ridge))
 
 
 def solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
@@ -94,17 +89,27 @@ def solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
     return torch.where((failed == 0)[..., None, None], solution, 0.0)
 
 
-def _gram(queries: Tensor, keys: Tensor, mass: Tensor) -> Tensor:
-    """Products of the weights of each two queries, summed over the keys, ``[..., n, n]``."""
-    return sum(weights @ weights.mT for _, weights in _weight_blocks(queries, keys, mass))
+class _Blocks:
+    """Attention by blocks of keys in one pass: the place of a block, its weights ``[..., queries, keys]``, normalised
+    over the blocks so far, and what that multiplies the weights of those before by.
 
+    ``mass``: log of the sum of each query's weights so far.
+    """
 
-def _weight_blocks(queries: Tensor, keys: Tensor, mass: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    return ((place, (logits - mass).exp_()) for place, logits in _logit_blocks(queries, keys))
+    def __init__(self, queries: Tensor, keys: Tensor) -> None:
+        self._queries, self._keys = queries, keys
+        self.mass = queries.new_full((*queries.shape[:-1], 1), -torch.inf)
 
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        for place, logits in self._logits():
+            before, self.mass = self.mass, torch.logaddexp(self.mass, logits.logsumexp(dim=-1, keepdim=True))
+            yield place, (logits - self.mass).exp_(), (before - self.mass).exp_()
 
-def _logit_blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Place of a block of keys, and its logits ``[..., queries, keys]``."""
-    for start in range(0, keys.shape[-2], KEY_BLOCK):
-        place = slice(start, start + KEY_BLOCK)
-        yield place, queries @ keys[..., place, :].float().mT
+    def pull(self, pulls: Tensor) -> Tensor:
+        """Sum of the queries' pulls ``[..., queries, head_dim]`` on each key, by its weight."""
+        return torch.cat([(logits - self.mass).exp_().mT @ pulls for _, logits in self._logits()], dim=-2)
+
+    def _logits(self) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, self._keys.shape[-2], KEY_BLOCK):
+            place = slice(start, start + KEY_BLOCK)
+            yield place, self._queries @ self._keys[..., place, :].float().mT

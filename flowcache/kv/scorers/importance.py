@@ -38,33 +38,52 @@ class Importance(Scorer):
 def attention_mass(queries: Tensor, keys: Tensor) -> Tensor:
     """Mean attention of each key over the queries, ``[..., kv_heads, tokens]``, fp32.
 
-    Query heads that share a key-value head are pooled by their largest logit, before the softmax over all
-    keys. Two passes over blocks of keys: the first computes each query's normaliser, the second the sum.
-    Memory does not grow with queries times keys. A single block needs one pass.
+    Query heads that share a key-value head are pooled by their largest logit, before the softmax over all keys.
 
     Args:
         queries: ``[..., n, heads, head_dim]``; ``heads`` is a multiple of ``kv_heads``.
         keys: ``[..., tokens, kv_heads, head_dim]``.
     """
-    *branches, num_tokens, kv_heads, _ = keys.shape
-    mass = torch.zeros(*branches, kv_heads, num_tokens, device=keys.device)
-    for block in queries.split(QUERY_BLOCK, dim=-3):
-        if num_tokens <= KEY_BLOCK:
-            ((_, logits),) = _logit_blocks(block, keys)
-            mass += logits.softmax(dim=-1).sum(dim=-2)
-            continue
-        normaliser = torch.full((*branches, kv_heads, block.shape[-3]), -math.inf, device=keys.device)
-        for _, logits in _logit_blocks(block, keys):
-            normaliser = torch.logaddexp(normaliser, logits.logsumexp(dim=-1))
-        for place, logits in _logit_blocks(block, keys):
-            mass[..., place] += (logits - normaliser.unsqueeze(-1)).exp_().sum(dim=-2)
+    mass = _no_attention(keys)
+    for place, weights in _weight_blocks(queries, keys):
+        mass[..., place] += weights.sum(dim=-2)
     return mass / queries.shape[-3]
+
+
+def attention_peak(queries: Tensor, keys: Tensor) -> Tensor:
+    """Largest attention of each key over the queries; otherwise as ``attention_mass``."""
+    peak = _no_attention(keys)
+    for place, weights in _weight_blocks(queries, keys):
+        peak[..., place] = torch.maximum(peak[..., place], weights.amax(dim=-2))
+    return peak
 
 
 def group_queries(queries: Tensor, kv_heads: int) -> Tensor:
     """Queries ``[..., n, heads, head_dim]`` by their KV head, ``[..., kv_heads, groups * n, head_dim]``."""
     # Heads of a group become queries of one head, so that keys are not copied for each.
     return queries.unflatten(-2, (kv_heads, -1)).movedim(-4, -2).flatten(-3, -2)
+
+
+def _no_attention(keys: Tensor) -> Tensor:
+    *branches, num_tokens, kv_heads, _ = keys.shape
+    return torch.zeros(*branches, kv_heads, num_tokens, device=keys.device)
+
+
+def _weight_blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Place of a block of keys, and the attention that it draws, ``[..., kv_heads, queries, keys]``.
+
+    Two passes over blocks of keys: the first computes each query's normaliser. A single block needs one. Memory does
+    not grow with queries times keys.
+    """
+    for block in queries.split(QUERY_BLOCK, dim=-3):
+        if keys.shape[-3] <= KEY_BLOCK:
+            ((place, logits),) = _logit_blocks(block, keys)
+            yield place, logits.softmax(dim=-1)
+            continue
+        parts = [logits.logsumexp(dim=-1, keepdim=True) for _, logits in _logit_blocks(block, keys)]
+        normaliser = torch.cat(parts, dim=-1).logsumexp(dim=-1, keepdim=True)
+        for place, logits in _logit_blocks(block, keys):
+            yield place, (logits - normaliser).exp_()
 
 
 def _logit_blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:

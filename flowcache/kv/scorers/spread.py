@@ -6,19 +6,19 @@ from torch import Tensor
 
 from ...registry import option
 from .base import ScoreInput, Scorer
-from .importance import attention_mass, group_queries
+from .importance import attention_peak, group_queries
 
 
 @dataclass(frozen=True)
 class Spread(Scorer):
-    """Tokens at even steps through the past, where a token is as long as its share of attention and of the past.
+    """Tokens at even steps through the past, each as long as its peak of attention and its share of the past.
 
     A token counts for itself and for the dropped ones before it, so that what is kept of old chunks is not halved with
     each compression. All guidance branches keep the same tokens: guidance multiplies what they differ in, so errors
     that they share matter less.
 
     Args:
-        power: of the mean attention that a token draws; 0: even in time.
+        power: of the most attention that any query pays a token; 0: even in time.
     """
 
     power: float = option(0.5, 0, 10)
@@ -28,10 +28,10 @@ class Spread(Scorer):
         queries = group_queries(tokens.queries, tokens.keys.shape[-2]).transpose(-3, -2)
         ages = tokens.ages.float()
         spans = -ages.diff(dim=-1, prepend=ages[..., :1] + 1)
-        mass = attention_mass(queries, tokens.keys)
+        peak = attention_peak(queries, tokens.keys)
         # One branch has no dimension for branches.
-        mass = mass.mean(dim=tuple(range(mass.ndim - 2)), keepdim=True) if mass.ndim > 2 else mass
-        lengths = mass.clamp_min(1e-12) ** self.power * spans.clamp_min(1)
+        peak = peak.mean(dim=tuple(range(peak.ndim - 2)), keepdim=True) if peak.ndim > 2 else peak
+        lengths = peak.clamp_min(1e-12) ** self.power * spans.clamp_min(1)
         steps = _cap(lengths, min(tokens.budget, lengths.shape[-1]))
         ends = steps.double().cumsum(dim=-1) + 0.5
         hit = ends.floor() > (ends - steps).floor()
