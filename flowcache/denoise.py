@@ -56,6 +56,8 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         self.policy, self.forecast = self.config.make_policy(), FORECASTS[self.config.forecast]()
+        #: That share the video; each has all latents.
+        self.processes = self.model.cache_layout().processes
 
     def run(self, window: Window, schedule: StaircaseSchedule, solver: Solver) -> Iterator[CleanChunk]:
         """Denoise a window in place; yield each chunk at the step at which it becomes clean.
@@ -71,7 +73,9 @@ class Denoiser:
             frames, manager = [span.frames for span in window.chunks], self._run.cache
             shape = (schedule.num_steps, schedule.stride, window.num_given, frames)
             held = (manager.cache.nbytes, manager.cache.host_nbytes, manager.plain_nbytes)
-            self.trace.begin_window(WindowRecord(*shape, *held))
+            each = self.processes.world.gather_objects(held)
+            by_rank = [own[0] for own in each] if len(each) > 1 else []
+            self.trace.begin_window(WindowRecord(*shape, *map(sum, zip(*each, strict=True)), by_rank))
         else:
             self._run.load_state_dict(self._loaded)
             self._loaded = None
@@ -105,7 +109,7 @@ class WindowRun:
         self.denoiser, self.config, self.model = denoiser, denoiser.config, denoiser.model
         self.policy, self.forecast = denoiser.policy, denoiser.forecast
         self.window, self.schedule, self.solver = window, schedule, solver
-        self.finite = FiniteWatch()
+        self.finite = FiniteWatch(denoiser.processes.world)
         self.forecast.begin(solver.times)
         self.policy.begin(schedule.num_steps, solver.times, self.forecast)
         lengths = [self.model.num_tokens(span.frames) for span in window.chunks]
@@ -222,6 +226,8 @@ class WindowRun:
             shown = [inputs[c] for c in (inputs if self.config.whole_window else live)]
             indicators = dict(zip((i.chunk for i in shown), self.model.indicators(shown), strict=True))
         decisions = self.policy.decide(step, len(self.schedule), live, indicators)
+        # Processes that decided differently would wait for each other forever.
+        decisions = self.denoiser.processes.world.broadcast_object(decisions)
         for chunk, decision in decisions.items():
             if not math.isfinite(decision.distance or 0):
                 self.finite.check()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .parallel.group import Group
 from .quantize import plain_parts
 
 CAUSES = (
@@ -21,10 +22,14 @@ class NotFiniteError(ArithmeticError):
 
 
 class FiniteWatch:
-    """Records on the device whether tensors are finite, until the host waits for the device anyway."""
+    """Records on the device whether tensors are finite, until the host waits for the device anyway.
 
-    def __init__(self) -> None:
+    ``group``: processes that share a run; what one of them sees ends all.
+    """
+
+    def __init__(self, group: Group | None = None) -> None:
         self._sums: list[tuple[str, Tensor]] = []
+        self._group = group or Group()
 
     def observe(self, name: str, values: Tensor) -> None:
         """Record whether ``values`` are finite; the host does not wait."""
@@ -34,7 +39,7 @@ class FiniteWatch:
     def check(self, causes: str = CAUSES) -> None:
         """Transfer all records to the host; NotFiniteError names the first tensor that is not finite, and causes."""
         sums, self._sums = self._sums, []
-        values = torch.stack([value for _, value in sums]).tolist() if sums else ()
+        values = self._group.sum(torch.stack([value for _, value in sums])).tolist() if sums else ()
         for (name, _), value in zip(sums, values, strict=True):
             if not math.isfinite(value):
                 raise NotFiniteError(f"{name}: expected finite numbers, got NaN or infinity; {causes}.")

@@ -270,6 +270,10 @@ class FlowCachePipeline:
             with self._stage("denoise", "transformer", trace), torch.inference_mode():
                 chunk = next(chunks, None)
             if chunk is None:
+                peak = denoiser.processes.world.max(
+                    torch.tensor(trace.peak_memory_bytes, device=self._execution_device)
+                )
+                trace.peak_memory_bytes = int(peak)
                 return
             yield chunk.latents
 

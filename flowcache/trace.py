@@ -46,7 +46,7 @@ class StepRecord:
 @dataclass
 class WindowRecord:
     """Geometry of one window, given chunks first; bytes of its cache on the device, in host memory, and what it would
-    take without compression and storage."""
+    take without compression and storage. Of several processes: in all of them together, and on the device of each."""
 
     num_steps: int
     stride: int
@@ -55,6 +55,7 @@ class WindowRecord:
     kv_bytes: int = 0
     kv_host_bytes: int = 0
     kv_plain_bytes: int = 0
+    kv_rank_bytes: list[int] = field(default_factory=list)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowcache.attention import attend
 from flowcache.kv.cache import ChunkKVCache
+from flowcache.parallel import SequenceShares
 
 from .transformer import ProjectText
 
@@ -49,19 +50,26 @@ class TextBank:
 
 @dataclass(frozen=True)
 class PackedSegments:
-    """Implements ``Attend``: stores the keys and values of all segments, then lets each attend."""
+    """Implements ``Attend``: stores the keys and values of all segments, then lets each attend.
+
+    Segments' lengths are all of their tokens; ``shares`` says which of each frame are this process's own.
+    """
 
     segments: Sequence[Segment]
     cache: ChunkKVCache
     text: TextBank
+    shares: SequenceShares = field(default_factory=SequenceShares)
 
     def attend_video(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        parts = (x.split([segment.length for segment in self.segments]) for x in (query, key, value))
+        frames, lengths = (-1, len(self.shares.own_tokens)), [segment.length for segment in self.segments]
+        divided = self.shares.to_heads(*(x.unflatten(0, frames) for x in (query, key, value)))
+        parts = (x.flatten(0, 1).split(lengths) for x in divided)
         packed = list(zip(self.segments, *parts, strict=True))
         for segment, _, k, v in packed:
             if segment.slot is not None:
                 self.cache.write(layer, segment.chunk, k, v, segment.slot)
-        return _join([self._attend(layer, *each) for each in packed])
+        attended = _join([self._attend(layer, *each) for each in packed])
+        return self.shares.to_tokens(attended.unflatten(0, (-1, self.shares.tokens))).flatten(0, 1)
 
     def attend_text(self, layer: int, query: Tensor, project: ProjectText) -> Tensor:
         queries = query.split([length for _, length in self._text_runs])
@@ -70,9 +78,9 @@ class PackedSegments:
 
     @cached_property
     def _text_runs(self) -> list[tuple[int, int]]:
-        """Captions and tokens of neighbours that share one, which attend together."""
-        runs = groupby(self.segments, lambda segment: segment.text)
-        return [(text, sum(segment.length for segment in run)) for text, run in runs]
+        """Captions and own tokens of neighbours that share one, which attend together."""
+        runs, own = groupby(self.segments, lambda segment: segment.text), len(self.shares.own_tokens)
+        return [(text, sum(segment.length // self.shares.tokens * own for segment in run)) for text, run in runs]
 
     def _attend(self, layer: int, segment: Segment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if segment.slot is not None:

@@ -12,6 +12,7 @@ from flowcache import StaircaseSchedule
 from flowcache.chunk_model import ChunkInput
 from flowcache.flops import TransformerFlops
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
+from flowcache.parallel import SINGLE, Layout, SequenceShares
 
 from .attention import PackedSegments, Segment, TextBank
 from .captions import Captions
@@ -69,7 +70,7 @@ def transformer_flops(config: Any) -> TransformerFlops:
 class MagiChunkModel:
     """Implements ``flowcache.chunk_model.ChunkModel`` for latents of a height and width (``size``).
 
-    Of the indicators of reuse policies, this model has ``INDICATOR`` alone.
+    Of the indicators of reuse policies, this model has ``INDICATOR`` alone. ``processes`` share the video's tokens.
     """
 
     bidirectional = False
@@ -82,6 +83,7 @@ class MagiChunkModel:
         size: tuple[int, int],
         sampling: Sampling,
         indicator: str | None = None,
+        processes: Layout = SINGLE,
     ) -> None:
         if indicator not in (None, INDICATOR):
             raise ValueError(f"indicator: expected {INDICATOR}, got {indicator!r}.")
@@ -93,18 +95,18 @@ class MagiChunkModel:
         self._text = TextBank([transformer.embed_caption(text) for text in texts])
         config, self._device = transformer.config, transformer.rotary_bands.device
         self._depth, self._tokens_per_patch = config.t_patch_size, math.prod(n // config.patch_size for n in size)
+        self._processes = processes
+        self._shares = SequenceShares(processes.tokens, self._tokens_per_patch, config.num_query_groups)
         self._conditions = self._make_conditions()
         #: Frames of the last call's segments, and their rotary positions; most calls have those of the one before.
         self._rotary: tuple[list[tuple[int, int]], Tensor | None] = ([], None)
         self._flops = transformer_flops(transformer.config)
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
-        return [tokens[0] for tokens in self.embed(inputs)]
+        return [tokens[0] for tokens in self._embed(inputs, SequenceShares(tokens=self._tokens_per_patch))]
 
     def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
-        latents = torch.cat([item.latents for item in inputs], dim=1)
-        lengths = [self.num_tokens(len(item.timesteps)) for item in inputs]
-        return list(self.transformer.embed(latents).unsqueeze(0).split(lengths, dim=1))
+        return self._embed(inputs, self._shares)
 
     def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
         # No live chunk has an older caption.
@@ -122,17 +124,20 @@ class MagiChunkModel:
             self._conditions[min(item.local_step, steps), int(branch.text)].expand(self._num_patches(item), -1)
             for item, branch in packed
         ]
-        segments = PackedSegments([self._segment(*each) for each in packed], cache, self._text)
+        segments = PackedSegments([self._segment(*each) for each in packed], cache, self._text, self._shares)
         rotary = self._find_rotary([(item.start_frame, item.stop_frame) for item, _ in packed])
         out = self.transformer(torch.cat(hidden), torch.cat(conditions), rotary, segments)
         parts = out.split([len(own) * one.shape[1] for one, own in zip(tokens, branches, strict=True)])
         return [part.unflatten(0, (len(own), -1)) for part, own in zip(parts, branches, strict=True)]
 
     def head(self, inputs: Sequence[ChunkInput], outputs: Sequence[Tensor]) -> list[Tensor]:
-        velocities = []
-        for item, output in zip(inputs, outputs, strict=True):
+        velocities, own = [], len(self._shares.own_tokens)
+        patches = [self.transformer.to_patches(output.flatten(0, 1)).unflatten(0, (-1, own)) for output in outputs]
+        lengths = [len(each) for each in patches]
+        patches = self._shares.join(torch.cat(patches) if len(patches) > 1 else patches[0], dim=1).split(lengths)
+        for item, part in zip(inputs, patches, strict=True):
             frames = len(item.timesteps)
-            joined = self.transformer.head(output.flatten(0, 1), len(output) * frames, *self._grid)
+            joined = self.transformer.join_patches(part, len(part) * self._depth, *self._grid)
             branches = joined.unflatten(1, (-1, frames)).transpose(0, 1)
             velocities.append(self.guidance.mix(self._time(item.local_step), branches))
         return velocities
@@ -146,7 +151,7 @@ class MagiChunkModel:
     def cache_layout(self) -> CacheLayout:
         config = self.transformer.config
         sizes = (config.num_layers, self.num_branches, config.num_query_groups, config.kv_channels)
-        return CacheLayout(*sizes, self.transformer.dtype, self._device)
+        return CacheLayout(*sizes, self.transformer.dtype, self._device).share(self._processes)
 
     def reach(self, local_step: int | None) -> int | None:
         return self.sampling.kv_range.reach(local_step, self.timetable.num_steps)
@@ -165,6 +170,14 @@ class MagiChunkModel:
         # A chunk that does not move has no use for a velocity.
         heads = len(self._branches_at(None, local_step)) if self._is_live(local_step) else 0
         return self._flops.embed(num_tokens) + heads * self._flops.head(num_tokens)
+
+    def _embed(self, inputs: Sequence[ChunkInput], shares: SequenceShares) -> list[Tensor]:
+        side, latents = self.transformer.config.patch_size, torch.cat([item.latents for item in inputs], dim=1)
+        width = self._grid[1] // side
+        embedded = self.transformer.embed(shares.take_rows(latents, width, side))
+        patches = [self._num_patches(item) for item in inputs]
+        tokens = shares.take_of_rows(embedded.unflatten(0, (sum(patches), -1)), width, dim=1)
+        return [each.flatten(0, 1).unsqueeze(0) for each in tokens.split(patches)]
 
     def _is_live(self, local_step: int | None) -> bool:
         return local_step is not None and local_step < self.timetable.num_steps
@@ -204,7 +217,8 @@ class MagiChunkModel:
         if self._rotary[0] != spans:
             # Counted on the device: the host would have to wait for the copy of a list.
             times = [torch.arange(*(n // self._depth for n in span), device=self._device) for span in spans]
-            self._rotary = spans, self.transformer.rotary(torch.cat(times), *self._grid)
+            rotary = self.transformer.rotary(torch.cat(times), *self._grid)
+            self._rotary = spans, self._shares.take(rotary, dim=1)
         return self._rotary[1]
 
     def _make_conditions(self) -> Tensor:

@@ -24,6 +24,7 @@ from flowcache.finite import check_finite
 from flowcache.loading import LoadOptions
 from flowcache.methods import check_config
 from flowcache.noise import BlockNoise, DeviceNoise, make_generator
+from flowcache.parallel import Layout
 from flowcache.pipeline import STAGED, FlowCachePipeline, StepCallback, convert_given
 from flowcache.state import State, VideoPart
 from flowcache.typed import check_keys
@@ -188,6 +189,8 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         check_type("cache", cache, FlowCacheConfig)
         check_config(cache, TRAITS)
         runtime, engine = config.runtime_config, config.engine_config
+        sizes = self.transformer.config
+        processes = Layout.plan(self.process_group, sizes.num_attention_heads, sizes.num_query_groups)
         if engine.kv_offload:
             cache = replace(cache, storage=KVStorageConfig(bits=cache.storage and cache.storage.bits, offload=True))
         if prefix is not None:
@@ -204,9 +207,9 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         with self._stage("text", "text_encoder" if prompt_embeds is None else None, trace):
             if prompt_embeds is None:
                 prompt_embeds = self._share_text(lambda: self.encode_prompt(prompt, switches.num_tokens, trace)[0])
-            width = self.transformer.config.caption_channels
-            if prompt_embeds.shape[1:] != (width,):
-                raise ValueError(f"prompt_embeds: expected [tokens, {width}], got {list(prompt_embeds.shape)}.")
+            if prompt_embeds.shape[1:] != (sizes.caption_channels,):
+                expected = f"expected [tokens, {sizes.caption_channels}]"
+                raise ValueError(f"prompt_embeds: {expected}, got {list(prompt_embeds.shape)}.")
             caption = check_finite("text embeddings", prompt_embeds.float().to(device))
         with self._stage("encode", None if prefix is None else "vae", trace):
             given = None if prefix is None else self._encode(prefix)
@@ -225,7 +228,8 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         sampling, size = Sampling(timetable, guidance, schedule, kv_range), tuple(window.frame_shape[1:])
         with self._on_device("transformer"), self.progress_bar(total=len(schedule)) as progress:
             with self._stage("denoise", "transformer", trace):
-                model = MagiChunkModel(self.transformer, captions, size, sampling, cache.policy.indicator)
+                options = {"indicator": cache.policy.indicator, "processes": processes}
+                model = MagiChunkModel(self.transformer, captions, size, sampling, **options)
             denoiser = Denoiser(model, cache, trace)
             shown, hidden, wanted = (), window.chunks[num_given].held, runtime.num_frames
             if state is not None:

@@ -253,8 +253,15 @@ class MagiTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def head(self, hidden: Tensor, frames: int, height: int, width: int) -> Tensor:
         """Tokens ``[tokens, dim]`` of one segment to its velocity ``[channels, frames, height, width]``."""
+        return self.join_patches(self.to_patches(hidden), frames, height, width)
+
+    def to_patches(self, hidden: Tensor) -> Tensor:
+        """Tokens ``[..., dim]`` to the numbers of their patches, ``[..., features]``."""
+        return self.proj_out(self.norm_out(hidden.float()))
+
+    def join_patches(self, out: Tensor, frames: int, height: int, width: int) -> Tensor:
+        """Patches ``[tokens, features]`` of one segment to its velocity, as of ``head``."""
         side, depth = self.config.patch_size, self.config.t_patch_size
-        out = self.proj_out(self.norm_out(hidden.float()))
         grid = (frames // depth, height // side, width // side)
         out = out.reshape(*grid, depth, side, side, self.config.out_channels)
         out = out.permute(6, 0, 3, 1, 4, 2, 5).reshape(self.config.out_channels, frames, height, width)

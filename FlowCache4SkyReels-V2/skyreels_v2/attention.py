@@ -15,6 +15,7 @@ from flowcache.attention import choose_backend
 from flowcache.blockwise import map_tokens
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import ChunkKVCache
+from flowcache.parallel import SequenceShares
 
 # Compilers read the fields of frozen dataclasses, and would compile again whenever one changes; these are not frozen.
 
@@ -23,9 +24,10 @@ from flowcache.kv.cache import ChunkKVCache
 class PackedChunks:
     """The chunks of one packed call, in their order, for self attention.
 
-    ``rotary`` is cosine and sine of every token, ``[1, frames, tokens per frame, 1, head_dim / 2, 2]``.
-    ``bidirectional``: every chunk attends to all of the cache, not just to itself and earlier chunks. ``branch``: the
-    only one in the call; None: all are.
+    ``lengths`` are all tokens of each chunk; ``shares`` says which of a frame's are this process's own. ``rotary`` is
+    cosine and sine of every own token, ``[1, frames, tokens per frame, 1, head_dim / 2, 2]``. ``bidirectional``: every
+    chunk attends to all of the cache, not just to itself and earlier chunks. ``branch``: the only one in the call;
+    None: all are.
     """
 
     inputs: Sequence[ChunkInput]
@@ -33,6 +35,7 @@ class PackedChunks:
     rotary: Tensor
     cache: ChunkKVCache
     bidirectional: bool
+    shares: SequenceShares
     branch: int | None = None
 
     def pick(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -127,7 +130,7 @@ class ChunkwiseBlock(SkyReelsV2TransformerBlock):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Self attention, ``[branches, frames, tokens per frame, dim]``, and the text's keys and values."""
         cache, branch, attn, shape = packed.cache, packed.branch, self.attn1, (*value.shape[:3], -1)
-        query, key, value = (x.flatten(1, 2) for x in (query, key, value))
+        query, key, value = (x.flatten(1, 2) for x in packed.shares.to_heads(query, key, value))
         queries, keys, values = (x.split(packed.lengths, dim=1) for x in (query, key, value))
         for item, *written in zip(packed.inputs, keys, values, strict=True):
             cache.write(self.layer, item.chunk, *packed.pick(written), branch)
@@ -139,6 +142,7 @@ class ChunkwiseBlock(SkyReelsV2TransformerBlock):
                 cache.observe(self.layer, item.chunk, *packed.pick([own]), branch)
                 parts.append(_dispatch(attn, own, *packed.read(self.layer, item.chunk, item.first_chunk)))
         attended = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        attended = packed.shares.to_tokens(attended.unflatten(1, (shape[1], -1)))
         return attended.reshape(shape), *text.keys_values(self.layer, self.attn2)
 
     def _finish(self, seen: Sequence[Tensor], hidden: Tensor, attended: Tensor, modulation: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from flowcache import blockwise
 from flowcache.chunk_model import ChunkInput
 from flowcache.flops import TransformerFlops
 from flowcache.kv.cache import CacheLayout, ChunkKVCache
+from flowcache.parallel import SINGLE, Layout, SequenceShares
 
 from .attention import ChunkwiseBlock, PackedChunks, TextContext, modulate
 
@@ -79,6 +80,7 @@ class SkyReelsV2ChunkModel:
         bidirectional: attend to the whole window, as the original does, and not only to the past.
         indicator: a key of ``INDICATORS``; None is ``timestep_projection``.
         runs_whole_window: see ``ChunkModel``; False for streaming, which the original lacks.
+        processes: that share the video: each runs its guidance branches on its share of the tokens.
     """
 
     def __init__(
@@ -92,10 +94,14 @@ class SkyReelsV2ChunkModel:
         bidirectional: bool = False,
         indicator: str | None = None,
         runs_whole_window: bool = True,
+        processes: Layout = SINGLE,
     ) -> None:
         config = transformer.config
         if config.patch_size[0] != 1 or config.image_dim is not None:
             raise ValueError("transformer: expected one-frame patches and no image tokens; use a DF model.")
+        if getattr(transformer, "_parallel_config", None) is not None:
+            advice = "load it without, and call the pipeline's parallelize"
+            raise ValueError(f"transformer: expected none of diffusers' parallelism, got some; {advice}.")
         indicator = indicator or "timestep_projection"
         if indicator not in INDICATORS:
             raise ValueError(f"indicator: expected one of {', '.join(INDICATORS)}, got {indicator!r}.")
@@ -110,7 +116,10 @@ class SkyReelsV2ChunkModel:
             block.__class__, block.layer = ChunkwiseBlock, layer  # keeps parameters and hooks
         transformer._repeated_blocks = [ChunkwiseBlock.__name__]  # so that compile_repeated_blocks still finds them
         self._rotary = FrameRotary(transformer.rope, self._grid, num_frames)
-        self._text = TextContext(transformer.condition_embedder.text_embedder(prompt_embeds))
+        self._processes, self._branches = processes, processes.branches.share(self.num_branches)
+        self._shares = SequenceShares(processes.tokens, self.num_tokens(1), config.num_attention_heads)
+        text = transformer.condition_embedder.text_embedder(prompt_embeds)
+        self._text = TextContext(text[self._branches.start : self._branches.stop])
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         # Frames of one time count as one.
@@ -118,43 +127,46 @@ class SkyReelsV2ChunkModel:
         return [torch.stack([self._time(t)[self._indicator] for t in each]) for each in times]
 
     def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
-        latents = torch.cat([item.latents for item in inputs], dim=1)
-        embedding = self.transformer.patch_embedding
-        tokens = embedding(latents.unsqueeze(0).type_as(self._text.embeds)).flatten(2).transpose(1, 2)
-        return list(tokens.split(self._lengths(inputs), dim=1))
+        latents, width = torch.cat([item.latents for item in inputs], dim=1), self._grid[1]
+        latents = self._shares.take_rows(latents, width, self.transformer.config.patch_size[1])
+        embedded = self.transformer.patch_embedding(latents.unsqueeze(0).type_as(self._text.embeds))
+        tokens = self._shares.take_of_rows(embedded.flatten(3).permute(0, 2, 3, 1), width, dim=2)
+        return list(tokens.flatten(1, 2).split(self._own_lengths(inputs), dim=1))
 
     def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
-        lengths = self._lengths(inputs)
+        lengths, own_lengths = [self.num_tokens(len(i.timesteps)) for i in inputs], self._own_lengths(inputs)
         rotary = torch.cat([self._rotary.frames(item.start_frame, item.stop_frame) for item in inputs])
-        rotary = rotary[None, :, :, None]
+        rotary = self._shares.take(rotary, dim=1)[None, :, :, None]
         # Branches of a large call run one after another, which takes less memory.
-        groups = range(self.num_branches) if cache.by_branch and sum(lengths) > blockwise.MAX_TOKENS else [None]
+        count = len(self._branches)
+        groups = range(count) if cache.by_branch and sum(own_lengths) > blockwise.MAX_TOKENS else [None]
         texts = [replace(self._text, branch=branch) for branch in groups]
-        packed = [PackedChunks(inputs, lengths, rotary, cache, self.bidirectional, branch) for branch in groups]
+        call = (inputs, lengths, rotary, cache, self.bidirectional, self._shares)
+        packed = [PackedChunks(*call, branch) for branch in groups]
         modulation = self._per_frame(inputs, part=1)
         modulation[:, :, 1::3] += 1  # scales
-        hidden = list(self._by_frame(tokens).expand(self.num_branches, -1, -1, -1).contiguous().chunk(len(groups)))
+        hidden = list(self._by_frame(tokens).expand(count, -1, -1, -1).contiguous().chunk(len(groups)))
         for block in self.transformer.blocks:
             for i, text in enumerate(texts):
                 hidden[i] = block(hidden[i], text, modulation, packed[i])
         joined = torch.cat(hidden) if len(hidden) > 1 else hidden[0]
-        return list(joined.flatten(1, 2).split(lengths, dim=1))
+        return list(joined.flatten(1, 2).split(own_lengths, dim=1))
 
     def head(self, inputs: Sequence[ChunkInput], outputs: Sequence[Tensor]) -> list[Tensor]:
         model = self.transformer
         hidden, embedding = self._by_frame(outputs), self._per_frame(inputs, part=0)
         shift, scale = (each + embedding for each in model.scale_shift_table.unbind(1))
         modulated = modulate(model.norm_out, hidden, shift, 1 + scale)
-        # [branches, frames, tokens per frame, features] to [branches, channels, frames, height, width]
-        config = model.config
-        patches = project_fp32(model.proj_out, modulated, hidden.dtype).reshape(
-            self.num_branches, -1, *self._grid, *config.patch_size[1:], config.out_channels
-        )
-        velocity = patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+        patches, others = project_fp32(model.proj_out, modulated, hidden.dtype), self._processes.branches
+        patches = others.gather(patches, 0, [len(patches)] * others.size)
         if self.num_branches == 2:
-            conditional, unconditional = velocity
-            velocity = (unconditional + self.guidance_scale * (conditional - unconditional)).unsqueeze(0)
-        return list(velocity[0].split([len(item.timesteps) for item in inputs], dim=1))
+            conditional, unconditional = patches
+            patches = (unconditional + self.guidance_scale * (conditional - unconditional)).unsqueeze(0)
+        # [frames, tokens per frame, features] to [channels, frames, height, width]
+        config, patches = model.config, self._shares.join(patches[0], dim=1)
+        patches = patches.reshape(-1, *self._grid, *config.patch_size[1:], config.out_channels)
+        velocity = patches.permute(5, 0, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return list(velocity.split([len(item.timesteps) for item in inputs], dim=1))
 
     def num_tokens(self, num_frames: int) -> int:
         return num_frames * self._grid[0] * self._grid[1]
@@ -166,7 +178,8 @@ class SkyReelsV2ChunkModel:
         # Not of a weight, which may be quantised.
         config, like = self.transformer.config, self._text.embeds
         heads = (config.num_attention_heads, config.attention_head_dim)
-        return CacheLayout(config.num_layers, self.num_branches, *heads, like.dtype, like.device)
+        whole = CacheLayout(config.num_layers, self.num_branches, *heads, like.dtype, like.device)
+        return whole.share(self._processes)
 
     def reach(self, local_step: int | None) -> int | None:
         return None
@@ -177,12 +190,13 @@ class SkyReelsV2ChunkModel:
     def edge_flops(self, num_tokens: int, local_step: int | None = None) -> float:
         return self._flops.embed(num_tokens) + self.num_branches * self._flops.head(num_tokens)
 
-    def _lengths(self, inputs: Sequence[ChunkInput]) -> list[int]:
-        return [self.num_tokens(len(item.timesteps)) for item in inputs]
+    def _own_lengths(self, inputs: Sequence[ChunkInput]) -> list[int]:
+        """This process's tokens of each chunk."""
+        return [len(item.timesteps) * len(self._shares.own_tokens) for item in inputs]
 
     def _by_frame(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Tokens of all chunks, ``[1 or branches, tokens, dim]`` each, to ``[.., frames, tokens per frame, dim]``."""
-        return torch.cat(list(tokens), dim=1).unflatten(1, (-1, self.num_tokens(1)))
+        """Own tokens of all chunks, ``[1 or branches, tokens, dim]``, to ``[.., frames, tokens per frame, dim]``."""
+        return torch.cat(list(tokens), dim=1).unflatten(1, (-1, len(self._shares.own_tokens)))
 
     def _per_frame(self, inputs: Sequence[ChunkInput], part: int) -> Tensor:
         """Time embedding (0), ``[1, frames, 1, dim]``, or its projection (1), ``[1, frames, 6, 1, dim]``."""

@@ -19,6 +19,7 @@ from flowcache.environment import describe_environment
 from flowcache.finite import check_finite
 from flowcache.methods import ModelTraits
 from flowcache.noise import BlockNoise, DeviceNoise, make_generator
+from flowcache.parallel import Layout
 from flowcache.pipeline import FlowCachePipeline, StepCallback, convert_given
 from flowcache.state import State, VideoPart, on_device
 from flowcache.typed import check_keys
@@ -128,10 +129,12 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         reuse = cache.as_dict(settings.inference_steps)
         trace.settings |= {"prompt": prompt, "video": asdict(settings), "reuse": reuse}
         trace.environment = describe_environment(device)
+        heads, guided = self.transformer.config.num_attention_heads, settings.guidance_scale > 1
+        processes = Layout.plan(self.process_group, heads, heads, guided, self.cfg_size)
         plans = plan_windows(settings, 0 if prefix is None else prefix.shape[1])
         decode = decode or len(plans) > 1  # as windows take over frames
         texts = {"prompt": (prompt, prompt_embeds)}
-        if settings.guidance_scale > 1:
+        if guided:
             texts["negative_prompt"] = (negative_prompt, negative_prompt_embeds)
         is_text = any(given is None for _, given in texts.values())
         with self._stage("text", "text_encoder" if is_text else None, trace):
@@ -167,6 +170,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
                     bidirectional=cache.bidirectional,
                     indicator=cache.policy.indicator,
                     runs_whole_window=not settings.streaming,
+                    processes=processes,
                 )
             denoiser = Denoiser(model, cache, trace, settings.addnoise_condition / 1000, draw_noise)
             progress.update(len(trace.steps))

@@ -211,9 +211,15 @@ class ChunkKVCache:
         return 0.0
 
     def pop_quantizations(self) -> list[QuantizationEvent]:
-        errors, self._errors = self._errors, {}
-        means = [torch.stack(layers).mean(dim=0).tolist() for layers in errors.values()]
-        return [QuantizationEvent(list(chunks), *mean) for chunks, mean in zip(errors, means, strict=True)]
+        squares, self._errors = self._errors, {}
+        events = []
+        for chunks, layers in squares.items():
+            errors, norms = self.layout.processes.world.sum(torch.stack(layers)).sqrt().split(2, dim=-1)
+            # Rounded: fp64 sums depend on the number of processes in their last digits.
+            events.append(
+                QuantizationEvent(list(chunks), *(errors / norms.clamp_min(1e-12)).mean(dim=0).float().tolist())
+            )
+        return events
 
     def state_dict(self) -> State:
         """Ranges, keys and values; valid between two steps of the loop."""

@@ -139,7 +139,8 @@ class CompressedKVCache(ChunkKVCache):
         new = torch.arange(start, start + end - positions.shape[-1], device=positions.device)
         positions = torch.cat([positions, new.to(positions).expand(*positions.shape[:-1], -1)], dim=-1)
         ages, queries = positions.amax() - positions, torch.cat([*self._queries[layer].values()], dim=1)
-        tokens = ScoreInput(*self._oldest(layer, end), queries, ages, self._selector.tokens_per_chunk, budget)
+        rows, sizes = self._oldest(layer, end), (self._selector.tokens_per_chunk, budget)
+        tokens = ScoreInput(*rows, queries, ages, *sizes, self.layout.processes, self.layout.all_heads)
         kept = self._selector.choose(tokens)
         self.merge(layer, clean, *self._selector.config.compactor.compact(tokens, kept))
         self._positions[layer] = positions.gather(-1, kept)
@@ -150,8 +151,9 @@ class CompressedKVCache(ChunkKVCache):
     def _origins(self) -> dict[int, float]:
         positions, chunks = torch.stack(self._positions), list(self._starts)
         bounds = torch.tensor(list(self._starts.values()), dtype=torch.int32, device=positions.device)
-        counts = torch.bincount(torch.bucketize(positions.flatten(), bounds, right=True) - 1).tolist()
-        return {chunks[i]: count / positions.numel() for i, count in enumerate(counts) if count}
+        places = torch.bucketize(positions.flatten(), bounds, right=True) - 1
+        counts = self.layout.processes.world.sum(torch.bincount(places, minlength=len(chunks))).tolist()
+        return {chunks[i]: count / sum(counts) for i, count in enumerate(counts) if count}
 
 
 class FullKVCache(CompressedKVCache):

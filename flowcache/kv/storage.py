@@ -50,7 +50,7 @@ class RowStore:
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> Tensor | None:
         """Store rows from ``start`` on, ``[branches, rows, heads, head_dim]`` each.
 
-        Returns root mean square of the error of keys and of values, over theirs; None if the form is exact.
+        Returns sums of squares, fp64: of the errors of keys and of values, and of these; None if the form is exact.
         """
         stop, encoded = start + keys.shape[1], self._form.encode(keys, values)
         for part, entries in zip(self._parts, encoded, strict=True):
@@ -59,8 +59,9 @@ class RowStore:
             return None
         stored = torch.empty_like(keys), torch.empty_like(values)
         self._form.decode(encoded, *stored)
-        pairs = zip(stored, (keys, values), strict=True)
-        return torch.stack([(s.float() - r.float()).norm() / r.float().norm().clamp_min(1e-12) for s, r in pairs])
+        rows = keys.float(), values.float()
+        errors = [own.float() - row for own, row in zip(stored, rows, strict=True)]
+        return torch.stack([each.square().sum(dtype=torch.float64) for each in (*errors, *rows)])
 
     def load(self, layer: int, rows: Tensor) -> None:
         """Fill ``rows``, ``[2, branches, rows, heads, head_dim]``, with the first rows of a layer."""

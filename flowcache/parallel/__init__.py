@@ -1,7 +1,7 @@
 """One video over several processes, on ``torch.distributed``."""
 
 from .group import Group, Traffic
-from .layout import Layout
+from .layout import SINGLE, Layout
 from .sequence import SequenceShares
 
-__all__ = ["Group", "Layout", "SequenceShares", "Traffic"]
+__all__ = ["SINGLE", "Group", "Layout", "SequenceShares", "Traffic"]

@@ -60,7 +60,9 @@ class Group:
 
     def split(self, parts: int) -> tuple[Group, Group]:
         """Cut the group into equal parts of consecutive processes; returns those at this place in each part, and the
-        own part. They are made once.
+        own part.
+
+        They are made once, for which all processes of a job must have made equally many groups before.
         """
         if parts not in self._splits:
             inner = self.size // parts
@@ -83,7 +85,7 @@ class Group:
         received = sent.new_empty(sum(counts))
         dist.all_to_all_single(received, sent, counts, sizes, group=self.process_group)
         self._count((sum(sizes) - sizes[self.index]) * sent.element_size())
-        return [each.view(*shape) for each, shape in zip(received.split(counts), shapes, strict=True)]
+        return [each.view(torch.Size(shape)) for each, shape in zip(received.split(counts), shapes, strict=True)]
 
     def gather(self, own: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
         """Concatenate the tensors of all processes, which have ``sizes`` along ``dim`` (not negative)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,14 +18,14 @@ class SequenceShares:
     their usual order, of a share of the heads: a key-value head with all of its query heads.
 
     Args:
-        group: processes that share the tokens.
+        group: processes that share the tokens; one: all is its own.
         tokens: of a frame.
         kv_heads: key-value heads of the model.
     """
 
-    group: Group
-    tokens: int
-    kv_heads: int
+    group: Group = field(default_factory=Group)
+    tokens: int = 1
+    kv_heads: int = 1
 
     def __post_init__(self) -> None:
         if self.tokens < self.group.size:
@@ -47,6 +47,21 @@ class SequenceShares:
         """This process's part of a tensor with all tokens of frames along ``dim``."""
         own = self.own_tokens
         return frames.narrow(dim, own.start, len(own)) if self.group.size > 1 else frames
+
+    def take_rows(self, frames: Tensor, width: int, side: int) -> Tensor:
+        """The rows of pixels ``[..., height, width]`` that own tokens lie in, for an embedding in patches.
+
+        Args:
+            width: tokens in a row.
+            side: height of a token in pixels.
+        """
+        rows = self._cover(width)
+        return frames[..., rows.start * side : rows.stop * side, :]
+
+    def take_of_rows(self, tokens: Tensor, width: int, dim: int) -> Tensor:
+        """Own tokens of all tokens along ``dim`` of the rows of ``take_rows``."""
+        own = self.own_tokens
+        return tokens.narrow(dim, own.start - self._cover(width).start * width, len(own))
 
     def join(self, frames: Tensor, dim: int) -> Tensor:
         """All tokens of frames of every process's part along ``dim`` (not negative)."""
@@ -78,6 +93,10 @@ class SequenceShares:
         outer, own, width = attended.shape[:-3], len(self.own_tokens), attended.shape[-1]
         shapes = [(*outer, own, grouped * len(share), width) for share in self.group.shares(self.kv_heads)]
         return torch.cat(self.group.exchange(parts, shapes), dim=-2)
+
+    def _cover(self, width: int) -> range:
+        own = self.own_tokens
+        return range(own.start // width, -(-own.stop // width))
 
     @property
     def _token_shares(self) -> list[range]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...parallel.layout import SINGLE, Layout
 from ...registry import check_options
 
 
@@ -18,6 +19,8 @@ class ScoreInput:
         ages: age of each token and head, ``[..., kv_heads, tokens]``, larger is older.
         tokens_per_chunk: tokens of a whole chunk.
         budget: tokens that will be kept.
+        processes: that hold the other heads and guidance branches.
+        all_heads: key-value heads of all processes; 0: those given.
     """
 
     keys: Tensor
@@ -26,6 +29,8 @@ class ScoreInput:
     ages: Tensor
     tokens_per_chunk: int
     budget: int
+    processes: Layout = SINGLE
+    all_heads: int = 0
 
 
 class Scorer(ABC):

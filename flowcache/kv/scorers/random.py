@@ -21,5 +21,7 @@ class Random(Scorer):
 
     def score(self, tokens: ScoreInput) -> Tensor:
         ages = tokens.ages
-        generator = torch.Generator().manual_seed(self.seed + ages.shape[-1])
-        return torch.rand(ages.shape[-2:], generator=generator).to(ages.device).expand_as(ages)
+        heads, count = tokens.all_heads or ages.shape[-2], ages.shape[-1]
+        own = tokens.processes.tokens.share(heads)
+        drawn = torch.rand((heads, count), generator=torch.Generator().manual_seed(self.seed + count))
+        return drawn[own.start : own.stop].to(ages.device).expand_as(ages)

@@ -29,8 +29,10 @@ class Spread(Scorer):
         ages = tokens.ages.float()
         spans = -ages.diff(dim=-1, prepend=ages[..., :1] + 1)
         peak = attention_peak(queries, tokens.keys)
-        # One branch has no dimension for branches.
-        peak = peak.mean(dim=tuple(range(peak.ndim - 2)), keepdim=True) if peak.ndim > 2 else peak
+        if peak.ndim > 2:  # one branch has no dimension for branches
+            others = tokens.processes.branches
+            peak = others.gather(peak, 0, [len(peak)] * others.size)
+            peak = peak.mean(dim=tuple(range(peak.ndim - 2)), keepdim=True)
         lengths = peak.clamp_min(1e-12) ** self.power * spans.clamp_min(1)
         steps = _cap(lengths, min(tokens.budget, lengths.shape[-1]))
         ends = steps.double().cumsum(dim=-1) + 0.5
