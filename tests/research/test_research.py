@@ -12,14 +12,16 @@ import torch
 from diffusers import SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 
 from flowcache import FlowCacheConfig, KVCompressionConfig, KVStorageConfig, Trace
+from flowcache.kv.compactors import Select
+from flowcache.kv.scorers import Recency, ScoreInput
 from flowcache.state import VideoPart
 from flowcache.trace import WindowRecord
-from research import compression, kv, long_video, peers, policies, runs
+from research import compaction, compression, kv, long_video, peers, policies, runs
 from research.compare import Run, speed_table
 from skyreels_v2.chunk_model import transformer_flops
 from skyreels_v2.solver import noise_grid
 
-SCRIPTS = ("methods", "policies", "kv", "long_video", "compression", "streaming", "peers")
+SCRIPTS = ("methods", "policies", "kv", "long_video", "compression", "compaction", "streaming", "peers")
 
 
 class FakeModel(runs.Model):
@@ -124,6 +126,23 @@ def test_compression_asks_all_queries_and_few(monkeypatch, tmp_path):
 
 
 @torch.no_grad()
+def test_compacted_rows_are_judged_by_later_queries():
+    first, later = torch.randn(2, 1, 30, 2, 8), torch.randn(2, 1, 10, 2, 8)
+    queries, ages = torch.randn(2, 1, 12, 4, 8), torch.arange(20).flip(0).expand(1, 2, -1)
+    probe = compaction.Probe(1, [compaction.Method("newest", Recency(), Select())])
+    for rows, asked in ((first[:, :, :20], queries[0]), (torch.cat([later, first[:, :, 20:]], dim=2), queries[1])):
+        probe.compact(ScoreInput(*rows, asked, ages, tokens_per_chunk=10, budget=10), ages[..., :10])
+    (error, mass_error), queries = probe.rows[0][0].errors[0], queries[1, 0, 4:].double()
+    logits = torch.einsum("nhd,khd->hnk", queries, first[0, 0, :20].double().repeat_interleave(2, dim=1)) / 8**0.5
+    values = first[1, 0, :20].double().repeat_interleave(2, dim=1).transpose(0, 1)
+    outputs = logits.softmax(dim=-1) @ values
+    apart = logits[..., 10:].softmax(dim=-1) @ values[:, 10:] - outputs
+    assert error == pytest.approx(-20 * math.log10(apart.norm() / outputs.norm()), rel=1e-4)
+    masses = logits.logsumexp(dim=-1) - logits[..., 10:].logsumexp(dim=-1)
+    assert mass_error == pytest.approx(masses.square().mean().sqrt().item(), rel=1e-4)
+    assert not probe.rows[0][1].errors, "nothing is dropped yet at a budget of three chunks"
+
+
 def test_diffusers_gets_our_grid_and_flops_are_those_of_the_blocks_that_run():
     shifted = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 8.0}
     scheduler = peers.OriginalGrid.from_config(UniPCMultistepScheduler(**shifted).config)
