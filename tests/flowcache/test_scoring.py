@@ -143,16 +143,16 @@ def test_attention_over_matched_rows_is_that_over_all(monkeypatch):
     assert (matched_rows < 0.65 * select).all() and torch.allclose(untouched, select)
 
 
-@pytest.mark.parametrize("block", [64, 2048])
-def test_matched_rows_are_those_of_the_plain_regressions(monkeypatch, block):
+@pytest.mark.parametrize(("block", "step"), [(64, 2), (2048, 2), (2048, 10)])
+def test_matched_rows_are_those_of_the_plain_regressions(monkeypatch, block, step):
     """One head at a time in fp64; the shift of keys from its primal problem, all numbers of all rows at once."""
     monkeypatch.setattr(matched, "KEY_BLOCK", block)
-    tokens, kept = batched(random_tokens(queries=20)), torch.arange(0, 300, 2).expand(1, 2, -1)
+    tokens, kept = batched(random_tokens(queries=20)), torch.arange(0, 300, step).expand(1, 2, -1)
     found = Matched(mass=0.5, values=0.2).compact(tokens, kept)
     for head in range(2):
         queries = tokens.queries[0, :, 2 * head : 2 * head + 2].double().transpose(0, 1).flatten(0, 1) / 4
         every = [rows[0, :, head].double() for rows in (tokens.keys, tokens.values)]
-        keys, values = (rows[::2] for rows in every)
+        keys, values = (rows[::step] for rows in every)
         logits, own = queries @ every[0].T, queries @ keys.T
         missing = logits.logsumexp(dim=-1) - own.logsumexp(dim=-1)
         # A row's own shift, and one that all share and that the penalty counts a tenth as much.
