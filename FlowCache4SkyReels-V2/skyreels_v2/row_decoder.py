@@ -18,6 +18,9 @@ from flowcache.parallel import Group
 
 logger = logging.getLogger(__name__)
 
+#: Product of the first four sizes of an input beyond which PyTorch convolves it on a CPU with oneDNN.
+ONEDNN_SIZE = 20480
+
 
 def split_rows(decoder: WanDecoder3d, group: Group, rows: int) -> nn.Module:
     """The decoder that a process of a group calls in place of a decoder, for latents of so many rows."""
@@ -33,9 +36,7 @@ class RowDecoder(nn.Module):
     the caller carries from frame to frame are those of the rows of this process, and of the one row above and below
     that a convolution reads.
 
-    In fp32 on a CPU, the bits are those of one process where PyTorch takes the same kernels for some rows as for all.
-    It has one convolution for inputs of up to 20480 channels x frames x rows and another for larger ones, which round
-    differently, and other kernels for fewer than 16 pixels.
+    In fp32 on a CPU, the bits are those of one process, if the latents have an even width and each share 16 pixels.
 
     Args:
         rows: of the latents, at least one for each process.
@@ -49,10 +50,12 @@ class RowDecoder(nn.Module):
             if isinstance(module, WanCausalConv3d):  # the rows beside its own come with its input
                 left, right, _, _, *time = module._padding
                 module._padding = (left, right, 0, 0, *time)
+                module.__class__, module.split = RowConv3d, (len(self._own), rows)
             elif isinstance(module, WanResample):
                 upsample, convolution = module.resample
                 module.resample[0] = nn.Sequential(RowExchange(group), upsample, EdgeCut())
                 convolution.padding = (0, convolution.padding[1])
+                convolution.__class__, convolution.split = RowConv2d, (len(self._own), rows)
             elif isinstance(module, WanResidualBlock | WanDecoder3d):  # a convolution follows each use
                 module.nonlinearity = nn.Sequential(module.nonlinearity, RowExchange(group))
         middle = self._decoder.mid_block
@@ -64,6 +67,30 @@ class RowDecoder(nn.Module):
         frames = self._decoder(own, *features, first_chunk=first_chunk)
         ratio = frames.shape[3] // len(self._own)
         return self._group.gather(frames, 3, [ratio * len(share) for share in self._shares])
+
+
+class RowConv(nn.Module):
+    """Mixin of a convolution of a share of the rows, which come with those beside them."""
+
+    split: tuple[int, int]  # rows of the share and of the whole, of the latents
+
+    def _conv_forward(self, x: Tensor, *weights: Tensor | None) -> Tensor:
+        rows, beside = x.shape[-2], self.kernel_size[-2] - 1
+        if x.is_cpu and beside:  # the kernel that the whole gets rounds differently
+            own, whole = self.split
+            size = x.shape[:4].numel() // rows
+            needed = ONEDNN_SIZE // size + 1
+            if rows < needed <= (rows - beside) * whole // own + self.beside_whole:
+                x = functional.pad(x, (0, 0, 0, needed - rows))
+        return super()._conv_forward(x, *weights)[..., : rows - beside, :]
+
+
+class RowConv3d(RowConv, WanCausalConv3d):
+    beside_whole = 2  # rows of zeros that come with the whole
+
+
+class RowConv2d(RowConv, nn.Conv2d):
+    beside_whole = 0
 
 
 class RowExchange(nn.Module):
