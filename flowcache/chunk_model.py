@@ -40,7 +40,8 @@ class ChunkModel(Protocol):
     """A transformer that runs some chunks of a window while the others wait.
 
     ``embed``, ``blocks`` and ``head`` in a row are one evaluation; they are separate because a forecast may
-    replace ``blocks`` alone. Lists hold one tensor per chunk; ``blocks`` packs them into one call.
+    replace ``blocks`` alone. Lists hold one tensor per chunk; ``blocks`` packs them into one call. Where processes
+    share a video, tokens and branches are a process's own; velocities and indicators are whole in all of them.
     """
 
     #: guidance streams, each with its own keys and values

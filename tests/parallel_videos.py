@@ -7,7 +7,7 @@ import copy
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMulti
 from torch import distributed as dist
 
 from flowcache import Trace
+from flowcache.finite import FiniteWatch, NotFiniteError
 from flowcache.parallel import Group
 from flowcache.pipeline import FlowCachePipeline
+from flowcache.reuse import Decision, ReusePolicy
 from flowcache.state import on_host
 from magi1.config import EngineSection, MagiConfig, RuntimeSection
 from magi1.methods import method_config as magi_config
@@ -84,7 +86,9 @@ CASES = {
     "sink_window": sky(**COMPRESSED, scorer="sink_window", strategy="frame"),
     "streaming": sky({"streaming": True, "base_num_frames": 9, "num_frames": 45}, **COMPRESSED, resumes=2),
     "image": sky({"addnoise_condition": 20}, **COMPRESSED, prefix=1, last=True),
-    "windows": sky({"base_num_frames": 17, "overlap_history": 9, "addnoise_condition": 20}, prefix=9),
+    "windows": sky(
+        {"num_frames": 29, "base_num_frames": 17, "overlap_history": 9, "addnoise_condition": 20}, prefix=9
+    ),
     "magi_vanilla": magi(method="vanilla"),
     "magi_teacache": magi(method="teacache", threshold=0.5, warmup_steps=1),
     "magi_fast": magi(),
@@ -121,7 +125,9 @@ def make_pipelines() -> dict[str, FlowCachePipeline]:
     return made
 
 
-def stream(pipeline: FlowCachePipeline, case: Case, trace: Trace, state: Any = None) -> Iterator:
+def stream(
+    pipeline: FlowCachePipeline, case: Case, trace: Trace, state: Any = None, policy: ReusePolicy | None = None
+) -> Iterator:
     draw = torch.Generator().manual_seed(1)
     given, texts = {}, [torch.randn(tokens, 16, generator=draw) for tokens in (8, 8)]
     if case.model == "skyreels_v2":
@@ -138,6 +144,8 @@ def stream(pipeline: FlowCachePipeline, case: Case, trace: Trace, state: Any = N
         section = MagiConfig(runtime_config=runtime, engine_config=EngineSection(distill=distilled))
         config = magi_config(**case.method)
         options = {"config": section, "prompt_embeds": texts[0]}
+    if policy is not None:
+        config = replace(config, policy=policy)
     if case.prefix:
         given["prefix"] = torch.rand(3, case.prefix, *size, generator=draw) * 2 - 1
     return pipeline.stream(cache=config, **given, trace=trace, state=state, decode=False, **options)
@@ -160,6 +168,51 @@ def make_video(pipeline: FlowCachePipeline, case: Case, group: Group) -> dict[st
     return {"latents": torch.cat(latents, dim=1), "trace": json.dumps(asdict(trace)), "traffic": asdict(group.traffic)}
 
 
+def check_group(group: Group) -> None:
+    """What several processes exchange, and what one of them sees that ends all."""
+    index, size = group.index, group.size
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool):
+        parts = [torch.full((2, rank + 1), 10 * index + rank).to(dtype) for rank in range(size)]
+        received = group.exchange(parts, [(2, index + 1)] * size)
+        for rank, part in enumerate(received):
+            assert torch.equal(part, torch.full((2, index + 1), 10 * rank + index).to(dtype)), dtype
+    own = torch.full((2, index + 1), index)
+    assert group.gather(own, 1, range(1, size + 1))[1].tolist() == [n for n in range(size) for _ in range(n + 1)]
+    small = 10.0 ** -torch.arange(3) * (index + 1)
+    assert torch.equal(group.sum(small), sum(10.0 ** -torch.arange(3) * (n + 1) for n in range(size)))
+    assert torch.equal(group.max(small), 10.0 ** -torch.arange(3) * size)
+    sent = torch.arange(3, dtype=torch.bfloat16) if group.is_first else None
+    assert group.broadcast(sent, "cpu").tolist() == [0, 1, 2]
+    assert group.broadcast_object(index) == 0 and group.gather_objects(index) == list(range(size))
+    watch = FiniteWatch(group)
+    watch.observe("what the last process saw", torch.tensor(float("nan") if index == size - 1 else 0.0))
+    try:
+        watch.check()
+    except NotFiniteError as error:
+        assert "the last process" in str(error)
+    else:
+        raise AssertionError("not a number was not seen")
+
+
+@dataclass
+class Disagree(ReusePolicy):
+    """A policy by which processes decide differently."""
+
+    def decide(self, step, num_steps, live, indicators):
+        return {chunk: Decision(bool((step + chunk + dist.get_rank()) % 2)) for chunk in live}
+
+
+def check_decisions(pipeline: FlowCachePipeline, group: Group) -> None:
+    """The first process decides for all."""
+    pipeline.parallelize(group)
+    trace = Trace()
+    for _ in stream(pipeline, CASES["causal"], trace, policy=Disagree()):
+        pass
+    decided = [[event.reused for event in step.events] for step in trace.steps]
+    assert group.gather_objects(decided) == [decided] * group.size
+    assert any(map(any, decided))
+
+
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     rank, pipelines, names = dist.get_rank(), make_pipelines(), list(CASES)
@@ -171,9 +224,11 @@ def main(folder: Path) -> None:
             torch.save(made, folder / f"{name}.{group.size}.{group.index}.pt")
 
     with torch.inference_mode():
+        check_group(whole)
         make(Group(), names[rank::PROCESSES])
         make(whole.split(2)[1], names[rank // 2 :: 2])
         make(whole, list(BY_FOUR))
+        check_decisions(pipelines["skyreels_v2"], whole)
         if rank < 3:
             three = dist.new_group(range(3), use_local_synchronization=True)
             make(Group(rank, 3, three), list(BY_THREE))

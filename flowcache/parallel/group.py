@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import torch
@@ -77,15 +77,25 @@ class Group:
 
         All are of one type and on one device; sizes may differ. It is one collective.
         """
+        return [part for (part,) in self.exchange_several([[part] for part in parts], [[shape] for shape in shapes])]
+
+    def exchange_several(
+        self, parts: Sequence[Sequence[Tensor]], shapes: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[Tensor]]:
+        """``exchange`` several tensors with each process, as many with all; each is copied once before it is sent."""
         if self.size == 1:
-            return list(parts)
-        sizes = [part.numel() for part in parts]
-        counts = [torch.Size(shape).numel() for shape in shapes]
-        sent = torch.cat([part.reshape(-1) for part in parts])
-        received = sent.new_empty(sum(counts))
-        dist.all_to_all_single(received, sent, counts, sizes, group=self.process_group)
+            return [list(own) for own in parts]
+        sizes = [sum(part.numel() for part in own) for own in parts]
+        counts = [[torch.Size(shape).numel() for shape in own] for own in shapes]
+        sent = parts[0][0].new_empty(sum(sizes))
+        flat = chain.from_iterable(parts)
+        for place, part in zip(sent.split([part.numel() for own in parts for part in own]), flat, strict=True):
+            place.view(part.shape).copy_(part)
+        received = sent.new_empty(sum(map(sum, counts)))
+        dist.all_to_all_single(received, sent, list(map(sum, counts)), sizes, group=self.process_group)
         self._count((sum(sizes) - sizes[self.index]) * sent.element_size())
-        return [each.view(torch.Size(shape)) for each, shape in zip(received.split(counts), shapes, strict=True)]
+        places = iter(received.split(list(chain.from_iterable(counts))))
+        return [[next(places).view(torch.Size(shape)) for shape in own] for own in shapes]
 
     def gather(self, own: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
         """Concatenate the tensors of all processes, which have ``sizes`` along ``dim`` (not negative)."""

@@ -76,13 +76,14 @@ class SequenceShares:
             return query, key, value
         grouped = query.shape[-2] // self.kv_heads  # query heads of a key-value head
         parts = [
-            torch.cat([_heads(query, share, grouped), _heads(key, share), _heads(value, share)], dim=-2)
+            [_heads(query, share, grouped), _heads(key, share), _heads(value, share)]
             for share in self.group.shares(self.kv_heads)
         ]
-        count, outer = len(self.own_heads), query.shape[:-3]
-        sizes = [(*outer, len(share), *parts[self.group.index].shape[-2:]) for share in self._token_shares]
-        joined = torch.cat(self.group.exchange(parts, sizes), dim=-3)
-        return joined.split([grouped * count, count, count], dim=-2)
+        kept = [part.shape[-2:] for part in parts[self.group.index]]
+        shapes = [[(*query.shape[:-3], len(share), *each) for each in kept] for share in self._token_shares]
+        received = self.group.exchange_several(parts, shapes)
+        query, key, value = (torch.cat(each, dim=-3) for each in zip(*received, strict=True))
+        return query, key, value
 
     def to_tokens(self, attended: Tensor) -> Tensor:
         """All heads of a share of the tokens, for all tokens of a share of the heads; shaped as in ``to_heads``."""

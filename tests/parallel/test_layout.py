@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from diffusers import ParallelConfig, SkyReelsV2Transformer3DModel
 
 from flowcache.parallel import Group, Layout, SequenceShares
 from flowcache.parallel.layout import check_count, choose_cfg_size, describe_busy
+from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 
 
 def test_shares_are_contiguous_and_differ_by_one_at_most():
@@ -56,3 +58,11 @@ def test_one_process_gets_its_own_tensors_back():
     assert shares.to_heads(tensor, tensor, tensor)[1] is tensor and shares.to_tokens(tensor) is tensor
     assert group.broadcast_object("a") == "a" and group.gather_objects("a") == ["a"]
     assert group.traffic.collectives == 0 and group.traffic.nbytes == 0
+
+
+def test_a_transformer_under_diffusers_parallelism_is_refused():
+    with torch.device("meta"):
+        transformer = SkyReelsV2Transformer3DModel(num_layers=1, num_attention_heads=2, attention_head_dim=12)
+    transformer._parallel_config = ParallelConfig()
+    with pytest.raises(ValueError, match="parallelize"):
+        SkyReelsV2ChunkModel(transformer, torch.zeros(1, 8, 16), (4, 4), 5)
