@@ -63,10 +63,10 @@ def match_mass(queries: Tensor, keys: Tensor, mass: Tensor, ridge: float) -> Ten
     A shift of key j changes the log mass of query q by its weight ``w[q, j]`` times their product, so the Gram matrix
     of the regression is that of the weights times that of the queries, number by number.
     """
-    blocks, gram, shared = _Blocks(queries, keys), 0.0, _SHARED / keys.shape[-2]
+    blocks, gram, shared = _Blocks(queries, keys), None, _SHARED / keys.shape[-2]
     for _, weights, faded in blocks:
-        gram = faded * faded.mT * gram + weights @ weights.mT
-    pulls = solve((gram + shared) * (queries @ queries.mT), mass - blocks.mass, ridge) * queries
+        gram = _add_gram(gram, weights, faded)
+    pulls = solve(gram.add_(shared).mul_(queries @ queries.mT), mass - blocks.mass, ridge) * queries
     return keys + blocks.pull(pulls) + shared * pulls.sum(dim=-2, keepdim=True)
 
 
@@ -78,9 +78,9 @@ def match_outputs(queries: Tensor, keys: Tensor, values: Tensor, outputs: Tensor
         weights = (queries @ keys.mT).softmax(dim=-1)
         missing = weights.mT @ (outputs - weights @ values)
         return values + solve(weights.mT @ weights, missing, ridge * rows / asked)
-    blocks, gram, own = _Blocks(queries, keys), 0.0, 0.0
+    blocks, gram, own = _Blocks(queries, keys), None, 0.0
     for place, weights, faded in blocks:
-        gram = faded * faded.mT * gram + weights @ weights.mT
+        gram = _add_gram(gram, weights, faded)
         own = faded * own + weights @ values[..., place, :]
     return values + blocks.pull(solve(gram, outputs - own, ridge))
 
@@ -93,6 +93,12 @@ def solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(gram)
     solution = torch.cholesky_solve(right, factor)
     return torch.where((failed == 0)[..., None, None], solution, 0.0)
+
+
+def _add_gram(gram: Tensor | None, weights: Tensor, faded: Tensor) -> Tensor:
+    """Products of each two queries' weights, summed over the keys of another block, too, ``[..., n, n]``."""
+    products = weights @ weights.mT
+    return products if gram is None else products.addcmul_(faded * gram, faded.mT)
 
 
 class _Blocks:
