@@ -6,14 +6,17 @@ from itertools import chain, product
 
 import torch
 from diffusers import AutoencoderKLWan
+from PIL import Image
 from torch import Tensor
 from torch import distributed as dist
 
 from flowcache.files import shipped
 from flowcache.parallel import Group
 from flowcache.parallel.efficiency import PlannedGroup
+from magi1.pipeline import MagiPipeline
 from magi1.vae import AutoencoderKLMagi, Tiling
 from skyreels_v2.codec import VideoCodec
+from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 from skyreels_v2.row_decoder import split_rows
 
 #: Name of a case, what one process makes, and what this one got of the group.
@@ -75,13 +78,26 @@ def skyreels_cases(group: Group) -> Iterator[Case]:
         yield f"{name} encoded", *(VideoCodec(vae, group=each).encode(video) for each in (None, group))
 
 
+def video_cases(group: Group) -> Iterator[Case]:
+    """Videos of the small checkpoints; a window takes over frames of the one before it."""
+    windows = {"num_frames": 25, "base_num_frames": 17, "overlap_history": 5, "num_inference_steps": 2}
+    image = {"num_frames": 24, "num_inference_steps": 4, "image": Image.new("RGB", (64, 64), "red")}
+    for model, options in ((FlowCacheSkyReelsV2Pipeline, windows), (MagiPipeline, image)):
+        pipeline, frames = model.from_pretrained("small"), []
+        pipeline.set_progress_bar_config(disable=True)
+        for each in (Group(), group):
+            pipeline.parallelize(each)
+            frames.append(pipeline("a red circle", output_type="pt", **options).frames)
+        yield f"video of {model.__name__}", *frames
+
+
 @torch.no_grad()
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     group = Group(dist.get_rank(), dist.get_world_size())
     torch.manual_seed(0)
-    for name, known, found in chain(magi_cases(group), skyreels_cases(group)):
+    for name, known, found in chain(magi_cases(group), skyreels_cases(group), video_cases(group)):
         same = group.gather_objects(torch.equal(known, found))
         if group.is_first:
             print("same" if all(same) else "different", name)
