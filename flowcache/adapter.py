@@ -63,7 +63,6 @@ class Adapter(ABC):
     folders: Mapping[str, Path]  # local folders of weights, by the setting that names them
     default_prompt: str
     is_small: bool  # whether the weights are the small checkpoint of this project
-    splits_guidance: bool = False  # whether two guidance branches may run on processes of their own
     words: tuple[str, ...] = ()  # words of the settings, for the name of a video
     connection: Connection = Connection()  # of several processes
     cfg_size: int | str = 1  # parts of guidance that processes may run apart, see ``Layout.plan``
@@ -161,6 +160,13 @@ class Adapter(ABC):
     @abstractmethod
     def rehearse(self, pipeline: Any, start: Start, config: FlowCacheConfig, trace: Trace) -> Iterator[VideoPart]:
         """Run a skeleton's text encoder on the longest prompt, then ``stream``."""
+
+    @abstractmethod
+    def rehearse_decoding(self, pipeline: Any, group: Group) -> Iterator[tuple[int, int]]:
+        """Decode with a skeleton, as a process of a group, one of each kind of part that a video is decoded in.
+
+        Yields after each how many of it the video has, and this process's work, in numbers of one unit.
+        """
 
     @abstractmethod
     def stream(

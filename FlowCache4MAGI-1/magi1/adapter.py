@@ -25,7 +25,7 @@ from flowcache.video import last_frames, to_float
 
 from .captions import CaptionSwitches, SpecialTokens, clean_prompt, read_switch
 from .chunk_model import transformer_flops
-from .config import DISTRIBUTED, FRAMES, EngineSection, MagiConfig, ModelSection, RuntimeSection
+from .config import DISTRIBUTED, FRAMES, PIXELS, EngineSection, MagiConfig, ModelSection, RuntimeSection
 from .conversion import lora_names
 from .guidance import PREVIOUS_WEIGHT
 from .methods import TRAITS
@@ -215,6 +215,24 @@ class Magi1(Adapter):
             (embeds,) = pipeline.text_encoder(tokens).last_hidden_state
         given = (None, self.source.config, config, start.prefix, trace)
         yield from pipeline.stream(*given, **self.extras, prompt_embeds=embeds)
+
+    def rehearse_decoding(self, pipeline, group):
+        vae, width, size = pipeline.vae, self.video.chunk_width, [side // PIXELS for side in self.size]
+        chunks, rest = divmod(-(-self.video.num_frames // FRAMES), width)
+        done = []
+
+        def decode_tile(tile: torch.Tensor) -> torch.Tensor:
+            done.append(tile.numel())
+            frames, *sides = tile.shape[2:]
+            return tile.new_empty(1, vae.config.in_chans, frames * FRAMES, *(side * PIXELS for side in sides))
+
+        vae.decoder.forward = decode_tile
+        for frames, times in ((width, chunks), (rest, 1)):
+            if frames and times:
+                done.clear()
+                latents = torch.empty(1, vae.config.z_chans, frames, *size, dtype=vae.dtype, device="meta")
+                vae.decode(latents, still=False, group=group)
+                yield times, sum(done)
 
     def stream(self, pipeline, prompt, start, config, trace, state):
         return pipeline.stream(prompt, self.source.config, config, start.prefix, trace, state, **self.extras)

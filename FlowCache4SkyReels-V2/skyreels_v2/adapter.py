@@ -20,6 +20,7 @@ from flowcache.video import last_frames, probe_video, to_float
 
 from .checkpoint import ModelSource, SkyReelsLoading, load_pipeline, new_pipeline, resolve_model
 from .chunk_model import transformer_flops
+from .codec import VideoCodec
 from .conversion import lora_names
 from .methods import TRAITS, traits_for
 from .settings import RESOLUTIONS, VideoSettings, make_settings
@@ -100,7 +101,6 @@ class SkyReelsV2(Adapter):
     )
     default_prompt = property(lambda self: self.source.defaults["prompt"])
     is_small = property(lambda self: self.source.family == "small")
-    splits_guidance = property(lambda self: self.video.guidance_scale > 1)
     staged = property(lambda self: frozenset(STAGES.values()) if self.loading.offload else frozenset())
     is_guided = property(lambda self: self.video.guidance_scale > 1)
     heads = property(lambda self: (self.skeleton("cpu").transformer.config.num_attention_heads,) * 2)
@@ -242,6 +242,15 @@ class SkyReelsV2(Adapter):
         with trace.timer("text"):
             embeds = dict(zip(named, pipeline.text_encoder(tokens).last_hidden_state, strict=True))
         yield from pipeline.stream(None, None, self.video, config, start.prefix, start.last, trace, **embeds)
+
+    def rehearse_decoding(self, pipeline, group):
+        plans, stride = plan_windows(self.video), pipeline.vae.config.scale_factor_spatial
+        codec, size = VideoCodec(pipeline.vae, group=group), [side // stride for side in self.size]
+        # From the third frame on, each convolution has all features of those before.
+        rest = sum(plan.frames - 2 for plan in plans)
+        for times in (len(plans), len(plans), rest):
+            codec.decode(torch.empty(pipeline.vae.config.z_dim, 1, *size, device="meta"))
+            yield times, len(group.share(size[0]))
 
     def stream(self, pipeline, prompt, start, config, trace, state):
         settings = (self.negative_prompt, self.video, config)

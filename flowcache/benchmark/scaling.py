@@ -2,18 +2,22 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from ..adapter import Adapter
+from ..adapter import Adapter, Start
 from ..cli import prepare_video
+from ..config import FlowCacheConfig
 from ..files import markdown_table, write_results
-from ..memory import GIB, estimate
-from ..parallel.efficiency import Call, Hardware, Prediction, Workload, predict
+from ..memory import GIB, StorageCounter, estimate
+from ..parallel import Group, Traffic
+from ..parallel.efficiency import Call, Hardware, PlannedGroup, Prediction, Workload, predict
 
 NOTE = (
     "A model, not a measurement: FLOPs at a share of the peak, bytes at a bandwidth and a time for each collective, "
@@ -30,15 +34,23 @@ class Row:
     video: str
     method: str
     processes: int
-    predicted: Prediction | None
+    predicted: Prediction | None = None
+    decoding: float = 0.0  # seconds
+    alone: float = 0.0  # seconds of one GPU: denoising and decoding
     refusal: str = ""
+
+    @property
+    def efficiency(self) -> float:
+        """Of denoising and decoding together."""
+        return self.alone / (self.processes * (self.predicted.seconds + self.decoding))
 
     def as_dict(self) -> dict[str, Any]:
         own = {"video": self.video, "method": self.method, "gpus": self.processes, "refusal": self.refusal}
         if self.predicted is None:
             return own
         figures = asdict(self.predicted)
-        return own | figures.pop("sent") | figures
+        whole = {"decoding_seconds": self.decoding, "whole_efficiency": self.efficiency}
+        return own | figures.pop("sent") | figures | whole
 
     def cells(self) -> list[str]:
         start, found = [self.video, self.method, str(self.processes)], self.predicted
@@ -54,7 +66,8 @@ class Row:
             f"{found.kv / GIB:.1f}",
             f"{found.call_efficiency:.3f}",
             f"{found.efficiency:.3f}",
-            f"{found.efficiency * self.processes:.1f}x",
+            f"{self.efficiency:.3f}",
+            f"{self.efficiency * self.processes:.1f}x",
         ]
 
 
@@ -70,7 +83,8 @@ TITLES = (
     "KV cache a GPU, GiB",
     "efficiency, largest call",
     "efficiency, denoising",
-    "speed-up, denoising",
+    "efficiency, with decoding",
+    "speed-up, with decoding",
 )
 
 
@@ -89,23 +103,69 @@ class ScalingReport:
         return write_results(stem, columns, rows, {"hardware": asdict(self.hardware), "rows": rows})
 
 
-def plan_video(model: type[Adapter], options: str) -> Workload:
-    """Rehearse a video of a model on the meta device, and count what it asks of the transformer."""
-    job = prepare_video(model, [*options.split(), "--dry_run", "--device", "cuda"])
-    calls, kinds, networks = Counter[Call](), set[torch.dtype](), []
+class Video:
+    """A video of a model, rehearsed on the meta device for a kind of device."""
 
-    def note(_: Any, args: tuple[Any, ...]) -> None:
-        hidden = next(each for each in args if isinstance(each, torch.Tensor))
-        *branches, frames, tokens, _ = hidden.shape
-        calls[Call(*(branches or [1]), frames, tokens)] += 1
-        kinds.add(hidden.dtype)
+    def __init__(self, model: type[Adapter], options: str, device: str = "cuda") -> None:
+        job = prepare_video(model, [*options.split(), "--dry_run", "--device", device])
+        self._model, self._pipeline = job.sampler.model, job.sampler.model.skeleton(device)
+        self._decoder_flops: list[float] = []
+        self.work = self._count_work(job.sampler.config, job.start, device)
 
-    def watch(pipeline: Any) -> None:
-        pipeline.transformer.blocks[0].register_forward_pre_hook(note)
-        networks.append(model.transformer_flops(pipeline.transformer.config))
+    def _count_work(self, config: FlowCacheConfig, start: Start, device: str) -> Workload:
+        calls, headed, kinds = Counter[tuple[int, ...]](), [], set[torch.dtype]()
 
-    needed = estimate(job.sampler.model, job.sampler.config, job.start, "cuda", watch=watch)
-    return Workload(networks[0], calls, needed.flops, needed.kv, job.sampler.model.splits_guidance, *kinds)
+        def note_call(_: Any, args: tuple[Any, ...]) -> None:
+            hidden = next(each for each in args if isinstance(each, torch.Tensor))
+            calls[hidden.shape[:-1]] += 1
+            kinds.add(hidden.dtype)
+
+        def watch(pipeline: Any) -> None:
+            transformer = pipeline.transformer
+            transformer.blocks[0].register_forward_pre_hook(note_call)
+            transformer.norm_out.register_forward_pre_hook(lambda _, args: headed.append(args[0][..., 0].numel()))
+            count_flops(pipeline.vae.decoder, self._decoder_flops)
+
+        needed = estimate(self._model, config, start, device, watch=watch)
+        guidance, whole = self._model.is_guided, Counter[Call]()
+        for (*outer, frames, tokens), count in calls.items():
+            # A model that runs branches one after another calls once for each.
+            branches, parts = outer[0] if outer else 1, 2 if guidance and outer == [1] else 1
+            whole[Call(branches * parts, frames, tokens)] += count // parts
+        network = self._model.transformer_flops(self._pipeline.transformer.config)
+        sizes = (len(needed.step_flops), sum(headed), needed.flops, needed.kv)
+        return Workload(network, whole, *sizes, guidance, *kinds)
+
+    def decode_seconds(self, processes: int, hardware: Hardware) -> float:
+        """Time of the first of several processes, by its share of the decoder's FLOPs and what it sends."""
+        (alone, _), (own, sent) = (self._rehearse_decoding(group) for group in (Group(), PlannedGroup(0, processes)))
+        own_flops = sum(self._decoder_flops) * own / alone
+        return hardware.compute_seconds(own_flops) + (hardware.exchange_seconds(sent, 0) if processes > 1 else 0)
+
+    def _rehearse_decoding(self, group: Group) -> tuple[int, Traffic]:
+        total, sent, before = 0, Traffic(), replace(group.traffic)
+        with torch.inference_mode(), StorageCounter():
+            for times, work in self._model.rehearse_decoding(self._pipeline, group):
+                total += times * work
+                sent.nbytes += times * (group.traffic.nbytes - before.nbytes)
+                sent.collectives += times * (group.traffic.collectives - before.collectives)
+                before = replace(group.traffic)
+        return total, sent
+
+
+def count_flops(module: nn.Module, found: list[float]) -> None:
+    """Note the FLOPs of each call of a module; of one that computes nothing, those of the last that was alike."""
+    forward, known = module.forward, dict[Any, float]()
+
+    def run(given: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with FlopCounterMode(display=False) as counter:
+            result = forward(given, *args, **kwargs)
+        alike = (given.shape, result.shape)
+        known[alike] = counter.get_total_flops() or known.get(alike, 0)
+        found.append(known[alike])
+        return result
+
+    module.forward = run
 
 
 def list_videos(models: Iterable[type[Adapter]], only: str = "") -> dict[str, tuple[type[Adapter], str]]:
@@ -123,10 +183,13 @@ def predict_all(
 ) -> ScalingReport:
     rows = []
     for (name, (model, options)), method in product(videos.items(), methods):
-        work = plan_video(model, f"{options} {METHODS[method]}")
+        video = Video(model, f"{options} {METHODS[method]}")
+        alone = predict(video.work, 1, hardware).seconds + video.decode_seconds(1, hardware)
         for count in processes:
             try:
-                rows.append(Row(name, method, count, predict(work, count, hardware, cfg_size)))
+                predicted = predict(video.work, count, hardware, cfg_size)
             except ValueError as error:
-                rows.append(Row(name, method, count, None, str(error)))
+                rows.append(Row(name, method, count, refusal=str(error)))
+            else:
+                rows.append(Row(name, method, count, predicted, video.decode_seconds(count, hardware), alone))
     return ScalingReport(hardware, rows)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from .. import blockwise
 from ..flops import TransformerFlops
 from ..registry import check_options, described
 from .group import Group, Traffic
@@ -43,7 +43,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Call:
-    """Tokens that run the block stack together: ``tokens`` of each frame, in each of the branches."""
+    """Frames that run the block stack together, of ``tokens`` each, in each of the guidance branches."""
 
     branches: int
     frames: int
@@ -53,14 +53,20 @@ class Call:
     def num_tokens(self) -> int:
         return self.branches * self.frames * self.tokens
 
+    def share(self, cfg_size: int) -> Call:
+        """The call of one of ``cfg_size`` groups of processes, each with some of the branches."""
+        return replace(self, branches=self.branches // cfg_size)
+
 
 @dataclass(frozen=True)
 class Workload:
-    """What one video asks of the transformer.
+    """What one video asks of the transformer, in all guidance branches together.
 
     Attributes:
         calls: runs of the block stack, by their shape.
-        flops: of the transformer in all.
+        steps: of the loop, each with one decision for all processes.
+        head_tokens: tokens for which a velocity is computed.
+        flops: of the transformer.
         kv: bytes of the KV cache.
         guidance: whether two guidance branches may run on processes of their own.
         dtype: of queries, keys, values and what attention returns.
@@ -68,6 +74,8 @@ class Workload:
 
     network: TransformerFlops
     calls: Mapping[Call, int]
+    steps: int
+    head_tokens: int
     flops: float
     kv: int
     guidance: bool
@@ -81,16 +89,6 @@ class Workload:
     def token_flops(self) -> float:
         """The part of ``flops`` that needs single tokens alone, and not what attention splits by heads."""
         return sum(self.network.blocks(call.num_tokens, 0, 0) * count for call, count in self.calls.items())
-
-    def of_one_part(self, cfg_size: int) -> Workload:
-        """The calls of one of ``cfg_size`` groups of processes, of which each runs its guidance branches."""
-        calls = Counter[Call]()
-        for call, count in self.calls.items():
-            # Large calls are of one branch already, and half of them are another group's.
-            parts = cfg_size if call.branches == 1 else 1
-            calls[Call(call.branches * parts // cfg_size, call.frames, call.tokens)] += count // parts
-        flops, kv = self.flops / cfg_size, self.kv // cfg_size
-        return Workload(self.network, calls, flops, kv, self.guidance, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -129,34 +127,46 @@ class PlannedGroup(Group):
 
 def plan_layer(work: Workload, call: Call, group: Group) -> int:
     """Exchange tensors of one layer of a call in a planned group; returns the bytes that it copies."""
-    network = work.network
+    network, before = work.network, group.traffic.collectives
     shares = SequenceShares(group, call.tokens, network.num_kv_heads)
-    grouped, own = network.num_heads // network.num_kv_heads, len(shares.own_heads)
+    own, grouped = len(shares.own_tokens), network.num_heads // network.num_kv_heads
 
     def make(tokens: int, heads: int) -> Tensor:
         shape = (call.branches, call.frames, tokens, heads, network.head_dim)
         return torch.empty(shape, dtype=work.dtype, device="meta")
 
-    heads = (network.num_heads, network.num_kv_heads, network.num_kv_heads)
-    parts = [make(len(shares.own_tokens), count) for count in heads]
+    parts = [make(own, count) for count in (network.num_heads, network.num_kv_heads, network.num_kv_heads)]
     shares.to_heads(*parts)
-    attended = make(call.tokens, own * grouped)
+    attended = make(call.tokens, len(shares.own_heads) * grouped)
     shares.to_tokens(attended)
+    if call.frames * own > blockwise.MAX_TOKENS:  # branches run one after another
+        group.traffic.collectives += (call.branches - 1) * (group.traffic.collectives - before)
     # Each is packed before it is sent, and put in order behind it.
     return 2 * (sum(part.nbytes for part in parts) + attended.nbytes)
 
 
-def plan_call(work: Workload, call: Call, group: Group) -> int:
-    """Exchange what one call sends in all layers, and gather what the last one gives; returns the bytes copied."""
-    layers, traffic = work.network.num_layers, group.traffic
-    before = (traffic.nbytes, traffic.collectives)
-    copied = plan_layer(work, call, group)
-    traffic.nbytes += (layers - 1) * (traffic.nbytes - before[0])
-    traffic.collectives += (layers - 1) * (traffic.collectives - before[1])
-    shares = SequenceShares(group, call.tokens, work.network.num_kv_heads)
-    shape = (call.branches, call.frames, len(shares.own_tokens), work.network.patch_features_out)
-    shares.join(torch.empty(shape, device="meta"), dim=2)
-    return layers * copied
+def plan_video(work: Workload, cfg_size: int, ranks: int) -> tuple[Traffic, int]:
+    """What the first process sends in a whole video, and the bytes that it copies."""
+    network, sent, copied = work.network, Traffic(collectives=work.steps), 0
+    for whole, count in work.calls.items():
+        group = PlannedGroup(0, ranks)
+        if ranks > 1:
+            copied += count * network.num_layers * plan_layer(work, whole.share(cfg_size), group)
+        sent.nbytes += count * network.num_layers * group.traffic.nbytes
+        sent.collectives += count * network.num_layers * group.traffic.collectives
+    # Then the head's patches are put together, over branches first.
+    tokens, evaluations = work.largest.tokens, sum(work.calls.values())
+    shares = SequenceShares(PlannedGroup(0, ranks), tokens, network.num_kv_heads)
+    frames = work.head_tokens // tokens // (2 if work.guidance else 1)
+    patches = torch.empty(frames, len(shares.own_tokens), network.patch_features_out, device="meta")
+    if cfg_size > 1:
+        sent.nbytes += patches.nbytes
+        sent.collectives += evaluations
+    if ranks > 1:
+        shares.join(patches, dim=1)
+        sent.nbytes += shares.group.traffic.nbytes
+        sent.collectives += evaluations
+    return sent, copied
 
 
 def predict(
@@ -169,40 +179,32 @@ def predict(
     hardware, network = hardware or Hardware(), work.network
     parts = choose_cfg_size(processes, work.guidance, cfg_size)
     check_count(processes, parts, network.num_kv_heads, work.guidance)
-    ranks, own = processes // parts, work.of_one_part(parts)
-    tokens = own.largest.tokens
+    ranks, tokens = processes // parts, work.largest.tokens
 
     def compute(token_flops: float, other: float) -> float:
-        """Seconds of the process with the largest shares."""
+        """Seconds of the process with the largest shares of a group of ``ranks``."""
         share, heads = -(-tokens // ranks) / tokens, -(-network.num_kv_heads // ranks) / network.num_kv_heads
         return hardware.compute_seconds(token_flops * share + other * heads)
 
-    group, copied = PlannedGroup(0, ranks), 0
-    for call, count in own.calls.items():
-        once = PlannedGroup(0, ranks)
-        if ranks > 1:
-            copied += count * plan_call(own, call, once)
-        group.traffic.nbytes += count * once.traffic.nbytes
-        group.traffic.collectives += count * once.traffic.collectives
-    seconds = compute(own.token_flops, own.flops - own.token_flops)
-    seconds += hardware.exchange_seconds(group.traffic, copied)
+    sent, copied = plan_video(work, parts, ranks) if processes > 1 else (Traffic(), 0)
+    seconds = compute(work.token_flops / parts, (work.flops - work.token_flops) / parts)
+    seconds += hardware.exchange_seconds(sent, copied)
 
-    layer, call, moved = PlannedGroup(0, ranks), own.largest, 0
-    if ranks > 1:
-        moved = plan_layer(own, call, layer)
+    group, call = PlannedGroup(0, ranks), work.largest.share(parts)
+    moved = plan_layer(work, call, group) if ranks > 1 else 0
     single = network.blocks(call.num_tokens, 0, 0) / network.num_layers
     attention = 4.0 * call.num_tokens * network.query_dim * call.frames * call.tokens
     alone = hardware.compute_seconds(single + attention)
-    together = compute(single, attention) + hardware.exchange_seconds(layer.traffic, moved)
+    together = compute(single, attention) + hardware.exchange_seconds(group.traffic, moved)
     return Prediction(
         cfg_size=parts,
         ranks=ranks,
         busy_heads=busy_share(ranks, network.num_kv_heads),
         busy_tokens=busy_share(ranks, tokens),
-        layer_bytes=layer.traffic.nbytes,
-        sent=group.traffic,
+        layer_bytes=group.traffic.nbytes,
+        sent=sent,
         call_efficiency=alone / (ranks * together),
         efficiency=hardware.compute_seconds(work.flops) / (processes * seconds),
         seconds=seconds,
-        kv=own.kv * -(-network.num_kv_heads // ranks) // network.num_kv_heads,
+        kv=work.kv // parts * -(-network.num_kv_heads // ranks) // network.num_kv_heads,
     )

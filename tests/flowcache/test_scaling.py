@@ -11,7 +11,7 @@ from programs import assert_refused
 from reference import ROOT
 
 from flowcache.benchmark import __main__ as program
-from flowcache.benchmark.scaling import plan_video
+from flowcache.benchmark.scaling import Video
 from flowcache.flops import TransformerFlops
 from flowcache.parallel.efficiency import Call, Hardware, Workload, predict
 from magi1.adapter import Magi1
@@ -32,9 +32,8 @@ def work_of(name, call):
     if network is None:
         path = ROOT / f"FlowCache4MAGI-1/config/single_run/{name}_base.json"
         network = transformer_flops(MagiConfig.from_file(path).model_config)
-    return Workload(
-        network, {call: 1}, network.blocks(call.num_tokens, call.frames * call.tokens, 0), 1000, call.branches > 1
-    )
+    flops = network.blocks(call.num_tokens, call.frames * call.tokens, 0)
+    return Workload(network, {call: 1}, 1, call.num_tokens, flops, 1000, guidance=call.branches > 1)
 
 
 @pytest.mark.parametrize(
@@ -62,12 +61,19 @@ def test_one_process_sends_nothing_and_loses_nothing():
     assert (found.sent.nbytes, found.sent.collectives, found.layer_bytes) == (0, 0, 0)
 
 
-def test_guidance_halves_calls_of_both_branches_and_the_number_of_the_others():
-    work = replace(work_of("1.3B", Call(2, 15, 2040)), calls={Call(2, 15, 2040): 3, Call(1, 20, 2040): 4}, flops=8e15)
-    half = work.of_one_part(2)
-    assert half.calls == {Call(1, 15, 2040): 3, Call(1, 20, 2040): 2}
-    assert (half.flops, half.kv, 2 * half.token_flops) == (4e15, 500, work.token_flops)
-    assert work.of_one_part(1).calls == work.calls
+def test_traffic_of_a_video_is_that_of_its_calls():
+    """By hand: q, k, v and the output in each layer, the head's patches in fp32, one decision a step."""
+    call, few = Call(2, 20, 2040), Call(2, 5, 2040)
+    work = replace(work_of("1.3B", call), calls={call: 3, few: 2}, steps=4, head_tokens=2 * 70 * 2040)
+    exchanged, patches = 30 * 70 * 2040 * 1536 * 2 * 4, 70 * 2040 * 64 * 4
+    for cfg_size, ranks, branches_at_once in ((2, 4, 1), (1, 4, 1), (1, 2, 0)):
+        sent = predict(work, cfg_size * ranks, cfg_size=cfg_size).sent
+        share = (ranks - 1) / ranks
+        nbytes = 2 / cfg_size * exchanged * share / ranks + patches * share + (cfg_size - 1) * patches / ranks
+        assert sent.nbytes == nbytes
+        # On two processes, the three large calls run branch by branch.
+        layers = 60 * (5 if branches_at_once else 8)
+        assert sent.collectives == layers + 5 * cfg_size + 4
 
 
 def test_uneven_shares_and_too_many_processes():
@@ -84,7 +90,7 @@ def test_uneven_shares_and_too_many_processes():
 @pytest.mark.parametrize("model", SMALL)
 def test_workload_is_that_of_a_video(model, caplog):
     caplog.set_level(logging.ERROR)
-    work = plan_video(model, f"{SMALL[model]} --method vanilla")
+    work = Video(model, f"{SMALL[model]} --method vanilla").work
     layers = work.network.num_layers
     assert layers == 6 and work.guidance == (model is SkyReelsV2)
     assert 0.5 * work.flops < work.token_flops < work.flops
