@@ -136,13 +136,13 @@ class Video:
         sizes = (len(needed.step_flops), sum(headed), needed.flops, needed.kv)
         return Workload(network, whole, *sizes, guidance, *kinds)
 
-    def decode_seconds(self, processes: int, hardware: Hardware) -> float:
-        """Time of the first of several processes, by its share of the decoder's FLOPs and what it sends."""
-        (alone, _), (own, sent) = (self._rehearse_decoding(group) for group in (Group(), PlannedGroup(0, processes)))
-        own_flops = sum(self._decoder_flops) * own / alone
-        return hardware.compute_seconds(own_flops) + (hardware.exchange_seconds(sent, 0) if processes > 1 else 0)
+    def plan_decoding(self, processes: int) -> tuple[float, Traffic]:
+        """FLOPs of the first of several processes, by its share of the work, and what it sends."""
+        (alone, _), (own, sent) = (self._rehearse_decoding(count) for count in (1, processes))
+        return sum(self._decoder_flops) * own / alone, sent
 
-    def _rehearse_decoding(self, group: Group) -> tuple[int, Traffic]:
+    def _rehearse_decoding(self, processes: int) -> tuple[int, Traffic]:
+        group = PlannedGroup(0, processes) if processes > 1 else Group()
         total, sent, before = 0, Traffic(), replace(group.traffic)
         with torch.inference_mode(), StorageCounter():
             for times, work in self._model.rehearse_decoding(self._pipeline, group):
@@ -184,12 +184,17 @@ def predict_all(
     rows = []
     for (name, (model, options)), method in product(videos.items(), methods):
         video = Video(model, f"{options} {METHODS[method]}")
-        alone = predict(video.work, 1, hardware).seconds + video.decode_seconds(1, hardware)
+
+        def decode(count: int, video: Video = video) -> float:
+            flops, sent = video.plan_decoding(count)
+            return hardware.compute_seconds(flops) + hardware.exchange_seconds(sent, 0)
+
+        alone = predict(video.work, 1, hardware).seconds + decode(1)
         for count in processes:
             try:
                 predicted = predict(video.work, count, hardware, cfg_size)
             except ValueError as error:
                 rows.append(Row(name, method, count, refusal=str(error)))
             else:
-                rows.append(Row(name, method, count, predicted, video.decode_seconds(count, hardware), alone))
+                rows.append(Row(name, method, count, predicted, decode(count), alone))
     return ScalingReport(hardware, rows)

@@ -141,8 +141,8 @@ def plan_layer(work: Workload, call: Call, group: Group) -> int:
     shares.to_tokens(attended)
     if call.frames * own > blockwise.MAX_TOKENS:  # branches run one after another
         group.traffic.collectives += (call.branches - 1) * (group.traffic.collectives - before)
-    # Each is packed before it is sent, and put in order behind it.
-    return 2 * (sum(part.nbytes for part in parts) + attended.nbytes)
+    # Queries, keys and values are joined; all are packed before they are sent, and put in order behind it.
+    return 3 * sum(part.nbytes for part in parts) + 2 * attended.nbytes
 
 
 def plan_video(work: Workload, cfg_size: int, ranks: int) -> tuple[Traffic, int]:
