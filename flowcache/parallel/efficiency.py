@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -120,9 +120,11 @@ class Prediction:
 class PlannedGroup(Group):
     """A process of a group that does not run: it counts what it would send, and receives tensors without values."""
 
-    def exchange(self, parts: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-        self._count(sum(part.nbytes for place, part in enumerate(parts) if place != self.index))
-        return [parts[0].new_empty(*shape) for shape in shapes]
+    def exchange_several(
+        self, parts: Sequence[Sequence[Tensor]], shapes: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[Tensor]]:
+        self._count(sum(part.nbytes for place, own in enumerate(parts) if place != self.index for part in own))
+        return [[parts[0][0].new_empty(torch.Size(shape)) for shape in own] for own in shapes]
 
 
 def plan_layer(work: Workload, call: Call, group: Group) -> int:
@@ -141,8 +143,8 @@ def plan_layer(work: Workload, call: Call, group: Group) -> int:
     shares.to_tokens(attended)
     if call.frames * own > blockwise.MAX_TOKENS:  # branches run one after another
         group.traffic.collectives += (call.branches - 1) * (group.traffic.collectives - before)
-    # Queries, keys and values are joined; all are packed before they are sent, and put in order behind it.
-    return 3 * sum(part.nbytes for part in parts) + 2 * attended.nbytes
+    # Each is packed before it is sent, and put in order behind it.
+    return 2 * (sum(part.nbytes for part in parts) + attended.nbytes)
 
 
 def plan_video(work: Workload, cfg_size: int, ranks: int) -> tuple[Traffic, int]:
