@@ -50,7 +50,7 @@ class Adapter(ABC):
     translate_lora: ClassVar[Translate] = dict  # to the names of the transformer's layers
     transformer_flops: ClassVar[Callable[[Any], TransformerFlops]]  # of a transformer's configuration
     saving: ClassVar[tuple[str, ...]]  # options that need less memory, the least loss first
-    shipped: ClassVar[Mapping[str, str]]  # options of the official models as the scripts run them, by name
+    shipped: ClassVar[Mapping[str, str]] = {}  # options of the official models as the scripts run them, by name
     staged: frozenset[str] = frozenset()  # components of the pipeline that are on the device for their stages alone
     on_host: frozenset[str] = frozenset()  # components that never are
     loading: LoadOptions
@@ -161,12 +161,12 @@ class Adapter(ABC):
     def rehearse(self, pipeline: Any, start: Start, config: FlowCacheConfig, trace: Trace) -> Iterator[VideoPart]:
         """Run a skeleton's text encoder on the longest prompt, then ``stream``."""
 
-    @abstractmethod
     def rehearse_decoding(self, pipeline: Any, group: Group) -> Iterator[tuple[int, int]]:
         """Decode with a skeleton, as a process of a group, one of each kind of part that a video is decoded in.
 
         Yields after each how many of it the video has, and this process's work, in numbers of one unit.
         """
+        raise NotImplementedError
 
     @abstractmethod
     def stream(
