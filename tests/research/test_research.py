@@ -184,7 +184,9 @@ def run(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "train_small.vae", "train_small.skyreels", "train_small.magi"])
+@pytest.mark.parametrize(
+    "name", [*SCRIPTS, *(f"train_small.{name}" for name in ("vae", "skyreels", "magi", "self_forcing"))]
+)
 def test_help(run, name):
     code, out, _ = run(name, "--help")
     assert code == 0 and "--out" in out
