@@ -19,7 +19,7 @@ Names after the first are those of the original programs. A script appends its o
 `--defaults`; typed flags override them, and they override the YAML file. Keys of MAGI-1's JSON configuration
 are options as well.
 
-`flowcache generate --model skyreels_v2` is `generate_video_df.py`, `flowcache generate --model magi1` is
+`flowcache generate --model skyreels_v2` is `generate_video_df.py`, of the other models it is
 `generate_video.py`, and `flowcache sample --model ...` is `sample_video.py` in the model's folder.
 """
 

@@ -10,6 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .user_files import read_json, reading
 
+#: File beside the weights of a model that holds the default settings of its videos.
+DEFAULTS_FILE = "defaults.json"
+
 #: Sanity limits of a configuration's numbers, by a part of the key; the last holds for all others.
 _LARGEST = {"layers": 1000, "depth": 1000, "blocks": 1000, "heads": 1000, "vocab_size": 2**20, "": 2**16}
 #: Starts of keys of numbers that are at least 1; keys of numbers between 0 and 1.

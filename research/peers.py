@@ -32,9 +32,9 @@ from flowcache import Trace
 from flowcache.environment import describe_environment, require, synchronize
 from flowcache.files import markdown_table
 from flowcache.video import Frames, to_uint8
+from flowcache.wan.codec import VideoCodec
 from skyreels_v2 import METHODS as OURS
 from skyreels_v2 import FlowCacheSkyReelsV2Pipeline, VideoSettings
-from skyreels_v2.codec import VideoCodec
 from skyreels_v2.settings import latent_frames
 from skyreels_v2.windows import plan_windows
 

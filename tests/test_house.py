@@ -13,7 +13,8 @@ import pytest
 from reference import ROOT
 from setuptools import find_packages
 
-PACKAGES = {"flowcache": ".", "magi1": "FlowCache4MAGI-1", "skyreels_v2": "FlowCache4SkyReels-V2"}
+MODELS = {"magi1": "FlowCache4MAGI-1", "skyreels_v2": "FlowCache4SkyReels-V2", "self_forcing": "FlowCache4SelfForcing"}
+PACKAGES = {"flowcache": ".", **MODELS}
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 WORDS = re.compile(r"\b(l[e]st|an[e]w|kn[o]bs?|lon[e]ly)\b", re.IGNORECASE)
 
@@ -110,7 +111,7 @@ def test_requirements_install_the_project_from_their_own_folder(folder):
 
 def test_every_package_is_listed_and_its_files_exist_in_the_checkout():
     found = {name for name in find_packages(ROOT) if name.partition(".")[0] == "flowcache"}
-    for name in ("magi1", "skyreels_v2"):
+    for name in MODELS:
         parent = Path(SETTINGS["package-dir"][name]).parent
         found |= {package for package in find_packages(ROOT / parent) if package.startswith(name)}
     assert found == {name for name in SETTINGS["packages"] if not name.startswith("flowcache.data")}

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
+from flowcache.wan.conversion import transformer_config
 from magi1.checkpoint import T5_FOLDER, new_transformer
 from magi1.config import EngineSection, MagiConfig, ModelSection, RuntimeSection
 from magi1.conversion import official_shapes
 from magi1.vae import AutoencoderKLMagi
-from skyreels_v2.conversion import transformer_config
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
 
 #: Sizes of a text encoder with one layer, for the tokens of `tiny_tokenizer`.

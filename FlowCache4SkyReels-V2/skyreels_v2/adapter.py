@@ -17,11 +17,11 @@ from flowcache.parallel.layout import SINGLE
 from flowcache.prompts import check_prompt
 from flowcache.registry import described
 from flowcache.video import last_frames, probe_video, to_float
+from flowcache.wan.chunk_model import transformer_flops
+from flowcache.wan.codec import VideoCodec
+from flowcache.wan.conversion import lora_names
 
 from .checkpoint import ModelSource, SkyReelsLoading, load_pipeline, new_pipeline, resolve_model
-from .chunk_model import transformer_flops
-from .codec import VideoCodec
-from .conversion import lora_names
 from .methods import TRAITS, traits_for
 from .settings import RESOLUTIONS, VideoSettings, make_settings
 from .windows import check_streaming, plan_windows

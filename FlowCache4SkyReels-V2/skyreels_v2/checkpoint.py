@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import SkyReelsV2Transformer3DModel
 
 from flowcache import FlowCacheConfig
 from flowcache.environment import choose_device
 from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
 from flowcache.loading import LoadOptions
+from flowcache.model_files import DEFAULTS_FILE, read_config
 from flowcache.registry import described
 from flowcache.user_files import reading
-from flowcache.weight_files import ENDINGS
-
-from .conversion import lora_names
-from .methods import method_config
-from .model_folder import (
+from flowcache.wan.conversion import lora_names
+from flowcache.wan.model_folder import (
     FAMILIES,
-    SMALL,
     check_folder,
     check_given,
     find_family,
@@ -30,8 +28,11 @@ from .model_folder import (
     load_folder,
     new_components,
 )
+from flowcache.weight_files import ENDINGS
+
+from .methods import method_config
 from .pipeline import FlowCacheSkyReelsV2Pipeline
-from .settings import DEFAULTS_FILE, VideoSettings, default_settings, make_settings
+from .settings import SMALL, VideoSettings, default_settings, make_settings, read_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def resolve_model(
     if model_id == "small" or (is_auto and choose_device(device).type != "cuda"):
         return _resolve_small(model_id, parts)
     if not is_auto and (folder := _find_folder(model_id)):
-        layout, transformer = check_folder(folder, parts)
+        layout, transformer = check_folder(folder, parts, check_kind)
         family = "small" if SMALL.is_dir() and folder.samefile(SMALL) else find_family(transformer)
         reason = f"{folder}, a folder in the {layout} layout"
         source = ModelSource(model_id, folder, layout, family, reason, parts=parts)
@@ -116,6 +117,23 @@ def resolve_model(
     return ModelSource(model_id, None, layout, family, reason, parts=parts)
 
 
+def check_kind(folder: Path, layout: str) -> None:
+    """Refuse settings that are not those of a video, and models that were not trained for diffusion forcing.
+
+    The weights of other models look the same.
+    """
+    read_defaults(folder)
+    if layout == "original":
+        return
+    ours = SkyReelsV2Transformer3DModel.__name__
+    pipeline = read_config(folder / "model_index.json", {"_class_name": ""}).get("_class_name")
+    config = {"_class_name": ours} | read_config(folder / "transformer" / "config.json", {})
+    others = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
+    if pipeline in others or config.get("image_dim") is not None or config["_class_name"] != ours:
+        found = f"{folder}, a {pipeline} with a {config['_class_name']}"
+        raise ValueError(f"model_id names {found}; only SkyReels-V2 diffusion-forcing (DF) models are supported.")
+
+
 def load_components(
     source: ModelSource,
     dtype: torch.dtype = torch.float32,
@@ -124,7 +142,8 @@ def load_components(
 ) -> dict[str, Any]:
     """Read the components of a pipeline, as ``load_folder`` does; downloads them first for a Hub id."""
     logger.log(logging.WARNING if source.is_substitute else logging.INFO, "model: %s", source.reason)
-    patterns, check = list_patterns(source.layout, source.parts), partial(check_folder, given=source.parts)
+    patterns = list_patterns(source.layout, source.parts)
+    check = partial(check_folder, given=source.parts, check=check_kind)
     folder = source.path or fetch_snapshot("model_id", source.location, patterns, check)
     return load_folder(folder, dtype, vae_dtype, source.parts, with_text)
 
@@ -183,7 +202,7 @@ def _resolve_small(model_id: str, parts: Mapping[str, Path]) -> ModelSource:
         raise ValueError(f"model_id {model_id}: there is no folder {SMALL} with the small checkpoint; {remedy}.")
     reason = f"no CUDA device: using it in place of {OFFICIAL_DEFAULT}" if is_auto else "asked for"
     reason = f"the small checkpoint shipped in assets/, which knows only moving shapes ({reason})"
-    layout, _ = check_folder(SMALL, parts)
+    layout, _ = check_folder(SMALL, parts, check_kind)
     return ModelSource(model_id, SMALL, layout, "small", reason, is_auto, parts)
 
 

@@ -6,8 +6,9 @@ model attends to the whole window, which would cost 165 PFLOPs.
 
 from flowcache.benchmark.paper_flops import PaperFlops, PaperRow
 from flowcache.flops import TransformerFlops
+from flowcache.wan.sizes import SPATIAL_STRIDE
 
-from .settings import SPATIAL_STRIDE, VideoSettings
+from .settings import VideoSettings
 from .windows import plan_windows
 
 SETTINGS = VideoSettings(num_frames=177, overlap_history=17, ar_step=5, inference_steps=50)

@@ -18,26 +18,20 @@ from flowcache.arguments import GivenFrames, check_type
 from flowcache.environment import describe_environment
 from flowcache.finite import check_finite
 from flowcache.methods import ModelTraits
+from flowcache.model_files import DEFAULTS_FILE
 from flowcache.noise import BlockNoise, DeviceNoise, make_generator
 from flowcache.parallel import Layout
 from flowcache.pipeline import FlowCachePipeline, StepCallback, convert_given
 from flowcache.state import State, VideoPart, on_device
 from flowcache.typed import check_keys
+from flowcache.wan.chunk_model import WanChunkModel
+from flowcache.wan.codec import VideoCodec
+from flowcache.wan.model_folder import find_family
+from flowcache.wan.sizes import TEMPORAL_STRIDE, latent_frames, pixel_frames
+from flowcache.wan.solver import ChunkUniPC
 
-from .chunk_model import SkyReelsV2ChunkModel
-from .codec import VideoCodec
 from .methods import TRAITS, traits_for
-from .model_folder import SMALL, find_family
-from .settings import (
-    DEFAULTS_FILE,
-    TEMPORAL_STRIDE,
-    VideoSettings,
-    default_settings,
-    latent_frames,
-    make_settings,
-    pixel_frames,
-)
-from .solver import ChunkUniPC
+from .settings import SMALL, VideoSettings, default_settings, make_settings
 from .windows import check_streaming, plan_windows
 
 #: Most tokens of a prompt.
@@ -160,7 +154,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         steps = sum(len(plan.schedule(settings)) for plan in plans)
         with self._on_device("transformer"), self.progress_bar(total=steps) as progress:
             with self._stage("denoise", "transformer", trace):
-                model = SkyReelsV2ChunkModel(
+                model = WanChunkModel(
                     self.transformer,
                     embeds,
                     grid=size,

@@ -4,21 +4,20 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from flowcache.model_files import read_config
+from flowcache.files import shipped
+from flowcache.model_files import DEFAULTS_FILE, read_config
 from flowcache.noise import NoiseOrigin
 from flowcache.registry import check_options, check_pixels, option, plain_rate
+from flowcache.wan.sizes import SPATIAL_STRIDE, TEMPORAL_STRIDE, latent_frames
 
-TEMPORAL_STRIDE = 4  # pixel frames per latent frame of the Wan VAE, after the first
-SPATIAL_STRIDE = 16  # pixels per token side: VAE 8, patch 2
+#: The small checkpoint of this repository.
+SMALL = shipped("assets/skyreels_v2_small")
 
 #: Height and width of the named resolutions.
 RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}
 
 #: Windows of a video; planning more takes seconds.
 MAX_WINDOWS = 10**4
-
-#: File beside the weights that holds the default settings of that model.
-DEFAULTS_FILE = "defaults.json"
 
 #: Defaults of the original program.
 OFFICIAL_DEFAULTS = {
@@ -122,16 +121,6 @@ class VideoSettings:
         """Raise ValueError for a negative prompt without guidance, which nothing reads."""
         if prompt and self.guidance_scale == 1:
             raise ValueError("negative_prompt: expected guidance_scale above 1, got 1; leave one out.")
-
-
-def latent_frames(num_frames: int) -> int:
-    """Count the latent frames of pixel frames: the first stands alone, then four share one."""
-    return (num_frames - 1) // TEMPORAL_STRIDE + 1
-
-
-def pixel_frames(num_latent_frames: int) -> int:
-    """Count the pixel frames of latent frames from the start of a video."""
-    return max(0, (num_latent_frames - 1) * TEMPORAL_STRIDE + 1)
 
 
 def read_defaults(folder: Path) -> dict[str, Any]:

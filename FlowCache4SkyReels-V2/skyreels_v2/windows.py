@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from flowcache import FlowCacheConfig, StaircaseSchedule
+from flowcache.wan.sizes import latent_frames
 
-from .settings import VideoSettings, latent_frames
+from .settings import VideoSettings
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from flowcache.files import write_json
+from flowcache.wan.solver import noise_grid
 from skyreels_v2 import FlowCacheSkyReelsV2Pipeline
-from skyreels_v2.solver import noise_grid
 
 from .moving_shapes import ASSETS
 from .trainer import LatentPool, TransformerTask, train_transformer

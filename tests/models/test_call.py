@@ -17,12 +17,12 @@ import magi1
 from flowcache import FlowCacheConfig, KVCompressionConfig, VideoOutput
 from flowcache.reuse import ChunkwiseReuse, Interval
 from flowcache.video import probe_video, to_float, to_uint8
+from flowcache.wan.codec import VideoCodec
 from magi1 import MagiConfig, MagiPipeline
 from magi1 import method_config as magi_config
 from magi1.attention import TextBank
 from magi1.captions import CaptionSwitches, SpecialTokens
 from skyreels_v2 import FlowCacheSkyReelsV2Pipeline, VideoSettings, method_config
-from skyreels_v2.codec import VideoCodec
 
 #: Options of the method of MAGI-1 that compute some steps only.
 DISTANCE = {"threshold": 0.2, "warmup_steps": 1}

@@ -13,8 +13,8 @@ from PIL import Image
 from programs import assert_refused
 from safetensors.torch import load_file, save
 
+from flowcache.wan.chunk_model import WanChunkModel
 from magi1.checkpoint import T5_FOLDER
-from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 
 VAE, TOKENIZER_CONFIG, TOKENIZER = "vae/config.json", "tokenizer_config.json", "tokenizer.json"
 T5, WEIGHTS = f"t5/{T5_FOLDER}", "magi/inference_weight.distill/model.safetensors"
@@ -126,13 +126,13 @@ def test_damaged_weights_are_named(program, folders, monkeypatch, capsys, model,
 def test_a_model_that_breaks_once(skyreels, capsys, monkeypatch):
     """The run stops; started again, it continues from finite numbers."""
     flags = ["--num_frames", 17, "--inference_steps", 6, "--ar_step", 2, "--resume"]
-    calls, plain = count(), SkyReelsV2ChunkModel.head
+    calls, plain = count(), WanChunkModel.head
 
     def head(model, inputs, outputs):
         velocities = plain(model, inputs, outputs)
         return [v * float("inf") for v in velocities] if next(calls) == 5 else velocities
 
-    monkeypatch.setattr(SkyReelsV2ChunkModel, "head", head)
+    monkeypatch.setattr(WanChunkModel, "head", head)
     assert skyreels(*flags, "--outdir", "out") == 1
     assert "latents of chunk" in capsys.readouterr().err.splitlines()[-1]
     assert all(path.stem.endswith(".part") for path in Path("out").rglob("*.mp4"))

@@ -13,8 +13,8 @@ from flowcache import StaircaseSchedule
 from flowcache.benchmark.paper_flops import PETA
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import ChunkKVCache
+from flowcache.wan.chunk_model import WanChunkModel, transformer_flops
 from magi1.guidance import DistilledGuidance, ThreeWayGuidance
-from skyreels_v2.chunk_model import SkyReelsV2ChunkModel, transformer_flops
 from skyreels_v2.paper_flops import FLOPS, paper_flops
 
 TEXT_TOKENS = 12
@@ -39,7 +39,7 @@ def count(model, item: ChunkInput, tokens: int, chunks: int, edges: bool = True)
 def test_flops_of_a_block_of_skyreels(branches):
     transformer = SkyReelsV2Transformer3DModel(**SIZES)
     embeds = torch.randn(branches, TEXT_TOKENS, SIZES["text_dim"])
-    model = SkyReelsV2ChunkModel(transformer, embeds, (16, 16), 4, guidance_scale=2.0)
+    model = WanChunkModel(transformer, embeds, (16, 16), 4, guidance_scale=2.0)
     tokens = model.num_tokens(2)
     once, again = count(model, ChunkInput(1, 2, torch.randn(4, 2, 16, 16), (500.0, 500.0)), tokens, 2)
     assert again == pytest.approx(model.block_flops(tokens, 2 * tokens) + model.edge_flops(tokens), rel=0.01)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from flowcache.memory import estimate
+from flowcache.wan.chunk_model import WanChunkModel
 from magi1.chunk_model import MagiChunkModel
 from skyreels_v2 import method_config
-from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
 
 SEED, FRAMES = 7, torch.rand(3, 9, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 SKYREELS = {"height": 32, "width": 32, "inference_steps": 3, "causal_block_size": 2, "noise": "original", "seed": SEED}
@@ -32,7 +32,7 @@ def starts(monkeypatch):
 
         monkeypatch.setattr(kind, "embed", embed)
 
-    watch(SkyReelsV2ChunkModel)
+    watch(WanChunkModel)
     watch(MagiChunkModel)
     return lambda: [torch.cat([w[k] for k in sorted(k for k in w if k != "model")], dim=1) for w in windows]
 

@@ -17,11 +17,11 @@ from flowcache.finite import NotFiniteError, check_finite_weights
 from flowcache.memory import estimate
 from flowcache.metrics.similarity import psnr
 from flowcache.quantize import FORMATS, plain_parts
+from flowcache.wan.conversion import transformer_key
 from magi1.pipeline import MagiPipeline
 from skyreels_v2.checkpoint import load_pipeline
-from skyreels_v2.conversion import transformer_key
-from skyreels_v2.model_folder import SMALL
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
+from skyreels_v2.settings import SMALL
 
 MODELS = ("magi1", "skyreels_v2")
 PIPELINES = {"magi1": MagiPipeline, "skyreels_v2": FlowCacheSkyReelsV2Pipeline}

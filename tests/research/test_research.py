@@ -16,10 +16,10 @@ from flowcache.kv.compactors import Select
 from flowcache.kv.scorers import Recency, ScoreInput
 from flowcache.state import VideoPart
 from flowcache.trace import WindowRecord
+from flowcache.wan.chunk_model import transformer_flops
+from flowcache.wan.solver import noise_grid
 from research import compaction, compression, kv, long_video, peers, policies, runs
 from research.compare import Run, speed_table
-from skyreels_v2.chunk_model import transformer_flops
-from skyreels_v2.solver import noise_grid
 
 SCRIPTS = ("methods", "policies", "kv", "long_video", "compression", "compaction", "streaming", "peers")
 

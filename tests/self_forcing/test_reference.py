@@ -13,12 +13,12 @@ from torch import Tensor
 from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, cut_window
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.manager import CacheManager
+from flowcache.wan.attention import rotate
+from flowcache.wan.chunk_model import WanChunkModel
+from flowcache.wan.conversion import transformer_config, transformer_key
+from flowcache.wan.solver import ChunkUniPC, noise_grid
 from self_forcing.solver import FewStepSolver, noise_table, step_times
 from self_forcing.windows import rolling_window
-from skyreels_v2.attention import rotate
-from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
-from skyreels_v2.conversion import transformer_config, transformer_key
-from skyreels_v2.solver import ChunkUniPC, noise_grid
 
 PART = "self_forcing"
 
@@ -45,14 +45,14 @@ def assert_close(actual: Tensor, expected: Tensor, relative: float = 2e-5) -> No
     assert error < relative, f"relative error {error:.2e}"
 
 
-def new_model(folder: Path, branches: tuple[str, ...] = ("cond",), **options: Any) -> SkyReelsV2ChunkModel:
+def new_model(folder: Path, branches: tuple[str, ...] = ("cond",), **options: Any) -> WanChunkModel:
     weights = Case(folder, "weights")
     config = transformer_config(weights.info["config"] | {"inject_sample_info": False})
     transformer = SkyReelsV2Transformer3DModel(**config)
     transformer.load_state_dict({transformer_key(key): tensor for key, tensor in weights.tensors.items()})
     texts, latent = Case(folder, "prompt_embeds").tensors, weights.info["latent"]
     embeds = torch.cat([texts[branch] for branch in branches])
-    return SkyReelsV2ChunkModel(transformer.eval(), embeds, (latent["height"], latent["width"]), 600, **options)
+    return WanChunkModel(transformer.eval(), embeds, (latent["height"], latent["width"]), 600, **options)
 
 
 def cuts(frames: int, block: int, independent: bool) -> list[slice]:
@@ -64,7 +64,7 @@ def cuts(frames: int, block: int, independent: bool) -> list[slice]:
 class Calls:
     """Calls of the model one chunk at a time against a cache, as the original's."""
 
-    def __init__(self, model: SkyReelsV2ChunkModel, chunks: list[slice], window: int = -1, sink: int = 0) -> None:
+    def __init__(self, model: WanChunkModel, chunks: list[slice], window: int = -1, sink: int = 0) -> None:
         lengths = [model.num_tokens(chunk.stop - chunk.start) for chunk in chunks]
         schedule = StaircaseSchedule(len(chunks), 1, stride=1)
         frames = max(chunk.stop - chunk.start for chunk in chunks)
@@ -145,7 +145,7 @@ class Replay(FewStepSolver):
         return self.tensors[next(self.draws)].reshape(shape)
 
 
-def sample(case: Case, model: SkyReelsV2ChunkModel, config: FlowCacheConfig, clean_time: float = 0.0) -> Tensor:
+def sample(case: Case, model: WanChunkModel, config: FlowCacheConfig, clean_time: float = 0.0) -> Tensor:
     """Latents of a video of a case, given ones included."""
     info, tensors = case.info, case.tensors
     noise, given = frames_first(tensors["noise"]), None

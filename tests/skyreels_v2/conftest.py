@@ -8,7 +8,7 @@ import pytest
 from layouts import write_original
 from reference import Case, present, reference_dir
 
-from skyreels_v2 import conversion
+from flowcache.wan import conversion
 from skyreels_v2.checkpoint import load_pipeline
 
 

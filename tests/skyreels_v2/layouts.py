@@ -15,8 +15,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from flowcache.chunk_model import ChunkInput
 from flowcache.kv.cache import ChunkKVCache
-from skyreels_v2 import conversion
-from skyreels_v2.conversion import text_encoder_key
+from flowcache.wan import conversion
+from flowcache.wan.conversion import text_encoder_key
 
 SHARD = "diffusion_pytorch_model-0000{}-of-00002.safetensors"
 DIFFUSERS_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

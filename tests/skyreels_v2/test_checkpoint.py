@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 import flowcache.hub
-from skyreels_v2 import checkpoint, conversion
+from flowcache.wan import conversion
+from flowcache.wan.conversion import text_encoder_key, transformer_config, transformer_key, vae_key
+from flowcache.wan.model_folder import find_family
+from skyreels_v2 import checkpoint
 from skyreels_v2.checkpoint import load_components, resolve_model
-from skyreels_v2.conversion import text_encoder_key, transformer_config, transformer_key, vae_key
-from skyreels_v2.model_folder import find_family
 from skyreels_v2.settings import OFFICIAL_DEFAULTS
 
 

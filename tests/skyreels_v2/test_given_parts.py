@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import flowcache.hub
-from skyreels_v2 import checkpoint, conversion
+from flowcache.wan import conversion
+from skyreels_v2 import checkpoint
 from skyreels_v2.checkpoint import load_components, resolve_model
 
 #: Files of each part's weights in both layouts, and what other programs put before and beside their names.

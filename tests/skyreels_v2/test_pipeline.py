@@ -10,11 +10,11 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from flowcache import FlowCacheConfig, Trace, Window
+from flowcache.wan.chunk_model import WanChunkModel
+from flowcache.wan.codec import VideoCodec
+from flowcache.wan.solver import ChunkUniPC
 from skyreels_v2 import VideoSettings, load_pipeline, method_config, resolve_model
-from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
-from skyreels_v2.codec import VideoCodec
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
-from skyreels_v2.solver import ChunkUniPC
 
 SMALL = {"height": 32, "width": 32, "inference_steps": 6, "ar_step": 2, "causal_block_size": 2}
 STREAMING = {"streaming": True, "base_num_frames": 17}
@@ -98,13 +98,13 @@ def test_given_frames_stay_as_they_were(pipeline, frames, changes):
 @pytest.fixture
 def shown(monkeypatch):
     """Inputs of the model, call by call, with latents as they were."""
-    inputs, plain = [], SkyReelsV2ChunkModel.embed
+    inputs, plain = [], WanChunkModel.embed
 
     def embed(self, given):
         inputs.extend(replace(item, latents=item.latents.clone()) for item in given)
         return plain(self, given)
 
-    monkeypatch.setattr(SkyReelsV2ChunkModel, "embed", embed)
+    monkeypatch.setattr(WanChunkModel, "embed", embed)
     return inputs
 
 

@@ -21,8 +21,8 @@ from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, Trace, cut_w
 from flowcache.config import KVCompressionConfig
 from flowcache.kv.original import OriginalCompression
 from flowcache.reuse import ChunkwiseReuse, NoReuse, TeaCache
-from skyreels_v2.chunk_model import FrameRotary, SkyReelsV2ChunkModel
-from skyreels_v2.solver import ChunkUniPC, noise_grid
+from flowcache.wan.chunk_model import FrameRotary, WanChunkModel
+from flowcache.wan.solver import ChunkUniPC, noise_grid
 
 RELATIVE = 1e-4
 
@@ -53,7 +53,7 @@ def test_forward(reference, name):
     times = [tensors["t_scalar"].item()] * frames
     times = times if kind == "scalar" else tensors["t_frames"][0].tolist()
     block = int(kind[6:]) if kind.startswith("causal") else 3
-    model = SkyReelsV2ChunkModel(
+    model = WanChunkModel(
         tiny_transformer(reference, knows_fps=fps != "nofps"),
         tensors["context"],
         latents.shape[2:],
@@ -72,7 +72,7 @@ def run_window(case: Case, index: int, **method: Any) -> tuple[Tensor, Trace]:
     overlap = case.info.get("overlap_latent", 0)
     prefix = tensors[f"latents_w{index - 1}"][:, -overlap:] if index else None
     window = cut_window(noise, call["causal_block_size"], prefix)
-    model = SkyReelsV2ChunkModel(
+    model = WanChunkModel(
         tiny_transformer(case.folder),
         prompt_embeds(case.folder, call["guidance_scale"]),
         noise.shape[2:],
@@ -209,7 +209,7 @@ def test_causal_through_the_cache_equals_diffusers(block, knows_fps, at_once):
     theirs._set_ar_attention(block)
     fps = {"fps": [1]} if knows_fps else {}
     expected = theirs(latents, torch.tensor([times]), text, enable_diffusion_forcing=True, **fps).sample[0]
-    ours = SkyReelsV2ChunkModel(theirs, text, (HEIGHT, WIDTH), FRAMES, fps=24)
+    ours = WanChunkModel(theirs, text, (HEIGHT, WIDTH), FRAMES, fps=24)
     assert torch.allclose(run_blocks(ours, latents[0], times, block, at_once), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -223,7 +223,7 @@ def test_bf16_is_closer_to_fp32_than_diffusers():
     latents, text, times = torch.randn(4, FRAMES, HEIGHT, WIDTH), torch.randn(1, 8, 16).bfloat16(), [500.0] * FRAMES
 
     def ours(transformer: SkyReelsV2Transformer3DModel, text: Tensor) -> Tensor:
-        own = SkyReelsV2ChunkModel(transformer, text, (HEIGHT, WIDTH), FRAMES, bidirectional=True)
+        own = WanChunkModel(transformer, text, (HEIGHT, WIDTH), FRAMES, bidirectional=True)
         return run_blocks(own, latents, times, FRAMES)
 
     theirs = model(latents.unsqueeze(0).bfloat16(), torch.tensor([500.0]), text).sample[0]

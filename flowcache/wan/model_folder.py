@@ -1,6 +1,6 @@
-"""Model folders of SkyReels-V2, in diffusers' and in the original layout: checked first, then loaded."""
+"""Model folders of Wan's parts, in diffusers' and in the original layout: checked first, then loaded."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,17 +11,12 @@ from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel, UniPCMulti
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from flowcache import model_files
-from flowcache.files import shipped
-from flowcache.user_files import reading
-from flowcache.weight_files import BESIDE_ENCODER, WeightFiles, find_weight_files
-
+from .. import model_files
+from ..model_files import DEFAULTS_FILE
+from ..user_files import reading
+from ..weight_files import BESIDE_ENCODER, WeightFiles, find_weight_files
 from . import conversion
 from .conversion import TEXT_ENCODER_FILE, VAE_FILE
-from .settings import DEFAULTS_FILE, read_defaults
-
-#: The small checkpoint of this repository.
-SMALL = shipped("assets/skyreels_v2_small")
 
 #: Official models by width and number of layers.
 FAMILIES = {(1536, 30): "1.3B", (5120, 40): "14B"}
@@ -66,19 +61,20 @@ def find_layout(folder: Path) -> str:
     raise ValueError(f"model_id names {folder}, which holds neither model_index.json nor config.json.")
 
 
-def check_folder(folder: Path, given: Mapping[str, Path] | None = None) -> tuple[str, Any]:
+def check_folder(
+    folder: Path, given: Mapping[str, Path] | None, check: Callable[[Path, str], object]
+) -> tuple[str, Any]:
     """Refuse a folder that lacks a file or holds a damaged one; reads no weights.
 
     PyTorch files of the older format have no header; their tensors are checked when they are loaded.
-    ``given``: files or folders, by part, that replace its weights in the folder.
+    ``given``: files or folders, by part, that replace its weights in the folder. ``check`` refuses a folder in a
+    layout that is of another model.
     Returns the layout and the transformer's configuration. ValueError names the file, and the key or the tensor.
     """
     layout, given = find_layout(folder), given or {}
     if missing := [path for path in _list_files(folder, layout, given) if not path.is_file()]:
         raise ValueError(f"The model folder {folder} lacks {', '.join(str(p.relative_to(folder)) for p in missing)}.")
-    read_defaults(folder)
-    if layout == "diffusers":
-        _check_kind(folder)
+    check(folder, layout)
     models = _read_models(folder, layout)
     _check_parts(_find_parts(folder, layout, models, given), given)
     _load_scheduler(folder, layout)
@@ -230,17 +226,6 @@ def _list_files(folder: Path, layout: str, given: Mapping[str, Path]) -> list[Pa
     return [folder / name for name in names] + [path for files in weights for path in files]
 
 
-def _check_kind(folder: Path) -> None:
-    """Refuse models that were not trained for diffusion forcing; their weights look the same."""
-    ours = SkyReelsV2Transformer3DModel.__name__
-    pipeline = model_files.read_config(folder / "model_index.json", {"_class_name": ""}).get("_class_name")
-    config = {"_class_name": ours} | model_files.read_config(folder / "transformer" / "config.json", {})
-    others = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
-    if pipeline in others or config.get("image_dim") is not None or config["_class_name"] != ours:
-        found = f"{folder}, a {pipeline} with a {config['_class_name']}"
-        raise ValueError(f"model_id names {found}; only SkyReels-V2 diffusion-forcing (DF) models are supported.")
-
-
 def _load_scheduler(folder: Path, layout: str) -> UniPCMultistepScheduler:
     if layout == "original":  # which has no file for it; the shift is that of text-to-video
         sigmas = {"use_flow_sigmas": True, "flow_shift": 8.0}
@@ -252,7 +237,7 @@ def _load_scheduler(folder: Path, layout: str) -> UniPCMultistepScheduler:
 
 
 def _check_fit(configs: dict[str, Any], folder: Path) -> None:
-    """Refuse parts that do not fit together or have sizes that no SkyReels-V2 model has."""
+    """Refuse parts that do not fit together or have sizes that no model has."""
     transformer, vae = configs["transformer"], configs["vae"]
     patch = 1 if vae.patch_size is None else vae.patch_size
     if not isinstance(patch, int) or patch < 1:

@@ -1,4 +1,4 @@
-"""Names and sizes of the original SkyReels-V2 checkpoints, translated to diffusers and transformers.
+"""Names and sizes of the original checkpoints, translated to diffusers and transformers.
 
 Tensors are renamed, never reshaped; unknown names stay. The transformer's names are tested against the
 published ones, those of the text encoder and the VAE only against the libraries' models.
@@ -11,7 +11,7 @@ import torch
 from diffusers import SkyReelsV2Transformer3DModel
 from diffusers.loaders import SkyReelsV2LoraLoaderMixin, single_file_utils
 
-from flowcache.model_files import default_arguments
+from ..model_files import default_arguments
 
 VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
@@ -27,6 +27,7 @@ ORIGINAL_CONFIG |= {"window_size": [-1, -1], "dim": 1536, "num_heads": 12, "in_d
 #: Configurations of the official models, by family.
 OFFICIAL_CONFIGS = {
     "1.3B": {**ORIGINAL_CONFIG, "ffn_dim": 8960, "num_layers": 30, "inject_sample_info": True},
+    "Wan-1.3B": {**ORIGINAL_CONFIG, "ffn_dim": 8960, "num_layers": 30},
     "14B": {**ORIGINAL_CONFIG, "dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
 }
 
@@ -75,7 +76,7 @@ def transformer_config(given: dict[str, Any]) -> dict[str, Any]:
     """Arguments of ``SkyReelsV2Transformer3DModel`` from the original ``config.json``."""
     original = {**ORIGINAL_CONFIG, **given}
     if (kind := original["model_type"]) != "t2v":
-        raise ValueError(f"model_id names a {kind} model; only diffusion-forcing (DF) models are supported.")
+        raise ValueError(f"model_id names a {kind} model; only t2v models (of SkyReels-V2: DF) are supported.")
     if missing := [key for key in ("dim", "ffn_dim", "num_heads", "num_layers") if key not in given]:
         raise ValueError(f"config.json lacks {', '.join(missing)}.")
     for key, supported in (("qk_norm", True), ("window_size", [-1, -1])):

@@ -1,4 +1,4 @@
-"""Diffusers' SkyReels-V2 block on the chunks of a packed call."""
+"""Diffusers' Wan block on the chunks of a packed call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Atte
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowcache import blockwise
-from flowcache.attention import choose_backend
-from flowcache.blockwise import map_tokens
-from flowcache.chunk_model import ChunkInput
-from flowcache.kv.cache import ChunkKVCache
-from flowcache.parallel import SequenceShares
+from .. import blockwise
+from ..attention import choose_backend
+from ..blockwise import map_tokens
+from ..chunk_model import ChunkInput
+from ..kv.cache import ChunkKVCache
+from ..parallel import SequenceShares
 
 # Compilers read the fields of frozen dataclasses, and would compile again whenever one changes; these are not frozen.
 

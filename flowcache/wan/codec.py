@@ -7,13 +7,12 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import Tensor, nn
 
-from flowcache.finite import check_finite
-from flowcache.parallel import Group
-from flowcache.parallel.tiles import run_tiles
-from flowcache.state import State, on_device
-
+from ..finite import check_finite
+from ..parallel import Group
+from ..parallel.tiles import run_tiles
+from ..state import State, on_device
 from .row_decoder import split_rows
-from .settings import pixel_frames
+from .sizes import pixel_frames
 
 
 class VideoCodec:

@@ -1,4 +1,4 @@
-"""SkyReels-V2's transformer, driven chunk by chunk."""
+"""Wan's transformer, driven chunk by chunk: that of SkyReels-V2 and of Self-Forcing."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +12,11 @@ from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Rota
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowcache import blockwise
-from flowcache.chunk_model import ChunkInput
-from flowcache.flops import TransformerFlops
-from flowcache.kv.cache import CacheLayout, ChunkKVCache
-from flowcache.parallel import SINGLE, Layout, SequenceShares
-
+from .. import blockwise
+from ..chunk_model import ChunkInput
+from ..flops import TransformerFlops
+from ..kv.cache import CacheLayout, ChunkKVCache
+from ..parallel import SINGLE, Layout, SequenceShares
 from .attention import ChunkwiseBlock, PackedChunks, TextContext, modulate
 
 #: Indicators of reuse policies, by their place in the result of ``_time``. Neither depends on the latents.
@@ -68,7 +67,7 @@ def transformer_flops(config: Any) -> TransformerFlops:
     )
 
 
-class SkyReelsV2ChunkModel:
+class WanChunkModel:
     """``flowcache.chunk_model.ChunkModel`` on diffusers' transformer.
 
     Args:

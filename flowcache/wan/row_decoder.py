@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowcache.parallel import Group
+from ..parallel import Group
 
 logger = logging.getLogger(__name__)
 

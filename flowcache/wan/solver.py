@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from flowcache.state import State
+from ..state import State
 
 # Weights of the latents, of the clean prediction, of the one before it and, in the corrector, of the
 # prediction at the end of the step.
@@ -25,7 +25,7 @@ class _History:
 
 
 class ChunkUniPC:
-    """UniPC (order 2, with corrector) on the noise grid of SkyReels-V2, with a history per chunk.
+    """UniPC (order 2, with corrector) on the noise grid of these models, with a history per chunk.
 
     A staircase would need a copy of diffusers' scheduler for every chunk, and all would compute the same
     scalars. Here they are a table, and a step is two weighted sums (Zhao et al., "UniPC", 2023, equations 3
