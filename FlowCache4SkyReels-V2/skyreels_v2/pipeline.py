@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline, SkyReelsV2DiffusionForcingPipeline
-from diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing import prompt_clean
+from diffusers import SkyReelsV2DiffusionForcingPipeline
 from torch import Tensor
 
 from flowcache import Denoiser, FlowCacheConfig, Trace, cut_window
 from flowcache.arguments import GivenFrames, check_type
 from flowcache.environment import describe_environment
-from flowcache.finite import check_finite
 from flowcache.methods import ModelTraits
-from flowcache.model_files import DEFAULTS_FILE
 from flowcache.noise import BlockNoise, DeviceNoise, make_generator
 from flowcache.parallel import Layout
-from flowcache.pipeline import FlowCachePipeline, StepCallback, convert_given
+from flowcache.pipeline import StepCallback, convert_given
 from flowcache.state import State, VideoPart, on_device
 from flowcache.typed import check_keys
 from flowcache.wan.chunk_model import WanChunkModel
 from flowcache.wan.codec import VideoCodec
 from flowcache.wan.model_folder import find_family
+from flowcache.wan.pipeline import WanChunkPipeline
 from flowcache.wan.sizes import TEMPORAL_STRIDE, latent_frames, pixel_frames
 from flowcache.wan.solver import ChunkUniPC
 
@@ -34,11 +31,8 @@ from .methods import TRAITS, traits_for
 from .settings import SMALL, VideoSettings, default_settings, make_settings
 from .windows import check_streaming, plan_windows
 
-#: Most tokens of a prompt.
-MAX_TEXT = 512
 
-
-class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingPipeline):
+class FlowCacheSkyReelsV2Pipeline(WanChunkPipeline, SkyReelsV2DiffusionForcingPipeline):
     """SkyReels-V2 diffusion forcing with chunkwise caching; components as in diffusers' pipeline.
 
     Latents and solver run in fp32, the transformer in its own type.
@@ -48,7 +42,7 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
     model_defaults: dict[str, Any] = default_settings("")
 
     flowcache_together = replace(TRAITS, together=True).configure()
-    clean_prompt = staticmethod(prompt_clean)
+    default_settings = staticmethod(default_settings)
 
     def prepare(
         self,
@@ -230,50 +224,3 @@ class FlowCacheSkyReelsV2Pipeline(FlowCachePipeline, SkyReelsV2DiffusionForcingP
         pipeline = super().from_pretrained(folder, **{"dtype": torch_dtype, **named})
         pipeline.model_defaults = default_settings(folder)
         return pipeline
-
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **named: Any) -> Self:
-        """Share the components of another pipeline, in their types; diffusers would cast them to fp32.
-
-        A pipeline that diffusers offloads is refused (ValueError), as its hooks do not see all that chunks run.
-        """
-        if any(hasattr(part, "_hf_hook") for part in pipeline.components.values()):
-            remedy = "call its remove_all_hooks, and enable_stage_offload of this one"
-            raise ValueError(f"pipeline: expected one without diffusers' offload, got its hooks; {remedy}.")
-        names, _ = cls._get_signature_keys(cls)
-        made = cls(**{name: part for name, part in pipeline.components.items() if name in names} | named)
-        defaults = default_settings(pipeline.config.get("_name_or_path") or "")
-        made.model_defaults = getattr(pipeline, "model_defaults", defaults)
-        return made
-
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Save as diffusers does, with the model's default settings."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if "model_defaults" in vars(self):
-            content = json.dumps(self.model_defaults, indent=2, ensure_ascii=False)
-            (Path(save_directory) / DEFAULTS_FILE).write_text(f"{content}\n", encoding="utf-8")
-
-    @property
-    def default_negative_prompt(self) -> str:
-        """Negative prompt of calls that pass none."""
-        return self.model_defaults.get("negative_prompt", "")
-
-    @property
-    def text_length(self) -> int:
-        """Tokens to which prompts are padded: the tokenizer's limit, at most the model's 512."""
-        return min(MAX_TEXT, self.tokenizer.model_max_length) if self.tokenizer else MAX_TEXT
-
-    def _embed_prompts(self, texts: dict[str, tuple[str | None, Tensor | None]], trace: Trace) -> Tensor:
-        """Embed the texts that come without an embedding; ``[texts, tokens, text_dim]``."""
-        lengths = [len(given) for _, given in texts.values() if given is not None] or [self.text_length]
-        expected, embeds = [lengths[0], self.transformer.config.text_dim], []
-        to = {"device": self._execution_device, "dtype": self.transformer.dtype}
-        for name, (text, given) in texts.items():
-            if given is None:
-                self._clean(name, text, lengths[0], trace)
-                options = {"do_classifier_free_guidance": False, "max_sequence_length": lengths[0]}
-                (given,), _ = self.encode_prompt(text, **options, **to)
-            elif list(given.shape) != expected:
-                raise ValueError(f"{name}_embeds: expected {expected}, got {list(given.shape)}.")
-            embeds.append(given.to(**to))
-        return check_finite("text embeddings", torch.stack(embeds))

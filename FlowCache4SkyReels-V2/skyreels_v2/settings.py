@@ -9,6 +9,7 @@ from flowcache.model_files import DEFAULTS_FILE, read_config
 from flowcache.noise import NoiseOrigin
 from flowcache.registry import check_options, check_pixels, option, plain_rate
 from flowcache.wan.sizes import SPATIAL_STRIDE, TEMPORAL_STRIDE, latent_frames
+from flowcache.wan.text import NEGATIVE_PROMPT
 
 #: The small checkpoint of this repository.
 SMALL = shipped("assets/skyreels_v2_small")
@@ -23,9 +24,7 @@ MAX_WINDOWS = 10**4
 OFFICIAL_DEFAULTS = {
     "prompt": "A serene lake surrounded by towering mountains, with a few swans gracefully gliding across "
     "the water and sunlight dancing on the surface.",
-    "negative_prompt": "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，"
-    "整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，"
-    "畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走",
+    "negative_prompt": NEGATIVE_PROMPT,
     "num_frames": 97,
     "fps": 24,
     "guidance_scale": 6.0,

@@ -1,0 +1,75 @@
+"""What pipelines on Wan's parts share beside the stream: prompts, default settings, sharing and saving."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from torch import Tensor
+
+from ..finite import check_finite
+from ..model_files import DEFAULTS_FILE
+from ..pipeline import FlowCachePipeline
+from ..trace import Trace
+from .text import MAX_TEXT
+
+
+class WanChunkPipeline(FlowCachePipeline):
+    """Mixin of diffusers pipelines with a umT5 text encoder, Wan's VAE and transformer."""
+
+    #: Default settings of the model: ``defaults.json`` and the negative prompt.
+    model_defaults: dict[str, Any]
+    #: Default settings of a model at a folder or Hub id.
+    default_settings: ClassVar[Callable[[str | Path], dict[str, Any]]]
+
+    clean_prompt = staticmethod(prompt_clean)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **named: Any) -> Self:
+        """Share the components of another pipeline, in their types; diffusers would cast them to fp32.
+
+        A pipeline that diffusers offloads is refused (ValueError), as its hooks do not see all that chunks run.
+        """
+        if any(hasattr(part, "_hf_hook") for part in pipeline.components.values()):
+            remedy = "call its remove_all_hooks, and enable_stage_offload of this one"
+            raise ValueError(f"pipeline: expected one without diffusers' offload, got its hooks; {remedy}.")
+        names, _ = cls._get_signature_keys(cls)
+        made = cls(**{name: part for name, part in pipeline.components.items() if name in names} | named)
+        defaults = cls.default_settings(pipeline.config.get("_name_or_path") or "")
+        made.model_defaults = getattr(pipeline, "model_defaults", defaults)
+        return made
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save as diffusers does, with the model's default settings."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if "model_defaults" in vars(self):
+            content = json.dumps(self.model_defaults, indent=2, ensure_ascii=False)
+            (Path(save_directory) / DEFAULTS_FILE).write_text(f"{content}\n", encoding="utf-8")
+
+    @property
+    def default_negative_prompt(self) -> str:
+        """Negative prompt of calls that pass none."""
+        return self.model_defaults.get("negative_prompt", "")
+
+    @property
+    def text_length(self) -> int:
+        """Tokens to which prompts are padded: the tokenizer's limit, at most the model's 512."""
+        return min(MAX_TEXT, self.tokenizer.model_max_length) if self.tokenizer else MAX_TEXT
+
+    def _embed_prompts(self, texts: dict[str, tuple[str | None, Tensor | None]], trace: Trace) -> Tensor:
+        """Embed the texts that come without an embedding; ``[texts, tokens, text_dim]``."""
+        lengths = [len(given) for _, given in texts.values() if given is not None] or [self.text_length]
+        expected, embeds = [lengths[0], self.transformer.config.text_dim], []
+        to = {"device": self._execution_device, "dtype": self.transformer.dtype}
+        for name, (text, given) in texts.items():
+            if given is None:
+                self._clean(name, text, lengths[0], trace)
+                options = {"do_classifier_free_guidance": False, "max_sequence_length": lengths[0]}
+                (given,), _ = self.encode_prompt(text, **options, **to)
+            elif list(given.shape) != expected:
+                raise ValueError(f"{name}_embeds: expected {expected}, got {list(given.shape)}.")
+            embeds.append(given.to(**to))
+        return check_finite("text embeddings", torch.stack(embeds))
