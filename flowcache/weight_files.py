@@ -31,7 +31,7 @@ _WEIGHT_FILE = re.compile(
 _WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 _PREFIXES = ("module.", "model.", "diffusion_model.", "transformer.")
 #: Keys under which training programs store a model's tensors.
-_NESTED = ("state_dict", "model_state_dict", "module", "model")
+_NESTED = ("state_dict", "model_state_dict", "module", "model", "generator", "generator_ema")
 
 #: Tensors in files of a T5 that its encoder does not need: the decoder, and the tokenizer in ComfyUI's files.
 BESIDE_ENCODER = r"decoder\.|lm_head\.|spiece_model$"
@@ -113,6 +113,7 @@ def read_weights(
     rename: Callable[[str], str] = str,
     tied: Collection[str] = (),
     unused: str = "",
+    key: str = "",
 ) -> dict[str, Tensor]:
     """Read a model's tensors; ValueError names one that is unknown, missing, misshapen or stored twice.
 
@@ -122,8 +123,9 @@ def read_weights(
         rename: from names of another format to the model's; applied unless the files have the model's.
         tied: tensors that are equal, so that one is enough.
         unused: pattern of the starts of names of tensors to leave out.
+        key: as of ``read_tensors``.
     """
-    stored = [(path, *row) for path in files for row in read_tensors(path)]
+    stored = [(path, *row) for path in files for row in read_tensors(path, key)]
     stored = [row for row in stored if not (unused and re.match(unused, row[1]))]
     renamed = [key for _, key, _, _ in stored]
     if not shapes.keys() >= {*renamed}:
@@ -152,16 +154,18 @@ def read_weights(
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """A part of a model, on the meta device, and its files; ``rename`` and ``unused`` as of ``read_weights``."""
+    """A part of a model, on the meta device, and its files; the other fields as of ``read_weights``."""
 
     name: str
     model: nn.Module
     files: Sequence[Path]
     rename: Callable[[str], str] = str
     unused: str = ""
+    key: str = ""
 
     def read(self) -> dict[str, Tensor]:
-        return read_weights(self.files, list_shapes(self.model), self.rename, list_tied(self.model), self.unused)
+        shapes, tied = list_shapes(self.model), list_tied(self.model)
+        return read_weights(self.files, shapes, self.rename, tied, self.unused, self.key)
 
     def check(self) -> None:
         """Refuse weights that do not fit (ValueError), unless that would read them as a whole."""
@@ -206,17 +210,20 @@ def _list_whole(folder: Path, names: Sequence[str]) -> list[Path]:
     return [folder / f"{before}-{number + 1:05d}-of-{count}{after}" for number in range(int(count))]
 
 
-def read_tensors(path: Path) -> list[tuple[str, str, Tensor]]:
-    """Read a file's tensors with their names without prefixes and in the file; mapped ones are read when used."""
+def read_tensors(path: Path, key: str = "") -> list[tuple[str, str, Tensor]]:
+    """Read a file's tensors with their names without prefixes and in the file; mapped ones are read when used.
+
+    ``key`` is that of the tensors to read among others in a training program's PyTorch file.
+    """
     with reading(path, "a weight file"):
-        tensors = load_file(path) if path.suffix == ".safetensors" else _load_pickled(path)
+        tensors = load_file(path) if path.suffix == ".safetensors" else _load_pickled(path, key)
         names = {name: _WRAPPERS.sub("", name) for name in tensors}
         while prefix := next((p for p in _PREFIXES if names and all(n.startswith(p) for n in names.values())), ""):
             names = {name: key.removeprefix(prefix) for name, key in names.items()}
         return [(key, name, tensors[name]) for name, key in names.items()]
 
 
-def _load_pickled(path: Path) -> dict[str, Tensor]:
+def _load_pickled(path: Path, key: str = "") -> dict[str, Tensor]:
     """Load the tensors of a file of ``torch.save``, also from a training program's nested state; runs no code."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -224,9 +231,12 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
         code = re.search(r"GLOBAL (\S+)", str(error))
         found = f"it holds {code[1]}, and code is not run" if code else "it is damaged or no file of tensors"
         raise ValueError(f"{found}; save its tensors alone, as safetensors") from error
-    for key in _NESTED:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    if key and (not isinstance(content, dict) or key not in content):
+        held = ", ".join(list(map(str, content))[:3]) if isinstance(content, dict) else "no names"
+        raise ValueError(f"expected {key} in it, got {held}")
+    for name in (key,) if key else _NESTED:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError("it holds more than tensors by name; save its tensors alone, as safetensors")
     return content

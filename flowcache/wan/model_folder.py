@@ -62,13 +62,13 @@ def find_layout(folder: Path) -> str:
 
 
 def check_folder(
-    folder: Path, given: Mapping[str, Path] | None, check: Callable[[Path, str], object]
+    folder: Path, given: Mapping[str, Path] | None, check: Callable[[Path, str], object], key: str = ""
 ) -> tuple[str, Any]:
     """Refuse a folder that lacks a file or holds a damaged one; reads no weights.
 
     PyTorch files of the older format have no header; their tensors are checked when they are loaded.
     ``given``: files or folders, by part, that replace its weights in the folder. ``check`` refuses a folder in a
-    layout that is of another model.
+    layout that is of another model. ``key``: of the tensors in the file of a given transformer, among others.
     Returns the layout and the transformer's configuration. ValueError names the file, and the key or the tensor.
     """
     layout, given = find_layout(folder), given or {}
@@ -76,7 +76,7 @@ def check_folder(
         raise ValueError(f"The model folder {folder} lacks {', '.join(str(p.relative_to(folder)) for p in missing)}.")
     check(folder, layout)
     models = _read_models(folder, layout)
-    _check_parts(_find_parts(folder, layout, models, given), given)
+    _check_parts(_find_parts(folder, layout, models, given, key), given)
     _load_scheduler(folder, layout)
     configs = {name: model.config for name, model in models.items()}
     model_files.load_tokenizer(folder / _TOKENIZERS[layout], configs["text_encoder"].vocab_size)
@@ -84,10 +84,10 @@ def check_folder(
     return layout, configs["transformer"]
 
 
-def check_given(given: Mapping[str, Path], family: str) -> None:
+def check_given(given: Mapping[str, Path], family: str, key: str = "") -> None:
     """Refuse given weights that do not fit an official model, before the rest of it is downloaded."""
     models = _new_models(conversion.OFFICIAL_CONFIGS[family])
-    _check_parts(_find_parts(Path(), "original", {name: models[name] for name in given}, given), given)
+    _check_parts(_find_parts(Path(), "original", {name: models[name] for name in given}, given, key), given)
 
 
 def load_folder(
@@ -96,6 +96,7 @@ def load_folder(
     vae_dtype: torch.dtype = torch.float32,
     given: Mapping[str, Path] | None = None,
     with_text: bool = True,
+    key: str = "",
 ) -> dict[str, Any]:
     """Read the components of a pipeline, in evaluation mode, from a folder that ``check_folder`` accepts.
 
@@ -104,7 +105,7 @@ def load_folder(
     not fit.
     """
     layout = find_layout(folder)
-    parts = _find_parts(folder, layout, _read_models(folder, layout), given or {})
+    parts = _find_parts(folder, layout, _read_models(folder, layout), given or {}, key)
     models = {
         part.name: part.load(partial(_type_of, part.name, dtype, vae_dtype))
         if with_text or part.name != "text_encoder"
@@ -147,13 +148,15 @@ def _type_of(part: str, dtype: torch.dtype, vae_dtype: torch.dtype, key: str) ->
 
 
 def _find_parts(
-    folder: Path, layout: str, models: Mapping[str, nn.Module], given: Mapping[str, Path]
+    folder: Path, layout: str, models: Mapping[str, nn.Module], given: Mapping[str, Path], key: str
 ) -> list[WeightFiles]:
-    unused = {"text_encoder": BESIDE_ENCODER}
-    return [
-        WeightFiles(name, model, _find_files(folder, layout, name, given), _RENAMES[name], unused.get(name, ""))
-        for name, model in models.items()
-    ]
+    parts = []
+    for name, model in models.items():
+        unused = BESIDE_ENCODER if name == "text_encoder" else ""
+        own_key = key if name == "transformer" and name in given else ""
+        files = _find_files(folder, layout, name, given)
+        parts.append(WeightFiles(name, model, files, _RENAMES[name], unused, own_key))
+    return parts
 
 
 def _find_files(folder: Path, layout: str, part: str, given: Mapping[str, Path]) -> list[Path]:
