@@ -49,7 +49,11 @@ from .video import Frames, VideoInfo, probe_video, read_image
 logger = logging.getLogger(__name__)
 
 #: Adapters by the name of their package; another model is another line.
-MODELS = {"skyreels_v2": "skyreels_v2.adapter:SkyReelsV2", "magi1": "magi1.adapter:Magi1"}
+MODELS = {
+    "skyreels_v2": "skyreels_v2.adapter:SkyReelsV2",
+    "magi1": "magi1.adapter:Magi1",
+    "self_forcing": "self_forcing.adapter:SelfForcing",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -223,14 +223,18 @@ def read_tensors(path: Path, key: str = "") -> list[tuple[str, str, Tensor]]:
         return [(key, name, tensors[name]) for name, key in names.items()]
 
 
+def list_nested(path: Path) -> list[str]:
+    """Keys of the models in a training program's PyTorch file; none in other files."""
+    if path.suffix == ".safetensors" or not path.is_file():
+        return []
+    with reading(path, "a weight file"):
+        content = _unpickle(path)
+        return [key for key, held in content.items() if isinstance(held, dict)] if isinstance(content, dict) else []
+
+
 def _load_pickled(path: Path, key: str = "") -> dict[str, Tensor]:
     """Load the tensors of a file of ``torch.save``, also from a training program's nested state; runs no code."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"it holds {code[1]}, and code is not run" if code else "it is damaged or no file of tensors"
-        raise ValueError(f"{found}; save its tensors alone, as safetensors") from error
+    content = _unpickle(path)
     if key and (not isinstance(content, dict) or key not in content):
         held = ", ".join(list(map(str, content))[:3]) if isinstance(content, dict) else "no names"
         raise ValueError(f"expected {key} in it, got {held}")
@@ -240,3 +244,12 @@ def _load_pickled(path: Path, key: str = "") -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError("it holds more than tensors by name; save its tensors alone, as safetensors")
     return content
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"it holds {code[1]}, and code is not run" if code else "it is damaged or no file of tensors"
+        raise ValueError(f"{found}; save its tensors alone, as safetensors") from error

@@ -165,7 +165,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def read_defaults(folder: Path) -> dict[str, Any]:
     """Read ``defaults.json`` of a model folder, if any; UnreadableFile names a wrong key."""
-    path, like = folder / DEFAULTS_FILE, {**asdict(VideoSettings()), **DEFAULTS, **dict.fromkeys(STEP_LISTS, [0])}
+    path, like = folder / DEFAULTS_FILE, {**asdict(VideoSettings()), **DEFAULTS, **{key: [0] for key in STEP_LISTS}}
     return read_config(path, like) if path.is_file() else {}
 
 

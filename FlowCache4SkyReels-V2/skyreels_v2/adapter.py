@@ -20,8 +20,9 @@ from flowcache.video import last_frames, probe_video, to_float
 from flowcache.wan.chunk_model import transformer_flops
 from flowcache.wan.codec import VideoCodec
 from flowcache.wan.conversion import lora_names
+from flowcache.wan.loading import WanLoading
 
-from .checkpoint import ModelSource, SkyReelsLoading, load_pipeline, new_pipeline, resolve_model
+from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
 from .methods import TRAITS, traits_for
 from .settings import RESOLUTIONS, VideoSettings, make_settings
 from .windows import check_streaming, plan_windows
@@ -87,7 +88,7 @@ class SkyReelsV2(Adapter):
     source: ModelSource
     video: VideoSettings
     negative_prompt: str | None = None  # what to avoid; None: what suits the model
-    loading: SkyReelsLoading = SkyReelsLoading()
+    loading: WanLoading = WanLoading()
     use_usp: bool = False  # whether all processes make one video
     cfg_size: int | str = "auto"
 
@@ -112,7 +113,7 @@ class SkyReelsV2(Adapter):
         choices = {"resolution": ("auto", *RESOLUTIONS)}
         shown = {"negative_prompt": "the model's"}
         parser.add_fields("model", SkyReelsOptions, own, defaults=shown, choices=choices)
-        parser.add_fields("loading", SkyReelsLoading)
+        parser.add_fields("loading", WanLoading)
         parser.add_fields("video", VideoSettings, defaults=_DEFAULTS)
         for names, reason in _REFUSED.items():
             parser.add_argument(*names, action=Refuse, const=reason)
@@ -161,7 +162,7 @@ class SkyReelsV2(Adapter):
             source=source,
             video=make_settings(defaults, **values),
             negative_prompt=given.values.get("negative_prompt"),
-            loading=SkyReelsLoading(**given.pick(SkyReelsLoading)),
+            loading=WanLoading(**given.pick(WanLoading)),
             use_usp=given.get("use_usp", False),
             cfg_size=parts if (parts := given.get("cfg_size", "auto")) == "auto" else int(parts),
         )

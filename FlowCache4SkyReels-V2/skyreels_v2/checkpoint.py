@@ -12,13 +12,11 @@ from diffusers import SkyReelsV2Transformer3DModel
 
 from flowcache import FlowCacheConfig
 from flowcache.environment import choose_device
-from flowcache.finite import check_finite_weights
 from flowcache.hub import fetch_snapshot
-from flowcache.loading import LoadOptions
 from flowcache.model_files import DEFAULTS_FILE, read_config
-from flowcache.registry import described
 from flowcache.user_files import reading
 from flowcache.wan.conversion import lora_names
+from flowcache.wan.loading import WanLoading, choose_dtype
 from flowcache.wan.model_folder import (
     FAMILIES,
     check_folder,
@@ -38,11 +36,6 @@ logger = logging.getLogger(__name__)
 
 OFFICIAL_DEFAULT = "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers"
 OFFICIAL = tuple(f"Skywork/SkyReels-V2-DF-{name}" for name in ("1.3B-540P", "14B-540P", "14B-720P"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SkyReelsLoading(LoadOptions):
-    vae_tiling: bool = described("VAE in tiles of 256 pixels: less memory, slower", False)
 
 
 @dataclass(frozen=True)
@@ -156,34 +149,26 @@ def load_pipeline(
 ) -> FlowCacheSkyReelsV2Pipeline:
     """Load a model (a result of ``resolve_model``, or its ``model_id``), in bf16 on CUDA and fp32 elsewhere.
 
-    ``options`` are fields of ``SkyReelsLoading``. Without ``with_text``, the pipeline has no text
+    ``options`` are fields of ``WanLoading``. Without ``with_text``, the pipeline has no text
     encoder. ValueError and NotFiniteError name an option, a file or a weight; OSError: the download failed.
     """
-    device, loading = choose_device(device), SkyReelsLoading(**options)
+    device, loading = choose_device(device), WanLoading(**options)
     if isinstance(source, str):
         source = resolve_model(source, device)
-    types = _choose_type(device), loading.choose_vae_dtype(device)
+    types = choose_dtype(device), loading.choose_vae_dtype(device)
     parts = load_components(source, *types, with_text)
     loading.adapt(parts, lora_names)
     pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
     pipeline.model_defaults = source.defaults
-    if loading.vae_tiling:
-        pipeline.vae.enable_tiling()
-    if loading.offload:
-        pipeline.enable_stage_offload(device)
-    else:
-        pipeline.to(device)
-    if loading.compile:
-        pipeline.transformer.compile_repeated_blocks(dynamic=True)
-    check_finite_weights(pipeline.components)
+    loading.place(pipeline, device)
     return pipeline
 
 
 def new_pipeline(
-    source: ModelSource, device: torch.device, loading: SkyReelsLoading = SkyReelsLoading()
+    source: ModelSource, device: torch.device, loading: WanLoading = WanLoading()
 ) -> FlowCacheSkyReelsV2Pipeline:
     """Make the pipeline that ``load_pipeline`` loads, on the meta device."""
-    types = _choose_type(device), loading.choose_vae_dtype(device)
+    types = choose_dtype(device), loading.choose_vae_dtype(device)
     parts = new_components(source.path, source.layout, source.family, *types)
     loading.adapt(parts)
     pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
@@ -204,10 +189,6 @@ def _resolve_small(model_id: str, parts: Mapping[str, Path]) -> ModelSource:
     reason = f"the small checkpoint shipped in assets/, which knows only moving shapes ({reason})"
     layout, _ = check_folder(SMALL, parts, check_kind)
     return ModelSource(model_id, SMALL, layout, "small", reason, is_auto, parts)
-
-
-def _choose_type(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def _find_folder(model_id: str) -> Path | None:
