@@ -1,0 +1,102 @@
+"""Whole videos of a tiny model: steps, chunks, resuming, given frames, bounded caches."""
+
+import io
+
+import pytest
+import torch
+
+from flowcache import FlowCacheConfig
+from flowcache.state import on_host
+from self_forcing import VideoSettings, load_pipeline, method_config, resolve_model
+
+SMALL = {"height": 32, "width": 32, "num_output_frames": 9}
+TWO_STEPS = {"denoising_step_list": [1000, 500], "denoising_step_list_first_chunk": [1000, 750, 500, 250]}
+FRAMEWISE = {**TWO_STEPS, "num_frame_per_block": 1, "num_output_frames": 5}
+#: Settings, and the steps that each chunk takes.
+VIDEOS = {
+    "few steps": ({}, [4, 4, 4]),
+    "first frame alone": ({"independent_first_frame": True, "num_output_frames": 7}, [4, 4, 4]),
+    "first chunk with more steps": (FRAMEWISE, [4, 2, 2, 2, 2]),
+    "multi-step": ({"denoising_step_list": [], "sampling_steps": 6}, [6, 6, 6]),
+    "rolling window": ({"local_attn_size": 7, "sink_size": 1, "num_output_frames": 15}, [4] * 5),
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline(base, trained):
+    pipeline = load_pipeline(resolve_model(str(base), "cpu", {"transformer": trained}), "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_a_video_resumes_exactly(pipeline, name):
+    changes, steps = VIDEOS[name]
+
+    def stream(**more):
+        return pipeline.stream("a red circle", **{**SMALL, **changes}, **more)
+
+    whole = list(stream())
+    frames = {**SMALL, **changes}["num_output_frames"]
+    assert sum(part.latents.shape[1] for part in whole) == frames
+    assert sum(part.frames.shape[1] for part in whole) == 4 * frames - 3
+    for place, part in enumerate(stream()):
+        if place == 1:
+            saved = io.BytesIO()
+            torch.save(on_host(part.state()), saved)
+            break
+    saved.seek(0)
+    rest = list(stream(state=torch.load(saved, weights_only=True)))
+    assert len(rest) == len(whole) - 2
+    for resumed, part in zip(rest, whole[2:], strict=True):
+        assert torch.equal(resumed.latents, part.latents) and torch.equal(resumed.frames, part.frames)
+    out = pipeline("a red circle", **{**SMALL, **changes}, output_type="latent")
+    made = [event.chunk for record in out.trace.steps for event in record.events]
+    assert [made.count(chunk) for chunk in range(len(steps))] == steps
+
+
+def test_given_frames_are_chunks_of_their_own(pipeline):
+    image = torch.rand(3, 1, 32, 32) * 2 - 1
+    out = pipeline("a red circle", image=image, height=32, width=32, output_type="latent")
+    assert out.latents.shape[2] == 22, "one frame, then chunks of three"
+    parts = list(pipeline.stream("a red", prefix=image, **{**SMALL, "num_output_frames": 7}))
+    assert [part.latents.shape[1] for part in parts] == [1, 3, 3]
+    video = torch.rand(3, 17, 32, 32) * 2 - 1
+    parts = list(pipeline.stream("a red", prefix=video, **{**SMALL, "num_output_frames": 8}))
+    assert [part.latents.shape[1] for part in parts] == [2, 3, 3], "five given ones"
+    with pytest.raises(ValueError, match="num_output_frames.*try 7"):
+        next(pipeline.stream("a red", prefix=image, **{**SMALL, "num_output_frames": 8}))
+
+
+def test_reuse_is_for_many_steps_alone(pipeline):
+    method = method_config("flowcache", "fast")
+    for steps, reused in (([], True), ([1000, 500], False)):
+        out = pipeline("a", cache=method, **SMALL, denoising_step_list=steps, sampling_steps=8, output_type="latent")
+        assert (out.trace.reuse_ratio > 0) == reused
+    with pytest.raises(ValueError, match="local_attn_size"):
+        next(pipeline.stream("a", cache=FlowCacheConfig(clean_range=1), **SMALL, local_attn_size=7))
+
+
+def test_a_bounded_cache_stays_flat(pipeline):
+    held = []
+    for frames in (15, 30):
+        out = pipeline("a", **{**SMALL, "num_output_frames": frames}, local_attn_size=7, output_type="latent")
+        held.append((out.trace.windows[0].kv_bytes, max(step.kv_tokens for step in out.trace.steps)))
+    assert held[0] == held[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("height", {"height": 30}),
+        ("denoising_step_list", {"denoising_step_list": [250, 500]}),
+        ("denoising_step_list_first_chunk", {"denoising_step_list_first_chunk": [1000]}),
+        ("sink_size", {"sink_size": 3}),
+        ("local_attn_size", {"local_attn_size": 3}),
+        ("local_attn_size", {"local_attn_size": 4, "sink_size": 2}),
+        ("overlap_history", {"overlap_history": 4}),
+    ],
+)
+def test_wrong_settings_are_named(name, changes):
+    with pytest.raises(ValueError, match=f"^{name}"):
+        VideoSettings(**{"denoising_step_list": [1000, 750, 500, 250], **changes})
