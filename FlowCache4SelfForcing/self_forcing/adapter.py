@@ -53,6 +53,7 @@ class SelfForcingOptions:
     negative_prompt: str | None = described("what to avoid, with guidance")
     num_frames: int | None = described("frames of the video, 4 k + 1, in place of num_output_frames")
     i2v: bool = described("the original's flag for image-to-video: needs --image", False)
+    num_samples: int | None = described("the original's name of samples")
     output_folder: Path | None = described("the original's name of the folder of the results")
 
 
@@ -92,7 +93,8 @@ class SelfForcing(Adapter):
     @classmethod
     def add_flags(cls, parser, program):
         own = {"weights": ("model_id",), "transformer": ("checkpoint_path",)}
-        parser.add_fields("model", SelfForcingOptions, own, defaults={"negative_prompt": "the model's"})
+        hidden = {"num_samples"} if program == "generate" else ()
+        parser.add_fields("model", SelfForcingOptions, own, hidden, {"negative_prompt": "the model's"})
         parser.add_fields("loading", WanLoading)
         parser.add_fields("video", VideoSettings, defaults={"num_output_frames": "21, or the nearest that fits"})
         if program == "generate":
@@ -112,6 +114,10 @@ class SelfForcing(Adapter):
             raise ValueError("i2v: expected image beside it, got none.")
         if (folder := given.values.pop("output_folder", None)) is not None:
             given.values |= {"outdir": folder, "base_save_path": str(folder)}
+        if given.get("data_path") and not given.get("benchmark"):
+            given.values["benchmark"] = "prompts"
+        if (count := given.values.pop("num_samples", None)) is not None:
+            given.values["samples"] = count
         given.exclude("compress", "kv_range")
 
     @classmethod
@@ -123,7 +129,8 @@ class SelfForcing(Adapter):
                 known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
                 raise ValueError(f"config_path: expected a file or one of {known}, got {given.get('config_path')}.")
         parts = given.pick(("transformer", "vae", "text_encoder"))
-        source = resolve_model(given.get("weights", "auto"), device, parts, given.get("use_ema"), config)
+        has_image = given.get("image") is not None
+        source = resolve_model(given.get("weights", "auto"), device, parts, given.get("use_ema"), config, has_image)
         defaults, values = source.defaults, given.pick(VideoSettings)
         if info is not None and info.height > info.width and defaults["height"] < defaults["width"]:
             defaults["height"], defaults["width"] = defaults["width"], defaults["height"]
@@ -134,7 +141,7 @@ class SelfForcing(Adapter):
             wanted = latent_frames(video.overlap_history + math.ceil(seconds * video.fps))
             video = replace(video, num_output_frames=wanted)
         is_continued = given.get("video_path") or seconds is not None
-        count = latent_frames(video.overlap_history) if is_continued else int(given.get("image") is not None)
+        count = latent_frames(video.overlap_history) if is_continued else int(has_image)
         if "num_output_frames" not in values:
             video = replace(video, num_output_frames=video.fitting_frames(count))
         video.check_frames(count)

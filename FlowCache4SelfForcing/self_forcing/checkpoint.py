@@ -18,7 +18,7 @@ from flowcache.wan.model_folder import check_folder, check_given, list_patterns,
 from flowcache.weight_files import list_nested
 
 from .pipeline import FlowCacheSelfForcingPipeline
-from .published import DEFAULT, WEIGHTS, Published, find_published
+from .published import DEFAULT, DEFAULT_IMAGE, WEIGHTS, Published, find_published
 from .settings import SMALL, default_settings, make_settings, read_defaults
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ def resolve_model(
     parts: Mapping[str, str | Path] | None = None,
     use_ema: bool | None = None,
     config: Path | None = None,
+    starts_with_image: bool = False,
 ) -> ModelSource:
     """Decide which model to load; reads no weights and opens no connection.
 
@@ -81,6 +82,7 @@ def resolve_model(
             ``vae`` or ``text_encoder``, in place of the model's.
         use_ema: take the moving average of a checkpoint's weights; None: what the published one is for, else not.
         config: configuration of the originals; None: that of the published checkpoint.
+        starts_with_image: choose a default checkpoint that was trained for it, too.
     """
     given = {name: Path(path).expanduser() for name, path in (parts or {}).items()}
     published, is_auto = None, model_id == "auto"
@@ -89,7 +91,7 @@ def resolve_model(
         if published is not None and not transformer.exists():
             del given["transformer"]
     elif is_auto and choose_device(device).type == "cuda":
-        published = DEFAULT
+        published = DEFAULT_IMAGE if starts_with_image else DEFAULT
     has_transformer = published is not None or "transformer" in given
     if model_id == "small" or (is_auto and not has_transformer):
         return _resolve_small(is_auto, given, config)

@@ -62,8 +62,8 @@ PUBLISHED = (
         )
     ),
 )
-#: Of ``auto`` on CUDA: the one for chunks of three frames whose licence allows commercial use.
-DEFAULT = PUBLISHED[2]
+#: Of ``auto`` on CUDA, with a licence that allows commercial use: for text, and for videos that start with an image.
+DEFAULT, DEFAULT_IMAGE = PUBLISHED[2], PUBLISHED[3]
 
 
 def find_published(path: Path) -> Published | None:

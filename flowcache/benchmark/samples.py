@@ -5,6 +5,7 @@ import hashlib
 import io
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +26,22 @@ MAX_SAMPLES = 10_000
 #: Prompts that the small checkpoints know, in VBench's format.
 SMALL_PROMPTS = shipped("assets/vbench_small")
 
-PATHS = ("vbench_prompt_dir", "augmented_prompts", "physicsiq_data_dir", "descriptions_file")
-#: Benchmarks, and the options that only one of them reads.
-BENCHMARKS = {"vbench": ("dimension", "samples", *PATHS[:2]), "physicsiq": PATHS[2:]}
+PATHS = (
+    "vbench_prompt_dir",
+    "augmented_prompts",
+    "physicsiq_data_dir",
+    "descriptions_file",
+    "data_path",
+    "extended_prompt_path",
+)
+#: Benchmarks, and the options that not all of them read.
+BENCHMARKS = {
+    "vbench": ("dimension", "samples", *PATHS[:2]),
+    "physicsiq": PATHS[2:4],
+    "prompts": ("samples", *PATHS[4:]),
+}
+#: Letters of a prompt in the name of its video.
+NAME_LETTERS = 100
 
 _COLUMNS = ("scenario", "description", "generated_video_name")
 _SCENARIO = re.compile(r"(?P<id>\d{4})_(?P<rest>perspective-[a-z]+_take-1_.+)\.mp4")
@@ -101,23 +115,25 @@ class BenchmarkOptions:
     physicsiq_data_dir: str = _option("", "folder of Physics-IQ's videos", "none")
     start: int = _option(0, "first prompt or scene to sample")
     end: int | None = _option(None, "prompt or scene to stop before", "all")
-    samples: int = _option(SAMPLES, "videos of each VBench prompt")
+    samples: int | None = _option(None, "videos of each prompt", f"{SAMPLES} of VBench, otherwise 1")
     descriptions_file: str = _option("", "Physics-IQ's CSV", "beside the videos")
     augmented_prompts: str = _option(
         "", "VBench's longer prompts for the model, a folder of lists or one list", "none"
     )
+    data_path: str = _option("", "file of benchmark prompts, one a line", "none")
+    extended_prompt_path: str = _option("", "longer prompts for the model, line by line of data_path", "none")
     keep_going: bool = _option(False, "make the other samples if some cannot be made", "refuse, with a list")
 
     def __post_init__(self) -> None:
         if self.benchmark not in BENCHMARKS:
             raise ValueError(f"benchmark: expected one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}.")
         for benchmark, keys in BENCHMARKS.items():
-            given = [key for key in keys if getattr(self, key) != getattr(type(self), key)]
-            if given and benchmark != self.benchmark:
+            others = [key for key in keys if key not in BENCHMARKS[self.benchmark]]
+            if given := [key for key in others if getattr(self, key) != getattr(type(self), key)]:
                 raise ValueError(f"{given[0]}: only benchmark {benchmark} reads it; leave it out.")
         if self.start < 0 or (self.end is not None and self.end <= self.start):
             raise ValueError(f"start: expected at least 0 and below end, got {self.start} and {self.end}.")
-        if not 1 <= self.samples <= MAX_SAMPLES:
+        if self.samples is not None and not 1 <= self.samples <= MAX_SAMPLES:
             raise ValueError(f"samples: expected 1 to {MAX_SAMPLES}, got {self.samples}.")
         for name in ("base_save_path", *PATHS):
             expand_path(getattr(self, name), name)
@@ -129,6 +145,8 @@ class BenchmarkOptions:
         """
         if self.benchmark == "vbench":
             return self._list_prompts(seed, small)
+        if self.benchmark == "prompts":
+            return self._list_lines(seed)
         folder = self._path("physicsiq_data_dir")
         if folder is None:
             raise ValueError("physicsiq_data_dir: expected the folder of Physics-IQ's videos, got none.")
@@ -140,7 +158,8 @@ class BenchmarkOptions:
             raise ValueError("vbench_prompt_dir: expected VBench's repository, prompts or package, got none.")
         found = read_prompts(folder or SMALL_PROMPTS, self.dimension, augmented)
         prompts = dict(self._part("prompts", list(found.items())))
-        longest = f"-{self.samples - 1}"
+        count = self.samples or SAMPLES
+        longest = f"-{count - 1}"
         names = {p: p if is_file_name(p + longest) else safe_name(p) for p in prompts}
         if renamed := [f"{name}-0.mp4 of {prompt!r}" for prompt, name in names.items() if name != prompt]:
             what = f"{len(renamed)} prompts that cannot be file names, such as {renamed[0]}"
@@ -148,8 +167,29 @@ class BenchmarkOptions:
         return [
             Sample(f"{names[prompt]}-{i}", given, seed + i, original=None if augmented is None else prompt)
             for prompt, given in prompts.items()
-            for i in range(self.samples)
+            for i in range(count)
         ]
+
+    def _list_lines(self, seed: int) -> list[Sample]:
+        """Samples of a file of prompts, each once; empty lines are left out."""
+        if (path := self._path("data_path")) is None:
+            raise ValueError("data_path: expected a file of prompts, got none.")
+        lists = [[line.strip() for line in read_text(path, "a list of prompts").splitlines()]]
+        if (longer := self._path("extended_prompt_path")) is not None:
+            lists.append([line.strip() for line in read_text(longer, "a list of prompts").splitlines()])
+            if len(lists[0]) != len(lists[1]):
+                got = f"got {len(lists[1])}"
+                raise ValueError(f"extended_prompt_path: expected {len(lists[0])} lines as data_path has, {got}.")
+        prompts = dict(self._part("prompts", [pair for pair in zip(lists[0], lists[-1], strict=True) if pair[0]]))
+        short = Counter(prompt[:NAME_LETTERS] for prompt in prompts)
+        count, samples = self.samples or 1, []
+        for prompt, given in prompts.items():
+            name = prompt[:NAME_LETTERS]
+            if short[name] > 1 or not is_file_name(f"{name}-{count - 1}"):
+                name = safe_name(prompt)
+            original = None if longer is None else prompt
+            samples += [Sample(f"{name}-{i}", given, seed + i, original=original) for i in range(count)]
+        return samples
 
     def _path(self, name: str) -> Path | None:
         return Path(text).expanduser() if (text := getattr(self, name)) else None

@@ -64,7 +64,7 @@ def test_given_frames_are_chunks_of_their_own(pipeline):
     video = torch.rand(3, 17, 32, 32) * 2 - 1
     parts = list(pipeline.stream("a red", prefix=video, **{**SMALL, "num_output_frames": 8}))
     assert [part.latents.shape[1] for part in parts] == [2, 3, 3], "five given ones"
-    with pytest.raises(ValueError, match="num_output_frames.*try 7"):
+    with pytest.raises(ValueError, match=r"num_output_frames.*try 7"):
         next(pipeline.stream("a red", prefix=image, **{**SMALL, "num_output_frames": 8}))
 
 
