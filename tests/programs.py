@@ -14,7 +14,7 @@ from flowcache import cli
 #: Variables that change what the programs do.
 VARIABLES = "PAD_HQ PAD_DURATION SPECIAL_TOKEN_PATH prev_chunks_scale RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR DEVICES"
 VARIABLES += " OFFLOAD_T5_CACHE OFFLOAD_VAE_CACHE"
-MODELS = {"FlowCache4MAGI-1": "magi1", "FlowCache4SkyReels-V2": "skyreels_v2"}
+MODELS = {"FlowCache4MAGI-1": "magi1", "FlowCache4SkyReels-V2": "skyreels_v2", "FlowCache4SelfForcing": "self_forcing"}
 FOLDERS = {model: ROOT / folder for folder, model in MODELS.items()}
 
 

@@ -14,7 +14,7 @@ from flowcache import KVCompressionConfig
 from flowcache.video import VideoWriter
 from magi1.config import MagiConfig
 
-MAGI, SKYREELS = FOLDERS.values()
+MAGI, SKYREELS = FOLDERS["magi1"], FOLDERS["skyreels_v2"]
 RETENTION = "--preset paper-fast --use_ret_steps --teacache_thresh 1"
 #: Model, options, and parts of the configuration.
 READ = [

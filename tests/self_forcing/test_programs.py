@@ -1,0 +1,77 @@
+"""The programs on a tiny model, with the originals' flags."""
+
+import json
+
+import pytest
+from PIL import Image
+from programs import FOLDERS, Program, script_words
+
+from flowcache.video import probe_video
+
+FOLDER = FOLDERS["self_forcing"]
+SIZE = ("--height", 32, "--width", 32)
+
+
+@pytest.fixture
+def program(base, trained, monkeypatch, tmp_path):
+    """Make the program of a command, with the weights of a tiny model, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    first = ("--weights", base, "--checkpoint_path", trained, *SIZE)
+    return lambda command="generate": Program(FOLDER / f"{command}_video.py", monkeypatch, first)
+
+
+def test_flags_of_the_originals_make_a_video(program, tmp_path):
+    flags = ("--config_path", "configs/self_forcing_dmd.yaml", "--use_ema", "--seed", 1, "--num_output_frames", 6)
+    assert program()("--prompt", "a red circle", *flags, "--output_folder", "videos") == 0
+    (path,) = (tmp_path / "videos").rglob("*.mp4")
+    assert probe_video(path).num_frames == 21 and probe_video(path).fps == 16
+    trace = json.loads(path.with_suffix(".trace.json").read_text())
+    assert trace["settings"]["video"]["denoising_step_list"] == [1000, 750, 500, 250]
+
+
+def test_a_file_of_prompts(program, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\n\na / b\n")
+    flags = ("--data_path", "prompts.txt", "--output_folder", "out", "--num_samples", 2, "--num_output_frames", 3)
+    assert program("sample")(*flags, "--gpus", "cpu") == 0
+    names = sorted(path.name for path in (tmp_path / "out").rglob("*.mp4"))
+    assert len(names) == 4 and {"a red circle-0.mp4", "a red circle-1.mp4"} < {*names}
+
+
+def test_image_to_video_takes_the_nearest_length(program, tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "in.png")
+    job = program().prepare("--i2v", "--image", "in.png")
+    assert job.sampler.model.video.num_output_frames == 22
+    assert program()("--i2v") == 2 and program()("--data_path", "x") == 2
+
+
+@pytest.mark.parametrize(
+    ("named", "flags"),
+    [
+        ("--preset", "--preset fast"),
+        ("--interval", "--interval 2"),
+        ("--sampling_steps", "--sampling_steps 9"),
+        ("num_output_frames", "--num_output_frames 20"),
+        ("config_path", "--config_path absent"),
+        ("local_attn_size", "--local_attn_size 6 --use_compress"),
+        ("method", "--method teacache"),
+        ("overlap_history", "--overlap_history 9"),
+    ],
+)
+def test_options_without_effect_are_refused(program, capsys, named, flags):
+    assert program()(*flags.split()) == 2
+    assert named.removeprefix("--") in capsys.readouterr().err
+
+
+def test_multi_step_takes_the_presets(program):
+    job = program().prepare("--config_path", "ar_diffusion_tf_chunkwise", "--preset", "quality", "--sampling_steps", 8)
+    assert job.sampler.config.as_dict()["policy"] == "interval" and job.sampler.model.is_guided
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in FOLDER.glob("run_*.sh")))
+def test_every_script_takes_its_settings_and_typed_ones(program, tmp_path, script):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "in.png")
+    typed = ("--image", "in.png") if "i2v" in script else ("--num_output_frames", "12")
+    words = script_words(FOLDER / script, *typed, cwd=tmp_path)
+    job = program().prepare(*words)
+    assert job.sampler.method == ("vanilla" if script == "run_vanilla.sh" else "flowcache")
+    assert job.sampler.model.video.num_output_frames == (22 if "i2v" in script else 12)
