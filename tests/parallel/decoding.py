@@ -15,9 +15,9 @@ from flowcache.parallel import Group
 from flowcache.parallel.efficiency import PlannedGroup
 from magi1.pipeline import MagiPipeline
 from magi1.vae import AutoencoderKLMagi, Tiling
-from skyreels_v2.codec import VideoCodec
+from flowcache.wan.codec import VideoCodec
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
-from skyreels_v2.row_decoder import split_rows
+from flowcache.wan.row_decoder import split_rows
 
 #: Name of a case, what one process makes, and what this one got of the group.
 Case = tuple[str, Tensor, Tensor]
