@@ -63,6 +63,7 @@ class SelfForcing(Adapter):
 
     title = "Self-Forcing"
     package = "self_forcing"
+    cfg_size = "auto"
     inputs: ClassVar = {"image": (), "video_path": ()}
     lacks = frozenset({"causal_attention"})
     traits = TRAITS
@@ -185,10 +186,6 @@ class SelfForcing(Adapter):
         if start.prefix is not None:
             self.video.check_frames(latent_frames(start.prefix.shape[1]))
 
-    def check_processes(self, count):
-        if count > 1:
-            raise ValueError(f"torchrun started {count} processes, but one makes a video of Self-Forcing; start one.")
-
     def check_history(self, path):
         info = probe_video(path)
         seconds = 0 if info.num_frames is None or not info.fps else info.num_frames / info.fps
@@ -204,7 +201,9 @@ class SelfForcing(Adapter):
         return Start(to_float(frames), before=history, skip=wanted)
 
     def load(self, device, group=SINGLE.world):
-        return load_pipeline(self.source, device, group.is_first, **vars(self.loading))
+        pipeline = load_pipeline(self.source, device, group.is_first, **vars(self.loading))
+        pipeline.parallelize(group)
+        return pipeline
 
     def skeleton(self, device):
         return new_pipeline(self.source, torch.device(device), self.loading)

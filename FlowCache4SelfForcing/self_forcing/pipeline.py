@@ -16,6 +16,7 @@ from flowcache.arguments import GivenFrames, check_type
 from flowcache.environment import describe_environment
 from flowcache.methods import check_config
 from flowcache.noise import BlockNoise, Noise, make_generator
+from flowcache.parallel import Layout
 from flowcache.pipeline import StepCallback, convert_given
 from flowcache.state import State, VideoPart
 from flowcache.typed import check_keys
@@ -119,8 +120,10 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
             texts["negative_prompt"] = (negative_prompt, negative_prompt_embeds)
         is_text = any(given is None for _, given in texts.values())
         with self._stage("text", "text_encoder" if is_text else None, trace):
-            embeds = self._embed_prompts(texts, trace)
-        codec = VideoCodec(self.vae, offload="vae" in self._staged)
+            embeds = self._share_text(lambda: self._embed_prompts(texts, trace))
+        heads = self.transformer.config.num_attention_heads
+        processes = Layout.plan(self.process_group, heads, heads, settings.is_guided, self.cfg_size)
+        codec = VideoCodec(self.vae, offload="vae" in self._staged, group=self.process_group)
         with self._stage("encode", None if prefix is None else "vae", trace):
             given = None if prefix is None else codec.encode(prefix)
         # Diffusers' pipeline infers the stride from the number of levels: wrong for a VAE that cuts patches.
@@ -140,6 +143,7 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
                     guidance_scale=settings.guidance_scale,
                     indicator=cache.policy.indicator,
                     runs_whole_window=False,
+                    processes=processes,
                 )
             denoiser = Denoiser(model, cache, trace, clean_time=settings.context_noise)
             progress.update(len(trace.steps))
