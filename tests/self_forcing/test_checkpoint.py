@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import SkyReelsV2Transformer3DModel, WanTransformer3DModel
+from diffusers import SkyReelsV2Transformer3DModel, WanPipeline, WanTransformer3DModel
 from layouts import change, on_meta, shapes
 from reference import Case
 
 from flowcache.wan.conversion import OFFICIAL_CONFIGS, transformer_config, transformer_key
-from self_forcing import load_pipeline, resolve_model
+from self_forcing import FlowCacheSelfForcingPipeline, load_pipeline, resolve_model
 from self_forcing.published import PUBLISHED, find_published
 from self_forcing.settings import CONFIGS, VideoSettings, read_yaml
 
@@ -91,3 +91,23 @@ def test_configurations_of_the_originals(tmp_path):
     assert (read["num_output_frames"], read["height"], read["width"]) == (12, 240, 416)
     path.write_text("guidance_scale: 3\n")
     assert not VideoSettings(**read_yaml(path)).is_few_step
+
+
+def test_a_folder_in_the_layout_of_diffusers(folder, base, trained, tmp_path):
+    parts = dict(load_pipeline(resolve_model(str(base), "cpu", {"transformer": trained}), "cpu").components)
+    config, weights = dict(parts["transformer"].config), parts["transformer"].state_dict()
+    names = WanTransformer3DModel.__init__.__annotations__
+    parts["transformer"] = WanTransformer3DModel(**{key: value for key, value in config.items() if key in names})
+    parts["transformer"].load_state_dict(weights)
+    WanPipeline(**parts).save_pretrained(tmp_path)
+    (tmp_path / "defaults.json").write_text('{"height": 64, "denoising_step_list": [1000, 500]}')
+    source = resolve_model(str(tmp_path), "cpu")
+    assert source.defaults["denoising_step_list"] == [1000, 500]
+    shared = FlowCacheSelfForcingPipeline.from_pretrained(tmp_path)
+    assert shared.model_defaults["height"] == 64
+    for pipeline in (load_pipeline(source, "cpu"), shared):
+        pipeline.set_progress_bar_config(disable=True)
+        loaded = pipeline.transformer.state_dict()
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in weights.items())
+        out = pipeline("a red", height=32, width=32, num_output_frames=3, output_type="latent")
+        assert out.latents.isfinite().all()
