@@ -34,8 +34,8 @@ RUN = {
         "self_forcing/test_checkpoint.py": ("keys_", "mapping_original_to_diffusers"),
     },
 }
-#: Beginnings of other names: prose, repeated in every sidecar, or weights of a case; and, of Self-Forcing, the listing of files on the Hub, which
-#: is prose, the differences of another implementation, and the rolling-window loop. That loop is not here: several
+#: Beginnings of other names: prose, repeated in every sidecar, or weights of a case; of Self-Forcing, also the list of
+#: files on the Hub, differences of another implementation, and the rolling-window loop. That loop is not here: several
 #: chunks of different times see each other in one call, later ones too.
 NOT_RUN = {
     "magi1": ("checkpoint_layout", "config", "weights"),

@@ -6,7 +6,7 @@ from diffusers import ParallelConfig, SkyReelsV2Transformer3DModel
 
 from flowcache.parallel import Group, Layout, SequenceShares
 from flowcache.parallel.layout import check_count, choose_cfg_size, describe_busy
-from skyreels_v2.chunk_model import SkyReelsV2ChunkModel
+from flowcache.wan.chunk_model import WanChunkModel
 
 
 def test_shares_are_contiguous_and_differ_by_one_at_most():
@@ -65,4 +65,4 @@ def test_a_transformer_under_diffusers_parallelism_is_refused():
         transformer = SkyReelsV2Transformer3DModel(num_layers=1, num_attention_heads=2, attention_head_dim=12)
     transformer._parallel_config = ParallelConfig()
     with pytest.raises(ValueError, match="parallelize"):
-        SkyReelsV2ChunkModel(transformer, torch.zeros(1, 8, 16), (4, 4), 5)
+        WanChunkModel(transformer, torch.zeros(1, 8, 16), (4, 4), 5)
