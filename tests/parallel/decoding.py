@@ -13,11 +13,11 @@ from torch import distributed as dist
 from flowcache.files import shipped
 from flowcache.parallel import Group
 from flowcache.parallel.efficiency import PlannedGroup
+from flowcache.wan.codec import VideoCodec
+from flowcache.wan.row_decoder import split_rows
 from magi1.pipeline import MagiPipeline
 from magi1.vae import AutoencoderKLMagi, Tiling
-from flowcache.wan.codec import VideoCodec
 from skyreels_v2.pipeline import FlowCacheSkyReelsV2Pipeline
-from flowcache.wan.row_decoder import split_rows
 
 #: Name of a case, what one process makes, and what this one got of the group.
 Case = tuple[str, Tensor, Tensor]
