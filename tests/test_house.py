@@ -83,7 +83,7 @@ def test_words_of_the_field():
     assert found == []
 
 
-@pytest.mark.parametrize("readme", ["README.md", "FlowCache4MAGI-1/README.md", "FlowCache4SkyReels-V2/README.md"])
+@pytest.mark.parametrize("readme", ["README.md", *(f"{folder}/README.md" for folder in MODELS.values())])
 def test_snippets_of_readmes_run(readme, tmp_path, monkeypatch):
     text = (ROOT / readme).read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -100,7 +100,7 @@ def test_reference_is_that_of_the_parsers():
     assert written == (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), "run docs/make_reference.py"
 
 
-@pytest.mark.parametrize("folder", ["FlowCache4MAGI-1", "FlowCache4SkyReels-V2"])
+@pytest.mark.parametrize("folder", MODELS.values())
 def test_requirements_install_the_project_from_their_own_folder(folder):
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index"]
     command += ["--no-build-isolation", "-r", "requirements.txt"]
