@@ -38,7 +38,7 @@ from .parallel.world import World
 from .plots import reuse_map
 from .prompts import check_prompt
 from .registry import check_number, described
-from .resume import ResumeFile
+from .resume import ResumeFile, ResumeShare
 from .running import run_checked, summary
 from .sampler import Sampler
 from .trace import Trace
@@ -87,7 +87,7 @@ class Job:
     start: Start
     output: Path
     preset: str | None
-    resume: ResumeFile | None
+    resume: ResumeFile | ResumeShare | None
     tuning: Tuning | None
     started: float
     given: Given
@@ -110,6 +110,8 @@ class Job:
         trace, sampler, world = Trace(method=self.sampler.method), self.sampler, world or World()
         group = world.join(sampler.device, sampler.model.connection)
         with self.resume or nullcontext() as resume:
+            if resume:
+                world.agree(lambda: resume.open(group), lambda _: {})
             with trace.timer("load"), world.load_in_turn(sampler.model.weight_bytes(sampler.device)):
                 sampler.load(group)
             if self.tuning is not None:
@@ -193,8 +195,6 @@ def prepare_video(model: type[Adapter], words: Sequence[str], rank: Rank = ALONE
     chosen.check_lora(device)
     if not dry_run:
         chosen.check_processes(rank.count)
-        if rank.count > 1 and given.get("resume"):
-            raise ValueError("resume: expected one process.")
     sampler = Sampler(model=chosen, config=config, method=options.method, device=device)
     identity, tuning = sampler.identity(prompt, start), None
     if target is not None:
@@ -208,8 +208,10 @@ def prepare_video(model: type[Adapter], words: Sequence[str], rank: Rank = ALONE
     named = setting_words(options.method, options.preset, selected, target, config)
     seed, steps = f"seed{chosen.video.seed}", f"steps{chosen.num_steps}"
     name = video_name(prompt, [task, *named, *chosen.words, seed, steps], identity)
-    output = Path(name) if dry_run or not rank.is_first else output_path(given, model, name)
-    resume = ResumeFile(output, identity, device) if given.get("resume") else None
+    output, resume = Path(name) if dry_run else output_path(given, model, name, rank), None
+    if given.get("resume"):
+        run = identity if rank.count == 1 else {**identity, "processes": rank.count, "cfg_size": chosen.cfg_size}
+        resume = ResumeFile(output, run, device) if rank.is_first else ResumeShare(output, run, rank.index)
     by_preset = options.method == "flowcache" and not options.pick(SELECTORS) and target is None
     preset = options.preset or (DEFAULT_PRESET if by_preset else None)
     return Job(sampler, prompt, start, output, preset, resume, tuning, started, given, identity)
@@ -340,15 +342,16 @@ def setting_words(
     return [method, *chosen]
 
 
-def output_path(given: Given, model: type[Adapter], name: str) -> Path:
-    """Path of the video, in a folder that is made; raises ValueError if it cannot be written."""
-    path = given.get("output_path")
+def output_path(given: Given, model: type[Adapter], name: str, rank: Rank) -> Path:
+    """Path of the video; the first process makes its folder, and raises ValueError if it cannot write there."""
+    path, option = given.get("output_path"), "output_path"
     if path is None:
         folder = given.get("outdir", VideoOptions.outdir) / given.get("expname", model.package)
-        return output_file("outdir", folder / name)
-    if path.name and path.suffix.lower() not in ("", ".mp4"):
+        path, option = folder / name, "outdir"
+    elif path.name and path.suffix.lower() not in ("", ".mp4"):
         raise ValueError(f"output_path: expected a name that ends in .mp4, got {path}.")
-    return output_file("output_path", path if path.suffix or os.path.isdir(path) else path.with_suffix(".mp4"))
+    path = path if path.suffix or os.path.isdir(path) else path.with_suffix(".mp4")
+    return output_file(option, path) if rank.is_first else path
 
 
 def find_model(name: str) -> type[Adapter]:

@@ -7,7 +7,9 @@ import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from filelock import FileLock, Timeout
 from .environment import describe_environment, repository_commit
 from .files import GrowingFile, check_grown, remove_leftovers, replaced_when_done
 from .fingerprint import differences
+from .parallel import Group
+from .parallel.layout import SINGLE
 from .state import State, on_host
 from .trace import Trace
 from .typed import as_type
@@ -26,7 +30,7 @@ from .video import part_path
 logger = logging.getLogger(__name__)
 
 #: Raised whenever an older state cannot be resumed from.
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 #: Suffixes of the files beside the video, which a killed run may have left half-written.
 WRITTEN = (".mp4", ".resume.pt", ".trace.json", ".reuse.png")
 #: Differences that are named when a state is refused.
@@ -42,9 +46,13 @@ class ResumeFile:
 
     ``run`` is all that decides about the video, as plain values by name; a saved state must have the same. Another
     device, or other versions of libraries, are a warning.
+
+    Of several processes, this is the first one's; its state counts the saves, and so names the files of the others
+    that belong to it, see ``ResumeShare``.
     """
 
     def __init__(self, video: Path, run: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+        self._group, self._num_saves = SINGLE.world, 0
         self._video = video
         self.path = video.with_name(f"{video.stem}.resume.pt")
         self._steps_path = video.with_name(f"{video.stem}.resume.jsonl")
@@ -82,6 +90,12 @@ class ResumeFile:
             failure.add_note(f"to resume from {self.path}, run the same command again")
         self._lock.release()
 
+    def open(self, group: Group) -> None:
+        """Tell the other processes of the run what was saved."""
+        self._group, saved = group, self._saved
+        steps = saved and self._steps_path.read_text()[: saved["steps"]["length"]]
+        group.broadcast_object(saved and (saved["saves"], saved["trace"], steps))
+
     def begin(self, trace: Trace) -> State | None:
         """Return the saved state, once, and restore the trace; None if nothing was saved."""
         saved, self._saved = self._saved, None
@@ -90,36 +104,39 @@ class ResumeFile:
             self.path.unlink(missing_ok=True)
             self._steps = GrowingFile(self._steps_path)
             return None
-        self._steps = GrowingFile(self._steps_path, saved["steps"])
+        self._steps, self._num_saves = GrowingFile(self._steps_path, saved["steps"]), saved["saves"]
         trace.load_state_dict(saved["trace"], self._steps_path.read_text())
         self._num_steps = len(trace.steps)
         logger.info("%s: resuming after %d steps", self.path, self._num_steps)
         return saved["state"]
 
     def save(self, state: State, trace: Trace) -> None:
-        """Replace the saved state, whose ``video`` is that of the writer, and save the trace's new steps."""
+        """Replace the saved state, whose ``video`` is that of the writer, and save the trace's new steps.
+
+        Those of other processes are on the disk before; they are removed after.
+        """
         self._steps.append(trace.step_lines(self._num_steps).encode())
         self._num_steps = len(trace.steps)
+        self._num_saves += 1
         content = {
             "format": FORMAT_VERSION,
             "run": self._run,
             "environment": self._environment,
+            "saves": self._num_saves,
             "trace": _plain(trace.state_dict()),
             "steps": self._steps.state_dict(),
             "state": state,
         }
-        with replaced_when_done(self.path) as temporary, temporary.open("wb") as file:
-            try:
-                torch.save(on_host(content), file)
-            except RuntimeError as error:
-                if isinstance(error.__context__, OSError):  # which PyTorch hides
-                    raise error.__context__ from None
-                raise
-            file.flush()
-            os.fsync(file.fileno())
+        self._group.gather_objects(None)
+        _write_state(self.path, content)
+        self._group.gather_objects(None)
+
+    def finish(self) -> None:
+        """Remove the state of a video that is whole, before those of the other processes."""
+        self.remove()
+        self._group.gather_objects(None)
 
     def remove(self) -> None:
-        """Remove the state of a video that is whole."""
         for path in (self.path, self._steps_path, Path(self._lock.lock_file)):
             path.unlink(missing_ok=True)
 
@@ -149,22 +166,105 @@ class ResumeFile:
         return saved
 
     def _load(self) -> State:
-        with reading(self.path, "the state of a run", "remove it to start again"):
-            with zipfile.ZipFile(self.path) as archive:
-                if archive.testzip() is not None:  # which torch.load would not notice
-                    raise ValueError("it is damaged")
-            try:  # tensors and plain values, and no object of any other kind
-                saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError as error:  # whose text advises to load such objects
-                raise ValueError("it holds objects that no state has") from error
-            if not isinstance(saved, dict) or saved.get("format") != FORMAT_VERSION:
-                raise ValueError("another version saved it")
+        with _reading_state(self.path) as saved:
             as_type(saved["trace"], Trace)
             for name in ("run", "environment"):
                 as_type(saved[name], dict[str, Any])
             for grown in (saved["steps"], saved["state"]["video"]["part"]):
-                as_type([grown["length"], grown["checksum"]], list[int])
+                as_type([grown["length"], grown["checksum"], saved["saves"]], list[int])
             return saved
+
+
+class ResumeShare:
+    """The state of a process beside the first, with the interface of ``ResumeFile``.
+
+    Each save is a file of its own, ``NAME.rank1.7.resume.pt``: that of the save before remains until the first process
+    has replaced its state. So the files that a killed run leaves hold a state of the same step of every process.
+    """
+
+    def __init__(self, video: Path, run: Mapping[str, Any], index: int) -> None:
+        self._run, self._index, self._first = _plain(run), index, video.with_name(f"{video.stem}.resume.pt")
+        self._start = f"{video.stem}.rank{index}."
+        self._group, self._num_saves = SINGLE.world, 0
+        self._saved: State | None = None
+
+    def __enter__(self) -> ResumeShare:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._first.exists():
+            self._remove_all_but(None)
+
+    def open(self, group: Group) -> None:
+        """Read the state that belongs to the first process's; raises ValueError if it cannot be used."""
+        self._group, first = group, group.broadcast_object()
+        self._remove_all_but(None if first is None else first[0])
+        if first is None:
+            return
+        self._num_saves, trace, steps = first
+        path, remedy = self._path(), f"remove {self._first} to start again"
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; {remedy}.")
+        with _reading_state(path, remedy) as saved:
+            if saved["run"] != self._run:
+                raise ValueError("it belongs to another run")
+            self._saved = {"trace": trace, "steps": steps, "state": saved["state"]}
+
+    def begin(self, trace: Trace) -> State | None:
+        saved, self._saved = self._saved, None
+        if saved is None:
+            return None
+        trace.load_state_dict(saved["trace"], saved["steps"])
+        return saved["state"]
+
+    def save(self, state: State, _: Trace) -> None:
+        self._num_saves += 1
+        _write_state(self._path(), {"format": FORMAT_VERSION, "run": self._run, "state": state})
+        self._group.gather_objects(None)
+        self._group.gather_objects(None)
+        self._remove_all_but(self._num_saves)
+
+    def finish(self) -> None:
+        self._group.gather_objects(None)
+        self._remove_all_but(None)
+
+    def _path(self) -> Path:
+        return self._first.with_name(f"{self._start}{self._num_saves}.resume.pt")
+
+    def _remove_all_but(self, kept: int | None) -> None:
+        """Remove the files of other saves, and those that a killed process left half-written."""
+        for start in (self._start, f".{self._start}"):
+            for path in self._first.parent.glob(f"{escape(start)}*.pt"):
+                if path.name != f"{self._start}{kept}.resume.pt":
+                    path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _reading_state(path: Path, remedy: str = "remove it to start again") -> Iterator[State]:
+    """Read a file of a state; within the block, too, what is wrong with it becomes one sentence."""
+    with reading(path, "the state of a run", remedy):
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # which torch.load would not notice
+                raise ValueError("it is damaged")
+        try:  # tensors and plain values, and no object of any other kind
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # whose text advises to load such objects
+            raise ValueError("it holds objects that no state has") from error
+        if not isinstance(saved, dict) or saved.get("format") != FORMAT_VERSION:
+            raise ValueError("another version saved it")
+        yield saved
+
+
+def _write_state(path: Path, content: State) -> None:
+    with replaced_when_done(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(on_host(content), file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # which PyTorch hides
+                raise error.__context__ from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _plain(content: Mapping[str, Any]) -> State:

@@ -19,7 +19,7 @@ from .fingerprint import array_digest, file_digest, folder_digest
 from .parallel import Group
 from .parallel.layout import SINGLE
 from .prompts import check_prompt
-from .resume import ResumeFile
+from .resume import ResumeFile, ResumeShare
 from .state import State, VideoPart
 from .trace import Trace
 from .tuning import Target, Tuning
@@ -114,7 +114,7 @@ class Sampler:
         trace: Trace,
         *,
         seed: int | None = None,
-        resume: ResumeFile | None = None,
+        resume: ResumeFile | ResumeShare | None = None,
     ) -> None:
         """Make a video and write it part by part; ``seed`` replaces the settings'."""
         model = self.model if seed is None else self.model.with_video(seed=seed)
@@ -136,7 +136,7 @@ def write_parts(
     size: tuple[int, int],
     start: Start,
     trace: Trace,
-    resume: ResumeFile | None = None,
+    resume: ResumeFile | ResumeShare | None = None,
     state: State | None = None,
 ) -> None:
     """Write a video of a height and width part by part; the file takes its name when it is whole.
@@ -159,4 +159,4 @@ def write_parts(
                     written = {"video": writer.state_dict(), "skip": skip} if writer else {}
                     resume.save({"stream": part.state(), **written}, trace)
     if resume is not None:
-        resume.remove()
+        resume.finish()

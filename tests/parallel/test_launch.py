@@ -1,0 +1,164 @@
+"""Programs started as several processes: one video, one report, and one end."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from random import Random
+
+import pytest
+import torch
+from launched import launch
+from programs import FOLDERS
+from reference import ROOT
+from resumed import decided, watched
+
+from flowcache import Trace
+from flowcache.parallel import Group
+
+TOGETHER = {"magi1": ("--cp_size", 2), "skyreels_v2": ("--use_usp",)}
+KEPT = {"a.mp4", "a.trace.json", "a.reuse.png"}
+
+
+@pytest.fixture
+def together(program, pipelines, tmp_path, monkeypatch):
+    """Run the program of SkyReels-V2, whose weights are read already, in two processes."""
+    monkeypatch.setattr("skyreels_v2.adapter.load_pipeline", lambda *_, **__: pipelines["skyreels_v2"])
+    front = program("skyreels_v2")
+    front.first += ("--num_frames", 17, "--output_path", "a.mp4")
+
+    def run(*words, of_rank=lambda rank: (), around=None):
+        def work(rank):
+            arguments = (*words, *of_rank(rank))
+            return front("--use_usp", *arguments) if around is None else around(rank, lambda: front("--use_usp", *arguments))
+
+        return launch(tmp_path / "said", work)
+
+    run.alone = front
+    return run
+
+
+@pytest.fixture
+def whole(together, tmp_path):
+    """The video and the decisions of one process, whose files are gone."""
+    assert together.alone() == 0
+    found = take(tmp_path)
+    assert not list(tmp_path.glob("a.*"))
+    return found
+
+
+def take(folder):
+    """Video and decisions, whose files are removed; nothing else may be there."""
+    assert {path.name for path in folder.glob("*a*.*")} == KEPT
+    found = (folder / "a.mp4").read_bytes(), decided(Trace.load(folder / "a.trace.json"))
+    for name in KEPT:
+        (folder / name).unlink()
+    return found
+
+
+def test_the_first_of_two_processes_writes_the_video_of_one(together, whole, tmp_path):
+    first, second = together()
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert "video: " in first.out and not second.out and "step/s" not in second.err
+    assert take(tmp_path) == whole
+
+
+def test_a_drawn_seed_is_that_of_the_first(together, tmp_path):
+    ended = together("--seed", -1)
+    assert [each.code for each in ended] == [0, 0], ended
+    seed = Trace.load(tmp_path / "a.trace.json").settings["video"]["seed"]
+    drawn, _ = take(tmp_path)
+    assert together.alone("--seed", seed) == 0
+    assert take(tmp_path)[0] == drawn
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(("--seed",), "seed is 0 on rank 0 and 1 on rank 1"), (("--shift", "5", "--inference_steps"), "rank 0")],
+)
+def test_what_differs_between_processes_is_refused_once(together, tmp_path, words, named):
+    first, second = together(of_rank=lambda rank: (*words, rank))
+    assert (first.code, second.code, second.err) == (2, 2, "")
+    (line,) = first.err.splitlines()
+    assert named in line or "inference_steps" in line
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_what_one_process_refuses_the_first_reports(together):
+    first, second = together(of_rank=lambda rank: ("--nonsense",) * rank)
+    assert (first.code, second.code, second.err) == (2, 2, "")
+    assert re.fullmatch("error: rank 1: .*--nonsense.*\n", first.err)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_out_of_memory_ends_all_with_its_sentence(together, tmp_path, failing):
+    def around(rank, run):
+        def fail():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+        with watched(3 if rank == failing else -1, fail):
+            return run()
+
+    ended = together(around=around)
+    assert [each.code for each in ended] == [1, 1]
+    assert not ended[1].err
+    line = ended[0].err.splitlines()[-1]
+    assert re.match(f"error: {'rank 1: ' * failing}CUDA out of memory", line), line
+    assert not set(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_other_with_a_sentence(together, killed):
+    def around(rank, run):
+        with watched(3 if rank == killed else -1, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+            return run()
+
+    ended = together(around=around)
+    assert ended[killed].code == -signal.SIGKILL
+    assert ended[1 - killed].code == 1
+    assert "another process of the run" in ended[1 - killed].err.splitlines()[-1]
+
+
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes(together, whole, tmp_path):
+    chosen, kills = Random(0), 0
+    for turn in range(8):
+        moments = [chosen.randrange(40), chosen.randrange(40)] if turn % 2 else [chosen.randrange(40), -1]
+        chosen.shuffle(moments)
+
+        def around(rank, run, moments=moments):
+            with watched(moments[rank], lambda: os.kill(os.getpid(), signal.SIGKILL)):
+                return run()
+
+        ended = together("--resume", around=around)
+        assert {each.code for each in ended} <= {0, 1, -signal.SIGKILL}, ended
+        kills += any(each.code for each in ended)
+        if not any(each.code for each in ended):
+            assert take(tmp_path) == whole
+    assert kills > 3
+    assert [each.code for each in together("--resume")] == [0, 0]
+    assert take(tmp_path) == whole
+
+
+@pytest.mark.parametrize("model", TOGETHER)
+def test_the_first_process_alone_loads_the_text_encoder(program, model):
+    adapter = program(model).prepare("--output_path", "x.mp4").sampler.model
+    first, second = (adapter.load("cpu", Group(index, 2)) for index in range(2))
+    assert first.text_encoder is not None and second.text_encoder is None
+    assert second.process_group.size == 2
+
+
+@pytest.mark.parametrize("model", TOGETHER)
+def test_torchrun_starts_a_program(model, tmp_path):
+    """The whole way once for each model, weights and scripts included."""
+    script = FOLDERS[model] / {"magi1": "scripts/single_run/flowcache_t2v.sh", "skyreels_v2": "run.sh"}[model]
+    words = ["--model", "small"] if model == "magi1" else ["--model_id", "small"]
+    words += {"magi1": ["--num_frames", "24"], "skyreels_v2": ["--num_frames", "9", "--base_num_frames", "17"]}[model]
+    steps = {"magi1": ["--num_steps", "8", "--window_size", "2"], "skyreels_v2": ["--inference_steps", "2"]}[model]
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "FLOWCACHE_NO_INSTALL": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"NPROC": "2", "GPUS_PER_NODE": "2"}
+    command = ["bash", script, *words, *steps, "--output_path", "a.mp4"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == KEPT
