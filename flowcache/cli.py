@@ -92,6 +92,7 @@ class Job:
     started: float
     given: Given
     identity: Mapping[str, Any]
+    is_drawn: bool  # whether the seed is
 
     def estimate(self) -> Estimate:
         return estimate(self.sampler.model, self.sampler.config, self.start, self.sampler.device)
@@ -99,7 +100,8 @@ class Job:
     def describe(self) -> dict[str, Any]:
         """What must be the same in all processes that make the video."""
         versions = {name: version(name) for name in ("torch", "diffusers")}
-        of_run = {"resume": self.given.get("resume", False), "dry_run": self.given.get("dry_run", False)}
+        of_run = {"seed": "drawn"} if self.is_drawn else {}
+        of_run |= {"resume": self.given.get("resume", False), "dry_run": self.given.get("dry_run", False)}
         return {**self.identity, **of_run, "versions": {**versions, "code": repository_commit()}}
 
     def run(self, world: World | None = None) -> str:
@@ -108,6 +110,8 @@ class Job:
         Of several processes the first writes.
         """
         trace, sampler, world = Trace(method=self.sampler.method), self.sampler, world or World()
+        if self.is_drawn:
+            sampler.model = sampler.model.with_video(seed=world.exchange(sampler.model.video.seed)[0])
         group = world.join(sampler.device, sampler.model.connection)
         with self.resume or nullcontext() as resume:
             if resume:
@@ -171,7 +175,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str], rank: Rank = ALONE
         target = read_target(given)
         options, unread = choose_method(given, model)
         given.refuse_unread(unread)
-    draw_seed(given)
+    is_drawn = draw_seed(given)
     device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
     if dry_run := given.get("dry_run", False):
         check_number("rate", given.get("rate"), 1e-6, 1e6)
@@ -214,7 +218,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str], rank: Rank = ALONE
         resume = ResumeFile(output, run, device) if rank.is_first else ResumeShare(output, run, rank.index)
     by_preset = options.method == "flowcache" and not options.pick(SELECTORS) and target is None
     preset = options.preset or (DEFAULT_PRESET if by_preset else None)
-    return Job(sampler, prompt, start, output, preset, resume, tuning, started, given, identity)
+    return Job(sampler, prompt, start, output, preset, resume, tuning, started, given, identity, is_drawn)
 
 
 def add_option(words: Sequence[str], option: str) -> list[str]:
@@ -285,13 +289,18 @@ def read_target(given: Given) -> Target | None:
     return target
 
 
-def draw_seed(given: Given) -> None:
-    """Draw and log a seed for -1, as the original programs do; raises ValueError for a run to resume."""
-    if given.get("seed") == -1:
-        if given.get("resume"):
-            raise ValueError("seed: expected a number to resume with, got -1, which draws one at each start.")
-        given.values["seed"] = secrets.randbelow(2**32)
-        logger.info("seed: %d was drawn; give it to make the same video again", given.values["seed"])
+def draw_seed(given: Given) -> bool:
+    """Draw and log a seed for -1, as the original programs do; raises ValueError for a run to resume.
+
+    Returns whether it was drawn; that of the first of several processes counts.
+    """
+    if given.get("seed") != -1:
+        return False
+    if given.get("resume"):
+        raise ValueError("seed: expected a number to resume with, got -1, which draws one at each start.")
+    given.values["seed"] = secrets.randbelow(2**32)
+    logger.info("seed: %d was drawn; give it to make the same video again", given.values["seed"])
+    return True
 
 
 def read_inputs(given: Given) -> tuple[Mapping[str, Frames], VideoInfo | None]:

@@ -98,6 +98,8 @@ class World:
 
     def exchange(self, value: Any) -> list[Any]:
         """Plain values of all processes, in their order; through the store, and so in any state of the group."""
+        if not self.is_many:
+            return [value]
         store, turn = self._connect(), self._exchanges
         self._exchanges += 1
         store.set(f"exchange/{turn}/{self.rank.index}", json.dumps(value, default=str))

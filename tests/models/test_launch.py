@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import pytest
 import torch
 from launched import launch
 from programs import FOLDERS
-from reference import ROOT
 from resumed import decided, watched
 
 from flowcache import Trace
@@ -29,10 +27,14 @@ def together(program, pipelines, tmp_path, monkeypatch):
     front = program("skyreels_v2")
     front.first += ("--num_frames", 17, "--output_path", "a.mp4")
 
-    def run(*words, of_rank=lambda rank: (), around=None):
+    def run(*words, of_rank=lambda _: (), around=lambda _, run: run()):
         def work(rank):
             arguments = (*words, *of_rank(rank))
-            return front("--use_usp", *arguments) if around is None else around(rank, lambda: front("--use_usp", *arguments))
+            return (
+                front("--use_usp", *arguments)
+                if around is None
+                else around(rank, lambda: front("--use_usp", *arguments))
+            )
 
         return launch(tmp_path / "said", work)
 
@@ -123,7 +125,7 @@ def test_a_killed_process_ends_the_other_with_a_sentence(together, killed):
 
 def test_killed_at_random_moments_it_resumes_to_the_same_bytes(together, whole, tmp_path):
     chosen, kills = Random(0), 0
-    for turn in range(8):
+    for turn in range(5):
         moments = [chosen.randrange(40), chosen.randrange(40)] if turn % 2 else [chosen.randrange(40), -1]
         chosen.shuffle(moments)
 
@@ -136,7 +138,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(together, whole, 
         kills += any(each.code for each in ended)
         if not any(each.code for each in ended):
             assert take(tmp_path) == whole
-    assert kills > 3
+    assert kills > 2
     assert [each.code for each in together("--resume")] == [0, 0]
     assert take(tmp_path) == whole
 

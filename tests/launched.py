@@ -3,13 +3,14 @@
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 from flowcache.environment import repository_commit
 
@@ -29,12 +30,10 @@ def launch(folder: Path, work: Callable[[int], Any], count: int = 2, grace: floa
     As torchrun does, SIGTERM ends all once one fails, and SIGKILL ``grace`` seconds later.
     """
     repository_commit()  # cached for the children
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("fork")
     folder.mkdir(exist_ok=True)
-    children = [context.Process(target=_run, args=(rank, count, port, folder, work)) for rank in range(count)]
+    children = [context.Process(target=_run, args=(rank, count, store.port, folder, work)) for rank in range(count)]
     for child in children:
         child.start()
     failed_at = None
@@ -53,7 +52,7 @@ def launch(folder: Path, work: Callable[[int], Any], count: int = 2, grace: floa
 
 def _run(rank: int, count: int, port: int, folder: Path, work: Callable[[int], Any]) -> None:
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
     os.environ.update({name: str(value) for name, value in variables.items()})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("out", "err"):
