@@ -75,7 +75,7 @@ def test_a_drawn_seed_is_that_of_the_first(together, tmp_path):
     assert [each.code for each in ended] == [0, 0], ended
     seed = Trace.load(tmp_path / "a.trace.json").settings["video"]["seed"]
     drawn, _ = take(tmp_path)
-    assert together.alone("--seed", seed) == 0
+    assert [each.code for each in together("--seed", seed)] == [0, 0]
     assert take(tmp_path)[0] == drawn
 
 
