@@ -249,6 +249,7 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
             config = chosen.configure(method)
         chosen.check(config, Start())
         samplers[name] = Sampler(model=chosen, config=config, method=name, device=device, shows_steps=False)
+    chosen.check_processes(1)  # as each makes videos of its own
     chosen.check_lora(device)
     samples = options.list_samples(chosen.video.seed, chosen.video.fps, small=chosen.is_small)
     name = "ways" if compared else given.get("method", "flowcache")

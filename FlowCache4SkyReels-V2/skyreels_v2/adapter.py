@@ -205,7 +205,8 @@ class SkyReelsV2(Adapter):
             reason = "which would all make the same video; add --use_usp, or start one"
             raise ValueError(f"torchrun started {count} processes, {reason}.")
         if count == 1 and self.use_usp:
-            raise ValueError("use_usp: expected several processes, got 1; start torchrun --nproc_per_node 2, or more.")
+            remedy = "start generate_video_df.py by torchrun --nproc_per_node 2, or leave it out"
+            raise ValueError(f"use_usp: expected several processes for a video, got 1; {remedy}.")
         super().check_processes(count)
 
     def check(self, config, start):
