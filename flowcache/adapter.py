@@ -107,8 +107,8 @@ class Adapter(ABC):
 
     @property
     def heads(self) -> tuple[int, int]:
-        """Query and key-value heads of the transformer."""
-        raise NotImplementedError
+        """Query and key-value heads of the transformer, by default as many of each."""
+        return (self.skeleton("cpu").transformer.config.num_attention_heads,) * 2
 
     @property
     def frame_tokens(self) -> int:

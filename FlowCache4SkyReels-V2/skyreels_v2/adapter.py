@@ -104,7 +104,6 @@ class SkyReelsV2(Adapter):
     is_small = property(lambda self: self.source.family == "small")
     staged = property(lambda self: frozenset(STAGES.values()) if self.loading.offload else frozenset())
     is_guided = property(lambda self: self.video.guidance_scale > 1)
-    heads = property(lambda self: (self.skeleton("cpu").transformer.config.num_attention_heads,) * 2)
     words = property(lambda self: ("streaming",) if self.video.streaming else ())
 
     @classmethod
