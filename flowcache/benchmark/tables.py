@@ -236,8 +236,8 @@ def save_tables(tables: Sequence[Table], stem: Path, commands: Sequence[str]) ->
         shared = {key: getattr(table, key) for key in ("model", "weights", "prompts", "videos")}
         for row in table.rows:
             figures = {column.key: row.measured.get(column.key) for column in table.columns}
-            for key, (low, high) in row.ranges.items():
-                figures |= {f"{key}_low": low, f"{key}_high": high}
+            for key in figures.keys() & row.ranges.keys():
+                figures |= dict(zip((f"{key}_low", f"{key}_high"), row.ranges[key], strict=True))
             for prefix, more in (("paper", row.paper), ("split", row.split)):
                 figures |= {f"{prefix}_{key}": value for key, value in more.items()}
             rows.append({**shared, "way": row.way, **figures})

@@ -21,7 +21,7 @@ from flowcache.benchmark import __main__ as program
 from flowcache.benchmark import runs
 from flowcache.benchmark.paper_flops import PETA, PaperFlops, PaperRow
 from flowcache.benchmark.runs import find_model_runs
-from flowcache.benchmark.tables import build_table, format_tables, method_title
+from flowcache.benchmark.tables import build_table, format_tables, method_title, save_tables
 from flowcache.benchmark.vbench import VBenchReport
 
 ROWS = {"vanilla": PaperRow(100, 1.0, 1500, 84.0)}
@@ -75,6 +75,14 @@ def test_command_measures_and_writes_and_needs_no_video_afterwards(run, capsys):
     (content,) = json.loads((run / "tables.json").read_text())["tables"]
     assert content["missing"]["VBench"] == ["no environment given"]
     assert [row["way"] for row in content["rows"]] == METHODS
+
+
+def test_a_figure_without_a_column_is_left_out(run, tmp_path):
+    table = table_of(run)
+    rows = [replace(row, ranges={"psnr": (1.0, 2.0), "lpips_to_causal": (0.0, 1.0)}) for row in table.rows]
+    save_tables([replace(table, rows=rows)], tmp_path / "tables", [])
+    row = next(csv.DictReader((tmp_path / "tables.csv").open()))
+    assert row["psnr_high"] == "2.0" and "lpips_to_causal_high" not in row
 
 
 def test_missing_figures_are_explained(run):
