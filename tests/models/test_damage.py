@@ -117,7 +117,7 @@ def test_damaged_weights_are_named(program, folders, monkeypatch, capsys, model,
         assert all(path.stem.endswith(".part") for path in Path.cwd().rglob("*.mp4"))
 
     check(named)
-    module = {"magi1": "magi1.model_source", "skyreels_v2": "skyreels_v2.checkpoint"}[model]
+    module = {"magi1": "magi1.model_source", "skyreels_v2": "flowcache.wan.loading"}[model]
     monkeypatch.setattr(f"{module}.check_finite_weights", lambda components: None)
     check(noticed)
     check(noticed, "--resume")
