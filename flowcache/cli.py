@@ -76,9 +76,10 @@ class Job:
 
     def describe(self) -> dict[str, Any]:
         """What must be the same in all processes that make the video."""
-        versions = {name: version(name) for name in ("torch", "diffusers")}
+        versions, model = {name: version(name) for name in ("torch", "diffusers")}, self.sampler.model
         of_run = {"seed": "drawn"} if self.is_drawn else {}
         of_run |= {"resume": self.given.get("resume", False), "dry_run": self.given.get("dry_run", False)}
+        of_run |= {"cfg_size": model.cfg_size, **vars(model.connection)}
         return {**self.identity, **of_run, "versions": {**versions, "code": repository_commit()}}
 
     def run(self, world: World | None = None) -> str:

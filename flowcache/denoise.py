@@ -207,7 +207,8 @@ class WindowRun:
         shape = torch.Size((channels, window.num_prefix, *size))
         if draw is not None:
             return draw(step, shape)
-        return torch.randn(shape, device=window.latents(chunks[0]).device)
+        device = window.latents(chunks[0]).device
+        return self.denoiser.processes.world.broadcast(torch.randn(shape, device=device), device)
 
     def _chunks_to_run(self, step: int, live: Iterable[int], reused: Sequence[int]) -> list[int]:
         computed = [c for c in live if c not in reused]
@@ -226,8 +227,8 @@ class WindowRun:
             shown = [inputs[c] for c in (inputs if self.config.whole_window else live)]
             indicators = dict(zip((i.chunk for i in shown), self.model.indicators(shown), strict=True))
         decisions = self.policy.decide(step, len(self.schedule), live, indicators)
-        # Processes that decided differently would wait for each other forever.
-        decisions = self.denoiser.processes.world.broadcast_object(decisions)
+        if self.policy.reads_tensors:  # processes that decided differently would wait for each other forever
+            decisions = self.denoiser.processes.world.broadcast_object(decisions)
         for chunk, decision in decisions.items():
             if not math.isfinite(decision.distance or 0):
                 self.finite.check()

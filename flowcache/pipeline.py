@@ -145,8 +145,8 @@ class FlowCachePipeline:
         count = len(texts) * num_videos_per_prompt
         if trace is not None and count > 1:
             raise ValueError(f"trace: expected a single video, got {count}; read the traces of the output.")
-        videos, traces = [], []
-        for index, seed in enumerate(_draw_seeds(generator, count, first_seed)):
+        videos, traces, seeds = [], [], _draw_seeds(generator, count, first_seed)
+        for index, seed in enumerate(self.process_group.broadcast_object(seeds)):
             own = Trace(method=self.flowcache_method) if trace is None else trace
             parts = self.stream(**texts[index // num_videos_per_prompt], **given, seed=seed, trace=own)
             # Without the parts' states, which would keep the stream alive.
@@ -162,7 +162,7 @@ class FlowCachePipeline:
     def parallelize(self, group: Group, cfg_size: int | str = "auto") -> None:
         """Make each video together with the other processes of a group, which make the same calls.
 
-        Every process gets the whole video. Callbacks must do the same in all.
+        Every process gets the whole video, with the first one's seed. Callbacks must do the same in all.
 
         Args:
             group: the processes, each with the same weights.

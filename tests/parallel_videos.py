@@ -213,6 +213,15 @@ def check_decisions(pipeline: FlowCachePipeline, group: Group) -> None:
     assert any(map(any, decided))
 
 
+def check_seeds(pipeline: FlowCachePipeline, group: Group) -> None:
+    """The first process's seed is that of all."""
+    pipeline.parallelize(group)
+    embeds = {name: torch.ones(1, 8, 16) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    drawn = torch.Generator().manual_seed(group.index)
+    video = pipeline(**embeds, **SETTINGS | {"num_frames": 9}, generator=drawn, output_type="latent")
+    assert all(torch.equal(latents, video.latents) for latents in group.gather_objects(video.latents))
+
+
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     rank, pipelines, names = dist.get_rank(), make_pipelines(), list(CASES)
@@ -229,6 +238,7 @@ def main(folder: Path) -> None:
         make(whole.split(2)[1], names[rank // 2 :: 2])
         make(whole, list(BY_FOUR))
         check_decisions(pipelines["skyreels_v2"], whole)
+        check_seeds(pipelines["skyreels_v2"], whole)
         if rank < 3:
             three = dist.new_group(range(3), use_local_synchronization=True)
             make(Group(rank, 3, three), list(BY_THREE))

@@ -190,7 +190,8 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         check_config(cache, TRAITS)
         runtime, engine = config.runtime_config, config.engine_config
         sizes = self.transformer.config
-        processes = Layout.plan(self.process_group, sizes.num_attention_heads, sizes.num_query_groups)
+        heads = sizes.num_attention_heads, sizes.num_query_groups
+        processes = Layout.plan(self.process_group, *heads, cfg_size=self.cfg_size)
         if engine.kv_offload:
             cache = replace(cache, storage=KVStorageConfig(bits=cache.storage and cache.storage.bits, offload=True))
         if prefix is not None:

@@ -131,7 +131,8 @@ class Video:
             branches, parts = outer[0] if outer else 1, 2 if guidance and outer == [1] else 1
             whole[Call(branches * parts, frames, tokens)] += count // parts
         network = self._model.transformer_flops(self._pipeline.transformer.config)
-        sizes = (len(needed.step_flops), sum(headed), needed.flops, needed.kv)
+        decisions = len(needed.step_flops) if config.policy.reads_tensors else 0
+        sizes = (decisions, sum(headed), needed.flops, needed.kv)
         return Workload(network, whole, *sizes, guidance, *kinds)
 
     def plan_decoding(self, processes: int) -> tuple[float, Traffic]:

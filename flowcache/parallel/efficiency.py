@@ -64,7 +64,7 @@ class Workload:
 
     Attributes:
         calls: runs of the block stack, by their shape.
-        steps: of the loop, each with one decision for all processes.
+        decisions: that the first process sends to the others.
         head_tokens: tokens for which a velocity is computed.
         flops: of the transformer.
         kv: bytes of the KV cache.
@@ -74,7 +74,7 @@ class Workload:
 
     network: TransformerFlops
     calls: Mapping[Call, int]
-    steps: int
+    decisions: int
     head_tokens: int
     flops: float
     kv: int
@@ -149,7 +149,7 @@ def plan_layer(work: Workload, call: Call, group: Group) -> int:
 
 def plan_video(work: Workload, cfg_size: int, ranks: int) -> tuple[Traffic, int]:
     """What the first process sends in a whole video, and the bytes that it copies."""
-    network, sent, copied = work.network, Traffic(collectives=work.steps), 0
+    network, sent, copied = work.network, Traffic(collectives=work.decisions), 0
     for whole, count in work.calls.items():
         group = PlannedGroup(0, ranks)
         if ranks > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import reduce
 from itertools import accumulate, chain, pairwise
 from typing import Any
@@ -31,6 +32,7 @@ class Group:
         size: number of processes.
         process_group: of ``torch.distributed``; None: that of all processes.
         traffic: counter of what this process sends; groups that ``split`` makes share it.
+        timeout: of collectives of the groups that ``split`` makes; None: torch's own.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class Group:
         size: int = 1,
         process_group: dist.ProcessGroup | None = None,
         traffic: Traffic | None = None,
+        timeout: timedelta | None = None,
     ) -> None:
-        self.index, self.size, self.process_group = index, size, process_group
+        self.index, self.size, self.process_group, self.timeout = index, size, process_group, timeout
         self.traffic = traffic or Traffic()
         self._splits: dict[int, tuple[Group, Group]] = {}
 
@@ -62,7 +65,8 @@ class Group:
         """Cut the group into equal parts of consecutive processes; returns those at this place in each part, and the
         own part.
 
-        They are made once, for which all processes of a job must have made equally many groups before.
+        They are made once. The processes of a part must have made equally many groups before, or they wait forever:
+        torch names a group by that number.
         """
         if parts not in self._splits:
             inner = self.size // parts
@@ -167,5 +171,6 @@ class Group:
         if len(members) in (1, self.size):
             return Group(index, len(members), self.process_group, self.traffic)
         ranks = dist.get_process_group_ranks(self.process_group)
-        made = dist.new_group([ranks[member] for member in members], use_local_synchronization=True)
+        chosen = [ranks[member] for member in members]
+        made = dist.new_group(chosen, self.timeout, use_local_synchronization=True)
         return Group(index, len(members), made, self.traffic)

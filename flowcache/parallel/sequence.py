@@ -39,6 +39,11 @@ class SequenceShares:
         return self.group.share(self.tokens)
 
     @property
+    def largest(self) -> int:
+        """Tokens of a frame in the largest share."""
+        return len(self._token_shares[0])
+
+    @property
     def own_heads(self) -> range:
         """Key-value heads of this process."""
         return self.group.share(self.kv_heads)

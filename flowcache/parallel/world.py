@@ -116,7 +116,7 @@ class World:
         if on_cuda:
             torch.cuda.set_device(device)
         dist.init_process_group(backend, store=store, **named)
-        return Group(self.rank.index, self.rank.count, dist.group.WORLD)
+        return Group(self.rank.index, self.rank.count, dist.group.WORLD, timeout=connection.timeout)
 
     def leave(self) -> None:
         """Leave the process group, if it was joined, after the others are done with it."""

@@ -32,6 +32,8 @@ class Interval(ReusePolicy):
     warmup_steps: int = option(1, 1, 1000)
     final_steps: int = option(1, 0, 1000)
 
+    reads_tensors = False
+
     def begin(self, num_chunk_steps, times, forecast):
         every = self.interval_for(num_chunk_steps)
         even = range(0, num_chunk_steps, every)

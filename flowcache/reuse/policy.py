@@ -37,6 +37,9 @@ class ReusePolicy(ABC):
     #: Whether ``decide`` reads the indicator; otherwise the model does not compute it.
     needs_indicator: ClassVar[bool] = False
 
+    #: Whether ``decide`` looks at tensors, so that the processes of a video might decide differently.
+    reads_tensors: ClassVar[bool] = True
+
     #: Whether all live chunks share one decision; one that cannot be forecast is then computed with the rest.
     joint: ClassVar[bool] = False
 
@@ -99,6 +102,8 @@ class ReusePolicy(ABC):
 @dataclass
 class NoReuse(ReusePolicy):
     """Compute every live chunk at every step."""
+
+    reads_tensors = False
 
     def decide(self, step, num_steps, live, indicators):
         return dict.fromkeys(live, COMPUTE)

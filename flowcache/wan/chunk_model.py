@@ -138,7 +138,9 @@ class WanChunkModel:
         rotary = self._shares.take(rotary, dim=1)[None, :, :, None]
         # Branches of a large call run one after another, which takes less memory.
         count = len(self._branches)
-        groups = range(count) if cache.by_branch and sum(own_lengths) > blockwise.MAX_TOKENS else [None]
+        # By the largest share, as all processes must exchange as often.
+        largest = sum(lengths) // self._shares.tokens * self._shares.largest
+        groups = range(count) if cache.by_branch and largest > blockwise.MAX_TOKENS else [None]
         texts = [replace(self._text, branch=branch) for branch in groups]
         call = (inputs, lengths, rotary, cache, self.bidirectional, self._shares)
         packed = [PackedChunks(*call, branch) for branch in groups]

@@ -1,11 +1,13 @@
 """The loop continues from a state as if it had never stopped, and stops at numbers that are not finite."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from random_model import RandomModel, StraightSolver
+from random_model import RandomModel, StraightSolver, denoised
 from resumed import check_stream, saved
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from flowcache import Denoiser, FlowCacheConfig, StaircaseSchedule, Trace, cut_window
@@ -13,6 +15,7 @@ from flowcache.config import KVCompressionConfig, KVStorageConfig
 from flowcache.finite import FiniteWatch, NotFiniteError, check_finite
 from flowcache.kv.original import OriginalCompression
 from flowcache.noise import BlockNoise
+from flowcache.parallel import Group, Layout
 from flowcache.reuse import POLICIES, ChunkwiseReuse, Interval, make_policy
 from flowcache.reuse.forecast import FORECASTS
 from flowcache.state import VideoPart
@@ -163,3 +166,25 @@ def test_the_first_bad_step_is_named():
     large = torch.full((1000,), 6e4, dtype=torch.float16)
     assert check_finite("large", large) is large
     check_finite("empty", torch.zeros(0, 3))
+
+
+def test_noise_of_given_frames_is_that_of_the_first_process():
+    """Without ``draw_noise``, each process draws from a generator of its own."""
+
+    class Second(Group):
+        def broadcast(self, tensor, device):
+            return torch.ones(tensor.shape)
+
+    class Shared(RandomModel):
+        def cache_layout(self):
+            return replace(super().cache_layout(), processes=Layout(world=Second()))
+
+    def show(step: int, shape: torch.Size) -> Tensor:
+        return torch.ones(shape)
+
+    videos = []
+    for model, draw in ((Shared(), None), (RandomModel(), show)):
+        denoiser, window, schedule = make_loop(FlowCacheConfig(), given=1, level=0.5)
+        denoiser = replace(denoiser, model=model, draw_noise=draw)
+        videos.append(denoised(denoiser, window, schedule, StraightSolver()))
+    assert torch.equal(*videos)

@@ -64,7 +64,7 @@ def test_one_process_sends_nothing_and_loses_nothing():
 def test_traffic_of_a_video_is_that_of_its_calls():
     """By hand: q, k, v and the output in each layer, the head's patches in fp32, one decision a step."""
     call, few = Call(2, 20, 2040), Call(2, 5, 2040)
-    work = replace(work_of("1.3B", call), calls={call: 3, few: 2}, steps=4, head_tokens=2 * 70 * 2040)
+    work = replace(work_of("1.3B", call), calls={call: 3, few: 2}, decisions=4, head_tokens=2 * 70 * 2040)
     exchanged, patches = 30 * 70 * 2040 * 1536 * 2 * 4, 70 * 2040 * 64 * 4
     for cfg_size, ranks, branches_at_once in ((2, 4, 1), (1, 4, 1), (1, 2, 0)):
         sent = predict(work, cfg_size * ranks, cfg_size=cfg_size).sent

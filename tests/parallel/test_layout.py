@@ -3,8 +3,13 @@
 import pytest
 import torch
 from diffusers import ParallelConfig, SkyReelsV2Transformer3DModel
+from parallel_videos import CASES, make_pipelines, stream
 
+from flowcache import Trace, blockwise
+from flowcache.chunk_model import ChunkInput
+from flowcache.kv.cache import ChunkKVCache
 from flowcache.parallel import Group, Layout, SequenceShares
+from flowcache.parallel.efficiency import PlannedGroup
 from flowcache.parallel.layout import check_count, choose_cfg_size, describe_busy
 from flowcache.wan.chunk_model import WanChunkModel
 
@@ -66,3 +71,28 @@ def test_a_transformer_under_diffusers_parallelism_is_refused():
     transformer._parallel_config = ParallelConfig()
     with pytest.raises(ValueError, match="parallelize"):
         WanChunkModel(transformer, torch.zeros(1, 8, 16), (4, 4), 5)
+
+
+def test_processes_with_shares_of_different_sizes_exchange_as_often(monkeypatch):
+    """Some of these shares of a call are above the size from which guidance branches run one after another."""
+    monkeypatch.setattr(blockwise, "MAX_TOKENS", 27)
+    sizes = {"num_layers": 1, "num_attention_heads": 3, "attention_head_dim": 12, "text_dim": 16, "ffn_dim": 32}
+    transformer = SkyReelsV2Transformer3DModel(**sizes, in_channels=4, out_channels=4, freq_dim=32).eval()
+    counts = []
+    for index in range(3):
+        group = PlannedGroup(index, 3)
+        model = WanChunkModel(transformer, torch.zeros(2, 4, 16), (10, 16), 2, processes=Layout(group, tokens=group))
+        inputs = [ChunkInput(0, 0, torch.zeros(4, 2, 10, 16), (0.0, 0.0), 0, None)]
+        cache = ChunkKVCache(model.cache_layout(), 80)
+        cache.enter(0, 80)
+        with torch.inference_mode():
+            model.blocks(inputs, model.embed(inputs), cache)
+        counts.append(group.traffic.collectives)
+    assert counts == [4, 4, 4]
+
+
+def test_parts_of_guidance_are_refused_by_a_model_that_has_none():
+    pipeline = make_pipelines()["magi1"]
+    pipeline.parallelize(Group(), cfg_size=2)
+    with pytest.raises(ValueError, match="cfg_size"):
+        next(stream(pipeline, CASES["magi_fast"], Trace()))
