@@ -191,7 +191,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str], rank: Rank = ALONE
     seed, steps = f"seed{chosen.video.seed}", f"steps{chosen.num_steps}"
     name = video_name(prompt, [task, *named, *chosen.words, seed, steps], identity)
     output, resume = Path(name) if dry_run else output_path(given, model, name, rank), None
-    if given.get("resume"):
+    if given.get("resume") and not dry_run:
         run = identity if rank.count == 1 else {**identity, "processes": rank.count, "cfg_size": chosen.cfg_size}
         resume = ResumeFile(output, run, device) if rank.is_first else ResumeShare(output, run, rank.index)
     by_preset = options.method == "flowcache" and not options.pick(SELECTORS) and target is None
@@ -309,6 +309,8 @@ def main(words: Sequence[str] | None = None) -> int:
             )
             if "--offload" in helpful:  # the video stays the same
                 logger.info("--offload is on, as the GPU is small")
+                with job.resume or nullcontext():  # which lets go of the video
+                    pass
                 job = prepare_video(model, add_option(rest, "--offload"), world.rank)
             return job.run(world)
 

@@ -113,5 +113,5 @@ def test_a_small_gpu_turns_offload_on(skyreels, monkeypatch, tmp_path, helpful, 
     made = []
     monkeypatch.setattr("flowcache.cli.log_needs", lambda *_: helpful)
     monkeypatch.setattr("flowcache.cli.Job.run", lambda job, _: made.append(job.sampler.model.loading.offload) or "")
-    assert skyreels("--outdir", tmp_path, "--defaults", "--prompt", "a red circle") == 0
+    assert skyreels("--outdir", tmp_path, "--resume", "--defaults", "--prompt", "a red circle") == 0
     assert made == [offloaded]
