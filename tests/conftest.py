@@ -1,6 +1,10 @@
 """Settings of all tests, and the tiny checkpoints of both models."""
 
+import os
 from pathlib import Path
+
+# MKL reads it when PyTorch loads. Without it, products on AMD processors depend on where in memory a matrix lies.
+os.environ.setdefault("MKL_CBWR", "AVX2")
 
 import pytest
 import torch

@@ -103,10 +103,11 @@ class MagiChunkModel:
         self._flops = transformer_flops(transformer.config)
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
-        return [tokens[0] for tokens in self._embed(inputs, SequenceShares(tokens=self._tokens_per_patch))]
+        return [patches.flatten(0, 1) for patches in self._embed_all(inputs)]
 
     def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
-        return self._embed(inputs, self._shares)
+        # All tokens, as a convolution of a share rounds differently; it is 0.01% of the blocks' work.
+        return [self._shares.take(patches, dim=1).flatten(0, 1).unsqueeze(0) for patches in self._embed_all(inputs)]
 
     def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
         # No live chunk has an older caption.
@@ -171,13 +172,10 @@ class MagiChunkModel:
         heads = len(self._branches_at(None, local_step)) if self._is_live(local_step) else 0
         return self._flops.embed(num_tokens) + heads * self._flops.head(num_tokens)
 
-    def _embed(self, inputs: Sequence[ChunkInput], shares: SequenceShares) -> list[Tensor]:
-        side, latents = self.transformer.config.patch_size, torch.cat([item.latents for item in inputs], dim=1)
-        width = self._grid[1] // side
-        embedded = self.transformer.embed(shares.take_rows(latents, width, side))
-        patches = [self._num_patches(item) for item in inputs]
-        tokens = shares.take_of_rows(embedded.unflatten(0, (sum(patches), -1)), width, dim=1)
-        return [each.flatten(0, 1).unsqueeze(0) for each in tokens.split(patches)]
+    def _embed_all(self, inputs: Sequence[ChunkInput]) -> Sequence[Tensor]:
+        """All tokens of each chunk, ``[patches along time, tokens per patch, dim]``."""
+        embedded = self.transformer.embed(torch.cat([item.latents for item in inputs], dim=1))
+        return embedded.unflatten(0, (-1, self._tokens_per_patch)).split([self._num_patches(item) for item in inputs])
 
     def _is_live(self, local_step: int | None) -> bool:
         return local_step is not None and local_step < self.timetable.num_steps

@@ -53,21 +53,6 @@ class SequenceShares:
         own = self.own_tokens
         return frames.narrow(dim, own.start, len(own)) if self.group.size > 1 else frames
 
-    def take_rows(self, frames: Tensor, width: int, side: int) -> Tensor:
-        """The rows of pixels ``[..., height, width]`` that own tokens lie in, for an embedding in patches.
-
-        Args:
-            width: tokens in a row.
-            side: height of a token in pixels.
-        """
-        rows = self._cover(width)
-        return frames[..., rows.start * side : rows.stop * side, :]
-
-    def take_of_rows(self, tokens: Tensor, width: int, dim: int) -> Tensor:
-        """Own tokens of all tokens along ``dim`` of the rows of ``take_rows``."""
-        own = self.own_tokens
-        return tokens.narrow(dim, own.start - self._cover(width).start * width, len(own))
-
     def join(self, frames: Tensor, dim: int) -> Tensor:
         """All tokens of frames of every process's part along ``dim`` (not negative)."""
         return self.group.gather(frames, dim, [len(share) for share in self.group.shares(self.tokens)])
@@ -99,10 +84,6 @@ class SequenceShares:
         outer, own, width = attended.shape[:-3], len(self.own_tokens), attended.shape[-1]
         shapes = [(*outer, own, grouped * len(share), width) for share in self.group.shares(self.kv_heads)]
         return torch.cat(self.group.exchange(parts, shapes), dim=-2)
-
-    def _cover(self, width: int) -> range:
-        own = self.own_tokens
-        return range(own.start // width, -(-own.stop // width))
 
     @property
     def _token_shares(self) -> list[range]:
