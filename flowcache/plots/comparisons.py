@@ -58,7 +58,7 @@ def tradeoff(panels: Mapping[str, Sequence[Point]], title: str, path: str | Path
         faint_grid(axis)
         axis.xaxis.set_major_locator(MaxNLocator(6))
         axis.xaxis.set_major_formatter("{x:g}x")
-        axis.margins(x=0.16, y=0.16)
+        axis.margins(x=0.2, y=0.16)
         if less_is_better:
             axis.invert_yaxis()
         axis.set_ylabel(f"{measure} (axis inverted)" if less_is_better else measure)
@@ -81,27 +81,49 @@ def pareto_front(points: Sequence[Point], less_is_better: bool = False) -> list[
 
 
 def _label(axis: Axes, points: Sequence[Point], front: Sequence[Point]) -> None:
-    """Write names where they touch no name, no point and not the front's line, and stay inside the axis."""
-    inside, place = axis.get_window_extent(), axis.transData.transform
-    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in (place(p[1:]) for p in points)]
-    ends = [place(point[1:]) for point in front]
+    """Write names inside the axis, where they touch no name, no point and not the front's line, or as few as can be.
+
+    Names that have the fewest free places are written first.
+    """
+    inside, to_pixels = axis.get_window_extent(), axis.transData.transform
+    dots = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in (to_pixels(p[1:]) for p in points)]
+    ends = [to_pixels(point[1:]) for point in front]
     line = np.concatenate([ends[:1], *(np.linspace(a, b, 300) for a, b in pairwise(ends))])
-    style = {"fontsize": 8, "color": TEXT, "textcoords": "offset points", "va": "center"}
-    style["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
+    boxes, touched = [], []
     for point in points:
-        for right, up, side in (*_PLACES, _PLACES[0]):
-            # a thin line to the point where the name is far from it
-            arrow = {"arrowstyle": "-", "color": RULE, "linewidth": 0.8} if abs(up) > 20 else None
-            text = axis.annotate(point.label, point[1:], (right, up), ha=side, arrowprops=arrow, **style)
-            text.get_window_extent()  # places it; with its arrow, so that only the text's own extent serves
-            box = Text.get_window_extent(text).padded(4)  # the white outline of letters cuts no line
-            free = not box.count_contains(line) and not any(box.overlaps(other) for other in taken)
-            if free and inside.count_contains(box.corners()) == 4:
-                break
-            text.remove()
-        else:
-            axis.add_artist(text)  # none fits: as at first
-        taken.append(box)
+        found = _name_boxes(axis, point)
+        clipped = [inside.count_contains(box.corners()) < 4 for box in found]
+        on_line = [box.count_contains(line) > 0 for box in found]
+        touched.append(len(_PLACES) * np.array(clipped) + on_line + _count_overlaps(found, dots))
+        boxes.append(found)
+    names = []
+    for index in sorted(range(len(points)), key=lambda index: np.count_nonzero(touched[index] == 0)):
+        best = int(np.argmin(touched[index] + _count_overlaps(boxes[index], names)))
+        names.append(boxes[index][best])
+        _annotate(axis, points[index], *_PLACES[best])
+
+
+def _annotate(axis: Axes, point: Point, right: int, up: int, side: str) -> Text:
+    # a thin line to the point where the name is far from it
+    arrow = {"arrowstyle": "-", "color": RULE, "linewidth": 0.8} if abs(up) > 20 else None
+    style = {"fontsize": 8, "color": TEXT, "textcoords": "offset points", "va": "center", "ha": side}
+    outline = [withStroke(linewidth=2.5, foreground="white")]
+    return axis.annotate(point.label, point[1:], (right, up), arrowprops=arrow, path_effects=outline, **style)
+
+
+def _name_boxes(axis: Axes, point: Point) -> list[Bbox]:
+    """Extent of a point's name, in pixels, at each of ``_PLACES``."""
+    text = _annotate(axis, point, 0, 0, "center")
+    box = text.get_window_extent()
+    text.remove()
+    shifts, scale = {"left": box.width / 2, "right": -box.width / 2, "center": 0}, axis.figure.dpi / 72
+    box = box.padded(4)  # the white outline of letters cuts no line
+    return [box.translated(right * scale + shifts[side], up * scale) for right, up, side in _PLACES]
+
+
+def _count_overlaps(boxes: Sequence[Bbox], others: Sequence[Bbox]) -> np.ndarray:
+    """How many of the others each box overlaps, ``[boxes]``."""
+    return np.array([box.count_overlaps(others) for box in boxes])
 
 
 def cache_over_time(traces: Mapping[str, Trace], path: str | Path) -> None:
