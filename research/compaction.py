@@ -24,9 +24,8 @@ from tqdm import tqdm
 from flowcache import Trace
 from flowcache.files import markdown_table
 from flowcache.kv.compactors import Compactor, Matched, Select
-from flowcache.kv.compactors.matched import attend
 from flowcache.kv.scorers import Importance, Paper, Random, Recency, ScoreInput, Scorer, Spread
-from flowcache.kv.scorers.importance import group_queries
+from flowcache.kv.scorers.attention import Blocks, group_queries
 from flowcache.kv.selection import select
 
 from .compare import main, positive, write_results
@@ -133,7 +132,9 @@ class Probe(Compactor):
 
 def _attend(tokens: ScoreInput, queries: Tensor) -> tuple[Tensor, Tensor]:
     queries = group_queries(queries, tokens.keys.shape[-2]).float() / queries.shape[-1] ** 0.5
-    return attend(queries, *(rows.transpose(1, 2) for rows in (tokens.keys, tokens.values)))
+    blocks = Blocks(queries, tokens.keys.transpose(1, 2))
+    outputs = blocks.attend(tokens.values.transpose(1, 2))
+    return blocks.mass, outputs
 
 
 def _newest(tokens: ScoreInput, count: int) -> ScoreInput:

@@ -95,7 +95,7 @@ class CompressedKVCache(ChunkKVCache):
         if not asks_live and chunk not in self._query_chunks:
             return
         started = time.perf_counter()
-        queries = self._selector.newest(queries, queries.shape[-2] // self.layout.num_heads)
+        queries = self._selector.newest(queries)
         held, place = self._queries[layer], chunk if asks_live else 0
         shape = (self.layout.num_branches, *queries.shape[-3:])
         if place not in held or held[place].shape != shape:

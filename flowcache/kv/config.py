@@ -30,8 +30,8 @@ class KVCompressionConfig:
         strategy: keep single tokens, whole frames or whole chunks.
         query_granularity: queries that count: the last 50, a frame's or all of the newest chunk; or those of all live
             chunks and the last two that became clean.
-        max_queries: most of those that are asked, spread over all of them, of a head or, of live chunks, a KV head;
-            None: all, whose square ``matched`` holds.
+        max_queries: most of those that are asked per query head, spread over all of them; None: all, whose square
+            ``matched`` holds.
         mix_lambda: weight of importance in the scorer ``paper``; None: its own.
         original: habits of the original FlowCache; None: ours.
     """

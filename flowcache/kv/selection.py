@@ -56,14 +56,14 @@ class TokenSelector:
         """Whether the queries of all live chunks count, not those of one."""
         return self.config.query_granularity == "live"
 
-    def newest(self, queries: Tensor, groups: int = 1) -> Tensor:
-        """Those of a chunk's queries ``[..., tokens, heads, head_dim]`` that count; ``groups`` share a KV head."""
+    def newest(self, queries: Tensor) -> Tensor:
+        """Those of a chunk's queries ``[..., tokens, heads, head_dim]`` that count."""
         whole = queries.shape[-3]
         counts = {"token": NEWEST_QUERIES, "frame": self.tokens_per_frame, "chunk": whole, "live": whole}
         newest = queries[..., -counts[self.config.query_granularity] :, :, :]
         count, most = newest.shape[-3], self.config.max_queries
         if most is not None and self.asks_live:
-            most = max(1, most // (self.asked_chunks * groups))
+            most = max(1, most // self.asked_chunks)
         if most is None or count <= most:
             return newest
         # Steps of the golden section are spread evenly and never align with the rows of a frame.

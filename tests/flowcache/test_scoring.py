@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves
 from flowcache.kv.compactors import COMPACTORS, Matched, Select, matched
 from flowcache.kv.config import KVCompressionConfig
 from flowcache.kv.original import weight_by_place
-from flowcache.kv.scorers import SCORERS, Importance, Paper, Redundancy, ScoreInput
+from flowcache.kv.scorers import SCORERS, Importance, Paper, Redundancy, ScoreInput, attention
 from flowcache.kv.scorers import importance as streamed
+from flowcache.kv.scorers.spread import move_peak
 from flowcache.kv.selection import TokenSelector, group_means, select
 
 
@@ -83,14 +84,21 @@ class Watch(TorchDispatchMode):
 def test_streamed_attention_equals_its_definition(monkeypatch, blocks):
     monkeypatch.setattr(streamed, "QUERY_BLOCK", blocks[0])
     monkeypatch.setattr(streamed, "KEY_BLOCK", blocks[1])
+    monkeypatch.setattr(attention, "KEY_BLOCK", blocks[1])
     tokens = random_tokens()
     groups = tokens.queries.shape[1] // tokens.keys.shape[1]
     keys = tokens.keys.double().repeat_interleave(groups, dim=1)
     logits = torch.einsum("nhd,thd->hnt", tokens.queries.double(), keys) / math.sqrt(keys.shape[-1])
-    attention = logits.unflatten(0, (-1, groups)).amax(dim=1).softmax(dim=-1)
-    mass, peak = (f(tokens.queries, tokens.keys) for f in (streamed.attention_mass, streamed.attention_peak))
-    assert torch.allclose(mass.double(), attention.mean(dim=1), rtol=1e-5, atol=1e-9)
-    assert torch.allclose(peak.double(), attention.amax(dim=1), rtol=1e-5, atol=1e-9)
+    expected = logits.unflatten(0, (-1, groups)).amax(dim=1).softmax(dim=-1).mean(dim=1)
+    assert torch.allclose(
+        streamed.attention_mass(tokens.queries, tokens.keys).double(), expected, rtol=1e-5, atol=1e-9
+    )
+    weights, values = logits.softmax(dim=-1), keys.transpose(0, 1)  # the values are the keys
+    distances = (values.unsqueeze(1) - (weights @ values).unsqueeze(2)).norm(dim=-1)
+    moves = (weights * distances).unflatten(0, (-1, groups)).amax(dim=(1, 2))
+    queries = attention.group_queries(tokens.queries, tokens.keys.shape[1]) / math.sqrt(keys.shape[-1])
+    found = move_peak(queries, *[tokens.keys.transpose(0, 1)] * 2)
+    assert torch.allclose(found.double(), moves, rtol=1e-5)
 
 
 def test_a_gpu_multiplies_low_precision_as_it_is():
@@ -117,7 +125,7 @@ def test_compactors_do_not_hold_queries_times_keys(name):
     kept = torch.arange(10_000).expand(1, 1, -1)
     with Watch() as watch:
         COMPACTORS[name]().compact(tokens, kept)
-    assert watch.largest <= max(2 * 100 * streamed.KEY_BLOCK, tokens.keys.numel())
+    assert watch.largest <= max(2 * 100 * attention.KEY_BLOCK, tokens.keys.numel())
 
 
 def batched(tokens: ScoreInput) -> ScoreInput:
@@ -126,13 +134,13 @@ def batched(tokens: ScoreInput) -> ScoreInput:
 
 def attend(tokens: ScoreInput, keys, values):
     """Log of the mass and output of attention, by their definition: ``[kv_heads, groups * n, 1 and head_dim]``."""
-    queries = streamed.group_queries(tokens.queries[0].double(), keys.shape[2]) / keys.shape[-1] ** 0.5
+    queries = attention.group_queries(tokens.queries[0].double(), keys.shape[2]) / keys.shape[-1] ** 0.5
     logits = queries @ keys[0].double().permute(1, 2, 0)
     return logits.logsumexp(dim=-1, keepdim=True), logits.softmax(dim=-1) @ values[0].double().transpose(0, 1)
 
 
 def test_attention_over_matched_rows_is_that_over_all(monkeypatch):
-    monkeypatch.setattr(matched, "KEY_BLOCK", 64)
+    monkeypatch.setattr(attention, "KEY_BLOCK", 64)
     tokens, kept = batched(random_tokens(queries=40)), torch.arange(0, 300, 2).expand(1, 2, -1)
     mass, outputs = attend(tokens, tokens.keys, tokens.values)
     apart = {}
@@ -146,7 +154,8 @@ def test_attention_over_matched_rows_is_that_over_all(monkeypatch):
 @pytest.mark.parametrize(("block", "step"), [(64, 2), (2048, 2), (2048, 10)])
 def test_matched_rows_are_those_of_the_plain_regressions(monkeypatch, block, step):
     """One head at a time in fp64; the shift of keys from its primal problem, all numbers of all rows at once."""
-    monkeypatch.setattr(matched, "KEY_BLOCK", block)
+    for module in (attention, matched):
+        monkeypatch.setattr(module, "KEY_BLOCK", block)
     tokens, kept = batched(random_tokens(queries=20)), torch.arange(0, 300, step).expand(1, 2, -1)
     found = Matched(mass=0.5, values=0.2).compact(tokens, kept)
     for head in range(2):

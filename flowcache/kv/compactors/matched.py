@@ -1,6 +1,5 @@
 """Shift the kept keys and values until attention over them is what it was over all rows."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from ...registry import option
 from ..scorers import ScoreInput
-from ..scorers.importance import KEY_BLOCK, group_queries
+from ..scorers.attention import KEY_BLOCK, Blocks, group_queries
 from .base import Compactor, take_rows
 
 #: Weight of the shift that all keys of a head share, over that of each key's own.
@@ -34,27 +33,14 @@ class Matched(Compactor):
 
     def compact(self, tokens: ScoreInput, kept: Tensor) -> tuple[Tensor, Tensor]:
         queries = group_queries(tokens.queries, tokens.keys.shape[-2]).float() / tokens.queries.shape[-1] ** 0.5
-        every = [rows.transpose(1, 2) for rows in (tokens.keys, tokens.values)]
-        mass, outputs = attend(queries, *every)
+        blocks = Blocks(queries, tokens.keys.transpose(1, 2))
+        outputs = blocks.attend(tokens.values.transpose(1, 2))
         keys, values = (take_rows(rows, kept).transpose(1, 2).float() for rows in (tokens.keys, tokens.values))
         if self.mass is not None:
-            keys = match_mass(queries, keys, mass, self.mass)
+            keys = match_mass(queries, keys, blocks.mass, self.mass)
         if self.values is not None:
             values = match_outputs(queries, keys, values, outputs, self.values)
         return keys.transpose(1, 2), values.transpose(1, 2)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Log of the sum of each query's weights before they are normalised, ``[..., n, 1]``, and output of attention.
-
-    Args:
-        queries: ``[..., n, head_dim]``, divided by the square root of ``head_dim``.
-        keys, values: ``[..., rows, head_dim]``.
-    """
-    blocks, outputs = _Blocks(queries, keys), 0.0
-    for place, weights, faded in blocks:
-        outputs = faded * outputs + weights @ values[..., place, :].float()
-    return blocks.mass, outputs
 
 
 def match_mass(queries: Tensor, keys: Tensor, mass: Tensor, ridge: float) -> Tensor:
@@ -63,7 +49,7 @@ def match_mass(queries: Tensor, keys: Tensor, mass: Tensor, ridge: float) -> Ten
     A shift of key j changes the log mass of query q by its weight ``w[q, j]`` times their product, so the Gram matrix
     of the regression is that of the weights times that of the queries, number by number.
     """
-    blocks, gram, shared = _Blocks(queries, keys), None, _SHARED / keys.shape[-2]
+    blocks, gram, shared = Blocks(queries, keys), None, _SHARED / keys.shape[-2]
     for _, weights, faded in blocks:
         gram = _add_gram(gram, weights, faded)
     pulls = solve(gram.add_(shared).mul_(queries @ queries.mT), mass - blocks.mass, ridge) * queries
@@ -78,7 +64,7 @@ def match_outputs(queries: Tensor, keys: Tensor, values: Tensor, outputs: Tensor
         weights = (queries @ keys.mT).softmax(dim=-1)
         missing = weights.mT @ (outputs - weights @ values)
         return values + solve(weights.mT @ weights, missing, ridge * rows / asked)
-    blocks, gram, own = _Blocks(queries, keys), None, 0.0
+    blocks, gram, own = Blocks(queries, keys), None, 0.0
     for place, weights, faded in blocks:
         gram = _add_gram(gram, weights, faded)
         own = faded * own + weights @ values[..., place, :]
@@ -99,29 +85,3 @@ def _add_gram(gram: Tensor | None, weights: Tensor, faded: Tensor) -> Tensor:
     """Products of each two queries' weights, summed over the keys of another block, too, ``[..., n, n]``."""
     products = weights @ weights.mT
     return products if gram is None else products.addcmul_(faded * gram, faded.mT)
-
-
-class _Blocks:
-    """Attention by blocks of keys in one pass: the place of a block, its weights ``[..., queries, keys]``, normalised
-    over the blocks so far, and what that multiplies the weights of those before by.
-
-    ``mass``: log of the sum of each query's weights so far.
-    """
-
-    def __init__(self, queries: Tensor, keys: Tensor) -> None:
-        self._queries, self._keys = queries, keys
-        self.mass = queries.new_full((*queries.shape[:-1], 1), -torch.inf)
-
-    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        for place, logits in self._logits():
-            before, self.mass = self.mass, torch.logaddexp(self.mass, logits.logsumexp(dim=-1, keepdim=True))
-            yield place, (logits - self.mass).exp_(), (before - self.mass).exp_()
-
-    def pull(self, pulls: Tensor) -> Tensor:
-        """Sum of the queries' pulls ``[..., queries, head_dim]`` on each key, by its weight."""
-        return torch.cat([(logits - self.mass).exp_().mT @ pulls for _, logits in self._logits()], dim=-2)
-
-    def _logits(self) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, self._keys.shape[-2], KEY_BLOCK):
-            place = slice(start, start + KEY_BLOCK)
-            yield place, self._queries @ self._keys[..., place, :].float().mT

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.functional import max_pool1d
 
 from ...registry import option
+from .attention import KEY_BLOCK, group_queries
 from .base import ScoreInput, Scorer
 
-#: Queries and keys of a block: their product is what is held at once, per head.
-QUERY_BLOCK, KEY_BLOCK = 256, 2048
+#: Queries of a block: their product with a block of keys is what is held at once, per head.
+QUERY_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -44,29 +45,11 @@ def attention_mass(queries: Tensor, keys: Tensor) -> Tensor:
         queries: ``[..., n, heads, head_dim]``; ``heads`` is a multiple of ``kv_heads``.
         keys: ``[..., tokens, kv_heads, head_dim]``.
     """
-    mass = _no_attention(keys)
+    *branches, num_tokens, kv_heads, _ = keys.shape
+    mass = torch.zeros(*branches, kv_heads, num_tokens, device=keys.device)
     for place, weights in _weight_blocks(queries, keys):
         mass[..., place] += weights.sum(dim=-2)
     return mass / queries.shape[-3]
-
-
-def attention_peak(queries: Tensor, keys: Tensor) -> Tensor:
-    """Largest attention of each key over the queries; otherwise as ``attention_mass``."""
-    peak = _no_attention(keys)
-    for place, weights in _weight_blocks(queries, keys):
-        peak[..., place] = torch.maximum(peak[..., place], weights.amax(dim=-2))
-    return peak
-
-
-def group_queries(queries: Tensor, kv_heads: int) -> Tensor:
-    """Queries ``[..., n, heads, head_dim]`` by their KV head, ``[..., kv_heads, groups * n, head_dim]``."""
-    # Heads of a group become queries of one head, so that keys are not copied for each.
-    return queries.unflatten(-2, (kv_heads, -1)).movedim(-4, -2).flatten(-3, -2)
-
-
-def _no_attention(keys: Tensor) -> Tensor:
-    *branches, num_tokens, kv_heads, _ = keys.shape
-    return torch.zeros(*branches, kv_heads, num_tokens, device=keys.device)
 
 
 def _weight_blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:

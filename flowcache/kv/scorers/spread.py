@@ -1,34 +1,35 @@
-"""Keep tokens from all over the past, more of them where attention is."""
+"""Keep tokens from all over the past, more of those that attention cannot do without."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ...registry import option
+from .attention import Blocks, group_queries
 from .base import ScoreInput, Scorer
-from .importance import attention_peak, group_queries
 
 
 @dataclass(frozen=True)
 class Spread(Scorer):
-    """Tokens at even steps through the past, each as long as its peak of attention and its share of the past.
+    """Tokens at even steps through the past, each as long as its share of the past times its effect on attention.
 
     A token counts for itself and for the dropped ones before it, so that what is kept of old chunks is not halved with
     each compression. All guidance branches keep the same tokens: guidance multiplies what they differ in, so errors
     that they share matter less.
 
     Args:
-        power: of the most attention that any query pays a token; 0: even in time.
+        power: of the effect, a token's weight times the distance of its value from the output, for the query for
+            which that is largest; 0: even in time.
     """
 
-    power: float = option(0.5, 0, 10)
+    power: float = option(1.0, 0, 10)
 
     def score(self, tokens: ScoreInput) -> Tensor:
-        # Each query head counts for itself.
-        queries = group_queries(tokens.queries, tokens.keys.shape[-2]).transpose(-3, -2)
         ages = tokens.ages.float()
         spans = -ages.diff(dim=-1, prepend=ages[..., :1] + 1)
-        peak = attention_peak(queries, tokens.keys)
+        queries = group_queries(tokens.queries, tokens.keys.shape[-2]).float() / tokens.queries.shape[-1] ** 0.5
+        peak = move_peak(queries, *(rows.transpose(-3, -2) for rows in (tokens.keys, tokens.values)))
         if peak.ndim > 2:  # one branch has no dimension for branches
             others = tokens.processes.branches
             peak = others.gather(peak, 0, [len(peak)] * others.size)
@@ -39,6 +40,21 @@ class Spread(Scorer):
         hit = ends.floor() > (ends - steps).floor()
         # Where rounding leaves a step without a token of its own, the longest of the others is kept.
         return hit + 0.5 * lengths / lengths.amax(dim=-1, keepdim=True)
+
+
+def move_peak(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Most that a key without its value would move the output of any query, ``[..., rows]``: its weight times the
+    distance of its value from that output.
+
+    Args:
+        queries: ``[..., n, head_dim]``, divided by the square root of ``head_dim``.
+        keys, values: ``[..., rows, head_dim]``.
+    """
+    blocks = Blocks(queries, keys)
+    outputs, peaks = blocks.attend(values), []
+    for place, weights in blocks.weights():
+        peaks.append(weights.mul_(torch.cdist(outputs, values[..., place, :].float())).amax(dim=-2))
+    return torch.cat(peaks, dim=-1)
 
 
 def _cap(lengths: Tensor, count: int) -> Tensor:
