@@ -16,6 +16,7 @@ from .methods import MethodOptions, ModelTraits
 from .options import Given, OptionParser
 from .parallel import Group, SequenceShares
 from .parallel.layout import SINGLE, check_count, choose_cfg_size
+from .parallel.sharding import check_sharding
 from .parallel.world import Connection
 from .state import State, VideoPart
 from .trace import Trace
@@ -118,6 +119,8 @@ class Adapter(ABC):
 
     def check_processes(self, count: int) -> None:
         """Refuse a number of processes for which there are too few heads or tokens."""
+        if self.loading.shard_weights:
+            check_sharding(count)
         if count > 1:
             parts, kv_heads = choose_cfg_size(count, self.is_guided, self.cfg_size), self.heads[1]
             check_count(count, parts, kv_heads, self.is_guided)

@@ -78,7 +78,7 @@ class Job:
         """What must be the same in all processes that make the video."""
         versions, model = {name: version(name) for name in ("torch", "diffusers")}, self.sampler.model
         of_run = {"seed": "drawn"} if self.is_drawn else {}
-        of_run |= {"resume": self.given.get("resume", False), "dry_run": self.given.get("dry_run", False)}
+        of_run |= {name: self.given.get(name, False) for name in ("resume", "dry_run", "shard_weights")}
         of_run |= {"cfg_size": model.cfg_size, **vars(model.connection)}
         return {**self.identity, **of_run, "versions": {**versions, "code": repository_commit()}}
 

@@ -30,6 +30,9 @@ class LoadOptions:
     quantize: Literal["int8", "fp8", "int4"] | None = described(
         "weights of the blocks of transformer and text encoder, by torchao: less memory, not faster"
     )
+    shard_weights: bool = described(
+        "weights of the transformer's blocks spread over the processes of a video: less memory, slower", False
+    )
     lora: tuple[str, ...] = described(
         "LoRA weights to fuse into the transformer, PATH or PATH:SCALE; repeatable (default: none; scale 1)", ()
     )
@@ -38,6 +41,9 @@ class LoadOptions:
         check_options(self)
         for text in self.lora:
             parse_lora(text)
+        for name in ("offload", "compile", "quantize") if self.shard_weights else ():
+            if value := getattr(self, name):
+                raise ValueError(f"shard_weights: expected no {name} beside it, got {value}; leave one of them out.")
         if self.lora:
             require("peft", "lora", "lora")
         if self.quantize:
@@ -65,6 +71,6 @@ class LoadOptions:
     def settings(self) -> dict[str, Any]:
         """The options that change a video, for JSON."""
         own = asdict(self)
-        del own["offload"]
+        del own["offload"], own["shard_weights"]
         own["lora"] = [[file_digest(path), scale] for path, scale in map(parse_lora, self.lora)]
         return own

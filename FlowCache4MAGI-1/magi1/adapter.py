@@ -201,8 +201,7 @@ class Magi1(Adapter):
         return Start(to_float(frames[-max(min(kept, count) // FRAMES * FRAMES, 1) :]))
 
     def load(self, device, group=SINGLE.world):
-        options = {**vars(self.loading), "offload": self.offload, "with_text": group.is_first}
-        pipeline = load_pipeline(self.source, device, **options)
+        pipeline = load_pipeline(self.source, device, group=group, **{**vars(self.loading), "offload": self.offload})
         pipeline.parallelize(group)
         return pipeline
 

@@ -18,13 +18,14 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flowcache import Denoiser, FlowCacheConfig, KVStorageConfig, StaircaseSchedule, Trace, Window, cut_window
 from flowcache.arguments import GivenFrames, as_frames, check_type
-from flowcache.environment import describe_environment
+from flowcache.environment import choose_device, describe_environment
 from flowcache.files import shipped
 from flowcache.finite import check_finite
 from flowcache.loading import LoadOptions
 from flowcache.methods import check_config
 from flowcache.noise import BlockNoise, DeviceNoise, make_generator
-from flowcache.parallel import Layout
+from flowcache.parallel import SINGLE, Group, Layout
+from flowcache.parallel.sharding import shard_blocks
 from flowcache.pipeline import STAGED, FlowCachePipeline, StepCallback, convert_given
 from flowcache.state import State, VideoPart
 from flowcache.typed import check_keys
@@ -327,19 +328,24 @@ def load_pipeline(
     source: ModelSource,
     device: torch.device | str | None = None,
     offload: Collection[str] | bool = False,
-    with_text: bool = True,
+    group: Group = SINGLE.world,
     **options: Any,
 ) -> MagiPipeline:
     """Load a model as a pipeline; ``options`` are fields of ``LoadOptions``.
 
     ``offload``: all components, or those named, are in host memory while they are idle. With ``t5_device`` cpu, the
-    text encoder runs there; without ``with_text`` it is not loaded. Errors as of ``load_components``.
+    text encoder runs there. Of a ``group`` of processes that make each video together, the first alone has it. Errors
+    as of ``load_components``.
     """
     offload = (STAGED if offload else ()) if isinstance(offload, bool) else offload
     on_cpu = {"text_encoder"} if source.config.runtime_config.t5_device == "cpu" else set()
-    loading = LoadOptions(**options)
-    pipeline = MagiPipeline(**load_components(source, device, {*offload, *on_cpu}, loading, with_text))
+    loading = LoadOptions(offload="transformer" in offload, **options)
+    on_host = {*offload, *on_cpu, *({"transformer"} if loading.shard_weights else ())}
+    pipeline = MagiPipeline(**load_components(source, device, on_host, loading, group.is_first))
     pipeline.model_defaults = source.config
+    if loading.shard_weights:
+        shard_blocks(pipeline.transformer.blocks, group, choose_device(device))
+        pipeline.transformer.to(choose_device(device))
     if loading.compile:
         pipeline.transformer.compile_repeated_blocks()
     if offload:

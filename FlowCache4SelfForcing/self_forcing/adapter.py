@@ -201,7 +201,7 @@ class SelfForcing(Adapter):
         return Start(to_float(frames), before=history, skip=wanted)
 
     def load(self, device, group=SINGLE.world):
-        pipeline = load_pipeline(self.source, device, group.is_first, **vars(self.loading))
+        pipeline = load_pipeline(self.source, device, group, **vars(self.loading))
         pipeline.parallelize(group)
         return pipeline
 

@@ -12,6 +12,7 @@ import torch
 from flowcache.environment import choose_device
 from flowcache.hub import fetch_snapshot
 from flowcache.model_files import read_config
+from flowcache.parallel import SINGLE, Group
 from flowcache.wan.conversion import lora_names
 from flowcache.wan.loading import WanLoading, choose_dtype
 from flowcache.wan.model_folder import check_folder, check_given, list_patterns, load_folder, new_components
@@ -127,13 +128,13 @@ def check_kind(folder: Path, layout: str) -> None:
 def load_pipeline(
     source: ModelSource | str = "auto",
     device: torch.device | str | None = None,
-    with_text: bool = True,
+    group: Group = SINGLE.world,
     **options: Any,
 ) -> FlowCacheSelfForcingPipeline:
     """Load a model (a result of ``resolve_model``, or its ``model_id``), in bf16 on CUDA and fp32 elsewhere.
 
-    ``options`` are fields of ``WanLoading``. Without ``with_text``, the pipeline has no text encoder. ValueError and
-    NotFiniteError name an option, a file or a weight; OSError: the download failed.
+    ``options`` are fields of ``WanLoading``. Of a ``group`` of processes that make each video together, the first has
+    the text encoder. ValueError and NotFiniteError name an option, a file or a weight; OSError: the download failed.
     """
     device, loading = choose_device(device), WanLoading(**options)
     if isinstance(source, str):
@@ -148,11 +149,11 @@ def load_pipeline(
         "model_id", source.location, list_patterns(source.layout, source.parts), check
     )
     types = choose_dtype(device), loading.choose_vae_dtype(device)
-    parts = load_folder(folder, *types, source.parts, with_text, source.key)
+    parts = load_folder(folder, *types, source.parts, group.is_first, source.key)
     loading.adapt(parts, lora_names)
     pipeline = FlowCacheSelfForcingPipeline(**parts)
     pipeline.model_defaults = source.defaults
-    loading.place(pipeline, device)
+    loading.place(pipeline, device, group)
     return pipeline
 
 

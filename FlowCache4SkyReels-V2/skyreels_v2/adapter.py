@@ -230,7 +230,7 @@ class SkyReelsV2(Adapter):
         return Start(to_float(frames), before=history, skip=wanted)
 
     def load(self, device, group=SINGLE.world):
-        pipeline = load_pipeline(self.source, device, group.is_first, **vars(self.loading))
+        pipeline = load_pipeline(self.source, device, group, **vars(self.loading))
         pipeline.parallelize(group, self.cfg_size)
         return pipeline
 

@@ -14,6 +14,7 @@ from flowcache import FlowCacheConfig
 from flowcache.environment import choose_device
 from flowcache.hub import fetch_snapshot
 from flowcache.model_files import DEFAULTS_FILE, read_config
+from flowcache.parallel import SINGLE, Group
 from flowcache.user_files import reading
 from flowcache.wan.conversion import lora_names
 from flowcache.wan.loading import WanLoading, choose_dtype
@@ -144,23 +145,23 @@ def load_components(
 def load_pipeline(
     source: ModelSource | str = "auto",
     device: torch.device | str | None = None,
-    with_text: bool = True,
+    group: Group = SINGLE.world,
     **options: Any,
 ) -> FlowCacheSkyReelsV2Pipeline:
     """Load a model (a result of ``resolve_model``, or its ``model_id``), in bf16 on CUDA and fp32 elsewhere.
 
-    ``options`` are fields of ``WanLoading``. Without ``with_text``, the pipeline has no text
-    encoder. ValueError and NotFiniteError name an option, a file or a weight; OSError: the download failed.
+    ``options`` are fields of ``WanLoading``. Of a ``group`` of processes that make each video together, the first has
+    the text encoder. ValueError and NotFiniteError name an option, a file or a weight; OSError: the download failed.
     """
     device, loading = choose_device(device), WanLoading(**options)
     if isinstance(source, str):
         source = resolve_model(source, device)
     types = choose_dtype(device), loading.choose_vae_dtype(device)
-    parts = load_components(source, *types, with_text)
+    parts = load_components(source, *types, group.is_first)
     loading.adapt(parts, lora_names)
     pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
     pipeline.model_defaults = source.defaults
-    loading.place(pipeline, device)
+    loading.place(pipeline, device, group)
     return pipeline
 
 

@@ -157,6 +157,14 @@ class ChunkwiseBlock(SkyReelsV2TransformerBlock):
         return torch.addcmul(hidden, forwarded, ffn_gate, out=hidden).type_as(own)
 
 
+def use_chunkwise_blocks(transformer: nn.Module) -> None:
+    """Make the blocks of diffusers' transformer ``ChunkwiseBlock``, which keeps their parameters and hooks."""
+    for layer, block in enumerate(transformer.blocks):
+        if not isinstance(block, ChunkwiseBlock):
+            block.__class__, block.layer = ChunkwiseBlock, layer
+    transformer._repeated_blocks = [ChunkwiseBlock.__name__]  # so that compile_repeated_blocks still finds them
+
+
 def _norm_fp32(norm: nn.RMSNorm, tokens: Tensor) -> Tensor:
     return functional.rms_norm(tokens.float(), norm.normalized_shape, norm.weight.float(), norm.eps)
 

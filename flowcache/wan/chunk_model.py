@@ -17,7 +17,7 @@ from ..chunk_model import ChunkInput
 from ..flops import TransformerFlops
 from ..kv.cache import CacheLayout, ChunkKVCache
 from ..parallel import SINGLE, Layout, SequenceShares
-from .attention import ChunkwiseBlock, PackedChunks, TextContext, modulate
+from .attention import PackedChunks, TextContext, modulate, use_chunkwise_blocks
 
 #: Indicators of reuse policies, by their place in the result of ``_time``. Neither depends on the latents.
 INDICATORS = {"timestep_embedding": 0, "timestep_projection": 1}
@@ -111,9 +111,7 @@ class WanChunkModel:
         self._fps_index = 0 if fps == 16 else 1
         self._times: dict[float, tuple[Tensor, Tensor]] = {}
         self._flops = transformer_flops(config)
-        for layer, block in enumerate(transformer.blocks):
-            block.__class__, block.layer = ChunkwiseBlock, layer  # keeps parameters and hooks
-        transformer._repeated_blocks = [ChunkwiseBlock.__name__]  # so that compile_repeated_blocks still finds them
+        use_chunkwise_blocks(transformer)
         self._rotary = FrameRotary(transformer.rope, self._grid, num_frames)
         self._processes, self._branches = processes, processes.branches.share(self.num_branches)
         self._shares = SequenceShares(processes.tokens, self.num_tokens(1), config.num_attention_heads)

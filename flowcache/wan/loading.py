@@ -7,7 +7,10 @@ import torch
 
 from ..finite import check_finite_weights
 from ..loading import LoadOptions
+from ..parallel import Group
+from ..parallel.sharding import shard_blocks
 from ..registry import described
+from .attention import use_chunkwise_blocks
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
@@ -19,14 +22,20 @@ def choose_dtype(device: torch.device) -> torch.dtype:
 class WanLoading(LoadOptions):
     vae_tiling: bool = described("VAE in tiles of 256 pixels: less memory, slower", False)
 
-    def place(self, pipeline: Any, device: torch.device) -> None:
-        """Move a loaded pipeline to its device, tiled, offloaded and compiled as asked; refuse weights not finite."""
+    def place(self, pipeline: Any, device: torch.device, group: Group) -> None:
+        """Move a loaded pipeline to its device, tiled, offloaded and compiled as asked; refuse weights not finite.
+
+        ``group``: the processes over which weights are spread, if that is asked for.
+        """
+        check_finite_weights(pipeline.components)
         if self.vae_tiling:
             pipeline.vae.enable_tiling()
+        if self.shard_weights:
+            use_chunkwise_blocks(pipeline.transformer)  # a class that is changed later would lose FSDP's methods
+            shard_blocks(pipeline.transformer.blocks, group, device)
         if self.offload:
             pipeline.enable_stage_offload(device)
         else:
             pipeline.to(device)
         if self.compile:
             pipeline.transformer.compile_repeated_blocks(dynamic=True)
-        check_finite_weights(pipeline.components)
