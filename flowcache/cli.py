@@ -38,6 +38,7 @@ from .plots import reuse_map
 from .prompts import check_prompt
 from .registry import check_number
 from .resume import ResumeFile, ResumeShare
+from .reuse import NoReuse
 from .running import run_checked, summary
 from .sampler import Sampler
 from .trace import Trace
@@ -187,15 +188,16 @@ def prepare_video(model: type[Adapter], words: Sequence[str], rank: Rank = ALONE
         identity["tuning"] = {"target": str(target), "profile": tuning.key}
     task = "v2v" if given.get("video_path") else "i2v" if given.get("image") else "t2v"
     selected = {given.spelled[name]: given.get(name) for name in SELECTORS if name not in unread}
-    named = setting_words(options.method, options.preset, selected, target, config)
+    by_preset = options.method == "flowcache" and not options.pick(SELECTORS) and target is None
+    by_preset &= not isinstance(config.policy, NoReuse)  # of a model whose steps are never reused
+    preset = options.preset or (DEFAULT_PRESET if by_preset else None)
+    named = setting_words(options.method, preset, selected, target, config)
     seed, steps = f"seed{chosen.video.seed}", f"steps{chosen.num_steps}"
     name = video_name(prompt, [task, *named, *chosen.words, seed, steps], identity)
     output, resume = Path(name) if dry_run else output_path(given, model, name, rank), None
     if given.get("resume") and not dry_run:
         run = identity if rank.count == 1 else {**identity, "processes": rank.count, "cfg_size": chosen.cfg_size}
         resume = ResumeFile(output, run, device) if rank.is_first else ResumeShare(output, run, rank.index)
-    by_preset = options.method == "flowcache" and not options.pick(SELECTORS) and target is None
-    preset = options.preset or (DEFAULT_PRESET if by_preset else None)
     return Job(sampler, prompt, start, output, preset, resume, tuning, started, given, identity, is_drawn)
 
 
@@ -266,8 +268,8 @@ def setting_words(
     chosen = [value if isinstance(value, str) else f"{name}{value:g}" for name, value in given.items()]
     if target is not None:
         chosen = [str(target)]
-    elif preset is not None or (method == "flowcache" and not chosen):
-        chosen.insert(0, preset or DEFAULT_PRESET)
+    elif preset is not None:
+        chosen.insert(0, preset)
     compression, storage = config.compression, config.storage
     if compression is not None:
         total = compression.total

@@ -51,7 +51,11 @@ def file_digest(path: Path) -> str:
 def folder_digest(folder: Path) -> str:
     """Digest names, sizes and pieces of a model's files, or of one file; independent of where the folder is."""
     digest = hashlib.sha256()
-    files = [folder] if folder.is_file() else folder.rglob("*")
+    files = [folder]
+    if folder.is_dir():
+        # ``rglob`` does not enter links, as which models share components.
+        links = [path for path in folder.iterdir() if path.is_symlink() and path.is_dir()]
+        files = [path for part in (folder, *links) for path in part.rglob("*")]
     for path in sorted(path for path in files if path.name.endswith(_ENDS) and path.is_file()):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)}:{size};".encode())

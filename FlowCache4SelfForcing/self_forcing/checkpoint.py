@@ -94,6 +94,8 @@ def resolve_model(
     elif is_auto and choose_device(device).type == "cuda":
         published = DEFAULT_IMAGE if starts_with_image else DEFAULT
     has_transformer = published is not None or "transformer" in given
+    if use_ema is not None and not has_transformer:
+        raise ValueError("use_ema: expected transformer beside it, which may hold a moving average, got none.")
     if model_id == "small" or (is_auto and not has_transformer):
         return _resolve_small(is_auto, given, config)
     key = _choose_key(given.get("transformer"), published, use_ema)

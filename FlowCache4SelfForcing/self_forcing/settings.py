@@ -89,7 +89,7 @@ class VideoSettings:
         steps, first = self.denoising_step_list, self.denoising_step_list_first_chunk
         for name, each in (("denoising_step_list", steps), ("denoising_step_list_first_chunk", first)):
             if each is not None and list(each) != sorted(set(each), reverse=True):
-                raise ValueError(f"{name}: expected falling steps such as 1000,750,500,250, got {each}.")
+                raise ValueError(f"{name}: expected falling steps such as [1000,750,500,250], got {each}.")
         if first is not None and (steps is None or len(first) < len(steps)):
             expected = "at least as many steps as denoising_step_list, or none without it"
             raise ValueError(f"denoising_step_list_first_chunk: expected {expected}, got {first}.")

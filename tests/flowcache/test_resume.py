@@ -164,6 +164,9 @@ def test_digests_tell_runs_apart(tmp_path):
         (folder / "a.safetensors").write_bytes(bytes(2**22 - 1) + (b"x" if folder is other else b"\0"))
         (folder / "notes.txt").write_text(folder.name)
     assert folder_digest(one) == folder_digest(moved) != folder_digest(other)
+    before = folder_digest(moved)
+    (moved / "vae").symlink_to(other)
+    assert folder_digest(moved) != before, "linked components are parts of a model"
     pixels = np.zeros((2, 3), np.uint8)
     assert len({array_digest(of) for of in (None, pixels, pixels.T, pixels + 1, pixels.astype(float))}) == 5
 

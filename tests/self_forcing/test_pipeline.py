@@ -8,6 +8,7 @@ import torch
 from flowcache import FlowCacheConfig
 from flowcache.state import on_host
 from self_forcing import VideoSettings, load_pipeline, method_config, resolve_model
+from self_forcing.windows import plan
 
 SMALL = {"height": 32, "width": 32, "num_output_frames": 9}
 TWO_STEPS = {"denoising_step_list": [1000, 500], "denoising_step_list_first_chunk": [1000, 750, 500, 250]}
@@ -18,6 +19,7 @@ VIDEOS = {
     "first frame alone": ({"independent_first_frame": True, "num_output_frames": 7}, [4, 4, 4]),
     "first chunk with more steps": (FRAMEWISE, [4, 2, 2, 2, 2]),
     "multi-step": ({"denoising_step_list": [], "sampling_steps": 6}, [6, 6, 6]),
+    "original noise": ({"noise": "original"}, [4, 4, 4]),
     "rolling window": ({"local_attn_size": 7, "sink_size": 1, "num_output_frames": 15}, [4] * 5),
 }
 
@@ -53,6 +55,20 @@ def test_a_video_resumes_exactly(pipeline, name):
     out = pipeline("a red circle", **{**SMALL, **changes}, output_type="latent")
     made = [event.chunk for record in out.trace.steps for event in record.events]
     assert [made.count(chunk) for chunk in range(len(steps))] == steps
+
+
+@pytest.mark.parametrize("given", [0, 3])
+def test_original_noise_comes_from_one_generator(pipeline, given):
+    """The start noise of all frames to generate, then that of the steps, as the original program on one prompt."""
+    settings = VideoSettings(**SMALL, denoising_step_list=[1000, 500], noise="original", seed=5)
+    noise, generator, dtype = pipeline._draw_noise(settings, (16, 9, 4, 4), given)
+    _, solver = plan(settings, 3, given // 3, generator, dtype)
+    drawn = [noise.frames(given, 9), solver.draw((3, 16, 4, 4)), solver.draw((3, 16, 4, 4))]
+    torch.manual_seed(5)
+    start = torch.randn([1, 9 - given, 16, 4, 4], dtype=torch.bfloat16)
+    assert torch.equal(drawn[0], start[0].transpose(0, 1).float())
+    for fresh in drawn[1:]:
+        assert torch.equal(fresh, torch.randn_like(start[0, :3]))
 
 
 def test_given_frames_are_chunks_of_their_own(pipeline):

@@ -27,6 +27,7 @@ def test_flags_of_the_originals_make_a_video(program, tmp_path):
     assert probe_video(path).num_frames == 21 and probe_video(path).fps == 16
     trace = json.loads(path.with_suffix(".trace.json").read_text())
     assert trace["settings"]["video"]["denoising_step_list"] == [1000, 750, 500, 250]
+    assert trace["settings"]["preset"] is None and "fast" not in path.name, "no step is ever reused"
 
 
 def test_a_file_of_prompts(program, tmp_path):
