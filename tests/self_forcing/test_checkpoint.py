@@ -75,6 +75,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(base, trained, tmp_path):
     assert "rolling" in refused("zhuhz22/Causal-Forcing/chunkwise/longvideo.pt")
     with pytest.raises(ValueError, match="not autoregressive"):
         resolve_model(str(base), "cpu")
+    with pytest.raises(ValueError, match="use_ema"):
+        resolve_model("small", "cpu", use_ema=True)
 
 
 def test_configurations_of_the_originals(tmp_path):
