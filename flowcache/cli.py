@@ -79,8 +79,10 @@ class Job:
         """What must be the same in all processes that make the video."""
         versions, model = {name: version(name) for name in ("torch", "diffusers")}, self.sampler.model
         of_run = {"seed": "drawn"} if self.is_drawn else {}
-        of_run |= {name: self.given.get(name, False) for name in ("resume", "dry_run", "shard_weights")}
+        of_run |= {name: self.given.get(name, False) for name in ("dry_run", "shard_weights")}
+        of_run |= {"resume": self.resume and str(self.output)}
         of_run |= {"cfg_size": model.cfg_size, **vars(model.connection)}
+        of_run |= {"device": torch.device(self.sampler.device).type}
         return {**self.identity, **of_run, "versions": {**versions, "code": repository_commit()}}
 
     def run(self, world: World | None = None) -> str:
@@ -298,22 +300,27 @@ def main(words: Sequence[str] | None = None) -> int:
     chosen, rest = parser.parse_args(words[:first]), words[first:]
     model = find_model(chosen.model)
     if chosen.program == "generate":
-        world = World(Rank.from_environment(os.environ))
+        try:
+            world = World(Rank.from_environment(os.environ))
+        except ValueError as error:
+            parser.error(str(error))
 
         def run(job: Job) -> str:
             if job.given.get("dry_run"):
-                return job.estimate().report(job.given.get("rate"))
+                report = job.estimate().report(job.given.get("rate"))
+                return f"{report}\nfor one process; several share all but the weights" if world.is_many else report
+            sampler = job.sampler
+
+            def prepare_with(option: str) -> Job:
+                seed = sampler.model.video.seed  # may have been drawn
+                return prepare_video(model, add_option(rest, f"{option} --dry_run --seed {seed}"))
+
             helpful = log_needs(
-                job.estimate,
-                lambda option: prepare_video(model, add_option(rest, f"{option} --dry_run")).estimate(),
-                model.saving,
-                job.sampler.device,
+                job.estimate, lambda option: prepare_with(option).estimate(), model.saving, sampler.device
             )
-            if "--offload" in helpful:  # the video stays the same
+            if any("--offload" in found for found in world.exchange(helpful)):  # the video stays the same
                 logger.info("--offload is on, as the GPU is small")
-                with job.resume or nullcontext():  # which lets go of the video
-                    pass
-                job = prepare_video(model, add_option(rest, "--offload"), world.rank)
+                sampler.model = prepare_with("--offload").sampler.model
             return job.run(world)
 
         def prepare() -> Job:

@@ -20,6 +20,7 @@ from flowcache.video import last_frames, probe_video, to_float
 from flowcache.wan.chunk_model import transformer_flops
 from flowcache.wan.conversion import lora_names
 from flowcache.wan.loading import WanLoading
+from flowcache.wan.processes import ProcessOptions, check_usp, read_processes
 from flowcache.wan.sizes import TEMPORAL_STRIDE, latent_frames
 
 from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
@@ -63,7 +64,6 @@ class SelfForcing(Adapter):
 
     title = "Self-Forcing"
     package = "self_forcing"
-    cfg_size = "auto"
     inputs: ClassVar = {"image": (), "video_path": ()}
     lacks = frozenset({"causal_attention"})
     traits = TRAITS
@@ -76,6 +76,8 @@ class SelfForcing(Adapter):
     video: VideoSettings
     negative_prompt: str | None = None  # what to avoid; None: what suits the model
     loading: WanLoading = WanLoading()
+    use_usp: bool = False  # whether all processes make one video
+    cfg_size: int | str = "auto"
 
     size = property(lambda self: (self.video.height, self.video.width))
     num_steps = property(lambda self: self.video.num_steps)
@@ -89,7 +91,6 @@ class SelfForcing(Adapter):
     is_small = property(lambda self: self.source.is_small)
     staged = property(lambda self: frozenset(STAGES.values()) if self.loading.offload else frozenset())
     is_guided = property(lambda self: self.video.is_guided)
-    heads = property(lambda self: (self.skeleton("cpu").transformer.config.num_attention_heads,) * 2)
 
     @classmethod
     def add_flags(cls, parser, program):
@@ -97,6 +98,7 @@ class SelfForcing(Adapter):
         hidden = {"num_samples"} if program == "generate" else ()
         parser.add_fields("model", SelfForcingOptions, own, hidden, {"negative_prompt": "the model's"})
         parser.add_fields("loading", WanLoading)
+        parser.add_fields("processes", ProcessOptions)
         parser.add_fields("video", VideoSettings, defaults={"num_output_frames": "21, or the nearest that fits"})
         if program == "generate":
             reason = "sample_video.py makes the videos of a file of prompts; or give --prompt"
@@ -151,6 +153,7 @@ class SelfForcing(Adapter):
             video=video,
             negative_prompt=given.values.get("negative_prompt"),
             loading=WanLoading(**given.pick(WanLoading)),
+            **read_processes(given),
         )
         if model.negative_prompt is not None:
             check_prompt("negative_prompt", model.negative_prompt, prompt_clean)
@@ -182,6 +185,10 @@ class SelfForcing(Adapter):
             raise ValueError("method: expected vanilla or flowcache with denoising_step_list, got teacache.")
         return fit_method(make_config(options, TRAITS), self.video)
 
+    def check_processes(self, count):
+        check_usp(self.use_usp, count)
+        super().check_processes(count)
+
     def check(self, config, start):
         if start.prefix is not None:
             self.video.check_frames(latent_frames(start.prefix.shape[1]))
@@ -202,7 +209,7 @@ class SelfForcing(Adapter):
 
     def load(self, device, group=SINGLE.world):
         pipeline = load_pipeline(self.source, device, group, **vars(self.loading))
-        pipeline.parallelize(group)
+        pipeline.parallelize(group, self.cfg_size)
         return pipeline
 
     def skeleton(self, device):

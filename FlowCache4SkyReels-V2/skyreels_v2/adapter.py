@@ -4,7 +4,7 @@ import logging
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing import prompt_clean
@@ -21,6 +21,7 @@ from flowcache.wan.chunk_model import transformer_flops
 from flowcache.wan.codec import VideoCodec
 from flowcache.wan.conversion import lora_names
 from flowcache.wan.loading import WanLoading
+from flowcache.wan.processes import ProcessOptions, check_usp, read_processes
 
 from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
 from .methods import TRAITS, traits_for
@@ -54,10 +55,6 @@ class SkyReelsOptions:
     negative_prompt: str | None = described("what to avoid")
     use_kvrange: bool = described("clean blocks limited to the newest, --kvrange of them", False)
     teacache: bool = described("the original's flag for --method teacache", False)
-    use_usp: bool = described("one video over all processes that torchrun started", False)
-    cfg_size: Literal["auto", "1", "2"] = described(
-        "parts of guidance over processes; auto: 2 for an even number of processes with guidance", "auto"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +110,7 @@ class SkyReelsV2(Adapter):
         shown = {"negative_prompt": "the model's"}
         parser.add_fields("model", SkyReelsOptions, own, defaults=shown, choices=choices)
         parser.add_fields("loading", WanLoading)
+        parser.add_fields("processes", ProcessOptions)
         parser.add_fields("video", VideoSettings, defaults=_DEFAULTS)
         for names, reason in _REFUSED.items():
             parser.add_argument(*names, action=Refuse, const=reason)
@@ -162,11 +160,8 @@ class SkyReelsV2(Adapter):
             video=make_settings(defaults, **values),
             negative_prompt=given.values.get("negative_prompt"),
             loading=WanLoading(**given.pick(WanLoading)),
-            use_usp=given.get("use_usp", False),
-            cfg_size=parts if (parts := given.get("cfg_size", "auto")) == "auto" else int(parts),
+            **read_processes(given),
         )
-        if not model.use_usp:
-            given.refuse_unread({"cfg_size": "it needs use_usp"})
         if model.negative_prompt is not None:
             check_prompt("negative_prompt", model.negative_prompt, prompt_clean)
         model.video.check_negative_prompt(model.negative_prompt)
@@ -200,12 +195,7 @@ class SkyReelsV2(Adapter):
         return make_config(options, traits)
 
     def check_processes(self, count):
-        if count > 1 and not self.use_usp:
-            reason = "which would all make the same video; add --use_usp, or start one"
-            raise ValueError(f"torchrun started {count} processes, {reason}.")
-        if count == 1 and self.use_usp:
-            remedy = "start generate_video_df.py by torchrun --nproc_per_node 2, or leave it out"
-            raise ValueError(f"use_usp: expected several processes for a video, got 1; {remedy}.")
+        check_usp(self.use_usp, count)
         super().check_processes(count)
 
     def check(self, config, start):

@@ -23,7 +23,7 @@ from ..command_line import describe_error
 from ..environment import Unavailable
 from ..fingerprint import differences
 from .group import Group
-from .launch import Rank
+from .launch import Rank, choose_own_device
 
 logger = logging.getLogger(__name__)
 
@@ -188,3 +188,13 @@ class World:
             store.set_timeout(TIMEOUT)
             self._store = dist.PrefixStore("flowcache", store)
         return self._store
+
+
+def join_processes(device: str | None = None) -> tuple[Group, str]:
+    """Join all processes that a launcher started, for ``parallelize``; returns the group and this process's device.
+
+    ``device`` is ``cpu`` or ``cuda``; None: cuda if there is a GPU.
+    """
+    rank = Rank.from_environment(os.environ)
+    device = choose_own_device(rank, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return World(rank).join(device), device

@@ -11,10 +11,12 @@ import pytest
 import torch
 from launched import launch
 from programs import FOLDERS, script_words
+from reference import ROOT
 from resumed import decided, watched
 
 from flowcache import Trace
 from flowcache.parallel import Group
+from skyreels_v2 import FlowCacheSkyReelsV2Pipeline
 
 TOGETHER = {"magi1": ("--cp_size", 2), "skyreels_v2": ("--use_usp",)}
 KEPT = {"a.mp4", "a.trace.json", "a.reuse.png"}
@@ -81,10 +83,14 @@ def test_a_drawn_seed_is_that_of_the_first(together, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "named"),
-    [(("--seed",), "seed is 0 on rank 0 and 1 on rank 1"), (("--shift", "5", "--inference_steps"), "rank 0")],
+    [
+        (("--seed",), "seed is 0 on rank 0 and 1 on rank 1"),
+        (("--shift", "5", "--inference_steps"), "rank 0"),
+        (("--cfg_size",), "cfg_size is 1 on rank 0 and 2 on rank 1"),
+    ],
 )
 def test_what_differs_between_processes_is_refused_once(together, tmp_path, words, named):
-    first, second = together(of_rank=lambda rank: (*words, rank))
+    first, second = together(of_rank=lambda rank: (*words, rank + (words == ("--cfg_size",))))
     assert (first.code, second.code, second.err) == (2, 2, "")
     (line,) = first.err.splitlines()
     assert named in line or "inference_steps" in line
@@ -146,6 +152,46 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(together, whole, 
     assert take(tmp_path) == whole
 
 
+@pytest.mark.parametrize("found", [["--offload"], []])
+def test_offload_of_a_small_gpu_holds_for_all(together, tmp_path, monkeypatch, found):
+    """The GPUs may differ; with ``--resume``, the lock of the video is taken already."""
+    ran = []
+
+    def around(rank, run):
+        monkeypatch.setattr("flowcache.cli.log_needs", lambda *_: found if rank else [])
+        monkeypatch.setattr(
+            "flowcache.cli.Job.run", lambda job, _: ran.append(job.sampler.model.loading.offload) or ""
+        )
+        return run() or 10 + ran[0]
+
+    first, second = together("--resume", around=around)
+    assert first.code == second.code == 10 + bool(found), first.err
+
+
+def test_the_snippet_of_the_page_makes_one_video_in_two_processes(tmp_path):
+    _, _, rest = (ROOT / "docs/parallel.md").read_text().partition("```python\n")
+    snippet = rest.partition("```")[0]
+    assert "num_frames=97" in snippet
+    snippet = snippet.replace("num_frames=97", "num_frames=17, num_inference_steps=4, height=64, width=64, seed=1")
+
+    def make(rank):
+        exec(snippet, made := {})
+        torch.save(made["video"].latents, tmp_path / f"{rank}.pt")
+
+    assert [each.code for each in launch(tmp_path / "said", make)] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    single = FlowCacheSkyReelsV2Pipeline.from_pretrained("small")
+    alone = single(
+        "a red circle moves right over a dark background",
+        num_frames=17,
+        num_inference_steps=4,
+        height=64,
+        width=64,
+        seed=1,
+    )
+    assert torch.equal(first, second) and torch.equal(first, alone.latents)
+
+
 @pytest.mark.parametrize("model", TOGETHER)
 def test_the_first_process_alone_loads_the_text_encoder(program, model):
     adapter = program(model).prepare("--output_path", "x.mp4").sampler.model
@@ -166,8 +212,11 @@ def test_torchrun_starts_the_script_of_magi(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == KEPT
 
 
-def test_the_scripts_of_skyreels_start_torchrun(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "script"), [("skyreels_v2", "run_flowcache_fast.sh"), ("self_forcing", "run_vanilla.sh")]
+)
+def test_scripts_start_torchrun(tmp_path, monkeypatch, model, script):
     monkeypatch.setenv("NPROC", "8")
-    words = script_words(FOLDERS["skyreels_v2"] / "run_flowcache_fast.sh", "--seed", 1, cwd=tmp_path)
+    words = script_words(FOLDERS[model] / script, "--seed", 1, cwd=tmp_path)
     assert words[:4] == ["torch.distributed.run", "--standalone", "--nproc_per_node", "8"]
     assert "--use_usp" in words[words.index("--defaults") :]

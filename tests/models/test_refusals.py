@@ -139,6 +139,7 @@ seed: --seed -1 --resume
 torchrun --use_usp: RANK=0 WORLD_SIZE=2
 MASTER_ADDR torchrun: --use_usp RANK=0 WORLD_SIZE=2
 processes heads: --use_usp RANK=0 WORLD_SIZE=64
+RANK WORLD_SIZE: RANK=2
 cfg_size even: --use_usp --cfg_size 2 RANK=0 WORLD_SIZE=3
 cfg_size guidance: --use_usp --cfg_size 2 --guidance_scale 1 RANK=0 WORLD_SIZE=2
 """,

@@ -56,6 +56,8 @@ def test_image_to_video_takes_the_nearest_length(program, tmp_path):
         ("local_attn_size", "--local_attn_size 6 --use_compress"),
         ("method", "--method teacache"),
         ("overlap_history", "--overlap_history 9"),
+        ("use_usp", "--use_usp"),
+        ("cfg_size", "--cfg_size 2"),
     ],
 )
 def test_options_without_effect_are_refused(program, capsys, named, flags):
@@ -76,3 +78,11 @@ def test_every_script_takes_its_settings_and_typed_ones(program, tmp_path, scrip
     job = program().prepare(*words)
     assert job.sampler.method == ("vanilla" if script == "run_vanilla.sh" else "flowcache")
     assert job.sampler.model.video.num_output_frames == (22 if "i2v" in script else 12)
+
+
+def test_several_processes_share_a_video_only_if_asked(program, monkeypatch, capsys):
+    run = program()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("--prompt", "a") == 2
+    assert "--use_usp" in capsys.readouterr().err
