@@ -126,6 +126,10 @@ class Adapter(ABC):
             check_count(count, parts, kv_heads, self.is_guided)
             SequenceShares(Group(0, count // parts), self.frame_tokens, kv_heads)
 
+    def choose_processes(self, count: int) -> int:
+        """How many of ``count`` processes of a benchmark make each video together."""
+        return 1
+
     def weight_bytes(self, device: str) -> int:
         """Bytes of the weights that every process holds: those of all but the text encoder."""
         pipeline = self.skeleton(device)

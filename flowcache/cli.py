@@ -231,14 +231,19 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
             config = chosen.configure(method)
         chosen.check(config, Start())
         samplers[name] = Sampler(model=chosen, config=config, method=name, device=device, shows_steps=False)
-    chosen.check_processes(1)  # as each makes videos of its own
+    count = rank.count if "WORLD_SIZE" in os.environ else len(devices)  # a process is started for each device
+    together = chosen.choose_processes(count)
+    if count % together:
+        remedy = f"start torchrun with --nproc_per_node {together}, or share each video over fewer"
+        raise ValueError(f"processes: expected a multiple of {together}, which share a video, got {count}; {remedy}.")
+    chosen.check_processes(together)
     chosen.check_lora(device)
     samples = options.list_samples(chosen.video.seed, chosen.video.fps, small=chosen.is_small)
     name = "ways" if compared else given.get("method", "flowcache")
     if name in ("teacache", "flowcache"):
         name += f"_{given.get('preset', DEFAULT_PRESET)}"
     output = Path(options.base_save_path or f"outputs/{model.package}/{options.benchmark}_{name}").expanduser()
-    made = (samplers, samples, rank, options.keep_going, bool(compared))
+    made = (samplers, samples, rank, options.keep_going, bool(compared), together)
     sampling = Sampling(model.title, chosen.describe(), output, *made)
     sampling.check()
     return devices, sampling

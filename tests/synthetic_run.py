@@ -55,7 +55,7 @@ class BeadSampler:
     def check(self, sample: Sample) -> None:
         pass
 
-    def load(self) -> None:
+    def load(self, group=None) -> None:
         self.calls.append(("load", self.method))
         self.loaded, start = True, time.monotonic()
         if self.log:

@@ -185,6 +185,9 @@ class Magi1(Adapter):
             raise ValueError(f"cp_size must be the number of processes ({count}), got {size}; {remedy}.")
         super().check_processes(count)
 
+    def choose_processes(self, count):
+        return self.source.config.engine_config.cp_size
+
     def configure(self, options):
         total, live = options.total or TRAITS.total, self.video.window_size
         if options.compress and options.budget is None and total <= live:

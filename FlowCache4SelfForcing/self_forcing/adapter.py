@@ -77,6 +77,7 @@ class SelfForcing(Adapter):
     negative_prompt: str | None = None  # what to avoid; None: what suits the model
     loading: WanLoading = WanLoading()
     use_usp: bool = False  # whether all processes make one video
+    usp_size: int | None = None  # how many of them do in a benchmark; None: all
     cfg_size: int | str = "auto"
 
     size = property(lambda self: (self.video.height, self.video.width))
@@ -98,7 +99,7 @@ class SelfForcing(Adapter):
         hidden = {"num_samples"} if program == "generate" else ()
         parser.add_fields("model", SelfForcingOptions, own, hidden, {"negative_prompt": "the model's"})
         parser.add_fields("loading", WanLoading)
-        parser.add_fields("processes", ProcessOptions)
+        parser.add_fields("processes", ProcessOptions, hidden={"usp_size"} if program == "generate" else ())
         parser.add_fields("video", VideoSettings, defaults={"num_output_frames": "21, or the nearest that fits"})
         if program == "generate":
             reason = "sample_video.py makes the videos of a file of prompts; or give --prompt"
@@ -188,6 +189,9 @@ class SelfForcing(Adapter):
     def check_processes(self, count):
         check_usp(self.use_usp, count)
         super().check_processes(count)
+
+    def choose_processes(self, count):
+        return (self.usp_size or count) if self.use_usp else 1
 
     def check(self, config, start):
         if start.prefix is not None:

@@ -87,6 +87,7 @@ class SkyReelsV2(Adapter):
     negative_prompt: str | None = None  # what to avoid; None: what suits the model
     loading: WanLoading = WanLoading()
     use_usp: bool = False  # whether all processes make one video
+    usp_size: int | None = None  # how many of them do in a benchmark; None: all
     cfg_size: int | str = "auto"
 
     size = property(lambda self: (self.video.height, self.video.width))
@@ -110,7 +111,7 @@ class SkyReelsV2(Adapter):
         shown = {"negative_prompt": "the model's"}
         parser.add_fields("model", SkyReelsOptions, own, defaults=shown, choices=choices)
         parser.add_fields("loading", WanLoading)
-        parser.add_fields("processes", ProcessOptions)
+        parser.add_fields("processes", ProcessOptions, hidden={"usp_size"} if program == "generate" else ())
         parser.add_fields("video", VideoSettings, defaults=_DEFAULTS)
         for names, reason in _REFUSED.items():
             parser.add_argument(*names, action=Refuse, const=reason)
@@ -197,6 +198,9 @@ class SkyReelsV2(Adapter):
     def check_processes(self, count):
         check_usp(self.use_usp, count)
         super().check_processes(count)
+
+    def choose_processes(self, count):
+        return (self.usp_size or count) if self.use_usp else 1
 
     def check(self, config, start):
         check_streaming(self.video, config, arrives=start.last is not None)

@@ -3,6 +3,8 @@
 Each process makes its share of the samples that are not finished, then those at which nobody works: a process may have
 been killed, or be slower. A sample gives the same video whichever process makes it. A failure does not stop the
 others: the manifest keeps the reason, other processes and the next run try again, and the run ends with a list.
+Where several processes share a video, such a group does what is said of a process here: its first process chooses the
+samples and writes.
 Several methods run in turn on each sample, so that a slow spell of the machine hits all:
 
     METHOD/        a folder of videos for each method, see ``sample_folder``
@@ -27,7 +29,9 @@ from tqdm import tqdm
 
 from ..environment import repository_commit
 from ..files import write_json
+from ..parallel import Group
 from ..parallel.launch import Rank, start_on_all
+from ..parallel.world import World
 from ..sampler import Sampler
 from ..user_files import read_json
 from .sample_folder import SampleFolder
@@ -71,6 +75,7 @@ class Sampling:
     rank: Rank = field(default_factory=Rank)
     keep_going: bool = False  # make the other samples if some cannot be made
     compare: bool = False  # each method has its own folder in ``output``
+    together: int = 1  # consecutive processes that make each video together
     folders: dict[str, SampleFolder] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -122,21 +127,31 @@ class Sampling:
 
         Processes of one machine load one after another; one without a share does not load.
         """
-        made, in_a_row, folders = 0, 0, list(self.folders.values())
+        made, in_a_row, folders, world = 0, 0, list(self.folders.values()), World(self.rank)
+        first, *others = self.samplers.values()
+        number, place = divmod(self.rank.index, self.together)
+        groups = self.rank.count // self.together
         with ExitStack() as stack:
+            group = Group()
+            if self.together > 1:
+                stack.callback(world.leave)
+                _, group = world.join(first.device, first.model.connection).split(groups)
             for folder in folders:
                 stack.enter_context(folder.open())
             todo = list(dict.fromkeys(sample for _, sample in self._unfinished()))
             # samples that failed before come last, so that they cannot keep the others from being made
             todo.sort(key=lambda sample: any(folder.failure(sample) is not None for folder in folders))
-            share = todo[self.rank.index :: self.rank.count]
-            if share:
-                first, *others = self.samplers.values()
+            share = todo[number::groups]
+            if group.broadcast_object(bool(share)):
                 with folders[0].lock(f"load {socket.gethostname()}"):
-                    first.load()
+                    first.load(group)
                 for other in others:
                     other.adopt(first)
-                made, in_a_row = self._make(list(dict.fromkeys([*share, *reversed(todo)])))
+                if not group.is_first:
+                    self._follow(group)
+                    return f"rank {self.rank.index} shared the videos of rank {self.rank.index - place}"
+                made, in_a_row = self._make(list(dict.fromkeys([*share, *reversed(todo)])), group)
+                group.broadcast_object()
             if self.failures():
                 # torchrun ends all processes with the first that fails: wait for the others' videos
                 for method, sample in self._unfinished():
@@ -153,7 +168,14 @@ class Sampling:
         place = f"folder: {self.output}" if self.compare else f"videos: {self.output / 'videos'}"
         return f"{report}\n{place}"
 
-    def _make(self, samples: Sequence[Sample]) -> tuple[int, int]:
+    def _follow(self, group: Group) -> None:
+        """Take part in the videos that the first process of the group makes."""
+        while (chosen := group.broadcast_object()) is not None:
+            method, sample = chosen
+            with suppress(ValueError):  # which all processes of the group raise, and the first notes
+                self.samplers[method].generate(sample, Path())
+
+    def _make(self, samples: Sequence[Sample], group: Group) -> tuple[int, int]:
         """Number of videos that this process made, and of failures in a row at the end."""
         made, in_a_row, methods = 0, 0, list(self.samplers)
         total = len(self.samples) * len(methods)
@@ -162,7 +184,7 @@ class Sampling:
                 # each sample begins with another method, so that none is always the first
                 start = -1 - self.samples.index(sample) % len(methods)
                 for method in [*methods[start:], *methods[:start]]:
-                    success = self._make_unless_taken(method, sample)
+                    success = self._make_unless_taken(method, sample, group)
                     if success is not None:
                         made, in_a_row = made + success, 0 if success else in_a_row + 1
                     bar.update(total - len(self._unfinished()) - bar.n)
@@ -170,18 +192,21 @@ class Sampling:
                     break
         return made, in_a_row
 
-    def _make_unless_taken(self, method: str, sample: Sample) -> bool | None:
+    def _make_unless_taken(self, method: str, sample: Sample, group: Group) -> bool | None:
         """Whether the video could be made; None: it exists, or another process makes it."""
         folder = self.folders[method]
         with suppress(Timeout), folder.claim(sample) as path:
-            return None if folder.is_finished(sample) else self._make_one(method, sample, path)
+            return None if folder.is_finished(sample) else self._make_one(method, sample, path, group)
         return None
 
-    def _make_one(self, method: str, sample: Sample, path: Path) -> bool:
+    def _make_one(self, method: str, sample: Sample, path: Path, group: Group) -> bool:
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        group.broadcast_object((method, sample))
         try:
             trace = self.samplers[method].generate(sample, path)
         except Exception as error:
+            if group.size > 1 and not isinstance(error, ValueError):
+                raise  # the others of the group may wait for this process
             if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,6 +14,7 @@ class ProcessOptions:
     """Options of one video on several processes."""
 
     use_usp: bool = described("one video over all processes that torchrun started", False)
+    usp_size: int | None = described("processes that share a video with use_usp (default: all)", limits=(2, 1024))
     cfg_size: Literal["auto", "1", "2"] = described(
         "parts of guidance over processes; auto: 2 for an even number of processes with guidance", "auto"
     )
@@ -22,9 +23,10 @@ class ProcessOptions:
 def read_processes(given: Given) -> dict[str, Any]:
     """Fields of an adapter from its ``ProcessOptions``."""
     if not given.get("use_usp"):
-        given.refuse_unread({"cfg_size": "it needs use_usp"})
+        given.refuse_unread(dict.fromkeys(("usp_size", "cfg_size"), "it needs use_usp"))
     parts = given.get("cfg_size", "auto")
-    return {"use_usp": given.get("use_usp", False), "cfg_size": parts if parts == "auto" else int(parts)}
+    sizes = {"usp_size": given.get("usp_size"), "cfg_size": parts if parts == "auto" else int(parts)}
+    return {"use_usp": given.get("use_usp", False), **sizes}
 
 
 def check_usp(use_usp: bool, count: int) -> None:
