@@ -150,12 +150,12 @@ reuse_strategy chunkwise: "reuse_strategy: some"
 base_save_path path: "base_save_path: ~nosuch_user/out"
 vbench_prompt_dir nowhere: "vbench_prompt_dir: nowhere"
 gpus a,b: --gpus a,b
-cp_size 1 2: --cp_size 2 RANK=0 WORLD_SIZE=2
+processes 2 3: --cp_size 2 RANK=0 WORLD_SIZE=3
 num_frames 120: "benchmark: physicsiq" "physicsiq_data_dir: ." --num_frames 8
 """,
     ("skyreels_v2", "sample"): """
 RANK WORLD_SIZE: RANK=3
-use_usp: --use_usp RANK=0 WORLD_SIZE=2
+processes 2 3: --use_usp --usp_size 2 RANK=0 WORLD_SIZE=3
 vbench_prompt_dir:
 dimension scenes: --vbench_prompt_dir . --dimension scenes
 DEVICES: DEVICES=first
