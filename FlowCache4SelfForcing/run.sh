@@ -3,9 +3,9 @@
 # NPROC=8 makes the video with 8 processes, a GPU each.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/../scripts/env.sh" core
-launcher=("$PYTHON") program=("$ROOT/FlowCache4SelfForcing/generate_video.py")
+launcher=("$PYTHON")
 if [ "${NPROC:-1}" != 1 ]; then
     launcher+=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
-    program+=(--use_usp)
+    set -- "$@" --use_usp
 fi
-exec "${launcher[@]}" "${program[@]}" "$@"
+exec "${launcher[@]}" "$ROOT/FlowCache4SelfForcing/generate_video.py" "$@"
