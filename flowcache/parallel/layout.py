@@ -34,9 +34,11 @@ class Layout:
     def plan(
         cls, world: Group, heads: int, kv_heads: int, guidance: bool = False, cfg_size: int | str = "auto"
     ) -> Layout:
-        """Divide a model with so many query and key-value heads; ValueError says what to start instead.
+        """Divide the processes of a video; ValueError says what to start instead.
 
         Args:
+            world: all processes of the video.
+            heads, kv_heads: query and key-value heads of the model.
             guidance: whether there are two guidance branches that may run apart.
             cfg_size: parts of guidance, 1 or 2; ``auto``: 2 where guidance and an even number of processes allow.
         """
