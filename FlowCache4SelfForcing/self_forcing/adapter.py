@@ -2,25 +2,17 @@
 
 import logging
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
-from flowcache.adapter import Adapter, Start
-from flowcache.memory import STAGES
 from flowcache.methods import SELECTORS, make_config
 from flowcache.options import Refuse
 from flowcache.parallel.layout import SINGLE
-from flowcache.prompts import check_prompt
 from flowcache.registry import described
-from flowcache.video import last_frames, probe_video, to_float
-from flowcache.wan.chunk_model import transformer_flops
-from flowcache.wan.conversion import lora_names
-from flowcache.wan.loading import WanLoading
-from flowcache.wan.processes import ProcessOptions, check_usp, read_processes
+from flowcache.wan.adapter import WanAdapter
 from flowcache.wan.sizes import TEMPORAL_STRIDE, latent_frames
 
 from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
@@ -59,7 +51,7 @@ class SelfForcingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfForcing(Adapter):
+class SelfForcing(WanAdapter):
     """Self-Forcing and Causal-Forcing with the settings of their videos."""
 
     title = "Self-Forcing"
@@ -67,39 +59,23 @@ class SelfForcing(Adapter):
     inputs: ClassVar = {"image": (), "video_path": ()}
     lacks = frozenset({"causal_attention"})
     traits = TRAITS
-    transformer_flops = staticmethod(transformer_flops)
     shipped: ClassVar = {}
     saving = ("--offload", "--use_compress --budget_block 2", "--kv_bits 8", "--quantize int8")
-    clean_prompt, translate_lora = staticmethod(prompt_clean), staticmethod(lora_names)
 
     source: ModelSource
     video: VideoSettings
-    negative_prompt: str | None = None  # what to avoid; None: what suits the model
-    loading: WanLoading = WanLoading()
-    use_usp: bool = False  # whether all processes make one video
-    usp_size: int | None = None  # how many of them do in a benchmark; None: all
-    cfg_size: int | str = "auto"
 
-    size = property(lambda self: (self.video.height, self.video.width))
     num_steps = property(lambda self: self.video.num_steps)
     shape = property(lambda self: f"chunks of {self.video.num_frame_per_block}")
     profile_word = property(lambda self: f"shift{self.video.timestep_shift:g}")
-    location = property(lambda self: self.source.location)
-    folders = property(
-        lambda self: {**({} if self.source.path is None else {"model": self.source.path}), **self.source.parts}
-    )
-    default_prompt = property(lambda self: self.source.defaults["prompt"])
     is_small = property(lambda self: self.source.is_small)
-    staged = property(lambda self: frozenset(STAGES.values()) if self.loading.offload else frozenset())
-    is_guided = property(lambda self: self.video.is_guided)
 
     @classmethod
     def add_flags(cls, parser, program):
         own = {"weights": ("model_id",), "transformer": ("checkpoint_path",)}
         hidden = {"num_samples"} if program == "generate" else ()
         parser.add_fields("model", SelfForcingOptions, own, hidden, {"negative_prompt": "the model's"})
-        parser.add_fields("loading", WanLoading)
-        parser.add_fields("processes", ProcessOptions, hidden={"usp_size"} if program == "generate" else ())
+        cls.add_shared_flags(parser, program)
         parser.add_fields("video", VideoSettings, defaults={"num_output_frames": "21, or the nearest that fits"})
         if program == "generate":
             reason = "sample_video.py makes the videos of a file of prompts; or give --prompt"
@@ -149,16 +125,7 @@ class SelfForcing(Adapter):
         if "num_output_frames" not in values:
             video = replace(video, num_output_frames=video.fitting_frames(count))
         video.check_frames(count)
-        model = cls(
-            source=source,
-            video=video,
-            negative_prompt=given.values.get("negative_prompt"),
-            loading=WanLoading(**given.pick(WanLoading)),
-            **read_processes(given),
-        )
-        if model.negative_prompt is not None:
-            check_prompt("negative_prompt", model.negative_prompt, prompt_clean)
-        video.check_negative_prompt(model.negative_prompt)
+        model = cls.choose(given, source, video)
         unread = {} if is_continued else {"overlap_history": "it needs video_path"}
         if video.is_few_step:
             reason = "steps of denoising_step_list have fresh noise, so that no step can be reused"
@@ -170,46 +137,18 @@ class SelfForcing(Adapter):
         return model
 
     def settings(self, with_folders=True):
-        video, negative = asdict(self.video), self.negative_prompt
-        del video["seed"]
-        if not with_folders and negative is None:
-            negative = self.source.defaults["negative_prompt"]
-        own = {"video": video, "negative_prompt": negative, "weights": self.source.key, **self.loading.settings()}
         published = self.source.published
-        own["checkpoint"] = published and published.name
-        if with_folders and self.source.parts:
-            own["parts"] = {name: str(path) for name, path in self.source.parts.items()}
-        return own | ({"model": self.location} if with_folders or self.source.path is None else {})
+        own = {"weights": self.source.key, "checkpoint": published and published.name}
+        return super().settings(with_folders) | own
 
     def configure(self, options):
         if self.video.is_few_step and options.method == "teacache":
             raise ValueError("method: expected vanilla or flowcache with denoising_step_list, got teacache.")
         return fit_method(make_config(options, TRAITS), self.video)
 
-    def check_processes(self, count):
-        check_usp(self.use_usp, count)
-        super().check_processes(count)
-
-    def choose_processes(self, count):
-        return (self.usp_size or count) if self.use_usp else 1
-
     def check(self, config, start):
         if start.prefix is not None:
             self.video.check_frames(latent_frames(start.prefix.shape[1]))
-
-    def check_history(self, path):
-        info = probe_video(path)
-        seconds = 0 if info.num_frames is None or not info.fps else info.num_frames / info.fps
-        if seconds * self.video.fps < self.video.overlap_history + 1:  # by the header, which may be wrong
-            self.continue_from(path)
-
-    def continue_from(self, history):
-        wanted, fps = self.video.overlap_history, self.video.fps
-        frames, count = last_frames(history, wanted, fps, self.size)
-        if count < wanted:
-            found = f"{history} has {count} frames at {fps:g} a second"
-            raise ValueError(f"{found}, fewer than overlap_history ({wanted}).")
-        return Start(to_float(frames), before=history, skip=wanted)
 
     def load(self, device, group=SINGLE.world):
         pipeline = load_pipeline(self.source, device, group, **vars(self.loading))
@@ -219,18 +158,8 @@ class SelfForcing(Adapter):
     def skeleton(self, device):
         return new_pipeline(self.source, torch.device(device), self.loading)
 
-    def rehearse(self, pipeline, start, config, trace):
-        named = ("prompt_embeds", "negative_prompt_embeds")[: 1 + self.video.is_guided]
-        tokens = torch.zeros(len(named), pipeline.text_length, dtype=torch.int64, device="meta")
-        with trace.timer("text"):
-            embeds = dict(zip(named, pipeline.text_encoder(tokens).last_hidden_state, strict=True))
-        yield from pipeline.stream(None, None, self.video, config, start.prefix, trace, **embeds)
-
     def stream(self, pipeline, prompt, start, config, trace, state):
         return pipeline.stream(prompt, self.negative_prompt, self.video, config, start.prefix, trace, state)
-
-    def with_video(self, **changes: Any):
-        return replace(self, video=replace(self.video, **changes))
 
     def pilot(self):
         frames = min(self.video.num_output_frames, 21)

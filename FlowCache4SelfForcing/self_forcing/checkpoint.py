@@ -13,7 +13,6 @@ from flowcache.environment import choose_device
 from flowcache.hub import fetch_snapshot
 from flowcache.model_files import read_config
 from flowcache.parallel import SINGLE, Group
-from flowcache.wan.conversion import lora_names
 from flowcache.wan.loading import WanLoading, choose_dtype
 from flowcache.wan.model_folder import check_folder, check_given, list_patterns, load_folder, new_components
 from flowcache.weight_files import list_nested
@@ -152,9 +151,7 @@ def load_pipeline(
     )
     types = choose_dtype(device), loading.choose_vae_dtype(device)
     parts = load_folder(folder, *types, source.parts, group.is_first, source.key)
-    loading.adapt(parts, lora_names)
-    pipeline = FlowCacheSelfForcingPipeline(**parts)
-    pipeline.model_defaults = source.defaults
+    pipeline = loading.build(FlowCacheSelfForcingPipeline, parts, source.defaults)
     loading.place(pipeline, device, group)
     return pipeline
 
@@ -165,11 +162,7 @@ def new_pipeline(
     """Make the pipeline that ``load_pipeline`` loads, on the meta device."""
     types = choose_dtype(device), loading.choose_vae_dtype(device)
     parts = new_components(source.path, source.layout, FAMILY, *types)
-    loading.adapt(parts)
-    pipeline = FlowCacheSelfForcingPipeline(**parts)
-    if loading.vae_tiling:
-        pipeline.vae.enable_tiling()
-    return pipeline
+    return loading.build(FlowCacheSelfForcingPipeline, parts, source.defaults)
 
 
 def _resolve_small(is_auto: bool, given: Mapping[str, Path], config: Path | None) -> ModelSource:

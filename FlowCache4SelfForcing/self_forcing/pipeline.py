@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from flowcache import Denoiser, FlowCacheConfig, Trace, cut_window
 from flowcache.arguments import GivenFrames, check_type
-from flowcache.environment import describe_environment
 from flowcache.methods import check_config
 from flowcache.noise import BlockNoise, Noise, make_generator
-from flowcache.parallel import Layout
 from flowcache.pipeline import StepCallback, convert_given
 from flowcache.state import State, VideoPart
 from flowcache.typed import check_keys
@@ -103,32 +101,18 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
         check_type("cache", cache := cache or self.flowcache_config, FlowCacheConfig)
         check_config(cache, TRAITS)
         cache = fit_method(cache, settings)
-        trace, device = trace or Trace(), self._execution_device
+        trace = trace or Trace()
         prefix = convert_given(settings.height, settings.width, prefix=prefix).get("prefix")
         if prefix is not None and prefix.shape[1] % TEMPORAL_STRIDE != 1:
             raise ValueError(f"prefix: expected 4 k + 1 frames, got {prefix.shape[1]}.")
         num_given = 0 if prefix is None else latent_frames(prefix.shape[1])
         settings.check_frames(num_given)
-        settings.check_negative_prompt(negative_prompt)
-        if negative_prompt is None:
-            negative_prompt = self.default_negative_prompt
-        reuse = cache.as_dict(settings.num_steps)
-        trace.settings |= {"prompt": prompt, "video": asdict(settings), "reuse": reuse}
-        trace.environment = describe_environment(device)
-        texts = {"prompt": (prompt, prompt_embeds)}
-        if settings.is_guided:
-            texts["negative_prompt"] = (negative_prompt, negative_prompt_embeds)
-        is_text = any(given is None for _, given in texts.values())
-        with self._stage("text", "text_encoder" if is_text else None, trace):
-            embeds = self._share_text(lambda: self._embed_prompts(texts, trace))
-        heads = self.transformer.config.num_attention_heads
-        processes = Layout.plan(self.process_group, heads, heads, settings.is_guided, self.cfg_size)
+        texts = (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds)
+        embeds, processes = self._begin(trace, settings, cache, settings.num_steps, *texts)
         codec = VideoCodec(self.vae, offload="vae" in self._staged, group=self.process_group)
         with self._stage("encode", None if prefix is None else "vae", trace):
             given = None if prefix is None else codec.encode(prefix)
-        # Diffusers' pipeline infers the stride from the number of levels: wrong for a VAE that cuts patches.
-        stride = self.vae.config.scale_factor_spatial
-        size = settings.height // stride, settings.width // stride
+        size = self._latent_size(settings)
         shape = (self.transformer.config.in_channels, settings.num_output_frames, *size)
         noise, generator, dtype = self._draw_noise(settings, shape, num_given)
         window = cut_window(noise, settings.num_frame_per_block, given, first_frames=settings.first_frames(num_given))

@@ -2,26 +2,18 @@
 
 import logging
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing import prompt_clean
 
-from flowcache.adapter import Adapter, Start
-from flowcache.memory import STAGES
 from flowcache.methods import make_config
 from flowcache.options import Refuse
 from flowcache.parallel.layout import SINGLE
-from flowcache.prompts import check_prompt
 from flowcache.registry import described
-from flowcache.video import last_frames, probe_video, to_float
-from flowcache.wan.chunk_model import transformer_flops
+from flowcache.wan.adapter import WanAdapter
 from flowcache.wan.codec import VideoCodec
-from flowcache.wan.conversion import lora_names
-from flowcache.wan.loading import WanLoading
-from flowcache.wan.processes import ProcessOptions, check_usp, read_processes
 
 from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
 from .methods import TRAITS, traits_for
@@ -58,7 +50,7 @@ class SkyReelsOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkyReelsV2(Adapter):
+class SkyReelsV2(WanAdapter):
     """SkyReels-V2 with the settings of its videos."""
 
     title = "SkyReels-V2"
@@ -79,29 +71,14 @@ class SkyReelsV2(Adapter):
         "--inference_steps 50 --ar_step 5 --causal_block_size 5 --addnoise_condition 20"
         for name in ("1.3B-540P", "14B-540P", "14B-720P")
     }
-    clean_prompt, translate_lora = staticmethod(prompt_clean), staticmethod(lora_names)
-    transformer_flops = staticmethod(transformer_flops)
 
     source: ModelSource
     video: VideoSettings
-    negative_prompt: str | None = None  # what to avoid; None: what suits the model
-    loading: WanLoading = WanLoading()
-    use_usp: bool = False  # whether all processes make one video
-    usp_size: int | None = None  # how many of them do in a benchmark; None: all
-    cfg_size: int | str = "auto"
 
-    size = property(lambda self: (self.video.height, self.video.width))
     num_steps = property(lambda self: self.video.inference_steps)
     shape = property(lambda self: f"ar_step {self.video.ar_step}, blocks of {self.video.causal_block_size}")
     profile_word = property(lambda self: f"shift{self.video.shift:g}")
-    location = property(lambda self: self.source.location)
-    folders = property(
-        lambda self: {**({} if self.source.path is None else {"model": self.source.path}), **self.source.parts}
-    )
-    default_prompt = property(lambda self: self.source.defaults["prompt"])
     is_small = property(lambda self: self.source.family == "small")
-    staged = property(lambda self: frozenset(STAGES.values()) if self.loading.offload else frozenset())
-    is_guided = property(lambda self: self.video.guidance_scale > 1)
     words = property(lambda self: ("streaming",) if self.video.streaming else ())
 
     @classmethod
@@ -110,8 +87,7 @@ class SkyReelsV2(Adapter):
         choices = {"resolution": ("auto", *RESOLUTIONS)}
         shown = {"negative_prompt": "the model's"}
         parser.add_fields("model", SkyReelsOptions, own, defaults=shown, choices=choices)
-        parser.add_fields("loading", WanLoading)
-        parser.add_fields("processes", ProcessOptions, hidden={"usp_size"} if program == "generate" else ())
+        cls.add_shared_flags(parser, program)
         parser.add_fields("video", VideoSettings, defaults=_DEFAULTS)
         for names, reason in _REFUSED.items():
             parser.add_argument(*names, action=Refuse, const=reason)
@@ -156,16 +132,7 @@ class SkyReelsV2(Adapter):
         defaults = source.defaults
         if "causal_block_size" not in given.typed:
             defaults["causal_block_size"] = values.pop("causal_block_size", defaults["causal_block_size"])
-        model = cls(
-            source=source,
-            video=make_settings(defaults, **values),
-            negative_prompt=given.values.get("negative_prompt"),
-            loading=WanLoading(**given.pick(WanLoading)),
-            **read_processes(given),
-        )
-        if model.negative_prompt is not None:
-            check_prompt("negative_prompt", model.negative_prompt, prompt_clean)
-        model.video.check_negative_prompt(model.negative_prompt)
+        model = cls.choose(given, source, make_settings(defaults, **values))
         plan_windows(model.video, 0 if seconds is None else model.video.overlap_history)
         continues, video = given.get("video_path") or seconds is not None, model.video
         if not continues and (video.num_frames <= video.base_num_frames or video.streaming):
@@ -174,16 +141,6 @@ class SkyReelsV2(Adapter):
                 unread["addnoise_condition"] = "it needs image, video_path or windows"
             given.refuse_unread(unread)
         return model
-
-    def settings(self, with_folders=True):
-        video, negative = asdict(self.video), self.negative_prompt
-        del video["seed"]
-        if not with_folders and negative is None:
-            negative = self.source.defaults["negative_prompt"]
-        own = {"video": video, "negative_prompt": negative, **self.loading.settings()}
-        if with_folders and self.source.parts:
-            own["parts"] = {name: str(path) for name, path in self.source.parts.items()}
-        return own | ({"model": self.location} if with_folders or self.source.path is None else {})
 
     def configure(self, options):
         fitted = self.source.defaults.get("reuse_coefficients")
@@ -195,33 +152,10 @@ class SkyReelsV2(Adapter):
             logger.info("all blocks move together, but blocks attend to the past alone, as preset or KV cache need it")
         return make_config(options, traits)
 
-    def check_processes(self, count):
-        check_usp(self.use_usp, count)
-        super().check_processes(count)
-
-    def choose_processes(self, count):
-        return (self.usp_size or count) if self.use_usp else 1
-
     def check(self, config, start):
         check_streaming(self.video, config, arrives=start.last is not None)
         if start.prefix is not None:
             plan_windows(self.video, start.prefix.shape[1])
-
-    def check_history(self, path):
-        info = probe_video(path)
-        seconds = 0 if info.num_frames is None or not info.fps else info.num_frames / info.fps
-        if seconds * self.video.fps < self.video.overlap_history + 1:  # by the header, which may be wrong
-            self.continue_from(path)
-
-    def continue_from(self, history):
-        wanted, fps = self.video.overlap_history, self.video.fps
-        if wanted is None:
-            raise ValueError("overlap_history is needed to continue a video; 17 is usual.")
-        frames, count = last_frames(history, wanted, fps, self.size)
-        if count < wanted:
-            found = f"{history} has {count} frames at {fps:g} a second"
-            raise ValueError(f"{found}, fewer than overlap_history ({wanted}).")
-        return Start(to_float(frames), before=history, skip=wanted)
 
     def load(self, device, group=SINGLE.world):
         pipeline = load_pipeline(self.source, device, group, **vars(self.loading))
@@ -230,13 +164,6 @@ class SkyReelsV2(Adapter):
 
     def skeleton(self, device):
         return new_pipeline(self.source, torch.device(device), self.loading)
-
-    def rehearse(self, pipeline, start, config, trace):
-        named = ("prompt_embeds", "negative_prompt_embeds")[: 2 if self.video.guidance_scale > 1 else 1]
-        tokens = torch.zeros(len(named), pipeline.text_length, dtype=torch.int64, device="meta")
-        with trace.timer("text"):
-            embeds = dict(zip(named, pipeline.text_encoder(tokens).last_hidden_state, strict=True))
-        yield from pipeline.stream(None, None, self.video, config, start.prefix, start.last, trace, **embeds)
 
     def rehearse_decoding(self, pipeline, group):
         plans, stride = plan_windows(self.video), pipeline.vae.config.scale_factor_spatial
@@ -250,9 +177,6 @@ class SkyReelsV2(Adapter):
     def stream(self, pipeline, prompt, start, config, trace, state):
         settings = (self.negative_prompt, self.video, config)
         return pipeline.stream(prompt, *settings, start.prefix, start.last, trace, state)
-
-    def with_video(self, **changes: Any):
-        return replace(self, video=replace(self.video, **changes))
 
     def pilot(self):
         frames = min(self.video.num_frames, self.video.base_num_frames)

@@ -16,7 +16,6 @@ from flowcache.hub import fetch_snapshot
 from flowcache.model_files import DEFAULTS_FILE, read_config
 from flowcache.parallel import SINGLE, Group
 from flowcache.user_files import reading
-from flowcache.wan.conversion import lora_names
 from flowcache.wan.loading import WanLoading, choose_dtype
 from flowcache.wan.model_folder import (
     FAMILIES,
@@ -158,9 +157,7 @@ def load_pipeline(
         source = resolve_model(source, device)
     types = choose_dtype(device), loading.choose_vae_dtype(device)
     parts = load_components(source, *types, group.is_first)
-    loading.adapt(parts, lora_names)
-    pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
-    pipeline.model_defaults = source.defaults
+    pipeline = loading.build(FlowCacheSkyReelsV2Pipeline, parts, source.defaults)
     loading.place(pipeline, device, group)
     return pipeline
 
@@ -171,11 +168,7 @@ def new_pipeline(
     """Make the pipeline that ``load_pipeline`` loads, on the meta device."""
     types = choose_dtype(device), loading.choose_vae_dtype(device)
     parts = new_components(source.path, source.layout, source.family, *types)
-    loading.adapt(parts)
-    pipeline = FlowCacheSkyReelsV2Pipeline(**parts)
-    if loading.vae_tiling:
-        pipeline.vae.enable_tiling()
-    return pipeline
+    return loading.build(FlowCacheSkyReelsV2Pipeline, parts, source.defaults)
 
 
 def _resolve_small(model_id: str, parts: Mapping[str, Path]) -> ModelSource:

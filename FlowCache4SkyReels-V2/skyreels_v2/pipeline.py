@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,10 +13,8 @@ from torch import Tensor
 
 from flowcache import Denoiser, FlowCacheConfig, Trace, cut_window
 from flowcache.arguments import GivenFrames, check_type
-from flowcache.environment import describe_environment
 from flowcache.methods import ModelTraits
 from flowcache.noise import BlockNoise, DeviceNoise, make_generator
-from flowcache.parallel import Layout
 from flowcache.pipeline import StepCallback, convert_given
 from flowcache.state import State, VideoPart, on_device
 from flowcache.typed import check_keys
@@ -111,22 +109,10 @@ class FlowCacheSkyReelsV2Pipeline(WanChunkPipeline, SkyReelsV2DiffusionForcingPi
         if last is not None and last.shape[1] != 1:
             raise ValueError(f"last: expected one frame, got {last.shape[1]}.")
         check_streaming(settings, cache, last is not None)
-        settings.check_negative_prompt(negative_prompt)
-        if negative_prompt is None:
-            negative_prompt = self.default_negative_prompt
-        reuse = cache.as_dict(settings.inference_steps)
-        trace.settings |= {"prompt": prompt, "video": asdict(settings), "reuse": reuse}
-        trace.environment = describe_environment(device)
-        heads, guided = self.transformer.config.num_attention_heads, settings.guidance_scale > 1
-        processes = Layout.plan(self.process_group, heads, heads, guided, self.cfg_size)
         plans = plan_windows(settings, 0 if prefix is None else prefix.shape[1])
         decode = decode or len(plans) > 1  # as windows take over frames
-        texts = {"prompt": (prompt, prompt_embeds)}
-        if guided:
-            texts["negative_prompt"] = (negative_prompt, negative_prompt_embeds)
-        is_text = any(given is None for _, given in texts.values())
-        with self._stage("text", "text_encoder" if is_text else None, trace):
-            embeds = self._share_text(lambda: self._embed_prompts(texts, trace))
+        texts = (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds)
+        embeds, processes = self._begin(trace, settings, cache, settings.inference_steps, *texts)
         # The condition's noise has its own generator, so that methods draw the same noise for a window. The original
         # takes torch's default one for it, without a seed.
         generator, condition_generator = (make_generator(settings.noise, settings.seed, device) for _ in range(2))
@@ -142,10 +128,7 @@ class FlowCacheSkyReelsV2Pipeline(WanChunkPipeline, SkyReelsV2DiffusionForcingPi
             noise = condition_generator.get_state()
             return {"window": index, "given": given, "condition_generator": noise, **parts}
 
-        # Diffusers' pipeline infers the stride from the number of levels: wrong for a VAE that cuts patches.
-        stride = self.vae.config.scale_factor_spatial
-        size = settings.height // stride, settings.width // stride
-        steps = sum(len(plan.schedule(settings)) for plan in plans)
+        size, steps = self._latent_size(settings), sum(len(plan.schedule(settings)) for plan in plans)
         with self._on_device("transformer"), self.progress_bar(total=steps) as progress:
             with self._stage("denoise", "transformer", trace):
                 model = WanChunkModel(

@@ -116,9 +116,13 @@ class VideoSettings:
         frames = latent_frames(min(self.num_frames, self.base_num_frames))
         return not self.streaming and (self.ar_step == 0 or frames <= self.causal_block_size)
 
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance_scale > 1
+
     def check_negative_prompt(self, prompt: str | None) -> None:
         """Raise ValueError for a negative prompt without guidance, which nothing reads."""
-        if prompt and self.guidance_scale == 1:
+        if prompt and not self.is_guided:
             raise ValueError("negative_prompt: expected guidance_scale above 1, got 1; leave one out.")
 
 

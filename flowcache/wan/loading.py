@@ -1,7 +1,7 @@
 """How weights of Wan's parts are held and run."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -11,6 +11,9 @@ from ..parallel import Group
 from ..parallel.sharding import shard_blocks
 from ..registry import described
 from .attention import use_chunkwise_blocks
+from .conversion import lora_names
+
+Pipeline = TypeVar("Pipeline")
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
@@ -22,14 +25,21 @@ def choose_dtype(device: torch.device) -> torch.dtype:
 class WanLoading(LoadOptions):
     vae_tiling: bool = described("VAE in tiles of 256 pixels: less memory, slower", False)
 
+    def build(self, kind: type[Pipeline], parts: dict[str, Any], defaults: dict[str, Any]) -> Pipeline:
+        """Make a pipeline of parts, quantised, with LoRA weights and tiled as asked, and with default settings."""
+        self.adapt(parts, lora_names)
+        pipeline = kind(**parts)
+        pipeline.model_defaults = defaults
+        if self.vae_tiling:
+            pipeline.vae.enable_tiling()
+        return pipeline
+
     def place(self, pipeline: Any, device: torch.device, group: Group) -> None:
-        """Move a loaded pipeline to its device, tiled, offloaded and compiled as asked; refuse weights not finite.
+        """Move a loaded pipeline to its device, offloaded and compiled as asked; refuse weights not finite.
 
         ``group``: the processes over which weights are spread, if that is asked for.
         """
         check_finite_weights(pipeline.components)
-        if self.vae_tiling:
-            pipeline.vae.enable_tiling()
         if self.shard_weights:
             use_chunkwise_blocks(pipeline.transformer)  # a class that is changed later would lose FSDP's methods
             shard_blocks(pipeline.transformer.blocks, group, device)

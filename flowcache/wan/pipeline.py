@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -10,8 +11,11 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
+from ..config import FlowCacheConfig
+from ..environment import describe_environment
 from ..finite import check_finite
 from ..model_files import DEFAULTS_FILE
+from ..parallel import Layout
 from ..pipeline import FlowCachePipeline
 from ..trace import Trace
 from .text import MAX_TEXT
@@ -58,6 +62,39 @@ class WanChunkPipeline(FlowCachePipeline):
     def text_length(self) -> int:
         """Tokens to which prompts are padded: the tokenizer's limit, at most the model's 512."""
         return min(MAX_TEXT, self.tokenizer.model_max_length) if self.tokenizer else MAX_TEXT
+
+    def _begin(
+        self,
+        trace: Trace,
+        settings: Any,
+        cache: FlowCacheConfig,
+        num_steps: int,
+        prompts: tuple[str | None, str | None],
+        embeds: tuple[Tensor | None, Tensor | None],
+    ) -> tuple[Tensor, Layout]:
+        """Note in the trace what a stream does, embed its texts, and divide it over the processes.
+
+        ``prompts`` and ``embeds``: the prompt and the negative one, for which None is the model's default; ``embeds``
+        replace them. Returns embeddings, ``[texts, tokens, text_dim]``: of the prompt, then, with guidance, of the
+        negative one.
+        """
+        settings.check_negative_prompt(prompts[1])
+        heads = self.transformer.config.num_attention_heads
+        processes = Layout.plan(self.process_group, heads, heads, settings.is_guided, self.cfg_size)
+        trace.settings |= {"prompt": prompts[0], "video": asdict(settings), "reuse": cache.as_dict(num_steps)}
+        trace.environment = describe_environment(self._execution_device)
+        texts = {"prompt": (prompts[0], embeds[0])}
+        if settings.is_guided:
+            negative = self.default_negative_prompt if prompts[1] is None else prompts[1]
+            texts["negative_prompt"] = (negative, embeds[1])
+        is_text = any(given is None for _, given in texts.values())
+        with self._stage("text", "text_encoder" if is_text else None, trace):
+            return self._share_text(lambda: self._embed_prompts(texts, trace)), processes
+
+    def _latent_size(self, settings: Any) -> tuple[int, int]:
+        """Height and width of latents; diffusers' pipelines infer a wrong stride for a VAE that cuts patches."""
+        stride = self.vae.config.scale_factor_spatial
+        return settings.height // stride, settings.width // stride
 
     def _embed_prompts(self, texts: dict[str, tuple[str | None, Tensor | None]], trace: Trace) -> Tensor:
         """Embed the texts that come without an embedding; ``[texts, tokens, text_dim]``."""

@@ -23,7 +23,7 @@ ONEDNN_SIZE = 20480
 
 
 def split_rows(decoder: WanDecoder3d, group: Group, rows: int) -> nn.Module:
-    """Return the decoder that each process of a group calls in place of ``decoder``; ``rows``: height of the latents."""
+    """Return what each process of a group calls in place of a decoder; ``rows``: height of the latents."""
     if group.size > rows and group.is_first:
         logger.info("VAE: %d rows of latents are too few for %d processes; each decodes them all", rows, group.size)
     return RowDecoder(decoder, group, rows) if 1 < group.size <= rows else decoder
