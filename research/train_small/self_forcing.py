@@ -1,7 +1,8 @@
 """Distil the small SkyReels-V2, chunk by chunk, to the small Self-Forcing transformer of four steps.
 
-Three stages: ``paths`` stores trajectories of the teacher from noise to clean chunks, ``clips`` latents of rendered
-videos, and ``train`` teaches a student the clean chunks from the few times at which it is run.
+``clips`` stores latents of rendered videos; ``teach`` trains SkyReels-V2's transformer on them for chunks of 3 latent
+frames, which makes the teacher; ``paths`` stores the teacher's trajectories from noise to clean chunks; and ``train``
+teaches a student the clean chunks from the few times at which it is run.
 """
 
 import argparse
@@ -135,15 +136,20 @@ def force(model: CausalModel, clean: Tensor, noisy: Tensor, levels: Tensor, text
     return model.velocity(both, times, text, frames, mask)[:, :, seen:]
 
 
-class StudentTask(Task):
-    """Clean chunks from the times of ``FEW_STEPS``, as ends of the teacher's paths and as chunks of rendered clips."""
+def add_noise(rng: np.random.Generator, context: Tensor) -> Tensor:
+    """Mix noise into earlier chunks, in most batches, so that their errors do not grow."""
+    amount = torch.from_numpy(rng.uniform(0, 0.15, (len(context), 1, 1, 1, 1)) * (rng.random() < 0.7)).float()
+    return (1 - amount) * context + amount * torch.randn_like(context)
+
+
+class ChunkTask(Task):
+    """A transformer that makes one chunk after another, and the files that it learns from."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.captions = args, Captions()
         self.model = CausalModel(load_transformer(args.start))
         self.modules = {"transformer": self.model.transformer}
         self.blocks = self.model.transformer.blocks
-        self._levels = torch.tensor(FEW_STEPS)
         self._read: set[Path] = set()
         self._files: dict[str, list[dict]] = {"first": [], "later": [], "clips": []}
         self.grow()
@@ -159,19 +165,45 @@ class StudentTask(Task):
     def learning_rate(self, step: int, done: float) -> float:
         return min(1.0, (step + 1) / 20) * min(1.0, max(0.0, (1 - done) / 0.7))
 
+    def _draw_rows(self, rng: np.random.Generator, kind: str, count: int) -> list[tuple[dict, int]]:
+        """Random videos: files of a kind and rows of them."""
+        files = self._files[kind]
+        return [(files[i], int(rng.integers(len(files[i]["captions"])))) for i in rng.integers(len(files), size=count)]
+
+
+class TeacherTask(ChunkTask):
+    """Velocity of rendered clips at any noise level, a chunk's own, after clean chunks."""
+
+    def loss(self, rng: np.random.Generator, done: float) -> Tensor:
+        first = bool(rng.random() < 0.4)
+        rows = self._draw_rows(rng, "clips", (5 if first else 1) * self.args.batch)
+        clean = torch.stack([file["latents"][row] for file, row in rows]).float()
+        # Half of the long clips start inside of a video, without the frame that stands for a single one.
+        clean = clean[:, :, :CHUNK] if first else clean[:, :, CHUNK * int(rng.random() < 0.5) :]
+        uniform = torch.from_numpy(rng.random((len(clean), clean.shape[2] // CHUNK))).float().clamp(0.002, 0.999)
+        levels = (SHIFT * uniform / (1 + (SHIFT - 1) * uniform)).repeat_interleave(CHUNK, dim=1)
+        level, noise = levels[:, None, :, None, None], torch.randn_like(clean)
+        captions = [file["captions"][row] if rng.random() > 0.1 else "" for file, row in rows]
+        noisy, context = (1 - level) * clean + level * noise, add_noise(rng, clean)
+        velocity = force(self.model, context, noisy, levels, self.captions.embed(captions))
+        return (velocity - (noise - clean)).square().mean()
+
+    def finish(self, out: Path) -> None:
+        self.model.transformer.half().save_pretrained(out / "transformer")
+
+
+class StudentTask(ChunkTask):
+    """Clean chunks from the times of ``FEW_STEPS``, as ends of the teacher's paths and as chunks of rendered clips."""
+
     def loss(self, rng: np.random.Generator, done: float) -> Tensor:
         first = bool(rng.random() < 0.5)
         kind = "first" if first else str(rng.choice([k for k in ("later", "clips") if self._files[k]]))
-        files, count = self._files[kind], (6 if first else 1) * self.args.batch
-        rows = [(files[i], int(rng.integers(len(files[i]["captions"])))) for i in rng.integers(len(files), size=count)]
+        rows = self._draw_rows(rng, kind, (6 if first else 1) * self.args.batch)
         draw = self._draw_clips if kind == "clips" else self._draw_paths
         noisy, ends, context, steps = draw(rng, rows)
         levels = torch.tensor(FEW_STEPS)[steps].repeat_interleave(CHUNK, dim=1)
-        # noise on the context, so that errors of earlier chunks do not grow
-        amount = torch.from_numpy(rng.uniform(0, 0.15, (count, 1, 1, 1, 1)) * (rng.random() < 0.7)).float()
-        context = (1 - amount) * context + amount * torch.randn_like(context)
         text = self.captions.embed([file["captions"][row] for file, row in rows])
-        velocity = force(self.model, context, noisy, levels, text)
+        velocity = force(self.model, add_noise(rng, context), noisy, levels, text)
         error = noisy - levels[:, None, :, None, None] * velocity - ends
         # a rendered clip is one of many that may begin like it: its first chunk is left to the paths
         return error[:, :, CHUNK if kind == "clips" else 0 :].square().mean()
@@ -237,7 +269,7 @@ def store_paths(args: argparse.Namespace) -> None:
     """Write paths of the teacher's videos, a file for each batch; with a student, they continue its own chunks."""
     rng, held_out = np.random.default_rng(args.seed), frozenset(read_held_out())
     torch.manual_seed(args.seed)
-    teacher, captions = CausalModel(load_transformer(BASE / "transformer")), Captions()
+    teacher, captions = CausalModel(load_transformer(args.start)), Captions()
     student = CausalModel(load_transformer(args.student)) if args.student else None
     args.out.mkdir(parents=True, exist_ok=True)
     for index in tqdm(range(args.count), unit="batch", mininterval=10):
@@ -279,9 +311,14 @@ def store_clips(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = new_parser(__doc__, lr=0.005, ema=0.98, minutes=40, save_every=20, first_clips=1)
     add = parser.add_argument
-    add("stage", choices=["paths", "clips", "train"])
+    add("stage", choices=["clips", "teach", "paths", "train"])
     add("--data", type=Path, help="folder of paths and clips, which may still grow")
-    add("--start", type=Path, default=BASE / "transformer", help="transformer that training starts from")
+    add(
+        "--start",
+        type=Path,
+        default=BASE / "transformer",
+        help="transformer of the teacher, or that training starts from",
+    )
     add("--student", type=Path, help="transformer whose chunks the paths continue; default: the teacher's own")
     add("--batch", type=int, default=8, help="videos of a file or of a step")
     add("--count", type=int, default=20, help="files")
@@ -289,4 +326,7 @@ if __name__ == "__main__":
     add("--steps", type=int, nargs=2, default=(16, 8), help="of the teacher for first and later chunks")
     add("--guidance", type=float, default=3.0, help="of the teacher for first chunks")
     args = parser.parse_args()
-    {"paths": store_paths, "clips": store_clips, "train": lambda args: train(StudentTask, args)}[args.stage](args)
+    if args.stage in ("teach", "train"):
+        train(TeacherTask if args.stage == "teach" else StudentTask, args)
+    else:
+        {"paths": store_paths, "clips": store_clips}[args.stage](args)

@@ -18,6 +18,7 @@ from flowcache.plots.style import COMPUTED
 
 from ..compare import draw_panels
 from .moving_shapes import draw_scene, read_held_out, render
+from .muon import Muon
 
 #: Keys of configurations that say where a part was read from.
 ORIGINS = {"_name_or_path", "is_local", "local_files_only"}
@@ -123,7 +124,7 @@ class Training:
         ids = set(map(id, self._matrices))
         rest = [weight for weight in self.weights if id(weight) not in ids]
         self._optimizers = [
-            torch.optim.Muon(self._flat, lr=args.lr, weight_decay=0),
+            Muon(self._flat, lr=args.lr),
             torch.optim.AdamW(rest, lr=0.1 * args.lr, betas=(0.9, 0.99), weight_decay=0.01),
         ]
         self._parts = [*task.modules.values(), *self._optimizers, self.average]
