@@ -103,8 +103,8 @@ CASES = {
     "magi_video": magi({"noise2clean_kvrange": (3, 2), "clean_chunk_kvrange": 1}, prefix=16),
 }
 #: Also by three processes, and by two for guidance x two for tokens.
-BY_THREE = ("paper_within_step", "spread_8_bits", "image", "magi_paper_full", "magi_three_way")
-BY_FOUR = ("vanilla", "paper", "paper_within_step", "spread_8_bits", "random", "streaming")
+BY_THREE = ("spread_8_bits", "image", "magi_paper_full")
+BY_FOUR = ("paper_within_step", "spread_8_bits", "streaming")
 
 
 def make_pipelines() -> dict[str, FlowCachePipeline]:

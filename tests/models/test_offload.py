@@ -87,17 +87,17 @@ def test_offload_of_magi(magi, monkeypatch, words, expected):
 
 @pytest.mark.parametrize("model", OPTIONS)
 def test_a_vae_in_bf16_costs_nothing_visible(program, tmp_path, model):
-    """PSNR of three videos that the small checkpoint decodes in bf16, to fp32; ``pytest -s`` shows it."""
+    """PSNR of a video that the small checkpoint decodes in bf16, to fp32; ``pytest -s`` shows it."""
     words, videos = ("--weights", "small", "--output_path", tmp_path / "x.mp4", "--vae_dtype"), []
     for dtype in ("fp32", "bf16"):
         pipeline = program(model).prepare(*words, dtype).sampler.model.load("cpu")
         pipeline.set_progress_bar_config(disable=True)
         given = {"height": 64, "width": 64, "num_inference_steps": 8, "output_type": "pt"}
-        made = (pipeline("a red circle grows", num_frames=33, seed=seed, **given).frames[0] for seed in range(3))
-        videos.append([frames.permute(0, 2, 3, 1) for frames in made])
-    found = [psnr(rounded, plain)[0] for plain, rounded in zip(*videos, strict=True)]
-    print(model, *(f"{value:.1f} dB" for value in found))
-    assert 55 < min(found) < 100
+        # CPUs without instructions for bf16 take long.
+        videos.append(pipeline("a red circle grows", num_frames=13, **given).frames[0].permute(0, 2, 3, 1))
+    found = psnr(*videos)[0]
+    print(model, f"{found:.1f} dB")
+    assert 55 < found < 100
 
 
 def test_programs_choose_deterministic_convolutions(monkeypatch):

@@ -8,7 +8,20 @@ from synthetic_run import read_manifest
 from flowcache.sampler import Sampler
 
 PROMPTS = ("a red circle", "a circle", "red")
-WORDS = ("--benchmark", "prompts", "--data_path", "prompts.txt", "--gpus", "cpu", "--num_frames", 17)
+WORDS = (
+    "--benchmark",
+    "prompts",
+    "--data_path",
+    "prompts.txt",
+    "--gpus",
+    "cpu",
+    "--num_frames",
+    17,
+    "--height",
+    64,
+    "--width",
+    64,
+)
 
 
 @pytest.fixture

@@ -65,7 +65,9 @@ def skyreels_cases(group: Group) -> Iterator[Case]:
         "in tiles": AutoencoderKLWan(base_dim=4, z_dim=4, num_res_blocks=1, **channels),
     }
     vaes["in tiles"].enable_tiling(48, 64, 32, 48)
-    for (name, vae), (height, width) in product(vaes.items(), ((8, 8), (7, 12), (2, 16))):
+    sizes = [("small", (7, 12)), *product(("tiny", "in tiles"), ((8, 8), (7, 12), (2, 16)))]
+    for name, (height, width) in sizes:
+        vae = vaes[name]
         name, latents = f"SkyReels-V2 {name} {height} x {width}", torch.randn(vae.config.z_dim, 4, height, width)
         before = group.traffic.nbytes, group.traffic.collectives
         known, found = (decode_in_pieces(vae, latents, each) for each in (None, group))

@@ -5,16 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from flowcache.parallel.tiles import deal
 
 CASES = Path(__file__).with_name("decoding.py")
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_decoding_is_that_of_one_process(processes):
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+def test_decoding_is_that_of_one_process():
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", *launch, str(CASES)], capture_output=True, text=True, timeout=600, env=environment
