@@ -21,6 +21,8 @@ from .settings import CONFIGS, VideoSettings, make_settings
 
 logger = logging.getLogger(__name__)
 
+_WEIGHTS = "--weights Wan-AI/Wan2.1-T2V-1.3B --checkpoint_path zhuhz22/Causal-Forcing"
+_STREAM = "--num_output_frames 120 --use_compress --budget_block 6"
 #: Flags of the original that nothing reads.
 IGNORED = ("save_with_index", "report_timing")
 
@@ -59,7 +61,12 @@ class SelfForcing(WanAdapter):
     inputs: ClassVar = {"image": (), "video_path": ()}
     lacks = frozenset({"causal_attention"})
     traits = TRAITS
-    shipped: ClassVar = {}
+    # As the scripts run them on CUDA, and a checkpoint of 50 steps.
+    shipped: ClassVar = {
+        "1.3B chunkwise": f"{_WEIGHTS}/chunkwise/causal_forcing.pt",
+        "1.3B chunkwise, stream": f"{_WEIGHTS}/chunkwise/causal_forcing.pt {_STREAM}",
+        "1.3B chunkwise, 50 steps": f"{_WEIGHTS}/chunkwise/ar_diffusion.pt",
+    }
     saving = ("--offload", "--use_compress --budget_block 2", "--kv_bits 8", "--quantize int8")
 
     source: ModelSource
@@ -69,6 +76,7 @@ class SelfForcing(WanAdapter):
     shape = property(lambda self: f"chunks of {self.video.num_frame_per_block}")
     profile_word = property(lambda self: f"shift{self.video.timestep_shift:g}")
     is_small = property(lambda self: self.source.is_small)
+    decoded = property(lambda self: [self.video.num_output_frames])
 
     @classmethod
     def add_flags(cls, parser, program):
@@ -132,7 +140,7 @@ class SelfForcing(WanAdapter):
             unread |= dict.fromkeys((*SELECTORS, "preset", "warmup_steps", "retention", "forecast"), reason)
             unread |= dict.fromkeys(("sampling_steps", "guidance_scale"), "denoising_step_list is set")
         else:
-            unread |= {"warp_denoising_step": "it needs denoising_step_list"}
+            unread |= dict.fromkeys(("warp_denoising_step", "context_noise"), "it needs denoising_step_list")
         given.refuse_unread(unread)
         return model
 

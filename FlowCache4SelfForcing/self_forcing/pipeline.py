@@ -129,7 +129,7 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
                     runs_whole_window=False,
                     processes=processes,
                 )
-            denoiser = Denoiser(model, cache, trace, clean_time=settings.context_noise)
+            denoiser = Denoiser(model, cache, trace, clean_time=settings.clean_time)
             progress.update(len(trace.steps))
             if resumed := state is not None:
                 codec.load_state_dict(state["decoder"])

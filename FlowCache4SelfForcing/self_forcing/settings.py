@@ -45,7 +45,8 @@ class VideoSettings:
         sampling_steps: denoising steps of a chunk without a step list.
         guidance_scale: weight of classifier-free guidance without a step list; 1 switches it off.
         timestep_shift: flow shift of the noise grid.
-        context_noise: time of the pass that leaves a clean chunk's keys and values, in thousandths.
+        context_noise: time of the pass that leaves a clean chunk's keys and values, in thousandths; without a step
+            list, it is 0, as in the original.
         local_attn_size: latent frames in the KV cache, those of the running chunk included; -1: all.
         sink_size: first latent frames of the video that a rolling window keeps.
         overlap_history: last frames of a video that is continued, ``4 k + 1``.
@@ -133,6 +134,11 @@ class VideoSettings:
     def num_steps(self) -> int:
         """Steps of every chunk but the first."""
         return self.sampling_steps if self.denoising_step_list is None else len(self.denoising_step_list)
+
+    @property
+    def clean_time(self) -> int:
+        """Time of the pass that leaves a clean chunk's keys and values, in thousandths."""
+        return self.context_noise if self.is_few_step else 0
 
     @property
     def is_guided(self) -> bool:

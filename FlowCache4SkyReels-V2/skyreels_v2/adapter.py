@@ -13,7 +13,6 @@ from flowcache.options import Refuse
 from flowcache.parallel.layout import SINGLE
 from flowcache.registry import described
 from flowcache.wan.adapter import WanAdapter
-from flowcache.wan.codec import VideoCodec
 
 from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
 from .methods import TRAITS, traits_for
@@ -80,6 +79,7 @@ class SkyReelsV2(WanAdapter):
     profile_word = property(lambda self: f"shift{self.video.shift:g}")
     is_small = property(lambda self: self.source.family == "small")
     words = property(lambda self: ("streaming",) if self.video.streaming else ())
+    decoded = property(lambda self: [plan.frames for plan in plan_windows(self.video)])
 
     @classmethod
     def add_flags(cls, parser, program):
@@ -164,15 +164,6 @@ class SkyReelsV2(WanAdapter):
 
     def skeleton(self, device):
         return new_pipeline(self.source, torch.device(device), self.loading)
-
-    def rehearse_decoding(self, pipeline, group):
-        plans, stride = plan_windows(self.video), pipeline.vae.config.scale_factor_spatial
-        codec, size = VideoCodec(pipeline.vae, group=group), [side // stride for side in self.size]
-        # From the third frame on, each convolution has all features of those before.
-        rest = sum(plan.frames - 2 for plan in plans)
-        for times in (len(plans), len(plans), rest):
-            codec.decode(torch.empty(pipeline.vae.config.z_dim, 1, *size, device="meta"))
-            yield times, len(group.share(size[0]))
 
     def stream(self, pipeline, prompt, start, config, trace, state):
         settings = (self.negative_prompt, self.video, config)

@@ -16,6 +16,7 @@ from ..cli import prepare_video
 from ..config import FlowCacheConfig
 from ..files import markdown_table, write_results
 from ..memory import GIB, StorageCounter, estimate
+from ..options import DEFAULTS
 from ..parallel import Group, Traffic
 from ..parallel.efficiency import Call, Hardware, PlannedGroup, Prediction, Workload, predict
 
@@ -105,7 +106,8 @@ class Video:
     """A video of a model, rehearsed on the meta device for a kind of device."""
 
     def __init__(self, model: type[Adapter], options: str, device: str = "cuda") -> None:
-        job = prepare_video(model, [*options.split(), "--dry_run", "--device", device])
+        # As of a script, so that a model without reuse ignores a preset.
+        job = prepare_video(model, ["--dry_run", "--device", device, DEFAULTS, *options.split()])
         self._model, self._pipeline = job.sampler.model, job.sampler.model.skeleton(device)
         self._decoder_flops: list[float] = []
         self.work = self._count_work(job.sampler.config, job.start, device)
@@ -180,9 +182,12 @@ def predict_all(
     cfg_size: str | int = "auto",
     methods: Sequence[str] = tuple(METHODS),
 ) -> ScalingReport:
-    rows = []
+    rows, counted = [], dict[str, Workload]()
     for (name, (model, options)), method in product(videos.items(), methods):
         video = Video(model, f"{options} {METHODS[method]}")
+        if counted.get(name) == video.work:  # a model without reuse
+            continue
+        counted[name] = video.work
 
         def decode(count: int, video: Video = video) -> float:
             flops, sent = video.plan_decoding(count)

@@ -1,5 +1,7 @@
 """What adapters of models on Wan's parts share: fields, video-to-video, processes, rehearsed text."""
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -12,6 +14,7 @@ from ..options import Given, OptionParser
 from ..prompts import check_prompt
 from ..video import last_frames, probe_video, to_float
 from .chunk_model import transformer_flops
+from .codec import VideoCodec
 from .conversion import lora_names
 from .loading import WanLoading
 from .processes import ProcessOptions, check_usp, read_processes
@@ -40,6 +43,11 @@ class WanAdapter(Adapter):
     default_prompt = property(lambda self: self.source.defaults["prompt"])
     staged = property(lambda self: frozenset(STAGES.values()) if self.loading.offload else frozenset())
     is_guided = property(lambda self: self.video.is_guided)
+
+    @property
+    @abstractmethod
+    def decoded(self) -> Sequence[int]:
+        """Latent frames of each window, which is decoded from its start."""
 
     @staticmethod
     def add_shared_flags(parser: OptionParser, program: str) -> None:
@@ -96,6 +104,14 @@ class WanAdapter(Adapter):
             embeds = dict(zip(named, pipeline.text_encoder(tokens).last_hidden_state, strict=True))
         given = {"prefix": start.prefix, **({} if start.last is None else {"last": start.last})}
         yield from pipeline.stream(None, None, self.video, config, trace=trace, **given, **embeds)
+
+    def rehearse_decoding(self, pipeline, group):
+        codec, stride = VideoCodec(pipeline.vae, group=group), pipeline.vae.config.scale_factor_spatial
+        windows, (height, width) = self.decoded, (side // stride for side in self.size)
+        # From the third frame on, each convolution has all features of those before.
+        for times in (len(windows), len(windows), sum(frames - 2 for frames in windows)):
+            codec.decode(torch.empty(pipeline.vae.config.z_dim, 1, height, width, device="meta"))
+            yield times, len(group.share(height))
 
     def with_video(self, **changes: Any):
         return replace(self, video=replace(self.video, **changes))

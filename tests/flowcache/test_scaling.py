@@ -17,6 +17,7 @@ from flowcache.parallel.efficiency import Call, Hardware, Workload, predict
 from magi1.adapter import Magi1
 from magi1.chunk_model import transformer_flops
 from magi1.config import MagiConfig
+from self_forcing.adapter import SelfForcing
 from skyreels_v2.adapter import SkyReelsV2
 from skyreels_v2.paper_flops import FLOPS
 
@@ -24,6 +25,7 @@ LARGE = TransformerFlops(5120, 5120, 5120, 2 * 13824, 40, 64, 64)
 SMALL = {
     SkyReelsV2: "--weights small --num_frames 33 --inference_steps 6 --ar_step 2 --causal_block_size 2",
     Magi1: "--weights small --num_frames 72 --num_steps 8",
+    SelfForcing: "--weights small --num_output_frames 6",
 }
 
 
@@ -108,7 +110,7 @@ def test_command(monkeypatch, tmp_path, capsys):
     assert "16 processes are too many" in shown and "not a measurement" in shown
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [(row["video"], row["gpus"]) for row in rows] == [
-        (f"{title} small", count) for title in ("SkyReels-V2", "MAGI-1") for count in ("2", "4", "16")
+        (f"{title} small", count) for title in ("SkyReels-V2", "MAGI-1", "Self-Forcing") for count in ("2", "4", "16")
     ]
     assert rows[2]["refusal"] and not rows[2]["efficiency"] and float(rows[1]["efficiency"]) > 0
     assert json.loads((tmp_path / "table.json").read_text())["hardware"]["bandwidth"] == 3e11

@@ -93,6 +93,13 @@ def test_reuse_is_for_many_steps_alone(pipeline):
         next(pipeline.stream("a", cache=FlowCacheConfig(clean_range=1), **SMALL, local_attn_size=7))
 
 
+@pytest.mark.parametrize(("steps", "changes"), [([1000, 500], True), ([], False)])
+def test_context_noise_is_of_few_steps_alone(pipeline, steps, changes):
+    video = {**SMALL, "denoising_step_list": steps, "sampling_steps": 4, "output_type": "latent"}
+    latents = [pipeline("a", **video, context_noise=time).latents for time in (0, 300)]
+    assert torch.equal(*latents) != changes
+
+
 def test_a_bounded_cache_stays_flat(pipeline):
     held = []
     for frames in (15, 30):

@@ -58,6 +58,7 @@ def test_image_to_video_takes_the_nearest_length(program, tmp_path):
         ("overlap_history", "--overlap_history 9"),
         ("use_usp", "--use_usp"),
         ("cfg_size", "--cfg_size 2"),
+        ("context_noise", "--config_path ar_diffusion_tf_chunkwise --context_noise 9"),
     ],
 )
 def test_options_without_effect_are_refused(program, capsys, named, flags):
