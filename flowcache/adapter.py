@@ -65,6 +65,7 @@ class Adapter(ABC):
     default_prompt: str
     is_small: bool  # whether the weights are the small checkpoint of this project
     words: tuple[str, ...] = ()  # words of the settings, for the name of a video
+    from_images: bool = False  # whether the videos of a list start with images
     connection: Connection = Connection()  # of several processes
     cfg_size: int | str = 1  # parts of guidance that processes may run apart, see ``Layout.plan``
     is_guided: bool = False  # whether there are such parts

@@ -238,7 +238,7 @@ def prepare_samples(model: type[Adapter], words: Sequence[str]) -> tuple[list[st
         raise ValueError(f"processes: expected a multiple of {together}, which share a video, got {count}; {remedy}.")
     chosen.check_processes(together)
     chosen.check_lora(device)
-    samples = options.list_samples(chosen.video.seed, chosen.video.fps, small=chosen.is_small)
+    samples = options.list_samples(chosen.video.seed, chosen.video.fps, chosen.is_small, chosen.from_images)
     name = "ways" if compared else given.get("method", "flowcache")
     if name in ("teacache", "flowcache"):
         name += f"_{given.get('preset', DEFAULT_PRESET)}"

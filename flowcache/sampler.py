@@ -23,7 +23,7 @@ from .resume import ResumeFile, ResumeShare
 from .state import State, VideoPart
 from .trace import Trace
 from .tuning import Target, Tuning
-from .video import VideoWriter, probe_video, to_uint8
+from .video import VideoWriter, probe_video, read_image, to_uint8
 
 
 @dataclass(kw_only=True)
@@ -60,8 +60,10 @@ class Sampler:
         }
 
     def check(self, sample: Sample) -> None:
-        """Raise ValueError for a sample whose prompt or video cannot be used; reads no weight."""
+        """Raise ValueError for a sample whose prompt, image or video cannot be used; reads no weight."""
         check_prompt("prompt", sample.prompt, self.model.clean_prompt)
+        if sample.image is not None:
+            read_image(sample.image)
         if sample.video is not None:
             probe_video(sample.video)
             self.model.check_history(sample.video)
@@ -102,7 +104,8 @@ class Sampler:
         """Make a sample's video and write it; of a video that is continued, only what is new."""
         restart_peak_memory(self.device)
         trace = Trace(method=self.method)
-        start = replace(self.model.start(None, None, sample.video), before=None)
+        image = None if sample.image is None else read_image(sample.image)
+        start = replace(self.model.start(image, None, sample.video), before=None)
         self.write(sample.prompt, start, path, trace, seed=sample.seed)
         return trace
 

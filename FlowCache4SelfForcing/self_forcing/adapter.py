@@ -47,7 +47,10 @@ class SelfForcingOptions:
     text_encoder: Path | None = described("the same for the text encoder")
     negative_prompt: str | None = described("what to avoid, with guidance")
     num_frames: int | None = described("frames of the video, 4 k + 1, in place of num_output_frames")
-    i2v: bool = described("the original's flag for image-to-video: needs --image", False)
+    i2v: bool = described(
+        "image-to-video: of --image, or of each image in a folder, data_path of sample_video.py, as the original's",
+        False,
+    )
     num_samples: int | None = described("the original's name of samples")
     output_folder: Path | None = described("the original's name of the folder of the results")
 
@@ -71,6 +74,7 @@ class SelfForcing(WanAdapter):
 
     source: ModelSource
     video: VideoSettings
+    from_images: bool = False
 
     num_steps = property(lambda self: self.video.num_steps)
     shape = property(lambda self: f"chunks of {self.video.num_frame_per_block}")
@@ -86,7 +90,9 @@ class SelfForcing(WanAdapter):
         cls.add_shared_flags(parser, program)
         parser.add_fields("video", VideoSettings, defaults={"num_output_frames": "21, or the nearest that fits"})
         if program == "generate":
-            reason = "sample_video.py makes the videos of a file of prompts; or give --prompt"
+            reason = (
+                "sample_video.py makes the videos of prompts or, with --i2v, of images; or give --prompt or --image"
+            )
             parser.add_argument("--data_path", action=Refuse, const=reason)
         parser.ignore(IGNORED)
 
@@ -98,8 +104,8 @@ class SelfForcing(WanAdapter):
                 raise ValueError(f"num_frames: expected 4 k + 1 (1, 5, 9, ...), got {frames}.")
             given.values["num_output_frames"] = latent_frames(frames)
             given.spelled["num_output_frames"] = "num_frames"
-        if given.get("i2v") and not given.get("image"):
-            raise ValueError("i2v: expected image beside it, got none.")
+        if given.get("i2v") and not (given.get("image") or given.get("data_path")):
+            raise ValueError("i2v: expected image, or data_path of sample_video.py, beside it, got none.")
         if (folder := given.values.pop("output_folder", None)) is not None:
             given.values |= {"outdir": folder, "base_save_path": str(folder)}
         if given.get("data_path") and not given.get("benchmark"):
@@ -117,7 +123,8 @@ class SelfForcing(WanAdapter):
                 known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
                 raise ValueError(f"config_path: expected a file or one of {known}, got {given.get('config_path')}.")
         parts = given.pick(("transformer", "vae", "text_encoder"))
-        has_image = given.get("image") is not None
+        from_images = given.get("i2v", False)
+        has_image = from_images or given.get("image") is not None
         source = resolve_model(given.get("weights", "auto"), device, parts, given.get("use_ema"), config, has_image)
         defaults, values = source.defaults, given.pick(VideoSettings)
         if info is not None and info.height > info.width and defaults["height"] < defaults["width"]:
@@ -133,7 +140,7 @@ class SelfForcing(WanAdapter):
         if "num_output_frames" not in values:
             video = replace(video, num_output_frames=video.fitting_frames(count))
         video.check_frames(count)
-        model = cls.choose(given, source, video)
+        model = replace(cls.choose(given, source, video), from_images=from_images)
         unread = {} if is_continued else {"overlap_history": "it needs video_path"}
         if video.is_few_step:
             reason = "steps of denoising_step_list have fresh noise, so that no step can be reused"

@@ -14,7 +14,8 @@ from typing import Any
 from ..command_line import one_line
 from ..files import shipped
 from ..fingerprint import prompt_words
-from ..user_files import expand_path, read_text, reading
+from ..typed import as_type
+from ..user_files import expand_path, read_json, read_text, reading
 from .prompts import SAMPLES, find_file, read_prompts
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,10 @@ BENCHMARKS = {
     "physicsiq": PATHS[2:4],
     "prompts": ("samples", *PATHS[4:]),
 }
+#: Captions of a folder of images, by their ratio.
+CAPTIONS = "target_crop_info_{}.json"
+#: A prompt of a list, the one for the model, and the first frame.
+Entry = tuple[str, str, Path | None]
 #: Letters of a prompt in the name of its video.
 NAME_LETTERS = 100
 
@@ -74,6 +79,7 @@ class Sample:
     seed: int
     video: Path | None = None  # to continue
     original: str | None = None  # the benchmark's prompt if ``prompt`` is an augmented one
+    image: Path | None = None  # first frame
 
     def __post_init__(self) -> None:
         if not is_file_name(self.name):
@@ -81,8 +87,9 @@ class Sample:
 
     def as_dict(self) -> dict[str, Any]:
         """What identifies the sample in the manifest; plain values."""
-        values = {**vars(self), "video": self.video and str(self.video)}
-        return values if self.original else {key: value for key, value in values.items() if key != "original"}
+        paths = {name: path and str(path) for name, path in (("video", self.video), ("image", self.image))}
+        absent = {name for name in ("original", "image") if getattr(self, name) is None}
+        return {name: value for name, value in {**vars(self), **paths}.items() if name not in absent}
 
 
 def is_file_name(name: str, max_bytes: int = MAX_NAME_BYTES) -> bool:
@@ -120,7 +127,9 @@ class BenchmarkOptions:
     augmented_prompts: str = _option(
         "", "VBench's longer prompts for the model, a folder of lists or one list", "none"
     )
-    data_path: str = _option("", "file of benchmark prompts, one a line", "none")
+    data_path: str = _option(
+        "", "file of benchmark prompts, one a line; of a model with i2v, a folder of images", "none"
+    )
     extended_prompt_path: str = _option("", "longer prompts for the model, line by line of data_path", "none")
     keep_going: bool = _option(False, "make the other samples if some cannot be made", "refuse, with a list")
 
@@ -138,15 +147,16 @@ class BenchmarkOptions:
         for name in ("base_save_path", *PATHS):
             expand_path(getattr(self, name), name)
 
-    def list_samples(self, seed: int, fps: float, small: bool) -> list[Sample]:
+    def list_samples(self, seed: int, fps: float, small: bool, images: bool = False) -> list[Sample]:
         """The samples, in the benchmark's order and naming; a small checkpoint has its own list of prompts.
 
-        ``seed`` is that of all Physics-IQ videos and of a VBench prompt's first video, whose next ones count up.
+        ``seed`` is that of all Physics-IQ videos and of a prompt's first video, whose next ones count up. ``images``:
+        ``data_path`` is a folder of ``read_captions``.
         """
         if self.benchmark == "vbench":
             return self._list_prompts(seed, small)
         if self.benchmark == "prompts":
-            return self._list_lines(seed)
+            return self._list_entries(seed, images)
         folder = self._path("physicsiq_data_dir")
         if folder is None:
             raise ValueError("physicsiq_data_dir: expected the folder of Physics-IQ's videos, got none.")
@@ -170,25 +180,22 @@ class BenchmarkOptions:
             for i in range(count)
         ]
 
-    def _list_lines(self, seed: int) -> list[Sample]:
-        """Samples of a file of prompts, each once; empty lines are left out."""
+    def _list_entries(self, seed: int, images: bool) -> list[Sample]:
+        """Samples of a file of prompts or of a folder of images, each once."""
         if (path := self._path("data_path")) is None:
-            raise ValueError("data_path: expected a file of prompts, got none.")
-        lists = [[line.strip() for line in read_text(path, "a list of prompts").splitlines()]]
-        if (longer := self._path("extended_prompt_path")) is not None:
-            lists.append([line.strip() for line in read_text(longer, "a list of prompts").splitlines()])
-            if len(lists[0]) != len(lists[1]):
-                got = f"got {len(lists[1])}"
-                raise ValueError(f"extended_prompt_path: expected {len(lists[0])} lines as data_path has, {got}.")
-        prompts = dict(self._part("prompts", [pair for pair in zip(lists[0], lists[-1], strict=True) if pair[0]]))
-        short = Counter(prompt[:NAME_LETTERS] for prompt in prompts)
-        count, samples = self.samples or 1, []
-        for prompt, given in prompts.items():
+            raise ValueError(f"data_path: expected a {'folder of images' if images else 'file of prompts'}, got none.")
+        longer, count, samples = self._path("extended_prompt_path"), self.samples or 1, []
+        if images and longer is not None:
+            raise ValueError("extended_prompt_path: expected none with images, which have captions; leave it out.")
+        entries = self._part("prompts", read_captions(path) if images else read_lines(path, longer))
+        entries = list(dict.fromkeys(entries))
+        short = Counter(prompt[:NAME_LETTERS] for prompt, *_ in entries)
+        for prompt, given, image in entries:
             name = prompt[:NAME_LETTERS]
             if short[name] > 1 or not is_file_name(f"{name}-{count - 1}"):
-                name = safe_name(prompt)
-            original = None if longer is None else prompt
-            samples += [Sample(f"{name}-{i}", given, seed + i, original=original) for i in range(count)]
+                name = safe_name(prompt if image is None else f"{prompt} {image.name}")
+            more = {"original": None if longer is None else prompt, "image": image}
+            samples += [Sample(f"{name}-{i}", given, seed + i, **more) for i in range(count)]
         return samples
 
     def _path(self, name: str) -> Path | None:
@@ -206,6 +213,43 @@ def split_method(text: str) -> tuple[str, str | None]:
     if not method or (colon and not preset) or ":" in preset or "/" in text:
         raise ValueError(f"methods: expected METHOD or METHOD:PRESET, such as flowcache:fast, got {text!r}.")
     return method, preset or None
+
+
+def read_lines(path: Path, longer: Path | None = None) -> list[Entry]:
+    """Read prompts, one a line, and longer ones for the model, line by line; empty lines are left out."""
+    lists = [[line.strip() for line in read_text(path, "a list of prompts").splitlines()]]
+    if longer is not None:
+        lists.append([line.strip() for line in read_text(longer, "a list of prompts").splitlines()])
+        if len(lists[0]) != len(lists[1]):
+            got = f"got {len(lists[1])}"
+            raise ValueError(f"extended_prompt_path: expected {len(lists[0])} lines as data_path has, {got}.")
+    return [(*pair, None) for pair in zip(lists[0], lists[-1], strict=True) if pair[0]]
+
+
+def read_captions(folder: Path) -> list[Entry]:
+    """Read a folder of images as Self-Forcing's ``--i2v`` takes it.
+
+    ``target_crop_info_RATIO.json`` lists ``file_name`` and ``caption`` of each image in the subfolder ``RATIO``. As in
+    the original, its boxes are not read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"data_path: expected a folder of images, got {folder}.")
+    found = sorted(folder.glob(CAPTIONS.format("*")))
+    if len(found) != 1:
+        raise ValueError(f"data_path: expected one {CAPTIONS.format('RATIO')} in {folder}, got {len(found)}.")
+    (table,), images = found, folder / found[0].stem.rpartition("_")[2]
+    if not images.is_dir():
+        raise ValueError(f"data_path: expected the images of {table.name} in {images}, got no folder.")
+    rows, entries = read_json(table, list[dict[str, Any]], "a list of images"), []
+    with reading(table, "a list of images"):
+        for row in rows:
+            name, caption = (as_type(row.get(key), str, key) for key in ("file_name", "caption"))
+            if not caption.strip():
+                raise ValueError(f"caption of {name}: expected text, got none")
+            entries.append((caption.strip(), caption.strip(), images / expand_path(name, "file_name")))
+        if not entries:
+            raise ValueError("there is no image in it")
+    return entries
 
 
 def find_scenes(folder: Path, table: Path | None, fps: float, seed: int) -> list[Sample]:

@@ -38,6 +38,45 @@ def test_a_file_of_prompts(program, tmp_path):
     assert len(names) == 4 and {"a red circle-0.mp4", "a red circle-1.mp4"} < {*names}
 
 
+@pytest.fixture
+def images(tmp_path):
+    """A folder of images as the originals take it: two of one caption, and one of another."""
+    rows = [("a.png", "a red circle"), ("b.png", "a red circle"), ("c.png", "a blue / square")]
+    (tmp_path / "data" / "1-1").mkdir(parents=True)
+    for name, _ in rows:
+        Image.new("RGB", (50, 40), "red").save(tmp_path / "data" / "1-1" / name)
+    content = [{"file_name": name, "caption": caption, "target_crop": {}} for name, caption in rows]
+    (tmp_path / "data" / "target_crop_info_1-1.json").write_text(json.dumps(content))
+    return tmp_path / "data"
+
+
+def test_a_folder_of_images(program, images, tmp_path):
+    flags = ("--i2v", "--data_path", images, "--output_folder", "out", "--num_output_frames", 4, "--gpus", "cpu")
+    assert program("sample")(*flags) == 0
+    records = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert {(r["prompt"], r["image"].rpartition("/")[2]) for r in records} == {
+        ("a red circle", "a.png"), ("a red circle", "b.png"), ("a blue / square", "c.png")
+    }  # fmt: skip
+    videos = [tmp_path / "out" / record["file"] for record in records]
+    assert len({*videos}) == 3 and all(probe_video(path).num_frames == 13 for path in videos)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda folder: (folder / "1-1" / "b.png").write_bytes(b"no"), "b.png"),
+        (lambda folder: (folder / "target_crop_info_1-1.json").rename(folder / "target_crop_info_2-1.json"), "2-1"),
+        (lambda folder: (folder / "target_crop_info_2-1.json").write_text("[]"), "got 2"),
+        (lambda folder: (folder / "target_crop_info_1-1.json").write_text('[{"file_name": "a.png"}]'), "caption"),
+        (lambda folder: (folder / "target_crop_info_1-1.json").write_text("[]"), "no image"),
+    ],
+)
+def test_damaged_folders_of_images_are_refused(program, images, capsys, damage, named):
+    damage(images)
+    assert program("sample")("--i2v", "--data_path", images, "--output_folder", "out", "--gpus", "cpu") == 2
+    assert named in capsys.readouterr().err
+
+
 def test_image_to_video_takes_the_nearest_length(program, tmp_path):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "in.png")
     job = program().prepare("--i2v", "--image", "in.png")
