@@ -22,11 +22,13 @@ def program(base, trained, monkeypatch, tmp_path):
 
 def test_flags_of_the_originals_make_a_video(program, tmp_path):
     flags = ("--config_path", "configs/self_forcing_dmd.yaml", "--use_ema", "--seed", 1, "--num_output_frames", 6)
+    flags += ("--local_attn_size", 5, "--sink_size", 1)
     assert program()("--prompt", "a red circle", *flags, "--output_folder", "videos") == 0
     (path,) = (tmp_path / "videos").rglob("*.mp4")
     assert probe_video(path).num_frames == 21 and probe_video(path).fps == 16
     trace = json.loads(path.with_suffix(".trace.json").read_text())
     assert trace["settings"]["video"]["denoising_step_list"] == [1000, 750, 500, 250]
+    assert max(step["kv_tokens"] for step in trace["steps"]) == 5 * 4
     assert trace["settings"]["preset"] is None and "fast" not in path.name, "no step is ever reused"
 
 
