@@ -1,4 +1,4 @@
-# Prepares a Python environment; to be sourced by bash:  source scripts/env.sh core|dev
+# Prepares a Python environment; to be sourced by bash:  source scripts/env.sh core|dev|docs
 # Sets ROOT (this project) and PYTHON (the environment's interpreter), and returns 1 if it cannot.
 # An active virtual or conda environment is used as it is found; otherwise .venv is made here.
 # FLOWCACHE_NO_INSTALL=1 takes the active environment without installing anything.
@@ -50,10 +50,11 @@ _fc_install() { # SET ENV_DIR
     [ "$2" != "$ROOT/.venv" ] || _fc_make_venv "$2" || return
     _fc_is_supported "$2/bin/python" ||
         { _fc_say "the environment $2 has no Python 3.11 or newer."; return 1; }
-    _fc_say "installing $file into $2 (once; this downloads PyTorch and can take minutes)"
+    _fc_say "installing $file into $2 (once; a first download of PyTorch can take minutes)"
     (cd -- "$ROOT" && "$2/bin/python" -m pip install -qq -r "$file") >&2 ||
         { _fc_say "pip could not install $file into $2."; return 1; }
-    _fc_stamp core >"$2/.flowcache-core" && _fc_stamp "$1" >"$2/.flowcache-$1"
+    [ "$1" = docs ] || _fc_stamp core >"$2/.flowcache-core" || return # docs go without the project
+    _fc_stamp "$1" >"$2/.flowcache-$1"
 }
 
 _fc_install_once() ( # SET ENV_DIR; one process at a time
@@ -65,8 +66,8 @@ _fc_install_once() ( # SET ENV_DIR; one process at a time
 
 _fc_prepare() { # SET
     case "${1:-}" in
-        core | dev) ;;
-        *) _fc_say "usage: source scripts/env.sh core|dev"; return 1 ;;
+        core | dev | docs) ;;
+        *) _fc_say "usage: source scripts/env.sh core|dev|docs"; return 1 ;;
     esac
     local env_dir
     env_dir="$(_fc_env_dir)"

@@ -1,6 +1,7 @@
 """Rules of the code base that no single module can keep: layers, sizes, words, documents, installation."""
 
 import ast
+import json
 import re
 import runpy
 import subprocess
@@ -10,6 +11,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
+import yaml
 from reference import ROOT
 from setuptools import find_packages
 
@@ -98,6 +100,34 @@ def test_snippets_of_readmes_run(readme, tmp_path, monkeypatch):
 def test_reference_is_that_of_the_parsers():
     written = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["make_reference"]()
     assert written == (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), "run docs/make_reference.py"
+
+
+def test_links_of_documents_lead_to_files():
+    sources = {path: path.read_text() for path in tracked("*.md")}
+    cells = json.loads((ROOT / "examples" / "flowcache.ipynb").read_text())["cells"]
+    sources[ROOT / "examples" / "flowcache.ipynb"] = "".join(line for cell in cells for line in cell["source"])
+    links = [
+        (path, link)
+        for path, text in sources.items()
+        for link in re.findall(r"\]\(([^)\s#]+)[^)]*\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        if "://" not in link
+    ]
+    assert links and [f"{path}: {link}" for path, link in links if not (path.parent / link).exists()] == []
+
+
+def test_pages_of_the_site_exist():
+    def pages(part):
+        for value in part.values() if isinstance(part, dict) else part:
+            yield from [value] if isinstance(value, str) else pages(value)
+
+    listed = list(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert [name for name in listed if not (ROOT / name.replace(".ipynb.md", ".ipynb")).is_file()] == []
+    assert {path.relative_to(ROOT).as_posix() for path in tracked("docs/*.md")} <= set(listed)
+
+
+def test_the_staircase_is_that_of_the_preset():
+    drawn = runpy.run_path(str(ROOT / "docs" / "make_staircase.py"))["make_staircase"]()
+    assert drawn == (ROOT / "docs" / "staircase.svg").read_text(encoding="utf-8"), "run docs/make_staircase.py"
 
 
 @pytest.mark.parametrize("folder", MODELS.values())
