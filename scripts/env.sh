@@ -45,12 +45,13 @@ _fc_is_installed() { # SET ENV_DIR
 }
 
 _fc_install() { # SET ENV_DIR
-    local file=requirements.txt
+    local file=requirements.txt size="; this downloads PyTorch and can take minutes"
     [ "$1" = core ] || file="requirements-$1.txt"
+    [ "$1" != docs ] || size=
     [ "$2" != "$ROOT/.venv" ] || _fc_make_venv "$2" || return
     _fc_is_supported "$2/bin/python" ||
         { _fc_say "the environment $2 has no Python 3.11 or newer."; return 1; }
-    _fc_say "installing $file into $2 (once; a first download of PyTorch can take minutes)"
+    _fc_say "installing $file into $2 (once$size)"
     (cd -- "$ROOT" && "$2/bin/python" -m pip install -qq -r "$file") >&2 ||
         { _fc_say "pip could not install $file into $2."; return 1; }
     [ "$1" = docs ] || _fc_stamp core >"$2/.flowcache-core" || return # docs go without the project

@@ -1,6 +1,8 @@
 """The examples run and do what they claim; pipelines are loaded as diffusers' are."""
 
+import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -32,6 +34,21 @@ def test_the_example_policy_reuses_within_its_tolerance(tmp_path, capsys):
         main(["--tolerance", tolerance, "--steps", "16", "--output", str(tmp_path / "map.png")])
         reused.append(int(capsys.readouterr().out.split("%")[0].split()[-1]))
     assert reused[0] == 0 < reused[1] and (tmp_path / "map.png").stat().st_size
+
+
+def test_the_notebook_runs(capsys):
+    """Its cells one after another, on a shorter video."""
+    path = ROOT / "examples" / "flowcache.ipynb"
+    cells = json.loads(path.read_text())["cells"]
+    assert path.stat().st_size < 200_000, "outputs of notebooks stay small"
+    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for long, short in (("97", "17"), ("197", "37"), ('steps": 50', 'steps": 4')):
+        source = re.sub(rf"(?<!\d){long}", short, source)
+    namespace = {"__name__": "notebook"}
+    exec(compile(source, str(path), "exec"), namespace)
+    shown = capsys.readouterr().out
+    assert "budget of 1 chunk" in shown and "dB to causal" in shown
+    assert (namespace["folder"] / "own.png").stat().st_size
 
 
 @pytest.mark.parametrize("kind", [FlowCacheSkyReelsV2Pipeline, MagiPipeline])
