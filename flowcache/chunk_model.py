@@ -76,6 +76,16 @@ class ChunkModel(Protocol):
 
     def cache_layout(self) -> CacheLayout: ...
 
+    def retime(self, keys: Tensor, frames: Tensor) -> Tensor:
+        """Turn keys of the cache by whole frames into the future; height and width stay.
+
+        Only for the compactor ``retimed``; a model may lack it.
+
+        Args:
+            keys: ``[branches, rows, heads, head_dim]``.
+            frames: ``[branches, rows, heads]``.
+        """
+
     def reach(self, local_step: int | None) -> int | None:
         """Chunks, itself included, that one sees at a local step (None: given); None: all before it."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from flowcache import StaircaseSchedule
 from flowcache.chunk_model import ChunkInput
@@ -17,6 +18,7 @@ from flowcache.parallel import SINGLE, Layout, SequenceShares
 from .attention import PackedSegments, Segment, TextBank
 from .captions import Captions
 from .guidance import Branch, Guidance
+from .layers import rotate
 from .schedule import Timetable
 from .transformer import MagiTransformer3DModel
 
@@ -153,6 +155,11 @@ class MagiChunkModel:
         config = self.transformer.config
         sizes = (config.num_layers, self.num_branches, config.num_query_groups, config.kv_channels)
         return CacheLayout(*sizes, self.transformer.dtype, self._device).share(self._processes)
+
+    def retime(self, keys: Tensor, frames: Tensor) -> Tensor:
+        bands = self.transformer.rotary_bands.float()
+        angles = functional.pad(frames.unsqueeze(-1) * bands, (0, 2 * len(bands)))  # time, height, width
+        return rotate(keys.float(), torch.cat([angles.cos(), angles.sin()], dim=-1)).type_as(keys)
 
     def reach(self, local_step: int | None) -> int | None:
         return self.sampling.kv_range.reach(local_step, self.timetable.num_steps)

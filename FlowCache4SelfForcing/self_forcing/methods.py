@@ -38,7 +38,8 @@ def fit_method(config: FlowCacheConfig, settings: VideoSettings) -> FlowCacheCon
         config = replace(config, policy=NoReuse(), forecast="hold_velocity")
     if settings.local_attn_size == -1:
         return config
-    window = rolling_window(settings.local_attn_size, settings.sink_size, settings.num_frame_per_block)
+    sizes = (settings.local_attn_size, settings.sink_size, settings.num_frame_per_block, settings.retime_sink)
+    window = rolling_window(*sizes)
     if config.compression not in (None, window) or config.clean_range is not None:
         raise ValueError("local_attn_size: expected -1 with another bound of the KV cache; leave one of them out.")
     return replace(config, compression=window)

@@ -49,6 +49,7 @@ class VideoSettings:
             list, it is 0, as in the original.
         local_attn_size: latent frames in the KV cache, those of the running chunk included; -1: all.
         sink_size: first latent frames of the video that a rolling window keeps.
+        retime_sink: turn the sink's keys to the frames right before the rest of the window (Deep Forcing).
         overlap_history: last frames of a video that is continued, ``4 k + 1``.
         fps: frames per second of the file, a number or a fraction as text.
         seed: seed of the noise.
@@ -70,6 +71,7 @@ class VideoSettings:
     context_noise: int = option(0, 0, 999)
     local_attn_size: int = option(-1, -1, 10**6)
     sink_size: int = option(0, 0, 10**6)
+    retime_sink: bool = False
     overlap_history: int = option(33, 1, 10**6)
     fps: float = 16
     seed: int = option(0, 0, 2**63 - 1)
@@ -97,6 +99,8 @@ class VideoSettings:
         needed = self.num_frame_per_block + self.sink_size
         if self.local_attn_size == -1 and self.sink_size:
             raise ValueError(f"sink_size: expected local_attn_size beside it, got {self.sink_size} alone; set both.")
+        if self.retime_sink and not self.sink_size:
+            raise ValueError("retime_sink: expected sink_size beside it, got none; set both or neither.")
         if self.local_attn_size != -1 and self.local_attn_size <= needed - (self.sink_size > 0):
             expected = f"more than a chunk ({self.num_frame_per_block}), and room for the sink ({self.sink_size})"
             raise ValueError(f"local_attn_size: expected {expected}, or -1 for all, got {self.local_attn_size}.")

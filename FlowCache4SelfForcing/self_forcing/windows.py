@@ -12,14 +12,17 @@ from .settings import VideoSettings
 from .solver import FewStepSolver, step_times
 
 
-def rolling_window(frames: int, sink: int, chunk_frames: int) -> KVCompressionConfig:
+def rolling_window(frames: int, sink: int, chunk_frames: int, retime: bool = False) -> KVCompressionConfig:
     """Keep the last ``frames``, with those of the running chunk, and the first ``sink`` of the video.
 
-    Frames leave when the next chunk does not fit (``local_attn_size`` and ``sink_size``), whole chunks or not.
+    Frames leave when the next chunk does not fit (``local_attn_size`` and ``sink_size``), whole chunks or not. With
+    ``retime``, the keys of the sink turn to the frames right before the others.
     """
     scorer = SinkWindow(sink=sink / chunk_frames) if sink else Recency()
     original = OriginalCompression(trigger="full", best_first=False)
-    return KVCompressionConfig(window=frames, scorer=scorer, compactor="select", original=original)
+    return KVCompressionConfig(
+        window=frames, scorer=scorer, compactor="retimed" if retime else "select", original=original
+    )
 
 
 def plan(

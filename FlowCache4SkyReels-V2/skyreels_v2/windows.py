@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from flowcache import FlowCacheConfig, StaircaseSchedule
+from flowcache.kv.compactors import Retimed
 from flowcache.wan.sizes import latent_frames
 
 from .settings import VideoSettings
@@ -50,3 +51,5 @@ def check_streaming(settings: VideoSettings, cache: FlowCacheConfig, arrives: bo
         raise ValueError("streaming needs use_compress or use_kvrange, or the cache grows with the video.")
     if settings.streaming and arrives:
         raise ValueError("streaming has no window that could arrive at end_image: leave one of them out.")
+    if arrives and cache.compression and isinstance(cache.compression.compactor, Retimed):
+        raise ValueError("compactor: expected chunks in order of time with retimed, got end_image; use select.")

@@ -139,10 +139,11 @@ class CompressedKVCache(ChunkKVCache):
         new = torch.arange(start, start + end - positions.shape[-1], device=positions.device)
         positions = torch.cat([positions, new.to(positions).expand(*positions.shape[:-1], -1)], dim=-1)
         ages, queries = positions.amax() - positions, torch.cat([*self._queries[layer].values()], dim=1)
-        rows, sizes = self._oldest(layer, end), (self._selector.tokens_per_chunk, budget)
-        tokens = ScoreInput(*rows, queries, ages, *sizes, self.layout.processes, self.layout.all_heads)
-        kept = self._selector.choose(tokens)
-        self.merge(layer, clean, *self._selector.config.compactor.compact(tokens, kept))
+        rows, selector = self._oldest(layer, end), self._selector
+        sizes, frame = (selector.tokens_per_chunk, budget), (selector.tokens_per_frame, selector.retime)
+        tokens = ScoreInput(*rows, queries, ages, *sizes, self.layout.processes, self.layout.all_heads, *frame)
+        kept = selector.choose(tokens)
+        self.merge(layer, clean, *selector.config.compactor.compact(tokens, kept))
         self._positions[layer] = positions.gather(-1, kept)
         if layer == self.layout.num_layers - 1:
             self._events.append(CompressionEvent(list(clean), end, kept.shape[-1], self._origins()))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from ..registry import check_options, describe, make_by_name, option
-from .compactors import COMPACTORS, Compactor
+from .compactors import COMPACTORS, Compactor, Retimed
 from .layout import CacheLayout
 from .original import OriginalCompression, Trigger
 from .quantized import QuantizedRows, group_size
@@ -55,6 +55,8 @@ class KVCompressionConfig:
         if not isinstance(self.compactor, Compactor):
             object.__setattr__(self, "compactor", make_by_name("compactor", COMPACTORS, self.compactor))
         check_options(self)
+        if self.original and self.original.best_first and isinstance(self.compactor, Retimed):
+            raise ValueError("compactor: expected rows in order of time with retimed, got best_first; use select.")
         if self.mix_lambda is not None:
             if not isinstance(scorer, Paper):
                 raise ValueError('mix_lambda: expected scorer paper, got another; set scorer="paper".')

@@ -168,7 +168,8 @@ class CacheManager:
             return ChunkKVCache(layout, **sizes)
         # Live ones, and the last two that became clean, of which one is live where none runs once more.
         asked = self._schedule.max_live + 1 + self._config.clean_pass
-        selector = TokenSelector(compression, self._model.num_tokens(1), max(self._lengths), asked)
+        sizes_of = (self._model.num_tokens(1), max(self._lengths), asked)
+        selector = TokenSelector(compression, *sizes_of, getattr(self._model, "retime", None))
         return CACHES[compression.trigger](layout, selector=selector, budget=self._budget, **sizes)
 
     def _count_rows(self, compression: KVCompressionConfig | None) -> tuple[int, int, int]:

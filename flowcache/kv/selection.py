@@ -1,6 +1,7 @@
 """From scores to the tokens that are kept."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,13 +44,14 @@ def group_means(scores: Tensor, group: int) -> Tensor:
 class TokenSelector:
     """Chooses the tokens to keep, of a model with frames and chunks of that many tokens.
 
-    ``asked_chunks``: most chunks whose queries count together with granularity ``live``.
+    ``asked_chunks``: most chunks whose queries count together with granularity ``live``; ``retime``: of the model.
     """
 
     config: KVCompressionConfig
     tokens_per_frame: int
     tokens_per_chunk: int
     asked_chunks: int = 1
+    retime: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def asks_live(self) -> bool:

@@ -17,7 +17,7 @@ from ..chunk_model import ChunkInput
 from ..flops import TransformerFlops
 from ..kv.cache import CacheLayout, ChunkKVCache
 from ..parallel import SINGLE, Layout, SequenceShares
-from .attention import PackedChunks, TextContext, modulate, use_chunkwise_blocks
+from .attention import PackedChunks, TextContext, modulate, rotate, use_chunkwise_blocks
 
 #: Indicators of reuse policies, by their place in the result of ``_time``. Neither depends on the latents.
 INDICATORS = {"timestep_embedding": 0, "timestep_projection": 1}
@@ -57,6 +57,12 @@ class FrameRotary:
         time, place = self._time[start:stop].unsqueeze(1), self._place.unsqueeze(0)
         parts = time.expand(-1, place.shape[1], -1, -1), place.expand(len(time), -1, -1, -1)
         return torch.cat(parts, dim=2)
+
+    def retime(self, keys: Tensor, frames: Tensor) -> Tensor:
+        """See ``ChunkModel.retime``; in fp32. Rotations add up, and those of time come first."""
+        turns = self._time[frames]
+        time, place = keys.split([2 * turns.shape[-2], keys.shape[-1] - 2 * turns.shape[-2]], dim=-1)
+        return torch.cat([rotate(time.float().contiguous(), turns).type_as(keys), place], dim=-1)
 
 
 def transformer_flops(config: Any) -> TransformerFlops:
@@ -179,6 +185,9 @@ class WanChunkModel:
         heads = (config.num_attention_heads, config.attention_head_dim)
         whole = CacheLayout(config.num_layers, self.num_branches, *heads, like.dtype, like.device)
         return whole.share(self._processes)
+
+    def retime(self, keys: Tensor, frames: Tensor) -> Tensor:
+        return self._rotary.retime(keys, frames)
 
     def reach(self, local_step: int | None) -> int | None:
         return None

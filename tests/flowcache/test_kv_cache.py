@@ -242,6 +242,7 @@ WITHIN = {"compression": KVCompressionConfig(original=OriginalCompression(trigge
         (KVCompressionConfig, "mix_lambda", {"mix_lambda": 2.0, "scorer": "paper"}),
         (KVCompressionConfig, "mix_lambda", {"mix_lambda": 0.1}),
         (KVCompressionConfig, "scorer", {"scorer": "best"}),
+        (KVCompressionConfig, "compactor", {"compactor": "retimed", "original": OriginalCompression()}),
         (KVCompressionConfig, "strategy", {"strategy": "row"}),
         (KVStorageConfig, "bits", {"bits": 2}),
         (KVStorageConfig, "storage", {}),

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flowcache.kv.compactors import COMPACTORS, Matched, Select, matched
+from flowcache.kv.compactors import COMPACTORS, Matched, Retimed, Select, matched
 from flowcache.kv.config import KVCompressionConfig
 from flowcache.kv.original import weight_by_place
 from flowcache.kv.scorers import SCORERS, Importance, Paper, Redundancy, ScoreInput, attention
@@ -21,7 +21,15 @@ from flowcache.kv.selection import TokenSelector, group_means, select
 
 def tokens_of(keys, queries, values=None, chunk=1) -> ScoreInput:
     ages = torch.arange(len(keys)).flip(0).expand(keys.shape[1], -1)
-    return ScoreInput(keys, keys if values is None else values, queries, ages, chunk, budget=len(keys) // 2)
+    values, budget = keys if values is None else values, len(keys) // 2
+    return ScoreInput(keys, values, queries, ages, chunk, budget, retime=turn)
+
+
+def turn(keys, frames):
+    """Turn the first two channels by a radian a frame."""
+    first, second = keys[..., 0], keys[..., 1]
+    turned = first * frames.cos() - second * frames.sin(), first * frames.sin() + second * frames.cos()
+    return torch.cat([torch.stack(turned, dim=-1), keys[..., 2:]], dim=-1)
 
 
 def random_tokens(count=300, heads=4, kv_heads=2, queries=70, dim=16, seed=0) -> ScoreInput:
@@ -199,6 +207,25 @@ def test_compactors_treat_each_head_and_branch_alone(name):
             assert torch.allclose(part[branch, :, head], rows[0, :, 0], atol=1e-5)
 
 
+def test_retimed_keys_are_those_of_the_frames_before_the_newest_with_no_gap():
+    """Two compactions, against keys with the positions that they should have: 4 tokens a frame, 30 rows kept."""
+    raw, places = torch.randn(1, 72, 2, 16), torch.arange(72).expand(2, -1)
+    rows, keys = places[:, :0], raw[:, :0]
+    for new in (slice(60), slice(60, 72)):
+        rows = torch.cat([rows, places[:, new]], dim=1)
+        keys = torch.cat([keys, turn(raw[:, new], places[:, new].mT[None] // 4)], dim=1)
+        tokens = replace(batched(random_tokens(1)), keys=keys, values=keys, tokens_per_frame=4)
+        kept = torch.stack([torch.randperm(keys.shape[1])[:30].sort().values for _ in range(2)])
+        keys, values = Retimed().compact(tokens, kept[None])
+        rows = rows.gather(1, kept)
+        assert torch.equal(values, Select().compact(tokens, kept[None])[1])
+        for head in range(2):
+            for row in range(30):
+                frame = (new.stop - 1) // 4 - (29 - row) // 4
+                expected = turn(raw[0, rows[head, row], head], torch.tensor(frame))
+                assert torch.allclose(keys[0, row, head], expected, atol=1e-5)
+
+
 def test_rows_stay_as_they_are_where_nothing_can_be_solved():
     singular = torch.stack([torch.full((3, 3), math.nan), -torch.ones(3, 3), torch.eye(3)])
     found = matched.solve(singular, torch.ones(3, 3, 1), ridge=1.0)
@@ -252,6 +279,18 @@ def test_controls_keep_what_they_are_named_after():
     assert sorted(select(SCORERS["sink_window"](sink=0.02).score(tokens), 4)[0].tolist()) == [0, 1, 298, 299]
     norms = tokens.keys[:, 0].norm(dim=-1)
     assert select(SCORERS["key_norm"]().score(tokens), 1)[0].item() == norms.argmin()
+
+
+def test_participative_keeps_what_queries_point_at_between_the_first_and_the_newest():
+    tokens = replace(random_tokens(count=60), budget=32)
+    scores = SCORERS["participative"](sink=0.5, recent=0.25).score(tokens)
+    for head, kept in enumerate(select(scores, 32).sort().values.tolist()):
+        asking = [query[own] for query in tokens.queries for own in (2 * head, 2 * head + 1)]
+        points = [sum(query @ key[head] for query in asking) for key in tokens.keys]
+        top = sorted(range(16, 52), key=points.__getitem__)[-8:]
+        assert kept == sorted([*range(16), *top, *range(52, 60)])
+    with pytest.raises(ValueError, match="recent"):
+        SCORERS["participative"](sink=0.8, recent=0.3)
 
 
 def test_selection_by_groups_keeps_whole_groups():

@@ -41,6 +41,18 @@ def test_context_of_clean_and_given_chunks():
     assert KVRange((4, 2), 1).reach(16, 16) == KVRange((4, 2), 1).reach(None, 16) == 1
 
 
+def test_turned_keys_are_those_of_later_frames():
+    """In fp32, to 1e-5."""
+    model, keys = random_model(StaircaseSchedule(6, 16, 4)), torch.randn(10, 4, 1, 16)
+
+    def place(start):
+        return rotate(keys, model._find_rotary([(start, start + 10)])).flatten(0, 1)[None]
+
+    for frames in (0, 1, 60):
+        turned = model.retime(place(5), torch.full((1, 40, 1), frames))
+        assert torch.allclose(turned, place(5 + frames), rtol=0, atol=1e-5)
+
+
 def test_an_unknown_indicator_is_refused():
     model = random_model(StaircaseSchedule(2, 16, 4))
     with pytest.raises(ValueError, match="indicator"):

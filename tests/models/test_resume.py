@@ -13,6 +13,7 @@ from magi1 import method_config as magi_config
 from skyreels_v2 import method_config as skyreels_config
 
 COMPRESSED = {"compress_kv_cache": True, "total_cache_chunk_nums": 5}
+RETIMED = {"scorer": "participative", "compactor": "retimed"}
 MEASURED = {"rel_l1_thresh": 0.2, "warmup_steps": 1}
 PAPER = {"preset": "paper-fast", "budget_block": 1}
 PIXELS = torch.rand(3, 12, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -29,6 +30,7 @@ STREAMS = [
     ("magi1", "at intervals", magi_config("flowcache"), {}),
     ("magi1", "together", magi_config("teacache", **MEASURED), {}),
     ("magi1", "compressed", magi_config("flowcache", **COMPRESSED), {}),
+    ("magi1", "re-timed", magi_config("flowcache", **COMPRESSED, **RETIMED), {}),
     ("magi1", "compressed behind a video", magi_config("flowcache", **COMPRESSED), {"prefix": PIXELS}),
     ("magi1", "in eight bits", magi_config("vanilla", **COMPRESSED, kv_bits=8), {}),
     ("magi1", "the newest", magi_config("flowcache", kv_bits=4), {"noise2clean_kvrange": [3, 2]}),

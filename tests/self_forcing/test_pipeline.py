@@ -7,6 +7,8 @@ import torch
 
 from flowcache import FlowCacheConfig
 from flowcache.state import on_host
+from flowcache.wan.attention import rotate
+from flowcache.wan.chunk_model import FrameRotary
 from self_forcing import VideoSettings, load_pipeline, method_config, resolve_model
 from self_forcing.windows import plan
 
@@ -20,7 +22,7 @@ VIDEOS = {
     "first chunk with more steps": (FRAMEWISE, [4, 2, 2, 2, 2]),
     "multi-step": ({"denoising_step_list": [], "sampling_steps": 6}, [6, 6, 6]),
     "original noise": ({"noise": "original"}, [4, 4, 4]),
-    "rolling window": ({"local_attn_size": 7, "sink_size": 1, "num_output_frames": 15}, [4] * 5),
+    "rolling window": ({"local_attn_size": 7, "sink_size": 1, "retime_sink": True, "num_output_frames": 15}, [4] * 5),
 }
 
 
@@ -101,11 +103,24 @@ def test_context_noise_is_of_few_steps_alone(pipeline, steps, changes):
 
 
 def test_a_bounded_cache_stays_flat(pipeline):
-    held = []
+    held, window = [], {"local_attn_size": 7, "sink_size": 2, "retime_sink": True}
     for frames in (15, 30):
-        out = pipeline("a", **{**SMALL, "num_output_frames": frames}, local_attn_size=7, output_type="latent")
+        out = pipeline("a", **{**SMALL, "num_output_frames": frames}, **window, output_type="latent")
         held.append((out.trace.windows[0].kv_bytes, max(step.kv_tokens for step in out.trace.steps)))
     assert held[0] == held[1]
+
+
+def test_turned_keys_are_those_of_later_frames(pipeline):
+    """In fp32, to 1e-5."""
+    rope = pipeline.transformer.rope
+    rotary, keys = FrameRotary(rope, (2, 3), 900), torch.randn(1, 10, 6, 2, rope.attention_head_dim)
+
+    def place(start):
+        return rotate(keys.clone(), rotary.frames(start, start + 10)[None, :, :, None]).flatten(1, 2)
+
+    for frames in (0, 1, 880):
+        turned = rotary.retime(place(5), torch.full((1, 60, 2), frames))
+        assert torch.allclose(turned, place(5 + frames), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +130,7 @@ def test_a_bounded_cache_stays_flat(pipeline):
         ("denoising_step_list", {"denoising_step_list": [250, 500]}),
         ("denoising_step_list_first_chunk", {"denoising_step_list_first_chunk": [1000]}),
         ("sink_size", {"sink_size": 3}),
+        ("retime_sink", {"local_attn_size": 7, "retime_sink": True}),
         ("local_attn_size", {"local_attn_size": 3}),
         ("local_attn_size", {"local_attn_size": 4, "sink_size": 2}),
         ("overlap_history", {"overlap_history": 4}),

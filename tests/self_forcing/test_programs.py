@@ -22,7 +22,7 @@ def program(base, trained, monkeypatch, tmp_path):
 
 def test_flags_of_the_originals_make_a_video(program, tmp_path):
     flags = ("--config_path", "configs/self_forcing_dmd.yaml", "--use_ema", "--seed", 1, "--num_output_frames", 6)
-    flags += ("--local_attn_size", 5, "--sink_size", 1)
+    flags += ("--local_attn_size", 5, "--sink_size", 1, "--retime_sink")
     assert program()("--prompt", "a red circle", *flags, "--output_folder", "videos") == 0
     (path,) = (tmp_path / "videos").rglob("*.mp4")
     assert probe_video(path).num_frames == 21 and probe_video(path).fps == 16

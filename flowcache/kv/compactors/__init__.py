@@ -2,8 +2,9 @@
 
 from .base import Compactor
 from .matched import Matched
+from .retimed import Retimed
 from .select import Select
 
-COMPACTORS: dict[str, type[Compactor]] = {"matched": Matched, "select": Select}
+COMPACTORS: dict[str, type[Compactor]] = {"matched": Matched, "select": Select, "retimed": Retimed}
 
 __all__ = ["COMPACTORS", *(compactor.__name__ for compactor in COMPACTORS.values()), "Compactor"]

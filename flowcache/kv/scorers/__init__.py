@@ -4,6 +4,7 @@ from .base import ScoreInput, Scorer
 from .importance import Importance
 from .key_norm import KeyNorm
 from .paper import Paper
+from .participative import Participative
 from .random import Random
 from .recency import Recency
 from .redundancy import Redundancy
@@ -17,6 +18,7 @@ SCORERS: dict[str, type[Scorer]] = {
     "redundancy": Redundancy,
     "recency": Recency,
     "sink_window": SinkWindow,
+    "participative": Participative,
     "key_norm": KeyNorm,
     "random": Random,
 }

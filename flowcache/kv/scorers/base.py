@@ -1,6 +1,7 @@
 """What a scorer is given, and what it answers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -21,6 +22,9 @@ class ScoreInput:
         budget: tokens that will be kept.
         processes: that hold the other heads and guidance branches.
         all_heads: key-value heads of all processes; 0: those given.
+        tokens_per_frame: tokens of a latent frame.
+        retime: turns keys ``[branches, tokens, kv_heads, head_dim]`` by whole frames ``[branches, tokens, kv_heads]``,
+            ``ChunkModel.retime``; None: the model cannot.
     """
 
     keys: Tensor
@@ -31,6 +35,8 @@ class ScoreInput:
     budget: int
     processes: Layout = SINGLE
     all_heads: int = 0
+    tokens_per_frame: int = 1
+    retime: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 class Scorer(ABC):
