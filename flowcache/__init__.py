@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.2.0"
+
 #: Modules of the public names, which are imported on first use, as they load PyTorch.
 _MODULES = {
     "CleanChunk": "denoise",
@@ -19,7 +21,7 @@ _MODULES = {
     "disable": "pipeline",
     "enable": "pipeline",
 }
-__all__ = list(_MODULES)
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

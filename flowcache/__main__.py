@@ -1,4 +1,4 @@
-"""Entry point of the programs, as ``python -m flowcache generate|sample|benchmark|metrics ...`` too."""
+"""Entry point of the programs, as ``python -m flowcache generate|sample|... ...`` too."""
 
 import os
 import signal

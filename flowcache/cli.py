@@ -2,7 +2,7 @@
 
     flowcache generate --model skyreels_v2 --prompt "a red circle moves right over a dark background"
     flowcache sample --model magi1 --benchmark vbench --methods vanilla flowcache:fast
-    flowcache metrics ...    flowcache benchmark ...
+    flowcache metrics ...    flowcache benchmark ...    flowcache compare A.mp4 B.mp4    flowcache env
 
 ``python -m flowcache`` is the same. ``flowcache generate --model MODEL --help`` lists the options of a model.
 """
@@ -25,9 +25,9 @@ from .adapter import Adapter, Start
 from .benchmark.physics_iq import SECONDS
 from .benchmark.samples import BENCHMARKS, BenchmarkOptions, split_method
 from .benchmark.sampling import Sampling, run_on
-from .command_line import check_device, output_file
+from .command_line import Parser, check_device, output_file
 from .config import FlowCacheConfig
-from .environment import repository_commit
+from .environment import describe_installation, repository_commit
 from .fingerprint import video_name
 from .memory import Estimate, estimate, log_needs
 from .methods import DEFAULT_PRESET, SELECTORS, CompressionOptions, MethodOptions
@@ -41,9 +41,10 @@ from .resume import ResumeFile, ResumeShare
 from .reuse import NoReuse
 from .running import run_checked, summary
 from .sampler import Sampler
-from .trace import Trace
+from .trace import Trace, find_trace
 from .tuning import Target, Tuning
 from .typed import field_types
+from .video import enlarge_video
 from .video_options import VideoOptions, draw_seed, output_path, read_inputs, read_target
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,9 @@ MODELS = {
     "magi1": "magi1.adapter:Magi1",
     "self_forcing": "self_forcing.adapter:SelfForcing",
 }
+
+#: Modules of the programs that need no model.
+PROGRAMS = {"benchmark": ".benchmark.__main__", "metrics": ".metrics.__main__", "compare": ".metrics.causes"}
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,12 @@ class Job:
         except OSError as error:
             error.add_note(f"the video itself is whole: {self.output}")
             raise
-        lines = [f"{name}: {path}" for name, path in {"video": self.output, **files}.items()]
-        return "\n".join([*lines, summary(trace, time.perf_counter() - self.started)])
+        shown = {"video": self.output, **files}
+        if sampler.model.is_small:
+            shown["enlarged"] = enlarge_video(self.output, 4)
+        found = find_trace(self.output.parent, "vanilla", trace) if sampler.method != "vanilla" else None
+        lines = [f"{name}: {path}" for name, path in shown.items()]
+        return "\n".join([*lines, summary(trace, time.perf_counter() - self.started, found and found[1])])
 
 
 def build_parser(model: type[Adapter], program: str) -> OptionParser:
@@ -296,10 +304,13 @@ def find_model(name: str) -> type[Adapter]:
 
 def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
-    if words and words[0] in ("benchmark", "metrics"):
-        return import_module(f".{words[0]}.__main__", __package__).main(words[1:])
+    if words and words[0] in PROGRAMS:
+        return import_module(PROGRAMS[words[0]], __package__).main(words[1:])
+    if words and words[0] == "env":
+        Parser("Print versions, hardware and devices, for reports.", prog="flowcache env").parse_args(words[1:])
+        return run_checked(lambda: None, lambda _: describe_installation())
     parser = OptionParser(__doc__, prog="flowcache", usage="flowcache PROGRAM [--model MODEL] [options]")
-    parser.add_argument("program", choices=["generate", "sample", "benchmark", "metrics"])
+    parser.add_argument("program", choices=["generate", "sample", *PROGRAMS, "env"])
     parser.add_argument("--model", choices=MODELS, required=True, help="model; the first option of a program")
     first = 2 if len(words) > 1 and words[1].startswith("--model=") else 3
     chosen, rest = parser.parse_args(words[:first]), words[first:]

@@ -9,11 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import torch
+
+from . import __version__
+
+#: Packages that change what runs or how fast, beside those of ``describe_environment``.
+_PACKAGES = ("transformers", "av", "safetensors", "huggingface_hub", "numpy", "torchao", "peft", "flash-attn")
 
 
 def describe_environment(device: torch.device | str) -> dict[str, str]:
@@ -30,6 +36,22 @@ def describe_environment(device: torch.device | str) -> dict[str, str]:
         "hardware": hardware,
         "threads": str(torch.get_num_threads()),
     }
+
+
+def describe_installation() -> str:
+    """What a report of an error needs, line by line: versions, hardware and devices, but no name and no path."""
+    lines = {"flowcache": f"{__version__}, commit {repository_commit()}"}
+    lines["system"] = f"{platform.system()} {platform.machine()}"
+    lines |= describe_environment(choose_device())
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            lines[name] = version(name)
+    lines["memory"] = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    lines["CUDA"] = f"{torch.version.cuda}, {torch.cuda.device_count()} devices"
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        lines[f"cuda:{index}"] = f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {found.major}.{found.minor}"
+    return "\n".join(f"{name}: {value}" for name, value in lines.items())
 
 
 def choose_device(device: torch.device | str | None = None) -> torch.device:

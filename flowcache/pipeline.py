@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from .arguments import GivenFrames, as_frames, check_type
 from .chunk_model import Solver
@@ -36,6 +37,9 @@ STAGED = ("text_encoder", "transformer", "vae")
 
 #: Pipeline, step, timestep of the youngest live chunk, and ``{"latents": ...}`` of the live chunks.
 StepCallback = Callable[["FlowCachePipeline", int, float, dict[str, Tensor]], Any]
+
+#: Stages of a trace as the progress bar names them.
+_STAGE_LABELS = {"encode": "encoding", "denoise": "denoising", "decode": "decoding"}
 
 
 class VideoTrace(Trace):
@@ -98,6 +102,7 @@ class FlowCachePipeline:
 
     _stage_device: torch.device | None = None
     _staged: Mapping[str, HostWeights] = MappingProxyType({})
+    _bar: tqdm | None = None  # of the steps of the newest video
 
     @torch.no_grad()
     def __call__(
@@ -227,11 +232,25 @@ class FlowCachePipeline:
         """Copy a component, if it is offloaded, to the device for a block; None: no component."""
         return self._staged.get(component) or nullcontext()
 
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> tqdm:
+        """diffusers' progress bar, with the stage in front."""
+        self._bar = super().progress_bar(iterable, total)
+        return self._bar
+
+    def _show_stage(self, name: str) -> AbstractContextManager[Any]:
+        """Put the name of a stage in front of the bar; while no bar is open, show the name alone for a block."""
+        label = _STAGE_LABELS.get(name, name)
+        if self._bar is not None and not self._bar.disable:  # as closed ones are
+            self._bar.set_description(label)
+            return nullcontext()
+        config = {"disable": not self.process_group.is_first} | getattr(self, "_progress_bar_config", {})
+        return tqdm(desc=label, bar_format="{desc} ...", leave=False, disable=config["disable"])
+
     @contextmanager
     def _stage(self, name: str, component: str | None, trace: Trace) -> Iterator[None]:
-        """Measure time and peak memory of a stage, with its component on the device."""
+        """Measure time and peak memory of a stage, with its component on the device and its name on the bar."""
         device = self._execution_device  # diffusers searches all modules for it
-        with trace.timer(name), self._on_device(component):
+        with self._show_stage(name), trace.timer(name), self._on_device(component):
             yield
             synchronize(device)
         trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(device))

@@ -17,7 +17,7 @@ from .command_line import describe_error
 from .environment import Unavailable
 from .finite import NotFiniteError
 from .parallel.world import LOST, REPORT, World
-from .plots.style import format_bytes, format_flops, format_saving
+from .plots.style import format_bytes, format_flops, format_saving, format_time
 from .trace import Trace
 
 Job = TypeVar("Job")
@@ -152,20 +152,36 @@ def _escape(world: World) -> Iterator[None]:
         os.close(writing)
 
 
-def summary(trace: Trace, seconds: float) -> str:
-    """One line: time, reuse, FLOPs, memory; before it, the expectation of a search for settings."""
-    actual, vanilla = trace.flops["actual"], trace.flops["vanilla"]
-    denoise, compress = trace.seconds["denoise"], trace.seconds.get("compress")
-    largest = max(trace.windows, key=lambda window: window.kv_bytes)
-    held, plain = format_bytes(largest.kv_bytes), format_bytes(largest.kv_plain_bytes)
-    cache = f"KV cache {held}" + ("" if held == plain else f" ({plain} uncompressed)")
-    if compress is not None:
-        count = sum(len(step.compressions) for step in trace.steps)
-        cache += f", {count} compressions in {compress / denoise:.2%} of the denoising time"
-    tuning = trace.settings.get("tuning")
-    expected = f"{tuning['expected']}; achieved {vanilla / actual:.2f}x\n" if tuning else ""
-    return expected + (
-        f"{seconds:.1f} s in all, {denoise:.1f} s denoising; "
-        f"reuse ratio {trace.reuse_ratio:.2f}; {format_flops(actual)} ({format_saving(actual, vanilla)}); "
-        f"{cache}; peak memory {format_bytes(trace.peak_memory_bytes)}"
-    )
+def summary(trace: Trace, seconds: float, vanilla: Trace | None = None) -> str:
+    """What was saved against vanilla: lines for compute, memory and time, before them the result of a search.
+
+    ``seconds`` are those of the whole program; ``vanilla`` is the trace of the same video without the method.
+    """
+    actual, plain = trace.flops["actual"], trace.flops["vanilla"]
+    compute = f"{format_flops(actual)}, {format_saving(actual, plain)}; reuse ratio {trace.reuse_ratio:.2f}"
+    if trace.reuse_ratio:
+        compute += ", the share of the chunks' steps that skipped the model"
+    held, uncompressed = _largest_cache(trace)
+    memory = f"keys and values {format_bytes(held)}"
+    if uncompressed > held:
+        memory += f", {uncompressed / held:.1f}x less than the {format_bytes(uncompressed)} uncompressed"
+    spent = [f"{format_time(seconds)} in all"]
+    for name, stage in (("text", "text"), ("denoising", "denoise"), ("decoding", "decode")):
+        spent += [f"{name} {format_time(trace.seconds[stage])}"] if stage in trace.seconds else []
+    if "compress" in trace.seconds:
+        spent.append(f"compression {trace.seconds['compress'] / trace.seconds['denoise']:.0%} of denoising")
+    if vanilla is not None:
+        memory += f" ({format_bytes(_largest_cache(vanilla)[0])} in vanilla)"
+        if vanilla.environment == trace.environment:
+            saved = vanilla.denoising_seconds / trace.denoising_seconds
+            spent.append(f"denoising {saved:.2f}x faster than vanilla on this machine")
+    memory += f"; peak memory {format_bytes(trace.peak_memory_bytes)}"
+    lines = [f"compute: {compute}", f"memory: {memory}", f"time: {', '.join(spent)}"]
+    if tuning := trace.settings.get("tuning"):
+        lines.insert(0, f"search: {tuning['expected']}; achieved {plain / actual:.2f}x")
+    return "\n".join(lines)
+
+
+def _largest_cache(trace: Trace) -> tuple[int, int]:
+    """Bytes of the largest window's keys and values, and without compression and storage in fewer bits."""
+    return max((window.kv_bytes + window.kv_host_bytes, window.kv_plain_bytes) for window in trace.windows)

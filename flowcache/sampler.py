@@ -74,7 +74,8 @@ class Sampler:
         self._group, self._pipeline = group, self.model.load(self.device, group)
         self._pipeline.prompt_warnings.once_a_kind = not self.shows_steps
         shows = self.shows_steps and self._group.is_first
-        self._pipeline.set_progress_bar_config(desc=self.method, unit="step", disable=not shows)
+        form = "{desc}{percentage:3.0f}%|{bar}| {n} of {total} steps, {remaining} left"
+        self._pipeline.set_progress_bar_config(bar_format=form, smoothing=0.1, dynamic_ncols=True, disable=not shows)
 
     def adopt(self, other: Sampler) -> None:
         """Take the weights that another sampler of the same model has loaded, in place of ``load``."""
@@ -126,7 +127,8 @@ class Sampler:
         parts = model.stream(self._pipeline, prompt, start, self.config, trace, resumed)
         path = path if self._group.is_first else None
         write_parts(parts, path, model.video.fps, model.size, start, trace, resume, state)
-        trace.settings["model"] = model.location
+        given = {"prefix": array_digest(start.prefix), "last": array_digest(start.last)}
+        trace.settings |= {"model": model.location, "loading": model.loading.settings(), "given": given}
 
     def _weights(self) -> dict[str, str]:
         return {name: folder_digest(folder) for name, folder in self.model.folders.items()}

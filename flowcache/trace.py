@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,8 @@ from .typed import as_type
 from .user_files import parse_file
 
 FORMAT_VERSION = 1
+
+_VIDEO = ("model", "prompt", "video")  # settings that two methods share
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,23 @@ class Trace:
             if step.step < 0 or not all(0 <= event.chunk < count for event in step.events):
                 raise ValueError(f"step {step.step} names chunks that its window lacks")
         return trace
+
+
+def find_trace(folder: Path, method: str, like: Trace) -> tuple[Path, Trace] | None:
+    """The newest trace in a folder of the same video by another method, among files that bear the method's name."""
+    named = folder.glob(f"*_{method}_*.trace.json")
+    for path in sorted(named, key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(ValueError):  # damaged, or of an earlier version
+            found = Trace.load(path)
+            theirs, ours = (_plain([each.settings.get(name) for name in _VIDEO]) for each in (found, like))
+            if found.method == method and theirs == ours:
+                return path, found
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """A value as a file holds it, with lists for tuples."""
+    return json.loads(json.dumps(value))
 
 
 def _add(totals: dict[str, float], more: Mapping[str, float]) -> None:

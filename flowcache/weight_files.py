@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .files import shipped
 from .typed import as_type
 from .user_files import read_json, reading
 
@@ -189,7 +190,8 @@ class WeightFiles:
 
 def log_files(name: str, files: Sequence[Path]) -> None:
     more = f" and {len(files) - 1} more" if files[1:] else ""
-    logger.info("%s: weights from %s%s", name, files[0], more)
+    level = logging.DEBUG if shipped("assets") in files[0].parents else logging.INFO
+    logger.log(level, "%s: weights from %s%s", name, files[0], more)
 
 
 def _part_name(name: str) -> str:

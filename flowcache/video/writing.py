@@ -20,7 +20,7 @@ from ..registry import exact_rate
 from ..state import State
 from ..user_files import reading
 from .frames import EXACT, Frames
-from .reading import orientation, stream_video
+from .reading import orientation, probe_video, stream_video
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _FRAGMENT = {
     "movflags": "empty_moov+default_base_moof+frag_custom+frag_discont+skip_trailer",
     "avoid_negative_ts": "make_non_negative",
 }
-_PART = 48  # frames of a given video that are encoded at once
+_PART = 48  # frames of a video read from a file that are encoded at once
 
 
 @dataclass
@@ -233,6 +233,19 @@ class VideoWriter:
                 if packet.dts is not None:  # the last one only says that there are no more
                     packet.stream = stream
                     container.mux(packet)
+
+
+def enlarge_video(path: Path, factor: int) -> Path:
+    """Copy a video to ``NAME.4x.mp4``, each pixel ``factor`` times as wide and high; returns that path.
+
+    Players blur a video of few pixels when they enlarge it.
+    """
+    rate, enlarged = probe_video(path).fps, path.with_name(f"{path.stem}.{factor}x.mp4")
+    frames = stream_video(path)
+    with VideoWriter(enlarged, rate) as writer:
+        while part := list(islice(frames, _PART)):
+            writer.write(np.stack(part).repeat(factor, axis=1).repeat(factor, axis=2))
+    return enlarged
 
 
 def part_path(path: Path) -> Path:

@@ -81,7 +81,8 @@ class WanChunkPipeline(FlowCachePipeline):
         settings.check_negative_prompt(prompts[1])
         heads = self.transformer.config.num_attention_heads
         processes = Layout.plan(self.process_group, heads, heads, settings.is_guided, self.cfg_size)
-        trace.settings |= {"prompt": prompts[0], "video": asdict(settings), "reuse": cache.as_dict(num_steps)}
+        trace.settings |= {"prompt": prompts[0], "negative_prompt": prompts[1]}
+        trace.settings |= {"video": asdict(settings), "reuse": cache.as_dict(num_steps)}
         trace.environment = describe_environment(self._execution_device)
         texts = {"prompt": (prompts[0], embeds[0])}
         if settings.is_guided:

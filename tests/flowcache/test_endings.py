@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 from reference import ROOT
+from synthetic_run import make_trace
 
 from flowcache.command_line import Parser, output_file, writable_folder
-from flowcache.running import run_checked
+from flowcache.running import run_checked, summary
+from flowcache.trace import find_trace
 
 
 def test_many_check_a_folder_at_once_and_leave_it_as_it_was(tmp_path):
@@ -47,6 +50,17 @@ def test_paths_are_expanded_and_other_words_are_refused(word, monkeypatch, capsy
     with pytest.raises(SystemExit) as stop:
         parser.parse_args([os.fsdecode(word)])
     assert stop.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_summary_compares_with_vanilla_where_that_ran(tmp_path):
+    trace, vanilla = make_trace("flowcache:paper-fast", seconds=4.0), make_trace("vanilla", seconds=16.0)
+    vanilla.save(tmp_path / "a_t2v_vanilla_seed0.trace.json")
+    (tmp_path / "b_t2v_vanilla_seed0.trace.json").write_text("{")
+    _, found = find_trace(tmp_path, "vanilla", trace)
+    assert found == vanilla and "4.00x faster" in summary(trace, 9.0, found)
+    assert "1.0 MiB (1.0 MiB in vanilla)" in summary(trace, 9.0, found)
+    assert "faster" not in summary(trace, 9.0, replace(found, environment={}))
+    assert find_trace(tmp_path, "vanilla", replace(trace, settings={"prompt": "another"})) is None
 
 
 def test_a_failure_shows_its_notes(capsys):

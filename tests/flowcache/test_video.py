@@ -13,7 +13,16 @@ import pytest
 import torch
 from reference import FAULTS
 
-from flowcache.video import VideoWriter, probe_video, read_video, resize_and_crop, stream_video, to_float, to_uint8
+from flowcache.video import (
+    VideoWriter,
+    enlarge_video,
+    probe_video,
+    read_video,
+    resize_and_crop,
+    stream_video,
+    to_float,
+    to_uint8,
+)
 from flowcache.video.writing import BT601, BT709, FragmentEncoder
 
 #: Far apart in hue, so that a wrong colour matrix shows.
@@ -61,6 +70,9 @@ def test_file_is_plain_h264_that_states_its_colours_and_reads_back(tmp_path):
     assert fps == 16 and np.abs(frames[:, :, 8::16].astype(int) - COLOURS).max() <= 4
     content = path.read_bytes()
     assert content.index(b"moov") < content.index(b"mdat") and b"moof" not in content
+    enlarged, fps = read_video(enlarge_video(path, 4))
+    assert names(tmp_path) == ["a.4x.mp4", "a.mp4"] and (enlarged.shape, fps) == ((6, 128, 256, 3), 16)
+    assert np.abs(enlarged[:, 2::4, 2::4].astype(int) - frames).max() <= 12 and path.read_bytes() == content
     assert read_video(save(path, stripes()[:, :31, :63]))[0].shape[1:3] == (30, 62), "odd sizes"
 
 
