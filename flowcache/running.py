@@ -174,7 +174,8 @@ def summary(trace: Trace, seconds: float, vanilla: Trace | None = None) -> str:
         memory += f" ({format_bytes(_largest_cache(vanilla)[0])} in vanilla)"
         if vanilla.environment == trace.environment:
             saved = vanilla.denoising_seconds / trace.denoising_seconds
-            spent.append(f"denoising {saved:.2f}x faster than vanilla on this machine")
+            kind = "processor time" if trace.environment.get("device") == "cpu" else "time"
+            spent.append(f"{saved:.2f}x less {kind} of denoising than vanilla on this machine")
     memory += f"; peak memory {format_bytes(trace.peak_memory_bytes)}"
     lines = [f"compute: {compute}", f"memory: {memory}", f"time: {', '.join(spent)}"]
     if tuning := trace.settings.get("tuning"):

@@ -22,6 +22,7 @@ from .compare import pair_up
 from .similarity import CEILING
 
 _ROWS = 12  # at most, so that all fits a screen
+_WIDTHS = (10, 12, 9, 8, 9, 9)  # of the columns
 _FRAMES = 4  # of a latent frame; the first of a video may have fewer
 #: Fields of a configuration that decide what a chunk attends to.
 _ATTENTION = ("whole_window", "bidirectional", "clean_range", "refresh_given", "clean_pass")
@@ -43,9 +44,12 @@ class Run:
         if not trace.is_file():
             raise ValueError(f"{name}: expected {trace.name} beside {path}; compare with flowcache metrics instead.")
         try:
-            return cls(path, Trace.load(trace))
+            run = cls(path, Trace.load(trace))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+        if not run.trace.windows:
+            raise ValueError(f"{name}: expected a trace of a run, got {trace}, which holds no window.")
+        return run
 
     @property
     def causes(self) -> dict[str, Mapping[str, Any]]:
@@ -120,19 +124,18 @@ def _compare_frames(first: Run, second: Run) -> Iterator[str]:
     except ValueError as error:
         yield f"Not compared frame by frame: {error}"
         return
-    count = len(frames["psnr"])
-    yield f"{'chunks':>8}{'frames':>12}{'PSNR':>10}{'SSIM':>8}{'reuse A':>9}{'reuse B':>9}"
-    spans = _chunk_frames(second.trace, count)
+    spans = _chunk_frames(second.trace, len(frames["psnr"]))
     groups = np.array_split(np.arange(len(spans)), min(_ROWS, len(spans)))
+    rows = [("chunks", "frames", "PSNR dB", "SSIM", "reuse A", "reuse B")]
     for chunks in [*groups, np.arange(len(spans))]:
         start, stop = spans[chunks[0]][1].start, spans[chunks[-1]][1].stop
         if start < stop:
-            values = [f"{np.mean(frames['psnr'][start:stop]):.1f} dB"]
-            values.append(f"{np.mean(frames['ssim'][start:stop]):.3f}" if "ssim" in frames else "")
+            psnr, ssim = (frames[name][start:stop] if name in frames else [np.nan] for name in ("psnr", "ssim"))
             shares = [_reused(run.trace, {spans[chunk][0] for chunk in chunks}) for run in (first, second)]
             names = [f"{chunks[0]}-{chunks[-1]}" if len(chunks) > 1 else f"{chunks[0]}", f"{start}-{stop - 1}"]
-            psnr, ssim, *shares = *values, *shares
-            yield f"{names[0]:>8}{names[1]:>12}{psnr:>10}{ssim:>8}{shares[0]:>9}{shares[1]:>9}"
+            rows.append((*names, f"{np.mean(psnr):.1f}", f"{np.mean(ssim):.3f}", *shares))
+    for row in rows:
+        yield "".join(f"{cell:>{width}}" for cell, width in zip(row, _WIDTHS, strict=True))
     if min(frames["psnr"]) >= CEILING:
         yield "The frames are identical."
 
@@ -145,9 +148,9 @@ def _divide(first: Run, second: Run) -> str:
         if middle.is_file() and middle not in (first.path, second.path):
             values = [np.array(_measure(middle, run.path)["psnr"]) for run in (first, second)]
             one, other = (np.mean(10 ** (-each / 10)) for each in values)
-            whole = bool(first.trace.settings["reuse"].get("whole_window"))
+            whole = first.causes["attention"]["whole_window"]
             share = (one if whole else other) / (one + other)
-            return f"Attention alone makes {share:.0%} of the squared error on the way over {middle}."
+            return f"Attention alone accounts for {share:.0%} of the squared error, measured through {middle}."
     return "The same video by --method causal in this folder would show the share of attention."
 
 
