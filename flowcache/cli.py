@@ -110,18 +110,18 @@ class Job:
             sampler.write(self.prompt, self.start, self.output, trace, resume=resume)
         if not group.is_first:
             return ""
-        files = {"trace": self.output.with_suffix(".trace.json"), "reuse map": self.output.with_suffix(".reuse.png")}
+        files = {"video": self.output, "trace": self.output.with_suffix(".trace.json")}
+        files["reuse map"] = self.output.with_suffix(".reuse.png")
         try:
             trace.save(files["trace"])
             reuse_map(trace, files["reuse map"])
+            if sampler.model.is_small:
+                files["enlarged"] = enlarge_video(self.output, 4)
         except OSError as error:
             error.add_note(f"the video itself is whole: {self.output}")
             raise
-        shown = {"video": self.output, **files}
-        if sampler.model.is_small:
-            shown["enlarged"] = enlarge_video(self.output, 4)
         found = find_trace(self.output.parent, "vanilla", trace) if sampler.method != "vanilla" else None
-        lines = [f"{name}: {path}" for name, path in shown.items()]
+        lines = [f"{name}: {path}" for name, path in files.items()]
         return "\n".join([*lines, summary(trace, time.perf_counter() - self.started, found and found[1])])
 
 
