@@ -15,6 +15,8 @@ import yaml
 from reference import ROOT
 from setuptools import find_packages
 
+import flowcache
+
 MODELS = {"magi1": "FlowCache4MAGI-1", "skyreels_v2": "FlowCache4SkyReels-V2", "self_forcing": "FlowCache4SelfForcing"}
 PACKAGES = {"flowcache": ".", **MODELS}
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -149,3 +151,9 @@ def test_every_package_is_listed_and_its_files_exist_in_the_checkout():
         folder = ROOT / SETTINGS["package-dir"][package]
         assert all(any(folder.glob(pattern)) for pattern in patterns)
         assert package == f"flowcache.data.{folder.name}", "the path that flowcache.files.shipped looks for"
+
+
+def test_changelog_and_citation_are_of_this_version():
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(r"^## (\S+)", changes, re.MULTILINE)[1] == flowcache.__version__
+    assert f"\nversion: {flowcache.__version__}\n" in (ROOT / "CITATION.cff").read_text()
