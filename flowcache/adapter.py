@@ -18,6 +18,7 @@ from .parallel import Group, SequenceShares
 from .parallel.layout import SINGLE, check_count, choose_cfg_size
 from .parallel.sharding import check_sharding
 from .parallel.world import Connection
+from .pipeline import StepCallback
 from .state import State, VideoPart
 from .trace import Trace
 from .video import Frames, VideoInfo, resize_and_crop, to_float
@@ -44,6 +45,7 @@ class Adapter(ABC):
     traits: ClassVar[ModelTraits]
     # Options of the start of a video that the model has, with the original's names.
     inputs: ClassVar[Mapping[str, tuple[str, ...]]]
+    size_options: ClassVar[tuple[str, str]] = ("height", "width")  # options of the size of the frames
     lacks: ClassVar[frozenset[str]] = frozenset()  # options of the method that the model does not have
     # YAML files whose options hold where nothing else is given, by program.
     option_files: ClassVar[Mapping[str, Path]] = {}
@@ -87,6 +89,10 @@ class Adapter(ABC):
         ``info`` is that of the image or video that the video starts with; ``seconds`` the length of the new part, for
         a benchmark that continues videos.
         """
+
+    def fit_frames(self, count: int, has_image: bool) -> int:
+        """The nearest number of frames that a video from text, or from text and an image, can have."""
+        return count
 
     @abstractmethod
     def settings(self, with_folders: bool = True) -> dict[str, Any]:
@@ -178,7 +184,14 @@ class Adapter(ABC):
 
     @abstractmethod
     def stream(
-        self, pipeline: Any, prompt: str, start: Start, config: FlowCacheConfig, trace: Trace, state: State | None
+        self,
+        pipeline: Any,
+        prompt: str,
+        start: Start,
+        config: FlowCacheConfig,
+        trace: Trace,
+        state: State | None,
+        on_step_end: StepCallback | None = None,
     ) -> Iterator[VideoPart]:
         """Generate a video part by part; see the pipeline's ``stream``."""
 

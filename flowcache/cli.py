@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -41,6 +41,7 @@ from .resume import ResumeFile, ResumeShare
 from .reuse import NoReuse
 from .running import run_checked, summary
 from .sampler import Sampler
+from .state import VideoPart
 from .trace import Trace, find_trace
 from .tuning import Target, Tuning
 from .typed import field_types
@@ -89,25 +90,35 @@ class Job:
         of_run |= {"device": torch.device(self.sampler.device).type}
         return {**self.identity, **of_run, "versions": {**versions, "code": repository_commit()}}
 
-    def run(self, world: World | None = None) -> str:
+    def run(
+        self,
+        world: World | None = None,
+        trace: Trace | None = None,
+        on_step: Callable[[], None] | None = None,
+        on_part: Callable[[VideoPart], VideoPart] | None = None,
+    ) -> str:
         """Make the video, its trace and its reuse map; returns their paths and a summary.
 
-        Of several processes the first writes.
+        Of several processes the first writes. ``trace`` is filled in as the video grows; ``on_step`` and ``on_part``
+        are those of ``Sampler.write``.
         """
-        trace, sampler, world = Trace(method=self.sampler.method), self.sampler, world or World()
+        trace, sampler, world = trace or Trace(), self.sampler, world or World()
+        trace.method = sampler.method
         if self.is_drawn:
             sampler.model = sampler.model.with_video(seed=world.exchange(sampler.model.video.seed)[0])
         group = world.join(sampler.device, sampler.model.connection)
         with self.resume or nullcontext() as resume:
             if resume:
                 world.agree(lambda: resume.open(group), lambda _: {})
-            with trace.timer("load"), world.load_in_turn(sampler.model.weight_bytes(sampler.device)):
-                sampler.load(group)
+            if not sampler.is_loaded:
+                with trace.timer("load"), world.load_in_turn(sampler.model.weight_bytes(sampler.device)):
+                    sampler.load(group)
             if self.tuning is not None:
                 with trace.timer("tune"):
                     sampler.tune(self.tuning, trace)
             trace.settings["preset"] = self.preset
-            sampler.write(self.prompt, self.start, self.output, trace, resume=resume)
+            told = {"on_step": on_step, "on_part": on_part}
+            sampler.write(self.prompt, self.start, self.output, trace, resume=resume, **told)
         if not group.is_first:
             return ""
         files = {"video": self.output, "trace": self.output.with_suffix(".trace.json")}

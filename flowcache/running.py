@@ -53,7 +53,7 @@ def run_checked(prepare: Callable[[], Job], run: Callable[[Job], str], world: Wo
         except (OSError, ValueError, NotFiniteError, Unavailable) as error:
             sentence = describe_error(error)
         except (RuntimeError, MemoryError) as error:
-            is_result, reason = world.lost(error), _explain(error)
+            is_result, reason = world.lost(error), explain_memory(error)
             if not is_result and reason is None:
                 world.post_failure(describe_error(error))
                 raise
@@ -80,7 +80,7 @@ def _write_error(sentence: str) -> None:
         sys.stderr.flush()
 
 
-def _explain(error: BaseException) -> str | None:
+def explain_memory(error: BaseException) -> str | None:
     """Reason of exhausted memory, for which PyTorch has a class of its own on CUDA only; None: another error."""
     on_cuda = isinstance(error, torch.OutOfMemoryError)
     if not (on_cuda or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,6 +77,10 @@ class Sampler:
         form = "{desc}{percentage:3.0f}%|{bar}| {n} of {total} steps, {remaining} left"
         self._pipeline.set_progress_bar_config(bar_format=form, smoothing=0.1, dynamic_ncols=True, disable=not shows)
 
+    @property
+    def is_loaded(self) -> bool:
+        return self._pipeline is not None
+
     def adopt(self, other: Sampler) -> None:
         """Take the weights that another sampler of the same model has loaded, in place of ``load``."""
         self._pipeline, self._group = other._pipeline, other._group
@@ -119,12 +123,19 @@ class Sampler:
         *,
         seed: int | None = None,
         resume: ResumeFile | ResumeShare | None = None,
+        on_step: Callable[[], None] | None = None,
+        on_part: Callable[[VideoPart], VideoPart] | None = None,
     ) -> None:
-        """Make a video and write it part by part; ``seed`` replaces the settings'."""
+        """Make a video and write it part by part; ``seed`` replaces the settings'.
+
+        ``on_step`` is called after every step, ``on_part`` with each part before it is written, which it returns.
+        """
         model = self.model if seed is None else self.model.with_video(seed=seed)
         state = None if resume is None else resume.begin(trace)
         resumed = state and state.pop("stream")
-        parts = model.stream(self._pipeline, prompt, start, self.config, trace, resumed)
+        callback = None if on_step is None else lambda *_: on_step()
+        parts = model.stream(self._pipeline, prompt, start, self.config, trace, resumed, callback)
+        parts = parts if on_part is None else map(on_part, parts)
         path = path if self._group.is_first else None
         write_parts(parts, path, model.video.fps, model.size, start, trace, resume, state)
         given = {"prefix": array_digest(start.prefix), "last": array_digest(start.last)}

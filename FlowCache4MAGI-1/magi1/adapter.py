@@ -77,6 +77,7 @@ class Magi1(Adapter):
     package = "magi1"
     inputs: ClassVar = {"image": ("image_path",), "video_path": ("prefix_video_path",)}
     lacks = frozenset({"kv_range", "retention", "causal_attention"})
+    size_options: ClassVar = ("video_size_h", "video_size_w")
     traits = TRAITS
     saving = ("--offload", "--compress_kv_cache", "--kv_bits 8", "--quantize int8", "--num_frames 96")
     option_files: ClassVar = {
@@ -236,8 +237,9 @@ class Magi1(Adapter):
                 vae.decode(latents, still=False, group=group)
                 yield times, sum(done)
 
-    def stream(self, pipeline, prompt, start, config, trace, state):
-        return pipeline.stream(prompt, self.source.config, config, start.prefix, trace, state, **self.extras)
+    def stream(self, pipeline, prompt, start, config, trace, state, on_step_end=None):
+        given = (self.source.config, config, start.prefix, trace, state)
+        return pipeline.stream(prompt, *given, on_step_end=on_step_end, **self.extras)
 
     def with_video(self, **changes):
         config = self.source.config

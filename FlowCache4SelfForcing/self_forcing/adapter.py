@@ -13,7 +13,7 @@ from flowcache.options import Refuse
 from flowcache.parallel.layout import SINGLE
 from flowcache.registry import described
 from flowcache.wan.adapter import WanAdapter
-from flowcache.wan.sizes import TEMPORAL_STRIDE, latent_frames
+from flowcache.wan.sizes import TEMPORAL_STRIDE, latent_frames, pixel_frames
 
 from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
 from .methods import TRAITS, fit_method
@@ -161,6 +161,10 @@ class SelfForcing(WanAdapter):
             raise ValueError("method: expected vanilla or flowcache with denoising_step_list, got teacache.")
         return fit_method(make_config(options, TRAITS), self.video)
 
+    def fit_frames(self, count, has_image):
+        asked = replace(self.video, num_output_frames=latent_frames(super().fit_frames(count, has_image)))
+        return pixel_frames(asked.fitting_frames(int(has_image)))
+
     def check(self, config, start):
         if start.prefix is not None:
             self.video.check_frames(latent_frames(start.prefix.shape[1]))
@@ -173,8 +177,9 @@ class SelfForcing(WanAdapter):
     def skeleton(self, device):
         return new_pipeline(self.source, torch.device(device), self.loading)
 
-    def stream(self, pipeline, prompt, start, config, trace, state):
-        return pipeline.stream(prompt, self.negative_prompt, self.video, config, start.prefix, trace, state)
+    def stream(self, pipeline, prompt, start, config, trace, state, on_step_end=None):
+        given = (self.negative_prompt, self.video, config, start.prefix, trace, state)
+        return pipeline.stream(prompt, *given, on_step_end=on_step_end)
 
     def pilot(self):
         frames = min(self.video.num_output_frames, 21)

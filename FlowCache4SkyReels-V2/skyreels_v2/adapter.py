@@ -165,9 +165,9 @@ class SkyReelsV2(WanAdapter):
     def skeleton(self, device):
         return new_pipeline(self.source, torch.device(device), self.loading)
 
-    def stream(self, pipeline, prompt, start, config, trace, state):
+    def stream(self, pipeline, prompt, start, config, trace, state, on_step_end=None):
         settings = (self.negative_prompt, self.video, config)
-        return pipeline.stream(prompt, *settings, start.prefix, start.last, trace, state)
+        return pipeline.stream(prompt, *settings, start.prefix, start.last, trace, state, on_step_end=on_step_end)
 
     def pilot(self):
         frames = min(self.video.num_frames, self.video.base_num_frames)

@@ -18,6 +18,7 @@ from .codec import VideoCodec
 from .conversion import lora_names
 from .loading import WanLoading
 from .processes import ProcessOptions, check_usp, read_processes
+from .sizes import TEMPORAL_STRIDE, pixel_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,9 @@ class WanAdapter(Adapter):
             check_prompt("negative_prompt", negative, prompt_clean)
         video.check_negative_prompt(negative)
         return model
+
+    def fit_frames(self, count, has_image):
+        return pixel_frames(max(1, round((count - 1) / TEMPORAL_STRIDE) + 1))
 
     def settings(self, with_folders=True):
         video, negative = asdict(self.video), self.negative_prompt
