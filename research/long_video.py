@@ -5,7 +5,7 @@
 Every run is a process of its own, with our default compression, the paper's and none, and writes its video. Memory
 is the peak of the process, and what was allocated for keys and values. The time of a chunk is that between its
 frames and those of the previous chunk: on a CPU process time, which other programs hardly change; on a GPU wall
-time. A contact sheet shows every tenth chunk of the longest videos.
+time. A contact sheet shows every tenth chunk of the longest videos in the folder.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def bench(args: argparse.Namespace) -> str:
     find_chunk_model(args, max(args.chunks))
     if min(args.chunks) < 2:
         raise ValueError(f"chunks: expected at least 2, got {min(args.chunks)}.")
-    runs = list(product(args.chunks, CACHES))
+    runs = list(product(args.chunks, args.caches))
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
         measurements = list(tqdm(pool.map(partial(measure, args), runs), total=len(runs), unit="video"))
@@ -99,9 +99,10 @@ def summarise(measurements: Sequence[Measurement]) -> str:
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
     """Save a PNG: memory over the length of the video, and the time of each chunk of the longest."""
     with draw_panels(path, 11, 3) as (keys, process, times):
-        for cache, colour in CACHES.items():
+        for cache in dict.fromkeys(m.cache for m in measurements):
             runs = sorted((m for m in measurements if m.cache == cache), key=lambda m: m.chunks)
-            chunks, style = [m.chunks for m in runs], {"color": colour, "label": cache, "marker": "o"}
+            colour, chunks = CACHES[cache], [m.chunks for m in runs]
+            style = {"color": colour, "label": cache, "marker": "o"}
             keys.plot(chunks, [m.kv_bytes / 2**20 for m in runs], **style)
             process.plot(chunks, [m.process_bytes / 2**20 for m in runs], **style)
             times.plot(range(1, chunks[-1]), runs[-1].seconds, color=colour, lw=0.9)
@@ -113,11 +114,13 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
 
 
 def draw_sheet(args: argparse.Namespace, path: Path) -> None:
-    """Save a PNG: the middle frame of every tenth chunk of the longest videos, a row per cache."""
+    """Save a PNG: the middle frame of every tenth chunk of the longest videos in the folder, a row per cache."""
     chunks, sheet = max(args.chunks), {}
     for cache in CACHES:
-        frames = read_video(args.outdir / f"{args.model}_{cache}_{chunks}.mp4")[0]
-        sheet[cache] = frames[[int((chunk + 0.5) / chunks * len(frames)) for chunk in range(0, chunks, 10)]]
+        video = args.outdir / f"{args.model}_{cache}_{chunks}.mp4"
+        if video.exists():  # --caches may leave some out
+            frames = read_video(video)[0]
+            sheet[cache] = frames[[int((chunk + 0.5) / chunks * len(frames)) for chunk in range(0, chunks, 10)]]
     contact_sheet(sheet, path, columns=-(-chunks // 10))
 
 
@@ -127,4 +130,5 @@ if __name__ == "__main__":
     add("--steps", type=positive, default=20, help=f"denoising steps, a multiple of {LIVE} (default: 20)")
     add("--chunks", type=positive, nargs="+", default=[10, 40, 160], help="lengths (default: 10 40 160)")
     add("--budget", type=positive, default=4, help="chunks' worth of KV tokens kept (default: 4)")
+    add("--caches", nargs="+", choices=CACHES, default=list(CACHES), help="what is measured (default: all)")
     main(parser, bench)

@@ -118,11 +118,15 @@ def test_a_long_video_and_its_slowdown_without_the_last_chunks(tmp_path):
     assert min((tmp_path / name).stat().st_size for name in ("a.png", "sheet.png", "skyreels_plain_2.mp4")) > 500
 
 
-def test_compression_asks_all_queries_and_few(monkeypatch, tmp_path):
-    monkeypatch.setitem(compression.SHAPES, "tiny", compression.Shape(2, 2, 4, 2, 8, 30, 90, "chunk"))
+def test_compression_asks_all_queries_and_few_and_has_its_share_of_a_chunk(monkeypatch, tmp_path):
+    monkeypatch.setitem(compression.SHAPES, "tiny", compression.Shape(2, 2, 4, 4, 8, 30, 90, "chunk", 5))
     named = {"model": "tiny", "device": "cpu", "chunks": 6, "layers": 1, "max_queries": 20, "repeats": 2}
-    lines = compression.bench(argparse.Namespace(**named, outdir=tmp_path)).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| 90", "| 20"]
+    share = {"tables": compression.TABLES, "budgets": [1, 3], "tokens": 9, "evaluations": 12}
+    lines = compression.bench(argparse.Namespace(**named, **share, outdir=tmp_path)).splitlines()
+    first = [line.split(" | ")[0] for line in lines]
+    assert (first[2:4], first[-2:]) == (["| 90", "| 20"], ["| 1", "| 3"])
+    ratio, share = (float(cell.strip(" |%")) for cell in lines[-1].split(" | ")[-2:])
+    assert share == pytest.approx(ratio / 12, abs=0.01)
 
 
 @torch.no_grad()
