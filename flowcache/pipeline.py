@@ -250,7 +250,8 @@ class FlowCachePipeline:
     def _stage(self, name: str, component: str | None, trace: Trace) -> Iterator[None]:
         """Measure time and peak memory of a stage, with its component on the device and its name on the bar."""
         device = self._execution_device  # diffusers searches all modules for it
-        with self._show_stage(name), trace.timer(name), self._on_device(component):
+        shown = nullcontext() if component is None else self._show_stage(name)
+        with shown, trace.timer(name), self._on_device(component):
             yield
             synchronize(device)
         trace.peak_memory_bytes = max(trace.peak_memory_bytes, peak_memory_bytes(device))
