@@ -1,4 +1,4 @@
-"""Either model, ready to make videos of a caption with any configuration of the cache.
+"""A model, ready to make videos of a caption with any configuration of the cache.
 
 All use of the models' loading, settings and methods by the research scripts is in this file.
 """
@@ -18,9 +18,13 @@ from flowcache.adapter import Adapter, Start
 from flowcache.command_line import Parser, check_device
 from flowcache.state import VideoPart
 from flowcache.video import Frames, to_uint8
+from flowcache.wan.sizes import latent_frames
 from magi1 import model_source as magi_source
 from magi1.adapter import Magi1
 from magi1.config import FRAMES
+from self_forcing import resolve_model as resolve_self_forcing
+from self_forcing.adapter import SelfForcing
+from self_forcing.settings import make_settings
 from skyreels_v2 import resolve_model
 from skyreels_v2.adapter import SkyReelsV2
 
@@ -74,23 +78,30 @@ class Model:
 
 
 def find_model(args: Namespace, **video: Any) -> Model:
-    """Find the model for a video of the flags' frames and steps; ``video``: more settings of SkyReels-V2."""
+    """Find the model for a video of the flags' frames and steps; ``video``: more settings of SkyReels-V2.
+
+    ``self_forcing`` has four steps, ``self_forcing_50`` those of the flags, with guidance.
+    """
     size = {name: getattr(args, name, None) for name in ("height", "width")}
     if args.model == "magi":
         keys = {"num_frames": args.num_frames or 96, "num_steps": args.steps or 64}
         return _resolve(args, video_size_h=size["height"], video_size_w=size["width"], **keys)
+    if args.model.startswith("self_forcing"):
+        return _resolve(args, num_output_frames=latent_frames(args.num_frames or 81), **size)
     length = {"num_frames": args.num_frames or 97, "inference_steps": args.steps or 50}
     window = {"ar_step": 5, "overlap_history": 17, "addnoise_condition": 20}
     return _resolve(args, **(window | length | size | video))
 
 
 def find_chunk_model(args: Namespace, chunks: int) -> Model:
-    """Find the model for videos of that many chunks, ``LIVE`` of them live, each seeing all before it."""
+    """Find the model for videos of that many chunks, each seeing all before it; ``LIVE`` of a staircase are live."""
     if args.steps % LIVE:
         raise ValueError(f"steps: expected a multiple of {LIVE}, got {args.steps}.")
     if args.model == "magi":
         ranges = {"noise2clean_kvrange": [], "clean_chunk_kvrange": -1}
         return _resolve(args, num_frames=FRAMES * 6 * chunks, num_steps=args.steps, window_size=LIVE, **ranges)
+    if args.model.startswith("self_forcing"):
+        return _resolve(args, num_output_frames=3 * chunks)
     lag = {"ar_step": args.steps // LIVE, "inference_steps": args.steps}
     return _resolve(args, num_frames=4 * 5 * chunks - 3, streaming=True, **lag)
 
@@ -101,6 +112,10 @@ def _resolve(args: Namespace, **video: Any) -> Model:
         keys = {name: value for name, value in video.items() if value is not None}
         magi = magi_source.resolve_model(args.config_file, keys, args.checkpoint, args.device)
         return Model(Magi1(source=magi), args.device)
+    if args.model.startswith("self_forcing"):
+        source = resolve_self_forcing(args.checkpoint, args.device)
+        many = {} if args.model == "self_forcing" else {"denoising_step_list": (), "sampling_steps": args.steps or 50}
+        return Model(SelfForcing(source=source, video=make_settings(source.defaults, **many, **video)), args.device)
     source = resolve_model(args.checkpoint, args.device)
     return Model(SkyReelsV2(source=source, video=source.video_settings(causal_block_size=5, **video)), args.device)
 

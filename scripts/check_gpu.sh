@@ -3,5 +3,5 @@
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh" core
 cd -- "$ROOT"
-export HF_HUB_OFFLINE=1 PYTHONPATH="$ROOT:$ROOT/FlowCache4MAGI-1:$ROOT/FlowCache4SkyReels-V2${PYTHONPATH:+:$PYTHONPATH}"
+export HF_HUB_OFFLINE=1 PYTHONPATH="$ROOT:$ROOT/FlowCache4MAGI-1:$ROOT/FlowCache4SkyReels-V2:$ROOT/FlowCache4SelfForcing${PYTHONPATH:+:$PYTHONPATH}"
 exec "$PYTHON" -m research.gpu "$@"

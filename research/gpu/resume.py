@@ -14,15 +14,17 @@ from flowcache.cli import find_model, prepare_video
 
 from .bench import Bench, Check, Row, require
 
-MODELS = {"skyreels_v2": "SkyReels-V2", "magi1": "MAGI-1"}
+MODELS = {"skyreels_v2": "SkyReels-V2", "magi1": "MAGI-1", "self_forcing": "Self-Forcing"}
 
 _WHOLE = {
-    "skyreels_v2": "--num_frames 97 --inference_steps 50 --ar_step 5 --causal_block_size 5",
-    "magi1": "--num_frames 192 --num_steps 64",
+    "skyreels_v2": "--preset fast --num_frames 97 --inference_steps 50 --ar_step 5 --causal_block_size 5",
+    "magi1": "--preset fast --num_frames 192 --num_steps 64",
+    "self_forcing": "--num_output_frames 60 --use_compress --budget_block 3",
 }
 _REDUCED = {
-    "skyreels_v2": "--num_frames 33 --inference_steps 6 --ar_step 2 --causal_block_size 2",
-    "magi1": "--num_frames 72 --num_steps 8",
+    "skyreels_v2": "--preset fast --num_frames 33 --inference_steps 6 --ar_step 2 --causal_block_size 2",
+    "magi1": "--preset fast --num_frames 72 --num_steps 8",
+    "self_forcing": "--num_output_frames 15 --use_compress --budget_block 2",
 }
 
 
@@ -39,7 +41,7 @@ def make_video(model: str, words: list[str]) -> None:
 
 def _kill_and_continue(bench: Bench, model: str, row: Row) -> None:
     options = (_REDUCED if bench.reduced else _WHOLE)[model]
-    words = f"{options} --weights small --device {bench.device} --preset fast --kv_offload".split()
+    words = f"{options} --weights small --device {bench.device} --kv_offload".split()
     with TemporaryDirectory() as folder:
         whole, broken = (Path(folder) / f"{name}.mp4" for name in ("whole", "broken"))
         _wait(_start(bench, model, [*words, "--output_path", str(whole)]))

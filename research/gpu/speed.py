@@ -74,6 +74,12 @@ _MORE = {"turbo": "--preset turbo", "fast, kv_offload": "--preset fast --kv_offl
 METHODS = {
     "skyreels_v2": {**_METHODS, "kvcompress": "--preset balanced --use_compress --budget_block 1", **_MORE},
     "magi1": {**_METHODS, "kvcompress": "--preset fast --compress_kv_cache --total_cache_chunk_nums 5", **_MORE},
+    "self_forcing": {
+        "vanilla": _METHODS["vanilla"],
+        "window": "--local_attn_size 12",
+        "kvcompress": "--use_compress --budget_block 3",
+        "kvcompress, 8 bits": "--use_compress --budget_block 3 --kv_bits 8",
+    },
 }
 
 
@@ -92,16 +98,20 @@ def _list_steps(bench: Bench) -> list[Case]:
     if bench.reduced:
         sky, magi = TrueSize("skyreels_v2", "small", 2), TrueSize("magi1", "small", 2)
         few = "--num_frames 57 --inference_steps 8 --ar_step 2 --causal_block_size 3"
-        methods = {m: {n: METHODS[m][n] for n in ("vanilla", "fast", "kvcompress")} for m in METHODS}
+        kept = ("vanilla", "fast", "kvcompress")
+        methods = {m: {n: words for n, words in each.items() if n in kept} for m, each in METHODS.items()}
         return [
             Case(sky, few, methods["skyreels_v2"], most=4),
             Case(magi, "--num_frames 120 --num_steps 8", methods["magi1"], "--num_steps 4"),
+            Case(TrueSize("self_forcing", "small", 2), "--num_output_frames 18", methods["self_forcing"]),
         ]
     sky, magi, both = TrueSize("skyreels_v2", "1.3B-540P"), TrueSize("magi1", "4.5B_distill"), _METHODS
     large = TrueSize("skyreels_v2", "14B-540P", LAYERS), TrueSize("magi1", "24B_base", LAYERS // 2)
     return [
         Case(sky, _SKYREELS, METHODS["skyreels_v2"], most=5),
         Case(magi, _MAGI, METHODS["magi1"], "--num_steps 8"),
+        Case(TrueSize("self_forcing", "causal_forcing"), "--num_output_frames 42", METHODS["self_forcing"]),
+        Case(TrueSize("self_forcing", "ar_diffusion"), "--num_output_frames 9", both),
         Case(large[0], _SKYREELS, both, most=5),
         Case(large[1], _MAGI, both, "--num_steps 8"),
     ]
@@ -172,7 +182,7 @@ def _time_method(
     timed = time_steps(bench, make(), job, stop, len(steps), record)
     seconds = timed.project(pattern)
     spent[method] = seconds, found.flops
-    _fill_speed(row, timed, seconds, found.flops, peak)
+    _fill_speed(row, timed, job.sampler.model.video.num_frames, seconds, found.flops, peak)
     if "vanilla" in spent:
         gain, ratio = (a / b for a, b in zip(spent["vanilla"], spent[method], strict=True))
         row |= {"speed-up": gain, "FLOPs ratio": ratio, "speed-up / ratio": gain / ratio}
@@ -184,9 +194,14 @@ def _time_method(
     return None if len(timed.seconds) >= len(steps) - 2 else "time ran out; the rest is projected"
 
 
-def _fill_speed(row: Row, timed: Timed, seconds: float, flops: float, peak: float) -> None:
+def _fill_speed(row: Row, timed: Timed, frames: int, seconds: float, flops: float, peak: float) -> None:
     most, longest = timed.full_step
-    row |= {"s a video": seconds, "PFLOPs": flops / 1e15, "full step, ms": 1000 * longest}
+    row |= {
+        "s a video": seconds,
+        "frames/s": frames / seconds,
+        "PFLOPs": flops / 1e15,
+        "full step, ms": 1000 * longest,
+    }
     row["TFLOP/s"] = rate = most / longest / 1e12
     row["of peak, %"] = 100 * rate / peak
     if (idle := timed.idle_seconds) is not None:

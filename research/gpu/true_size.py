@@ -32,6 +32,7 @@ IDLE = 0.01
 
 WEIGHTS = {"skyreels_v2": "--weights Skywork/SkyReels-V2-DF-{}", "magi1": "--load sand-ai/MAGI-1/ckpt/magi/{0}"}
 WEIGHTS["magi1"] += " --config_file config/single_run/{0}.json"
+WEIGHTS["self_forcing"] = "--weights Wan-AI/Wan2.1-T2V-1.3B --checkpoint_path zhuhz22/Causal-Forcing/chunkwise/{}.pt"
 
 
 class _Enough(Exception):
@@ -187,7 +188,7 @@ def run_latents(bench: Bench, pipeline: Any, job: Job, trace: Trace, end_step: S
         embeds = {"prompt_embeds": (sizes.caption_max_length, sizes.caption_channels)}
         named["config"] = model.source.config
     else:
-        names = ("prompt_embeds", "negative_prompt_embeds")[: 2 if model.video.guidance_scale > 1 else 1]
+        names = ("prompt_embeds", "negative_prompt_embeds")[: 1 + model.is_guided]
         embeds = dict.fromkeys(names, (pipeline.text_length, sizes.text_dim))
         named["settings"] = model.video
     pipeline(**named, **{name: torch.randn(1, *shape, device=bench.device) for name, shape in embeds.items()})

@@ -11,12 +11,16 @@ from torch import Tensor
 from flowcache import FlowCacheConfig, Trace
 from flowcache.environment import peak_memory_bytes
 from flowcache.metrics import psnr
+from flowcache.reuse import NoReuse
 from flowcache.video import to_uint8
 
 from ..runs import MAGI_CONFIG, PROMPT, Model, find_chunk_model, find_model
 from .bench import Bench, Check, Row, free_memory, require
 
-MODELS = {"skyreels": "SkyReels-V2", "magi": "MAGI-1"}
+MODELS = {"skyreels": "SkyReels-V2", "magi": "MAGI-1", "self_forcing": "Self-Forcing"}
+#: Frames and steps of a usual video, and of a reduced one.
+LENGTHS = {"skyreels": ((97, 50), (21, 8)), "magi": ((96, 64), (48, 8))}
+LENGTHS |= dict.fromkeys(("self_forcing", "self_forcing_50"), ((81, 50), (21, 8)))
 
 #: Methods to compare, with their presets; the first two compute every step.
 METHODS = ("vanilla", "causal", "teacache", "flowcache:fast", "flowcache:paper-fast")
@@ -32,15 +36,14 @@ Made = tuple[Tensor, Tensor, Trace]
 
 def find_small(bench: Bench, name: str, device: str, chunks: int = 0) -> Model:
     """The small checkpoint, for the usual video or for one of that many chunks, some of them clean."""
-    steps = {"skyreels": 50, "magi": 64}[name] if not bench.reduced else 8
-    frames = {"skyreels": 97, "magi": 96}[name] if not bench.reduced else {"skyreels": 21, "magi": 48}[name]
+    frames, steps = LENGTHS[name][bench.reduced]
     common = {"model": name, "checkpoint": "small", "config_file": MAGI_CONFIG, "device": device}
     if chunks:
         model = find_chunk_model(Namespace(**common, steps=8 if bench.reduced else 16), chunks)
     else:
         model = find_model(Namespace(**common, num_frames=frames, steps=steps))
     if bench.reduced:
-        sides = ("height", "width") if name == "skyreels" else ("video_size_h", "video_size_w")
+        sides = ("video_size_h", "video_size_w") if name == "magi" else ("height", "width")
         model.adapter = model.adapter.with_video(**dict.fromkeys(sides, 32))
     return model
 
@@ -56,11 +59,13 @@ def make(model: Model, config: FlowCacheConfig, seed: int = 0) -> Made:
 def check_devices(bench: Bench) -> Iterator[tuple[str, Check]]:
     """The same videos on the device and on the CPU: in fp32, and in the types of a run on the device."""
     torch.backends.cudnn.allow_tf32 = False  # programs let fp32 convolutions use TF32
-    for name, title in MODELS.items():
+    for name, title in {**MODELS, "self_forcing_50": "Self-Forcing, 50 steps"}.items():
         host, exact, usual = (find_small(bench, name, device) for device in ("cpu", "cpu", bench.device))
         exact.pipeline.to(bench.device)
         reference = cache(partial(_make_method, host))
         methods = [m for m in METHODS if m.partition(":")[0] in host.adapter.traits.methods]
+        if isinstance(_configure(host, {}).policy, NoReuse):  # whatever the preset
+            methods = methods[:1]
         methods = methods[::3] if bench.reduced else methods
         for method in methods:
             yield f"{title}, {method}, fp32", partial(_compare_exactly, reference, exact, method)

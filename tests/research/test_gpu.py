@@ -42,7 +42,9 @@ def test_all_sections_pass_on_a_cpu(tmp_path):
         if section == "layers":
             assert row["launches"] > 10 and row["floor, ms"] > 0
         if section == "steps" and not name.endswith("vanilla"):
-            assert row["FLOPs ratio"] > 1.5 and row["speed-up"] > 0 and row["host waits"] <= 1
+            few_steps = name.startswith("self_forcing")
+            assert row["FLOPs ratio"] > (1 if few_steps else 1.5) and row["speed-up"] > 0
+            assert row["host waits"] <= (4 if few_steps else 1), "its step compresses the cache"
     page = (tmp_path / "gpu.md").read_text()
     assert "reduced" in page and "**fail**" not in page and "| SkyReels-V2, vanilla, fp32 | pass |" in page
 
