@@ -14,14 +14,15 @@ from diffusers import SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 from flowcache import FlowCacheConfig, KVCompressionConfig, KVStorageConfig, Trace
 from flowcache.kv.compactors import Select
 from flowcache.kv.scorers import Recency, ScoreInput
+from flowcache.parallel.efficiency import Hardware
 from flowcache.state import VideoPart
 from flowcache.trace import WindowRecord
 from flowcache.wan.chunk_model import transformer_flops
 from flowcache.wan.solver import noise_grid
-from research import compaction, compression, kv, long_video, peers, policies, runs
+from research import compaction, compression, few_steps, kv, long_video, peers, policies, runs
 from research.compare import Run, speed_table
 
-SCRIPTS = ("methods", "policies", "kv", "long_video", "compression", "compaction", "streaming", "peers")
+SCRIPTS = ("few_steps", "methods", "policies", "kv", "long_video", "compression", "compaction", "streaming", "peers")
 
 
 class FakeModel(runs.Model):
@@ -176,6 +177,18 @@ def test_diffusers_gets_our_grid_and_flops_are_those_of_the_blocks_that_run():
     assert cached.flops["actual"] == pytest.approx(2 * edges + blocks * (1 + 1 / 3))
 
 
+def test_tables_of_few_steps():
+    steps = [0.3, 0.1, 0.1, 0.1, *[0.15, 0.1, 0.1, 0.1] * 8]  # nine chunks, the text in the first step
+    found = [few_steps.Measured(cache, steps, 0.5, 10.0, 105, 36e9, 2**20) for cache in few_steps.CACHES]
+    text = few_steps.measured_table(found, rate=1e10)
+    assert "| the original's calls | 500.0 | 2.0 | 10.0 |" in text, "five calls a chunk"
+    assert "| all keys | 444.4 | 2.2 | 10.5 | 2.5 | 0.50 | 1.0 |" in text and "takes 0.75" in text
+    counted = [few_steps.Counted("all keys", (1e12,) * 8, [1e12] * 6, 2**30)]
+    text = few_steps.counted_table(counted, Hardware(tflops=1, utilisation=1))
+    assert "| the original's calls | 21 | 0.01 | 4 | 2.3 | 1.4 | 7.00 | 1.0 |" in text
+    assert "| all keys | 21 | 0.01 | 4 | 2.6 | 1.5 | 7.00 | 1.0 |" in text
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     def run(name, *words):
@@ -209,6 +222,7 @@ def test_help(run, name):
         ("long_video --chunks 1", "chunks"),
         ("long_video --outdir /proc/nowhere", "/proc/nowhere"),
         ("compression --chunks 1", "chunks"),
+        ("few_steps --chunks 7", "chunks"),
         ("streaming --model magi", "model"),
         ("peers --num_frames 93", "num_frames"),
         ("peers --methods nocache:1", "nocache"),
