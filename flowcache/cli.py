@@ -3,6 +3,7 @@
     flowcache generate --model skyreels_v2 --prompt "a red circle moves right over a dark background"
     flowcache sample --model magi1 --benchmark vbench --methods vanilla flowcache:fast
     flowcache metrics ...    flowcache benchmark ...    flowcache compare A.mp4 B.mp4    flowcache env
+    flowcache serve --model skyreels_v2
 
 ``python -m flowcache`` is the same. ``flowcache generate --model MODEL --help`` lists the options of a model.
 """
@@ -59,6 +60,7 @@ MODELS = {
 
 #: Modules of the programs that need no model.
 PROGRAMS = {"benchmark": ".benchmark.__main__", "metrics": ".metrics.__main__", "compare": ".metrics.causes"}
+PROGRAMS |= {"serve": ".serve.__main__"}
 
 
 @dataclass(frozen=True)

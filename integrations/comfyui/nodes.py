@@ -225,12 +225,8 @@ def _generate(
         images.append(_to_images(part.frames))
         preview = Image.fromarray(to_uint8(part.frames)[-1])
         bar.update_absolute(sum(map(len, images)), num_frames, ("JPEG", preview, PREVIEW_SIZE))
-    repeated = given["prefix"].shape[1] if "video" in frames and _repeats(pipe) else 0
-    return torch.cat(images)[repeated:], float(fps), trace
-
-
-def _repeats(pipe: FlowCachePipeline) -> bool:
-    return type(pipe).__module__.partition(".")[0] in REPEATS_GIVEN
+    repeats = "video" in frames and type(pipe).__module__.partition(".")[0] in REPEATS_GIVEN
+    return torch.cat(images)[given["prefix"].shape[1] if repeats else 0 :], float(fps), trace
 
 
 def _stop_if_interrupted(*_: Any) -> None:
