@@ -54,6 +54,7 @@ class Adapter(ABC):
     transformer_flops: ClassVar[Callable[[Any], TransformerFlops]]  # of a transformer's configuration
     saving: ClassVar[tuple[str, ...]]  # options that need less memory, the least loss first
     shipped: ClassVar[Mapping[str, str]] = {}  # options of the official models as the scripts run them, by name
+    lengths: ClassVar[Mapping[int, str]]  # options of videos to choose from, by their number of frames
     staged: frozenset[str] = frozenset()  # components of the pipeline that are on the device for their stages alone
     on_host: frozenset[str] = frozenset()  # components that never are
     loading: LoadOptions

@@ -3,7 +3,7 @@
     flowcache generate --model skyreels_v2 --prompt "a red circle moves right over a dark background"
     flowcache sample --model magi1 --benchmark vbench --methods vanilla flowcache:fast
     flowcache metrics ...    flowcache benchmark ...    flowcache compare A.mp4 B.mp4    flowcache env
-    flowcache serve --model skyreels_v2
+    flowcache demo    flowcache serve --model skyreels_v2
 
 ``python -m flowcache`` is the same. ``flowcache generate --model MODEL --help`` lists the options of a model.
 """
@@ -58,9 +58,14 @@ MODELS = {
     "self_forcing": "self_forcing.adapter:SelfForcing",
 }
 
-#: Modules of the programs that need no model.
-PROGRAMS = {"benchmark": ".benchmark.__main__", "metrics": ".metrics.__main__", "compare": ".metrics.causes"}
-PROGRAMS |= {"serve": ".serve.__main__"}
+#: Modules of the programs that read their options themselves.
+PROGRAMS = {
+    "benchmark": ".benchmark.__main__",
+    "metrics": ".metrics.__main__",
+    "compare": ".metrics.causes",
+    "serve": ".serve.__main__",
+    "demo": ".demo.__main__",
+}
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,13 @@ class Job:
         of_run |= {"cfg_size": model.cfg_size, **vars(model.connection)}
         of_run |= {"device": torch.device(self.sampler.device).type}
         return {**self.identity, **of_run, "versions": {**versions, "code": repository_commit()}}
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What ``run`` writes."""
+        suffixes = {"video": ".mp4", "trace": ".trace.json", "reuse map": ".reuse.png"}
+        enlarged = {"enlarged": ".4x.mp4"} if self.sampler.model.is_small else {}
+        return {name: self.output.with_suffix(suffix) for name, suffix in {**suffixes, **enlarged}.items()}
 
     def run(
         self,
@@ -123,13 +135,12 @@ class Job:
             sampler.write(self.prompt, self.start, self.output, trace, resume=resume, **told)
         if not group.is_first:
             return ""
-        files = {"video": self.output, "trace": self.output.with_suffix(".trace.json")}
-        files["reuse map"] = self.output.with_suffix(".reuse.png")
+        files = self.files
         try:
             trace.save(files["trace"])
             reuse_map(trace, files["reuse map"])
             if sampler.model.is_small:
-                files["enlarged"] = enlarge_video(self.output, 4)
+                enlarge_video(self.output, 4)
         except OSError as error:
             error.add_note(f"the video itself is whole: {self.output}")
             raise

@@ -96,6 +96,10 @@ class ResumeFile:
         steps = saved and self._steps_path.read_text()[: saved["steps"]["length"]]
         group.broadcast_object(saved and (saved["saves"], saved["trace"], steps))
 
+    def restart(self) -> None:
+        """Disregard a saved state, before ``open``."""
+        self._saved = None
+
     def begin(self, trace: Trace) -> State | None:
         """Return the saved state, once, and restore the trace; None if nothing was saved."""
         saved, self._saved = self._saved, None

@@ -88,6 +88,7 @@ class Magi1(Adapter):
         path.stem: f"--config_file {path} --load sand-ai/MAGI-1/ckpt/magi/{path.stem}"
         for path in sorted((FOLDER / CONFIG_FILE).parent.glob("*.json"))
     }
+    lengths: ClassVar = {count: f"--num_frames {count}" for count in (48, 96, 192, 384)}
     clean_prompt, translate_lora = staticmethod(clean_prompt), staticmethod(lora_names)
     transformer_flops = staticmethod(transformer_flops)
     default_prompt = "a red circle moves right over a dark background"

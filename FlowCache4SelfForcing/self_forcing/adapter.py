@@ -70,6 +70,7 @@ class SelfForcing(WanAdapter):
         "1.3B chunkwise, stream": f"{_WEIGHTS}/chunkwise/causal_forcing.pt {_STREAM}",
         "1.3B chunkwise, 50 steps": f"{_WEIGHTS}/chunkwise/ar_diffusion.pt",
     }
+    lengths: ClassVar = {count: f"--num_frames {count}" for count in (45, 81, 153, 321)}
     saving = ("--offload", "--use_compress --budget_block 2", "--kv_bits 8", "--quantize int8")
 
     source: ModelSource
@@ -137,7 +138,7 @@ class SelfForcing(WanAdapter):
             video = replace(video, num_output_frames=wanted)
         is_continued = given.get("video_path") or seconds is not None
         count = latent_frames(video.overlap_history) if is_continued else int(has_image)
-        if "num_output_frames" not in values:
+        if not given.typed & {"num_frames", "num_output_frames"}:
             video = replace(video, num_output_frames=video.fitting_frames(count))
         video.check_frames(count)
         model = replace(cls.choose(given, source, video), from_images=from_images)

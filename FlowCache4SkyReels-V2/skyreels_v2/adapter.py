@@ -29,6 +29,11 @@ _DEFAULTS = {
     "guidance_scale": "6; small checkpoint: 3",
     "fps": "24, or that of a video that is continued",
 }
+#: Those of run.sh.
+_SETTINGS = (
+    "--base_num_frames 97 --overlap_history 17 --inference_steps 50 --ar_step 5 --causal_block_size 5 "
+    "--addnoise_condition 20"
+)
 _REFUSED = {
     ("--prompt_enhancer", "--prompt_enhance"): "no enhancer is included; write a longer prompt",
 }
@@ -64,12 +69,11 @@ class SkyReelsV2(WanAdapter):
         "--base_num_frames 57",
         "--method vanilla",
     )
-    # As run.sh runs them.
     shipped: ClassVar = {
-        name: f"--weights Skywork/SkyReels-V2-DF-{name} --num_frames 177 --base_num_frames 97 --overlap_history 17 "
-        "--inference_steps 50 --ar_step 5 --causal_block_size 5 --addnoise_condition 20"
+        name: f"--weights Skywork/SkyReels-V2-DF-{name} --num_frames 177 {_SETTINGS}"
         for name in ("1.3B-540P", "14B-540P", "14B-720P")
     }
+    lengths: ClassVar = {count: f"--num_frames {count} {_SETTINGS}" for count in (49, 97, 177, 337)}
 
     source: ModelSource
     video: VideoSettings

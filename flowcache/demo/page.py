@@ -1,0 +1,161 @@
+"""The page: what a visitor can ask for, and what is shown of the runs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..cli import MODELS, find_model
+from ..command_line import describe_error
+from .picture import describe_run
+from .request import EXAMPLES, METHODS, Request
+from .studio import Run, Studio
+
+HERE = Path(__file__).parent
+
+#: Fonts of the system: the page loads nothing from elsewhere.
+THEME = gr.themes.Default(
+    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], spacing_size="sm", text_size="sm"
+)
+ALONE = "nothing"
+#: Chunks' worth of tokens that the KV cache keeps; 0 is all.
+BUDGETS = {0: "all", 1: "1 chunk", 2: "2 chunks", 4: "4 chunks"}
+
+
+@contextmanager
+def serve_page(checkpoints: str, folder: Path, host: str = "127.0.0.1", port: int | None = None) -> Iterator[str]:
+    """Serve the page within a block, by default at a free port of this machine; yields its address."""
+    studio = Studio()
+    page = build_page(studio, checkpoints, folder)
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            allowed_paths=[str(folder)],
+            theme=THEME,
+            css_paths=HERE / "page.css",
+            footer_links=[],
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+        yield address
+    finally:
+        page.close(verbose=False)
+        studio.close()
+
+
+def build_page(studio: Studio, checkpoints: str, folder: Path) -> gr.Blocks:
+    """Make the page; ``checkpoints`` and ``folder`` are those of ``Request``."""
+    model = next(iter(MODELS))
+    with gr.Blocks(title="FlowCache", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
+        runs = gr.State([])
+        with gr.Row(elem_id="main"):
+            with gr.Column(scale=1, min_width=320, elem_id="form"):
+                gr.HTML("<h1>FlowCache</h1>", apply_default_css=False)
+                asked = _add_form(model)
+                with gr.Row():
+                    start = gr.Button("Run", variant="primary", min_width=80, elem_id="run")
+                    stop = gr.Button("Stop", interactive=False, min_width=80, elem_id="stop")
+                    again = gr.Button("Resume", interactive=False, min_width=80, elem_id="resume")
+            with gr.Column(scale=3, min_width=320):
+                stage = gr.HTML(
+                    {"runs": []},
+                    html_template=(HERE / "stage.html").read_text(),
+                    css_template=(HERE / "stage.css").read_text(),
+                    js_on_load=(HERE / "stage.js").read_text(),
+                    elem_id="stage",
+                    apply_default_css=False,
+                )
+        shown = [runs, stage, start, stop, again]
+
+        def play(*values: Any) -> Iterator[list[Any]]:
+            yield from _follow(lambda: studio.play(_read_form(values, checkpoints, folder)))
+
+        def resume(made: list[Run]) -> Iterator[list[Any]]:
+            yield from _follow(lambda: studio.resume(made))
+
+        alone = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
+        start.click(play, asked, shown, api_name="run", **alone)
+        again.click(resume, runs, shown, api_name="resume", **alone)
+        stop.click(_stop, runs, None, api_name="stop", queue=False, show_progress="hidden")
+    return page
+
+
+def _add_form(model: str) -> list[gr.components.Component]:
+    """Add the inputs, in the order in which ``_read_form`` reads them."""
+    titles = [(find_model(name).title, name) for name in MODELS]
+    kind = gr.Dropdown(titles, value=model, label="Model", elem_id="model")
+    prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=2, max_lines=6, elem_id="prompt")
+    gr.Examples([[example] for example in EXAMPLES], prompt, label="Words that the small checkpoints know")
+    method = gr.Dropdown(_methods(model), value="flowcache:fast", label="Method", elem_id="method")
+    target = gr.Number(3, label="Times fewer FLOPs, or dB to no reuse", minimum=0, visible=False, elem_id="target")
+    beside = gr.Dropdown([ALONE, *_methods(model)], value=ALONE, label="Compare with", elem_id="beside")
+    with gr.Row():
+        length = gr.Dropdown(**_lengths(model), label="Frames", min_width=80)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
+        budget = gr.Dropdown([(name, n) for n, name in BUDGETS.items()], value=0, label="KV budget", min_width=100)
+    with gr.Accordion("Start from an image, or continue a video", open=False):
+        given = gr.File(file_types=["image", "video"], label="Image or video", height=90)
+
+    def show_target(*chosen: str) -> gr.Number:
+        return gr.Number(visible=any(name.startswith("target") for name in chosen))
+
+    def change_model(name: str) -> tuple[gr.Dropdown, gr.Dropdown, gr.Dropdown]:
+        methods = _methods(name)
+        return (
+            gr.Dropdown(methods, value="flowcache:fast"),
+            gr.Dropdown([ALONE, *methods], value=ALONE),
+            gr.Dropdown(**_lengths(name)),
+        )
+
+    quiet = {"queue": False, "show_progress": "hidden"}
+    gr.on([method.change, beside.change], show_target, [method, beside], target, api_visibility="private", **quiet)
+    kind.input(change_model, kind, [method, beside, length], api_name="choose_model", **quiet)
+    return [kind, prompt, method, beside, target, length, seed, budget, given]
+
+
+def _read_form(values: Sequence[Any], checkpoints: str, folder: Path) -> list[Request]:
+    model, prompt, method, beside, target, length, seed, budget, given = values
+    shared = {"model": model, "prompt": prompt, "target": target, "num_frames": length, "seed": seed}
+    shared |= {"budget": budget or None, "given": Path(given) if given else None}
+    shared |= {"checkpoints": checkpoints, "folder": folder}
+    return [Request(method=name, **shared) for name in (method, beside) if name != ALONE]
+
+
+def _follow(play: Callable[[], Iterator[list[Run]]]) -> Iterator[list[Any]]:
+    """The runs, the stage and the three buttons, as they change."""
+    runs: list[Run] = []
+    try:
+        for runs in play():
+            yield [runs, _show(runs), *_buttons(True, False)]
+    except (ValueError, OSError) as error:
+        yield [runs, {"runs": [], "error": describe_error(error)}, *_buttons(False, False)]
+        return
+    yield [runs, _show(runs), *_buttons(False, any(run.state in ("stopped", "failed") for run in runs))]
+
+
+def _show(runs: Sequence[Run]) -> dict[str, Any]:
+    return {"runs": [describe_run(run, [other for other in runs if other is not run]) for run in runs]}
+
+
+def _buttons(runs: bool, resumes: bool) -> list[gr.Button]:
+    """Which of run, stop and resume can be pressed."""
+    return [gr.Button(interactive=each) for each in (not runs, runs, resumes)]
+
+
+def _stop(runs: Sequence[Run]) -> None:
+    for run in runs:
+        run.stop()
+
+
+def _methods(model: str) -> list[tuple[str, str]]:
+    known = find_model(model).traits.methods
+    return [(title, name) for name, title in METHODS.items() if name.partition(":")[0] in known or "target" in name]
+
+
+def _lengths(model: str) -> dict[str, Any]:
+    lengths = list(find_model(model).lengths)
+    return {"choices": lengths, "value": lengths[1]}

@@ -1,0 +1,144 @@
+"""Makes the videos that visitors ask for, one at a time, and tells how far each has come."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Literal
+
+from ..cli import Job
+from ..command_line import describe_error
+from ..environment import Unavailable
+from ..finite import NotFiniteError
+from ..running import explain_memory
+from ..sampler import Sampler
+from ..state import VideoPart
+from ..trace import Trace
+from ..video import to_uint8
+from .request import Request
+from .strips import Part
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at a run.
+PACE = 0.2
+
+#: Stages whose time counts until a part is ready.
+_STAGES = ("text", "encode", "denoise", "decode")
+
+
+class Stopped(Exception):
+    """The visitor stopped the run."""
+
+
+@dataclass
+class Run:
+    """One video as it is made; it can be stopped after any step, and resumes behind its last part."""
+
+    request: Request
+    state: Literal["waiting", "computing", "stopped", "failed", "done"] = "waiting"
+    trace: Trace = field(default_factory=Trace)
+    parts: list[Part] = field(default_factory=list)
+    error: str = ""
+    job: Job | None = None
+    _stop: Event = field(default_factory=Event, repr=False)
+
+    def stop(self) -> None:
+        """Stop after the step that is being computed."""
+        self._stop.set()
+
+    def work(self, job: Job) -> None:
+        """Make the video, or what is left of it."""
+        self.job, self.trace = job, Trace()
+        if not self.parts:
+            job.resume.restart()
+        elif not job.resume.path.exists():
+            self.parts = []
+        job.run(None, self.trace, self._end_step, self._show)
+
+    def begin(self) -> None:
+        self.state, self.error = "computing", ""
+        self._stop.clear()
+
+    def _end_step(self) -> None:
+        if self._stop.is_set():
+            raise Stopped
+
+    def _show(self, part: VideoPart) -> VideoPart:
+        ready = sum(self.trace.seconds.get(stage, 0.0) for stage in _STAGES)
+        self.parts.append(Part(to_uint8(part.frames), ready))
+        return part
+
+
+class Studio:
+    """One model in memory and one thread that computes, whoever asks."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._loaded: Sampler | None = None
+        self._current: Run | None = None
+
+    def close(self) -> None:
+        """Stop what is computed, and wait for it."""
+        if self._current is not None:
+            self._current.stop()
+        self._pool.shutdown(cancel_futures=True)
+
+    def play(self, requests: Sequence[Request]) -> Iterator[list[Run]]:
+        """Make videos one after another; yields all runs, again and again, as they go on.
+
+        Requests are checked before the first is made; raises ValueError or OSError with one sentence.
+        """
+        for request in requests:
+            request.prepare(dry_run=True)
+        yield from self.resume([Run(request) for request in requests])
+
+    def resume(self, runs: Sequence[Run]) -> Iterator[list[Run]]:
+        """Continue with the runs that are not done; what ends one early is its ``state`` and its ``error``."""
+        for run in runs:
+            if run.state == "done":
+                continue
+            run.begin()
+            self._current = run
+            yield list(runs)
+            work = self._pool.submit(self._work, run)
+            try:
+                seen = None
+                while not work.done():
+                    wait([work], timeout=PACE)
+                    if (now := (len(run.trace.steps), len(run.parts), run.job)) != seen:
+                        seen = now
+                        yield list(runs)
+            finally:  # also where nobody watches any more
+                run.stop()
+                wait([work])
+            yield list(runs)
+            if run.state != "done":
+                return
+
+    def _work(self, run: Run) -> None:
+        try:
+            job = run.request.prepare()
+            if self._loaded is not None and _weights(self._loaded) == _weights(job.sampler):
+                job.sampler.adopt(self._loaded)
+            else:
+                self._loaded = None  # before others are read
+            run.work(job)
+            run.state = "done"
+        except Stopped:
+            run.state = "stopped"
+        except Exception as error:
+            reason = explain_memory(error)
+            if reason is None and not isinstance(error, OSError | ValueError | NotFiniteError | Unavailable):
+                logger.exception("the run failed")
+            run.state, run.error = "failed", describe_error(error, reason)
+        finally:
+            if run.job is not None and run.job.sampler.is_loaded:
+                self._loaded = run.job.sampler
+
+
+def _weights(sampler: Sampler) -> tuple[object, ...]:
+    """What must be the same for a loaded model to serve another run."""
+    model = sampler.model
+    return type(model), model.location, str(model.folders), model.loading, sampler.device

@@ -1,0 +1,145 @@
+"""The web page: the runs behind it, its endpoints, and the page itself in a browser where there is one."""
+
+import shutil
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+from synthetic_run import make_trace
+
+from flowcache.demo.picture import describe_run, reuse_svg
+from flowcache.demo.request import Request
+from flowcache.demo.studio import Studio
+from flowcache.trace import Trace
+
+PROMPT = "a red circle moves right over a dark background"
+SMALL = {"model": "self_forcing", "prompt": PROMPT, "method": "flowcache:fast", "checkpoints": "small"}
+
+
+@pytest.fixture(scope="module")
+def studio():
+    made = Studio()
+    yield made
+    made.close()
+
+
+def test_a_stopped_run_resumes_to_the_same_frames(studio, tmp_path):
+    request = Request(**SMALL, num_frames=45, folder=tmp_path / "demo")
+    for (run,) in studio.play([request]):
+        if run.parts:
+            run.stop()
+    assert run.state == "stopped"
+    kept = len(run.parts)
+    assert 0 < kept < 4
+    *_, (run,) = studio.resume([run])
+    assert run.state == "done" and sum(len(part.frames) for part in run.parts) == 45
+    ready = [part.ready for part in run.parts]
+    assert ready == sorted(ready) and len(run.trace.steps) == 4 * 4
+    *_, (whole,) = studio.play([request])
+    assert all((a.frames == b.frames).all() for a, b in zip(run.parts, whole.parts, strict=True))
+    shown = describe_run(run)
+    assert shown["frames"] == [45, 45] and sum(strip["count"] for strip in shown["strips"]) == 45
+    assert {name for name, _ in shown["files"]} == {"video", "trace", "reuse map", "enlarged"}
+    assert all((tmp_path / "demo" / path).is_file() for _, path in shown["files"])
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    pytest.importorskip("gradio", reason="the demo needs gradio")
+    from flowcache.demo.page import serve_page
+
+    with serve_page("small", tmp_path_factory.mktemp("outputs") / "demo") as address:
+        yield address
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"model": "sora"}, "model"),
+        ({"prompt": " "}, "prompt"),
+        ({"prompt": "\ud800"}, "text"),
+        ({"method": "causal"}, "method"),
+        ({"method": "target_psnr"}, "target_psnr"),
+        ({"num_frames": 80}, "length"),
+        ({"seed": -2}, "seed"),
+        ({"given": "notes.png"}, "image"),
+    ],
+)
+def test_bad_requests_are_one_sentence(studio, tmp_path, changed, named, capsys):
+    (tmp_path / "notes.png").write_text("not an image")
+    if "given" in changed:
+        changed = {"given": tmp_path / changed["given"]}
+    with pytest.raises(ValueError, match=named) as failure:
+        next(studio.play([Request(**{**SMALL, **changed}, folder=tmp_path / "demo")]))
+    assert "\n" not in str(failure.value)
+    assert not list((tmp_path / "demo").glob("*"))
+
+
+def test_reuse_map_has_every_chunk_of_every_step():
+    trace = make_trace("flowcache:paper-fast")
+    drawn = reuse_svg(trace)
+    events = [event for step in trace.steps for event in step.events]
+    for kind, reused in (("computed", False), ("reused", True)):
+        (path,) = [part for part in drawn.split("<path ") if f'class="{kind}"' in part]
+        assert path.count("M") == sum(event.reused == reused for event in events)
+    assert reuse_svg(Trace()).startswith("<svg")
+
+
+def test_endpoints_run_compare_and_refuse(address):
+    from gradio_client import Client
+
+    client = Client(address, verbose=False)
+    client.predict("self_forcing", api_name="/choose_model")
+    form = ["self_forcing", PROMPT, "flowcache:fast", "vanilla", 3, 45, 0, 2, None]
+    job = client.submit(*form, api_name="/run")
+    *_, last = job
+    assert [(run["state"], run["frames"]) for run in last["runs"]] == [("done", [45, 45])] * 2
+    assert len(job.outputs()) > 4, "updates while it runs"
+    for path, served in ((last["runs"][0]["files"][0][1], 200), (__file__, 403)):
+        assert _status(f"{address}gradio_api/file={path}") == served
+    form[1] = " "
+    *_, last = client.submit(*form, api_name="/run")
+    assert last["error"].startswith("prompt: ") and not last["runs"]
+
+
+def test_page_in_a_browser(address, tmp_path):
+    browsers = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium was found")
+    foreign = []
+    with browsers.sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"]).new_page()
+        page.on("request", lambda request: None if _is_local(request.url, address) else foreign.append(request.url))
+        page.on("pageerror", lambda error: foreign.append(str(error)))
+        page.goto(address)
+        page.fill("#prompt textarea", "")
+        page.click("#run")
+        page.wait_for_selector("[role=alert]")
+        assert page.inner_text("[role=alert]").startswith("prompt: ")
+        page.fill("#prompt textarea", PROMPT)
+        page.click("#run")
+        page.wait_for_selector("#stage .reused", state="attached", timeout=120_000)
+        page.click("#stop")
+        page.wait_for_selector("[data-state=stopped]", timeout=60_000)
+        page.click("#resume")
+        page.wait_for_selector("[data-state=done]", timeout=120_000)
+        page.wait_for_function(f"{_PIXELS} > 0")
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.screenshot(path=tmp_path / "narrow.png", full_page=True)
+    assert not foreign
+
+
+def _status(url: str) -> int:
+    try:
+        return urlopen(url).status
+    except HTTPError as error:
+        return error.code
+
+
+_PIXELS = "document.querySelector('canvas').getContext('2d').getImageData(0, 0, 9, 9).data.filter(Boolean).length"
+
+
+def _is_local(url: str, address: str) -> bool:
+    return url.startswith((address, "data:", "blob:"))
