@@ -32,7 +32,6 @@ def describe_run(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
         "size": [width, height],
         "strips": [strip for part in run.parts for strip in part.strips],
         "frames": [done, max(done, model.video.num_frames)],
-        "seconds": max((part.ready for part in run.parts), default=0.0),
         "map": reuse_svg(trace),
         "cache": cache_svg(trace),
         "tokens": max((record.kv_tokens for record in list(trace.steps)), default=0),
@@ -44,6 +43,7 @@ def describe_run(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
 def reuse_svg(trace: Trace) -> str:
     """Draw chunks downwards and steps to the right, window beside window: computed, reused, given and to come."""
     paths: dict[str, list[str]] = defaultdict(list)
+    records = list(trace.steps)  # before their windows, as the run goes on
     starts, width = _starts(trace)
     for window, left in zip(trace.windows, starts, strict=False):
         for chunk in range(len(window.chunk_frames)):
@@ -51,7 +51,7 @@ def reuse_svg(trace: Trace) -> str:
             given = chunk < window.first_chunk
             span = (left, _steps(window)) if given else (left + own, window.num_steps)
             paths["given" if given else "ahead"].append(_bar(chunk, *span))
-    for record in list(trace.steps):
+    for record in records:
         for event in record.events:
             kind = "reused" if event.reused else "computed"
             paths[kind].append(_bar(event.chunk, starts[record.window] + record.step, 1))
@@ -62,8 +62,8 @@ def reuse_svg(trace: Trace) -> str:
 
 def cache_svg(trace: Trace) -> str:
     """Draw the tokens in the KV cache of a layer over the steps, below ``reuse_svg`` step by step."""
-    starts, width = _starts(trace)
     records = list(trace.steps)
+    starts, width = _starts(trace)
     most = max((record.kv_tokens for record in records), default=0) or 1
     places = [(starts[record.window] + record.step, 100 - 96 * record.kv_tokens / most) for record in records]
     area = "".join(f"M{x} 100V{y:.1f}h1V100z" for x, y in places)
