@@ -106,6 +106,9 @@ class Request:
             return prepare_video(self.adapter, [f"--dry_run={str(dry_run).lower()}", *self.words()])
         except SystemExit as error:  # of the parser, for text or numbers that no option takes
             raise ValueError("The request cannot be read; check its text and its numbers.") from error
+        except ValueError as error:
+            folder = f"{self.given.parent}/" if self.given else ""  # of uploads, which says nothing to visitors
+            raise ValueError(str(error).replace(folder, "")) from error
 
 
 def _check_choice(name: str, value: object, known: Sequence[object]) -> None:
