@@ -127,7 +127,8 @@ class MethodOptions(CompressionOptions):
         """Whether tokens are kept by their score, as they are: in the paper, and for its options alone."""
         asked = self.pick(("scorer", "scorer_options", "mix_lambda", "query_granularity"))
         weighted = self.weighting not in (None, "no_weight")
-        return self.compactor == "select" or (self.compactor is None and (self.is_paper or weighted or bool(asked)))
+        as_they_are = self.compactor not in (None, "matched")
+        return as_they_are or (self.compactor is None and (self.is_paper or weighted or bool(asked)))
 
     @property
     def scorer_name(self) -> str:
@@ -300,7 +301,7 @@ def _compression(options: MethodOptions, traits: ModelTraits) -> KVCompressionCo
     given = {"query_granularity": traits.query_granularity if options.scores_only else "live"}
     given |= options.pick(CompressionOptions.__annotations__)
     by_name = {"scorer": (SCORERS, options.scorer_name)}
-    by_name["compactor"] = (COMPACTORS, "select" if options.scores_only else "matched")
+    by_name["compactor"] = (COMPACTORS, options.compactor or ("select" if options.scores_only else "matched"))
     for name, (registry, chosen) in by_name.items():
         given[name] = make_by_name(name, registry, chosen, given.pop(f"{name}_options", None))
     place = {"weighting": given.pop("weighting", "no_weight"), "power": given.pop("power", 3.0)}

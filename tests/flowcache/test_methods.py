@@ -133,6 +133,7 @@ def test_the_paper_presets_compress_as_the_original_does(preset):
         ({"query_granularity": "token"}, ("paper", "select", "token")),
         ({"compactor": "select"}, ("spread", "select", "frame")),
         ({"compactor": "matched", "scorer": "random"}, ("random", "matched", "live")),
+        ({"compactor": "retimed", "scorer": "participative"}, ("participative", "retimed", "frame")),
         ({"compactor": "matched", "query_granularity": "chunk"}, ("spread", "matched", "chunk")),
         ({"preset": "paper-fast"}, ("paper", "select", "frame")),
         ({"preset": "paper-fast", "compactor": "matched"}, ("paper", "matched", "live")),

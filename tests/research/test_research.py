@@ -6,6 +6,7 @@ import json
 import math
 import runpy
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,12 +18,15 @@ from flowcache.kv.scorers import Recency, ScoreInput
 from flowcache.parallel.efficiency import Hardware
 from flowcache.state import VideoPart
 from flowcache.trace import WindowRecord
+from flowcache.video import to_uint8
 from flowcache.wan.chunk_model import transformer_flops
 from flowcache.wan.solver import noise_grid
-from research import compaction, compression, few_steps, kv, long_video, peers, policies, runs
+from research import compaction, compression, drift, few_steps, kv, long_video, peers, policies, runs
 from research.compare import Run, speed_table
+from research.train_small.moving_shapes import Scene, render
+from research.train_small.shape_probe import NAMED, check_probe
 
-SCRIPTS = ("few_steps", "methods", "policies", "kv", "long_video", "compression", "compaction", "streaming", "peers")
+SCRIPTS = "compaction compression drift few_steps kv long_video methods peers policies streaming".split()
 
 
 class FakeModel(runs.Model):
@@ -201,6 +205,19 @@ def run(monkeypatch, capsys):
     return run
 
 
+def test_drift_of_rendered_clips():
+    assert check_probe(6, 100) == pytest.approx({**dict.fromkeys(NAMED, 1), "overlap": 0.95}, abs=0.03)
+    scene = Scene("cyan", "circle", "moves right", "dark", 0.26, 0.5, 0.5, speed=0.014, heading=0)
+    first = to_uint8(render(scene, 160))
+    same = drift.measure("window", 0, 1, first, first)
+    assert all(same.right.values()) and (same.colour, same.ground, same.sharpness, same.speed) == (0, 0, 1, 1)
+    other = replace(scene, form="square", speed=0.007)
+    changed = drift.measure("window", 0, 1, first, (to_uint8(render(other, 160)) * 0.8).astype("uint8"))
+    assert changed.right == {"colour": True, "form": False, "motion": True, "background": True}
+    assert changed.speed == pytest.approx(0.5, abs=0.01) and changed.sharpness < 0.9
+    assert changed.colour == pytest.approx(60, abs=2) and changed.ground == pytest.approx(8, abs=2)
+
+
 @pytest.mark.parametrize(
     "name", [*SCRIPTS, *(f"train_small.{name}" for name in ("vae", "skyreels", "magi", "self_forcing"))]
 )
@@ -224,6 +241,8 @@ def test_help(run, name):
         ("compression --chunks 1", "chunks"),
         ("few_steps --chunks 7", "chunks"),
         ("streaming --model magi", "model"),
+        ("drift --chunks 26", "chunks"),
+        ("drift --captions 20", "captions"),
         ("peers --num_frames 93", "num_frames"),
         ("peers --methods nocache:1", "nocache"),
         ("peers --methods fbcache", "fbcache:2"),
