@@ -26,7 +26,7 @@ from research.compare import Run, speed_table
 from research.train_small.moving_shapes import Scene, render
 from research.train_small.shape_probe import NAMED, check_probe
 
-SCRIPTS = "compaction compression drift few_steps kv long_video methods peers policies streaming".split()
+SCRIPTS = ("compaction", "compression", "drift", "few_steps", "kv", "long_video", "methods", "peers", "policies")
 
 
 class FakeModel(runs.Model):
@@ -219,7 +219,7 @@ def test_drift_of_rendered_clips():
 
 
 @pytest.mark.parametrize(
-    "name", [*SCRIPTS, *(f"train_small.{name}" for name in ("vae", "skyreels", "magi", "self_forcing"))]
+    "name", ["streaming", *SCRIPTS, *(f"train_small.{name}" for name in ("vae", "skyreels", "magi", "self_forcing"))]
 )
 def test_help(run, name):
     code, out, _ = run(name, "--help")
