@@ -12,6 +12,7 @@ _MODULES = {
     "FlowCacheConfig": "config",
     "KVCompressionConfig": "config",
     "KVStorageConfig": "config",
+    "PromptSchedule": "prompt_schedule",
     "ReusePolicy": "reuse",
     "StaircaseSchedule": "schedule",
     "Trace": "trace",

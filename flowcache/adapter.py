@@ -19,6 +19,7 @@ from .parallel.layout import SINGLE, check_count, choose_cfg_size
 from .parallel.sharding import check_sharding
 from .parallel.world import Connection
 from .pipeline import StepCallback
+from .prompt_schedule import PromptSchedule
 from .state import State, VideoPart
 from .trace import Trace
 from .video import Frames, VideoInfo, resize_and_crop, to_float
@@ -58,7 +59,7 @@ class Adapter(ABC):
     staged: frozenset[str] = frozenset()  # components of the pipeline that are on the device for their stages alone
     on_host: frozenset[str] = frozenset()  # components that never are
     loading: LoadOptions
-    video: Any  # settings of the video, with ``num_frames``, ``seed``, ``noise`` and ``fps``
+    video: Any  # settings of the video, with ``num_frames``, ``last_chunk_frame``, ``seed``, ``noise`` and ``fps``
     size: tuple[int, int]  # height and width in pixels
     num_steps: int  # denoising steps of a chunk
     shape: str  # words for what else determines the speed, for tables
@@ -187,7 +188,7 @@ class Adapter(ABC):
     def stream(
         self,
         pipeline: Any,
-        prompt: str,
+        prompt: str | PromptSchedule,
         start: Start,
         config: FlowCacheConfig,
         trace: Trace,

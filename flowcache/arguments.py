@@ -1,6 +1,6 @@
 """Arguments of the pipelines as Python callers give them, checked before any work starts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .prompt_schedule import PromptSchedule
+from .prompts import check_prompt
 from .video import Frames, resize_and_crop, to_float, to_pixels
 
 #: Frames of a condition: pixels in [-1, 1], ``[3, frames, height, width]``; or images or uint8 arrays.
@@ -61,3 +63,30 @@ def _read_pixels(name: str, item: Any) -> Sequence[Frames]:
         form = "arrays of uint8, [frames, height, width, 3]"
         raise ValueError(f"{name}: expected {form}, got {item.dtype} {list(item.shape)}.")
     return item.reshape(-1, *item.shape[-3:])
+
+
+def split_prompts(
+    clean: Callable[[str], str], **texts: str | list | PromptSchedule | Tensor | None
+) -> list[dict[str, Any]]:
+    """Split ``prompt``, ``negative_prompt`` and their ``_embeds``, checked, into arguments for one prompt each.
+
+    A single negative prompt or embedding holds for all prompts.
+    """
+    given = {name: value for name, value in texts.items() if value is not None}
+    if ("prompt" in given) == ("prompt_embeds" in given):
+        raise ValueError("prompt: expected either prompt or prompt_embeds; give one of them.")
+    for name, value in given.items():
+        if name.endswith("_embeds"):
+            check_type(name, value, Tensor)
+            if value.ndim != 3:
+                raise ValueError(f"{name}: expected [prompts, tokens, width], got {list(value.shape)}.")
+        else:
+            given[name] = value if isinstance(value, list) else [value]
+            for text in given[name]:
+                if name != "prompt" or not isinstance(text, PromptSchedule):  # which a stream checks
+                    check_prompt(name, text, clean)
+    count = max(1, len(given.get("prompt", given.get("prompt_embeds"))))
+    for name, values in given.items():
+        if len(values) not in (1, count):
+            raise ValueError(f"{name}: expected one for each of {count} prompts, got {len(values)}.")
+    return [{name: values[i % len(values)] for name, values in given.items()} for i in range(count)]

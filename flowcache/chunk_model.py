@@ -22,6 +22,7 @@ class ChunkInput:
         timesteps: time of the model's clock, one per frame; kept on the host, where schedules are made.
         local_step: steps that the chunk has made; the number of its steps once it is clean or given.
         first_chunk: oldest chunk that it sees; None: all that the cache holds.
+        text: index of its text, for models that have several in a video.
     """
 
     chunk: int
@@ -30,6 +31,7 @@ class ChunkInput:
     timesteps: tuple[float, ...]
     local_step: int = 0
     first_chunk: int | None = None
+    text: int = 0
 
     @property
     def stop_frame(self) -> int:

@@ -36,7 +36,7 @@ from .options import DEFAULTS, Given, OptionParser
 from .parallel.launch import ALONE, Rank, choose_own_device, list_devices, select_device
 from .parallel.world import World
 from .plots import reuse_map
-from .prompts import check_prompt
+from .prompt_schedule import PromptSchedule
 from .registry import check_number
 from .resume import ResumeFile, ResumeShare
 from .reuse import NoReuse
@@ -47,7 +47,7 @@ from .trace import Trace, find_trace
 from .tuning import Target, Tuning
 from .typed import field_types
 from .video import enlarge_video
-from .video_options import VideoOptions, draw_seed, output_path, read_inputs, read_target
+from .video_options import VideoOptions, draw_seed, output_path, read_inputs, read_prompt, read_target
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Job:
     """A video to make, checked, before any weight is read."""
 
     sampler: Sampler
-    prompt: str
+    prompt: str | PromptSchedule
     start: Start
     output: Path
     preset: str | None
@@ -155,7 +155,7 @@ def build_parser(model: type[Adapter], program: str) -> OptionParser:
     what = "Generate a video" if program == "generate" else "Sample the videos of a benchmark"
     parser = OptionParser(f"{what} with {model.title}.", prog=prog, usage="%(prog)s [options]")
     aliases = {name: (original,) for name, original in model.traits.names.items()}
-    hidden = {"refresh_given", "coefficients", *model.lacks}
+    hidden = {"refresh_given", "coefficients", *model.lacks, *(["prompt_switch"] if program == "sample" else [])}
     methods = {"method": model.traits.methods}
     parser.add_fields("method", MethodOptions, aliases, {*hidden, *field_types(CompressionOptions)}, choices=methods)
     parser.add_fields("KV cache", CompressionOptions, aliases, hidden)
@@ -200,10 +200,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str], rank: Rank = ALONE
     chosen = model.resolve(given, device, info, None)
     with given.naming():
         config = chosen.configure(options)
-    prompt = given.get("prompt", chosen.default_prompt).strip()
-    if not prompt:
-        raise ValueError("prompt: expected text, got an empty one.")
-    check_prompt("prompt", prompt, chosen.clean_prompt)
+    prompt = read_prompt(given, chosen)
     try:
         start = chosen.start(images.get("image"), images.get("end_image"), given.get("video_path"))
     except ValueError as error:
@@ -227,7 +224,7 @@ def prepare_video(model: type[Adapter], words: Sequence[str], rank: Rank = ALONE
     preset = options.preset or (DEFAULT_PRESET if by_preset else None)
     named = setting_words(options.method, preset, selected, target, config)
     seed, steps = f"seed{chosen.video.seed}", f"steps{chosen.num_steps}"
-    name = video_name(prompt, [task, *named, *chosen.words, seed, steps], identity)
+    name = video_name(str(prompt), [task, *named, *chosen.words, seed, steps], identity)
     output, resume = Path(name) if dry_run else output_path(given, model, name, rank), None
     if given.get("resume") and not dry_run:
         run = identity if rank.count == 1 else {**identity, "processes": rank.count, "cfg_size": chosen.cfg_size}

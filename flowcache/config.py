@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from .kv.config import KVCompressionConfig, KVStorageConfig
 from .registry import check_options, describe, option
@@ -33,6 +33,8 @@ class FlowCacheConfig:
         clean_range: newest clean chunks that a live chunk sees; None: all.
         storage: keep clean chunks in fewer bits or in host memory; None: as live ones. Unused where all
             chunks move together, as none is clean before the end.
+        prompt_switch: what becomes of clean chunks' keys and values when the first chunk with another prompt starts:
+            ``keep``, or ``recompute``, with the new prompt, those of the chunks that are still seen.
     """
 
     policy: ReusePolicy | str = field(default_factory=Interval)
@@ -44,6 +46,7 @@ class FlowCacheConfig:
     compression: KVCompressionConfig | None = None
     clean_range: int | None = option(None, 0, 10**6)
     storage: KVStorageConfig | None = None
+    prompt_switch: Literal["keep", "recompute"] = "keep"
 
     def __post_init__(self) -> None:
         if isinstance(self.policy, str):
@@ -59,8 +62,12 @@ class FlowCacheConfig:
             for name in ("compression", "clean_range", "storage", "refresh_given", "clean_pass"):
                 if (value := getattr(self, name)) is not None and value is not False:
                     raise ValueError(f"{name}: expected a KV cache, got whole_window; set whole_window to false.")
+        recomputes = self.prompt_switch == "recompute"
         if self.refresh_given and (self.compression or self.storage):
             raise ValueError("refresh_given: expected plain keys and values; remove compression and storage.")
+        if recomputes and (self.whole_window or self.refresh_given):
+            expected = "keep where given or all chunks run at every step"
+            raise ValueError(f"prompt_switch: expected {expected}, got recompute.")
         if self.compression and self.compression.trigger == "step" and self.clean_pass:
             raise ValueError("clean_pass: expected false with compression within a step, got true.")
 

@@ -16,6 +16,7 @@ from .config import FlowCacheConfig
 from .finite import CAUSES, FiniteWatch, NotFiniteError
 from .flops import GainSplit
 from .kv.manager import CacheManager
+from .prompt_schedule import PromptTrack
 from .reuse.forecast import FORECASTS
 from .reuse.policy import Decision
 from .schedule import StaircaseSchedule
@@ -41,6 +42,7 @@ class Denoiser:
         condition_noise: share of noise mixed into the frames of the prefix, 0 to 1.
         draw_noise: returns that noise for a step and a shape; None draws from torch's default generator.
         clean_time: time of the model's clock at which chunks run once more when they are clean.
+        prompts: says which text each chunk has.
         on_step: called after every step.
     """
 
@@ -50,6 +52,7 @@ class Denoiser:
     condition_noise: float = 0.0
     draw_noise: Callable[[int, torch.Size], Tensor] | None = None
     clean_time: float = 0.0
+    prompts: PromptTrack = field(default_factory=PromptTrack)
     on_step: Callable[[], None] | None = None
     _run: WindowRun | None = field(default=None, init=False, repr=False)
     _loaded: State | None = field(default=None, init=False, repr=False)
@@ -86,6 +89,11 @@ class Denoiser:
     def in_window(self) -> bool:
         """Whether a window is being denoised, so that there is a state to save."""
         return self._run is not None
+
+    @property
+    def steps(self) -> int:
+        """Steps taken of the window that is being denoised, if any."""
+        return self._run.steps if self._run else 0
 
     def state_dict(self) -> State:
         """State behind the chunk that ``run`` yielded last, ``in_window``, without that of ``draw_noise``.
@@ -143,11 +151,15 @@ class WindowRun:
 
     def _take_step(self, step: int) -> None:
         started, live = time.perf_counter(), self.schedule.live(step)
-        inputs = self._inputs(step)
-        decisions = self._decide(step, live, inputs)
+        recomputes = self._note_switches(step, live) and self._recomputes and step > 0
+        filling = self.cache.recomputed(step) if recomputes else self._given(step)
+        inputs = self._inputs(step, live, filling)
+        decisions = self._decide(step, live, inputs, recomputes)
         reused = [c for c in live if decisions[c].reuse]
         wanted = self._chunks_to_run(step, live, reused)
-        ran = self._prefill(inputs) if step == 0 else []
+        if recomputes:
+            self.cache.cache.clear()
+        ran = self._prefill(inputs, filling, step)
         ran += self._make_room(inputs, wanted, live, step)
         wanted = [c for c in wanted if c not in ran]
         moves = self._evaluate([inputs[c] for c in wanted], step)
@@ -172,20 +184,41 @@ class WindowRun:
         while self.clean:
             chunk = self.clean.pop(0)
             yield CleanChunk(chunk, self.window.chunks[chunk].start, self.window.latents(chunk))
-        if self.config.whole_window:
+        if self.config.whole_window or not self.steps:
             return
-        given = range(self.window.num_given) if self.steps == 1 and not self.config.refresh_given else ()
         # A clean pass reads a chunk once more, at the step after its last.
-        for chunk in (*given, *self.schedule.finished(self.steps - self.config.clean_pass)):
-            self.window.drop(chunk)
+        done = self.schedule.first_below(self.schedule.num_steps + self.config.clean_pass, self.steps)
+        kept = range(self.window.num_given if self.config.refresh_given else 0)
+        if self._recomputes:
+            kept = self.cache.recomputed(self.steps)
+        for chunk in self.window.held:
+            if chunk < done and chunk not in kept:
+                self.window.drop(chunk)
 
-    def _inputs(self, step: int) -> dict[int, ChunkInput]:
-        """What the chunks that may run at this step show the model, in order; no others are looked at."""
+    @property
+    def _recomputes(self) -> bool:
+        return self.config.prompt_switch == "recompute"
+
+    def _note_switches(self, step: int, live: dict[int, int]) -> bool:
+        """Note in the trace chunks that start with another text than the one before; returns whether there are any."""
+        prompts, trace, found = self.denoiser.prompts, self.denoiser.trace, []
+        for chunk in range(self.schedule.first_waiting(step - 1), max(live) + 1):
+            start = self.window.chunks[chunk].start
+            if (text := prompts.find(start)) != prompts.find(start - self.window.longest):
+                found.append({"window": len(trace.windows) - 1, "chunk": chunk, "prompt": prompts.prompts[text]})
+        if found:
+            trace.settings.setdefault("prompt_switches", []).extend(found)
+        return bool(found)
+
+    def _inputs(self, step: int, live: dict[int, int], filling: Sequence[int]) -> dict[int, ChunkInput]:
+        """What the chunks that may run at this step show the model, in order; no others are looked at.
+
+        ``filling``: clean chunks that run before the others. A chunk has the text that holds where it starts; where a
+        change of the prompt recomputes, a clean one has that of the newest chunk.
+        """
         window, schedule, model, level = self.window, self.schedule, self.model, self.denoiser.condition_noise
-        chunks = self._chunks_to_run(step, schedule.live(step), ())
-        if step == 0 and not self.config.whole_window:
-            chunks = sorted({*range(window.num_given), *chunks})
-        noise, inputs = self._draw_condition_noise(chunks, step), {}
+        chunks = sorted({*filling, *self._chunks_to_run(step, live, ())})
+        noise, inputs, newest = self._draw_condition_noise(chunks, step), {}, window.chunks[max(live)]
         for chunk in chunks:
             span, held, noised = window.chunks[chunk], window.count_given(chunk), window.count_prefix(chunk)
             local_step = min(max(0, schedule.local_step(chunk, step)), schedule.num_steps)
@@ -195,7 +228,8 @@ class WindowRun:
             times += [model.condition_timestep(0.0)] * (held - noised) + [own] * (span.frames - held)
             first = None if self.config.whole_window else self.cache.first_chunk(chunk, step)
             latents = window.noised_latents(chunk, level, noise)
-            inputs[chunk] = ChunkInput(chunk, span.start, latents, tuple(times), local_step, first)
+            text = self.denoiser.prompts.find((newest if clean and self._recomputes else span).start)
+            inputs[chunk] = ChunkInput(chunk, span.start, latents, tuple(times), local_step, first, text)
         return inputs
 
     def _draw_condition_noise(self, chunks: Sequence[int], step: int) -> Tensor | None:
@@ -221,7 +255,9 @@ class WindowRun:
         """Chunks that run once more at a step, as the one before made them clean."""
         return self.schedule.finished(step) if self.config.clean_pass else ()
 
-    def _decide(self, step: int, live: dict[int, int], inputs: dict[int, ChunkInput]) -> dict[int, Decision]:
+    def _decide(
+        self, step: int, live: dict[int, int], inputs: dict[int, ChunkInput], recomputes: bool
+    ) -> dict[int, Decision]:
         indicators: dict[int, Tensor] = {}
         if self.policy.needs_indicator:
             shown = [inputs[c] for c in (inputs if self.config.whole_window else live)]
@@ -237,20 +273,24 @@ class WindowRun:
                     f"{decision.distance}; {CAUSES}."
                 )
         # A chunk that was never computed has nothing to be forecast from, whatever the policy says.
-        reuse = {c: d.reuse and self.forecast.knows(c) for c, d in decisions.items()}
+        reuse = {c: d.reuse and self.forecast.knows(c) and not recomputes for c, d in decisions.items()}
         if self.policy.joint or self.config.whole_window:  # where all chunks run if one does
             reuse = dict.fromkeys(reuse, all(reuse.values()))
         return {c: replace(d, reuse=reuse[c]) for c, d in decisions.items()}
 
-    def _prefill(self, inputs: dict[int, ChunkInput]) -> list[int]:
-        """Fill the cache with the given chunks, unless they run at every step anyway."""
-        if self.config.whole_window or self.config.refresh_given:
+    def _given(self, step: int) -> list[int]:
+        """The given chunks at the first step, unless they run at every step anyway."""
+        runs_always = self.config.whole_window or self.config.refresh_given
+        return [] if step or runs_always else list(range(self.window.num_given))
+
+    def _prefill(self, inputs: dict[int, ChunkInput], chunks: list[int], step: int) -> list[int]:
+        """Fill the cache with clean chunks before a step."""
+        if not chunks:
             return []
-        chunks = list(range(self.window.num_given))
         for group in [chunks] if self.cache.fits(chunks) else [[chunk] for chunk in chunks]:
-            self.cache.make_room(group, step=0)
-            self._evaluate([inputs[c] for c in group], step=0, next_step=0)
-            self.cache.leave(next_step=0)
+            self.cache.make_room(group, step)
+            self._evaluate([inputs[c] for c in group], step, next_step=step)
+            self.cache.leave(next_step=step)
         return chunks
 
     def _make_room(
@@ -263,6 +303,7 @@ class WindowRun:
         if self.cache.fits(chunks):
             return []
         finished = [c for c in chunks if c >= self.schedule.first_chunk and c not in live]
+        self.cache.make_room(finished, step)  # which have their rows, except in a cache that was filled again
         self._evaluate([inputs[c] for c in finished], step)
         self.cache.leave(step + 1)
         self.cache.make_room(chunks, step)

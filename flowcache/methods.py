@@ -45,6 +45,11 @@ class CacheOptions:
     kv_range: int | None = described("newest clean chunks a chunk sees (default: all)", limits=(0, 10**6))
     kv_bits: int | None = described("bits of clean chunks' keys and values (default: all)", choices=(8, 4))
     kv_offload: bool = described("keys and values of clean chunks in host memory", False)
+    prompt_switch: str | None = described(
+        "keys and values of clean chunks when the prompt changes: keep, or recompute with the new prompt "
+        "(default: keep)",
+        choices=("keep", "recompute"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +151,8 @@ class MethodOptions(CompressionOptions):
     def runs_jointly(self, traits: ModelTraits) -> bool:
         """Whether flowcache runs the whole window: all chunks move together, and no option needs the KV cache."""
         needs_cache = self.pick((*CacheOptions.__annotations__, "causal_attention", "refresh_given"))
+        if self.prompt_switch == "keep":
+            del needs_cache["prompt_switch"]
         return traits.together and self.method == "flowcache" and not (self.is_paper or needs_cache)
 
     def unread(self, traits: ModelTraits) -> dict[str, str]:
@@ -255,6 +262,7 @@ def make_config(options: MethodOptions, traits: ModelTraits) -> FlowCacheConfig:
         compression=_compression(options, traits),
         clean_range=options.kv_range,
         storage=KVStorageConfig(bits=options.kv_bits, offload=options.kv_offload) if stored else None,
+        prompt_switch=options.prompt_switch or "keep",
     )
     check_config(config, traits)
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .arguments import GivenFrames, as_frames, check_type
+from .arguments import GivenFrames, as_frames, check_type, split_prompts
 from .chunk_model import Solver
 from .config import FlowCacheConfig
 from .denoise import Denoiser
@@ -24,11 +25,14 @@ from .environment import choose_device, peak_memory_bytes, synchronize
 from .methods import ModelTraits, make_config
 from .offload import HostWeights
 from .parallel import Group
+from .prompt_schedule import PromptSchedule
 from .prompts import PromptWarnings, check_prompt, find_losses
 from .schedule import StaircaseSchedule
 from .trace import Trace
 from .video import VideoWriter
 from .window import Window
+
+logger = logging.getLogger(__name__)
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
@@ -107,7 +111,7 @@ class FlowCachePipeline:
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] | None = None,
+        prompt: str | PromptSchedule | list[str | PromptSchedule] | None = None,
         negative_prompt: str | list[str] | None = None,
         *,
         cache: FlowCacheConfig | None = None,
@@ -124,7 +128,8 @@ class FlowCachePipeline:
         """Generate videos, one after another; diffusers' arguments have diffusers' meaning.
 
         Args:
-            prompt, negative_prompt: one or a list; None: the model's default negative prompt.
+            prompt, negative_prompt: one or a list; None: the model's default negative prompt. A ``PromptSchedule`` is
+                a prompt that changes while the video runs.
             cache: configuration of FlowCache; None: that of ``enable``.
             trace: filled in with what happens in a single video.
             generator: one for all videos or one for each; its next draw is the seed of a video. Without one, seeds
@@ -141,7 +146,7 @@ class FlowCachePipeline:
         given, fps, first_seed = self.prepare(**options)
         given |= {"cache": cache, "on_step_end": callback_on_step_end, "decode": output_type != "latent"}
         embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
-        texts = _split_prompts(self.clean_prompt, prompt=prompt, negative_prompt=negative_prompt, **embeds)
+        texts = split_prompts(self.clean_prompt, prompt=prompt, negative_prompt=negative_prompt, **embeds)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type: expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
         check_type("num_videos_per_prompt", num_videos_per_prompt, int)
@@ -227,6 +232,29 @@ class FlowCachePipeline:
         if losses:
             trace.settings.setdefault("prompt_losses", {})[name] = losses
         return cleaned
+
+    def _switch_prompt(
+        self,
+        sent: str,
+        denoiser: Denoiser,
+        window: Window,
+        schedule: StaircaseSchedule,
+        add_text: Callable[[str, str], None],
+    ) -> None:
+        """Give a prompt that was sent to a stream to all chunks that have not started.
+
+        ``add_text`` embeds a text that is new, with its name in messages, and adds it to the model.
+        """
+        check_prompt("prompt", sent, self.clean_prompt)
+        waiting = schedule.first_waiting(denoiser.steps - 1)
+        if waiting < len(window.chunks):
+            start = window.chunks[waiting].start
+        else:
+            logger.warning("prompt: all chunks have started; it holds from the next window on, if there is one.")
+            start = window.chunks[-1].stop + 1 - window.longest  # the first at which a chunk of that window can start
+        if denoiser.prompts.switch(sent, start):
+            with self._stage("text", "text_encoder", denoiser.trace):
+                add_text(f"prompt {len(denoiser.prompts.prompts)}", sent)
 
     def _on_device(self, component: str | None) -> AbstractContextManager[None]:
         """Copy a component, if it is offloaded, to the device for a block; None: no component."""
@@ -348,30 +376,6 @@ def convert_given(height: int, width: int, **given: GivenFrames | None) -> dict[
     if {"image", "video"} <= frames.keys():
         raise ValueError("image: expected no video beside it; the video starts with one of them.")
     return frames
-
-
-def _split_prompts(clean: Callable[[str], str], **texts: str | list[str] | Tensor | None) -> list[dict[str, Any]]:
-    """Split ``prompt``, ``negative_prompt`` and their ``_embeds``, checked, into arguments for one prompt each.
-
-    A single negative prompt or embedding holds for all prompts.
-    """
-    given = {name: value for name, value in texts.items() if value is not None}
-    if ("prompt" in given) == ("prompt_embeds" in given):
-        raise ValueError("prompt: expected either prompt or prompt_embeds; give one of them.")
-    for name, value in given.items():
-        if name.endswith("_embeds"):
-            check_type(name, value, Tensor)
-            if value.ndim != 3:
-                raise ValueError(f"{name}: expected [prompts, tokens, width], got {list(value.shape)}.")
-        else:
-            given[name] = value if isinstance(value, list) else [value]
-            for text in given[name]:
-                check_prompt(name, text, clean)
-    count = max(1, len(given.get("prompt", given.get("prompt_embeds"))))
-    for name, values in given.items():
-        if len(values) not in (1, count):
-            raise ValueError(f"{name}: expected one for each of {count} prompts, got {len(values)}.")
-    return [{name: values[i % len(values)] for name, values in given.items()} for i in range(count)]
 
 
 def _draw_seeds(generator: torch.Generator | list[torch.Generator] | None, count: int, first: int) -> list[int]:

@@ -18,6 +18,7 @@ from .environment import prepare_device, restart_peak_memory
 from .fingerprint import array_digest, file_digest, folder_digest
 from .parallel import Group
 from .parallel.layout import SINGLE
+from .prompt_schedule import PromptSchedule
 from .prompts import check_prompt
 from .resume import ResumeFile, ResumeShare
 from .state import State, VideoPart
@@ -43,14 +44,14 @@ class Sampler:
         """Everything that decides about a video but prompt, seed and start."""
         return {**self.model.settings(), "method": self.method, "reuse": self.config.as_dict()}
 
-    def identity(self, prompt: str, start: Start) -> dict[str, Any]:
+    def identity(self, prompt: str | PromptSchedule, start: Start) -> dict[str, Any]:
         """All that decides about a video, for its name and ``ResumeFile``; folders go by their weights."""
         original = self.model.video.noise == "original"
         return {
             **self.model.settings(with_folders=False),
             "method": self.method,
             "reuse": self.config.as_dict(),
-            "prompt": prompt,
+            "prompt": str(prompt),
             "seed": self.model.video.seed,
             "noise_device": torch.device(self.device).type if original else None,
             "prefix": array_digest(start.prefix),
@@ -116,7 +117,7 @@ class Sampler:
 
     def write(
         self,
-        prompt: str,
+        prompt: str | PromptSchedule,
         start: Start,
         path: Path,
         trace: Trace,

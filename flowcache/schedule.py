@@ -51,9 +51,12 @@ class StaircaseSchedule:
 
     def live(self, step: int) -> dict[int, int]:
         """Local steps of the chunks that are live at ``step``, oldest chunk first."""
-        started = max(self.first_below(self.skipped, step), self.first_chunk + 1)
-        chunks = range(self.first_below(self.num_steps, step), started)
+        chunks = range(self.first_below(self.num_steps, step), self.first_waiting(step))
         return {chunk: self.local_step(chunk, step) for chunk in chunks}
+
+    def first_waiting(self, step: int) -> int:
+        """Oldest chunk that starts after ``step``, or ``num_chunks``."""
+        return max(self.first_below(self.skipped, step), self.first_chunk + 1) if step >= 0 else self.first_chunk
 
     def finished(self, step: int) -> range:
         """Denoised chunks that took their last step right before ``step``."""

@@ -12,6 +12,8 @@ from .command_line import output_file
 from .methods import SELECTORS
 from .options import Given
 from .parallel.launch import Rank
+from .prompt_schedule import PromptSchedule
+from .prompts import check_prompt
 from .registry import described
 from .tuning import Target
 from .video import Frames, VideoInfo, probe_video, read_image
@@ -24,6 +26,9 @@ class VideoOptions:
     """Options of a single video."""
 
     prompt: str | None = described("text to show (default: the model's)")
+    prompt_schedule: str | None = described(
+        'prompts and the seconds of the video from which they hold, in place of prompt: "0: PROMPT; 5s: PROMPT"'
+    )
     image: Path | None = described("first frame")
     end_image: Path | None = described("last frame; needs --image")
     video_path: Path | None = described("video to continue")
@@ -39,6 +44,21 @@ class VideoOptions:
     device: str | None = described("cpu, cuda or cuda:1 (default: cuda if there is a GPU, otherwise cpu)")
     dry_run: bool = described("only what the video will need: memory and FLOPs; cuda needs no GPU then", False)
     rate: float | None = described("TFLOP/s of the device, for the time in a dry run")
+
+
+def read_prompt(given: Given, model: Adapter) -> str | PromptSchedule:
+    """The prompt, or the schedule of prompts, checked."""
+    given.exclude("prompt", "prompt_schedule")
+    if (text := given.get("prompt_schedule")) is not None:
+        schedule = PromptSchedule.parse(text)
+        schedule.check(model.clean_prompt, model.video)
+        return schedule
+    given.refuse_unread({"prompt_switch": "it needs prompt_schedule"})
+    prompt = given.get("prompt", model.default_prompt).strip()
+    if not prompt:
+        raise ValueError("prompt: expected text, got an empty one.")
+    check_prompt("prompt", prompt, model.clean_prompt)
+    return prompt
 
 
 def read_target(given: Given) -> Target | None:

@@ -40,12 +40,19 @@ class Window:
     ) -> None:
         self.chunks, self.num_given, self.num_prefix = chunks, num_given, num_prefix
         self._noise, self._given = noise, given
+        #: Frames of the longest chunk.
+        self.longest = max(span.frames for span in chunks)
         self._latents: dict[int, Tensor] = {}
 
     @property
     def frame_shape(self) -> torch.Size:
         """``[channels, height, width]``."""
         return torch.Size((self._noise.shape[0], *self._noise.shape[2:]))
+
+    @property
+    def held(self) -> list[int]:
+        """Chunks whose latents were asked for or given, and not dropped."""
+        return [*self._latents, *(self._given.keys() - self._latents.keys())]
 
     def count_given(self, chunk: int) -> int:
         span = self.chunks[chunk]

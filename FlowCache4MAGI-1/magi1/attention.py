@@ -1,6 +1,6 @@
 """Attention of packed segments against a KV cache."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -43,8 +43,9 @@ class TextBank:
             self.keys_values[place] = project(self.captions[caption])
         return self.keys_values[place]
 
-    def forget_before(self, caption: int) -> None:
-        for place in [place for place in self.keys_values if place[1] < caption]:
+    def keep(self, captions: Collection[int]) -> None:
+        """Drop keys and values of other captions; they are projected again when they are next read."""
+        for place in [place for place in self.keys_values if place[1] not in captions]:
             del self.keys_values[place]
 
 

@@ -72,7 +72,8 @@ def transformer_flops(config: Any) -> TransformerFlops:
 class MagiChunkModel:
     """Implements ``flowcache.chunk_model.ChunkModel`` for latents of a height and width (``size``).
 
-    Of the indicators of reuse policies, this model has ``INDICATOR`` alone. ``processes`` share the video's tokens.
+    ``captions`` are those of the chunks' text 0, see ``add_text``. Of the indicators of reuse policies, this model has
+    ``INDICATOR`` alone. ``processes`` share the video's tokens.
     """
 
     bidirectional = False
@@ -92,9 +93,11 @@ class MagiChunkModel:
         self.transformer, self.sampling = transformer, sampling
         self.timetable, self.guidance = sampling.timetable, sampling.guidance
         self.num_branches = sampling.guidance.num_slots
-        self._grid, self._captions = size, captions
-        texts = (*captions.texts, captions.null)
-        self._text = TextBank([transformer.embed_caption(text) for text in texts])
+        self._grid = size
+        # The null caption is the first in the bank; those of each text follow.
+        self._captions, self._firsts = list[Captions](), list[int]()
+        self._text = TextBank([transformer.embed_caption(captions.null)])
+        self.add_text(captions)
         config, self._device = transformer.config, transformer.rotary_bands.device
         self._depth, self._tokens_per_patch = config.t_patch_size, math.prod(n // config.patch_size for n in size)
         self._processes = processes
@@ -104,6 +107,12 @@ class MagiChunkModel:
         self._rotary: tuple[list[tuple[int, int]], Tensor | None] = ([], None)
         self._flops = transformer_flops(transformer.config)
 
+    def add_text(self, captions: Captions) -> None:
+        """Add the text with the next index."""
+        self._firsts.append(len(self._text.captions))
+        self._captions.append(captions)
+        self._text.captions += map(self.transformer.embed_caption, captions.texts)
+
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         return [patches.flatten(0, 1) for patches in self._embed_all(inputs)]
 
@@ -112,9 +121,10 @@ class MagiChunkModel:
         return [self._shares.take(patches, dim=1).flatten(0, 1).unsqueeze(0) for patches in self._embed_all(inputs)]
 
     def blocks(self, inputs: Sequence[ChunkInput], tokens: Sequence[Tensor], cache: ChunkKVCache) -> list[Tensor]:
-        # No live chunk has an older caption.
-        oldest = max(item.chunk for item in inputs) + 1 - self.sampling.schedule.max_live
-        self._text.forget_before(self._captions.of_chunk[max(0, oldest)])
+        # No live chunk has an older caption of its text.
+        oldest = max(0, max(item.chunk for item in inputs) + 1 - self.sampling.schedule.max_live)
+        ends = {text: self._firsts[text] + len(self._captions[text].texts) for text in {i.text for i in inputs}}
+        self._text.keep({0}.union(*(range(self._caption(oldest, text), end) for text, end in ends.items())))
         branches = [self._branches(item) for item in inputs]
         packed = [(item, branch) for item, own in zip(inputs, branches, strict=True) for branch in own]
         hidden = [one[0] for one, own in zip(tokens, branches, strict=True) for _ in own]
@@ -165,7 +175,8 @@ class MagiChunkModel:
         return self.sampling.kv_range.reach(local_step, self.timetable.num_steps)
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
-        caption, null = max(map(len, self._captions.texts)), len(self._captions.null)
+        null, *captions = map(len, self._text.captions)
+        caption = max(captions)
         live = self._is_live(local_step)
         return sum(
             self._flops.blocks(
@@ -210,8 +221,12 @@ class MagiChunkModel:
 
     def _segment(self, item: ChunkInput, branch: Branch) -> Segment:
         has_text = branch.text and self._is_live(item.local_step)
-        text = self._captions.of_chunk[item.chunk] if has_text else len(self._captions.texts)
+        text = self._caption(item.chunk, item.text) if has_text else 0
         return Segment(item.chunk, self.num_tokens(len(item.timesteps)), text, branch.slot, item.first_chunk)
+
+    def _caption(self, chunk: int, text: int) -> int:
+        """Index in the bank of a chunk's caption of a text."""
+        return self._firsts[text] + self._captions[text].of_chunk[chunk]
 
     def _num_patches(self, item: ChunkInput) -> int:
         """Patches of a chunk along time."""

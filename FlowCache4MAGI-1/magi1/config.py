@@ -158,6 +158,11 @@ class RuntimeSection(Section):
         self.require(self.clean_chunk_kvrange != 0, "clean_chunk_kvrange", "at least 1, or -1")
 
     @property
+    def last_chunk_frame(self) -> int:
+        """Frame of the video with which the last chunk starts, behind no given frames."""
+        return (self.num_frames - 1) // (FRAMES * self.chunk_width) * FRAMES * self.chunk_width
+
+    @property
     def stride(self) -> int:
         return self.num_steps // self.window_size
 

@@ -26,6 +26,7 @@ TRAITS = ModelTraits(
         "whole_window": "MAGI-1 always runs against a KV cache",
         "bidirectional": "MAGI-1 always attends to the past",
         "refresh_given": "MAGI-1 runs given chunks once",
+        "prompt_switch": "clean chunks of MAGI-1 run without text, so that a prompt does not change them",
         "clean_range": "set noise2clean_kvrange in the configuration",
     },
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from dataclasses import asdict, replace
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ from flowcache.noise import BlockNoise, DeviceNoise, make_generator
 from flowcache.parallel import SINGLE, Group, Layout
 from flowcache.parallel.sharding import shard_blocks
 from flowcache.pipeline import STAGED, FlowCachePipeline, StepCallback, convert_given
+from flowcache.prompt_schedule import PromptSchedule, PromptTrack
 from flowcache.state import State, VideoPart
 from flowcache.typed import check_keys
 
@@ -155,7 +156,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
     @torch.no_grad()
     def stream(
         self,
-        prompt: str | None = None,
+        prompt: str | PromptSchedule | None = None,
         config: MagiConfig | None = None,
         cache: FlowCacheConfig | None = None,
         prefix: GivenFrames | None = None,
@@ -170,8 +171,11 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         decode: bool = True,
         on_step_end: StepCallback | None = None,
         **changes: Any,
-    ) -> Iterator[VideoPart]:
+    ) -> Generator[VideoPart, str | None, None]:
         """Generate a video and yield each chunk's new frames as soon as they are clean.
+
+        ``stream.send(prompt)`` in place of ``next(stream)`` gives a prompt to all chunks that have not started, and
+        returns the next part; all processes send the same. A prompt that is refused ends the stream.
 
         Args:
             prefix: ``[3, frames, height, width]`` in [-1, 1], or images or uint8 arrays (``as_frames``): one
@@ -203,16 +207,27 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         shows_prefix = prefix is not None and prefix.shape[1] == 1
         trace, device = trace or Trace(), self._execution_device
         switches, reuse = switches or CaptionSwitches(), cache.as_dict(runtime.num_steps)
-        trace.settings |= {"prompt": prompt, "video": asdict(runtime), "reuse": reuse}
+        if isinstance(prompt, PromptSchedule):
+            prompt.check(clean_prompt, runtime)
+        prompts = PromptTrack(prompt, runtime.fps, lambda frame: ceil(frame / FRAMES))
+        if state is not None:
+            prompts.load_state_dict(state["prompts"])
+        trace.settings |= {"prompt": prompt and str(prompt), "video": asdict(runtime), "reuse": reuse}
         trace.settings["special_tokens"] = str(switches)
         trace.environment = describe_environment(device)
-        with self._stage("text", "text_encoder" if prompt_embeds is None else None, trace):
-            if prompt_embeds is None:
-                prompt_embeds = self._share_text(lambda: self.encode_prompt(prompt, switches.num_tokens, trace)[0])
-            if prompt_embeds.shape[1:] != (sizes.caption_channels,):
-                expected = f"expected [tokens, {sizes.caption_channels}]"
-                raise ValueError(f"prompt_embeds: {expected}, got {list(prompt_embeds.shape)}.")
-            caption = check_finite("text embeddings", prompt_embeds.float().to(device))
+        first, *others = prompts.prompts
+        if prompt_embeds is not None and prompt_embeds.shape[1:] != (sizes.caption_channels,):
+            expected = f"expected [tokens, {sizes.caption_channels}]"
+            raise ValueError(f"prompt_embeds: {expected}, got {list(prompt_embeds.shape)}.")
+
+        def embed(text: str | None, name: str = "prompt", given: Tensor | None = None) -> Tensor:
+            if given is None:
+                given = self._share_text(lambda: self.encode_prompt(text, switches.num_tokens, trace, name)[0])
+            return check_finite("text embeddings", given.float().to(device))
+
+        with self._stage("text", "text_encoder" if others or prompt_embeds is None else None, trace):
+            texts = [embed(first, given=prompt_embeds)]
+            texts += [embed(text, f"prompt {i}") for i, text in enumerate(others, 2)]
         with self._stage("encode", None if prefix is None else "vae", trace):
             given = None if prefix is None else self._encode(prefix)
             window = self._new_window(config, given, shows_prefix)
@@ -226,13 +241,18 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             guidance = DistilledGuidance(threshold, previous_weight)
         kv_range = KVRange(runtime.noise2clean_kvrange, runtime.clean_chunk_kvrange)
         null_caption = self.transformer.caption_embed.null_caption.to(device)
-        captions = make_captions(caption, null_caption, num_chunks, num_given, switches, special_tokens)
+        of_video = null_caption, num_chunks, num_given, switches, special_tokens
+        captions = [make_captions(text, *of_video) for text in texts]
+        if prefix is not None and not shows_prefix:
+            prompts.offset = -window.num_prefix
         sampling, size = Sampling(timetable, guidance, schedule, kv_range), tuple(window.frame_shape[1:])
         with self._on_device("transformer"), self.progress_bar(total=len(schedule)) as progress:
             with self._stage("denoise", "transformer", trace):
                 options = {"indicator": cache.policy.indicator, "processes": processes}
-                model = MagiChunkModel(self.transformer, captions, size, sampling, **options)
-            denoiser = Denoiser(model, cache, trace)
+                model = MagiChunkModel(self.transformer, captions[0], size, sampling, **options)
+                for more in captions[1:]:
+                    model.add_text(more)
+            denoiser = Denoiser(model, cache, trace, prompts=prompts)
             shown, hidden, wanted = (), window.chunks[num_given].held, runtime.num_frames
             if state is not None:
                 denoiser.load_state_dict(state["denoiser"])
@@ -242,7 +262,10 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
                 shown, hidden = range(num_given), 0
 
             def save_state() -> State:
-                return {"wanted": wanted, "denoiser": denoiser.state_dict()}
+                return {"wanted": wanted, "denoiser": denoiser.state_dict(), "prompts": prompts.state_dict()}
+
+            def add_text(name: str, text: str) -> None:
+                model.add_text(make_captions(embed(text, name), *of_video))
 
             if decode and self.process_group.is_first and self.process_group.size > 1:
                 tiles = prod(map(len, self.vae.cut((runtime.chunk_width, *size))))
@@ -256,7 +279,9 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
                     frames = self._decode(latents)[:, :count] if decode else latents.new_empty(3, 0, 0, 0)
                 wanted -= count
                 if count:
-                    yield VideoPart(frames, latents, save_state if denoiser.in_window else None)
+                    sent = yield VideoPart(frames, latents, save_state if denoiser.in_window else None)
+                    if sent is not None:
+                        self._switch_prompt(sent, denoiser, window, schedule, add_text)
 
     def make_config(self, config: MagiConfig | None = None, **changes: Any) -> MagiConfig:
         """Apply changes to a configuration, or to the model's own.
@@ -277,12 +302,14 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items() if v is not None}
         return replace(config, runtime_config=replace(runtime, **given))
 
-    def encode_prompt(self, prompt: str, num_special: int = 0, trace: Trace | None = None) -> Tensor:
+    def encode_prompt(
+        self, prompt: str, num_special: int = 0, trace: Trace | None = None, name: str = "prompt"
+    ) -> Tensor:
         """Embed a prompt without padding: ``[1, tokens, channels]``, fp32; notes lost words in the trace."""
         sizes, device = self.transformer.config, self._execution_device
         # Special tokens displace the last tokens of the caption, of which the very last only ends the text.
         room = sizes.caption_max_length - max(num_special - 1, 0)
-        text = self._clean("prompt", prompt, room, trace or Trace())
+        text = self._clean(name, prompt, room, trace or Trace())
         if not text:
             return torch.zeros(1, 0, sizes.caption_channels, device=device)
         limit = sizes.caption_max_length

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,7 @@ from flowcache.arguments import GivenFrames, check_type
 from flowcache.methods import check_config
 from flowcache.noise import BlockNoise, Noise, make_generator
 from flowcache.pipeline import StepCallback, convert_given
+from flowcache.prompt_schedule import PromptSchedule
 from flowcache.state import State, VideoPart
 from flowcache.typed import check_keys
 from flowcache.wan.chunk_model import WanChunkModel
@@ -73,7 +74,7 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
     @torch.no_grad()
     def stream(
         self,
-        prompt: str | None = None,
+        prompt: str | PromptSchedule | None = None,
         negative_prompt: str | None = None,
         settings: VideoSettings | None = None,
         cache: FlowCacheConfig | None = None,
@@ -86,8 +87,11 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
         decode: bool = True,
         on_step_end: StepCallback | None = None,
         **changes: Any,
-    ) -> Iterator[VideoPart]:
+    ) -> Generator[VideoPart, str | None, None]:
         """Generate one video and yield the new frames of each chunk as soon as it is clean.
+
+        ``stream.send(prompt)`` in place of ``next(stream)`` gives a prompt to all chunks that have not started, and
+        returns the next part; all processes send the same. A prompt that is refused ends the stream.
 
         Args:
             prefix: first frames, ``[3, frames, height, width]`` in [-1, 1], or images or uint8 arrays (``as_frames``):
@@ -108,7 +112,7 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
         num_given = 0 if prefix is None else latent_frames(prefix.shape[1])
         settings.check_frames(num_given)
         texts = (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds)
-        embeds, processes = self._begin(trace, settings, cache, settings.num_steps, *texts)
+        prompts, embeds, processes = self._begin(trace, settings, cache, settings.num_steps, *texts, state)
         codec = VideoCodec(self.vae, offload="vae" in self._staged, group=self.process_group)
         with self._stage("encode", None if prefix is None else "vae", trace):
             given = None if prefix is None else codec.encode(prefix)
@@ -121,7 +125,7 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
             with self._stage("denoise", "transformer", trace):
                 model = WanChunkModel(
                     self.transformer,
-                    embeds,
+                    embeds[0],
                     grid=size,
                     num_frames=settings.num_output_frames,
                     guidance_scale=settings.guidance_scale,
@@ -129,7 +133,9 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
                     runs_whole_window=False,
                     processes=processes,
                 )
-            denoiser = Denoiser(model, cache, trace, clean_time=settings.clean_time)
+                for more in embeds[1:]:
+                    model.add_text(more)
+            denoiser = Denoiser(model, cache, trace, clean_time=settings.clean_time, prompts=prompts)
             progress.update(len(trace.steps))
             if resumed := state is not None:
                 codec.load_state_dict(state["decoder"])
@@ -137,7 +143,11 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
                 state = None  # it may be large
 
             def stream_state() -> State:
-                return {"decoder": codec.state_dict(), "denoiser": denoiser.state_dict()}
+                parts = {"decoder": codec, "denoiser": denoiser, "prompts": prompts}
+                return {name: part.state_dict() for name, part in parts.items()}
+
+            def add_text(name: str, text: str) -> None:
+                model.add_text(self._embed_beside(embeds[0], name, text, trace))
 
             shown = [] if resumed else range(window.num_given)
             for latents in self._denoise(denoiser, window, schedule, solver, progress, on_step_end, shown):
@@ -145,7 +155,9 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
                 if decode:
                     with self._stage("decode", "vae", trace):
                         frames = codec.decode(latents)
-                yield VideoPart(frames, latents.clone(), stream_state if denoiser.in_window else None)
+                sent = yield VideoPart(frames, latents.clone(), stream_state if denoiser.in_window else None)
+                if sent is not None:
+                    self._switch_prompt(sent, denoiser, window, schedule, add_text)
 
     def _draw_noise(
         self, settings: VideoSettings, shape: tuple[int, int, int, int], num_given: int

@@ -131,6 +131,11 @@ class VideoSettings:
         return pixel_frames(self.num_output_frames)
 
     @property
+    def last_chunk_frame(self) -> int:
+        """Pixel frame with which the last chunk starts."""
+        return pixel_frames(self.num_output_frames - self.num_frame_per_block)
+
+    @property
     def is_few_step(self) -> bool:
         return self.denoising_step_list is not None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from flowcache.arguments import GivenFrames, check_type
 from flowcache.methods import ModelTraits
 from flowcache.noise import BlockNoise, DeviceNoise, make_generator
 from flowcache.pipeline import StepCallback, convert_given
+from flowcache.prompt_schedule import PromptSchedule
 from flowcache.state import State, VideoPart, on_device
 from flowcache.typed import check_keys
 from flowcache.wan.chunk_model import WanChunkModel
@@ -72,7 +74,7 @@ class FlowCacheSkyReelsV2Pipeline(WanChunkPipeline, SkyReelsV2DiffusionForcingPi
     @torch.no_grad()
     def stream(
         self,
-        prompt: str | None = None,
+        prompt: str | PromptSchedule | None = None,
         negative_prompt: str | None = None,
         settings: VideoSettings | None = None,
         cache: FlowCacheConfig | None = None,
@@ -86,8 +88,11 @@ class FlowCacheSkyReelsV2Pipeline(WanChunkPipeline, SkyReelsV2DiffusionForcingPi
         decode: bool = True,
         on_step_end: StepCallback | None = None,
         **changes: Any,
-    ) -> Iterator[VideoPart]:
+    ) -> Generator[VideoPart, str | None, None]:
         """Generate one video and yield the new frames of each block as soon as it is clean.
+
+        ``stream.send(prompt)`` in place of ``next(stream)`` gives a prompt to all blocks that have not started, and
+        returns the next part; all processes send the same. A prompt that is refused ends the stream.
 
         Args:
             prefix: first frames, ``[3, frames, height, width]`` in [-1, 1], or images or uint8 arrays (``as_frames``):
@@ -112,7 +117,7 @@ class FlowCacheSkyReelsV2Pipeline(WanChunkPipeline, SkyReelsV2DiffusionForcingPi
         plans = plan_windows(settings, 0 if prefix is None else prefix.shape[1])
         decode = decode or len(plans) > 1  # as windows take over frames
         texts = (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds)
-        embeds, processes = self._begin(trace, settings, cache, settings.inference_steps, *texts)
+        prompts, embeds, processes = self._begin(trace, settings, cache, settings.inference_steps, *texts, state)
         # The condition's noise has its own generator, so that methods draw the same noise for a window. The original
         # takes torch's default one for it, without a seed.
         generator, condition_generator = (make_generator(settings.noise, settings.seed, device) for _ in range(2))
@@ -124,16 +129,20 @@ class FlowCacheSkyReelsV2Pipeline(WanChunkPipeline, SkyReelsV2DiffusionForcingPi
             return torch.randn(shape, generator=condition_generator, **options).to(device, torch.float32)
 
         def stream_state() -> State:
-            parts = {"decoder": codec.state_dict(), "denoiser": denoiser.state_dict()}
+            parts = {"decoder": codec, "denoiser": denoiser, "prompts": prompts}
             noise = condition_generator.get_state()
-            return {"window": index, "given": given, "condition_generator": noise, **parts}
+            states = {name: part.state_dict() for name, part in parts.items()}
+            return {"window": index, "given": given, "condition_generator": noise, **states}
+
+        def add_text(name: str, text: str) -> None:
+            model.add_text(self._embed_beside(embeds[0], name, text, trace))
 
         size, steps = self._latent_size(settings), sum(len(plan.schedule(settings)) for plan in plans)
         with self._on_device("transformer"), self.progress_bar(total=steps) as progress:
             with self._stage("denoise", "transformer", trace):
                 model = WanChunkModel(
                     self.transformer,
-                    embeds,
+                    embeds[0],
                     grid=size,
                     num_frames=plans[0].frames + 1,
                     guidance_scale=settings.guidance_scale,
@@ -143,10 +152,13 @@ class FlowCacheSkyReelsV2Pipeline(WanChunkPipeline, SkyReelsV2DiffusionForcingPi
                     runs_whole_window=not settings.streaming,
                     processes=processes,
                 )
-            denoiser = Denoiser(model, cache, trace, settings.addnoise_condition / 1000, draw_noise)
+                for more in embeds[1:]:
+                    model.add_text(more)
+            denoiser = Denoiser(model, cache, trace, settings.addnoise_condition / 1000, draw_noise, prompts=prompts)
             progress.update(len(trace.steps))
             for index in range(0 if state is None else state["window"], len(plans)):
                 plan, end = plans[index], last if index == len(plans) - 1 else None
+                prompts.offset = sum(before.frames - after.prefix for before, after in pairwise(plans[: index + 1]))
                 solver = ChunkUniPC(settings.inference_steps, settings.shift)
                 # Later windows start with frames that the window before has shown.
                 repeated = plan.prefix if index else 0
@@ -173,14 +185,17 @@ class FlowCacheSkyReelsV2Pipeline(WanChunkPipeline, SkyReelsV2DiffusionForcingPi
                 window = cut_window(noise, settings.causal_block_size, *given)
                 # Given chunks are shown, too, except the one to arrive at.
                 shown = [c for c in range(window.num_given) if window.chunks[c].start < plan.frames]
-                run = window, plan.schedule(settings, end is not None), solver
+                schedule = plan.schedule(settings, end is not None)
+                run = window, schedule, solver
                 for latents in self._denoise(denoiser, *run, progress, on_step_end, [] if resumed else shown):
                     new = latents.new_empty(3, 0, 0, 0), latents.clone()
                     if decode:
                         with self._stage("decode", "vae", trace):
                             new = codec.decode_new(latents)
                     if new is not None:
-                        yield VideoPart(*new, stream_state if denoiser.in_window else None)
+                        sent = yield VideoPart(*new, stream_state if denoiser.in_window else None)
+                        if sent is not None:
+                            self._switch_prompt(sent, denoiser, window, schedule, add_text)
                 prefix = codec.newest
 
     def make_settings(self, settings: VideoSettings | None = None, **changes: Any) -> VideoSettings:

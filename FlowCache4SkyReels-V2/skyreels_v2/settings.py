@@ -8,7 +8,7 @@ from flowcache.files import shipped
 from flowcache.model_files import DEFAULTS_FILE, read_config
 from flowcache.noise import NoiseOrigin
 from flowcache.registry import check_options, check_pixels, option, plain_rate
-from flowcache.wan.sizes import SPATIAL_STRIDE, TEMPORAL_STRIDE, latent_frames
+from flowcache.wan.sizes import SPATIAL_STRIDE, TEMPORAL_STRIDE, latent_frames, pixel_frames
 from flowcache.wan.text import NEGATIVE_PROMPT
 
 #: The small checkpoint of this repository.
@@ -115,6 +115,15 @@ class VideoSettings:
         """Whether all blocks of a window take the same steps: without a lag, or as it is a single block."""
         frames = latent_frames(min(self.num_frames, self.base_num_frames))
         return not self.streaming and (self.ar_step == 0 or frames <= self.causal_block_size)
+
+    @property
+    def last_chunk_frame(self) -> int:
+        """Pixel frame with which the last block of the last window starts."""
+        total, base, start = latent_frames(self.num_frames), latent_frames(self.base_num_frames), 0
+        if total > base and not self.streaming:
+            new = base - latent_frames(self.overlap_history)
+            start = -(-(total - base) // new) * new
+        return pixel_frames(total - 1 - (total - 1 - start) % self.causal_block_size)
 
     @property
     def is_guided(self) -> bool:

@@ -118,6 +118,11 @@ class ChunkKVCache:
         for ranges in self._ranges:
             ranges[chunk] = range(start, start + num_tokens)
 
+    def clear(self) -> None:
+        """Drop all chunks, and what is kept of compressed ones, between two steps."""
+        self._ranges = [{} for _ in self._ranges]
+        self._stored = [0] * len(self._stored)
+
     def prepare(self, clean: Mapping[int, range], budget: int) -> dict[int, int]:
         """Tokens that compression will drop right before a chunk reads, by chunk.
 

@@ -55,15 +55,20 @@ class CompressedKVCache(ChunkKVCache):
     ) -> None:
         super().__init__(layout, capacity, keeps_live, store, max_rows)
         self._selector, self._budget = selector, budget
-        # Per layer and chunk; or of one chunk after another, under 0.
-        self._queries: list[dict[int, Tensor]] = [{} for _ in range(layout.num_layers)]
         self._query_chunks: Collection[int] = ()  # chunks whose queries are recorded, where not those of all are
         self._entered: list[int] = []  # chunks that run for the first time
-        self._starts: dict[int, int] = {}
-        none = torch.empty(layout.num_branches, layout.num_heads, 0, dtype=torch.int32, device=layout.device)
-        self._positions = [none for _ in range(layout.num_layers)]
+        self.clear()
         self._events: list[CompressionEvent] = []
         self._seconds = 0.0
+
+    def clear(self) -> None:
+        super().clear()
+        layers, sizes = self.layout.num_layers, (self.layout.num_branches, self.layout.num_heads)
+        # Per layer and chunk; or of one chunk after another, under 0.
+        self._queries: list[dict[int, Tensor]] = [{} for _ in range(layers)]
+        self._starts: dict[int, int] = {}
+        none = torch.empty(*sizes, 0, dtype=torch.int32, device=self.layout.device)
+        self._positions = [none for _ in range(layers)]
 
     def pop_events(self) -> list[CompressionEvent]:
         events, self._events = self._events, []

@@ -41,6 +41,11 @@ class CacheManager:
         self._reads_stale = config.refresh_given or not config.policy.reads_fresh(config.clean_pass)
         as_original = compression is not None and compression.trigger != "clean"
         self._keeps_live = not config.whole_window and (self._reads_stale or as_original)
+        # Newest clean chunks, and first ones, that a change of the prompt computes once more.
+        self._num_recomputed, self._num_pinned = self._behind, 0
+        if compression:
+            self._num_recomputed = math.ceil(self._budget / max(lengths))
+            self._num_pinned = max(schedule.first_chunk, math.ceil(compression.scorer.sink))
         self._seen: dict[int, int] = {}
         self.cache = self._new_cache()
 
@@ -68,6 +73,17 @@ class CacheManager:
         done = self._schedule.num_steps
         clean = [c for c in self.cache.chunks if self._schedule.local_step(c, step) >= done]
         self.cache.make_room(clean, self._needed(chunks))
+
+    def recomputed(self, step: int) -> list[int]:
+        """Clean chunks that run once more at a step at which the prompt changes: those of which rows can be seen.
+
+        Of a compressed cache, these are the newest that fill the budget, given ones, and those of a sink.
+        """
+        done = self._schedule.first_below(self._schedule.num_steps + self._config.clean_pass, step)
+        if self._num_recomputed is None:
+            return list(range(done))
+        first = max(0, done - self._num_recomputed)
+        return [*range(min(first, self._num_pinned)), *range(first, done)]
 
     def enter(self, chunks: Sequence[int], step: int, next_step: int) -> None:
         """Give the chunks that are about to run their ranges."""

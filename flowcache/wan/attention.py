@@ -50,19 +50,29 @@ class PackedChunks:
 
 @dataclass(eq=False)
 class TextContext:
-    """Embedded prompts, ``[branches, tokens, dim]``; ``branch``: the only one in the call; None: all are."""
+    """An embedded prompt, and the negative one, ``[branches, tokens, dim]``."""
 
     embeds: Tensor
-    branch: int | None = None
     _projected: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def keys_values(self, layer: int, attn: SkyReelsV2Attention) -> Sequence[Tensor]:
-        """Keys and values, ``[branches, tokens, heads, head_dim]``; the same at every step, so projected once."""
+    def forget(self) -> None:
+        """Drop keys and values; they are projected again when they are next read."""
+        self._projected.clear()
+
+    def keys_values(self, layer: int, attn: SkyReelsV2Attention, branch: int | None = None) -> Sequence[Tensor]:
+        """Keys and values, ``[branches, tokens, heads, head_dim]``; the same at every step, so projected once.
+
+        ``branch``: the only one in the call; None: all are.
+        """
         if layer not in self._projected:
             projected = attn.norm_k(attn.to_k(self.embeds)), attn.to_v(self.embeds)
             self._projected[layer] = tuple(x.unflatten(-1, (attn.heads, -1)) for x in projected)
         seen = self._projected[layer]
-        return seen if self.branch is None else [each[self.branch].unsqueeze(0) for each in seen]
+        return seen if branch is None else [each[branch].unsqueeze(0) for each in seen]
+
+
+#: Frames of a packed call that share a text, in their order.
+TextRuns = Sequence[tuple[TextContext, int]]
 
 
 def rotate(tokens: Tensor, rotary: Tensor) -> Tensor:
@@ -97,7 +107,7 @@ class ChunkwiseBlock(SkyReelsV2TransformerBlock):
     def forward(
         self,
         hidden_states: Tensor,
-        encoder_hidden_states: TextContext | Tensor,
+        encoder_hidden_states: TextRuns | Tensor,
         temb: Tensor,
         rotary_emb: PackedChunks | tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
@@ -105,14 +115,19 @@ class ChunkwiseBlock(SkyReelsV2TransformerBlock):
         """``[branches, frames, tokens per frame, dim]`` to the same shape; ``temb``: ``[1, frames, 6, 1, dim]``."""
         if not isinstance(rotary_emb, PackedChunks):
             return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb, attention_mask)
-        packed, text, blocks = rotary_emb, encoder_hidden_states, {"dim": 1}
+        packed, texts, blocks = rotary_emb, encoder_hidden_states, {"dim": 1}
         blocks["size"] = max(1, blockwise.MAX_TOKENS // (hidden_states.shape[0] * hidden_states.shape[2]))
         modulation = self.scale_shift_table.unsqueeze(2) + temb
         # Without names for queries, keys and values, so that their memory is free behind attention.
-        attended, *seen = self._attend(
-            packed, text, *map_tokens(self._project, hidden_states, modulation, packed.rotary, **blocks)
+        attended, seen = self._attend(
+            packed, texts, *map_tokens(self._project, hidden_states, modulation, packed.rotary, **blocks)
         )
-        return map_tokens(partial(self._finish, seen), hidden_states, attended, modulation, **blocks)
+        tokens = (hidden_states, attended, modulation)
+        if len(seen) == 1:
+            return map_tokens(partial(self._finish, seen[0]), *tokens, **blocks)
+        frames = [frames for _, frames in texts]
+        runs = zip(seen, *(each.split(frames, dim=1) for each in tokens), strict=True)
+        return torch.cat([map_tokens(partial(self._finish, own), *run, **blocks) for own, *run in runs], dim=1)
 
     def _project(self, hidden: Tensor, modulation: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of self attention, ``[branches, frames, tokens per frame, heads, head_dim]``."""
@@ -126,9 +141,9 @@ class ChunkwiseBlock(SkyReelsV2TransformerBlock):
 
     @torch.compiler.disable
     def _attend(
-        self, packed: PackedChunks, text: TextContext, query: Tensor, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Self attention, ``[branches, frames, tokens per frame, dim]``, and the text's keys and values."""
+        self, packed: PackedChunks, texts: TextRuns, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, list[Sequence[Tensor]]]:
+        """Self attention, ``[branches, frames, tokens per frame, dim]``, and keys and values of each run's text."""
         cache, branch, attn, shape = packed.cache, packed.branch, self.attn1, (*value.shape[:3], -1)
         query, key, value = (x.flatten(1, 2) for x in packed.shares.to_heads(query, key, value))
         queries, keys, values = (x.split(packed.lengths, dim=1) for x in (query, key, value))
@@ -143,7 +158,7 @@ class ChunkwiseBlock(SkyReelsV2TransformerBlock):
                 parts.append(_dispatch(attn, own, *packed.read(self.layer, item.chunk, item.first_chunk)))
         attended = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         attended = packed.shares.to_tokens(attended.unflatten(1, (shape[1], -1)))
-        return attended.reshape(shape), *text.keys_values(self.layer, self.attn2)
+        return attended.reshape(shape), [text.keys_values(self.layer, self.attn2, branch) for text, _ in texts]
 
     def _finish(self, seen: Sequence[Tensor], hidden: Tensor, attended: Tensor, modulation: Tensor) -> Tensor:
         """What follows self attention; ``seen``: keys and values of the text."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -79,7 +79,8 @@ class WanChunkModel:
     Args:
         transformer: a diffusion-forcing transformer; its blocks become ``ChunkwiseBlock``, which run as before in
             its own ``forward``.
-        prompt_embeds: ``[branches, tokens, text_dim]``: the prompt, then, with guidance, the negative one.
+        prompt_embeds: ``[branches, tokens, text_dim]``: the prompt, then, with guidance, the negative one; of the
+            chunks' text 0, see ``add_text``.
         grid, num_frames: height and width of latent frames, and their number in the longest window.
         fps: frames per second; the model knows 16 and "other", if it was trained to know them at all.
         bidirectional: attend to the whole window, as the original does, and not only to the past.
@@ -121,8 +122,13 @@ class WanChunkModel:
         self._rotary = FrameRotary(transformer.rope, self._grid, num_frames)
         self._processes, self._branches = processes, processes.branches.share(self.num_branches)
         self._shares = SequenceShares(processes.tokens, self.num_tokens(1), config.num_attention_heads)
-        text = transformer.condition_embedder.text_embedder(prompt_embeds)
-        self._text = TextContext(text[self._branches.start : self._branches.stop])
+        self._texts: list[TextContext] = []
+        self.add_text(prompt_embeds)
+
+    def add_text(self, prompt_embeds: Tensor) -> None:
+        """Add the text with the next index; shaped as the first."""
+        text = self.transformer.condition_embedder.text_embedder(prompt_embeds)
+        self._texts.append(TextContext(text[self._branches.start : self._branches.stop]))
 
     def indicators(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         # Frames of one time count as one.
@@ -131,7 +137,7 @@ class WanChunkModel:
 
     def embed(self, inputs: Sequence[ChunkInput]) -> list[Tensor]:
         latents = torch.cat([item.latents for item in inputs], dim=1)
-        embedded = self.transformer.patch_embedding(latents.unsqueeze(0).type_as(self._text.embeds))
+        embedded = self.transformer.patch_embedding(latents.unsqueeze(0).type_as(self._like))
         # All tokens, as a convolution of a share rounds differently; it is 0.01% of the blocks' work.
         tokens = self._shares.take(embedded.flatten(3).permute(0, 2, 3, 1), dim=2)
         return list(tokens.flatten(1, 2).split(self._own_lengths(inputs), dim=1))
@@ -145,15 +151,18 @@ class WanChunkModel:
         # By the largest share, as all processes must exchange as often.
         largest = sum(lengths) // self._shares.tokens * self._shares.largest
         groups = range(count) if cache.by_branch and largest > blockwise.MAX_TOKENS else [None]
-        texts = [replace(self._text, branch=branch) for branch in groups]
+        runs = groupby(inputs, lambda item: self._texts[item.text])
+        texts = [(text, sum(len(item.timesteps) for item in run)) for text, run in runs]
+        for unread in {*self._texts} - {text for text, _ in texts}:
+            unread.forget()
         call = (inputs, lengths, rotary, cache, self.bidirectional, self._shares)
         packed = [PackedChunks(*call, branch) for branch in groups]
         modulation = self._per_frame(inputs, part=1)
         modulation[:, :, 1::3] += 1  # scales
         hidden = list(self._by_frame(tokens).expand(count, -1, -1, -1).contiguous().chunk(len(groups)))
         for block in self.transformer.blocks:
-            for i, text in enumerate(texts):
-                hidden[i] = block(hidden[i], text, modulation, packed[i])
+            for i, call in enumerate(packed):
+                hidden[i] = block(hidden[i], texts, modulation, call)
         joined = torch.cat(hidden) if len(hidden) > 1 else hidden[0]
         return list(joined.flatten(1, 2).split(own_lengths, dim=1))
 
@@ -181,7 +190,7 @@ class WanChunkModel:
 
     def cache_layout(self) -> CacheLayout:
         # Not of a weight, which may be quantised.
-        config, like = self.transformer.config, self._text.embeds
+        config, like = self.transformer.config, self._like
         heads = (config.num_attention_heads, config.attention_head_dim)
         whole = CacheLayout(config.num_layers, self.num_branches, *heads, like.dtype, like.device)
         return whole.share(self._processes)
@@ -193,10 +202,15 @@ class WanChunkModel:
         return None
 
     def block_flops(self, num_tokens: int, num_keys: int, local_step: int | None = None) -> float:
-        return self.num_branches * self._flops.blocks(num_tokens, num_keys, self._text.embeds.shape[1])
+        return self.num_branches * self._flops.blocks(num_tokens, num_keys, self._like.shape[1])
 
     def edge_flops(self, num_tokens: int, local_step: int | None = None) -> float:
         return self._flops.embed(num_tokens) + self.num_branches * self._flops.head(num_tokens)
+
+    @property
+    def _like(self) -> Tensor:
+        """Of the type, device and tokens of all texts."""
+        return self._texts[0].embeds
 
     def _own_lengths(self, inputs: Sequence[ChunkInput]) -> list[int]:
         """This process's tokens of each chunk."""
@@ -215,7 +229,7 @@ class WanChunkModel:
         """Embedding ``[dim]`` of a timestep and its projection ``[6, dim]``, fp32; each is made once."""
         if timestep not in self._times:
             model, embedder = self.transformer, self.transformer.condition_embedder
-            like, dtype = self._text.embeds, get_parameter_dtype(embedder.time_embedder)
+            like, dtype = self._like, get_parameter_dtype(embedder.time_embedder)
             time = embedder.timesteps_proj(torch.tensor([timestep], device=like.device))
             embedding = embedder.time_embedder(time.to(dtype)).float()
             projection = project_fp32(embedder.time_proj, embedder.act_fn(embedding), like.dtype)

@@ -17,7 +17,10 @@ from ..finite import check_finite
 from ..model_files import DEFAULTS_FILE
 from ..parallel import Layout
 from ..pipeline import FlowCachePipeline
+from ..prompt_schedule import PromptSchedule, PromptTrack
+from ..state import State
 from ..trace import Trace
+from .sizes import first_latent
 from .text import MAX_TEXT
 
 
@@ -69,37 +72,56 @@ class WanChunkPipeline(FlowCachePipeline):
         settings: Any,
         cache: FlowCacheConfig,
         num_steps: int,
-        prompts: tuple[str | None, str | None],
+        prompts: tuple[str | PromptSchedule | None, str | None],
         embeds: tuple[Tensor | None, Tensor | None],
-    ) -> tuple[Tensor, Layout]:
+        state: State | None,
+    ) -> tuple[PromptTrack, list[Tensor], Layout]:
         """Note in the trace what a stream does, embed its texts, and divide it over the processes.
 
         ``prompts`` and ``embeds``: the prompt and the negative one, for which None is the model's default; ``embeds``
-        replace them. Returns embeddings, ``[texts, tokens, text_dim]``: of the prompt, then, with guidance, of the
-        negative one.
+        replace them. ``state``: of the stream to continue. Returns the prompts; for each, embeddings ``[texts, tokens,
+        text_dim]``, with guidance of the negative one, too; and the processes.
         """
         settings.check_negative_prompt(prompts[1])
+        if isinstance(prompts[0], PromptSchedule):
+            prompts[0].check(self.clean_prompt, settings)
+        track = PromptTrack(prompts[0], settings.fps, first_latent)
+        if state is not None:
+            track.load_state_dict(state["prompts"])
         heads = self.transformer.config.num_attention_heads
         processes = Layout.plan(self.process_group, heads, heads, settings.is_guided, self.cfg_size)
-        trace.settings |= {"prompt": prompts[0], "negative_prompt": prompts[1]}
+        trace.settings |= {"prompt": prompts[0] and str(prompts[0]), "negative_prompt": prompts[1]}
         trace.settings |= {"video": asdict(settings), "reuse": cache.as_dict(num_steps)}
         trace.environment = describe_environment(self._execution_device)
-        texts = {"prompt": (prompts[0], embeds[0])}
+        first, *others = track.prompts
+        texts = {"prompt": (first, embeds[0])}
         if settings.is_guided:
             negative = self.default_negative_prompt if prompts[1] is None else prompts[1]
             texts["negative_prompt"] = (negative, embeds[1])
-        is_text = any(given is None for _, given in texts.values())
+        is_text = bool(others) or any(given is None for _, given in texts.values())
         with self._stage("text", "text_encoder" if is_text else None, trace):
-            return self._share_text(lambda: self._embed_prompts(texts, trace)), processes
+            both = self._share_text(lambda: self._embed_prompts(texts, trace))
+            more = [self._embed_beside(both, f"prompt {i}", text, trace) for i, text in enumerate(others, 2)]
+        return track, [both, *more], processes
+
+    def _embed_beside(self, both: Tensor, name: str, prompt: str, trace: Trace) -> Tensor:
+        """Embed another prompt, of a name in messages, in place of the first of ``both``."""
+        own = self._share_text(lambda: self._embed_prompts({name: (prompt, None)}, trace, both.shape[1]))
+        return torch.cat([own, both[1:]])
 
     def _latent_size(self, settings: Any) -> tuple[int, int]:
         """Height and width of latents; diffusers' pipelines infer a wrong stride for a VAE that cuts patches."""
         stride = self.vae.config.scale_factor_spatial
         return settings.height // stride, settings.width // stride
 
-    def _embed_prompts(self, texts: dict[str, tuple[str | None, Tensor | None]], trace: Trace) -> Tensor:
-        """Embed the texts that come without an embedding; ``[texts, tokens, text_dim]``."""
-        lengths = [len(given) for _, given in texts.values() if given is not None] or [self.text_length]
+    def _embed_prompts(
+        self, texts: dict[str, tuple[str | None, Tensor | None]], trace: Trace, length: int | None = None
+    ) -> Tensor:
+        """Embed the texts that come without an embedding; ``[texts, tokens, text_dim]``.
+
+        ``length``: tokens; None: those of given embeddings, or as many as the model has.
+        """
+        lengths = [len(given) for _, given in texts.values() if given is not None] or [length or self.text_length]
         expected, embeds = [lengths[0], self.transformer.config.text_dim], []
         to = {"device": self._execution_device, "dtype": self.transformer.dtype}
         for name, (text, given) in texts.items():

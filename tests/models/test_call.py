@@ -283,13 +283,13 @@ def test_a_video_begins_with_a_given_image(magi_pipe, chunk_width, num_frames):
 
 
 def test_projections_of_a_caption_are_kept_no_longer_than_needed(magi_pipe, monkeypatch):
-    held, forget = [], TextBank.forget_before
+    held, keep = [], TextBank.keep
 
-    def watched(bank, caption):
-        forget(bank, caption)
+    def watched(bank, captions):
+        keep(bank, captions)
         held.append(len({text for _, text in bank.keys_values}))
 
-    monkeypatch.setattr(TextBank, "forget_before", watched)
+    monkeypatch.setattr(TextBank, "keep", watched)
     tokens = SpecialTokens(torch.randn(100, 16), torch.randn(1, 16), torch.randn(1, 16))
     make(magi_pipe, num_frames=96, switches=CaptionSwitches(duration=True), special_tokens=tokens)
     assert max(held) <= 4 + 1, "those of a window's chunks, and the null caption"

@@ -72,6 +72,8 @@ image_path exist: --mode i2v --image_path a.png
 prefix_video_path: --mode v2v --prefix_video_path {FAULTS / "timestamps.avi"}
 num_steps argument: --num_steps --fps 3
 prompt empty: --prompt " "
+prompt prompt_schedule: --prompt_schedule "0: a"
+prompt_switch prompt_schedule: --prompt_switch keep
 prompt: --prompt "一只猫在跑。"
 prompt: --prompt https://example.com/a.png
 prompt: --prompt {"a." * 10_000}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from resumed import check_stream, decided, kill_at, watched
 
-from flowcache import Trace
+from flowcache import PromptSchedule, Trace
 from magi1 import method_config as magi_config
 from skyreels_v2 import method_config as skyreels_config
 
@@ -16,11 +16,13 @@ COMPRESSED = {"compress_kv_cache": True, "total_cache_chunk_nums": 5}
 RETIMED = {"scorer": "participative", "compactor": "retimed"}
 MEASURED = {"rel_l1_thresh": 0.2, "warmup_steps": 1}
 PAPER = {"preset": "paper-fast", "budget_block": 1}
+RECOMPUTING = {"budget_block": 1, "prompt_switch": "recompute"}
 PIXELS = torch.rand(3, 12, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 IMAGE, LAST = PIXELS[:, :1], PIXELS[:, 1:2]
 #: Arguments of all streams, and those of streams of several windows, and of one.
 ALL = {"magi1": {"num_frames": 44}, "skyreels_v2": {"height": 32, "width": 32, "inference_steps": 4}}
 ALL["skyreels_v2"] |= {"ar_step": 2, "causal_block_size": 2, "base_num_frames": 17, "prefix": IMAGE}
+CHANGING = {"prompt": PromptSchedule.parse("0: a red circle; 0.3: a circle; 0.8: a red circle")}
 LONG, STREAMING = {"num_frames": 25, "overlap_history": 9, "last": LAST}, {"num_frames": 41, "streaming": True}
 ORIGINAL = {"addnoise_condition": 20, "noise": "original"}
 #: Model, name, configuration, arguments.
@@ -35,6 +37,15 @@ STREAMS = [
     ("magi1", "in eight bits", magi_config("vanilla", **COMPRESSED, kv_bits=8), {}),
     ("magi1", "the newest", magi_config("flowcache", kv_bits=4), {"noise2clean_kvrange": [3, 2]}),
     ("magi1", "noise of the original", magi_config("flowcache"), {"prefix": IMAGE, "noise": "original"}),
+    ("magi1", "changing prompts", magi_config("flowcache", **COMPRESSED), {**CHANGING, "prefix": PIXELS}),
+    ("skyreels_v2", "changing prompts", skyreels_config("vanilla"), {**LONG, **CHANGING}),
+    ("skyreels_v2", "prompts that recompute", skyreels_config("flowcache", **RECOMPUTING), {**STREAMING, **CHANGING}),
+    (
+        "skyreels_v2",
+        "prompts of the paper",
+        skyreels_config("flowcache", **{**PAPER, **RECOMPUTING}),
+        {**STREAMING, **CHANGING},
+    ),
     ("skyreels_v2", "reuse", skyreels_config("flowcache", threshold=0.05, use_ret_steps=False), LONG),
     ("skyreels_v2", "noise on the overlap", skyreels_config("flowcache"), {**LONG, "addnoise_condition": 20}),
     ("skyreels_v2", "noise of the original", skyreels_config("flowcache"), {**LONG, **ORIGINAL}),
@@ -51,8 +62,8 @@ STREAMS = [
 @pytest.mark.parametrize(("model", "name", "cache", "changes"), STREAMS)
 def test_a_stream_resumes_from_any_part(pipelines, model, name, cache, changes):
     arguments = {**ALL[model], **changes, "cache": cache}
-    stream = pipelines[model].stream
-    check_stream(lambda trace, state: stream("a red circle", **arguments, trace=trace, state=state), name)
+    stream, prompt = pipelines[model].stream, arguments.pop("prompt", "a red circle")
+    check_stream(lambda trace, state: stream(prompt, **arguments, trace=trace, state=state), name)
 
 
 def test_killed_ten_times(skyreels, pipelines, tmp_path, monkeypatch):

@@ -5,10 +5,11 @@ import io
 import pytest
 import torch
 
-from flowcache import FlowCacheConfig
+from flowcache import Denoiser, FlowCacheConfig, PromptSchedule, Trace, cut_window
+from flowcache.prompt_schedule import PromptTrack
 from flowcache.state import on_host
 from flowcache.wan.attention import rotate
-from flowcache.wan.chunk_model import FrameRotary
+from flowcache.wan.chunk_model import FrameRotary, WanChunkModel
 from self_forcing import VideoSettings, load_pipeline, method_config, resolve_model
 from self_forcing.windows import plan
 
@@ -57,6 +58,64 @@ def test_a_video_resumes_exactly(pipeline, name):
     out = pipeline("a red circle", **{**SMALL, **changes}, output_type="latent")
     made = [event.chunk for record in out.trace.steps for event in record.events]
     assert [made.count(chunk) for chunk in range(len(steps))] == steps
+
+
+#: Videos whose prompt changes: settings, and options of the method.
+CHANGING = {
+    "few steps": ({"num_output_frames": 12}, {}),
+    "sink": ({"num_output_frames": 15, "local_attn_size": 6, "sink_size": 3}, {"prompt_switch": "recompute"}),
+    "compressed": ({"num_output_frames": 15}, {"prompt_switch": "recompute", "budget_block": 1}),
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_prompt_changes_the_chunks_that_start_later(pipeline, name):
+    changes, options = CHANGING[name]
+    arguments = {**SMALL, **changes, "cache": method_config("flowcache", **options), "decode": False}
+
+    def latents(parts):
+        return [part.latents for part in parts]
+
+    # Chunks start with frames 0, 9, 21 and 33, of 16 a second.
+    schedule, trace = PromptSchedule.parse("0: a red circle; 2: a circle"), Trace()
+    parts = list(pipeline.stream(schedule, trace=trace, **arguments))
+    plain = latents(pipeline.stream("a red circle", **arguments))
+    assert [torch.equal(*each) for each in zip(latents(parts), plain, strict=True)] == [
+        i < 3 for i in range(len(parts))
+    ]
+    assert trace.settings["prompt_switches"] == [{"window": 0, "chunk": 3, "prompt": "a circle"}]
+    same = latents(pipeline.stream(PromptSchedule.parse("0: a red circle; 2: a red circle"), **arguments))
+    assert all(map(torch.equal, same, plain))
+    running, saved = pipeline.stream("a red circle", **arguments), io.BytesIO()
+    sent = [*(next(running) for _ in range(3)), running.send("a circle")]
+    if name != "few steps":  # whose fourth chunk is the last
+        torch.save(on_host(sent[-1].state()), saved)
+    sent += running
+    assert all(map(torch.equal, latents(sent), latents(parts)))
+    if name != "few steps":
+        saved.seek(0)
+        rest = pipeline.stream("a red circle", **arguments, state=torch.load(saved, weights_only=True))
+        assert all(map(torch.equal, latents(rest), latents(parts[4:])))
+
+
+def test_recomputed_keys_are_those_of_given_chunks(pipeline):
+    """Behind a change that recomputes, the cache is that of a video whose clean chunks were given."""
+    noise, texts = torch.randn(4, 12, 4, 4), torch.randn(2, 2, 8, pipeline.transformer.config.text_dim)
+    settings = VideoSettings(**{**SMALL, "num_output_frames": 12}, denoising_step_list=[], sampling_steps=4)
+    cache = FlowCacheConfig(policy="none", clean_pass=True, prompt_switch="recompute")
+
+    def run(window, first, track):
+        model = WanChunkModel(pipeline.transformer, first, (4, 4), 12, guidance_scale=3.0, runs_whole_window=False)
+        model.add_text(texts[1])
+        denoiser = Denoiser(model, cache, prompts=track)
+        schedule, solver = plan(settings, 4, window.num_given, torch.Generator(), torch.float32)
+        with torch.inference_mode():
+            return [chunk.latents.clone() for chunk in denoiser.run(window, schedule, solver)]
+
+    changing = run(cut_window(noise, 3), texts[0], PromptTrack(PromptSchedule(((0, "a"), (6, "b"))), 1))
+    given = run(cut_window(noise, 3, torch.cat(changing[:2], dim=1)), texts[1], PromptTrack("b"))
+    for ours, expected in zip(changing[2:], given, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("given", [0, 3])

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -41,6 +42,9 @@ class ScoreInput:
 
 class Scorer(ABC):
     """Scores how much each token is worth keeping; options are the fields of a frozen dataclass."""
+
+    #: Chunks at the start of which tokens are always kept.
+    sink: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         check_options(self)
