@@ -15,6 +15,9 @@ import torch
 
 from .user_files import expand_path, is_utf8
 
+#: Addresses that only this machine reaches.
+LOCAL_HOSTS = ("127.0.0.1", "localhost")
+
 
 def one_line(text: str) -> str:
     """Escape line breaks and other control characters, which file names and prompts may hold."""

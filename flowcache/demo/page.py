@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ..cli import MODELS, find_model
-from ..command_line import describe_error
+from ..command_line import LOCAL_HOSTS, describe_error
 from .picture import describe_run
 from .request import EXAMPLES, METHODS, Request
 from .studio import Run, Studio
@@ -20,6 +22,7 @@ THEME = gr.themes.Default(
     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], spacing_size="sm", text_size="sm"
 )
 ALONE = "nothing"
+MAX_UPLOAD = "256mb"
 #: Chunks' worth of tokens that the KV cache keeps; 0 is all.
 BUDGETS = {0: "all", 1: "1 chunk", 2: "2 chunks", 4: "4 chunks"}
 
@@ -29,11 +32,15 @@ def serve_page(checkpoints: str, folder: Path, host: str = "127.0.0.1", port: in
     """Serve the page within a block, by default at a free port of this machine; yields its address."""
     studio = Studio()
     page = build_page(studio, checkpoints, folder)
+    # A name that another site points at this machine would make the page part of that site.
+    names = Middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_HOSTS) if host in LOCAL_HOSTS else ["*"])
     try:
         _, address, _ = page.launch(
             server_name=host,
             server_port=port,
+            app_kwargs={"middleware": [names]},
             allowed_paths=[str(folder)],
+            max_file_size=MAX_UPLOAD,
             theme=THEME,
             css_paths=HERE / "page.css",
             footer_links=[],

@@ -1,8 +1,8 @@
 """The web page: the runs behind it, its endpoints, and the page itself in a browser where there is one."""
 
 import shutil
+from urllib import request as web
 from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import pytest
 from synthetic_run import make_trace
@@ -45,7 +45,7 @@ def test_a_stopped_run_resumes_to_the_same_frames(studio, tmp_path):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    pytest.importorskip("gradio", reason="the demo needs gradio")
+    pytest.importorskip("gradio", reason="the web page needs the extra demo")
     from flowcache.demo.page import serve_page
 
     with serve_page("small", tmp_path_factory.mktemp("outputs") / "demo") as address:
@@ -97,6 +97,7 @@ def test_endpoints_run_compare_and_refuse(address):
     assert len(job.outputs()) > 4, "updates while it runs"
     for path, served in ((last["runs"][0]["files"][0][1], 200), (__file__, 403)):
         assert _status(f"{address}gradio_api/file={path}") == served
+    assert _status(address, Host="example.com") == 400
     form[1] = " "
     *_, last = client.submit(*form, api_name="/run")
     assert last["error"].startswith("prompt: ") and not last["runs"]
@@ -131,9 +132,9 @@ def test_page_in_a_browser(address, tmp_path):
     assert not foreign
 
 
-def _status(url: str) -> int:
+def _status(url: str, **headers: str) -> int:
     try:
-        return urlopen(url).status
+        return web.urlopen(web.Request(url, headers=headers)).status
     except HTTPError as error:
         return error.code
 
