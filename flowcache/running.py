@@ -20,6 +20,8 @@ from .parallel.world import LOST, REPORT, World
 from .plots.style import format_bytes, format_flops, format_saving, format_time
 from .trace import Trace
 
+logger = logging.getLogger(__name__)
+
 Job = TypeVar("Job")
 
 
@@ -87,6 +89,14 @@ def explain_memory(error: BaseException) -> str | None:
         return None
     reason = str(error).split(". ")[0] if on_cuda else "out of memory on the CPU"
     return f"{reason}; fewer or smaller frames, or a compressed cache, need less memory"
+
+
+def describe_failure(error: Exception) -> str:
+    """One sentence on why a run failed, for users of a server; a bug's traceback goes to the log alone."""
+    reason = explain_memory(error)
+    if reason is None and not isinstance(error, OSError | ValueError | NotFiniteError | Unavailable):
+        logger.error("the run failed", exc_info=error)
+    return describe_error(error, reason)
 
 
 def _report(text: str) -> int:

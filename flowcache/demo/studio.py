@@ -1,6 +1,5 @@
-"""Makes the videos that visitors ask for, one at a time, and tells how far each has come."""
+"""Makes the videos of visitors, one at a time, and shows the progress of each."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -8,18 +7,13 @@ from threading import Event
 from typing import Literal
 
 from ..cli import Job
-from ..command_line import describe_error
-from ..environment import Unavailable
-from ..finite import NotFiniteError
-from ..running import explain_memory
+from ..running import describe_failure
 from ..sampler import Sampler
 from ..state import VideoPart
 from ..trace import Trace
 from ..video import to_uint8
 from .request import Request
 from .strips import Part
-
-logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at a run.
 PACE = 0.2
@@ -72,7 +66,7 @@ class Run:
 
 
 class Studio:
-    """One model in memory and one thread that computes, whoever asks."""
+    """One model in memory and one thread that computes, shared by all visitors."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
@@ -86,7 +80,7 @@ class Studio:
         self._pool.shutdown(cancel_futures=True)
 
     def play(self, requests: Sequence[Request]) -> Iterator[list[Run]]:
-        """Make videos one after another; yields all runs, again and again, as they go on.
+        """Make videos one after another; yields all runs at each change.
 
         Requests are checked before the first is made; raises ValueError or OSError with one sentence.
         """
@@ -129,10 +123,7 @@ class Studio:
         except Stopped:
             run.state = "stopped"
         except Exception as error:
-            reason = explain_memory(error)
-            if reason is None and not isinstance(error, OSError | ValueError | NotFiniteError | Unavailable):
-                logger.exception("the run failed")
-            run.state, run.error = "failed", describe_error(error, reason)
+            run.state, run.error = "failed", describe_failure(error)
         finally:
             if run.job is not None and run.job.sampler.is_loaded:
                 self._loaded = run.job.sampler

@@ -10,11 +10,9 @@ from threading import Event, Thread
 
 from ..adapter import Adapter
 from ..cli import Job, prepare_video
-from ..command_line import describe_error
-from ..environment import Unavailable
-from ..finite import NotFiniteError
+from ..command_line import one_line
 from ..options import DEFAULTS
-from ..running import explain_memory
+from ..running import describe_failure
 from ..sampler import Sampler
 from ..state import VideoPart
 from .queue import Video, VideoQueue
@@ -76,11 +74,8 @@ class Worker:
                 self._make(video)
             except Cancelled:
                 is_wanted = self.queue.get(video.id) is not None
-            except (ValueError, OSError, NotFiniteError, Unavailable) as error:
-                is_wanted = self._fail(video, describe_error(error))
             except Exception as error:
-                logger.exception("%s", video.id)
-                is_wanted = self._fail(video, describe_error(error, explain_memory(error)))
+                is_wanted = self._fail(video, describe_failure(error))
             else:
                 is_wanted = self.queue.finish(video.id)
             if not is_wanted:
@@ -90,7 +85,7 @@ class Worker:
         path = self.video_path(video.id)
         if path.exists():  # a video has its name when it is whole: a process was killed behind it
             return
-        logger.info("%s: %s", video.id, video.prompt)
+        logger.info("%s: %s", video.id, one_line(video.prompt))
         job = self.prepare(*video.words, "--resume", f"--output_path={path}")
         if self._loaded is not None:
             job.sampler.adopt(self._loaded)
