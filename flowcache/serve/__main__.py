@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..cli import MODELS, find_model, read_options
-from ..command_line import Parser, writable_folder
+from ..command_line import LOCAL_HOSTS, Parser, writable_folder
 from ..environment import require
 from ..options import DEFAULTS
 from ..registry import check_number
@@ -30,7 +30,6 @@ from .worker import Worker
 logger = logging.getLogger(__name__)
 
 KEY = "FLOWCACHE_API_KEY"
-LOCAL = ("127.0.0.1", "localhost")
 #: Options of ``flowcache generate`` that belong to a request, or to the server.
 REQUESTED = set(field_types(VideoOptions)) - {"device"} | {"seed"}
 
@@ -55,7 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
             check_number(name, number, 1, most)
         check_number("max_seconds", options.max_seconds, 0.01, 10**5)
         key = os.environ.get(KEY) or None
-        if options.host not in LOCAL and key is None:
+        if options.host not in LOCAL_HOSTS and key is None:
             raise ValueError(f"host: expected {KEY} in the environment beside {options.host}; set it.")
         for module in ("fastapi", "uvicorn", "python_multipart"):
             require(module, "flowcache serve", "serve")
@@ -80,7 +79,7 @@ def main(words: Sequence[str] | None = None) -> int:
             from .app import Service, make_app
 
             service = Service(chosen, worker, queue, options.max_queue, options.max_seconds)
-            hosts = ["*"] if key else list(LOCAL)
+            hosts = ["*"] if key else list(LOCAL_HOSTS)
             logger.info("http://%s:%d/v1/videos; Ctrl-C ends the server", options.host, options.port)
             place = {"host": options.host, "port": options.port}
             with lock, closing(queue):

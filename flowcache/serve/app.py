@@ -1,9 +1,9 @@
 """The HTTP interface: OpenAI's of videos, of which ``seed`` is an extension."""
 
+import asyncio
 import re
 import secrets
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,8 +113,11 @@ class Service:
             "error": error if video.error else None,
         }
 
-    def follow(self, path: Path, id: str) -> Iterator[bytes]:
-        """Yield the content of a growing file until its video is finished or removed."""
+    async def follow(self, path: Path, id: str) -> AsyncIterator[bytes]:
+        """Yield the content of a growing file until its video is finished or removed.
+
+        Waits without a thread: clients that read slow videos would use up those of all other requests.
+        """
         with path.open("rb") as file:
             while True:
                 grows = (video := self.queue.get(id)) is not None and video.status == "in_progress"
@@ -122,7 +125,7 @@ class Service:
                     yield content
                 if not grows:
                     return
-                time.sleep(POLL)
+                await asyncio.sleep(POLL)
 
 
 def make_app(service: Service, hosts: list[str], key: str | None = None) -> FastAPI:
@@ -205,8 +208,8 @@ def make_app(service: Service, hosts: list[str], key: str | None = None) -> Fast
 async def read_request(request: Request) -> tuple[VideoRequest, bytes | None]:
     """Read a request in JSON or as a form, and the bytes of its image; raises HTTPException."""
     length = request.headers.get("content-length", "")
-    if not re.fullmatch("[0-9]{1,12}", length):
-        raise refusal(None, "expected a Content-Length, got none.", 411)
+    if not re.fullmatch("[0-9]{1,12}", length) or "transfer-encoding" in request.headers:  # which overrides the length
+        raise refusal(None, "expected a Content-Length alone, got none or a Transfer-Encoding.", 411)
     if int(length) > MAX_UPLOAD:
         raise refusal("input_reference", f"expected a request of at most {MAX_UPLOAD} bytes, got {length}.", 413)
     image = None

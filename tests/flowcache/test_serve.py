@@ -29,7 +29,7 @@ def test_killed_server_loses_nothing_and_makes_no_video_twice(tmp_path, caplog):
     image, folder, options = BytesIO(), tmp_path / "videos", f"{OPTIONS} --num_frames 17"
     Image.new("RGB", (64, 64), "navy").save(image, "PNG")
     with Server(tmp_path, f"{options} --max_queue 4") as server:
-        made = [server.call("POST", content={"prompt": PROMPT, "seconds": s, "seed": 7}) for s in (1.5, 2.4)]
+        made = [server.call("POST", content={"prompt": PROMPT, "seconds": 1.5, "seed": s}) for s in (7, 8)]
         made += [server.call("POST", **form(image.getvalue())), server.call("POST", content={"prompt": PROMPT})]
         assert [status for status, _ in made] == [200] * 4
         first, second, third, fourth = [video["id"] for _, video in made]
@@ -49,7 +49,7 @@ def test_killed_server_loses_nothing_and_makes_no_video_twice(tmp_path, caplog):
         time.sleep(0.1)
     worker.stop()
     frames = [count_frames((folder / id / "video.mp4").read_bytes()) for id in (first, second, third)]
-    assert frames == [37, 57, 17]
+    assert frames == [37, 37, 17]
     assert (folder / first / "video.mp4").stat().st_mtime_ns == written.st_mtime_ns
     assert "resuming after" in caplog.text
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {first, second, third}
@@ -72,3 +72,5 @@ def check_refusals(server: Server) -> None:
     assert server.call("GET", "/..%2Fvideos.sqlite/content")[0] == 404
     assert server.call("GET", Origin="http://example.com")[0] == 403
     assert server.call("GET", Host="example.com")[0] == 400
+    chunked = {"Content-Length": "9", "Transfer-Encoding": "chunked"}  # of which the first is not checked
+    assert server.call("POST", content={"prompt": PROMPT}, **chunked)[0] in (400, 411)
