@@ -71,7 +71,7 @@ class Request:
         return find_model(self.model)
 
     def words(self) -> list[str]:
-        """Options as a visitor would type them; raises ValueError for a choice that there is not.
+        """Options as a visitor would type them; raises ValueError for an unknown choice.
 
         What has no effect on a model or a method is left out there, as settings of a script are.
         """
