@@ -23,9 +23,9 @@ from skyreels_v2.paper_flops import FLOPS
 
 LARGE = TransformerFlops(5120, 5120, 5120, 2 * 13824, 40, 64, 64)
 SMALL = {
-    SkyReelsV2: "--weights small --num_frames 33 --inference_steps 6 --ar_step 2 --causal_block_size 2",
-    Magi1: "--weights small --num_frames 72 --num_steps 8",
-    SelfForcing: "--weights small --num_output_frames 6",
+    SkyReelsV2: "--weights small --num_frames 33 --inference_steps 4 --ar_step 2 --causal_block_size 2",
+    Magi1: "--weights small --num_frames 48 --num_steps 8",
+    SelfForcing: "--weights small --num_output_frames 3",
 }
 
 
@@ -103,16 +103,16 @@ def test_workload_is_that_of_a_video(model, caplog):
 def test_command(monkeypatch, tmp_path, capsys):
     for model, options in SMALL.items():
         monkeypatch.setattr(model, "shipped", {"small": options})
-    words = ["scaling", "--gpus", "2", "4", "16", "--methods", "fast", "--output", str(tmp_path / "table")]
+    words = ["scaling", "--gpus", "4", "16", "--methods", "fast", "--output", str(tmp_path / "table")]
     assert program.main(words) == 0
     shown = capsys.readouterr().out
     assert "| SkyReels-V2 small | fast | 4 | 2 x 2 | 75%, 100% |" in shown
     assert "16 processes are too many" in shown and "not a measurement" in shown
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [(row["video"], row["gpus"]) for row in rows] == [
-        (f"{title} small", count) for title in ("SkyReels-V2", "MAGI-1", "Self-Forcing") for count in ("2", "4", "16")
+        (f"{title} small", count) for title in ("SkyReels-V2", "MAGI-1", "Self-Forcing") for count in ("4", "16")
     ]
-    assert rows[2]["refusal"] and not rows[2]["efficiency"] and float(rows[1]["efficiency"]) > 0
+    assert rows[1]["refusal"] and not rows[1]["efficiency"] and float(rows[0]["efficiency"]) > 0
     assert json.loads((tmp_path / "table.json").read_text())["hardware"]["bandwidth"] == 3e11
 
 
