@@ -25,7 +25,6 @@ from flowcache import Trace
 from flowcache.files import markdown_table
 from flowcache.kv.compactors import Compactor, Matched, Select
 from flowcache.kv.scorers import Importance, Paper, Random, Recency, ScoreInput, Scorer, Spread
-from flowcache.kv.scorers.attention import Blocks, group_queries
 from flowcache.kv.selection import select
 
 from .compare import main, positive, write_results
@@ -131,9 +130,7 @@ class Probe(Compactor):
 
 
 def _attend(tokens: ScoreInput, queries: Tensor) -> tuple[Tensor, Tensor]:
-    queries = group_queries(queries, tokens.keys.shape[-2]).float() / queries.shape[-1] ** 0.5
-    blocks = Blocks(queries, tokens.keys.transpose(1, 2))
-    outputs = blocks.attend(tokens.values.transpose(1, 2))
+    blocks, outputs = replace(tokens, queries=queries).attention
     return blocks.mass, outputs
 
 

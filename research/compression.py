@@ -13,6 +13,7 @@ values. Numbers are bf16 on a GPU and fp32 elsewhere.
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
@@ -163,7 +164,12 @@ def make_compaction(shape: Shape, budget: int, most: int, noise: Callable[..., T
     ages = torch.arange(rows, device=keys.device).flip(0).expand(shape.branches, shape.kv_heads, -1)
     given = ScoreInput(keys, values, queries, ages, shape.chunk_tokens, budget * shape.chunk_tokens)
     selector = TokenSelector(config, shape.frame_tokens, shape.chunk_tokens)
-    return lambda: config.compactor.compact(given, selector.choose(given))
+
+    def run() -> object:
+        tokens = replace(given)  # without attention that an earlier run has left
+        return config.compactor.compact(tokens, selector.choose(tokens))
+
+    return run
 
 
 def make_evaluation(
@@ -203,7 +209,7 @@ def make_skyreels_block(
     text.keys_values(0, block.attn2)  # once a video
     item, rotary = ChunkInput(1, 0, noise(1), timesteps=(0.0,)), noise(1, 1, tokens, 1, shape.head_dim // 2, 2).float()
     packed = PackedChunks([item], [tokens], rotary, cache, bidirectional=False, shares=SequenceShares())
-    return partial(block, noise(shape.branches, 1, tokens, dim), text, noise(1, 1, 6, 1, dim).float(), packed)
+    return partial(block, noise(shape.branches, 1, tokens, dim), [(text, 1)], noise(1, 1, 6, 1, dim).float(), packed)
 
 
 if __name__ == "__main__":

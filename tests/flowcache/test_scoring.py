@@ -104,8 +104,7 @@ def test_streamed_attention_equals_its_definition(monkeypatch, blocks):
     weights, values = logits.softmax(dim=-1), keys.transpose(0, 1)  # the values are the keys
     distances = (values.unsqueeze(1) - (weights @ values).unsqueeze(2)).norm(dim=-1)
     moves = (weights * distances).unflatten(0, (-1, groups)).amax(dim=(1, 2))
-    queries = attention.group_queries(tokens.queries, tokens.keys.shape[1]) / math.sqrt(keys.shape[-1])
-    found = move_peak(queries, *[tokens.keys.transpose(0, 1)] * 2)
+    found = move_peak(*replace(tokens, values=tokens.keys).attention, tokens.keys.transpose(0, 1))
     assert torch.allclose(found.double(), moves, rtol=1e-5)
 
 

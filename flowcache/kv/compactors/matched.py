@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...registry import option
 from ..scorers import ScoreInput
-from ..scorers.attention import KEY_BLOCK, Blocks, group_queries
+from ..scorers.attention import KEY_BLOCK, Blocks
 from .base import Compactor, take_rows
 
 #: Weight of the shift that all keys of a head share, over that of each key's own.
@@ -32,14 +32,12 @@ class Matched(Compactor):
     values: float | None = option(0.3, 0.01, 1e6)
 
     def compact(self, tokens: ScoreInput, kept: Tensor) -> tuple[Tensor, Tensor]:
-        queries = group_queries(tokens.queries, tokens.keys.shape[-2]).float() / tokens.queries.shape[-1] ** 0.5
-        blocks = Blocks(queries, tokens.keys.transpose(1, 2))
-        outputs = blocks.attend(tokens.values.transpose(1, 2))
+        blocks, outputs = tokens.attention
         keys, values = (take_rows(rows, kept).transpose(1, 2).float() for rows in (tokens.keys, tokens.values))
         if self.mass is not None:
-            keys = match_mass(queries, keys, blocks.mass, self.mass)
+            keys = match_mass(blocks.queries, keys, blocks.mass, self.mass)
         if self.values is not None:
-            values = match_outputs(queries, keys, values, outputs, self.values)
+            values = match_outputs(blocks.queries, keys, values, outputs, self.values)
         return keys.transpose(1, 2), values.transpose(1, 2)
 
 

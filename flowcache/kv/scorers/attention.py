@@ -28,13 +28,15 @@ class Blocks:
     """
 
     def __init__(self, queries: Tensor, keys: Tensor) -> None:
-        self._queries, self._keys = queries, keys
+        self.queries, self._keys = queries, keys
         self.mass = queries.new_full((*queries.shape[:-1], 1), -torch.inf)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         for place, logits in self._logits():
-            before, self.mass = self.mass, torch.logaddexp(self.mass, logits.logsumexp(dim=-1, keepdim=True))
-            yield place, (logits - self.mass).exp_(), (before - self.mass).exp_()
+            before, largest = self.mass, logits.amax(dim=-1, keepdim=True)
+            weights = logits.sub_(largest).exp_()  # once: it takes as long as the products
+            self.mass = torch.logaddexp(before, weights.sum(dim=-1, keepdim=True).log_().add_(largest))
+            yield place, weights.mul_((largest - self.mass).exp_()), (before - self.mass).exp_()
 
     def attend(self, values: Tensor) -> Tensor:
         """Output of attention to values ``[..., rows, head_dim]``, in a pass."""
@@ -46,7 +48,7 @@ class Blocks:
     def weights(self) -> Iterator[tuple[slice, Tensor]]:
         """Place of a block and its weights, normalised over all of them; after a pass."""
         for place, logits in self._logits():
-            yield place, (logits - self.mass).exp_()
+            yield place, logits.sub_(self.mass).exp_()
 
     def pull(self, pulls: Tensor) -> Tensor:
         """Sum of the queries' pulls ``[..., queries, head_dim]`` on each key, by its weight; after a pass."""
@@ -55,4 +57,4 @@ class Blocks:
     def _logits(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, self._keys.shape[-2], KEY_BLOCK):
             place = slice(start, start + KEY_BLOCK)
-            yield place, self._queries @ self._keys[..., place, :].float().mT
+            yield place, self.queries @ self._keys[..., place, :].float().mT

@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from torch import Tensor
 
 from ...parallel.layout import SINGLE, Layout
 from ...registry import check_options
+from .attention import Blocks, group_queries
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,16 @@ class ScoreInput:
     all_heads: int = 0
     tokens_per_frame: int = 1
     retime: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    @cached_property
+    def attention(self) -> tuple[Blocks, Tensor]:
+        """Attention to all tokens, after a pass, and its outputs, ``[..., kv_heads, n, head_dim]``, fp32.
+
+        Kept, as a scorer and a compactor read it.
+        """
+        queries = group_queries(self.queries, self.keys.shape[-2]).float() / self.queries.shape[-1] ** 0.5
+        blocks = Blocks(queries, self.keys.transpose(-3, -2))
+        return blocks, blocks.attend(self.values.transpose(-3, -2))
 
 
 class Scorer(ABC):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...registry import option
-from .attention import Blocks, group_queries
+from .attention import Blocks
 from .base import ScoreInput, Scorer
 
 
@@ -28,8 +28,7 @@ class Spread(Scorer):
     def score(self, tokens: ScoreInput) -> Tensor:
         ages = tokens.ages.float()
         spans = -ages.diff(dim=-1, prepend=ages[..., :1] + 1)
-        queries = group_queries(tokens.queries, tokens.keys.shape[-2]).float() / tokens.queries.shape[-1] ** 0.5
-        peak = move_peak(queries, *(rows.transpose(-3, -2) for rows in (tokens.keys, tokens.values)))
+        peak = move_peak(*tokens.attention, tokens.values.transpose(-3, -2))
         if peak.ndim > 2:  # one branch has no dimension for branches
             others = tokens.processes.branches
             peak = others.gather(peak, 0, [len(peak)] * others.size)
@@ -42,17 +41,12 @@ class Spread(Scorer):
         return hit + 0.5 * lengths / lengths.amax(dim=-1, keepdim=True)
 
 
-def move_peak(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def move_peak(attention: Blocks, outputs: Tensor, values: Tensor) -> Tensor:
     """Most that a key without its value would move the output of any query, ``[..., rows]``: its weight times the
-    distance of its value from that output.
-
-    Args:
-        queries: ``[..., n, head_dim]``, divided by the square root of ``head_dim``.
-        keys, values: ``[..., rows, head_dim]``.
+    distance of its value ``[..., rows, head_dim]`` from that output.
     """
-    blocks = Blocks(queries, keys)
-    outputs, peaks = blocks.attend(values), []
-    for place, weights in blocks.weights():
+    peaks = []
+    for place, weights in attention.weights():
         peaks.append(weights.mul_(torch.cdist(outputs, values[..., place, :].float())).amax(dim=-2))
     return torch.cat(peaks, dim=-1)
 
