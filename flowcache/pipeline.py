@@ -251,7 +251,8 @@ class FlowCachePipeline:
             start = window.chunks[waiting].start
         else:
             logger.warning("prompt: all chunks have started; it holds from the next window on, if there is one.")
-            start = window.chunks[-1].stop + 1 - window.longest  # the first at which a chunk of that window can start
+            # The first at which a chunk of that window can start, behind the start of the last one that is running.
+            start = max(window.chunks[-1].start + 1, window.chunks[-1].stop + 1 - window.longest)
         if denoiser.prompts.switch(sent, start):
             with self._stage("text", "text_encoder", denoiser.trace):
                 add_text(f"prompt {len(denoiser.prompts.prompts)}", sent)

@@ -28,8 +28,14 @@ class PromptSchedule:
     entries: tuple[tuple[float, str], ...]
 
     def __post_init__(self) -> None:
-        times = [time for time, _ in self.entries]
-        if not times or times[0] != 0 or any(after <= before for before, after in pairwise(times)):
+        try:
+            entries = tuple((float(time), prompt) for time, prompt in self.entries)
+        except (TypeError, ValueError) as error:
+            got = f"expected pairs of seconds and prompt, got {self.entries!r}"
+            raise ValueError(f"prompt_schedule: {got}.") from error
+        object.__setattr__(self, "entries", entries)
+        times = [time for time, _ in entries]
+        if not times or times[0] != 0 or not all(after > before for before, after in pairwise(times)):  # nor NaN
             got = ", ".join(f"{time:g}" for time in times) or "none"
             raise ValueError(f"prompt_schedule: expected rising times from 0 on, got {got}.")
         for time, prompt in self.entries:
@@ -49,7 +55,7 @@ class PromptSchedule:
         return "; ".join(f"{time:g}: {prompt}" for time, prompt in self.entries)
 
     def check(self, clean: Callable[[str], str], video: Any) -> None:
-        """Raise ValueError for a prompt of which ``clean`` leaves nothing, and for one with which no chunk starts.
+        """Raise ValueError for a prompt of which ``clean`` leaves nothing, and for one after the last chunk's start.
 
         ``video``: its settings, with ``fps``, ``num_frames`` and ``last_chunk_frame``, where its last chunk starts.
         """
@@ -90,6 +96,11 @@ class PromptTrack:
         entries = prompt.entries if isinstance(prompt, PromptSchedule) else ((0.0, prompt),)
         for time, each in entries:
             self._starts.append((first_latent(frame_at(time, fps)), self._add(each)))
+
+    @property
+    def last_start(self) -> int:
+        """Latent frame of the video from which the newest prompt holds."""
+        return self._starts[-1][0]
 
     def find(self, start_frame: int) -> int:
         """Index of the text of a chunk that starts at a latent frame of the window."""

@@ -245,6 +245,8 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
         captions = [make_captions(text, *of_video) for text in texts]
         if prefix is not None and not shows_prefix:
             prompts.offset = -window.num_prefix
+        if state is None and window.chunks[-1].start + prompts.offset < prompts.last_start:
+            logger.warning("prompt_schedule: the last prompt is not shown, as given frames let chunks start earlier.")
         sampling, size = Sampling(timetable, guidance, schedule, kv_range), tuple(window.frame_shape[1:])
         with self._on_device("transformer"), self.progress_bar(total=len(schedule)) as progress:
             with self._stage("denoise", "transformer", trace):

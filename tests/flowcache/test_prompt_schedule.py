@@ -40,6 +40,12 @@ def test_a_wrong_schedule_is_named(text):
         PromptSchedule.parse(text)
 
 
+@pytest.mark.parametrize("entries", [5, ("a", "b"), ((None, "a"),), ((0, "a"), (float("nan"), "b"))])
+def test_wrong_entries_are_named(entries):
+    with pytest.raises(ValueError, match=r"^prompt_schedule: expected"):
+        PromptSchedule(entries)
+
+
 def test_a_prompt_that_no_chunk_reads_is_refused():
     video = SimpleNamespace(fps=30, num_frames=90, last_chunk_frame=33)
     PromptSchedule.parse("0: a; 1.1: b").check(str, video)  # 33.000000000000004 frames

@@ -66,6 +66,15 @@ def test_a_stream_resumes_from_any_part(pipelines, model, name, cache, changes):
     check_stream(lambda trace, state: stream(prompt, **arguments, trace=trace, state=state), name)
 
 
+def test_a_prompt_that_is_sent_late_leaves_the_live_chunk_as_it_is(pipelines):
+    """The last chunk of this video is shorter than the others."""
+    arguments = {**ALL["skyreels_v2"], **STREAMING, "cache": skyreels_config("flowcache", budget_block=1)}
+    plain = list(pipelines["skyreels_v2"].stream("a red circle", **arguments))
+    running = pipelines["skyreels_v2"].stream("a red circle", **arguments)
+    sent = [*(next(running) for _ in plain[:-1]), running.send("a circle")]
+    assert all(torch.equal(ours.latents, other.latents) for ours, other in zip(sent, plain, strict=True))
+
+
 def test_killed_ten_times(skyreels, pipelines, tmp_path, monkeypatch):
     monkeypatch.setattr("skyreels_v2.adapter.load_pipeline", lambda *_, **__: pipelines["skyreels_v2"])
     flags = ["--prompt", "a red circle", "--outdir", "out", "--teacache_thresh", 0.05, "--ar_step", 2]
