@@ -19,10 +19,10 @@ LONGEST = 48
 
 @dataclass(frozen=True)
 class Part:
-    """Frames ``[frames, height, width, 3]`` that became ready together, after so many seconds of the model's work."""
+    """Frames that became ready together."""
 
-    frames: Frames
-    ready: float
+    frames: Frames  # ``[frames, height, width, 3]``
+    ready: float  # seconds of the model's work before them
 
     @cached_property
     def strips(self) -> list[dict[str, Any]]:
