@@ -14,7 +14,8 @@ from transformers import T5Config, T5EncoderModel
 
 from flowcache.files import write_json
 from magi1.captions import NULL_TOKENS
-from magi1.checkpoint import T5_FOLDER
+from magi1.checkpoint import T5_FOLDER, load_transformer
+from magi1.config import MagiConfig
 from magi1.conversion import official_key
 from magi1.schedule import CLEAN_TIME, Timetable
 from magi1.transformer import MagiTransformer3DModel, ProjectText
@@ -66,12 +67,17 @@ class MagiTask(TransformerTask):
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._config = json.loads((SMALL / "config.json").read_text())
-        transformer = MagiTransformer3DModel.from_config(self._config["model_config"])
-        nn.init.zeros_(transformer.proj_out.weight)
-        nn.init.normal_(transformer.caption_embed.null_caption)
-        encoder = T5EncoderModel(T5Config.from_pretrained(TEXT_FOLDER))
+        if args.start:
+            config = MagiConfig.from_file(args.start / "config.json")
+            transformer = load_transformer(args.start, config, torch.float32).requires_grad_(True)
+            encoder = T5EncoderModel.from_pretrained(args.start / "t5" / T5_FOLDER, dtype=torch.float32)
+        else:
+            transformer = MagiTransformer3DModel.from_config(self._config["model_config"])
+            nn.init.zeros_(transformer.proj_out.weight)
+            nn.init.normal_(transformer.caption_embed.null_caption)
+            encoder = T5EncoderModel(T5Config.from_pretrained(TEXT_FOLDER))
         super().__init__(args, transformer, encoder, TEXT_FOLDER)
-        self._vae = vae = AutoencoderKLMagi.from_pretrained(args.vae).eval().to(args.device)
+        self._vae = vae = AutoencoderKLMagi.from_pretrained(args.vae, torch_dtype=torch.float32).eval().to(args.device)
         vae.enable_tiling(Tiling(None, vae.config.video_length))
 
         def encode(video: Tensor) -> Tensor:

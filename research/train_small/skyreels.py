@@ -27,15 +27,19 @@ class SkyReelsTask(TransformerTask):
     """Velocity of latents with a noise level for every frame; half with full, half with causal attention."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        transformer = SkyReelsV2Transformer3DModel.from_config(
-            SkyReelsV2Transformer3DModel.load_config(SMALL / "transformer")
-        )
-        # the velocity is 0 at first
-        nn.init.zeros_(transformer.proj_out.weight)
-        nn.init.zeros_(transformer.proj_out.bias)
-        encoder = UMT5EncoderModel(UMT5Config.from_pretrained(SMALL / "text_encoder"))
+        if args.start:
+            options = {"torch_dtype": torch.float32}
+            transformer = SkyReelsV2Transformer3DModel.from_pretrained(args.start / "transformer", **options)
+            encoder = UMT5EncoderModel.from_pretrained(args.start / "text_encoder", dtype=torch.float32)
+        else:
+            config = SkyReelsV2Transformer3DModel.load_config(SMALL / "transformer")
+            transformer = SkyReelsV2Transformer3DModel.from_config(config)
+            # the velocity is 0 at first
+            nn.init.zeros_(transformer.proj_out.weight)
+            nn.init.zeros_(transformer.proj_out.bias)
+            encoder = UMT5EncoderModel(UMT5Config.from_pretrained(SMALL / "text_encoder"))
         super().__init__(args, transformer, encoder, SMALL / "tokenizer")
-        self._vae = vae = AutoencoderKLWan.from_pretrained(args.vae).eval().to(args.device)
+        self._vae = vae = AutoencoderKLWan.from_pretrained(args.vae, torch_dtype=torch.float32).eval().to(args.device)
         mean, std = (
             torch.tensor(values, device=args.device).view(1, -1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)

@@ -20,6 +20,8 @@ from ..compare import draw_panels
 from .moving_shapes import draw_scene, read_held_out, render
 from .muon import Muon
 
+#: Share that is kept of the scenes that do not turn, which makes those that do a fifth.
+OTHERS = 0.35
 #: Keys of configurations that say where a part was read from.
 ORIGINS = {"_name_or_path", "is_local", "local_files_only"}
 
@@ -62,6 +64,9 @@ class LatentPool:
     def grow(self) -> None:
         if len(self._clips) < self._limit:
             scene = draw_scene(self._rng, self._held_out)
+            # corners that turn are the hardest to learn
+            while scene.motion != "turns" and self._rng.random() > OTHERS:
+                scene = draw_scene(self._rng, self._held_out)
             video = render(scene, self._frames, start=int(self._rng.integers(200)))
             self._clips.append((self._encode(video.unsqueeze(0))[0], scene.caption))
 
@@ -72,12 +77,17 @@ class LatentPool:
 
 
 class TransformerTask(Task):
-    """A transformer and its text encoder, learnt from clips that a trained VAE encodes."""
+    """A transformer and its text encoder, learnt from clips that a trained VAE encodes.
+
+    Of a training that continues another checkpoint, ``args.start``, the text encoder stays as it is.
+    """
 
     def __init__(self, args: argparse.Namespace, transformer: nn.Module, encoder: nn.Module, tokenizer: Path) -> None:
         self.args, self.tokenizer = args, AutoTokenizer.from_pretrained(tokenizer)
         self.transformer, self.encoder = transformer.to(args.device), encoder.to(args.device)
-        self.modules = {"transformer": self.transformer, "text_encoder": self.encoder}
+        self.modules = {"transformer": self.transformer}
+        if not args.start:
+            self.modules["text_encoder"] = self.encoder
         self.blocks = self.transformer.blocks
 
     def export(self, out: Path, dtype: torch.dtype) -> None:
@@ -94,10 +104,14 @@ class TransformerTask(Task):
             content = json.loads(path.read_text())
             if isinstance(content, dict) and ORIGINS & content.keys():
                 write_json(path, {key: value for key, value in content.items() if key not in ORIGINS})
-        record = {}
-        for name, run in (("vae", self.args.vae), ("transformer", out)):
+        record, runs = {}, {"transformer": out}
+        if self.args.start:
+            record["start"] = json.loads((self.args.start / "training.json").read_text())
+        else:
+            runs["vae"] = self.args.vae
+        for name, run in runs.items():
             arguments = json.loads((run / "arguments.json").read_text())
-            record[name] = {key: value for key, value in arguments.items() if key not in ("vae", "out")}
+            record[name] = {key: value for key, value in arguments.items() if key not in ("vae", "out", "start")}
         write_json(checkpoint / "training.json", record)
         losses = json.loads((out / "losses.json").read_text())
         window = min(50, len(losses))
@@ -209,12 +223,16 @@ def train_transformer(new_task: Callable[[argparse.Namespace], Task], descriptio
     """Train a transformer, as the command line says."""
     parser = new_parser(description)
     add = parser.add_argument
-    add("--vae", type=Path, required=True, help="folder of the trained VAE")
+    begin = parser.add_mutually_exclusive_group(required=True)
+    begin.add_argument("--vae", type=Path, help="folder of the trained VAE, for a new checkpoint")
+    begin.add_argument("--start", type=Path, help="checkpoint to continue, whose VAE and text encoder are kept")
     add("--batch", type=int, default=8, help="clips of full length, or more short ones")
     add("--first-clips", type=int, default=300, help="clips to encode before the first step")
     add("--clips", type=int, default=2500, help="clips to encode in all")
     add("--dtype", choices=["bfloat16", "float16", "float32"], default="float16", help="of the checkpoint")
-    train(new_task, parser.parse_args())
+    args = parser.parse_args()
+    args.vae = args.vae or args.start / "vae"
+    train(new_task, args)
 
 
 def train(new_task: Callable[[argparse.Namespace], Task], args: argparse.Namespace) -> None:
