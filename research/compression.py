@@ -213,7 +213,7 @@ def make_skyreels_block(
 
 
 if __name__ == "__main__":
-    parser = new_parser(__doc__, "compression", has_model=False)
+    parser = new_parser(__doc__, "compression", models=())
     add = parser.add_argument
     add("--model", choices=SHAPES, default="magi-4.5B", help="default: magi-4.5B")
     add("--chunks", type=positive, default=6, help="chunks' worth of tokens that are scored (default: 6)")

@@ -158,7 +158,7 @@ def summarise(drifts: Sequence[Drift]) -> str:
 
 
 if __name__ == "__main__":
-    parser = new_parser(__doc__, "drift", has_model=False)
+    parser = new_parser(__doc__, "drift", models=())
     add = parser.add_argument
     captions = {"type": int, "nargs": "*", "choices": range(100), "metavar": "N"}
     add("--captions", **captions, default=[0, 5, 18, 4, 6, 11], help="held-out ones (default: 0 5 18 4 6 11)")

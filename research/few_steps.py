@@ -201,7 +201,7 @@ def bench(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    parser = new_parser(__doc__, "few_steps", has_model=False)
+    parser = new_parser(__doc__, "few_steps", models=())
     add = parser.add_argument
     add("--tables", nargs="+", choices=["small", "true"], default=["small", "true"], help="default: both")
     add("--chunks", type=positive, default=40, help="of three latent frames (default: 40)")

@@ -25,6 +25,7 @@ from .train_small.moving_shapes import read_held_out
 
 INTERVALS = (2, 3, 4, 5, 7, 10)
 THRESHOLDS = {"skyreels": (0.03, 0.06, 0.1, 0.15, 0.25, 0.4), "magi": (0.01, 0.02, 0.04, 0.08, 0.15)}
+THRESHOLDS["self_forcing_50"] = THRESHOLDS["skyreels"]
 #: Combined with every policy; the first at every value of the option, others at every second.
 FORECASTS = {
     "line": "linear_velocity",
@@ -173,7 +174,7 @@ def draw(curves: Sequence[Curve], path: Path, model: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = new_parser(__doc__, "policies_MODEL", "97; magi: 96")
+    parser = new_parser(__doc__, "policies_MODEL", "97; magi: 96; self_forcing_50: 81", tuple(THRESHOLDS))
     add = parser.add_argument
     add("--captions", type=positive, default=12, help="number of held-out captions (default: 12)")
     add("--skip", type=int, default=0, help="held-out captions to skip (default: 0)")

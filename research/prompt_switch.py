@@ -179,7 +179,7 @@ def make_table(results: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    parser = new_parser(__doc__, "prompt_switch", has_model=False)
+    parser = new_parser(__doc__, "prompt_switch", models=())
     parser.add_argument("--seeds", type=int, default=1, help="videos of each pair (default: 1)")
     parser.set_defaults(model="")
     main(parser, bench)

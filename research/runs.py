@@ -146,21 +146,25 @@ def compare_configs(
 
 
 def new_parser(
-    description: str, name: str, frames: str = "", has_model: bool = True, steps: str = "50; magi: 64"
+    description: str,
+    name: str,
+    frames: str = "",
+    models: Sequence[str] = ("skyreels", "magi"),
+    steps: str = "50; magi: 64",
 ) -> ArgumentParser:
     """A parser with ``--outdir`` and the flags that ``find_model`` reads.
 
     Args:
         name: folder below ``outputs``; ``MODEL`` in it is that of ``--model``.
         frames, steps: defaults to show; without frames, the script chooses both.
-        has_model: whether the script makes videos.
+        models: to choose from, the default first; none: the script does not choose.
     """
     parser, default = Parser(description), f"outputs/{name}"
     add = parser.add_argument
     add("--outdir", type=Path, default=Path(default), help=f"default: {default}")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    if has_model:
-        add("--model", "--family", choices=["skyreels", "magi"], default="skyreels", help="default: skyreels")
+    if models:
+        add("--model", "--family", choices=models, default=models[0], help=f"default: {models[0]}")
         weights = "small, official (magi), a folder or Hub id (skyreels) (default: auto)"
         add("--checkpoint", "--model_id", default="auto", help=weights)
         add("--config_file", type=Path, default=MAGI_CONFIG, help="configuration of MAGI-1")
