@@ -88,10 +88,12 @@ def compare(
 def _read_runs(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, int], Run]:
     """Runs of the same settings; without any, the file is emptied, else a last line that was cut off goes."""
     lines = path.read_text().splitlines(keepends=True) if settings and path.exists() else []
-    lines = [line for line in lines if line.endswith("\n")]
-    write_atomically(path, "".join(lines).encode())
+    whole = [line for line in lines if line.endswith("\n")]
+    if whole != lines or not settings:
+        # Else the file stays, as another measurement may be appending to it.
+        write_atomically(path, "".join(whole).encode())
     current, runs = json.loads(json.dumps(settings)), {}
-    for line in map(json.loads, lines):
+    for line in map(json.loads, whole):
         run = Run(**line["run"])
         if line["settings"] == current.get(run.method):
             runs[run.method, run.seed] = run

@@ -1,20 +1,22 @@
 """Measure what KV compression costs in quality, and what it saves in memory and time.
 
-    python -m research.kv --model skyreels --steps 12 --captions 12 --tables method
+    python -m research.kv --model skyreels --steps 12 --captions 12 --tables method bits parts controls
     python -m research.kv --model magi --captions 4
 
 Long videos of the first held-out captions, with and without reuse, with everything kept and with one setting of
 the cache varied at a time. PSNR and SSIM are to the video of the same caption, seed and preset with everything
-kept, over its last four chunks, which every budget affects. Runs are appended to ``OUTDIR/runs.jsonl``; an
-interrupted measurement continues. ``OUTDIR/kv.png`` shows all models that were measured in the folder. After a
-change of code or weights, give another ``--outdir``.
+kept, over its last four chunks, which every budget affects. Captions follow one another, with both presets each;
+tables, CSV and picture are written after every caption, of the captions so far. Runs are appended to
+``OUTDIR/runs.jsonl``; an interrupted measurement continues, and makes again only the video with everything kept of
+the caption and preset at which it stopped. ``OUTDIR/kv.png`` shows all models that were measured in the folder.
+After a change of code or weights, give another ``--outdir``.
 """
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, product
+from itertools import chain, cycle, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +29,7 @@ from flowcache.kv.scorers import SCORERS
 
 from .compare import Run, draw_panels, main, positive, write_results
 from .runs import LIVE, Model, compare_configs, find_chunk_model, new_parser
+from .train_small.moving_shapes import read_held_out
 
 PRESETS = ("none", "fast")
 #: Budgets at which scorers are compared.
@@ -81,6 +84,8 @@ KEEP_ALL = Variant()
 PAPER, OURS = ("paper", "select"), tuple(KVCompressionConfig().as_dict()[part] for part in ("scorer", "compactor"))
 #: What each half of our default brings.
 PARTS = (("random", "select"), (OURS[0], "select"), ("random", OURS[1]))
+#: Rows that no query has a say in.
+CONTROLS = tuple((scorer, "select") for scorer in ("random", "recency", "sink_window", "key_norm"))
 
 
 def vary(
@@ -96,6 +101,7 @@ TABLES: dict[str, tuple[tuple[str, ...], list[Variant]]] = {
     "budget": (("budget",), [Variant(budget) for budget in range(1, 7)]),
     "method": (("scorer", "compactor", "budget"), vary((PAPER, OURS), (1, 2, 3, 4))),
     "parts": (("scorer", "compactor", "budget"), vary((PAPER, *PARTS, OURS), SCORED_BUDGETS)),
+    "controls": (("scorer", "compactor", "budget"), vary((PAPER, *CONTROLS, OURS), SCORED_BUDGETS)),
     "scorer": (("scorer", "budget"), [Variant(budget, scorer) for scorer in SCORERS for budget in SCORED_BUDGETS]),
     "strategy": (("strategy",), [Variant(1, strategy=granularity) for granularity in GRANULARITIES]),
     "queries": (("queries",), [Variant(1, queries=granularity) for granularity in GRANULARITIES]),
@@ -109,6 +115,14 @@ TABLES: dict[str, tuple[tuple[str, ...], list[Variant]]] = {
         [Variant(bits=bits) for bits in (None, 8, 4)] + vary((PAPER, OURS), SCORED_BUDGETS, (None, 8, 4)),
     ),
 }
+#: Colour and marker of the paper's method and ours, and of others, in the picture; lines of fewer bits.
+EMPHASISED = (("black", "o"), ("tab:red", "o"))
+OTHERS = tuple(
+    (f"tab:{colour}", marker)
+    for colour, marker in zip(("blue", "green", "purple", "orange", "cyan", "brown", "gray"), "sD^vP*X", strict=True)
+)
+BIT_LINES = {"8": "--", "4": ":"}
+TITLES = {"magi": "MAGI-1", "skyreels": "SkyReels-V2"}
 #: Variants on a contact sheet.
 SHEET = (KEEP_ALL, *vary((PAPER, OURS), (3, 1)))
 
@@ -122,26 +136,36 @@ Rows = dict[tuple[str, Variant], Row]
 
 def bench(args: argparse.Namespace) -> str:
     model = find_chunk_model(args, args.chunks)
-    tables = {name: TABLES[name] for name in args.tables}
-    variants = list(dict.fromkeys([KEEP_ALL, *chain(*(made for _, made in tables.values()))]))
+    variants = list(dict.fromkeys([KEEP_ALL, *chain(*(TABLES[name][1] for name in args.tables))]))
     most = max(variant.budget or 0 for variant in variants)
     if args.chunks <= LIVE + most:
         raise ValueError(
             f"chunks: expected more than {LIVE + most}, as the largest budget is {most}, got {args.chunks}."
         )
+    if args.captions > len(read_held_out()):
+        raise ValueError(f"captions: expected at most {len(read_held_out())}, got {args.captions}.")
     model.warm_up(KEEP_ALL.configure(model, "none", args.chunks))
-    results: Results = {}
-    for preset in PRESETS:
+    results: Results = {key: [] for key in product(PRESETS, variants)}
+    text = ""
+    for caption, preset in product(range(args.captions), PRESETS):
         configs = {str(variant): variant.configure(model, preset, args.chunks) for variant in variants}
         sheet = {"shown": [str(v) for v in SHEET if v in variants], "name": f"{args.model}_{preset}_caption"}
-        runs = compare_configs(model, configs, str(KEEP_ALL), range(args.captions), args, last=LIVE, **sheet)
-        for index, variant in enumerate(variants):
-            results[preset, variant] = runs[index :: len(variants)]
+        runs = compare_configs(model, configs, str(KEEP_ALL), [caption], args, last=LIVE, **sheet)
+        for variant, run in zip(variants, runs, strict=True):
+            results[preset, variant].append(run)
+        if preset == PRESETS[-1]:
+            text = report(args, results)
+    return text
+
+
+def report(args: argparse.Namespace, results: Results) -> str:
+    """Write CSV, picture and tables of the captions so far."""
     rows = {key: summarise(*key, results) for key in results}
     write_csv(args.outdir / f"kv_{args.model}.csv", list(rows[PRESETS[0], KEEP_ALL]), rows.values())
     draw(args.outdir)
-    table = "\n\n".join([*(tabulate(rows, *each) for each in tables.values()), judge(results)])
-    return write_results(args, f"kv_{args.model}", table, list(chain(*results.values())))
+    tables = [tabulate(rows, *TABLES[name]) for name in args.tables]
+    text = "\n\n".join([*tables, judge(results)])
+    return write_results(args, f"kv_{args.model}", text, list(chain(*results.values())))
 
 
 def summarise(preset: str, variant: Variant, results: Results) -> Row:
@@ -209,27 +233,37 @@ def judge(results: Results) -> str:
 def draw(folder: Path) -> None:
     """Save ``kv.png``: PSNR over the bytes of keys and values, a panel per model of the folder, a line per method.
 
-    Of the preset that users get; bands are quartiles.
+    Of the preset that users get. The paper's method and ours are thick, with quartiles as bands; in fewer bits, a
+    method has the colour that it has without.
     """
-    files = {path.stem.removeprefix("kv_"): path for path in sorted(folder.glob("kv_*.csv"))}
-    emphasised = {", ".join(PAPER): "black", ", ".join(OURS): "tab:red"}
-    with draw_panels(folder / "kv.png", 9, len(files)) as axes:
-        for axis, (model, path) in zip(axes, files.items(), strict=True):
-            with path.open() as file:
-                found = [row for row in csv.DictReader(file) if row["method"] and row["preset"] == PRESETS[-1]]
-            found.sort(key=lambda row: int(row["kv_bytes"]))
-            for index, name in enumerate(dict.fromkeys(row["method"] for row in found)):
-                points = [row for row in found if row["method"] == name]
+    found: dict[str, list[dict[str, str]]] = {}
+    for path in sorted(folder.glob("kv_*.csv")):
+        with path.open() as file:
+            rows = [row for row in csv.DictReader(file) if row["method"] and row["preset"] == PRESETS[-1]]
+        found[path.stem.removeprefix("kv_")] = rows
+    thick = dict(zip((", ".join(PAPER), ", ".join(OURS)), EMPHASISED, strict=True))
+    others = dict.fromkeys(name for name in map(name_line, chain(*found.values())) if name not in thick)
+    styles = thick | dict(zip(others, cycle(OTHERS), strict=False))
+    with draw_panels(folder / "kv.png", 11, len(found)) as axes:
+        for axis, (model, rows) in zip(axes, found.items(), strict=True):
+            for name in dict.fromkeys(row["method"] for row in rows):
+                points = sorted((row for row in rows if row["method"] == name), key=lambda row: int(row["kv_bytes"]))
                 mebibytes = [int(row["kv_bytes"]) / 2**20 for row in points]
                 psnr, low, high = ([float(row[key]) for row in points] for key in ("psnr", "psnr_low", "psnr_high"))
-                colour = emphasised.get(name, f"C{index}")
-                axis.plot(
-                    mebibytes, psnr, "o-", ms=3.5, lw=2.2 if name in emphasised else 1.2, color=colour, label=name
-                )
-                if name in emphasised:
+                line = name_line(points[0])
+                colour, marker = styles[line]
+                dashes = BIT_LINES.get(points[0]["bits"], "-") if line != name else "-"
+                width = 2.4 if name in thick else 1.1
+                axis.plot(mebibytes, psnr, dashes, color=colour, marker=marker, ms=4, lw=width, label=name)
+                if name in thick:
                     axis.fill_between(mebibytes, low, high, color=colour, alpha=0.12, lw=0)
-            axis.set(title=model, xlabel="keys and values, MiB")
+            axis.set(title=TITLES.get(model, model), xlabel="keys and values, MiB")
         axes[0].set_ylabel("PSNR to everything kept, dB")
+
+
+def name_line(row: Mapping[str, str]) -> str:
+    """Method of a row of the CSV whatever its bits."""
+    return f"{row['scorer']}, {row['compactor']}" if row["budget"] else row["method"]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import math
 import runpy
 import sys
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -34,12 +35,18 @@ class FakeModel(runs.Model):
 
     no_reuse, made = "causal", 0
 
+    def __init__(self, *args, last_seed=None):
+        super().__init__(*args)
+        self.last_seed = last_seed
+
     def configure(self, method, preset=None, budget=None, kv_bits=None, kv_range=None, **kept):
         compression = None if budget is None else KVCompressionConfig(budget=budget, **kept)
         storage = None if kv_bits is None else KVStorageConfig(bits=kv_bits)
         return FlowCacheConfig(compression=compression, storage=storage, clean_pass=preset is None)
 
     def stream(self, prompt, seed, config, trace):
+        if self.last_seed is not None and seed > self.last_seed:
+            raise KeyboardInterrupt
         kept, apart = config.compression, 0.01 * bool(config.storage)
         apart += 0 if kept is None else 0.1 / kept.budget + 0.02 * (kept.as_dict()["scorer"] == "paper")
         trace.begin_window(WindowRecord(4, 1, 0, [1] * 11, 2**20 * (kept.budget if kept else 10)))
@@ -49,10 +56,16 @@ class FakeModel(runs.Model):
 
 
 def test_kv_results_and_an_interrupted_measurement(monkeypatch, tmp_path):
-    monkeypatch.setattr(kv, "find_chunk_model", lambda args, chunks: FakeModel(None, "cpu"))
+    monkeypatch.setattr(kv, "find_chunk_model", lambda args, chunks: FakeModel(None, "cpu", last_seed=0))
     args = argparse.Namespace(model="fake", captions=2, chunks=11, steps=4, device="cpu", outdir=tmp_path)
     args.tables = list(kv.TABLES)
+    with pytest.raises(KeyboardInterrupt):
+        kv.bench(args)
+    assert {row["captions"] for row in csv.DictReader((tmp_path / "kv_fake.csv").open())} == {"1"}
+    monkeypatch.setattr(kv, "find_chunk_model", lambda args, chunks: FakeModel(None, "cpu"))
     text = kv.bench(args)
+    variants = set(chain(*(made for _, made in kv.TABLES.values())))
+    assert FakeModel.made == 2 + 2 * 2 * len(variants), "no video twice; two that warm up"
     assert "| 3 | 3.00 | 25.2 dB (25.2 to 25.2), " in text  # 14 of 255 grey levels
     gain = "+4.9 dB (+4.9 to +4.9), 2 of 2"  # 8 of 255 grey levels against 14
     assert f"| recency | select | 3 | all | {gain} | {gain} |" in text
