@@ -111,6 +111,8 @@ class Probe(Compactor):
         self.every: list[ScoreInput] = []
 
     def compact(self, tokens: ScoreInput, kept: Tensor) -> tuple[Tensor, Tensor]:
+        # Layers share the memory that the cache's rows are views of.
+        tokens = replace(tokens, keys=tokens.keys.clone(), values=tokens.values.clone())
         if len(self.every) < self.layers:
             new = every = tokens
             self.rows.append([Rows(method, budget) for method in self.methods for budget in BUDGETS])

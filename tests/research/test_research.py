@@ -153,7 +153,9 @@ def test_compacted_rows_are_judged_by_later_queries():
     queries, ages = torch.randn(2, 1, 12, 4, 8), torch.arange(20).flip(0).expand(1, 2, -1)
     probe = compaction.Probe(1, [compaction.Method("newest", Recency(), Select())])
     for rows, asked in ((first[:, :, :20], queries[0]), (torch.cat([later, first[:, :, 20:]], dim=2), queries[1])):
-        probe.compact(ScoreInput(*rows, asked, ages, tokens_per_chunk=10, budget=10), ages[..., :10])
+        given = rows.clone()
+        probe.compact(ScoreInput(*given, asked, ages, tokens_per_chunk=10, budget=10), ages[..., :10])
+        given.zero_()  # as layers share the memory
     (error, mass_error), queries = probe.rows[0][0].errors[0], queries[1, 0, 4:].double()
     logits = torch.einsum("nhd,khd->hnk", queries, first[0, 0, :20].double().repeat_interleave(2, dim=1)) / 8**0.5
     values = first[1, 0, :20].double().repeat_interleave(2, dim=1).transpose(0, 1)
