@@ -2,11 +2,13 @@
 
     python -m research.compaction --model skyreels
     python -m research.compaction --model magi --chunks 40 --tables refits
+    python -m research.compaction --model magi --captions 8 --tables folds heads
 
 Videos of captions that are not held out, with our default compaction at a budget of one chunk. At each compaction,
 the rows that each method of a table made at the one before are compared with all rows that they stand for, by the
 queries recorded since: error of attention's output, in dB below the output, also over the last quarter of the
-compactions, and of the log of its mass. Means over layers, medians and quartiles over captions and presets.
+compactions, and of the log of its mass. Means over layers, medians and quartiles over captions and presets. Results
+are written after every caption, of the captions so far.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import log10
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,23 +31,34 @@ from flowcache.kv.scorers import Importance, Paper, Random, Recency, ScoreInput,
 from flowcache.kv.selection import select
 
 from .compare import main, positive, write_results
+from .matching import CrossValidated, share_rows, split_heads
 from .runs import LIVE, Model, find_chunk_model, new_parser
 from .train_small.moving_shapes import draw_scene, read_held_out
 
 PRESETS = ("none", "fast")
 BUDGETS = (1, 3)
+#: Bounds of a head's rows over those of an even split.
+LEAST, MOST = 0.5, 1.6
 
 
 @dataclass(frozen=True)
 class Method:
-    """A scorer and a compactor; ``queries``: share of the recorded ones that they get; ``original``: compact from all
-    rows at each compaction, not from what the one before left."""
+    """A scorer and a compactor.
+
+    Args:
+        queries: share of the recorded ones that they get.
+        original: compact from all rows at each compaction, not from what the one before left.
+        per_head: the KV heads of a layer have rows in proportion to the root of the squared error that as many rows in
+            each leave: as the first compaction finds it (``once``), or each does from all rows (``always``), which no
+            cache has; None: as many in each.
+    """
 
     name: str
     scorer: Scorer = field(default_factory=Spread)
     compactor: Compactor = field(default_factory=Matched)
     queries: float = 1.0
     original: bool = False
+    per_head: Literal["once", "always"] | None = None
 
 
 TABLES: dict[str, list[Method]] = {
@@ -64,39 +78,75 @@ TABLES: dict[str, list[Method]] = {
         Method("keys alone", compactor=Matched(values=None)),
         Method("values alone", compactor=Matched(mass=None)),
     ],
+    "folds": [
+        Method("default"),
+        Method("ridges by folds of every fourth query", compactor=CrossValidated()),
+        Method("ridges by folds of adjacent queries", compactor=CrossValidated(adjacent=True)),
+    ],
     "queries": [Method(f"{share:.0%} of the queries", queries=share) for share in (0.25, 0.5, 1.0)],
     "refits": [Method("refits of refits"), Method("from all rows", original=True)],
+    "heads": [
+        Method("default"),
+        Method("rows per head by the first compaction", per_head="once"),
+        Method("rows per head by each compaction of all rows", per_head="always"),
+    ],
 }
 
 
 @dataclass(eq=False)
 class Rows:
-    """Rows of one layer that a method has made at a budget, and their errors over the compactions."""
+    """Rows of one layer that a method has made at a budget, and their errors over the compactions.
+
+    ``parts``: of all heads together, or of each; ``counts``: rows of a head in each at the last compaction.
+    """
 
     method: Method
     budget: int
-    tokens: ScoreInput | None = None
+    parts: list[ScoreInput] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
     errors: list[tuple[float, float]] = field(default_factory=list)
 
     def compare(self, every: ScoreInput, queries: Tensor) -> None:
         """Record the errors of attention by queries that were not known when the rows were made."""
         mass, outputs = _attend(every, queries)
-        own_mass, own = _attend(self.tokens, queries)
+        parts = self._split(replace(every, queries=queries))
+        made = [_attend(rows, part.queries) for rows, part in zip(self.parts, parts, strict=True)]
+        own_mass, own = (torch.cat(each, dim=1) for each in zip(*made, strict=True))
         error = (own - outputs).square().sum() / outputs.square().sum()
         self.errors.append((-10 * log10(error.item()), (own_mass - mass).square().mean().sqrt().item()))
 
     def compact(self, every: ScoreInput, new: ScoreInput) -> None:
         """Take in new rows; ``every``: all of the video so far."""
-        source = every if self.method.original or self.tokens is None else _join(self.tokens, new)
-        count = self.budget * source.tokens_per_chunk
-        if source.ages.shape[-1] <= count:
-            self.tokens = source
+        afresh = self.method.original or not self.parts
+        sources = self._split(every if afresh else new)
+        if not afresh:
+            sources = [_join(rows, part) for rows, part in zip(self.parts, sources, strict=True)]
+        lengths, even = [source.keys.shape[1] for source in sources], self.budget * new.tokens_per_chunk
+        if sum(lengths) <= even * len(sources):
+            self.parts = sources
             return
+        if self.method.per_head == "always" or not self.counts:
+            self.counts = self._share(every, lengths, even)
+        self.parts = [self._make(*each) for each in zip(sources, self.counts, strict=True)]
+
+    def _share(self, every: ScoreInput, lengths: Sequence[int], even: int) -> list[int]:
+        """Rows of a head in each part, of as many as it has; ``even`` in the mean."""
+        if not self.method.per_head:
+            return [even]
+        errors = [_find_error(part, self._make(part, even)) for part in self._split(every)]
+        most = [min(int(MOST * even), length) for length in lengths]
+        return share_rows(errors, even * len(errors), int(LEAST * even), most)
+
+    def _split(self, tokens: ScoreInput) -> list[ScoreInput]:
+        return split_heads(tokens) if self.method.per_head else [tokens]
+
+    def _make(self, source: ScoreInput, count: int) -> ScoreInput:
+        """Compact rows to ``count``."""
         place = torch.linspace(0, source.queries.shape[1] - 1, round(self.method.queries * source.queries.shape[1]))
         source = replace(source, queries=source.queries[:, place.long()], budget=count)
         kept = select(self.method.scorer.score(source), count).sort(dim=-1).values
         keys, values = self.method.compactor.compact(source, kept)
-        self.tokens = replace(source, keys=keys, values=values, ages=source.ages.gather(-1, kept))
+        return replace(source, keys=keys, values=values, ages=source.ages.gather(-1, kept))
 
 
 class Probe(Compactor):
@@ -121,7 +171,7 @@ class Probe(Compactor):
             every, self.rows[:] = self.every.pop(0), [*self.rows[1:], self.rows[0]]
             new = _newest(tokens, tokens.keys.shape[1] - tokens.budget)
             for rows in self.rows[-1]:
-                if rows.tokens.keys.shape[1] < every.keys.shape[1]:
+                if any(part.keys.shape[1] < every.keys.shape[1] for part in rows.parts):
                     # The first queries are of a chunk that has not run since the compaction before.
                     rows.compare(every, tokens.queries[:, tokens.queries.shape[1] // 3 :])
             every = _join(every, new)
@@ -134,6 +184,11 @@ class Probe(Compactor):
 def _attend(tokens: ScoreInput, queries: Tensor) -> tuple[Tensor, Tensor]:
     blocks, outputs = replace(tokens, queries=queries).attention
     return blocks.mass, outputs
+
+
+def _find_error(every: ScoreInput, made: ScoreInput) -> float:
+    """Root of the squared error of attention's output by the queries that ``made`` was made with."""
+    return (_attend(made, made.queries)[1] - _attend(every, made.queries)[1]).norm().item()
 
 
 def _newest(tokens: ScoreInput, count: int) -> ScoreInput:
@@ -171,12 +226,15 @@ def summarise(rows: Sequence[Rows], method: Method, budget: int) -> list[float]:
 
 def bench(args: argparse.Namespace) -> str:
     model = find_chunk_model(args, args.chunks)
-    methods = list(dict.fromkeys(chain(*(TABLES[name] for name in args.tables))))
-    runs = [
-        probe(model, methods, caption, seed, preset)
-        for seed, caption in enumerate(tqdm(draw_captions(args.captions), unit="caption"))
-        for preset in PRESETS
-    ]
+    methods, runs, text = list(dict.fromkeys(chain(*(TABLES[name] for name in args.tables)))), [], ""
+    for seed, caption in enumerate(tqdm(draw_captions(args.captions), unit="caption")):
+        runs += [probe(model, methods, caption, seed, preset) for preset in PRESETS]
+        text = report(args, runs)
+    return text
+
+
+def report(args: argparse.Namespace, runs: Sequence[Sequence[Rows]]) -> str:
+    """Write the tables of the videos so far."""
     tables, records = [], []
     for name in args.tables:
         titles = [f"budget {budget}: {what}" for budget in BUDGETS for what in ("output dB", "at the end", "log mass")]

@@ -7,14 +7,14 @@ import math
 import runpy
 import sys
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product
 
 import pytest
 import torch
 from diffusers import SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 
 from flowcache import FlowCacheConfig, KVCompressionConfig, KVStorageConfig, Trace
-from flowcache.kv.compactors import Select
+from flowcache.kv.compactors import Matched, Select
 from flowcache.kv.scorers import Recency, ScoreInput
 from flowcache.parallel.efficiency import Hardware
 from flowcache.state import VideoPart
@@ -22,7 +22,7 @@ from flowcache.trace import WindowRecord
 from flowcache.video import to_uint8
 from flowcache.wan.chunk_model import transformer_flops
 from flowcache.wan.solver import noise_grid
-from research import compaction, compression, drift, few_steps, kv, long_video, peers, policies, runs
+from research import compaction, compression, drift, few_steps, kv, long_video, matching, peers, policies, runs
 from research.compare import Run, speed_table
 from research.train_small.moving_shapes import Scene, render
 from research.train_small.shape_probe import NAMED, check_probe
@@ -165,6 +165,47 @@ def test_compacted_rows_are_judged_by_later_queries():
     masses = logits.logsumexp(dim=-1) - logits[..., 10:].logsumexp(dim=-1)
     assert mass_error == pytest.approx(masses.square().mean().sqrt().item(), rel=1e-4)
     assert not probe.rows[0][1].errors, "nothing is dropped yet at a budget of three chunks"
+
+
+def draw_tokens(rows=40, same_heads=False):
+    """Two branches, two KV heads, four query heads; half of the rows are kept."""
+    keys, values = torch.randn(2, 2, rows, 1 if same_heads else 2, 8).expand(2, 2, rows, 2, 8).clone()
+    queries = torch.randn(2, 12, 2 if same_heads else 4, 8).repeat(1, 1, 2 if same_heads else 1, 1)
+    ages = torch.arange(rows).flip(0).expand(2, 2, -1)
+    return ScoreInput(keys, values, queries, ages, tokens_per_chunk=rows // 2, budget=rows // 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("adjacent", [False, True])
+def test_ridges_by_folds_are_among_those_tried(adjacent):
+    tokens, kept = draw_tokens(), torch.arange(0, 40, 2).expand(2, 2, -1)
+    made = torch.stack(matching.CrossValidated(folds=3, adjacent=adjacent).compact(tokens, kept))
+    pairs = product(matching.MASS_RIDGES, matching.VALUE_RIDGES)
+    tried = [torch.stack(Matched(*pair).compact(tokens, kept)) for pair in pairs]
+    for branch, head in product(range(2), repeat=2):
+        own, *others = (each[:, branch, :, head] for each in (made, *tried))
+        assert sum(torch.allclose(own, other, atol=1e-5) for other in others) == 1
+    missed = {0.1: [3.0, 1.0], 1.0: [2.0, 4.0], 10.0: [2.5, 2.0]}  # of two heads
+    compactor = matching.CrossValidated()
+    chosen = compactor._choose([*missed], lambda fold, ridge: torch.tensor(missed[ridge])[:, None, None] - fold / 100)
+    assert chosen.flatten().tolist() == pytest.approx([1.0, 0.1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", ["once", "always"])
+def test_heads_have_rows_by_their_error_and_as_many_in_all(share):
+    assert matching.share_rows([1, 1, 4], 30, 5, [16] * 3) == [7, 7, 16]
+    assert matching.share_rows([0, 1, 1], 31, 5, [16] * 3) == [5, 13, 13]
+    methods = [compaction.Method("even"), compaction.Method("by error", per_head=share)]
+    same, other = draw_tokens(same_heads=True), draw_tokens()
+    other.values[:, :, 0] = 1.0  # no row of this head is missed
+    for tokens, counts in ((same, [20, 20]), (other, [10, 30])):
+        probe, second = compaction.Probe(1, methods), replace(tokens, queries=tokens.queries.flip(-1))
+        for each in (tokens, second):
+            probe.compact(each, torch.arange(20).expand(2, 2, -1))
+        even, by_error = (rows for rows in probe.rows[0] if rows.budget == 1)
+        assert [part.keys.shape[1] for part in by_error.parts] == counts == by_error.counts
+        assert even.parts[0].keys.shape[1] == 20 and by_error.errors[0][0] >= even.errors[0][0] - 1e-3
 
 
 def test_diffusers_gets_our_grid_and_flops_are_those_of_the_blocks_that_run():
