@@ -14,8 +14,8 @@ parts="
 tables             scripts/reproduce_tables.py --model small --prompts 3
 methods_skyreels   -m research.methods
 methods_magi       -m research.methods --model magi
-kv                 -m research.kv --model skyreels --steps 12 --captions 12 --tables method bits
-kv                 -m research.kv --model magi --steps 12 --captions 12 --tables method bits
+kv                 -m research.kv --model skyreels --steps 12 --captions 12 --tables method bits parts controls
+kv                 -m research.kv --model magi --steps 12 --captions 12 --tables method bits parts controls
 policies_skyreels  -m research.policies --model skyreels --skip 3 --captions 12
 policies_magi      -m research.policies --model magi --skip 3 --captions 12
 policies_budget    -m research.policies --model magi --num_frames 192 --budget 1 --captions 4
