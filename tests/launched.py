@@ -1,5 +1,6 @@
 """Processes as a launcher starts them, forked from the tests' own."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import TCPStore
+from torch import distributed as dist
 
 from flowcache.environment import repository_commit
+from flowcache.parallel import Group
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ def launch(folder: Path, work: Callable[[int], Any], count: int = 2, grace: floa
     As torchrun does, SIGTERM ends all once one fails, and SIGKILL ``grace`` seconds later.
     """
     repository_commit()  # cached for the children
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("fork")
     folder.mkdir(exist_ok=True)
     children = [context.Process(target=_run, args=(rank, count, store.port, folder, work)) for rank in range(count)]
@@ -48,6 +50,23 @@ def launch(folder: Path, work: Callable[[int], Any], count: int = 2, grace: floa
         time.sleep(0.05)
     texts = [[(folder / f"{rank}.{name}").read_text() for name in ("out", "err")] for rank in range(count)]
     return [Ended(child.exitcode, *text) for child, text in zip(children, texts, strict=True)]
+
+
+def run_in_group(folder: Path, work: Callable[[Group], Any], count: int) -> Any:
+    """Run ``work(group)`` in processes that exchange tensors; all must end well.
+
+    Returns what it returned in the first, as JSON has it.
+    """
+
+    def join(rank: int) -> None:
+        dist.init_process_group("gloo")
+        found = work(Group(rank, count))
+        dist.destroy_process_group()
+        sys.stdout.write(json.dumps(found) + "\n")
+
+    ended = launch(folder, join, count)
+    assert [each.code for each in ended] == [0] * count, "".join(each.err for each in ended)
+    return json.loads(ended[0].out.splitlines()[-1])
 
 
 def _run(rank: int, count: int, port: int, folder: Path, work: Callable[[int], Any]) -> None:

@@ -1,11 +1,7 @@
-"""Videos of both models by one process and by several; started by torchrun with four processes and a folder.
-
-Each file that it writes holds one process's latents of a case, and the trace of its run.
-"""
+"""Videos of both models by one process and by several."""
 
 import copy
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -222,28 +218,22 @@ def check_seeds(pipeline: FlowCachePipeline, group: Group) -> None:
     assert all(torch.equal(latents, video.latents) for latents in group.gather_objects(video.latents))
 
 
-def main(folder: Path) -> None:
-    dist.init_process_group("gloo")
-    rank, pipelines, names = dist.get_rank(), make_pipelines(), list(CASES)
-    whole = Group(rank, PROCESSES)
+def make_all(group: Group, folder: Path) -> None:
+    """Make the videos of all cases in four processes; a file holds one process's latents, and the trace of its run."""
+    rank, pipelines, names = group.index, make_pipelines(), list(CASES)
 
-    def make(group: Group, chosen: list[str]) -> None:
+    def make(members: Group, chosen: list[str]) -> None:
         for name in chosen:
-            made = make_video(pipelines[CASES[name].model], CASES[name], group)
-            torch.save(made, folder / f"{name}.{group.size}.{group.index}.pt")
+            made = make_video(pipelines[CASES[name].model], CASES[name], members)
+            torch.save(made, folder / f"{name}.{members.size}.{members.index}.pt")
 
     with torch.inference_mode():
-        check_group(whole)
+        check_group(group)
         make(Group(), names[rank::PROCESSES])
-        make(whole.split(2)[1], names[rank // 2 :: 2])
-        make(whole, list(BY_FOUR))
-        check_decisions(pipelines["skyreels_v2"], whole)
-        check_seeds(pipelines["skyreels_v2"], whole)
+        make(group.split(2)[1], names[rank // 2 :: 2])
+        make(group, list(BY_FOUR))
+        check_decisions(pipelines["skyreels_v2"], group)
+        check_seeds(pipelines["skyreels_v2"], group)
         if rank < 3:
             three = dist.new_group(range(3), use_local_synchronization=True)
             make(Group(rank, 3, three), list(BY_THREE))
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

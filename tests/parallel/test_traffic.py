@@ -1,15 +1,12 @@
 """The model of several GPUs against what processes count."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from launched import run_in_group
 
+from flowcache import Trace
 from flowcache.benchmark.scaling import Video
-from flowcache.cli import find_model
+from flowcache.cli import find_model, prepare_video
+from flowcache.parallel import Group
 from flowcache.parallel.efficiency import predict
 
 PROCESSES = 2
@@ -24,14 +21,23 @@ CASES = {
 }
 
 
+def make(group: Group, model: str, options: str, cfg_size: int) -> list[int]:
+    """Make a video; bytes and collectives of this process."""
+    job = prepare_video(find_model(model), [*options.split(), "--dry_run", "--device", "cpu"])
+    chosen, before = job.sampler.model, (group.traffic.nbytes, group.traffic.collectives)
+    pipeline = chosen.load("cpu", Group())
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.parallelize(group, cfg_size)
+    for _ in chosen.stream(pipeline, job.prompt, job.start, job.sampler.config, Trace(), None):
+        pass
+    return [group.traffic.nbytes - before[0], group.traffic.collectives - before[1]]
+
+
 @pytest.fixture(scope="module")
-def counted():
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={PROCESSES}"]
-    program = [str(Path(__file__).with_name("traffic.py")), json.dumps(CASES)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *program], capture_output=True, text=True, timeout=600, env=environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def counted(tmp_path_factory):
+    """What the first process sent, by case."""
+    folder = tmp_path_factory.mktemp("traffic")
+    return run_in_group(folder, lambda group: {name: make(group, *case) for name, case in CASES.items()}, PROCESSES)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,16 +1,13 @@
 """Several processes make the video of one, bit for bit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from parallel_videos import BY_FOUR, BY_THREE, CASES, PROCESSES
-from reference import ROOT
+from launched import run_in_group
+from parallel_videos import BY_FOUR, BY_THREE, CASES, PROCESSES, make_all
 
 #: What is measured, and so differs from run to run.
 MEASURED = ("seconds", "processor_seconds", "peak_memory_bytes")
@@ -20,11 +17,7 @@ MEASURED = ("seconds", "processor_seconds", "peak_memory_bytes")
 def made(tmp_path_factory) -> Path:
     """Folder with the videos of all cases."""
     folder = tmp_path_factory.mktemp("videos")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={PROCESSES}"]
-    program = [str(ROOT / "tests" / "parallel_videos.py"), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([*launcher, *program], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    run_in_group(folder / "said", lambda group: make_all(group, folder), PROCESSES)
     return folder
 
 
