@@ -22,9 +22,10 @@ _WHOLE = {
     "self_forcing": "--num_output_frames 60 --use_compress --budget_block 3",
 }
 _REDUCED = {
-    "skyreels_v2": "--preset fast --num_frames 33 --inference_steps 6 --ar_step 2 --causal_block_size 2",
-    "magi1": "--preset fast --num_frames 72 --num_steps 8",
-    "self_forcing": "--num_output_frames 15 --use_compress --budget_block 2",
+    "skyreels_v2": "--preset fast --num_frames 33 --inference_steps 6 --ar_step 2 --causal_block_size 2"
+    " --height 32 --width 32",
+    "magi1": "--preset fast --num_frames 72 --num_steps 8 --video_size_h 32 --video_size_w 32",
+    "self_forcing": "--num_output_frames 12 --use_compress --budget_block 2 --height 32 --width 32",
 }
 
 

@@ -98,7 +98,7 @@ def _list_steps(bench: Bench) -> list[Case]:
     if bench.reduced:
         sky, magi = TrueSize("skyreels_v2", "small", 2), TrueSize("magi1", "small", 2)
         few = "--num_frames 57 --inference_steps 8 --ar_step 2 --causal_block_size 3"
-        kept = ("vanilla", "fast", "kvcompress")
+        kept = ("vanilla", "kvcompress")
         methods = {m: {n: words for n, words in each.items() if n in kept} for m, each in METHODS.items()}
         return [
             Case(sky, few, methods["skyreels_v2"], most=4),

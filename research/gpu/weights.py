@@ -11,7 +11,7 @@ from flowcache.environment import Unavailable
 
 from ..runs import Model
 from .bench import Bench, Check, Row, free_memory, require, skip
-from .videos import LEAST_PSNR, MODELS, find_small, make, measure_psnr
+from .videos import LEAST_PSNR, MODELS, find_small, make, measure_psnr, pick_models
 
 #: Least PSNR, dB, to the weights as they are, by the number of bits of quantised ones.
 LEAST_QUANTIZED = {"int8": 35.0, "fp8": 30.0, "int4": 20.0}
@@ -19,7 +19,7 @@ LEAST_QUANTIZED = {"int8": 35.0, "fp8": 30.0, "int4": 20.0}
 
 def check_quantised(bench: Bench) -> Iterator[tuple[str, Check]]:
     """Videos with quantised weights against those with the weights as they are."""
-    for name, title in MODELS.items():
+    for name, title in pick_models(bench).items():
         for kind in ("int8",) if bench.reduced else LEAST_QUANTIZED:
             yield f"{title}, {kind}", partial(_compare_quantised, bench, name, kind)
 
