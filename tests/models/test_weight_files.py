@@ -45,10 +45,22 @@ def values(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     return {f"{part}.{name}": value for part in MODULES for name, value in parts[part].state_dict().items()}
 
 
+@pytest.fixture(scope="module")
+def roots(weights, checkpoint) -> dict[str, Path]:
+    """Folders of the tiny models."""
+    return {"magi1": weights.parent, "skyreels_v2": checkpoint}
+
+
+@pytest.fixture(scope="module")
+def plain(roots) -> dict[str, dict[str, Tensor]]:
+    """The weights of the tiny models."""
+    return {model: values(load(model, root)) for model, root in roots.items()}
+
+
 @pytest.fixture
-def copy(weights, checkpoint, tmp_path) -> Callable[[str], Path]:
+def copy(roots, tmp_path) -> Callable[[str], Path]:
     """A copy of a tiny model whose weight files can be replaced."""
-    return lambda model: shutil.copytree({"magi1": weights.parent, "skyreels_v2": checkpoint}[model], tmp_path / "m")
+    return lambda model: shutil.copytree(roots[model], tmp_path / "m")
 
 
 def save_index(path: Path, shards: Mapping[str, dict[str, Tensor]]) -> None:
@@ -124,9 +136,8 @@ FORMS: dict[str, tuple[torch.dtype, Callable[[Path, dict[str, Tensor]], Any]]] =
 
 @pytest.mark.parametrize("model", PARTS)
 @pytest.mark.parametrize("form", FORMS)
-def test_forms_of_weights(copy, caplog, model, form):
+def test_forms_of_weights(copy, plain, caplog, model, form):
     root, (dtype, save) = copy(model), FORMS[form]
-    plain = values(load(model, root))
     for name in PARTS[model]:
         path = root / f"{name}.safetensors"
         tensors = load_file(path)
@@ -135,9 +146,10 @@ def test_forms_of_weights(copy, caplog, model, form):
     caplog.clear()
     with caplog.at_level(logging.INFO):
         found = values(load(model, root))
-    assert found.keys() == plain.keys()
+    assert found.keys() == plain[model].keys()
     for name, value in found.items():
-        assert value.dtype == plain[name].dtype and torch.equal(value, plain[name].to(dtype).to(value.dtype)), name
+        expected = plain[model][name]
+        assert value.dtype == expected.dtype and torch.equal(value, expected.to(dtype).to(value.dtype)), name
     logged = [record.getMessage() for record in caplog.records if ": weights from " in record.getMessage()]
     assert [line.partition(":")[0] for line in logged] == list(MODULES)
     if form in ("full before fp16", "safetensors before bin"):

@@ -25,7 +25,7 @@ from skyreels_v2.settings import SMALL
 
 MODELS = ("magi1", "skyreels_v2")
 PIPELINES = {"magi1": MagiPipeline, "skyreels_v2": FlowCacheSkyReelsV2Pipeline}
-VIDEO = {"height": 64, "width": 64, "num_frames": 33, "num_inference_steps": 8, "output_type": "pt"}
+VIDEO = {"height": 64, "width": 64, "num_frames": 33, "num_inference_steps": 4, "output_type": "pt"}
 #: Layers of the tiny transformers: ours, and the original's names.
 LAYERS = {
     "magi1": {
@@ -64,7 +64,7 @@ def count_bytes(module: nn.Module) -> int:
     return sum(part.nbytes for weight in held for part in plain_parts(weight))
 
 
-@pytest.mark.parametrize(("kind", "least", "share"), [("int8", 42, 0.4), ("fp8", 38, 0.4), ("int4", 26, 0.3)])
+@pytest.mark.parametrize(("kind", "least", "share"), [("int8", 45, 0.4), ("fp8", 40, 0.4), ("int4", 30, 0.3)])
 @pytest.mark.parametrize("model", MODELS)
 def test_quantised_weights(program, plain, model, kind, least, share):
     pytest.importorskip("torchao")
@@ -79,10 +79,9 @@ def test_quantised_weights(program, plain, model, kind, least, share):
             assert (plain_parts(layer.weight)[0] is not layer.weight) == is_inside, place
             if is_inside:
                 assert 4 * share * 1.1 > count_bytes(layer) / plain_layers[place].weight.numel()
-    found = psnr(make_video(pipeline), plain[model])[0]
-    assert found > least
-    # Offload copies quantised weights as a whole; the estimate counts them.
     video = make_video(pipeline)
+    assert psnr(video, plain[model])[0] > least
+    # Offload copies quantised weights as a whole; the estimate counts them.
     pipeline.enable_stage_offload("cpu:0")
     assert torch.equal(make_video(pipeline), video)
     needed = estimate(job.sampler.model, job.sampler.config, job.start, "cpu").weights
@@ -138,11 +137,11 @@ def test_options_of_weights_are_refused_before_any_is_read(
     assert_refused(generate(*sizes, "--lora", file), "lora peft pip [lora]", capsys)
 
 
-@pytest.mark.parametrize("module", [*MODELS, "research.gpu.kernels"])
-def test_imports_are_silent(module):
+def test_imports_are_silent():
     pytest.importorskip("torchao")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, env=environment)
+    code = f"import {', '.join(MODELS)}, research.gpu.kernels"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
