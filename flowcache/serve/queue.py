@@ -29,6 +29,7 @@ class Video:
     created_at: int = 0
     completed_at: int | None = None
     error: str | None = None
+    attempts: int = 0  # claims that no end and no clean stop of the server followed
 
 
 class QueueFull(Exception):
@@ -36,17 +37,23 @@ class QueueFull(Exception):
 
 
 class VideoQueue:
-    """Videos in the order of their requests; safe to use from several threads."""
+    """Videos in the order of their requests; safe to use from several threads.
+
+    All methods raise OSError with one sentence where the file cannot be read or written, as on a full disk.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._lock, self._base = Lock(), sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._path, self._lock = path, Lock()
+        self._base = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._base.row_factory = sqlite3.Row
-        self._base.execute("PRAGMA journal_mode = WAL")
-        self._base.execute(
+        self._execute("PRAGMA journal_mode = WAL")
+        self._execute(
             "CREATE TABLE IF NOT EXISTS videos (place INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE, prompt TEXT, "
             "words TEXT, seconds REAL, size TEXT, status TEXT, progress INTEGER, created_at INTEGER, "
-            "completed_at INTEGER, error TEXT)"
+            "completed_at INTEGER, error TEXT, attempts INTEGER NOT NULL DEFAULT 0)"
         )
+        if "attempts" not in [column["name"] for column in self._execute("PRAGMA table_info(videos)")]:
+            self._execute("ALTER TABLE videos ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0")
 
     def add(self, video: Video, most: int) -> Video:
         """Append a video; raises QueueFull if ``most`` are not finished."""
@@ -63,8 +70,13 @@ class VideoQueue:
     def claim(self) -> Video | None:
         """The oldest video that is not finished, now in progress; that of a process that was killed comes first."""
         oldest = f"SELECT place FROM videos WHERE {OPEN} ORDER BY place LIMIT 1"
-        found = self._run(f"UPDATE videos SET status = 'in_progress' WHERE place = ({oldest}) RETURNING *")
+        begun = "status = 'in_progress', attempts = attempts + 1"
+        found = self._run(f"UPDATE videos SET {begun} WHERE place = ({oldest}) RETURNING *")
         return found[0] if found else None
+
+    def release(self, id: str) -> bool:
+        """Take back the attempt of a video that a clean stop of the server ended; returns whether it is wanted."""
+        return bool(self._run("UPDATE videos SET attempts = attempts - 1 WHERE id = ? RETURNING *", id))
 
     def report(self, id: str, progress: int) -> None:
         self._run("UPDATE videos SET progress = ? WHERE id = ?", progress, id)
@@ -93,9 +105,14 @@ class VideoQueue:
         self._base.close()
 
     def _run(self, command: str, *values: str | float | None) -> Sequence[Video]:
-        with self._lock:
-            rows = [dict(row) for row in self._base.execute(command, values)]
-        return [_read(row) for row in rows]
+        return [_read(row) for row in self._execute(command, *values)]
+
+    def _execute(self, command: str, *values: str | float | None) -> Sequence[dict]:
+        try:
+            with self._lock:
+                return [dict(row) for row in self._base.execute(command, values)]
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{self._path}: {error}; make room on its disk.") from error
 
 
 def _read(row: dict) -> Video:

@@ -2,15 +2,17 @@
 
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from threading import Event, Thread
+from typing import TypeVar
 
 from ..adapter import Adapter
 from ..cli import Job, prepare_video
-from ..command_line import one_line
+from ..command_line import describe_error, one_line
 from ..options import DEFAULTS
 from ..running import describe_failure
 from ..sampler import Sampler
@@ -18,6 +20,13 @@ from ..state import VideoPart
 from .queue import Video, VideoQueue
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Attempts at a video: one kill may be chance or another program's need for memory, three are the video's own.
+MAX_ATTEMPTS = 3
+#: Seconds until the queue is written again that could not be.
+RETRY = 10.0
 
 
 class Cancelled(Exception):
@@ -67,24 +76,38 @@ class Worker:
     def _work(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
-            if (video := self.queue.claim()) is None:
+            if (video := self._write(self.queue.claim)) is None:
                 self._wake.wait()
                 continue
+            end = self.queue.finish
             try:
                 self._make(video)
             except Cancelled:
-                is_wanted = self.queue.get(video.id) is not None
+                end = self.queue.release
             except Exception as error:
-                is_wanted = self._fail(video, describe_failure(error))
-            else:
-                is_wanted = self.queue.finish(video.id)
-            if not is_wanted:
+                end = partial(end, error=describe_failure(error))
+                logger.warning("%s failed: %s", video.id, end.keywords["error"])
+            gc.collect()  # frees what an exception held
+            if self._write(partial(end, video.id)) is False:  # the video is not wanted any more
                 self.remove_files(video.id)
+
+    def _write(self, write: Callable[[], T]) -> T | None:
+        """Write to the queue, again and again while it cannot be; None if the worker is to stop before it was."""
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                logger.error("%s The worker tries again in %g s.", describe_error(error), RETRY)
+                if self._stopping.wait(RETRY):
+                    return None
 
     def _make(self, video: Video) -> None:
         path = self.video_path(video.id)
         if path.exists():  # a video has its name when it is whole: a process was killed behind it
             return
+        if video.attempts > MAX_ATTEMPTS:
+            ended = f"the server was killed {MAX_ATTEMPTS} times while it made this video"
+            raise ValueError(f"{ended}, perhaps for want of memory; ask for a shorter or smaller one.")
         logger.info("%s: %s", video.id, one_line(video.prompt))
         job = self.prepare(*video.words, "--resume", f"--output_path={path}")
         if self._loaded is not None:
@@ -104,8 +127,3 @@ class Worker:
 
         job.run(on_step=on_step, on_part=on_part)
         self._loaded = job.sampler
-
-    def _fail(self, video: Video, sentence: str) -> bool:
-        logger.warning("%s failed: %s", video.id, sentence)
-        gc.collect()  # frees what the exception held
-        return self.queue.finish(video.id, sentence)

@@ -1,15 +1,17 @@
 """The server of videos: its answers, and that no video is lost or made twice when it is killed."""
 
+import errno
 import logging
 import time
 from io import BytesIO
+from threading import Event
 
 import pytest
 from PIL import Image
 
 from flowcache.cli import find_model
-from flowcache.serve.queue import VideoQueue
-from flowcache.serve.worker import Worker
+from flowcache.serve.queue import Video, VideoQueue
+from flowcache.serve.worker import MAX_ATTEMPTS, Cancelled, Worker
 from research.serving import OPTIONS, PROMPT, Server, count_frames
 
 for module in ("fastapi", "uvicorn", "python_multipart"):
@@ -53,6 +55,86 @@ def test_killed_server_loses_nothing_and_makes_no_video_twice(tmp_path, caplog):
     assert (folder / first / "video.mp4").stat().st_mtime_ns == written.st_mtime_ns
     assert "resuming after" in caplog.text
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {first, second, third}
+
+
+@pytest.fixture
+def queue(tmp_path):
+    queue = VideoQueue(tmp_path / "videos.sqlite")
+    for id in ("first", "second"):
+        queue.add(Video(id=id, prompt=PROMPT, words=(), seconds=1, size="64x64"), most=9)
+    yield queue
+    queue.close()
+
+
+class FakeWorker(Worker):
+    """A worker whose first video ends with an exception, by default that of a stop, and whose others are whole."""
+
+    def __init__(self, queue, folder, error=None):
+        super().__init__(find_model("skyreels_v2"), [], queue, folder)
+        self.error, self.began = error, Event()
+
+    def _make(self, video):
+        self.began.set()
+        if video.id == "first":
+            if self.error is None:
+                self._stopping.wait(60)
+            raise self.error or Cancelled
+
+
+def wait_for(condition):
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < 60
+        time.sleep(0.02)
+
+
+def test_a_video_that_kills_the_server_fails(tmp_path, queue):
+    for _ in range(MAX_ATTEMPTS + 2):  # clean stops do not count
+        made = FakeWorker(queue, tmp_path)
+        made.start()
+        wait_for(made.began.is_set)
+        made.stop()
+    assert queue.get("first").status == "in_progress" and queue.get("first").attempts == 0
+    for attempt in range(MAX_ATTEMPTS):
+        assert (queue.claim().id, queue.get("first").attempts) == ("first", attempt + 1)  # and the process is killed
+    queue.remove("second")
+    made = Worker(find_model("skyreels_v2"), [], queue, tmp_path)
+    made.start()
+    wait_for(lambda: queue.get("first").status == "failed")
+    made.stop()
+    first = queue.get("first")
+    assert first.status == "failed" and f"killed {MAX_ATTEMPTS} times" in first.error
+
+
+def test_a_queue_of_an_earlier_version_is_read(tmp_path, queue):
+    queue._execute("ALTER TABLE videos DROP COLUMN attempts")
+    again = VideoQueue(tmp_path / "videos.sqlite")
+    assert again.claim().attempts == 1
+    again.close()
+
+
+@pytest.mark.parametrize("is_queue_full", [False, True])
+def test_a_full_disk_fails_the_video_and_not_the_worker(tmp_path, queue, caplog, monkeypatch, is_queue_full):
+    monkeypatch.setattr("flowcache.serve.worker.RETRY", 0.1)
+    made = FakeWorker(queue, tmp_path, OSError(errno.ENOSPC, "No space left on device", "video.part.mp4"))
+    finish, refused = queue.finish, []
+
+    def finish_later(id, error=None):
+        """Refuse twice, by the words of SQLite."""
+        if is_queue_full and len(refused) < 2:
+            refused.append(id)
+            queue._execute("PRAGMA max_page_count = 1")
+            queue.add(Video(id=f"large{len(refused)}", prompt="x" * 10**6, words=(), seconds=1, size="64x64"), most=9)
+        queue._execute("PRAGMA max_page_count = 100000")
+        return finish(id, error)
+
+    monkeypatch.setattr(queue, "finish", finish_later)
+    made.start()
+    wait_for(lambda: queue.get("second").status == "completed")
+    made.stop()
+    assert queue.get("first").status == "failed" and "No space left on device" in queue.get("first").error
+    again = [record.message for record in caplog.records if "tries again" in record.message]
+    assert len(again) == 2 * is_queue_full and all("database or disk is full" in each for each in again)
 
 
 def check_refusals(server: Server) -> None:
