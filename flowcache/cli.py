@@ -108,7 +108,7 @@ class Job:
         self,
         world: World | None = None,
         trace: Trace | None = None,
-        on_step: Callable[[], None] | None = None,
+        on_step: Callable[[], dict[str, str] | None] | None = None,
         on_part: Callable[[VideoPart], VideoPart] | None = None,
     ) -> str:
         """Make the video, its trace and its reuse map; returns their paths and a summary.

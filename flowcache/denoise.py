@@ -176,6 +176,8 @@ class WindowRun:
         for part in (self.policy, self.forecast, self.solver):
             for chunk in self.clean:
                 part.forget(chunk)
+        if self.denoiser.on_step:
+            self.denoiser.on_step()
 
     def _hand_over(self) -> Iterator[CleanChunk]:
         """Yield the chunks that the last step made clean; then drop latents that no later step reads."""
@@ -366,5 +368,3 @@ class WindowRun:
         if self.config.compression:
             trace.add_seconds("compress", held.pop_seconds())
         trace.add_step(step, events, seconds, held.num_tokens, flops, *changes)
-        if self.denoiser.on_step:
-            self.denoiser.on_step()

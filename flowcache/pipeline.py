@@ -137,7 +137,8 @@ class FlowCachePipeline:
             prompt_embeds, negative_prompt_embeds: ``[prompts, tokens, width]`` in place of prompts.
             output_type: ``np``, ``pt``, ``pil`` or ``latent``; see ``VideoOutput``.
             return_dict: False returns the tuple of the output's ``frames`` alone.
-            callback_on_step_end: called after each step; ``latents`` of a dict that it returns replace the given ones.
+            callback_on_step_end: called after each step; of a dict that it returns, ``latents`` replace the given ones
+                and ``prompt`` is that of all chunks that have not started.
             **options: given frames and settings of the videos, as of the model's ``prepare``.
 
         Raises:
@@ -235,15 +236,16 @@ class FlowCachePipeline:
 
     def _switch_prompt(
         self,
-        sent: str,
         denoiser: Denoiser,
         window: Window,
         schedule: StaircaseSchedule,
         add_text: Callable[[str, str], None],
+        sent: str,
     ) -> None:
-        """Give a prompt that was sent to a stream to all chunks that have not started.
+        """Give a prompt to all chunks that have not started.
 
-        ``add_text`` embeds a text that is new, with its name in messages, and adds it to the model.
+        ``add_text`` embeds a text that is new, with its name in messages, and adds it to the model. The trace lists
+        the second of the video from which the prompt holds, and the prompt, in ``sent_prompts``.
         """
         check_prompt("prompt", sent, self.clean_prompt)
         waiting = schedule.first_waiting(denoiser.steps - 1)
@@ -256,6 +258,7 @@ class FlowCachePipeline:
         if denoiser.prompts.switch(sent, start):
             with self._stage("text", "text_encoder", denoiser.trace):
                 add_text(f"prompt {len(denoiser.prompts.prompts)}", sent)
+        denoiser.trace.settings.setdefault("sent_prompts", []).append([denoiser.prompts.last_second, sent])
 
     def _on_device(self, component: str | None) -> AbstractContextManager[None]:
         """Copy a component, if it is offloaded, to the device for a block; None: no component."""
@@ -293,9 +296,13 @@ class FlowCachePipeline:
         solver: Solver,
         progress: Any,
         callback: StepCallback | None,
+        switch: Callable[[str], None],
         shown: Iterable[int] = (),
     ) -> Iterator[Tensor]:
-        """Latents of the given chunks that are shown, then of each chunk that becomes clean."""
+        """Latents of the given chunks that are shown, then of each chunk that becomes clean.
+
+        ``switch`` takes a prompt that the callback returns.
+        """
         trace = denoiser.trace
 
         def end_step() -> None:
@@ -311,6 +318,8 @@ class FlowCachePipeline:
                 changed = made["latents"][0].split([each.shape[1] for each in latents], dim=1)
                 for each, new in zip(latents, changed, strict=True):
                     each.copy_(new)
+            if "prompt" in made:
+                switch(made["prompt"])
 
         denoiser.on_step = end_step
         chunks = denoiser.run(window, schedule, solver)

@@ -92,6 +92,7 @@ class PromptTrack:
         offset: int = 0,
     ) -> None:
         self.offset, self.prompts = offset, list[str | None]()
+        self._fps, self._first_latent = fps, first_latent
         self._starts: list[tuple[int, int]] = []  # latent frame and text
         entries = prompt.entries if isinstance(prompt, PromptSchedule) else ((0.0, prompt),)
         for time, each in entries:
@@ -101,6 +102,14 @@ class PromptTrack:
     def last_start(self) -> int:
         """Latent frame of the video from which the newest prompt holds."""
         return self._starts[-1][0]
+
+    @property
+    def last_second(self) -> float:
+        """Second of the first frame that the newest prompt can show."""
+        frame = 0
+        while self._first_latent(frame + 1) <= self.last_start:
+            frame += 1
+        return frame / self._fps
 
     def find(self, start_frame: int) -> int:
         """Index of the text of a chunk that starts at a latent frame of the window."""

@@ -124,12 +124,13 @@ class Sampler:
         *,
         seed: int | None = None,
         resume: ResumeFile | ResumeShare | None = None,
-        on_step: Callable[[], None] | None = None,
+        on_step: Callable[[], dict[str, str] | None] | None = None,
         on_part: Callable[[VideoPart], VideoPart] | None = None,
     ) -> None:
         """Make a video and write it part by part; ``seed`` replaces the settings'.
 
-        ``on_step`` is called after every step, ``on_part`` with each part before it is written, which it returns.
+        ``on_step`` is called after every step and may return ``{"prompt": ...}`` for chunks that have not started;
+        ``on_part`` is called with each part before it is written, which it returns.
         """
         model = self.model if seed is None else self.model.with_video(seed=seed)
         state = None if resume is None else resume.begin(trace)

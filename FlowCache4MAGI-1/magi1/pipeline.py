@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Collection, Generator
 from dataclasses import asdict, replace
+from functools import partial
 from math import ceil, prod
 from pathlib import Path
 from typing import Any, Self
@@ -272,8 +273,9 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
             if decode and self.process_group.is_first and self.process_group.size > 1:
                 tiles = prod(map(len, self.vae.cut((runtime.chunk_width, *size))))
                 logger.info("VAE: %d tiles of each chunk on %d processes", tiles, self.process_group.size)
+            switch = partial(self._switch_prompt, denoiser, window, schedule, add_text)
             progress.update(len(trace.steps))
-            for latents in self._denoise(denoiser, window, schedule, timetable, progress, on_step_end, shown):
+            for latents in self._denoise(denoiser, window, schedule, timetable, progress, on_step_end, switch, shown):
                 # Clone, so that a slice does not keep the full tensor alive.
                 latents, hidden = latents[:, hidden:].clone(), 0
                 count = min(wanted, FRAMES * latents.shape[1])
@@ -283,7 +285,7 @@ class MagiPipeline(FlowCachePipeline, DiffusionPipeline):
                 if count:
                     sent = yield VideoPart(frames, latents, save_state if denoiser.in_window else None)
                     if sent is not None:
-                        self._switch_prompt(sent, denoiser, window, schedule, add_text)
+                        switch(sent)
 
     def make_config(self, config: MagiConfig | None = None, **changes: Any) -> MagiConfig:
         """Apply changes to a configuration, or to the model's own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -149,15 +150,16 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
             def add_text(name: str, text: str) -> None:
                 model.add_text(self._embed_beside(embeds[0], name, text, trace))
 
+            switch = partial(self._switch_prompt, denoiser, window, schedule, add_text)
             shown = [] if resumed else range(window.num_given)
-            for latents in self._denoise(denoiser, window, schedule, solver, progress, on_step_end, shown):
+            for latents in self._denoise(denoiser, window, schedule, solver, progress, on_step_end, switch, shown):
                 frames = latents.new_empty(3, 0, 0, 0)
                 if decode:
                     with self._stage("decode", "vae", trace):
                         frames = codec.decode(latents)
                 sent = yield VideoPart(frames, latents.clone(), stream_state if denoiser.in_window else None)
                 if sent is not None:
-                    self._switch_prompt(sent, denoiser, window, schedule, add_text)
+                    switch(sent)
 
     def _draw_noise(
         self, settings: VideoSettings, shape: tuple[int, int, int, int], num_given: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -187,7 +188,8 @@ class FlowCacheSkyReelsV2Pipeline(WanChunkPipeline, SkyReelsV2DiffusionForcingPi
                 shown = [c for c in range(window.num_given) if window.chunks[c].start < plan.frames]
                 schedule = plan.schedule(settings, end is not None)
                 run = window, schedule, solver
-                for latents in self._denoise(denoiser, *run, progress, on_step_end, [] if resumed else shown):
+                switch = partial(self._switch_prompt, denoiser, window, schedule, add_text)
+                for latents in self._denoise(denoiser, *run, progress, on_step_end, switch, [] if resumed else shown):
                     new = latents.new_empty(3, 0, 0, 0), latents.clone()
                     if decode:
                         with self._stage("decode", "vae", trace):
@@ -195,7 +197,7 @@ class FlowCacheSkyReelsV2Pipeline(WanChunkPipeline, SkyReelsV2DiffusionForcingPi
                     if new is not None:
                         sent = yield VideoPart(*new, stream_state if denoiser.in_window else None)
                         if sent is not None:
-                            self._switch_prompt(sent, denoiser, window, schedule, add_text)
+                            switch(sent)
                 prefix = codec.newest
 
     def make_settings(self, settings: VideoSettings | None = None, **changes: Any) -> VideoSettings:

@@ -13,7 +13,7 @@ from ..cli import MODELS, find_model
 from ..command_line import LOCAL_HOSTS, describe_error
 from .picture import describe_run
 from .request import EXAMPLES, METHODS, Request
-from .studio import Run, Studio
+from .studio import Run, Studio, change_prompt, takes_prompts
 
 HERE = Path(__file__).parent
 
@@ -67,6 +67,8 @@ def build_page(studio: Studio, checkpoints: str, folder: Path) -> gr.Blocks:
                     start = gr.Button("Run", variant="primary", min_width=80, elem_id="run")
                     stop = gr.Button("Stop", interactive=False, min_width=80, elem_id="stop")
                     again = gr.Button("Resume", interactive=False, min_width=80, elem_id="resume")
+                change = gr.Button("Change prompt", interactive=False, elem_id="change")
+                refused = gr.Markdown(elem_id="refused")
             with gr.Column(scale=3, min_width=320):
                 stage = gr.HTML(
                     {"runs": []},
@@ -76,7 +78,7 @@ def build_page(studio: Studio, checkpoints: str, folder: Path) -> gr.Blocks:
                     elem_id="stage",
                     apply_default_css=False,
                 )
-        shown = [runs, stage, start, stop, again]
+        shown = [runs, stage, start, stop, again, change]
 
         def play(*values: Any) -> Iterator[list[Any]]:
             yield from _follow(lambda: studio.play(_read_form(values, checkpoints, folder)))
@@ -87,7 +89,9 @@ def build_page(studio: Studio, checkpoints: str, folder: Path) -> gr.Blocks:
         alone = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
         start.click(play, asked, shown, api_name="run", **alone)
         again.click(resume, runs, shown, api_name="resume", **alone)
-        stop.click(_stop, runs, None, api_name="stop", queue=False, show_progress="hidden")
+        quiet = {"queue": False, "show_progress": "hidden"}
+        stop.click(_stop, runs, None, api_name="stop", **quiet)
+        change.click(_change, [runs, asked[1]], refused, api_name="change_prompt", **quiet)
     return page
 
 
@@ -133,11 +137,11 @@ def _read_form(values: Sequence[Any], checkpoints: str, folder: Path) -> list[Re
 
 
 def _follow(play: Callable[[], Iterator[list[Run]]]) -> Iterator[list[Any]]:
-    """The runs, the stage and the three buttons, as they change."""
+    """The runs, the stage and the four buttons, as they change."""
     runs: list[Run] = []
     try:
         for runs in play():
-            yield [runs, _show(runs), *_buttons(True, False)]
+            yield [runs, _show(runs), *_buttons(True, False, takes_prompts(runs))]
     except (ValueError, OSError) as error:
         yield [runs, {"runs": [], "error": describe_error(error)}, *_buttons(False, False)]
         return
@@ -148,14 +152,23 @@ def _show(runs: Sequence[Run]) -> dict[str, Any]:
     return {"runs": [describe_run(run, [other for other in runs if other is not run]) for run in runs]}
 
 
-def _buttons(runs: bool, resumes: bool) -> list[gr.Button]:
-    """Which of run, stop and resume can be pressed."""
-    return [gr.Button(interactive=each) for each in (not runs, runs, resumes)]
+def _buttons(runs: bool, resumes: bool, changes: bool = False) -> list[gr.Button]:
+    """Which of run, stop, resume and change prompt can be pressed."""
+    return [gr.Button(interactive=each) for each in (not runs, runs, resumes, changes)]
 
 
 def _stop(runs: Sequence[Run]) -> None:
     for run in runs:
         run.stop()
+
+
+def _change(runs: Sequence[Run], prompt: str) -> str:
+    """Change the prompt; returns why it cannot be, or nothing."""
+    try:
+        change_prompt(runs, prompt)
+    except ValueError as error:
+        return describe_error(error)
+    return ""
 
 
 def _methods(model: str) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..plots.style import format_bytes, format_flops, format_saving, format_time
+from ..prompt_schedule import frame_at
 from ..schedule import StaircaseSchedule
 from ..trace import Trace
 from .studio import Run
@@ -18,7 +19,7 @@ ROW, BAR = 10, 8
 def describe_run(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
     """All that the page shows of a run, for JSON; time and FLOPs are compared with those of ``others``."""
     job, trace = run.job, run.trace
-    about = {"label": run.request.label, "state": run.state, "error": run.error, "notes": list(_notes(trace))}
+    about = {"label": run.request.label, "state": run.state, "error": run.error, "notes": list(_notes(run))}
     if job is None:
         return about
     if run.state == "computing" and not trace.windows:
@@ -92,12 +93,19 @@ def _facts(run: Run, others: Sequence[Run]) -> Iterator[tuple[str, str, str]]:
         yield "target", tuning["target"], tuning["expected"].partition(": ")[2].partition(" (")[0]
 
 
-def _notes(trace: Trace) -> Iterator[str]:
-    lost = trace.settings.get("prompt_losses", {}).get("prompt", {})
-    if unknown := lost.get("unknown"):
-        yield f"The model's text encoder does not know: {', '.join(unknown)}."
-    if cut := lost.get("cut"):
-        yield f"The prompt is too long; this is cut: {cut}"
+def _notes(run: Run) -> Iterator[str]:
+    settings = run.trace.settings
+    for name, lost in settings.get("prompt_losses", {}).items():
+        if not name.startswith("prompt"):
+            continue
+        if unknown := lost.get("unknown"):
+            yield f"The model's text encoder does not know: {', '.join(unknown)}."
+        if cut := lost.get("cut"):
+            yield f"The prompt is too long; this is cut: {cut}"
+    for second, prompt in list(settings.get("sent_prompts", [])):
+        video = run.job.sampler.model.video
+        is_shown = frame_at(second, video.fps) <= video.last_chunk_frame
+        yield f"From {second:.1f} s: {prompt}." if is_shown else f"Not shown, as all chunks had begun: {prompt}."
 
 
 def _denoising(trace: Trace) -> float:

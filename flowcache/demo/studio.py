@@ -7,6 +7,7 @@ from threading import Event
 from typing import Literal
 
 from ..cli import Job
+from ..prompts import check_prompt
 from ..running import describe_failure
 from ..sampler import Sampler
 from ..state import VideoPart
@@ -28,15 +29,20 @@ class Stopped(Exception):
 
 @dataclass
 class Run:
-    """One video as it is made; it can be stopped after any step, and resumes behind its last part."""
+    """One video as it is made; it can be stopped after any step, and resumes behind its last part.
+
+    ``changes`` are new prompts by the number of steps behind which they were sent; runs that are compared share them.
+    """
 
     request: Request
+    changes: dict[int, str] = field(default_factory=dict)
     state: Literal["waiting", "computing", "stopped", "failed", "done"] = "waiting"
     trace: Trace = field(default_factory=Trace)
     parts: list[Part] = field(default_factory=list)
     error: str = ""
     job: Job | None = None
     _stop: Event = field(default_factory=Event, repr=False)
+    _sent: str = ""  # waits for the end of the running step
 
     def stop(self) -> None:
         """Stop after the step that is being computed."""
@@ -55,9 +61,20 @@ class Run:
         self.state, self.error = "computing", ""
         self._stop.clear()
 
-    def _end_step(self) -> None:
+    def change_prompt(self, prompt: str) -> None:
+        """Give a prompt to the chunks that begin behind the running step; raises ValueError for one without words."""
+        if not prompt.strip():
+            raise ValueError("prompt: expected text, got none; describe the video.")
+        check_prompt("prompt", prompt, self.request.adapter.clean_prompt)
+        self._sent = prompt
+
+    def _end_step(self) -> dict[str, str] | None:
         if self._stop.is_set():
             raise Stopped
+        steps, sent, self._sent = len(self.trace.steps), self._sent, ""
+        if sent:
+            self.changes[steps] = sent
+        return {"prompt": self.changes[steps]} if steps in self.changes else None
 
     def _show(self, part: VideoPart) -> VideoPart:
         ready = sum(self.trace.seconds.get(stage, 0.0) for stage in _STAGES)
@@ -86,7 +103,8 @@ class Studio:
         """
         for request in requests:
             request.prepare(dry_run=True)
-        yield from self.resume([Run(request) for request in requests])
+        changes: dict[int, str] = {}
+        yield from self.resume([Run(request, changes) for request in requests])
 
     def resume(self, runs: Sequence[Run]) -> Iterator[list[Run]]:
         """Continue with the runs that are not done; what ends one early is its ``state`` and its ``error``."""
@@ -127,6 +145,20 @@ class Studio:
         finally:
             if run.job is not None and run.job.sampler.is_loaded:
                 self._loaded = run.job.sampler
+
+
+def change_prompt(runs: Sequence[Run], prompt: str) -> None:
+    """Change the prompt of runs that are compared, behind the same step of each; raises ValueError."""
+    if not takes_prompts(runs):
+        is_late = any(run.state == "computing" for run in runs)
+        why = "the first of the two videos is finished" if is_late else "no video is running"
+        raise ValueError(f"prompt: {why}; change it while the {'first' if is_late else 'video'} runs.")
+    runs[0].change_prompt(prompt)
+
+
+def takes_prompts(runs: Sequence[Run]) -> bool:
+    """Whether the first of the runs is computed: a later one must not have prompts that the first lacks."""
+    return bool(runs) and runs[0].state == "computing"
 
 
 def _weights(sampler: Sampler) -> tuple[object, ...]:

@@ -9,10 +9,11 @@ from synthetic_run import make_trace
 
 from flowcache.demo.picture import describe_run, reuse_svg
 from flowcache.demo.request import Request
-from flowcache.demo.studio import Studio
+from flowcache.demo.studio import Run, Studio, change_prompt
 from flowcache.trace import Trace
 
 PROMPT = "a red circle moves right over a dark background"
+BLUE = "a blue circle moves right over a dark background"
 SMALL = {"model": "self_forcing", "prompt": PROMPT, "method": "flowcache:fast", "checkpoints": "small"}
 
 
@@ -41,6 +42,38 @@ def test_a_stopped_run_resumes_to_the_same_frames(studio, tmp_path):
     assert shown["frames"] == [45, 45] and sum(strip["count"] for strip in shown["strips"]) == 45
     assert {name for name, _ in shown["files"]} == {"video", "trace", "reuse map", "enlarged"}
     assert all((tmp_path / "demo" / path).is_file() for _, path in shown["files"])
+
+
+@pytest.mark.parametrize(("model", "frames"), [("self_forcing", 81), ("magi1", 96), ("skyreels_v2", 97)])
+def test_a_changed_prompt_survives_a_stop(studio, tmp_path, model, frames):
+    request = Request(**{**SMALL, "model": model}, num_frames=frames, folder=tmp_path / "demo")
+    for (run,) in studio.resume([Run(request, {3: BLUE})]):
+        if run.parts:
+            run.stop()
+    assert run.state == "stopped"
+    *_, (run,) = studio.resume([run])
+    ((second, sent),) = run.trace.settings["sent_prompts"]
+    assert run.state == "done" and sent == BLUE and second > 0
+    assert describe_run(run)["notes"] == [f"From {second:.1f} s: {BLUE}."]
+    *_, (whole,) = studio.resume([Run(request, run.changes)])
+    assert all((a.frames == b.frames).all() for a, b in zip(run.parts, whole.parts, strict=True))
+
+
+def test_compared_runs_change_their_prompt_at_the_same_second(studio, tmp_path):
+    shared = {**SMALL, "model": "skyreels_v2", "num_frames": 49, "folder": tmp_path / "demo"}
+    for runs in studio.play([Request(**{**shared, "method": method}) for method in ("flowcache:fast", "vanilla")]):
+        if runs[0].job is None:  # behind its first step, when the first block has begun
+            change_prompt(runs, BLUE)
+            with pytest.raises(ValueError, match="prompt: expected text"):
+                change_prompt(runs, " ")
+        if runs[1].state == "computing":
+            with pytest.raises(ValueError, match="first of the two videos is finished"):
+                change_prompt(runs, PROMPT)
+    first, second = (run.trace.settings["sent_prompts"] for run in runs)
+    assert first == second == [[17 / 24, BLUE]]
+    for ended in (runs, []):
+        with pytest.raises(ValueError, match="no video is running"):
+            change_prompt(ended, BLUE)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +154,9 @@ def test_page_in_a_browser(address, tmp_path):
         page.fill("#prompt textarea", PROMPT)
         page.click("#run")
         page.wait_for_selector("#stage .reused", state="attached", timeout=120_000)
+        page.fill("#prompt textarea", BLUE)
+        page.click("#change")
+        page.wait_for_function(f"document.querySelector('.notes').textContent.includes({BLUE!r})")
         page.click("#stop")
         page.wait_for_selector("[data-state=stopped]", timeout=60_000)
         page.click("#resume")
