@@ -110,7 +110,11 @@ def _resolve(args: Namespace, **video: Any) -> Model:
     check_device(args.device)
     if args.model == "magi":
         keys = {name: value for name, value in video.items() if value is not None}
-        magi = magi_source.resolve_model(args.config_file, keys, args.checkpoint, args.device)
+        config, model = args.config_file, args.checkpoint
+        if Path(model).is_dir():  # as training writes it
+            keys |= {"load": model, "vae_pretrained": f"{model}/vae", "t5_pretrained": f"{model}/t5"}
+            config, model = Path(model) / "config.json", "official"
+        magi = magi_source.resolve_model(config, keys, model, args.device)
         return Model(Magi1(source=magi), args.device)
     if args.model.startswith("self_forcing"):
         source = resolve_self_forcing(args.checkpoint, args.device)
@@ -165,7 +169,7 @@ def new_parser(
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     if models:
         add("--model", "--family", choices=models, default=models[0], help=f"default: {models[0]}")
-        weights = "small, official (magi), a folder or Hub id (skyreels) (default: auto)"
+        weights = "small, official (magi), a folder, or Hub id (skyreels) (default: auto)"
         add("--checkpoint", "--model_id", default="auto", help=weights)
         add("--config_file", type=Path, default=MAGI_CONFIG, help="configuration of MAGI-1")
     if frames:

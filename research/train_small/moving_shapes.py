@@ -66,6 +66,8 @@ def draw_scene(rng: np.random.Generator, held_out: frozenset[str] = frozenset())
             x = rng.uniform(0.35, 0.65)
         if motion not in ("moves up", "moves down", "bounces"):
             y = rng.uniform(0.35, 0.65)
+        if motion == "turns":  # so that one number, the angle, says how it looks
+            x = y = 0.5
         speed = rng.uniform(*((0.010, 0.018) if motion in (*DRIFTS, "bounces") else (0.008, 0.014)))
         heading = rng.uniform(0, 2 * math.pi)
         if motion == "bounces":

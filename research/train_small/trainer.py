@@ -20,8 +20,8 @@ from ..compare import draw_panels
 from .moving_shapes import draw_scene, read_held_out, render
 from .muon import Muon
 
-#: Share that is kept of the scenes that do not turn, which makes those that do a fifth.
-OTHERS = 0.35
+#: Motions that are hardest to learn, and the share that is kept of scenes with others.
+HARD, OTHERS = ("turns", "bounces"), 0.35
 #: Keys of configurations that say where a part was read from.
 ORIGINS = {"_name_or_path", "is_local", "local_files_only"}
 
@@ -64,8 +64,7 @@ class LatentPool:
     def grow(self) -> None:
         if len(self._clips) < self._limit:
             scene = draw_scene(self._rng, self._held_out)
-            # corners that turn are the hardest to learn
-            while scene.motion != "turns" and self._rng.random() > OTHERS:
+            while scene.motion not in HARD and self._rng.random() > OTHERS:
                 scene = draw_scene(self._rng, self._held_out)
             video = render(scene, self._frames, start=int(self._rng.integers(200)))
             self._clips.append((self._encode(video.unsqueeze(0))[0], scene.caption))
