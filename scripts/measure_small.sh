@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Measures again everything that the documentation says about the small checkpoints, for after a change of these:
+# Measures again what the documentation says about the small checkpoints, for after a change of these:
 #   bash scripts/measure_small.sh [PART ...]     (default: all parts, which takes many hours on two cores)
 # Results lie in outputs/measured/PART, with what was printed in log.txt. The same command continues what was
-# interrupted and skips finished parts. Pictures replace those that the documentation shows.
+# interrupted and skips finished parts. Pictures replace those that the documentation shows. Not in it: the pictures of
+# the README but the trade-off, docs/compare_streaming.png, the 50 steps of research.policies --model self_forcing_50.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh" core
 cd -- "$ROOT"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from reference import ROOT
 
 from flowcache import cli
@@ -27,6 +28,9 @@ class Program:
             monkeypatch.delenv(name, raising=False)
         self.model, self._command = MODELS[path.parent.name], path.stem.partition("_")[0]
 
+    def __reduce__(self) -> tuple:
+        return _in_another_process, (self._path, self.first)
+
     def _words(self, arguments: tuple) -> list[str]:
         return [str(word) for word in (*self.first, *arguments)]
 
@@ -46,6 +50,10 @@ class Program:
         """The checked job of some arguments."""
         prepare = {"generate": cli.prepare_video, "sample": cli.prepare_samples}[self._command]
         return prepare(cli.find_model(self.model), self._words(arguments))
+
+
+def _in_another_process(path: Path, first: tuple) -> Program:
+    return Program(path, pytest.MonkeyPatch(), first)
 
 
 def script_words(script: Path, *typed, cwd: Path) -> list[str]:

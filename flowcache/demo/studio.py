@@ -73,6 +73,8 @@ class Run:
             raise Stopped
         steps, sent, self._sent = len(self.trace.steps), self._sent, ""
         if sent:
+            for later in [at for at in self.changes if at > steps]:
+                del self.changes[later]  # of the part that is made again
             self.changes[steps] = sent
         return {"prompt": self.changes[steps]} if steps in self.changes else None
 

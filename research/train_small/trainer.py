@@ -83,7 +83,8 @@ class TransformerTask(Task):
 
     def __init__(self, args: argparse.Namespace, transformer: nn.Module, encoder: nn.Module, tokenizer: Path) -> None:
         self.args, self.tokenizer = args, AutoTokenizer.from_pretrained(tokenizer)
-        self.transformer, self.encoder = transformer.to(args.device), encoder.to(args.device)
+        self.transformer = transformer.to(args.device)
+        self.encoder = encoder.to(args.device).requires_grad_(not args.start)
         self.modules = {"transformer": self.transformer}
         if not args.start:
             self.modules["text_encoder"] = self.encoder

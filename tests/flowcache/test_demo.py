@@ -59,6 +59,13 @@ def test_a_changed_prompt_survives_a_stop(studio, tmp_path, model, frames):
     assert all((a.frames == b.frames).all() for a, b in zip(run.parts, whole.parts, strict=True))
 
 
+def test_a_prompt_replaces_those_that_an_earlier_try_sent_later(studio, tmp_path):
+    run = Run(Request(**SMALL, num_frames=45, folder=tmp_path / "demo"), {2: PROMPT})
+    run.change_prompt(BLUE)
+    *_, (run,) = studio.resume([run])
+    assert (run.state, run.changes) == ("done", {1: BLUE})
+
+
 def test_compared_runs_change_their_prompt_at_the_same_second(studio, tmp_path):
     shared = {**SMALL, "model": "skyreels_v2", "num_frames": 49, "folder": tmp_path / "demo"}
     for runs in studio.play([Request(**{**shared, "method": method}) for method in ("flowcache:fast", "vanilla")]):

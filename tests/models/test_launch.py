@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from random import Random
 
 import pytest
@@ -22,26 +23,53 @@ TOGETHER = {"magi1": ("--cp_size", 2), "skyreels_v2": ("--use_usp",)}
 KEPT = {"a.mp4", "a.trace.json", "a.reuse.png"}
 
 
+def run(front, words, around, rank):
+    return around(rank, partial(front, "--use_usp", *words[rank]))
+
+
+def run_plainly(_, run):
+    return run()
+
+
+def run_out_of_memory(failing, rank, run):
+    def fail():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    with watched(3 if rank == failing else -1, fail):
+        return run()
+
+
+def run_until_killed(moments, rank, run):
+    with watched(moments[rank], lambda: os.kill(os.getpid(), signal.SIGKILL)):
+        return run()
+
+
+def read_offload(found, rank, run):
+    """Run where the second process has a small GPU, or its like; 11 if weights are offloaded, else 10."""
+    ran = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flowcache.cli.log_needs", lambda *_: found if rank else [])
+        patch.setattr("flowcache.cli.Job.run", lambda job, _: ran.append(job.sampler.model.loading.offload) or "")
+        return run() or 10 + ran[0]
+
+
+def run_snippet(snippet, folder, rank):
+    exec(snippet, made := {})
+    torch.save(made["video"].latents, folder / f"{rank}.pt")
+
+
 @pytest.fixture
-def together(program, pipelines, tmp_path, monkeypatch):
-    """Run the program of SkyReels-V2, whose weights are read already, in two processes."""
-    monkeypatch.setattr("skyreels_v2.adapter.load_pipeline", lambda *_, **__: pipelines["skyreels_v2"])
+def together(program, tmp_path):
+    """Run the program of SkyReels-V2 in two processes."""
     front = program("skyreels_v2")
     front.first += ("--num_frames", 17, "--output_path", "a.mp4")
 
-    def run(*words, of_rank=lambda _: (), around=lambda _, run: run()):
-        def work(rank):
-            arguments = (*words, *of_rank(rank))
-            return (
-                front("--use_usp", *arguments)
-                if around is None
-                else around(rank, lambda: front("--use_usp", *arguments))
-            )
+    def start(*words, of_rank=lambda _: (), around=run_plainly):
+        of_each = [(*words, *of_rank(rank)) for rank in range(2)]
+        return launch(tmp_path / "said", partial(run, front, of_each, around))
 
-        return launch(tmp_path / "said", work)
-
-    run.alone = front
-    return run
+    start.alone = front
+    return start
 
 
 @pytest.fixture
@@ -105,14 +133,7 @@ def test_what_one_process_refuses_the_first_reports(together):
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_process_out_of_memory_ends_all_with_its_sentence(together, tmp_path, failing):
-    def around(rank, run):
-        def fail():
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
-
-        with watched(3 if rank == failing else -1, fail):
-            return run()
-
-    ended = together(around=around)
+    ended = together(around=partial(run_out_of_memory, failing))
     assert [each.code for each in ended] == [1, 1]
     assert not ended[1].err
     line = ended[0].err.splitlines()[-1]
@@ -122,11 +143,8 @@ def test_a_process_out_of_memory_ends_all_with_its_sentence(together, tmp_path, 
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_other_with_a_sentence(together, killed):
-    def around(rank, run):
-        with watched(3 if rank == killed else -1, lambda: os.kill(os.getpid(), signal.SIGKILL)):
-            return run()
-
-    ended = together(around=around)
+    moments = [3 if rank == killed else -1 for rank in range(2)]
+    ended = together(around=partial(run_until_killed, moments))
     assert ended[killed].code == -signal.SIGKILL
     assert ended[1 - killed].code == 1
     assert "another process of the run" in ended[1 - killed].err.splitlines()[-1]
@@ -137,12 +155,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(together, whole, 
     for turn in range(3):
         moments = [chosen.randrange(40), chosen.randrange(40)] if turn % 2 else [chosen.randrange(40), -1]
         chosen.shuffle(moments)
-
-        def around(rank, run, moments=moments):
-            with watched(moments[rank], lambda: os.kill(os.getpid(), signal.SIGKILL)):
-                return run()
-
-        ended = together("--resume", around=around)
+        ended = together("--resume", around=partial(run_until_killed, moments))
         assert {each.code for each in ended} <= {0, 1, -signal.SIGKILL}, ended
         kills += any(each.code for each in ended)
         if not any(each.code for each in ended):
@@ -153,18 +166,9 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(together, whole, 
 
 
 @pytest.mark.parametrize("found", [["--offload"], []])
-def test_offload_of_a_small_gpu_holds_for_all(together, tmp_path, monkeypatch, found):
+def test_offload_of_a_small_gpu_holds_for_all(together, found):
     """The GPUs may differ; with ``--resume``, the lock of the video is taken already."""
-    ran = []
-
-    def around(rank, run):
-        monkeypatch.setattr("flowcache.cli.log_needs", lambda *_: found if rank else [])
-        monkeypatch.setattr(
-            "flowcache.cli.Job.run", lambda job, _: ran.append(job.sampler.model.loading.offload) or ""
-        )
-        return run() or 10 + ran[0]
-
-    first, second = together("--resume", around=around)
+    first, second = together("--resume", around=partial(read_offload, found))
     assert first.code == second.code == 10 + bool(found), first.err
 
 
@@ -173,12 +177,8 @@ def test_the_snippet_of_the_page_makes_one_video_in_two_processes(tmp_path):
     snippet = rest.partition("```")[0]
     assert "num_frames=97" in snippet
     snippet = snippet.replace("num_frames=97", "num_frames=17, num_inference_steps=4, height=64, width=64, seed=1")
-
-    def make(rank):
-        exec(snippet, made := {})
-        torch.save(made["video"].latents, tmp_path / f"{rank}.pt")
-
-    assert [each.code for each in launch(tmp_path / "said", make)] == [0, 0]
+    ended = launch(tmp_path / "said", partial(run_snippet, snippet, tmp_path))
+    assert [each.code for each in ended] == [0, 0], ended
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     single = FlowCacheSkyReelsV2Pipeline.from_pretrained("small")
     alone = single(

@@ -33,11 +33,14 @@ def make(group: Group, model: str, options: str, cfg_size: int) -> list[int]:
     return [group.traffic.nbytes - before[0], group.traffic.collectives - before[1]]
 
 
+def make_all(group: Group) -> dict[str, list[int]]:
+    return {name: make(group, *case) for name, case in CASES.items()}
+
+
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory):
     """What the first process sent, by case."""
-    folder = tmp_path_factory.mktemp("traffic")
-    return run_in_group(folder, lambda group: {name: make(group, *case) for name, case in CASES.items()}, PROCESSES)
+    return run_in_group(tmp_path_factory.mktemp("traffic"), make_all, PROCESSES)
 
 
 @pytest.mark.parametrize("name", CASES)

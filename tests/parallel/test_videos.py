@@ -1,6 +1,7 @@
 """Several processes make the video of one, bit for bit."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ MEASURED = ("seconds", "processor_seconds", "peak_memory_bytes")
 def made(tmp_path_factory) -> Path:
     """Folder with the videos of all cases."""
     folder = tmp_path_factory.mktemp("videos")
-    run_in_group(folder / "said", lambda group: make_all(group, folder), PROCESSES)
+    run_in_group(folder / "said", partial(make_all, folder=folder), PROCESSES)
     return folder
 
 
