@@ -26,7 +26,7 @@ _DEFAULTS = {
     "height": "by the resolution",
     "width": "by the resolution",
     "causal_block_size": "1; small checkpoint: 5",
-    "guidance_scale": "6; small checkpoint: 3",
+    "guidance_scale": "6; small checkpoint: 2",
     "fps": "24, or that of a video that is continued",
 }
 #: Those of run.sh.
