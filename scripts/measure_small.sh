@@ -41,7 +41,7 @@ fidelity_self_forcing -m research.train_small.judge --model self_forcing
 
 # a picture of a part, and where the documentation shows it
 pictures="
-tables/skyreels_v2/tradeoff.png          assets/tradeoff.png
+tables/pictures/skyreels_v2/tradeoff.png assets/tradeoff.png
 kv/kv.png                                docs/kv.png
 policies_skyreels/curves.png             docs/policies_skyreels.png
 policies_magi/curves.png                 docs/policies_magi.png
@@ -67,6 +67,9 @@ while read -r part program; do
     printf '%s\n' "$program" >>"$done"
 done <<<"$parts"
 while read -r picture place; do
-    if [[ -n $picture && -e $out/$picture ]]; then cp -- "$out/$picture" "$place"; fi
+    part="${picture%%/*}"
+    [[ -n $part && -e $out/$part/done.txt ]] || continue
+    # only of parts whose programs have all finished
+    if (($(grep -c "^$part " <<<"$parts") == $(wc -l <"$out/$part/done.txt"))); then cp -- "$out/$picture" "$place"; fi
 done <<<"$pictures"
 printf 'results: %s\n' "$out" >&2
