@@ -31,10 +31,10 @@ class Ended:
     err: str
 
 
-def launch(folder: Path, work: Callable[[int], Any], count: int = 2, limit: float = 600) -> list[Ended]:
+def launch(folder: Path, work: Callable[[int], Any], count: int = 2) -> list[Ended]:
     """Run ``work(rank)``, which returns an exit code and can be pickled, with a launcher's variables.
 
-    As torchrun does, SIGTERM ends all once one fails, and SIGKILL 60 seconds later; after ``limit`` seconds, SIGKILL.
+    As torchrun does, SIGTERM ends all once one fails, and SIGKILL 60 seconds later; after 600 seconds, SIGKILL.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     folder.mkdir(exist_ok=True)
@@ -48,7 +48,7 @@ def launch(folder: Path, work: Callable[[int], Any], count: int = 2, limit: floa
             (folder / f"{rank}.{name}").touch()
         children.append(_SERVER.Process(target=_run, args=(rank, environment, os.getcwd(), folder, work)))
         children[-1].start()
-    failed, ends_at = False, time.monotonic() + limit
+    failed, ends_at = False, time.monotonic() + 600
     while alive := [child for child in children if child.exitcode is None]:
         if not failed and any(child.exitcode for child in children):
             failed, ends_at = True, time.monotonic() + 60
