@@ -69,7 +69,11 @@ done <<<"$parts"
 while read -r picture place; do
     part="${picture%%/*}"
     [[ -n $part && -e $out/$part/done.txt ]] || continue
-    # only of parts whose programs have all finished
-    if (($(grep -c "^$part " <<<"$parts") == $(wc -l <"$out/$part/done.txt"))); then cp -- "$out/$picture" "$place"; fi
+    # only of parts whose programs have all finished; 128 colours take a third of the bytes in the repository
+    if (($(grep -c "^$part " <<<"$parts") == $(wc -l <"$out/$part/done.txt"))); then
+        "$PYTHON" -c 'import sys; from PIL import Image
+Image.open(sys.argv[1]).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(sys.argv[2], optimize=True)' \
+            "$out/$picture" "$place"
+    fi
 done <<<"$pictures"
 printf 'results: %s\n' "$out" >&2
