@@ -308,8 +308,8 @@ def setting_words(
         chosen.insert(0, preset)
     compression, storage = config.compression, config.storage
     if compression is not None:
-        total = compression.total
-        chosen.append(f"budget{compression.budget}" if total is None else f"total{total}")
+        bounds = {"window": compression.window, "total": compression.total, "budget": compression.budget}
+        chosen.append(next(f"{name}{size}" for name, size in bounds.items() if size is not None))
     if config.clean_range is not None:
         chosen.append(f"kvrange{config.clean_range}")
     if storage is not None:

@@ -22,7 +22,7 @@ from .settings import CONFIGS, VideoSettings, make_settings
 logger = logging.getLogger(__name__)
 
 _WEIGHTS = "--weights Wan-AI/Wan2.1-T2V-1.3B --checkpoint_path zhuhz22/Causal-Forcing"
-_STREAM = "--num_output_frames 120 --use_compress --budget_block 6"
+_STREAM = "--num_output_frames 120 --local_attn_size 21"
 #: Flags of the original that nothing reads.
 IGNORED = ("save_with_index", "report_timing")
 
@@ -113,7 +113,9 @@ class SelfForcing(WanAdapter):
             given.values["benchmark"] = "prompts"
         if (count := given.values.pop("num_samples", None)) is not None:
             given.values["samples"] = count
-        given.exclude("compress", "kv_range")
+        bounds = ["compress", "kv_range"]
+        bounds += ["local_attn_size"] if given.get("local_attn_size", -1) != -1 else []
+        given.exclude(*bounds)
 
     @classmethod
     def resolve(cls, given, device, info, seconds):

@@ -30,6 +30,7 @@ def test_flags_of_the_originals_make_a_video(program, tmp_path):
     assert trace["settings"]["video"]["denoising_step_list"] == [1000, 750, 500, 250]
     assert max(step["kv_tokens"] for step in trace["steps"]) == 5 * 4
     assert trace["settings"]["preset"] is None and "fast" not in path.name, "no step is ever reused"
+    assert "window5" in path.name and "budget" not in path.name
 
 
 def test_a_file_of_prompts(program, tmp_path):
@@ -105,6 +106,12 @@ def test_image_to_video_takes_the_nearest_length(program, tmp_path):
 def test_options_without_effect_are_refused(program, capsys, named, flags):
     assert program()(*flags.split()) == 2
     assert named.removeprefix("--") in capsys.readouterr().err
+
+
+def test_a_typed_budget_replaces_the_window_of_the_script(program, tmp_path):
+    for typed, window in (("--use_compress",), None), ((), 21):
+        words = script_words(FOLDER / "run_flowcache_stream.sh", *typed, cwd=tmp_path)
+        assert program().prepare(*words).sampler.config.compression.window == window
 
 
 def test_multi_step_takes_the_presets(program):
