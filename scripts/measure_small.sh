@@ -3,7 +3,7 @@
 #   bash scripts/measure_small.sh [PART ...]     (default: all parts, which takes many hours on two cores)
 # Results lie in outputs/measured/PART, with what was printed in log.txt. The same command continues what was
 # interrupted and skips finished parts. Pictures replace those that the documentation shows. Not in it: the pictures of
-# the README but the trade-off, docs/compare_streaming.png, the 50 steps of research.policies --model self_forcing_50.
+# the README but the trade-off, and the figures of Self-Forcing in 50 steps.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh" core
 cd -- "$ROOT"
@@ -22,8 +22,8 @@ policies_magi      -m research.policies --model magi --skip 3 --captions 12
 policies_budget    -m research.policies --model magi --num_frames 192 --budget 1 --captions 4
 scores_skyreels    -m research.kv --model skyreels --steps 12 --captions 3
 scores_magi        -m research.kv --model magi --captions 3
-compaction_skyreels -m research.compaction --model skyreels --captions 2
-compaction_magi    -m research.compaction --model magi --captions 2
+compaction_skyreels -m research.compaction --model skyreels --captions 3 --tables refits folds heads
+compaction_magi    -m research.compaction --model magi --captions 3 --tables refits folds heads
 long_skyreels      -m research.long_video --model skyreels --chunks 40 160
 long_magi          -m research.long_video --model magi --chunks 40 160
 streaming          -m research.streaming
@@ -48,6 +48,7 @@ policies_magi/curves.png                 docs/policies_magi.png
 long_skyreels/long_video_skyreels_frames.png docs/long_video_skyreels_frames.png
 long_magi/long_video_magi_frames.png     docs/long_video_magi_frames.png
 long_magi/long_video_magi.png            docs/long_video_magi.png
+streaming/prompt0.png                    docs/compare_streaming.png
 peers_staircase/curves.png               docs/peers_staircase.png
 peers_together/curves.png                docs/peers_together.png
 drift/drift.png                          docs/drift.png
