@@ -24,6 +24,8 @@ scores_skyreels    -m research.kv --model skyreels --steps 12 --captions 3
 scores_magi        -m research.kv --model magi --captions 3
 compaction_skyreels -m research.compaction --model skyreels --captions 3 --tables refits folds heads
 compaction_magi    -m research.compaction --model magi --captions 3 --tables refits folds heads
+rows_skyreels      -m research.compaction --model skyreels --captions 2 --tables rows
+rows_magi          -m research.compaction --model magi --captions 2 --tables rows
 long_skyreels      -m research.long_video --model skyreels --chunks 40 160
 long_magi          -m research.long_video --model magi --chunks 40 160
 streaming          -m research.streaming
