@@ -113,9 +113,8 @@ class SelfForcing(WanAdapter):
             given.values["benchmark"] = "prompts"
         if (count := given.values.pop("num_samples", None)) is not None:
             given.values["samples"] = count
-        bounds = ["compress", "kv_range"]
-        bounds += ["local_attn_size"] if given.get("local_attn_size", -1) != -1 else []
-        given.exclude(*bounds)
+        unbounded = {"compress": False, "kv_range": None, "local_attn_size": -1}
+        given.exclude(*(name for name, without in unbounded.items() if given.get(name, without) != without))
 
     @classmethod
     def resolve(cls, given, device, info, seconds):
