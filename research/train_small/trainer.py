@@ -20,8 +20,8 @@ from ..compare import draw_panels
 from .moving_shapes import draw_scene, read_held_out, render
 from .muon import Muon
 
-#: Motions that are hardest to learn, and the share that is kept of scenes with others.
-HARD, OTHERS = ("turns", "bounces"), 0.35
+#: Share of scenes that are kept, by motion: more of what is harder to learn; of the others ``EASY``.
+KEPT, EASY = {"turns": 1.0, "bounces": 0.6, "grows and shrinks": 0.35}, 0.25
 #: Keys of configurations that say where a part was read from.
 ORIGINS = {"_name_or_path", "is_local", "local_files_only"}
 
@@ -64,7 +64,7 @@ class LatentPool:
     def grow(self) -> None:
         if len(self._clips) < self._limit:
             scene = draw_scene(self._rng, self._held_out)
-            while scene.motion not in HARD and self._rng.random() > OTHERS:
+            while self._rng.random() > KEPT.get(scene.motion, EASY):
                 scene = draw_scene(self._rng, self._held_out)
             video = render(scene, self._frames, start=int(self._rng.integers(200)))
             self._clips.append((self._encode(video.unsqueeze(0))[0], scene.caption))
