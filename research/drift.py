@@ -51,6 +51,7 @@ POLICIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "window, sink 10, re-timed": (_ROLLING | {"sink_size": 10, "retime_sink": True}, {}),
     "participative": ({}, _BUDGET | {"scorer": "participative"}),
     "participative, re-timed": ({}, _BUDGET | {"scorer": "participative", "compactor": "retimed"}),
+    "static and dynamic heads": ({}, _BUDGET | {"scorer": "static_dynamic"}),
     "spread, matched": ({}, _BUDGET),
     "paper": ({}, _BUDGET | {"scorer": "paper"}),
 }

@@ -16,6 +16,7 @@ from flowcache.kv.original import weight_by_place
 from flowcache.kv.scorers import SCORERS, Importance, Paper, Redundancy, ScoreInput, attention
 from flowcache.kv.scorers import importance as streamed
 from flowcache.kv.scorers.spread import move_peak
+from flowcache.kv.scorers.static_dynamic import similarity_to_next
 from flowcache.kv.selection import TokenSelector, group_means, select
 
 
@@ -290,6 +291,34 @@ def test_participative_keeps_what_queries_point_at_between_the_first_and_the_new
         assert kept == sorted([*range(16), *top, *range(52, 60)])
     with pytest.raises(ValueError, match="recent"):
         SCORERS["participative"](sink=0.8, recent=0.3)
+
+
+def test_static_heads_keep_the_newest_and_dynamic_heads_the_segments_that_change():
+    frames, frame, dim = 6, 12, 8
+    generator = torch.Generator().manual_seed(0)
+    still = torch.randn(frame, 1, dim, generator=generator).repeat(frames, 2, 1)
+    keys = still.unflatten(0, (frames, frame)).clone()
+    keys[2, 4:8] *= -1  # the second of three segments, so that those of frames 1 and 2 are unlike the next
+    keys, newest = keys.flatten(0, 1), torch.randn(dim, generator=generator)
+    keys[4 * frame :, 0], keys[frame : 2 * frame, 0] = newest, -newest
+    queries = torch.stack([10 * newest, torch.zeros(dim)]).expand(5, 2, dim)  # the second looks everywhere
+    tokens = replace(tokens_of(keys, queries, chunk=frame), budget=32, tokens_per_frame=frame)
+    static, dynamic = select(SCORERS["static_dynamic"](segments=3).score(tokens), 32).sort().values.tolist()
+    assert static == [*range(12), *range(52, 72)]
+    assert dynamic == [*range(12), *range(16, 20), *range(28, 32), *range(60, 72)]
+    both = SCORERS["static_dynamic"](segments=3, static=0).score(tokens)
+    assert select(both, 32).sort().values.tolist() == [static, static]
+
+
+def test_keys_are_compared_with_the_next_that_was_kept_at_their_place():
+    generator = torch.Generator().manual_seed(0)
+    keys, kept = torch.randn(12, 2, 4, generator=generator), torch.tensor([0, 1, 2, 5, 6, 9, 10, 11])
+    ages = torch.arange(12).flip(0)[kept].expand(2, -1)
+    found = similarity_to_next(keys[kept], ages, 3)
+    units, nexts = torch.nn.functional.normalize(keys, dim=-1), {0: 6, 1: 10, 2: 5, 5: 11, 6: 9}
+    for row, place in enumerate(kept.tolist()):
+        expected = (units[place] * units[nexts[place]]).sum(-1) if place in nexts else torch.ones(2)
+        assert torch.allclose(found[:, row], expected, atol=1e-6), place
 
 
 def test_selection_by_groups_keeps_whole_groups():

@@ -10,6 +10,7 @@ from .recency import Recency
 from .redundancy import Redundancy
 from .sink_window import SinkWindow
 from .spread import Spread
+from .static_dynamic import StaticDynamic
 
 SCORERS: dict[str, type[Scorer]] = {
     "spread": Spread,
@@ -19,6 +20,7 @@ SCORERS: dict[str, type[Scorer]] = {
     "recency": Recency,
     "sink_window": SinkWindow,
     "participative": Participative,
+    "static_dynamic": StaticDynamic,
     "key_norm": KeyNorm,
     "random": Random,
 }
