@@ -52,6 +52,7 @@ POLICIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "participative": ({}, _BUDGET | {"scorer": "participative"}),
     "participative, re-timed": ({}, _BUDGET | {"scorer": "participative", "compactor": "retimed"}),
     "static and dynamic heads": ({}, _BUDGET | {"scorer": "static_dynamic"}),
+    "static and dynamic heads, re-timed": ({}, _BUDGET | {"scorer": "static_dynamic", "compactor": "retimed"}),
     "spread, matched": ({}, _BUDGET),
     "paper": ({}, _BUDGET | {"scorer": "paper"}),
 }
