@@ -30,7 +30,7 @@ from .video import part_path
 logger = logging.getLogger(__name__)
 
 #: Raised whenever an older state cannot be resumed from.
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 #: Suffixes of the files beside the video, which a killed run may have left half-written.
 WRITTEN = (".mp4", ".resume.pt", ".trace.json", ".reuse.png")
 #: Differences that are named when a state is refused.

@@ -90,7 +90,9 @@ class Host:
         if hasattr(kind, "VALIDATE_INPUTS"):
             asked = kind.VALIDATE_INPUTS.__code__
             names = asked.co_varnames[1 : asked.co_argcount]
-            answer = kind.VALIDATE_INPUTS(**{name: given[name] for name in names if name in given})
+            # What another node gives is not known yet.
+            typed = {name: None if isinstance(value, list) else value for name, value in given.items()}
+            answer = kind.VALIDATE_INPUTS(**{name: typed[name] for name in names if name in typed})
             if answer is not True:
                 raise ValueError(answer)
 

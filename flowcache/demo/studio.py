@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Event
 from typing import Literal
+from weakref import WeakValueDictionary
 
 from ..cli import Job
 from ..prompts import check_prompt
@@ -45,8 +47,12 @@ class Run:
     _sent: str = ""  # waits for the end of the running step
 
     def stop(self) -> None:
-        """Stop after the step that is being computed."""
+        """Stop after the step that is being computed, or at the first one."""
         self._stop.set()
+
+    def allow(self) -> None:
+        """Disregard an earlier stop."""
+        self._stop.clear()
 
     def work(self, job: Job) -> None:
         """Make the video, or what is left of it."""
@@ -56,10 +62,6 @@ class Run:
         elif not job.resume.path.exists():
             self.parts = []
         job.run(None, self.trace, self._end_step, self._show)
-
-    def begin(self) -> None:
-        self.state, self.error = "computing", ""
-        self._stop.clear()
 
     def change_prompt(self, prompt: str) -> None:
         """Give a prompt to the chunks that begin behind the running step; raises ValueError for one without words."""
@@ -91,6 +93,8 @@ class Studio:
         self._pool = ThreadPoolExecutor(1)
         self._loaded: Sampler | None = None
         self._current: Run | None = None
+        # By the file that a run saves its state in: the last one that did.
+        self._savers: WeakValueDictionary[Path, Run] = WeakValueDictionary()
 
     def close(self) -> None:
         """Stop what is computed, and wait for it."""
@@ -111,9 +115,11 @@ class Studio:
     def resume(self, runs: Sequence[Run]) -> Iterator[list[Run]]:
         """Continue with the runs that are not done; what ends one early is its ``state`` and its ``error``."""
         for run in runs:
+            run.allow()
+        for run in runs:
             if run.state == "done":
                 continue
-            run.begin()
+            run.state, run.error = "computing", ""
             self._current = run
             yield list(runs)
             work = self._pool.submit(self._work, run)
@@ -138,6 +144,9 @@ class Studio:
                 job.sampler.adopt(self._loaded)
             else:
                 self._loaded = None  # before others are read
+            if self._savers.get(job.resume.path) is not run:  # the state may be another visitor's
+                run.parts = []
+            self._savers[job.resume.path] = run
             run.work(job)
             run.state = "done"
         except Stopped:

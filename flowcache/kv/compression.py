@@ -67,6 +67,7 @@ class CompressedKVCache(ChunkKVCache):
         # Per layer and chunk; or of one chunk after another, under 0.
         self._queries: list[dict[int, Tensor]] = [{} for _ in range(layers)]
         self._starts: dict[int, int] = {}
+        self._end = 0  # tokens of all chunks so far
         none = torch.empty(*sizes, 0, dtype=torch.int32, device=self.layout.device)
         self._positions = [none for _ in range(layers)]
 
@@ -81,7 +82,8 @@ class CompressedKVCache(ChunkKVCache):
     def enter(self, chunk: int, num_tokens: int) -> None:
         if chunk not in self:
             super().enter(chunk, num_tokens)
-            self._starts[chunk] = max(self._starts.values(), default=-num_tokens) + num_tokens
+            self._starts[chunk] = self._end
+            self._end += num_tokens
             self._entered.append(chunk)
         ran = [c for c in self.chunks if c not in self._entered]
         self._query_chunks = (ran or self.chunks)[-1:]
@@ -112,13 +114,13 @@ class CompressedKVCache(ChunkKVCache):
         self._seconds += time.perf_counter() - started
 
     def state_dict(self) -> State:
-        own = {"queries": self._queries, "starts": self._starts, "positions": self._positions}
+        own = {"queries": self._queries, "starts": self._starts, "end": self._end, "positions": self._positions}
         return super().state_dict() | own
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
-        own = on_device([state[name] for name in ("queries", "starts", "positions")], self.layout.device)
-        self._queries, self._starts, self._positions = own
+        own = on_device([state[name] for name in ("queries", "starts", "end", "positions")], self.layout.device)
+        self._queries, self._starts, self._end, self._positions = own
 
     def _has_work(self, layer: int) -> bool:
         return self._exceeds_budget(layer) or super()._has_work(layer)

@@ -44,8 +44,9 @@ class CacheManager:
         # Newest clean chunks, and first ones, that a change of the prompt computes once more.
         self._num_recomputed, self._num_pinned = self._behind, 0
         if compression:
-            self._num_recomputed = math.ceil(self._budget / max(lengths))
-            self._num_pinned = max(schedule.first_chunk, math.ceil(compression.scorer.sink))
+            budget = self._budget / max(lengths)
+            self._num_recomputed = math.ceil(budget)
+            self._num_pinned = max(schedule.first_chunk, math.ceil(compression.scorer.sink_chunks(budget)))
         self._seen: dict[int, int] = {}
         self.cache = self._new_cache()
 

@@ -22,7 +22,7 @@ class OriginalCompression:
             cache ``full`` (MAGI-1); or within a ``step``, in each layer before a chunk reads (SkyReels-V2).
         weighting: weight of a token's score by its place, see ``weight_by_place`` (MAGI-1).
         power: exponent of the polynomial weightings.
-        best_first: order kept tokens by score. False: by time.
+        best_first: order kept tokens by score, unless the scorer needs that of time. False: by time.
     """
 
     trigger: Trigger = "clean"

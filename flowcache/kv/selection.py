@@ -86,7 +86,8 @@ class TokenSelector:
         """Indices of the tokens to keep, ``[..., kv_heads, kept]``; at most the budget per head."""
         groups = {"token": 1, "frame": self.tokens_per_frame, "chunk": self.tokens_per_chunk}
         chosen = select(self.scores(tokens), tokens.budget, groups[self.config.strategy])
-        if self.config.original and self.config.original.best_first:
+        original, scorer = self.config.original, self.config.scorer
+        if original and original.best_first and not scorer.needs_order:
             return chosen
         # Rows are in order of time, so that kept neighbours are neighbours in the next round, too.
         return chosen.sort(dim=-1).values

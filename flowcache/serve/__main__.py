@@ -20,7 +20,7 @@ from ..cli import MODELS, find_model, read_options
 from ..command_line import LOCAL_HOSTS, Parser, writable_folder
 from ..environment import require
 from ..options import DEFAULTS
-from ..registry import check_number
+from ..registry import MAX_PIXELS, check_number
 from ..running import run_checked
 from ..typed import field_types
 from ..video_options import VideoOptions
@@ -43,6 +43,7 @@ def build_parser() -> Parser:
     add("--folder", type=Path, default=Path("outputs/serve"), help="videos and queue (default: outputs/serve)")
     add("--max_queue", type=int, default=100, help="videos that may wait (default: 100)")
     add("--max_seconds", type=float, default=20, help="longest video in seconds (default: 20)")
+    add("--max_pixels", type=int, default=1920 * 1088, help="pixels of the largest frame (default: 2088960)")
     return parser
 
 
@@ -52,6 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
     def prepare() -> Callable[[], str]:
         for name, number, most in (("port", options.port, 65535), ("max_queue", options.max_queue, 10**6)):
             check_number(name, number, 1, most)
+        check_number("max_pixels", options.max_pixels, 1, MAX_PIXELS)
         check_number("max_seconds", options.max_seconds, 0.01, 10**5)
         key = os.environ.get(KEY) or None
         if options.host not in LOCAL_HOSTS and key is None:
@@ -78,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
             from .app import Service, make_app
 
-            service = Service(chosen, worker, queue, options.max_queue, options.max_seconds)
+            service = Service(chosen, worker, queue, options.max_queue, options.max_seconds, options.max_pixels)
             hosts = ["*"] if key else list(LOCAL_HOSTS)
             logger.info("http://%s:%d/v1/videos; Ctrl-C ends the server", options.host, options.port)
             place = {"host": options.host, "port": options.port}

@@ -6,8 +6,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -51,6 +50,7 @@ class Service:
     queue: VideoQueue
     max_queue: int  # videos that are not finished
     max_seconds: float
+    max_pixels: int  # of a frame
 
     def create(self, request: VideoRequest, image: bytes | None = None) -> Video:
         """Check and queue a video; raises HTTPException."""
@@ -65,6 +65,8 @@ class Service:
         words = [f"--prompt={request.prompt}", f"--num_frames={frames}"]
         if request.size is not None:
             width, height = map(int, request.size.split("x"))
+            if width * height > self.max_pixels:
+                raise refusal("size", f"expected at most {self.max_pixels} pixels, got {request.size}.")
             words += [f"--{name}={side}" for name, side in zip(model.size_options, (height, width), strict=True)]
         words += [] if request.seed is None else [f"--seed={request.seed}"]
         upload = self.worker.folder / id / "input_reference"
@@ -113,12 +115,12 @@ class Service:
             "error": error if video.error else None,
         }
 
-    async def follow(self, path: Path, id: str) -> AsyncIterator[bytes]:
-        """Yield the content of a growing file until its video is finished or removed.
+    async def follow(self, file: BinaryIO, id: str) -> AsyncIterator[bytes]:
+        """Yield the content of a growing file until its video is finished or removed, and close it.
 
         Waits without a thread: clients that read slow videos would use up those of all other requests.
         """
-        with path.open("rb") as file:
+        with file:
             while True:
                 grows = (video := self.queue.get(id)) is not None and video.status == "in_progress"
                 while content := file.read(2**16):
@@ -147,7 +149,7 @@ def make_app(service: Service, hosts: list[str], key: str | None = None) -> Fast
         yield
         await run_in_threadpool(service.worker.stop)
 
-    app = FastAPI(lifespan=life, docs_url=None, redoc_url=None, dependencies=[Depends(check_access)])
+    app = FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(check_access)])
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
 
     @app.exception_handler(StarletteHTTPException)
@@ -189,10 +191,15 @@ def make_app(service: Service, hosts: list[str], key: str | None = None) -> Fast
     def content(id: str, variant: Annotated[str, Query(pattern="^video$")] = "video"):
         video = service.find(id)
         path = service.worker.video_path(video.id)
-        if video.status == "completed":
+        if video.status == "in_progress":
+            try:
+                return StreamingResponse(service.follow(part_path(path).open("rb"), video.id), media_type="video/mp4")
+            except FileNotFoundError:  # no frames yet, or all of them
+                pass
+        if path.exists():
             return FileResponse(path, media_type="video/mp4", filename=f"{video.id}.mp4")
-        if video.status == "in_progress" and part_path(path).exists():
-            return StreamingResponse(service.follow(part_path(path), video.id), media_type="video/mp4")
+        if video.status == "completed":
+            raise refusal("video_id", "expected a video whose file is there, got one whose file was removed.", 410)
         raise refusal("video_id", f"expected a video with frames, got one that is {video.status}.", 409)
 
     @app.delete("/v1/videos/{id}")

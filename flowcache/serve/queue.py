@@ -3,7 +3,8 @@
 import json
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -44,7 +45,8 @@ class VideoQueue:
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, Lock()
-        self._base = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        with self._explained():
+            self._base = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._base.row_factory = sqlite3.Row
         self._execute("PRAGMA journal_mode = WAL")
         self._execute(
@@ -108,11 +110,15 @@ class VideoQueue:
         return [_read(row) for row in self._execute(command, *values)]
 
     def _execute(self, command: str, *values: str | float | None) -> Sequence[dict]:
+        with self._explained(), self._lock:
+            return [dict(row) for row in self._base.execute(command, values)]
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            with self._lock:
-                return [dict(row) for row in self._base.execute(command, values)]
-        except sqlite3.OperationalError as error:
-            raise OSError(f"{self._path}: {error}; make room on its disk.") from error
+            yield
+        except sqlite3.DatabaseError as error:
+            raise OSError(f"{self._path}: {error}; make room on its disk, or move a damaged file away.") from error
 
 
 def _read(row: dict) -> Video:

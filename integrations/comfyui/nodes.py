@@ -55,7 +55,9 @@ class LoadModel:
 
     @classmethod
     def VALIDATE_INPUTS(cls, weights):
-        return True if weights.strip() else "weights: expected small, a folder or a Hub id, got an empty text."
+        if weights is None or weights.strip():  # None: another node gives it
+            return True
+        return "weights: expected small, a folder or a Hub id, got an empty text."
 
     def load(self, model: str, weights: str, offload: bool, quantize: str, vae_dtype: str) -> tuple[Any]:
         named = "weights" if weights == "small" else WEIGHTS.get(model, "weights")
@@ -145,7 +147,7 @@ class Sample:
     @classmethod
     def VALIDATE_INPUTS(cls, settings=""):
         try:
-            _read_settings(settings)
+            _read_settings(settings or "")  # None: another node gives them
         except ValueError as error:
             return str(error)
         return True

@@ -44,6 +44,29 @@ def test_a_stopped_run_resumes_to_the_same_frames(studio, tmp_path):
     assert all((tmp_path / "demo" / path).is_file() for _, path in shown["files"])
 
 
+def test_a_run_does_not_resume_from_the_state_of_another(studio, tmp_path):
+    request = Request(**SMALL, num_frames=45, folder=tmp_path / "demo")
+    runs = []
+    for least in (2, 1):
+        for (run,) in studio.play([request]):
+            if len(run.parts) >= least:
+                run.stop()
+        assert run.state == "stopped"
+        runs.append(run)
+    *_, (run,) = studio.resume(runs[:1])
+    assert run.state == "done" and sum(len(part.frames) for part in run.parts) == 45
+
+
+def test_a_stop_between_two_videos_stops_the_second(studio, tmp_path):
+    requests = [Request(**SMALL, num_frames=45, seed=seed, folder=tmp_path / "demo") for seed in (0, 1)]
+    for runs in studio.play(requests):
+        if runs[0].state == "done" and runs[1].state == "waiting":
+            runs[1].stop()
+    assert [run.state for run in runs] == ["done", "stopped"]
+    *_, runs = studio.resume(runs)
+    assert [run.state for run in runs] == ["done", "done"]
+
+
 @pytest.mark.parametrize(("model", "frames"), [("self_forcing", 81), ("magi1", 96), ("skyreels_v2", 97)])
 def test_a_changed_prompt_survives_a_stop(studio, tmp_path, model, frames):
     request = Request(**{**SMALL, "model": model}, num_frames=frames, folder=tmp_path / "demo")

@@ -166,6 +166,14 @@ def test_events_name_the_origin_of_kept_tokens_and_live_chunks_may_fill_the_cach
     assert cache.pop_events() == []
 
 
+def test_tokens_come_from_the_chunks_that_they_were_in_whatever_their_lengths():
+    cache = make_cache(4, scorer="recency")
+    for chunk, length in enumerate((2, TOKENS, TOKENS)):
+        fill(cache, chunk, length)
+    cache.make_room([0, 1, 2], cache.capacity - TOKENS)
+    assert cache.pop_events()[0].kept_of == {2: 1.0}
+
+
 @dataclass(frozen=True)
 class FirstQuery(Scorer):
     """Records the queries that it is given."""

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from flowcache.kv.compactors import COMPACTORS, Matched, Retimed, Select, matched
 from flowcache.kv.config import KVCompressionConfig
-from flowcache.kv.original import weight_by_place
+from flowcache.kv.original import OriginalCompression, weight_by_place
 from flowcache.kv.scorers import SCORERS, Importance, Paper, Redundancy, ScoreInput, attention
 from flowcache.kv.scorers import importance as streamed
 from flowcache.kv.scorers.spread import move_peak
@@ -266,7 +266,9 @@ def test_scores_are_finite_and_the_same_for_branches_together_as_alone(name):
     scorer = SCORERS[name]()
     alone = [random_tokens(seed=seed) for seed in range(2)]
     fields = ("keys", "values", "queries", "ages")
-    both = ScoreInput(*(torch.stack([getattr(one, name) for one in alone]) for name in fields), 100, 150)
+    sizes = {"tokens_per_chunk": 100, "budget": 150, "tokens_per_frame": 10}
+    alone = [replace(one, **sizes) for one in alone]
+    both = ScoreInput(*(torch.stack([getattr(one, name) for one in alone]) for name in fields), **sizes)
     expected = torch.stack([scorer.score(one) for one in alone])
     assert (expected.shape, expected.dtype) == ((2, 2, 300), torch.float32) and expected.isfinite().all()
     assert torch.allclose(scorer.score(both), expected, rtol=1e-5, atol=1e-9)
@@ -293,21 +295,50 @@ def test_participative_keeps_what_queries_point_at_between_the_first_and_the_new
         SCORERS["participative"](sink=0.8, recent=0.3)
 
 
+def static_dynamic_tokens() -> ScoreInput:
+    """Six frames of 12 tokens, two a chunk; of three heads, one attends to frame 3, one to 2 and one to 0.
+
+    At each place keys are the same in all frames, but for three of four tokens of the second segment of frame 2.
+    """
+    frames, frame, dim = 6, 12, 16
+    keys = torch.randn(frame, 1, dim, generator=torch.Generator().manual_seed(0)).repeat(frames, 3, 1)
+    keys[..., :3] = 0
+    keys[2 * frame + 4 : 2 * frame + 7] *= -1
+    queries = torch.zeros(5, 3, dim)
+    for head, seen in enumerate((3, 2, 0)):
+        keys[seen * frame : (seen + 1) * frame, head, head] = 1
+        queries[:, head, head] = 40
+    return replace(tokens_of(keys, queries, chunk=2 * frame), budget=32, tokens_per_frame=frame)
+
+
 def test_static_heads_keep_the_newest_and_dynamic_heads_the_segments_that_change():
-    frames, frame, dim = 6, 12, 8
-    generator = torch.Generator().manual_seed(0)
-    still = torch.randn(frame, 1, dim, generator=generator).repeat(frames, 2, 1)
-    keys = still.unflatten(0, (frames, frame)).clone()
-    keys[2, 4:8] *= -1  # the second of three segments, so that those of frames 1 and 2 are unlike the next
-    keys, newest = keys.flatten(0, 1), torch.randn(dim, generator=generator)
-    keys[4 * frame :, 0], keys[frame : 2 * frame, 0] = newest, -newest
-    queries = torch.stack([10 * newest, torch.zeros(dim)]).expand(5, 2, dim)  # the second looks everywhere
-    tokens = replace(tokens_of(keys, queries, chunk=frame), budget=32, tokens_per_frame=frame)
-    static, dynamic = select(SCORERS["static_dynamic"](segments=3).score(tokens), 32).sort().values.tolist()
-    assert static == [*range(12), *range(52, 72)]
+    scorer = SCORERS["static_dynamic"](segments=3)
+    static, dynamic, first = select(scorer.score(static_dynamic_tokens()), 32).sort().values.tolist()
+    assert static == [*range(12), *range(52, 72)], "it attends to the frame before the newest chunk"
     assert dynamic == [*range(12), *range(16, 20), *range(28, 32), *range(60, 72)]
-    both = SCORERS["static_dynamic"](segments=3, static=0).score(tokens)
-    assert select(both, 32).sort().values.tolist() == [static, static]
+    assert first == static, "of what it attends to outside the first frame, three fifths are near"
+    whole = select(replace(scorer, segments=1).score(static_dynamic_tokens()), 48).sort().values[1]
+    assert whole.tolist() == [*range(36), *range(60, 72)], "frames before and after the change"
+    every = replace(scorer, static=0).score(static_dynamic_tokens())
+    assert select(every, 32).sort().values.tolist() == [static] * 3
+
+
+def test_static_and_dynamic_heads_keep_the_newest_frame_and_then_the_first_whatever_the_groups():
+    tokens, chunk = static_dynamic_tokens(), 24
+    scores = SCORERS["static_dynamic"]().score(tokens)
+    for head in scores:
+        assert set(select(head, 12).tolist()) == set(range(60, 72))
+        assert set(select(head, 24).tolist()) == {*range(12), *range(60, 72)}
+        assert select(head, chunk, chunk).tolist() == [*range(48, 72)]
+        assert set(select(head, 2 * chunk, chunk).tolist()) == {*range(24), *range(48, 72)}
+
+
+def test_a_scorer_that_needs_the_order_of_time_gets_it():
+    tokens = random_tokens()
+    for name, sorted_by_time in (("paper", False), ("spread", True), ("static_dynamic", True)):
+        config = KVCompressionConfig(scorer=name, compactor="select", original=OriginalCompression())
+        kept = TokenSelector(config, 10, 100).choose(tokens)
+        assert torch.equal(kept, kept.sort().values) == sorted_by_time, name
 
 
 def test_keys_are_compared_with_the_next_that_was_kept_at_their_place():

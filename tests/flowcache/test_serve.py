@@ -40,6 +40,10 @@ def test_killed_server_loses_nothing_and_makes_no_video_twice(tmp_path, caplog):
         assert server.call("DELETE", f"/{fourth}")[1]["deleted"] and server.call("GET", f"/{fourth}")[0] == 404
         server.wait(lambda: server.call("GET", f"/{first}")[1]["progress"])
         assert count_frames(server.call("GET", f"/{first}/content")[1]) == 37  # as it grows
+        assert count_frames(server.call("GET", f"/{first}/content")[1]) == 37
+        (folder / first / "video.mp4").rename(tmp_path / "video.mp4")
+        assert server.call("GET", f"/{first}/content")[0] == 410
+        (tmp_path / "video.mp4").rename(folder / first / "video.mp4")
         server.wait((folder / second / "video.resume.pt").exists)
         server.kill()
     written = (folder / first / "video.mp4").stat()
@@ -113,6 +117,17 @@ def test_a_queue_of_an_earlier_version_is_read(tmp_path, queue):
     again.close()
 
 
+def test_a_damaged_queue_is_named(tmp_path):
+    path = tmp_path / "videos.sqlite"
+    path.write_bytes(b"x" * 5000)
+    with pytest.raises(OSError, match="not a database"):
+        VideoQueue(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError, match="unable to open"):
+        VideoQueue(path)
+
+
 @pytest.mark.parametrize("is_queue_full", [False, True])
 def test_a_full_disk_fails_the_video_and_not_the_worker(tmp_path, queue, caplog, monkeypatch, is_queue_full):
     monkeypatch.setattr("flowcache.serve.worker.RETRY", 0.1)
@@ -144,6 +159,7 @@ def check_refusals(server: Server) -> None:
         (400, "seconds", {"seconds": 1000}),
         (400, "size", {"size": "large"}),
         (400, None, {"size": "65x64"}),
+        (400, "size", {"size": "16000x16000"}),
         (404, "model", {"model": "other"}),
         (400, "style", {"style": 1}),
     ]:

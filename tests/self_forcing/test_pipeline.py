@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flowcache import Denoiser, FlowCacheConfig, PromptSchedule, Trace, cut_window
+from flowcache.kv.manager import CacheManager
 from flowcache.prompt_schedule import PromptTrack
 from flowcache.state import on_host
 from flowcache.wan.attention import rotate
@@ -65,6 +66,10 @@ CHANGING = {
     "few steps": ({"num_output_frames": 12}, {}),
     "sink": ({"num_output_frames": 15, "local_attn_size": 6, "sink_size": 3}, {"prompt_switch": "recompute"}),
     "compressed": ({"num_output_frames": 15}, {"prompt_switch": "recompute", "budget_block": 1}),
+    "compressed by heads": (
+        {"num_output_frames": 15},
+        {"prompt_switch": "recompute", "budget_block": 1, "scorer": "static_dynamic"},
+    ),
 }
 
 
@@ -96,6 +101,18 @@ def test_a_prompt_changes_the_chunks_that_start_later(pipeline, name):
         saved.seek(0)
         rest = pipeline.stream("a red circle", **arguments, state=torch.load(saved, weights_only=True))
         assert all(map(torch.equal, latents(rest), latents(parts[4:])))
+
+
+@pytest.mark.parametrize(("scorer", "kept"), [("spread", 0), ("static_dynamic", 1), ("participative", 2)])
+def test_the_chunks_of_a_sink_are_recomputed(pipeline, scorer, kept):
+    config = method_config("flowcache", prompt_switch="recompute", budget_block=3, scorer=scorer)
+    settings = VideoSettings(**{**SMALL, "num_output_frames": 30})
+    schedule, _ = plan(settings, 10, 0, torch.Generator(), torch.float32)
+    text = torch.zeros(1, 8, pipeline.transformer.config.text_dim)
+    model = WanChunkModel(pipeline.transformer, text, (4, 4), 30, runs_whole_window=False)
+    manager = CacheManager(model, schedule, [12] * 10, config)
+    starts = next(step for step in range(len(schedule)) if schedule.local_step(8, step) == 0)
+    assert manager.recomputed(starts) == [*range(kept), 4, 5, 6], "the clean pass of the one before runs with it"
 
 
 def test_recomputed_keys_are_those_of_given_chunks(pipeline):

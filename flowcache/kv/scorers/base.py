@@ -55,11 +55,15 @@ class ScoreInput:
 class Scorer(ABC):
     """Scores how much each token is worth keeping; options are the fields of a frozen dataclass."""
 
-    #: Chunks at the start of which tokens are always kept.
-    sink: ClassVar[float] = 0.0
+    #: Whether rows must come in order of time, so that even the original's habits leave kept ones in it.
+    needs_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    def sink_chunks(self, budget: float) -> float:
+        """Chunks at the start of the video of which tokens always stay in a budget of so many chunks."""
+        return 0.0
 
     @abstractmethod
     def score(self, tokens: ScoreInput) -> Tensor:

@@ -30,6 +30,9 @@ class Participative(Scorer):
                 f"recent: expected at most {1 - self.sink:g} beside sink {self.sink:g}, got {self.recent}."
             )
 
+    def sink_chunks(self, budget: float) -> float:
+        return self.sink * budget
+
     def score(self, tokens: ScoreInput) -> Tensor:
         keys, ages = tokens.keys.transpose(-3, -2).float(), tokens.ages
         queries = group_queries(tokens.queries, keys.shape[-3]).float().sum(dim=-2)

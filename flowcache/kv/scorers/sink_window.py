@@ -18,6 +18,9 @@ class SinkWindow(Scorer):
 
     sink: float = option(0.25, 0, 1000)
 
+    def sink_chunks(self, budget: float) -> float:
+        return self.sink
+
     def score(self, tokens: ScoreInput) -> Tensor:
         ages = tokens.ages.float()
         count = min(ages.shape[-1], max(1, round(self.sink * tokens.tokens_per_chunk)))

@@ -23,6 +23,8 @@ class Spread(Scorer):
             which that is largest; 0: even in time.
     """
 
+    needs_order = True
+
     power: float = option(1.0, 0, 10)
 
     def score(self, tokens: ScoreInput) -> Tensor:

@@ -15,8 +15,8 @@ from .importance import attention_mass
 class StaticDynamic(Scorer):
     """Static and dynamic heads of Forcing-KV (2026), told apart by what the recorded queries attend to.
 
-    All keep the first frame and the newest. A static head keeps the newest tokens besides; a dynamic one keeps the
-    segments of frames whose keys are least like the next that it has at the same place of a frame.
+    All keep the newest frame, and the first if the budget has room for it. Besides, a static head keeps the newest
+    tokens, and a dynamic one the segments whose keys are least like the next that it has at the same place of a frame.
 
     Args:
         static: share of attention, that to the first frame left out, which a static head spends on the newest chunk
@@ -24,8 +24,13 @@ class StaticDynamic(Scorer):
         segments: of a frame, kept or dropped as one.
     """
 
+    needs_order = True
+
     static: float = option(0.5, 0, 1)
     segments: int = option(6, 1, 10000)
+
+    def sink_chunks(self, budget: float) -> float:
+        return min(1, budget)
 
     def score(self, tokens: ScoreInput) -> Tensor:
         ages, frame = tokens.ages.long(), tokens.tokens_per_frame
@@ -34,11 +39,12 @@ class StaticDynamic(Scorer):
         mass = attention_mass(tokens.queries, tokens.keys)
         drawn, drawn_near = ((mass * part).sum(dim=-1, keepdim=True) for part in (~first, near & ~first))
         changes = self._segment_means(1 - similarity_to_next(tokens.keys, ages, frame), ages, frame)
-        scores = torch.where(drawn_near >= self.static * drawn, -ages.float(), changes)
-        return scores.where(~(first | (ages < frame)), scores.amax(dim=-1, keepdim=True) + 1)
+        scores = torch.where(drawn_near >= self.static * drawn, -ages / oldest.clamp_min(1), changes)
+        # More than a mean over a frame or a chunk can lose.
+        return scores + 1000 * first + 2000 * (ages < frame)
 
     def _segment_means(self, values: Tensor, ages: Tensor, frame: int) -> Tensor:
-        """For each token, the mean over those of its segment; tokens are in order of time."""
+        """For each token, the mean over those of its segment."""
         segments = ages // frame * self.segments + ages % frame * self.segments // frame
         places = (segments.diff(dim=-1, prepend=segments[..., :1]) != 0).cumsum(dim=-1)
         sums, counts = (
