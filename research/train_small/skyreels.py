@@ -20,6 +20,10 @@ from .trainer import LatentPool, TransformerTask, train_transformer
 SMALL = ASSETS / "skyreels_v2_small"
 BLOCK = 5  # latent frames
 WINDOW = 25  # latent frames of the longest clip
+CLEAN = 0.02  # most noise of a frame that has nothing to learn
+#: Share of batches of a continued training whose clean frames are the model's own guesses, so that it learns to mend
+#: its faults, and the noise levels that it guesses from.
+OWN, GUESSED = 0.7, (0.3, 0.7)
 SHORT = 5  # latent frames of the cheap clips, of which there are more, and which teach what things look like
 
 
@@ -80,14 +84,28 @@ class SkyReelsTask(TransformerTask):
         ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
         # as in the pipeline, zero behind the end of each caption
         text = self.encoder(ids, mask).last_hidden_state * mask.unsqueeze(-1)
-        noise, sigma = torch.randn_like(latents), levels[:, None, :, None, None]
         self.transformer._set_ar_attention(BLOCK if causal else 1)
-        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-            noisy = (1 - sigma) * latents + sigma * noise
-            velocity = self.transformer(noisy, 1000 * levels, text, enable_diffusion_forcing=True).sample
-        errors = (velocity.float() - (noise - latents)).square().mean(dim=(1, 3, 4))
+
+        def run(seen: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+            """The noisy latents, and their velocity."""
+            sigma = levels[:, None, :, None, None]
+            with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+                noisy = (1 - sigma) * seen + sigma * noise
+                velocity = self.transformer(noisy, 1000 * levels, text, enable_diffusion_forcing=True).sample
+            return noisy, velocity.float()
+
+        seen, clean = latents, levels <= CLEAN
+        if self.args.start and bool(clean.any()) and rng.random() < OWN:
+            level = torch.from_numpy(rng.uniform(*GUESSED, (clips, 1))).float().to(device)
+            with torch.no_grad():
+                noisy, velocity = run(latents, torch.randn_like(latents), level.expand_as(levels))
+            guess = noisy - level[..., None, None, None] * velocity
+            seen = torch.where(clean[:, None, :, None, None], guess, latents)
+        noise = torch.randn_like(latents)
+        _, velocity = run(seen, noise, levels)
+        errors = (velocity - (noise - latents)).square().mean(dim=(1, 3, 4))
         # nothing to learn where noise is too weak to see, nor before the first step
-        counted = ((levels > 0.02) & (levels < 1)).float()
+        counted = (~clean & (levels < 1)).float()
         return (errors * counted).sum() / counted.sum().clamp_min(1)
 
 
