@@ -62,7 +62,7 @@ class Scorer(ABC):
         check_options(self)
 
     def sink_chunks(self, budget: float) -> float:
-        """Chunks at the start of the video of which tokens always stay in a budget of so many chunks."""
+        """First chunks of the video whose tokens are always kept, for a budget in chunks."""
         return 0.0
 
     @abstractmethod

@@ -13,7 +13,7 @@ from .importance import attention_mass
 
 @dataclass(frozen=True)
 class StaticDynamic(Scorer):
-    """Static and dynamic heads of Forcing-KV (2026), told apart by what the recorded queries attend to.
+    """Static and dynamic heads of Forcing-KV (2026), distinguished by what the recorded queries attend to.
 
     All keep the newest frame, and the first if the budget has room for it. Besides, a static head keeps the newest
     tokens, and a dynamic one the segments whose keys are least like the next that it has at the same place of a frame.
