@@ -89,7 +89,7 @@ class SkyReelsTask(TransformerTask):
         def run(seen: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
             """The noisy latents, and their velocity."""
             sigma = levels[:, None, :, None, None]
-            with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            with torch.autocast(device, torch.bfloat16, enabled=self.args.bfloat16):
                 noisy = (1 - sigma) * seen + sigma * noise
                 velocity = self.transformer(noisy, 1000 * levels, text, enable_diffusion_forcing=True).sample
             return noisy, velocity.float()

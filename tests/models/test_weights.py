@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from functools import cache
+from statistics import median
 
 import pytest
 import torch
@@ -46,17 +48,22 @@ TRAINERS = {
 }
 
 
-def make_video(pipeline):
+def make_video(pipeline, seed=1):
     """A video that computes every step, so that nothing but the weights makes a difference."""
     flowcache.enable(pipeline, method="vanilla" if isinstance(pipeline, MagiPipeline) else "causal")
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline("a red circle grows", seed=1, **VIDEO).frames[0].permute(0, 2, 3, 1)
+    return pipeline("a red circle grows", seed=seed, **VIDEO).frames[0].permute(0, 2, 3, 1)
 
 
 @pytest.fixture(scope="module")
 def plain():
-    """Videos of the small checkpoints in fp32."""
-    return {model: make_video(kind.from_pretrained("small")) for model, kind in PIPELINES.items()}
+    """Video of a small checkpoint in fp32."""
+
+    @cache
+    def video(model, seed=1):
+        return make_video(PIPELINES[model].from_pretrained("small"), seed)
+
+    return video
 
 
 def count_bytes(module: nn.Module) -> int:
@@ -79,11 +86,12 @@ def test_quantised_weights(program, plain, model, kind, least, share):
             assert (plain_parts(layer.weight)[0] is not layer.weight) == is_inside, place
             if is_inside:
                 assert 4 * share * 1.1 > count_bytes(layer) / plain_layers[place].weight.numel()
-    video = make_video(pipeline)
-    assert psnr(video, plain[model])[0] > least
+    videos = {seed: make_video(pipeline, seed) for seed in (1, 2, 3)}
+    # the distance depends on the video: with int4, 27 to 40 dB
+    assert median(psnr(video, plain(model, seed))[0] for seed, video in videos.items()) > least
     # Offload copies quantised weights as a whole; the estimate counts them.
     pipeline.enable_stage_offload("cpu:0")
-    assert torch.equal(make_video(pipeline), video)
+    assert torch.equal(make_video(pipeline), videos[1])
     needed = estimate(job.sampler.model, job.sampler.config, job.start, "cpu").weights
     assert needed["transformer"] == pytest.approx(count_bytes(pipeline.transformer), rel=0.01)
 
@@ -192,7 +200,7 @@ def test_an_active_lora_runs(model, plain):
     active = make_video(pipeline)
     pipeline.transformer.fuse_lora()
     pipeline.transformer.unload_lora()
-    assert psnr(make_video(pipeline), active)[0] > 60 > psnr(active, plain[model])[0]
+    assert psnr(make_video(pipeline), active)[0] > 60 > psnr(active, plain(model))[0]
 
 
 def test_options_of_loading_in_python(weights, checkpoint):
@@ -211,7 +219,7 @@ def test_layerwise_casting(model, plain):
     pipeline.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
     assert count_bytes(pipeline.transformer) < 0.4 * size
     video = make_video(pipeline)
-    assert psnr(video, plain[model])[0] > 30
+    assert psnr(video, plain(model))[0] > 30
     pipeline.enable_stage_offload("cpu:0")
     assert torch.equal(make_video(pipeline), video)
 
@@ -228,7 +236,7 @@ def test_quantization_config_of_diffusers(model, plain, tmp_path):
     pipeline = PIPELINES[model].from_pretrained(tmp_path, quantization_config=config, dtype=torch.float32)
     first = pipeline.transformer.blocks[0]
     assert plain_parts((first.attn1 if model == "skyreels_v2" else first.attention).to_q.weight)[1:]
-    assert psnr(make_video(pipeline), plain[model])[0] > 40
+    assert psnr(make_video(pipeline), plain(model))[0] > 40
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
@@ -250,7 +258,7 @@ def test_layers_of_bitsandbytes(model, kind, plain):
             pipeline.transformer.blocks.set_submodule(name, made.to("cpu"))
     with pytest.raises(ValueError, match=r"transformer.*bitsandbytes"):
         pipeline.enable_stage_offload("cpu:0")
-    assert psnr(make_video(pipeline), plain[model])[0] > (20 if kind == "nf4" else 40)
+    assert psnr(make_video(pipeline), plain(model))[0] > (20 if kind == "nf4" else 40)
 
 
 def test_gguf(plain, tmp_path):
@@ -279,7 +287,7 @@ def test_gguf(plain, tmp_path):
     other = SkyReelsV2DiffusionForcingPipeline.from_pretrained(SMALL, transformer=transformer, dtype=torch.float32)
     pipeline = FlowCacheSkyReelsV2Pipeline.from_pipe(other)
     video = make_video(pipeline)
-    assert psnr(video, plain["skyreels_v2"])[0] > 45
+    assert psnr(video, plain("skyreels_v2"))[0] > 45
     pipeline.enable_stage_offload("cpu:0")
     assert torch.equal(make_video(pipeline), video)
 
