@@ -8,6 +8,7 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh" core
 cd -- "$ROOT"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export CUDA_VISIBLE_DEVICES= # with a GPU, most of the programs would take the official weights
 out=outputs/measured
 
 # part, and a program that measures it into the folder of the part
