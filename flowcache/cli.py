@@ -129,7 +129,7 @@ class Job:
                     sampler.load(group)
             if self.tuning is not None:
                 with trace.timer("tune"):
-                    sampler.tune(self.tuning, trace)
+                    sampler.tune(self.tuning, trace, on_step)
             trace.settings["preset"] = self.preset
             told = {"on_step": on_step, "on_part": on_part}
             sampler.write(self.prompt, self.start, self.output, trace, resume=resume, **told)
@@ -141,7 +141,7 @@ class Job:
             reuse_map(trace, files["reuse map"])
             if sampler.model.is_small:
                 enlarge_video(self.output, 4)
-        except OSError as error:
+        except (OSError, KeyboardInterrupt) as error:
             error.add_note(f"the video itself is whole: {self.output}")
             raise
         found = find_trace(self.output.parent, "vanilla", trace) if sampler.method != "vanilla" else None

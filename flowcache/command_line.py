@@ -5,6 +5,7 @@ import difflib
 import errno
 import os
 import re
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,18 @@ def check_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ValueError(f"device: expected one of {count} CUDA devices that PyTorch finds, got {name}; use cpu.")
     return device
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise ValueError where a server cannot listen, as another does or the host is not of this machine."""
+    try:
+        place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(place[4], family=place[0]):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"host, port: nothing can listen at {host}:{port}: {error.strerror}; choose others."
+        ) from error
 
 
 def output_file(name: str, path: Path) -> Path:

@@ -220,7 +220,9 @@ def _reader(kind: Any) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             with reading(short_repr(text), "YAML"):
-                value = text if kind is str else yaml.safe_load(text)
+                # YAML 1.1 reads these as octal and in base 60
+                is_plain = kind is str or re.fullmatch(r"[-+]?0\d+|[-+]?\d+(:\d+)+(\.\d*)?", text)
+                value = text if is_plain else yaml.safe_load(text)
             return as_type(value, kind, "the value", spelled=True)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error

@@ -95,12 +95,17 @@ class Sampler:
         described |= {"model": place, "prompt": self.model.default_prompt}
         return Tuning(target, self.config, self.model.num_steps, described, name, profile)
 
-    def tune(self, tuning: Tuning, trace: Trace) -> None:
+    def tune(self, tuning: Tuning, trace: Trace, on_step: Callable[[], object] | None = None) -> None:
+        """Choose settings that meet a target, by pilot videos; ``on_step``, called after every step, may raise."""
         pilot, prompt = self.model.pilot(), self.model.default_prompt
+
+        def end_step(*_: object) -> None:
+            if on_step is not None:
+                on_step()
 
         def run(config: FlowCacheConfig) -> tuple[Tensor, Trace]:
             trace = Trace()
-            parts = pilot.stream(self._pipeline, prompt, Start(), config, trace, None)
+            parts = pilot.stream(self._pipeline, prompt, Start(), config, trace, None, end_step)
             return torch.cat([part.frames for part in parts], dim=1), trace
 
         self.config, expected = tuning.run_together(self._group, run)

@@ -17,7 +17,7 @@ from .user_files import parse_file
 
 FORMAT_VERSION = 1
 
-_VIDEO = ("model", "prompt", "sent_prompts", "video")  # settings that two methods share
+_VIDEO = ("model", "prompt", "sent_prompts", "video", "given")  # settings that two methods share
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command_line import Parser, writable_folder
+from ..command_line import Parser, check_address, writable_folder
 from ..environment import require
 from ..registry import check_number
 from ..running import run_checked
@@ -37,6 +37,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def prepare() -> Namespace:
         check_number("port", options.port, 1, 65535)
+        check_address(options.host, options.port)
         writable_folder("outdir", options.outdir)
         require("gradio", "The demo", "demo")
         return options

@@ -80,14 +80,14 @@ def build_page(studio: Studio, checkpoints: str, folder: Path) -> gr.Blocks:
                 )
         shown = [runs, stage, start, stop, again, change]
 
-        def play(*values: Any) -> Iterator[list[Any]]:
-            yield from _follow(lambda: studio.play(_read_form(values, checkpoints, folder)))
+        def play(made: list[Run], *values: Any) -> Iterator[list[Any]]:
+            yield from _follow(lambda: studio.play(_read_form(values, checkpoints, folder)), made)
 
         def resume(made: list[Run]) -> Iterator[list[Any]]:
-            yield from _follow(lambda: studio.resume(made))
+            yield from _follow(lambda: studio.resume(made), made)
 
         alone = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
-        start.click(play, asked, shown, api_name="run", **alone)
+        start.click(play, [runs, *asked], shown, api_name="run", **alone)
         again.click(resume, runs, shown, api_name="resume", **alone)
         quiet = {"queue": False, "show_progress": "hidden"}
         stop.click(_stop, runs, None, api_name="stop", **quiet)
@@ -136,16 +136,16 @@ def _read_form(values: Sequence[Any], checkpoints: str, folder: Path) -> list[Re
     return [Request(method=name, **shared) for name in (method, beside) if name != ALONE]
 
 
-def _follow(play: Callable[[], Iterator[list[Run]]]) -> Iterator[list[Any]]:
-    """The runs, the stage and the four buttons, as they change."""
-    runs: list[Run] = []
+def _follow(play: Callable[[], Iterator[list[Run]]], runs: list[Run]) -> Iterator[list[Any]]:
+    """The runs, the stage and the four buttons, as they change; a refused request leaves the earlier ``runs``."""
     try:
         for runs in play():
             yield [runs, _show(runs), *_buttons(True, False, takes_prompts(runs))]
     except (ValueError, OSError) as error:
-        yield [runs, {"runs": [], "error": describe_error(error)}, *_buttons(False, False)]
-        return
-    yield [runs, _show(runs), *_buttons(False, any(run.state in ("stopped", "failed") for run in runs))]
+        refused = {"error": describe_error(error)}
+    else:
+        refused = {}
+    yield [runs, _show(runs) | refused, *_buttons(False, any(run.state in ("stopped", "failed") for run in runs))]
 
 
 def _show(runs: Sequence[Run]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def describe_run(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
     if run.state == "computing" and not trace.windows:
         tunes = job.tuning is not None and job.sampler.is_loaded
         about["state"] = "trying intervals on a short video" if tunes else "loading the model"
-    model, done = job.sampler.model, sum(len(part.frames) for part in run.parts)
+    model, done = job.sampler.model, sum(part.count for part in run.parts)
     height, width = model.size
     made = run.state == "done"
     return about | {

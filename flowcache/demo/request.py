@@ -1,9 +1,10 @@
 """What a visitor asks for, as words of the command line."""
 
-import mimetypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from ..adapter import Adapter
 from ..benchmark.samples import split_method
@@ -96,8 +97,9 @@ class Request:
         if self.seed is not None:
             typed.append(f"--seed={self.seed}")
         if self.given is not None:
-            kind = mimetypes.guess_type(self.given.name)[0] or ""
-            typed.append(f"--{'video_path' if kind.startswith('video') else 'image'}={self.given}")
+            # Pillow names MPEG, too, but cannot read it
+            images = Image.registered_extensions().keys() - {".mpg", ".mpeg"}
+            typed.append(f"--{'image' if self.given.suffix.lower() in images else 'video_path'}={self.given}")
         return ["--resume=true", *typed, *scripted]
 
     def prepare(self, *, dry_run: bool = False) -> Job:

@@ -1,12 +1,11 @@
 """Makes the videos of visitors, one at a time, and shows the progress of each."""
 
+import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Literal
-from weakref import WeakValueDictionary
 
 from ..cli import Job
 from ..prompts import check_prompt
@@ -73,6 +72,8 @@ class Run:
     def _end_step(self) -> dict[str, str] | None:
         if self._stop.is_set():
             raise Stopped
+        if not self.trace.windows:  # a step of a pilot video
+            return None
         steps, sent, self._sent = len(self.trace.steps), self._sent, ""
         if sent:
             for later in [at for at in self.changes if at > steps]:
@@ -82,7 +83,7 @@ class Run:
 
     def _show(self, part: VideoPart) -> VideoPart:
         ready = sum(self.trace.seconds.get(stage, 0.0) for stage in _STAGES)
-        self.parts.append(Part(to_uint8(part.frames), ready))
+        self.parts.append(Part.encode(to_uint8(part.frames), ready))
         return part
 
 
@@ -93,8 +94,6 @@ class Studio:
         self._pool = ThreadPoolExecutor(1)
         self._loaded: Sampler | None = None
         self._current: Run | None = None
-        # By the file that a run saves its state in: the last one that did.
-        self._savers: WeakValueDictionary[Path, Run] = WeakValueDictionary()
 
     def close(self) -> None:
         """Stop what is computed, and wait for it."""
@@ -105,12 +104,14 @@ class Studio:
     def play(self, requests: Sequence[Request]) -> Iterator[list[Run]]:
         """Make videos one after another; yields all runs at each change.
 
-        Requests are checked before the first is made; raises ValueError or OSError with one sentence.
+        Requests are checked before the first is made; raises ValueError or OSError with one sentence. Each video has a
+        folder of its own: with changes of the prompt, equal requests do not make equal videos.
         """
         for request in requests:
             request.prepare(dry_run=True)
         changes: dict[int, str] = {}
-        yield from self.resume([Run(request, changes) for request in requests])
+        own = [replace(request, folder=request.folder / secrets.token_hex(6)) for request in requests]
+        yield from self.resume([Run(request, changes) for request in own])
 
     def resume(self, runs: Sequence[Run]) -> Iterator[list[Run]]:
         """Continue with the runs that are not done; what ends one early is its ``state`` and its ``error``."""
@@ -127,7 +128,8 @@ class Studio:
                 seen = None
                 while not work.done():
                     wait([work], timeout=PACE)
-                    if (now := (len(run.trace.steps), len(run.parts), run.job)) != seen:
+                    loaded = run.job is not None and run.job.sampler.is_loaded
+                    if (now := (len(run.trace.steps), len(run.parts), run.job, loaded)) != seen:
                         seen = now
                         yield list(runs)
             finally:  # also where nobody watches any more
@@ -144,9 +146,6 @@ class Studio:
                 job.sampler.adopt(self._loaded)
             else:
                 self._loaded = None  # before others are read
-            if self._savers.get(job.resume.path) is not run:  # the state may be another visitor's
-                run.parts = []
-            self._savers[job.resume.path] = run
             run.work(job)
             run.state = "done"
         except Stopped:

@@ -47,8 +47,8 @@ class Run:
             run = cls(path, Trace.load(trace))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        if not run.trace.windows:
-            raise ValueError(f"{name}: expected a trace of a run, got {trace}, which holds no window.")
+        if not any(window.chunk_frames for window in run.trace.windows):
+            raise ValueError(f"{name}: expected a trace of a run, got {trace}, which holds no chunk.")
         return run
 
     @property
@@ -131,7 +131,7 @@ def _compare_frames(first: Run, second: Run) -> Iterator[str]:
         start, stop = spans[chunks[0]][1].start, spans[chunks[-1]][1].stop
         if start < stop:
             psnr, ssim = (frames[name][start:stop] if name in frames else [np.nan] for name in ("psnr", "ssim"))
-            shares = [_reused(run.trace, {spans[chunk][0] for chunk in chunks}) for run in (first, second)]
+            shares = [_reused(run.trace, len(frames["psnr"]), start, stop) for run in (first, second)]
             names = [f"{chunks[0]}-{chunks[-1]}" if len(chunks) > 1 else f"{chunks[0]}", f"{start}-{stop - 1}"]
             rows.append((*names, f"{np.mean(psnr):.1f}", f"{np.mean(ssim):.3f}", *shares))
     for row in rows:
@@ -143,10 +143,14 @@ def _compare_frames(first: Run, second: Run) -> Iterator[str]:
 def _divide(first: Run, second: Run) -> str:
     """How much of the distance is due to attention, by the video of causal attention without reuse, if it exists."""
     for folder in (first.path.parent, second.path.parent):
-        path, _ = find_trace(folder, "causal", second.trace) or (Path(), None)
-        middle = path.with_name(f"{path.name.removesuffix('.trace.json')}.mp4")
+        if (found := find_trace(folder, "causal", second.trace)) is None:
+            continue
+        middle = found[0].with_name(f"{found[0].name.removesuffix('.trace.json')}.mp4")
         if middle.is_file() and middle not in (first.path, second.path):
-            values = [np.array(_measure(middle, run.path)["psnr"]) for run in (first, second)]
+            try:
+                values = [np.array(_measure(middle, run.path)["psnr"]) for run in (first, second)]
+            except ValueError as error:
+                return f"The share of attention was not measured: {str(error).partition(': ')[2]}"
             one, other = (np.mean(10 ** (-each / 10)) for each in values)
             whole = first.causes["attention"]["whole_window"]
             share = (one if whole else other) / (one + other)
@@ -176,7 +180,9 @@ def _chunk_frames(trace: Trace, count: int) -> list[tuple[tuple[int, int], range
     return [(key, range(*places[n : n + 2])) for n, (key, _) in enumerate(chunks)]
 
 
-def _reused(trace: Trace, chunks: set[tuple[int, int]]) -> str:
+def _reused(trace: Trace, count: int, start: int, stop: int) -> str:
+    """Share of reused steps of the chunks that frames ``start`` to ``stop`` of ``count`` are in."""
+    chunks = {key for key, frames in _chunk_frames(trace, count) if frames.start < stop and frames.stop > start}
     events = [event for step in trace.steps for event in step.events if (step.window, event.chunk) in chunks]
     return f"{np.mean([event.reused for event in events]):.0%}" if events else ""
 

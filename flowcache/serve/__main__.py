@@ -1,6 +1,6 @@
 """Serve a model over HTTP by OpenAI's interface of videos; one video is made at a time.
 
-    flowcache serve --model skyreels_v2 --weights small --ar_step 5
+    flowcache serve --model skyreels_v2 --weights small --ar_step 5 --overlap_history 17
     FLOWCACHE_API_KEY=... flowcache serve --model magi1 --host 0.0.0.0
 
 Further options are those of ``flowcache generate``, for all videos. The queue is on disk: a server that starts again
@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..cli import MODELS, find_model, read_options
-from ..command_line import LOCAL_HOSTS, Parser, writable_folder
+from ..command_line import LOCAL_HOSTS, Parser, check_address, writable_folder
 from ..environment import require
 from ..options import DEFAULTS
 from ..registry import MAX_PIXELS, check_number
@@ -55,7 +55,10 @@ def main(words: Sequence[str] | None = None) -> int:
             check_number(name, number, 1, most)
         check_number("max_pixels", options.max_pixels, 1, MAX_PIXELS)
         check_number("max_seconds", options.max_seconds, 0.01, 10**5)
-        key = os.environ.get(KEY) or None
+        check_address(options.host, options.port)
+        key = os.environ.get(KEY, "").strip() or None
+        if key and not (key.isascii() and key.isprintable()):
+            raise ValueError(f"{KEY}: expected printable ASCII, as no other is sent in a header; choose another key.")
         if options.host not in LOCAL_HOSTS and key is None:
             raise ValueError(f"host: expected {KEY} in the environment beside {options.host}; set it.")
         for module in ("fastapi", "uvicorn", "python_multipart"):
@@ -74,6 +77,12 @@ def main(words: Sequence[str] | None = None) -> int:
         queue = VideoQueue(folder / "videos.sqlite")
         worker = Worker(model, rest, queue, folder)
         chosen = worker.prepare("--dry_run").sampler.model
+        try:
+            worker.prepare(
+                "--dry_run", f"--num_frames={chosen.fit_frames(round(options.max_seconds * chosen.video.fps), False)}"
+            )
+        except ValueError as error:
+            logger.warning("Not all videos up to --max_seconds %g can be made: %s", options.max_seconds, error)
 
         def serve() -> str:
             import uvicorn  # optional, as the application's packages are

@@ -6,12 +6,14 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -25,6 +27,7 @@ from .worker import Worker
 
 MAX_PROMPT = 4000  # characters
 MAX_UPLOAD = 2**25  # bytes of a request
+MAX_IMAGE = 2**25  # pixels of an image, which may be few bytes
 #: Seconds between looks at a video that grows.
 POLL = 0.1
 
@@ -72,13 +75,24 @@ class Service:
         upload = self.worker.folder / id / "input_reference"
         try:
             if image is not None:
+                try:
+                    with Image.open(BytesIO(image)) as opened:
+                        pixels = opened.width * opened.height
+                except Exception:  # the check of all options says what it is
+                    pixels = 0
+                if pixels > MAX_IMAGE:
+                    raise refusal("input_reference", f"expected at most {MAX_IMAGE} pixels, got {pixels}; reduce it.")
                 upload.parent.mkdir()
                 upload.write_bytes(image)
                 words.append(f"--image={upload}")
             try:
                 self.worker.prepare(*words, "--dry_run")
             except ValueError as error:
-                raise refusal(None, describe_error(error).replace(str(upload), upload.name)) from error
+                option = re.match(r"\w*", str(error))[0]
+                asked = {**dict.fromkeys(model.size_options, "size"), "image": "input_reference"}
+                asked |= dict.fromkeys(("num_frames", "overlap_history"), "seconds")
+                text = describe_error(error).replace(str(upload), upload.name)
+                raise refusal(asked.get(option, option if option == "prompt" else None), text) from error
             video = Video(id=id, prompt=request.prompt, words=words, seconds=frames / fps, size=f"{width}x{height}")
             video = self.queue.add(video, self.max_queue)
         except QueueFull as error:
@@ -118,7 +132,8 @@ class Service:
     async def follow(self, file: BinaryIO, id: str) -> AsyncIterator[bytes]:
         """Yield the content of a growing file until its video is finished or removed, and close it.
 
-        Waits without a thread: clients that read slow videos would use up those of all other requests.
+        RuntimeError for a video that was not finished, so that the client does not take its file for whole. Waits
+        without a thread: clients that read slow videos would use up those of all other requests.
         """
         with file:
             while True:
@@ -126,6 +141,8 @@ class Service:
                 while content := file.read(2**16):
                     yield content
                 if not grows:
+                    if video is None or video.status != "completed":
+                        raise RuntimeError(f"{id} was not finished")  # breaks the transfer off
                     return
                 await asyncio.sleep(POLL)
 

@@ -51,7 +51,10 @@ class Worker:
 
     def prepare(self, *words: str) -> Job:
         """Check a video with options of its own over those of all videos; raises as ``prepare_video`` does."""
-        return prepare_video(self.model, [*words, DEFAULTS, *self.words])
+        try:
+            return prepare_video(self.model, [*words, DEFAULTS, *self.words])
+        except SystemExit as error:  # of the parser: the server that queued the video had other options
+            raise ValueError("the server no longer takes the options of this video; ask again.") from error
 
     def start(self) -> None:
         self._thread = Thread(target=self._work, name="flowcache worker")
@@ -74,8 +77,10 @@ class Worker:
         rmtree(self.folder / id, ignore_errors=True)
 
     def _work(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.clear()
+        while True:
+            self._wake.clear()  # before the look at what ``stop`` sets
+            if self._stopping.is_set():
+                return
             if (video := self._write(self.queue.claim)) is None:
                 self._wake.wait()
                 continue
@@ -86,7 +91,8 @@ class Worker:
                 end = self.queue.release
             except Exception as error:
                 end = partial(end, error=describe_failure(error))
-                logger.warning("%s failed: %s", video.id, end.keywords["error"])
+                if self.queue.get(video.id) is not None:
+                    logger.warning("%s failed: %s", video.id, end.keywords["error"])
             gc.collect()  # frees what an exception held
             if self._write(partial(end, video.id)) is False:  # the video is not wanted any more
                 self.remove_files(video.id)
@@ -125,5 +131,10 @@ class Worker:
             if self._stopping.is_set() or self.queue.get(video.id) is None:
                 raise Cancelled
 
-        job.run(on_step=on_step, on_part=on_part)
+        try:
+            job.run(on_step=on_step, on_part=on_part)
+        except OSError as error:
+            if not path.exists():
+                raise
+            logger.warning("%s: %s", video.id, describe_error(error))  # of a file beside the video
         self._loaded = job.sampler

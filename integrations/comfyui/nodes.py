@@ -217,8 +217,11 @@ def _generate(
 ) -> tuple[Tensor, float, Trace]:
     """Make the new frames of a video that begins with ``frames``; returns them, their rate and the trace."""
     flowcache.enable(pipe, **{**(method or {}), **(kv or {})})
-    named = {"num_frames": num_frames, "num_inference_steps": steps, **options, **_read_settings(settings)}
-    given, fps, seed = pipe.prepare(**frames, **named)
+    named = {"num_frames": num_frames, "num_inference_steps": steps, **options}
+    further = _read_settings(settings)
+    if taken := further.keys() & {*named, "image", "video"}:
+        raise ValueError(f"settings: {', '.join(sorted(taken))}: expected in the node's own input; leave it out.")
+    given, fps, seed = pipe.prepare(**frames, **named, **further)
     if negative_prompt.strip():
         given["negative_prompt"] = negative_prompt
     trace, images = Trace(method=pipe.flowcache_method), []

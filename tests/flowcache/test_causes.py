@@ -55,6 +55,34 @@ def test_the_first_difference_is_that_which_acts_first(runs, capsys):
     assert "No setting differs" in text and "identical" in text
 
 
+def test_reuse_of_the_same_frames_where_chunks_differ(runs, capsys):
+    _, causal, fast = runs.values()
+    path = causal.with_suffix(".trace.json")
+    content = json.loads(path.read_text())
+    content["windows"][0]["chunk_frames"] = [4, 2]
+    for step in content["steps"]:
+        step["events"] = [event for event in step["events"] if event["chunk"] < 2]
+    path.write_text(json.dumps(content))
+    assert main(["compare", str(fast), str(causal)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if re.match(r" +\d", line)]
+    reused = {chunk: [] for chunk in range(3)}
+    for step in json.loads(fast.with_suffix(".trace.json").read_text())["steps"]:
+        for event in step["events"]:
+            reused[event["chunk"]].append(event["reused"])
+    shares = [f"{np.mean(reused[0] + reused[1]):.0%}", f"{np.mean(reused[2]):.0%}"]
+    assert [(row[1], row[4]) for row in rows[:2]] == [("0-12", shares[0]), ("13-20", shares[1])]
+
+
+def test_a_video_from_another_image_is_another_video(runs, capsys):
+    vanilla, causal, fast = runs.values()
+    path = causal.with_suffix(".trace.json")
+    content = json.loads(path.read_text())
+    content["settings"]["given"] = {"prefix": "ab12"}
+    path.write_text(json.dumps(content))
+    assert main(["compare", str(vanilla), str(fast)]) == 0
+    assert "would show the share of attention" in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared_is_named(runs, capsys):
     vanilla, causal, _ = map(str, runs.values())
     assert_refused(main(["compare", vanilla, "alone.mp4"]), "generated_video alone.mp4", capsys)
@@ -66,3 +94,6 @@ def test_what_cannot_be_compared_is_named(runs, capsys):
     runs["causal"].write_bytes(b"")
     assert main(["compare", vanilla, causal]) == 0
     assert "Not compared frame by frame" in capsys.readouterr().out
+    make_trace("causal").save(runs["causal"].with_suffix(".trace.json"))
+    assert main(["compare", vanilla, str(runs["flowcache:paper-fast"])]) == 0
+    assert "share of attention was not measured" in capsys.readouterr().out

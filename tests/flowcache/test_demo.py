@@ -17,6 +17,10 @@ BLUE = "a blue circle moves right over a dark background"
 SMALL = {"model": "self_forcing", "prompt": PROMPT, "method": "flowcache:fast", "checkpoints": "small"}
 
 
+def pictures(run):
+    return [strip["picture"] for part in run.parts for strip in part.strips]
+
+
 @pytest.fixture(scope="module")
 def studio():
     made = Studio()
@@ -33,18 +37,18 @@ def test_a_stopped_run_resumes_to_the_same_frames(studio, tmp_path):
     kept = len(run.parts)
     assert 0 < kept < 4
     *_, (run,) = studio.resume([run])
-    assert run.state == "done" and sum(len(part.frames) for part in run.parts) == 45
-    ready = [part.ready for part in run.parts]
+    assert run.state == "done" and sum(part.count for part in run.parts) == 45
+    ready = [strip["ready"] for part in run.parts for strip in part.strips]
     assert ready == sorted(ready) and len(run.trace.steps) == 4 * 4
     *_, (whole,) = studio.play([request])
-    assert all((a.frames == b.frames).all() for a, b in zip(run.parts, whole.parts, strict=True))
+    assert pictures(run) == pictures(whole)
     shown = describe_run(run)
     assert shown["frames"] == [45, 45] and sum(strip["count"] for strip in shown["strips"]) == 45
     assert {name for name, _ in shown["files"]} == {"video", "trace", "reuse map", "enlarged"}
     assert all((tmp_path / "demo" / path).is_file() for _, path in shown["files"])
 
 
-def test_a_run_does_not_resume_from_the_state_of_another(studio, tmp_path):
+def test_equal_requests_have_files_of_their_own(studio, tmp_path):
     request = Request(**SMALL, num_frames=45, folder=tmp_path / "demo")
     runs = []
     for least in (2, 1):
@@ -54,7 +58,17 @@ def test_a_run_does_not_resume_from_the_state_of_another(studio, tmp_path):
         assert run.state == "stopped"
         runs.append(run)
     *_, (run,) = studio.resume(runs[:1])
-    assert run.state == "done" and sum(len(part.frames) for part in run.parts) == 45
+    assert run.state == "done" and sum(part.count for part in run.parts) == 45
+    assert len({each.job.output for each in runs}) == 2 and run.job.output.is_file()
+
+
+def test_a_stop_ends_the_search_for_a_target(studio, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "kept"))
+    target = {"method": "target_speedup", "target": 1.5, "num_frames": 48, "model": "magi1"}
+    for (run,) in studio.play([Request(**{**SMALL, **target}, folder=tmp_path / "demo")]):
+        if describe_run(run)["state"] == "trying intervals on a short video":
+            run.stop()
+    assert run.state == "stopped" and not run.trace.steps and "tuning" not in run.trace.settings
 
 
 def test_a_stop_between_two_videos_stops_the_second(studio, tmp_path):
@@ -79,7 +93,7 @@ def test_a_changed_prompt_survives_a_stop(studio, tmp_path, model, frames):
     assert run.state == "done" and sent == BLUE and second > 0
     assert describe_run(run)["notes"] == [f"From {second:.1f} s: {BLUE}."]
     *_, (whole,) = studio.resume([Run(request, run.changes)])
-    assert all((a.frames == b.frames).all() for a, b in zip(run.parts, whole.parts, strict=True))
+    assert pictures(run) == pictures(whole)
 
 
 def test_a_prompt_replaces_those_that_an_earlier_try_sent_later(studio, tmp_path):
@@ -126,11 +140,12 @@ def address(tmp_path_factory):
         ({"num_frames": 80}, "length"),
         ({"seed": -2}, "seed"),
         ({"given": "notes.png"}, "image"),
+        ({"given": "notes.mkv"}, "video"),
     ],
 )
 def test_bad_requests_are_one_sentence(studio, tmp_path, changed, named):
-    (tmp_path / "notes.png").write_text("not an image")
     if "given" in changed:
+        (tmp_path / changed["given"]).write_text("neither")
         changed = {"given": tmp_path / changed["given"]}
     with pytest.raises(ValueError, match=named) as failure:
         next(studio.play([Request(**{**SMALL, **changed}, folder=tmp_path / "demo")]))
@@ -163,7 +178,7 @@ def test_endpoints_run_compare_and_refuse(address):
     assert _status(address, Host="example.com") == 400
     form[1] = " "
     *_, last = client.submit(*form, api_name="/run")
-    assert last["error"].startswith("prompt: ") and not last["runs"]
+    assert last["error"].startswith("prompt: ") and [run["state"] for run in last["runs"]] == ["done"] * 2
 
 
 def test_page_in_a_browser(address, tmp_path):

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,9 +14,11 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from programs import assert_refused
 from reference import ROOT
 from synthetic_run import make_trace
 
+from flowcache.cli import main
 from flowcache.command_line import Parser, output_file, writable_folder
 from flowcache.running import run_checked, summary
 from flowcache.trace import find_trace
@@ -61,6 +64,16 @@ def test_the_summary_compares_with_vanilla_where_that_ran(tmp_path):
     assert "1.0 MiB (1.0 MiB in vanilla)" in summary(trace, 9.0, found)
     assert "of denoising" not in summary(trace, 9.0, replace(found, environment={}))
     assert find_trace(tmp_path, "vanilla", replace(trace, settings={"prompt": "another"})) is None
+
+
+@pytest.mark.parametrize("server", ["demo", "serve --model magi1"])
+def test_a_port_in_use_is_named(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        words = [*server.split(), "--port", str(other.getsockname()[1])]
+        assert_refused(main(words), "port", capsys)
+    assert_refused(main([*server.split(), "--host", "nowhere.invalid"]), "host", capsys)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_shows_its_notes(capsys):

@@ -60,6 +60,7 @@ def test_words_become_values(read, caplog):
     expected = {"sizes": (1.0, 24000 / 1001), "retention": False, "offload": False, "num_frames": 10}
     assert given.pick(Options) == expected
     assert "debug is ignored" in caplog.text
+    assert read("--num_frames", "0123").values == {"num_frames": 123}  # YAML 1.1 reads octal
     given = read("--policy_option", "scale=0.5", "--policy_options", "interval=none")
     assert given.values == {"policy_options": {"scale": "0.5", "interval": "none"}}
 
@@ -70,6 +71,7 @@ WRONG_WORDS = {
     f"--sizes {'[' * 3000}": "YAML",
     "--sizes '!!python/object/apply:os.getcwd []'": "YAML",
     "--num_frames '!!int \"\"'": "YAML",
+    "--num_frames 1:30": "whole number",  # 90 in YAML 1.1
     "--offload 1": "true or false",
     "--policy_option scale": "NAME=VALUE",
     "--method magic": "--method",

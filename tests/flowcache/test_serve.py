@@ -1,10 +1,11 @@
 """The server of videos: its answers, and that no video is lost or made twice when it is killed."""
 
+import asyncio
 import errno
 import logging
 import time
 from io import BytesIO
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 from PIL import Image
@@ -16,6 +17,8 @@ from research.serving import OPTIONS, PROMPT, Server, count_frames
 
 for module in ("fastapi", "uvicorn", "python_multipart"):
     pytest.importorskip(module, reason="the server needs the extra serve")
+
+from flowcache.serve.app import Service  # noqa: E402
 
 
 def form(image: bytes) -> dict[str, str | bytes]:
@@ -110,6 +113,50 @@ def test_a_video_that_kills_the_server_fails(tmp_path, queue):
     assert first.status == "failed" and f"killed {MAX_ATTEMPTS} times" in first.error
 
 
+def test_a_video_of_other_options_fails_and_the_worker_lives(tmp_path, queue):
+    queue.add(Video(id="third", prompt=PROMPT, words=("--video_size_h=64",), seconds=1, size="64x64"), most=9)
+    made = FakeWorker(queue, tmp_path)
+    made._make = lambda video: Worker._make(made, video) if video.id == "third" else None
+    made.start()
+    wait_for(lambda: queue.get("third").status == "failed")
+    made.stop()
+    assert "options" in queue.get("third").error and queue.get("second").status == "completed"
+
+
+def test_a_stop_while_the_worker_falls_asleep_ends_it(tmp_path, queue, monkeypatch):
+    for id in ("first", "second"):
+        queue.remove(id)
+    made = FakeWorker(queue, tmp_path)
+    clear = made._wake.clear
+    monkeypatch.setattr(made._wake, "clear", lambda: (time.sleep(0.3), clear()))
+    made.start()
+    time.sleep(0.1)
+    stopper = Thread(target=made.stop, daemon=True)
+    stopper.start()
+    stopper.join(10)
+    assert not stopper.is_alive()
+
+
+@pytest.mark.parametrize("status", ["removed", "failed", "completed"])
+def test_a_growing_file_ends_as_its_video_does(tmp_path, queue, status):
+    queue.claim()
+    (tmp_path / "first.mp4").write_bytes(b"frames")
+    if status == "removed":
+        queue.remove("first")
+    else:
+        queue.finish("first", "no room" if status == "failed" else None)
+    service = Service(None, None, queue, 1, 1, 1)
+
+    async def read():
+        return [content async for content in service.follow((tmp_path / "first.mp4").open("rb"), "first")]
+
+    if status == "completed":
+        assert asyncio.run(read()) == [b"frames"]
+    else:
+        with pytest.raises(RuntimeError, match="not finished"):
+            asyncio.run(read())
+
+
 def test_a_queue_of_an_earlier_version_is_read(tmp_path, queue):
     queue._execute("ALTER TABLE videos DROP COLUMN attempts")
     again = VideoQueue(tmp_path / "videos.sqlite")
@@ -158,7 +205,7 @@ def check_refusals(server: Server) -> None:
         (400, "prompt", {"prompt": ""}),
         (400, "seconds", {"seconds": 1000}),
         (400, "size", {"size": "large"}),
-        (400, None, {"size": "65x64"}),
+        (400, "size", {"size": "65x64"}),
         (400, "size", {"size": "16000x16000"}),
         (404, "model", {"model": "other"}),
         (400, "style", {"style": 1}),
@@ -166,7 +213,11 @@ def check_refusals(server: Server) -> None:
         got, answer = server.call("POST", content={"prompt": PROMPT, **changes})
         assert (got, answer["error"]["param"]) == (status, param), answer
         assert answer["error"]["type"] == "invalid_request_error" and answer["error"]["message"].endswith(".")
-    assert "input_reference" in server.call("POST", **form(b"no image"))[1]["error"]["message"]
+    large = BytesIO()
+    Image.new("1", (8000, 8000)).save(large, "PNG")  # a few bytes
+    for image, word in ((b"no image", "image"), (large.getvalue(), "pixels")):
+        got, answer = server.call("POST", **form(image))
+        assert (got, answer["error"]["param"]) == (400, "input_reference") and word in answer["error"]["message"]
     assert server.call("GET", "/..%2Fvideos.sqlite/content")[0] == 404
     assert server.call("GET", Origin="http://example.com")[0] == 403
     assert server.call("GET", Host="example.com")[0] == 400

@@ -43,7 +43,12 @@ def test_an_interrupt_passes_and_leaves_no_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("named", "changes"),
-    [("settings", {"settings": "a: [b"}), ("settings", {"settings": "- a"}), ("num_frames", {"num_frames": 38})],
+    [
+        ("settings", {"settings": "a: [b"}),
+        ("settings", {"settings": "- a"}),
+        ("settings: seed", {"settings": "seed: 9"}),
+        ("num_frames", {"num_frames": 38}),
+    ],
 )
 def test_bad_input_is_one_sentence(named, changes, tmp_path, monkeypatch):
     workflow = shortened("t2v", 37)
