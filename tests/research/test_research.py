@@ -276,7 +276,11 @@ def test_drift_of_rendered_clips():
 
 @pytest.mark.parametrize(
     "name",
-    ["streaming", *SCRIPTS, *(f"train_small.{name}" for name in ("vae", "skyreels", "magi", "self_forcing", "merge"))],
+    [
+        "streaming",
+        *SCRIPTS,
+        *(f"train_small.{name}" for name in ("vae", "skyreels", "magi", "self_forcing", "rounding")),
+    ],
 )
 def test_help(run, name):
     code, out, _ = run(name, "--help")

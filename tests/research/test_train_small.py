@@ -1,4 +1,4 @@
-"""Training of the small checkpoints: short trainings that continue the shipped ones, and their average."""
+"""Training of the small checkpoints: short trainings that continue the shipped ones, and rounded weights."""
 
 import json
 import runpy
@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from research.train_small.merge import merge, round_significant
 from research.train_small.moving_shapes import ASSETS
+from research.train_small.rounding import round_checkpoint, round_significant
 
 WEIGHTS = {
     "magi": ("magi1_small", "inference_weight.distill/model.safetensors"),
@@ -36,27 +36,16 @@ def test_a_training_continues_a_checkpoint(monkeypatch, tmp_path, model, numbers
     assert record["start"] == json.loads((ASSETS / folder / "training.json").read_text())
 
 
-@pytest.fixture
-def runs(tmp_path):
-    """Two checkpoints of one training with different seeds."""
-    folders = [tmp_path / "0", tmp_path / "1"]
-    for seed, folder in enumerate(folders):
-        for part, offset in (("transformer", seed), ("vae", 0)):
-            (folder / part).mkdir(parents=True)
-            save_file({"weight": torch.tensor([1.0, -3.0, 0.0]).half() + offset}, folder / part / "model.safetensors")
-        record = {"transformer": {"minutes": 78.0, "seed": seed}, "start": {"seed": 7}}
-        (folder / "training.json").write_text(json.dumps(record))
-    return folders
-
-
-def test_checkpoints_are_averaged(runs, tmp_path):
-    merge(runs, tmp_path / "merged", bits=7)
-    weights = load_file(tmp_path / "merged" / "transformer" / "model.safetensors")
-    torch.testing.assert_close(weights["weight"], torch.tensor([1.5, -2.5, 0.5]).half(), rtol=0, atol=0)
-    vae = load_file(tmp_path / "merged" / "vae" / "model.safetensors")
-    torch.testing.assert_close(vae["weight"], torch.tensor([1.0, -3.0, 0.0]).half(), rtol=0, atol=0)
-    record = json.loads((tmp_path / "merged" / "training.json").read_text())
-    assert record["transformer"] == {"minutes": 78.0, "seeds": [0, 1], "significant_bits": 7}
+def test_a_checkpoint_is_rounded(tmp_path):
+    for part in ("transformer", "vae"):
+        (tmp_path / "trained" / part).mkdir(parents=True)
+        save_file({"weight": torch.tensor([1 + 1 / 256]).half()}, tmp_path / "trained" / part / "model.safetensors")
+    (tmp_path / "trained" / "training.json").write_text('{"transformer": {"seed": 1}}')
+    round_checkpoint(tmp_path / "trained", tmp_path / "rounded", bits=7)
+    for part, value in (("transformer", 1), ("vae", 1 + 1 / 256)):
+        assert load_file(tmp_path / "rounded" / part / "model.safetensors")["weight"].item() == value
+    record = json.loads((tmp_path / "rounded" / "training.json").read_text())
+    assert record["transformer"] == {"seed": 1, "significant_bits": 7}
 
 
 def test_weights_are_rounded_to_significant_bits():
@@ -64,12 +53,3 @@ def test_weights_are_rounded_to_significant_bits():
     rounded = round_significant(values, 7)
     assert rounded[:6].tolist() == [0.0, 1.0, -1.0, 1.0, 1 + 1 / 64, 1 + 2 / 64] and rounded[-1] == -250
     assert ((rounded - values).abs() <= values.abs() / 128).all()
-
-
-def test_other_trainings_are_not_averaged(runs, tmp_path):
-    record = json.loads((runs[1] / "training.json").read_text())
-    record["transformer"]["minutes"] = 20.0
-    (runs[1] / "training.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="seed"):
-        merge(runs, tmp_path / "merged", bits=7)
-    assert not (tmp_path / "merged").exists()
