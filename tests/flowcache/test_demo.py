@@ -204,7 +204,10 @@ def test_page_in_a_browser(address, tmp_path):
         page.wait_for_function(f"document.querySelector('.notes').textContent.includes({BLUE!r})")
         page.click("#stop")
         page.wait_for_selector("[data-state=stopped]", timeout=60_000)
-        page.click("#resume")
+        page.fill("#prompt textarea", "")
+        page.click("#run")
+        page.wait_for_selector("[role=alert]")
+        page.click("#resume")  # a refused request leaves the stopped run
         page.wait_for_selector("[data-state=done]", timeout=120_000)
         page.wait_for_function(f"{_PIXELS} > 0")
         page.set_viewport_size({"width": 390, "height": 800})
