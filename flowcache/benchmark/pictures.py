@@ -69,16 +69,18 @@ class Album:
         traces = {label: take.trace for label, take in self.takes.items()}
         draw("cache.png", lambda path: cache_over_time(traces, path))
         draw("tradeoff.png", lambda path: tradeoff(self.quality, self.title.partition(":")[0], path))
-        draw("frames.png", self._draw_frames)
-        draw("race.mp4", self._write_race)
+        draw("frames.png", self.draw_frames)
+        draw("race.mp4", self.write_race)
         return lines
 
-    def _draw_frames(self, path: Path) -> None:
+    def draw_frames(self, path: Path) -> None:
+        """Draw frames of all methods, one below the other, and their differences from the first."""
         videos = self.frames()
         widest = max(frames.shape[2] for frames in videos.values())
         contact_sheet(videos, path, columns=12, scale=112 / widest, differences=True)
 
-    def _write_race(self, path: Path) -> None:
+    def write_race(self, path: Path) -> None:
+        """Write an mp4 of all methods on one clock of denoising time."""
         videos = self.frames().items()
         runners = [Runner(name, frames, finished_parts(self.takes[name].trace)) for name, frames in videos]
         write_race(runners, self.title, path)
