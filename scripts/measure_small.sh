@@ -2,8 +2,8 @@
 # Measures again what the documentation says about the small checkpoints, for after a change of these:
 #   bash scripts/measure_small.sh [PART ...]     (default: all parts, which takes many hours on two cores)
 # Results lie in outputs/measured/PART, with what was printed in log.txt. The same command continues what was
-# interrupted and skips finished parts. Pictures replace those that the documentation shows. Not in it: the pictures of
-# the README but the trade-off, and the figures of Self-Forcing in 50 steps.
+# interrupted and skips finished parts. Pictures replace those that the documentation shows. Behind it, the README's
+# pictures of methods: python -m research.readme_pictures outputs/measured/tables. Not in it: Self-Forcing in 50 steps.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh" core
 cd -- "$ROOT"
