@@ -91,7 +91,7 @@ def check_address(host: str, port: int) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"host, port: nothing can listen at {host}:{port}: {error.strerror}; choose others."
+            f"host, port: {host}:{port} cannot be listened at: {error.strerror}; choose others."
         ) from error
 
 

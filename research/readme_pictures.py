@@ -20,19 +20,15 @@ from flowcache.video import read_video
 from .train_small.moving_shapes import ASSETS
 
 SKYREELS, MAGI = "skyreels_v2", "magi1"  # folders of the models
-TEACACHE, PAPER, FAST, TURBO = (
-    "TeaCache paper-fast",
-    "FlowCache paper-fast",
-    "FlowCache fast (ours)",
-    "FlowCache turbo (ours)",
-)
+TEACACHE, PAPER = "TeaCache paper-fast", "FlowCache paper-fast"
+FAST, TURBO = "FlowCache fast (ours)", "FlowCache turbo (ours)"
 #: Methods of each picture.
 RACE = ("vanilla", TEACACHE, PAPER, FAST)
 FRAMES = {
     "four_ways.png": (SKYREELS, ("vanilla", "causal, no reuse", TEACACHE, PAPER, FAST)),
     "magi_ways.png": (MAGI, ("vanilla", TEACACHE, PAPER, FAST, TURBO)),
 }
-#: Frames a second of the GIF, and its colours: eight and 64 take more than twice the bytes.
+#: Frames a second of the GIF, and its colours; more of either take more bytes than the picture is worth.
 GIF_FPS, GIF_COLOURS = 6, 32
 
 
@@ -61,15 +57,8 @@ def main() -> None:
     spread = Image.fromarray(np.concatenate(shown[:: len(shown) // 4]))
     palette = spread.quantize(GIF_COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     first, *rest = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    save(
-        first,
-        args.outdir / "race.gif",
-        save_all=True,
-        append_images=rest,
-        duration=1000 // GIF_FPS,
-        loop=0,
-        optimize=True,
-    )
+    animation = {"save_all": True, "append_images": rest, "duration": 1000 // GIF_FPS, "loop": 0}
+    save(first, args.outdir / "race.gif", optimize=True, **animation)
 
 
 def save(picture: Image.Image, path: Path, **options: object) -> None:

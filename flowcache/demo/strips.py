@@ -18,7 +18,7 @@ LONGEST = 48
 
 @dataclass(frozen=True)
 class Part:
-    """Frames that became ready together, as pictures of frames below each other; raw ones take 29 times the memory."""
+    """Frames that became ready together, as pictures of frames below each other: raw ones would fill the memory."""
 
     count: int
     strips: list[dict[str, Any]]  # pictures with their number of frames and time, for JSON

@@ -77,10 +77,9 @@ def main(words: Sequence[str] | None = None) -> int:
         queue = VideoQueue(folder / "videos.sqlite")
         worker = Worker(model, rest, queue, folder)
         chosen = worker.prepare("--dry_run").sampler.model
+        longest = chosen.fit_frames(max(1, round(options.max_seconds * chosen.video.fps)), False)
         try:
-            worker.prepare(
-                "--dry_run", f"--num_frames={chosen.fit_frames(round(options.max_seconds * chosen.video.fps), False)}"
-            )
+            worker.prepare("--dry_run", f"--num_frames={longest}")
         except ValueError as error:
             logger.warning("Not all videos up to --max_seconds %g can be made: %s", options.max_seconds, error)
 

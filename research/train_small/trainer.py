@@ -230,7 +230,7 @@ def train_transformer(new_task: Callable[[argparse.Namespace], Task], descriptio
     add("--first-clips", type=int, default=300, help="clips to encode before the first step")
     add("--clips", type=int, default=2500, help="clips to encode in all")
     add("--dtype", choices=["bfloat16", "float16", "float32"], default="float16", help="of the checkpoint")
-    add("--bfloat16", action="store_true", help="multiply in bfloat16: 1.3 times as fast on CPUs that can")
+    add("--bfloat16", action="store_true", help="multiply in bfloat16, for GPUs and CPUs with instructions for it")
     args = parser.parse_args()
     args.vae = args.vae or args.start / "vae"
     train(new_task, args)
