@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ["*.md", "LICENSE", "FlowCache4*/*.md", "docs/*.md", "docs/*.png", "docs/*.svg", "docs/*.css"]
-SHOWN += ["assets/*.gif", "assets/**/*.md", "assets/**/*.png", "examples/*.py", "examples/*.ipynb"]
+SHOWN += ["assets/*.webp", "assets/**/*.md", "assets/**/*.png", "examples/*.py", "examples/*.ipynb"]
 SHOWN += ["integrations/**/*.md"]
 
 _LINK = re.compile(r"(\]\([\w./-]+\.(?:py|ipynb))\)")

@@ -28,8 +28,8 @@ THRESHOLDS = {"skyreels": (0.03, 0.06, 0.1, 0.15, 0.25, 0.4), "magi": (0.01, 0.0
 THRESHOLDS["self_forcing_50"] = THRESHOLDS["skyreels"]
 #: Combined with every policy; the first at every value of the option, others at every second.
 FORECASTS = {
-    "line": "linear_velocity",
     "corrected line": "corrected_velocity",
+    "line": "linear_velocity",
     "held velocity": "hold_velocity",
     "line of the residual": "linear_residual",
 }
