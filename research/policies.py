@@ -147,7 +147,7 @@ def compare_with(paper: Curve, curves: Sequence[Curve]) -> str:
     rows, others = [], [c for c in curves if c is not paper]
     for value, share, _, height, _ in paper.points:
         heights = [(h, c.name) for c in others if not np.isnan(h := c.psnr_at(share))]
-        shares = [(s, c.name, c) for c in others if not np.isnan(s := c.computed_for(height))]
+        shares = [(s, c.name, c) for c in others if (s := c.computed_for(height)) < share]
         best = "{:.1f} dB ({})".format(*max(heights)) if heights else ""
         cheapest = ""
         if shares:
