@@ -91,7 +91,7 @@ class Worker:
                 end = self.queue.release
             except Exception as error:
                 end = partial(end, error=describe_failure(error))
-                if self.queue.get(video.id) is not None:
+                if self._write(partial(self.queue.get, video.id)) is not None:
                     logger.warning("%s failed: %s", video.id, end.keywords["error"])
             gc.collect()  # frees what an exception held
             if self._write(partial(end, video.id)) is False:  # the video is not wanted any more

@@ -5,7 +5,7 @@ import errno
 import logging
 import time
 from io import BytesIO
-from threading import Event, Thread
+from threading import Event, Thread, current_thread
 
 import pytest
 from PIL import Image
@@ -197,6 +197,23 @@ def test_a_full_disk_fails_the_video_and_not_the_worker(tmp_path, queue, caplog,
     assert queue.get("first").status == "failed" and "No space left on device" in queue.get("first").error
     again = [record.message for record in caplog.records if "tries again" in record.message]
     assert len(again) == 2 * is_queue_full and all("database or disk is full" in each for each in again)
+
+
+def test_a_queue_that_cannot_be_read_for_a_moment_does_not_end_the_worker(tmp_path, queue, monkeypatch):
+    monkeypatch.setattr("flowcache.serve.worker.RETRY", 0.1)
+    made, get, refused = FakeWorker(queue, tmp_path, ValueError("prompt: expected text")), queue.get, []
+
+    def get_later(id):
+        if current_thread() is made._thread and not refused:
+            refused.append(id)
+            raise OSError("unable to open database file")
+        return get(id)
+
+    monkeypatch.setattr(queue, "get", get_later)
+    made.start()
+    wait_for(lambda: get("second").status == "completed")
+    made.stop()
+    assert refused == ["first"] and get("first").status == "failed"
 
 
 def check_refusals(server: Server) -> None:

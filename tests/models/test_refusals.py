@@ -117,6 +117,8 @@ cfg_size use_usp: --cfg_size 2
 causal_block_size window: --causal_block_size 5
 budget_block use_compress: --budget_block 2
 use_compress use_kvrange: --use_compress --use_kvrange
+use_compress ar_step causal_block_size: --use_compress --ar_step 0
+kv_bits ar_step: --kv_bits 8 --ar_step 0
 kvrange use_kvrange: --kvrange 0
 use_ret_steps paper-fast: --use_ret_steps --interval 3
 preset vanilla: --preset fast --method vanilla
