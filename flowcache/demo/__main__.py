@@ -1,7 +1,7 @@
 """Serve a web page on which the models can be tried.
 
     flowcache demo
-    flowcache demo --model small --port 8000
+    flowcache demo --weights small --port 8000
 
 Only this machine can open the page, unless --host names another address. One video is made at a time.
 """
@@ -25,7 +25,7 @@ def build_parser() -> Parser:
     parser = Parser(__doc__, prog="flowcache demo")
     add = parser.add_argument
     weights = "checkpoints: small, or auto, the official ones on CUDA and the small ones otherwise (default: auto)"
-    add("--model", choices=["auto", "small"], default="auto", help=weights)
+    add("--weights", "--model", choices=["auto", "small"], default="auto", help=weights)
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--port", type=int, default=7860, help="port to listen on (default: 7860)")
     add("--outdir", type=Path, default=Path("outputs/demo"), help="folder of the videos (default: outputs/demo)")
@@ -49,7 +49,7 @@ def serve(options: Namespace) -> str:
     """Serve the page until the program is interrupted."""
     from .page import serve_page  # gradio is optional, and takes seconds to import
 
-    with serve_page(options.model, options.outdir.resolve(), options.host, options.port) as address:
+    with serve_page(options.weights, options.outdir.resolve(), options.host, options.port) as address:
         logger.info("open %s; Ctrl-C ends the demo", address)
         while True:
             time.sleep(3600)

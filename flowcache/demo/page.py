@@ -12,7 +12,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from ..cli import MODELS, find_model
 from ..command_line import LOCAL_HOSTS, describe_error
 from .picture import describe_run
-from .request import EXAMPLES, METHODS, Request
+from .request import EXAMPLES, METHODS, TARGETS, Request, list_methods
 from .studio import Run, Studio, change_prompt, takes_prompts
 
 HERE = Path(__file__).parent
@@ -62,7 +62,7 @@ def build_page(studio: Studio, checkpoints: str, folder: Path) -> gr.Blocks:
         with gr.Row(elem_id="main"):
             with gr.Column(scale=1, min_width=320, elem_id="form"):
                 gr.HTML("<h1>FlowCache</h1>", apply_default_css=False)
-                asked = _add_form(model)
+                asked = _add_form(model, checkpoints)
                 with gr.Row():
                     start = gr.Button("Run", variant="primary", min_width=80, elem_id="run")
                     stop = gr.Button("Stop", interactive=False, min_width=80, elem_id="stop")
@@ -95,15 +95,18 @@ def build_page(studio: Studio, checkpoints: str, folder: Path) -> gr.Blocks:
     return page
 
 
-def _add_form(model: str) -> list[gr.components.Component]:
+def _add_form(model: str, checkpoints: str) -> list[gr.components.Component]:
     """Add the inputs, in the order in which ``_read_form`` reads them."""
     titles = [(find_model(name).title, name) for name in MODELS]
     kind = gr.Dropdown(titles, value=model, label="Model", elem_id="model")
     prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=2, max_lines=6, elem_id="prompt")
     gr.Examples([[example] for example in EXAMPLES], prompt, label="Words that the small checkpoints know")
-    method = gr.Dropdown(_methods(model), value="flowcache:fast", label="Method", elem_id="method")
-    target = gr.Number(3, label="Times fewer FLOPs, or dB to no reuse", minimum=0, visible=False, elem_id="target")
-    beside = gr.Dropdown([ALONE, *_methods(model)], value=ALONE, label="Compare with", elem_id="beside")
+    method = gr.Dropdown(**_methods(model, checkpoints), label="Method", elem_id="method")
+    last = gr.State("target_speedup")  # the target that the number belongs to
+    target = gr.Number(
+        TARGETS[last.value], label="Times fewer FLOPs, or dB to no reuse", minimum=0, visible=False, elem_id="target"
+    )
+    beside = gr.Dropdown(**_others(model, checkpoints), label="Compare with", elem_id="beside")
     with gr.Row():
         length = gr.Dropdown(**_lengths(model), label="Frames", min_width=80)
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
@@ -111,25 +114,27 @@ def _add_form(model: str) -> list[gr.components.Component]:
     with gr.Accordion("Start from an image, or continue a video", open=False):
         given = gr.File(file_types=["image", "video"], label="Image or video", height=90)
 
-    def show_target(*chosen: str) -> gr.Number:
-        return gr.Number(visible=any(name.startswith("target") for name in chosen))
+    def show_target(method: str, beside: str, last: str) -> tuple[gr.Number, str]:
+        chosen = [name for name in TARGETS if name in (method, beside)]
+        name = chosen[0] if len(chosen) == 1 else last
+        suggested = {} if name == last else {"value": TARGETS[name]}  # a typed number stays
+        return gr.Number(visible=bool(chosen), **suggested), name
 
     def change_model(name: str) -> tuple[gr.Dropdown, gr.Dropdown, gr.Dropdown]:
-        methods = _methods(name)
-        return (
-            gr.Dropdown(methods, value="flowcache:fast"),
-            gr.Dropdown([ALONE, *methods], value=ALONE),
-            gr.Dropdown(**_lengths(name)),
-        )
+        choices = _methods(name, checkpoints), _others(name, checkpoints), _lengths(name)
+        return tuple(gr.Dropdown(**each) for each in choices)
 
     quiet = {"queue": False, "show_progress": "hidden"}
-    gr.on([method.change, beside.change], show_target, [method, beside], target, api_visibility="private", **quiet)
+    changes = [method.change, beside.change]
+    gr.on(changes, show_target, [method, beside, last], [target, last], api_name="choose_method", **quiet)
     kind.input(change_model, kind, [method, beside, length], api_name="choose_model", **quiet)
     return [kind, prompt, method, beside, target, length, seed, budget, given]
 
 
 def _read_form(values: Sequence[Any], checkpoints: str, folder: Path) -> list[Request]:
     model, prompt, method, beside, target, length, seed, budget, given = values
+    if {method, beside} == TARGETS.keys():
+        raise ValueError("compare with: expected one kind of target, got speed-up and PSNR; choose another method.")
     shared = {"model": model, "prompt": prompt, "target": target, "num_frames": length, "seed": seed}
     shared |= {"budget": budget or None, "given": Path(given) if given else None}
     shared |= {"checkpoints": checkpoints, "folder": folder}
@@ -171,9 +176,14 @@ def _change(runs: Sequence[Run], prompt: str) -> str:
     return ""
 
 
-def _methods(model: str) -> list[tuple[str, str]]:
-    known = find_model(model).traits.methods
-    return [(title, name) for name, title in METHODS.items() if name.partition(":")[0] in known or "target" in name]
+def _methods(model: str, checkpoints: str) -> dict[str, Any]:
+    names = list_methods(model, checkpoints)
+    default = "flowcache:fast" if "flowcache:fast" in names else names[0]
+    return {"choices": [(METHODS[name], name) for name in names], "value": default}
+
+
+def _others(model: str, checkpoints: str) -> dict[str, Any]:
+    return {"choices": [ALONE, *_methods(model, checkpoints)["choices"]], "value": ALONE}
 
 
 def _lengths(model: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from ..benchmark.samples import split_method
 from ..cli import MODELS, Job, find_model, prepare_video
 from ..methods import PRESETS
 from ..options import DEFAULTS
+from ..registry import check_number
+from ..reuse import NoReuse
 
 #: Prompts in the words that the small checkpoints know.
 EXAMPLES = (
@@ -21,14 +23,26 @@ EXAMPLES = (
     "an orange circle bounces over a light background",
 )
 
+#: Options of targets, with the number that the page suggests.
+TARGETS = {"target_speedup": 3, "target_psnr": 35}
+
 #: Names of methods by their value, which is that of ``--methods``, or the option of a target.
 METHODS = {
+    "flowcache": "FlowCache",
     **{f"flowcache:{preset}": f"FlowCache, {preset}" for preset in PRESETS},
     "target_speedup": "FlowCache, by speed-up",
     "target_psnr": "FlowCache, by PSNR",
     "teacache": "TeaCache",
     "causal": "causal: every step computed",
     "vanilla": "vanilla: every step computed",
+}
+
+#: Words of the page for options that it lacks, as they stand in errors.
+_WORDS = {
+    "target_speedup: ": "speed-up: ",
+    "target_psnr: ": "PSNR: ",
+    "video_path: ": "video: ",
+    "fewer than overlap_history ": "fewer than needed ",
 }
 
 
@@ -61,7 +75,7 @@ class Request:
     @property
     def label(self) -> str:
         """The method in a few words."""
-        if self.method in ("target_speedup", "target_psnr"):
+        if self.method in TARGETS:
             unit = "x" if self.method == "target_speedup" else " dB"
             return f"FlowCache, target {self.target:g}{unit}"
         return METHODS[self.method]
@@ -85,7 +99,7 @@ class Request:
         if self.budget is not None:
             scripted += ["--compress=true", f"--budget={self.budget}"]
         typed = [f"--prompt={self.prompt}", f"--outdir={self.folder.parent}", f"--expname={self.folder.name}"]
-        if self.method in ("target_speedup", "target_psnr"):
+        if self.method in TARGETS:
             if self.target is None:
                 raise ValueError(f"{self.method}: expected a number, got none; give one.")
             typed.append(f"--{self.method}={self.target}")
@@ -94,6 +108,7 @@ class Request:
             _check_choice("method", method, model.traits.methods)
             typed.append(f"--method={method}")
             scripted += [f"--preset={preset}"] if preset else []
+        check_number("seed", self.seed, 0, 2**63 - 1)  # -1 would draw one, which no run can resume
         if self.seed is not None:
             typed.append(f"--seed={self.seed}")
         if self.given is not None:
@@ -110,7 +125,26 @@ class Request:
             raise ValueError("The request cannot be read; check its text and its numbers.") from error
         except ValueError as error:
             folder = f"{self.given.parent}/" if self.given else ""  # of uploads, which says nothing to visitors
-            raise ValueError(str(error).replace(folder, "")) from error
+            sentence = str(error).replace(folder, "")
+            for option, word in _WORDS.items():
+                sentence = sentence.replace(option, word)
+            raise ValueError(sentence) from error
+
+
+def list_methods(model: str, checkpoints: str) -> list[str]:
+    """Methods to choose from for a model; presets and targets only where steps can be reused.
+
+    ``checkpoints`` are those of ``Request``.
+    """
+    try:
+        job = Request(model=model, prompt=EXAMPLES[0], checkpoints=checkpoints).prepare(dry_run=True)
+    except (ValueError, OSError):  # weights cannot be resolved; the run reports it
+        pass
+    else:
+        if isinstance(job.sampler.config.policy, NoReuse):
+            return ["flowcache", "vanilla"]
+    known = find_model(model).traits.methods
+    return [name for name in METHODS if name in TARGETS or (name != "flowcache" and name.partition(":")[0] in known)]
 
 
 def _check_choice(name: str, value: object, known: Sequence[object]) -> None:

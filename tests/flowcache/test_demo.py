@@ -5,8 +5,10 @@ from urllib import request as web
 from urllib.error import HTTPError
 
 import pytest
+from PIL import Image
 from synthetic_run import make_trace
 
+from flowcache.demo.__main__ import build_parser
 from flowcache.demo.picture import describe_run, reuse_svg
 from flowcache.demo.request import Request
 from flowcache.demo.studio import Run, Studio, change_prompt
@@ -136,9 +138,9 @@ def address(tmp_path_factory):
         ({"prompt": " "}, "prompt"),
         ({"prompt": "\ud800"}, "text"),
         ({"method": "causal"}, "method"),
-        ({"method": "target_psnr"}, "target_psnr"),
+        ({"method": "target_psnr"}, "PSNR"),
         ({"num_frames": 80}, "length"),
-        ({"seed": -2}, "seed"),
+        ({"seed": -1}, "seed: expected at least 0"),
         ({"given": "notes.png"}, "image"),
         ({"given": "notes.mkv"}, "video"),
     ],
@@ -150,6 +152,7 @@ def test_bad_requests_are_one_sentence(studio, tmp_path, changed, named):
     with pytest.raises(ValueError, match=named) as failure:
         next(studio.play([Request(**{**SMALL, **changed}, folder=tmp_path / "demo")]))
     assert "\n" not in str(failure.value) and str(tmp_path) not in str(failure.value)
+    assert not any(f"{option}: " in str(failure.value) for option in ("video_path", "target_psnr"))
     assert not list((tmp_path / "demo").glob("*"))
 
 
@@ -168,7 +171,7 @@ def test_endpoints_run_compare_and_refuse(address):
 
     client = Client(address, verbose=False)
     client.predict("self_forcing", api_name="/choose_model")
-    form = ["self_forcing", PROMPT, "flowcache:fast", "vanilla", 3, 45, 0, 2, None]
+    form = ["self_forcing", PROMPT, "flowcache", "vanilla", 3, 45, 0, 2, None]
     job = client.submit(*form, api_name="/run")
     *_, last = job
     assert [(run["state"], run["frames"]) for run in last["runs"]] == [("done", [45, 45])] * 2
@@ -179,6 +182,55 @@ def test_endpoints_run_compare_and_refuse(address):
     form[1] = " "
     *_, last = client.submit(*form, api_name="/run")
     assert last["error"].startswith("prompt: ") and [run["state"] for run in last["runs"]] == ["done"] * 2
+
+
+def test_endpoint_takes_an_image(address, tmp_path):
+    from gradio_client import Client, handle_file
+
+    Image.new("RGB", (64, 64), "navy").save(tmp_path / "first.png")
+    client = Client(address, verbose=False)
+    client.predict("self_forcing", api_name="/choose_model")
+    given = handle_file(tmp_path / "first.png")
+    *_, last = client.submit("self_forcing", PROMPT, "flowcache", "nothing", 3, 45, 0, 0, given, api_name="/run")
+    (run,) = last["runs"]
+    assert run["state"] == "done" and "i2v" in run["files"][0][1]
+
+
+def test_a_few_step_model_has_no_presets_or_targets(address):
+    from gradio_client import Client
+
+    client = Client(address, verbose=False)
+    method, beside, _ = client.predict("self_forcing", api_name="/choose_model")
+    assert [name for _, name in method["choices"]] == ["flowcache", "vanilla"] and method["value"] == "flowcache"
+    assert [name for _, name in beside["choices"]] == ["nothing", "flowcache", "vanilla"]
+    method, *_ = client.predict("magi1", api_name="/choose_model")
+    names = {name for _, name in method["choices"]}
+    assert method["value"] == "flowcache:fast" and names > {"target_speedup", "target_psnr", "teacache"}
+    assert "flowcache" not in names
+
+
+def test_each_target_suggests_its_own_number(address):
+    from gradio_client import Client
+
+    client = Client(address, verbose=False)
+
+    def choose(*methods):
+        shown = client.predict(*methods, api_name="/choose_method")
+        return shown["visible"], shown.get("value")
+
+    assert choose("flowcache:fast", "vanilla") == (False, None)
+    assert choose("target_psnr", "nothing") == (True, 35)
+    assert choose("target_psnr", "vanilla") == (True, None), "a typed number stays"
+    assert choose("target_psnr", "target_speedup") == (True, None)
+    assert choose("flowcache:fast", "target_speedup") == (True, 3)
+    form = ["skyreels_v2", PROMPT, "target_psnr", "target_speedup", 3, 49, 0, 0, None]
+    *_, last = client.submit(*form, api_name="/run")
+    assert last["error"].startswith("compare with: ") and not last["runs"]
+
+
+def test_model_is_an_alias_of_weights():
+    parser = build_parser()
+    assert [parser.parse_args([flag, "small"]).weights for flag in ("--weights", "--model")] == ["small"] * 2
 
 
 def test_page_in_a_browser(address, tmp_path):
