@@ -22,7 +22,7 @@ from .chunk_model import Solver
 from .config import FlowCacheConfig
 from .denoise import Denoiser
 from .environment import choose_device, peak_memory_bytes, synchronize
-from .methods import ModelTraits, make_config
+from .methods import MethodOptions, ModelTraits, make_config
 from .offload import HostWeights
 from .parallel import Group
 from .prompt_schedule import PromptSchedule
@@ -98,6 +98,7 @@ class FlowCachePipeline:
     flowcache_config: FlowCacheConfig = FlowCacheConfig()
     flowcache_together: FlowCacheConfig = flowcache_config  # of videos all of whose chunks move together
     flowcache_method: str = "flowcache"
+    flowcache_options: MethodOptions | None = None  # of ``enable``; None: a configuration in place of them
     flowcache_traits: ModelTraits
 
     #: Processes that make each video together, and parts of guidance, see ``parallelize``.
@@ -165,9 +166,8 @@ class FlowCachePipeline:
             videos.append([torch.cat(each, dim=1) for each in pieces])
             traces.append(VideoTrace(**vars(own)))
         frames, latents = (torch.stack(each) for each in zip(*videos, strict=True))
-        shown = latents
-        if output_type != "latent":
-            shown = self.video_processor.postprocess_video(frames.float(), output_type)
+        is_latent, process = output_type == "latent", self.video_processor.postprocess_video
+        shown = latents if is_latent else process(frames.float(), output_type)
         return VideoOutput(shown, latents, traces, fps) if return_dict else (shown,)
 
     def parallelize(self, group: Group, cfg_size: int | str = "auto") -> None:
@@ -359,8 +359,7 @@ def enable(
     Raises:
         TypeError, ValueError: an option is unknown, out of range or not the method's; it is named.
     """
-    hint = "; make one with from_pipe of FlowCacheSkyReelsV2Pipeline or MagiPipeline"
-    check_type("pipe", pipe, FlowCachePipeline, hint)
+    check_type("pipe", pipe, FlowCachePipeline, "; make one with from_pipe of a FlowCache pipeline")
     if config is None:
         traits = pipe.flowcache_traits
         chosen = traits.translate({"method": method, "preset": preset, "budget": kv_budget, **options})
@@ -369,9 +368,10 @@ def enable(
     elif preset is not None or kv_budget is not None or options or method != "flowcache":
         raise ValueError("config: expected no other option beside it; leave them out.")
     else:
-        together = config
+        together, chosen = config, None
     check_type("config", config, FlowCacheConfig)
     pipe.flowcache_config, pipe.flowcache_together, pipe.flowcache_method = config, together, method
+    pipe.flowcache_options = chosen
     return config
 
 

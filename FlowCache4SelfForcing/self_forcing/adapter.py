@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from flowcache.methods import SELECTORS, make_config
+from flowcache.methods import make_config
 from flowcache.options import Refuse
 from flowcache.parallel.layout import SINGLE
 from flowcache.registry import described
@@ -16,7 +16,7 @@ from flowcache.wan.adapter import WanAdapter
 from flowcache.wan.sizes import TEMPORAL_STRIDE, latent_frames, pixel_frames
 
 from .checkpoint import ModelSource, load_pipeline, new_pipeline, resolve_model
-from .methods import TRAITS, fit_method
+from .methods import TRAITS, check_method, find_unread, fit_method
 from .settings import CONFIGS, VideoSettings, make_settings
 
 logger = logging.getLogger(__name__)
@@ -141,16 +141,10 @@ class SelfForcing(WanAdapter):
         count = latent_frames(video.overlap_history) if is_continued else int(has_image)
         if not given.typed & {"num_frames", "num_output_frames"}:
             video = replace(video, num_output_frames=video.fitting_frames(count))
-        video.check_frames(count)
+        video.check_frames(count, in_pixels="num_frames" in given.typed)
         model = replace(cls.choose(given, source, video), from_images=from_images)
         unread = {} if is_continued else {"overlap_history": "it needs video_path"}
-        if video.is_few_step:
-            reason = "steps of denoising_step_list have fresh noise, so that no step can be reused"
-            unread |= dict.fromkeys((*SELECTORS, "preset", "warmup_steps", "retention", "forecast"), reason)
-            unread |= dict.fromkeys(("sampling_steps", "guidance_scale"), "denoising_step_list is set")
-        else:
-            unread |= dict.fromkeys(("warp_denoising_step", "context_noise"), "it needs denoising_step_list")
-        given.refuse_unread(unread)
+        given.refuse_unread(unread | find_unread(video))
         return model
 
     def settings(self, with_folders=True):
@@ -159,8 +153,7 @@ class SelfForcing(WanAdapter):
         return super().settings(with_folders) | own
 
     def configure(self, options):
-        if self.video.is_few_step and options.method == "teacache":
-            raise ValueError("method: expected vanilla or flowcache with denoising_step_list, got teacache.")
+        check_method(options, self.video)
         return fit_method(make_config(options, TRAITS), self.video)
 
     def fit_frames(self, count, has_image):

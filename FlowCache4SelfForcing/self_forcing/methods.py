@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from flowcache import FlowCacheConfig
-from flowcache.methods import ModelTraits
+from flowcache.methods import SELECTORS, MethodOptions, ModelTraits
 from flowcache.reuse import NoReuse
 
 from .settings import VideoSettings
@@ -27,6 +27,21 @@ TRAITS = ModelTraits(
 )
 
 method_config = TRAITS.configure
+
+
+def find_unread(settings: VideoSettings) -> dict[str, str]:
+    """Why options of the method and settings have no effect on a video, by name."""
+    if not settings.is_few_step:
+        return dict.fromkeys(("warp_denoising_step", "context_noise"), "it needs denoising_step_list")
+    reason = "steps of denoising_step_list have fresh noise, so that no step can be reused"
+    unread = dict.fromkeys((*SELECTORS, "preset", "warmup_steps", "retention", "forecast"), reason)
+    return unread | dict.fromkeys(("sampling_steps", "guidance_scale"), "denoising_step_list is set")
+
+
+def check_method(options: MethodOptions, settings: VideoSettings) -> None:
+    """Raise ValueError for a method that would reuse between steps with fresh noise."""
+    if settings.is_few_step and options.method == "teacache":
+        raise ValueError("method: expected vanilla or flowcache with denoising_step_list, got teacache.")
 
 
 def fit_method(config: FlowCacheConfig, settings: VideoSettings) -> FlowCacheConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from flowcache.wan.codec import VideoCodec
 from flowcache.wan.pipeline import WanChunkPipeline
 from flowcache.wan.sizes import TEMPORAL_STRIDE, latent_frames
 
-from .methods import TRAITS, fit_method, method_config
+from .methods import TRAITS, check_method, find_unread, fit_method, method_config
 from .settings import SMALL, VideoSettings, default_settings, make_settings
 from .windows import plan
 
@@ -67,9 +67,11 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
             if shown.shape[1] < (count := settings.overlap_history):
                 raise ValueError(f"video: expected overlap_history ({count}) frames, got {shown.shape[1]}.")
             prefix = shown[:, -count:]
-        if prefix is not None and not {"num_frames", "num_output_frames"} & changes.keys():
-            fitting = settings.fitting_frames(latent_frames(prefix.shape[1]))
-            settings = replace(settings, num_output_frames=fitting)
+        count = 0 if prefix is None else latent_frames(prefix.shape[1])
+        if "num_frames" in changes:
+            settings.check_frames(count, in_pixels=True)
+        elif prefix is not None and "num_output_frames" not in changes:
+            settings = replace(settings, num_output_frames=settings.fitting_frames(count))
         return {"settings": settings, "prefix": prefix}, settings.fps, settings.seed
 
     @torch.no_grad()
@@ -103,6 +105,9 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
             decode: False leaves the frames of the parts empty.
         """
         settings = self.make_settings(settings, **changes)
+        if cache is None and (options := self.flowcache_options) is not None:
+            check_method(options, settings)
+            _refuse_unread(settings, vars(options), {})
         check_type("cache", cache := cache or self.flowcache_config, FlowCacheConfig)
         check_config(cache, TRAITS)
         cache = fit_method(cache, settings)
@@ -180,7 +185,11 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
         return Noise(start.to(device, torch.float32)), generator, dtype
 
     def make_settings(self, settings: VideoSettings | None = None, **changes: Any) -> VideoSettings:
-        """Apply fields of ``VideoSettings``, and diffusers' names of some, to settings or to the model's defaults."""
+        """Apply fields of ``VideoSettings``, and diffusers' names of some, to settings or to the model's defaults.
+
+        Raises ValueError for one that has no effect.
+        """
+        spelled = {"sampling_steps": "num_inference_steps"} if "num_inference_steps" in changes else {}
         if "num_inference_steps" in changes:
             changes["sampling_steps"] = changes.pop("num_inference_steps")
         if "num_frames" in changes:
@@ -189,9 +198,12 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
             changes["num_output_frames"] = latent_frames(frames)
         check_keys(changes, VideoSettings.__dataclass_fields__, "arguments of Self-Forcing")
         if settings is None:
-            return make_settings(self.model_defaults, **changes)
-        check_type("settings", settings, VideoSettings)
-        return replace(settings, **changes)
+            settings = make_settings(self.model_defaults, **changes)
+        else:
+            check_type("settings", settings, VideoSettings)
+            settings = replace(settings, **changes)
+        _refuse_unread(settings, changes, spelled)
+        return settings
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **named: Any) -> Self:
@@ -206,6 +218,13 @@ class FlowCacheSelfForcingPipeline(WanChunkPipeline, WanPipeline):
         """Share the components of another pipeline, in their types, such as those of diffusers' ``WanPipeline``."""
         transformer = named.pop("transformer", pipeline.components["transformer"])
         return super().from_pipe(pipeline, transformer=as_frame_timed(transformer), **named)
+
+
+def _refuse_unread(settings: VideoSettings, given: Mapping[str, Any], spelled: Mapping[str, str]) -> None:
+    """Raise ValueError for a given value that has no effect on a video; ``spelled``: other names in the message."""
+    for name, reason in find_unread(settings).items():
+        if given.get(name) is not None:
+            raise ValueError(f"{spelled.get(name, name)}: no effect, as {reason}; leave it out.")
 
 
 def as_frame_timed(transformer: nn.Module) -> SkyReelsV2Transformer3DModel:

@@ -117,13 +117,19 @@ class VideoSettings:
         least = given + block if given else first
         return max(least, first + round((self.num_output_frames - first) / block) * block)
 
-    def check_frames(self, given: int) -> None:
-        """Raise ValueError for a number of frames that ``fitting_frames`` would change."""
-        if (fitting := self.fitting_frames(given)) != (total := self.num_output_frames):
-            first, block = self.first_frames(given), self.num_frame_per_block
-            expected = f"more than the {given} given ones: " if total <= given else ""
-            expected += f"{first} and chunks of {block} (num_frame_per_block)"
-            raise ValueError(f"num_output_frames: expected {expected}, got {total}; try {fitting}.")
+    def check_frames(self, given: int, in_pixels: bool = False) -> None:
+        """Raise ValueError for a number of frames that ``fitting_frames`` would change.
+
+        ``in_pixels``: the message counts pixel frames, as ``num_frames`` does.
+        """
+        if (fitting := self.fitting_frames(given)) == (total := self.num_output_frames):
+            return
+        name, first, block = "num_output_frames", self.first_frames(given), self.num_frame_per_block
+        expected, chunks = "more than the given ones: " if total <= given else "", f"{block} (num_frame_per_block)"
+        if in_pixels:
+            name, chunks = "num_frames", str(TEMPORAL_STRIDE * block)
+            first, total, fitting = map(pixel_frames, (first, total, fitting))
+        raise ValueError(f"{name}: expected {expected}{first} and chunks of {chunks}, got {total}; try {fitting}.")
 
     @property
     def num_frames(self) -> int:

@@ -88,6 +88,7 @@ class Method:
         }
 
     def choose(self, method: str, preset: str, interval: int) -> tuple[dict[str, Any]]:
+        preset = DEFAULT if preset == DEFAULT_PRESET else preset  # what is at its default is not refused
         chosen = {"method": method, "preset": preset, "interval": interval or None}
         return (_without_defaults(chosen),)
 
@@ -123,16 +124,17 @@ class Sample:
 
     @classmethod
     def INPUT_TYPES(cls):
-        size, seed = {"min": 16, "max": 4096, "step": 16}, {"min": 0, "max": 2**63 - 1}
+        own = {"default": 0, "min": 0, "tooltip": "0: the model's own"}
+        size, seed = {**own, "max": 4096, "step": 16}, {"min": 0, "max": 2**63 - 1}
         settings = "further settings of the model, as YAML: one NAME: VALUE on each line"
         return {
             "required": {
                 "model": ("FLOWCACHE_MODEL",),
                 "prompt": ("STRING", {"multiline": True}),
-                "num_frames": ("INT", {"default": 97, "min": 1, "max": 10**6}),
-                "height": ("INT", {"default": 544, **size}),
-                "width": ("INT", {"default": 960, **size}),
-                "steps": ("INT", {"default": 50, "min": 1, "max": 1000}),
+                "num_frames": ("INT", {**own, "max": 10**6}),
+                "height": ("INT", size),
+                "width": ("INT", size),
+                "steps": ("INT", {**own, "max": 1000}),
                 "seed": ("INT", {"default": 0, **seed, "control_after_generate": True}),
             },
             "optional": {
@@ -166,9 +168,10 @@ class Extend(Sample):
         del types["optional"]["image"]
         return {**types, "required": {"video": ("IMAGE",), **types["required"]}}
 
-    def sample(self, model: FlowCachePipeline, video: Tensor, height: int, width: int, **options: Any) -> tuple:
-        before = as_frames("video", list(_to_pixels(video)), height, width)
-        images, fps, trace = _generate(model, {"video": before}, height=height, width=width, **options)
+    def sample(self, model: FlowCachePipeline, video: Tensor, **options: Any) -> tuple:
+        given = list(_to_pixels(video))
+        images, fps, trace = _generate(model, {"video": given}, **options)
+        before = as_frames("video", given, *images.shape[1:3])
         return torch.cat([_to_images(before), images]), fps, trace
 
 
@@ -208,28 +211,34 @@ def _generate(
     *,
     prompt: str,
     num_frames: int,
+    height: int,
+    width: int,
     steps: int,
+    seed: int,
     method: dict[str, Any] | None = None,
     kv: dict[str, Any] | None = None,
     negative_prompt: str = "",
     settings: str = "",
-    **options: Any,
 ) -> tuple[Tensor, float, Trace]:
     """Make the new frames of a video that begins with ``frames``; returns them, their rate and the trace."""
     flowcache.enable(pipe, **{**(method or {}), **(kv or {})})
-    named = {"num_frames": num_frames, "num_inference_steps": steps, **options}
+    sizes = {"num_frames": num_frames, "height": height, "width": width, "num_inference_steps": steps}
+    named = {**sizes, "seed": seed}
     further = _read_settings(settings)
     if taken := further.keys() & {*named, "image", "video"}:
         raise ValueError(f"settings: {', '.join(sorted(taken))}: expected in the node's own input; leave it out.")
-    given, fps, seed = pipe.prepare(**frames, **named, **further)
+    asked = {name: size for name, size in sizes.items() if size}  # 0: the model's own
+    with Given({}, typed=set(), scripted=set(), spelled={"num_inference_steps": "steps"}).naming():
+        given, fps, _ = pipe.prepare(**frames, **asked, seed=seed, **further)
+    video = given["settings"] if "settings" in given else given["config"].runtime_config
     if negative_prompt.strip():
         given["negative_prompt"] = negative_prompt
     trace, images = Trace(method=pipe.flowcache_method), []
-    bar = comfy.utils.ProgressBar(num_frames)
+    bar = comfy.utils.ProgressBar(video.num_frames)
     for part in pipe.stream(prompt, **given, seed=seed, trace=trace, on_step_end=_stop_if_interrupted):
         images.append(_to_images(part.frames))
         preview = Image.fromarray(to_uint8(part.frames)[-1])
-        bar.update_absolute(sum(map(len, images)), num_frames, ("JPEG", preview, PREVIEW_SIZE))
+        bar.update_absolute(sum(map(len, images)), video.num_frames, ("JPEG", preview, PREVIEW_SIZE))
     repeats = "video" in frames and type(pipe).__module__.partition(".")[0] in REPEATS_GIVEN
     return torch.cat(images)[given["prefix"].shape[1] if repeats else 0 :], float(fps), trace
 

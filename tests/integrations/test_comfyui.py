@@ -20,6 +20,38 @@ def shortened(name: str, num_frames: int) -> dict:
     return workflow
 
 
+def with_defaults(host: Host, name: str, model: str, **changes) -> dict:
+    """Set the model and all inputs to their defaults, but links, prompts and changes of Sample and Extend."""
+    workflow = json.loads(WORKFLOWS[name].read_text())
+    for node in workflow.values():
+        for key, (_, *limits) in host.nodes[node["class_type"]].INPUT_TYPES()["required"].items():
+            if limits and "default" in limits[0]:
+                node["inputs"][key] = limits[0]["default"]
+        if "num_frames" in node["inputs"]:
+            node["inputs"] |= {"settings": "", **changes}
+    workflow["1"]["inputs"]["model"] = model
+    return workflow
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "changes", "made"),
+    [
+        ("t2v", "skyreels_v2", {"steps": 5}, 97),
+        ("t2v", "magi1", {"steps": 8}, 96),
+        ("t2v", "self_forcing", {}, 81),
+        ("i2v", "self_forcing", {}, 85),
+        ("extend", "self_forcing", {}, 129),
+    ],
+)
+def test_defaults_fit_the_model(name, model, changes, made, tmp_path, monkeypatch):
+    host = Host(monkeypatch, tmp_path)
+    host.run(with_defaults(host, name, model, **changes))
+    (video,) = tmp_path.rglob("*.mp4")
+    with av.open(video) as container:
+        assert sum(1 for _ in container.decode(video=0)) == made
+    assert {size for _, size in host.previews} == {(64, 64)}
+
+
 @pytest.mark.parametrize("name", SHORT)
 def test_workflow_runs(name, tmp_path, monkeypatch):
     host, (asked, made) = Host(monkeypatch, tmp_path), SHORT[name]
@@ -55,3 +87,21 @@ def test_bad_input_is_one_sentence(named, changes, tmp_path, monkeypatch):
     workflow["3"]["inputs"] |= changes
     with pytest.raises(ValueError, match=named):
         Host(monkeypatch, tmp_path).run(workflow)
+
+
+@pytest.mark.parametrize(
+    ("node", "changes", "message"),
+    [
+        ("3", {"num_frames": 97}, "num_frames: .*try 93"),
+        ("3", {"steps": 50}, "steps: no effect, as denoising_step_list is set"),
+        ("2", {"preset": "turbo"}, "preset: no effect"),
+        ("2", {"interval": 2}, "interval: no effect"),
+        ("2", {"method": "teacache"}, "method: .*got teacache"),
+    ],
+)
+def test_what_a_model_cannot_use_is_refused_by_the_name_of_the_input(node, changes, message, tmp_path, monkeypatch):
+    host = Host(monkeypatch, tmp_path)
+    workflow = with_defaults(host, "t2v", "self_forcing")
+    workflow[node]["inputs"] |= changes
+    with pytest.raises(ValueError, match=f"^{message}"):
+        host.run(workflow)

@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 
+import flowcache
 from flowcache import Denoiser, FlowCacheConfig, PromptSchedule, Trace, cut_window
 from flowcache.kv.manager import CacheManager
 from flowcache.prompt_schedule import PromptTrack
@@ -164,18 +165,57 @@ def test_given_frames_are_chunks_of_their_own(pipeline):
 
 def test_reuse_is_for_many_steps_alone(pipeline):
     method = method_config("flowcache", "fast")
-    for steps, reused in (([], True), ([1000, 500], False)):
-        out = pipeline("a", cache=method, **SMALL, denoising_step_list=steps, sampling_steps=8, output_type="latent")
+    for changes, reused in (({"denoising_step_list": [], "sampling_steps": 8}, True), (TWO_STEPS, False)):
+        out = pipeline("a", cache=method, **SMALL, **changes, output_type="latent")
         assert (out.trace.reuse_ratio > 0) == reused
     with pytest.raises(ValueError, match="local_attn_size"):
         next(pipeline.stream("a", cache=FlowCacheConfig(clean_range=1), **SMALL, local_attn_size=7))
 
 
-@pytest.mark.parametrize(("steps", "changes"), [([1000, 500], True), ([], False)])
-def test_context_noise_is_of_few_steps_alone(pipeline, steps, changes):
-    video = {**SMALL, "denoising_step_list": steps, "sampling_steps": 4, "output_type": "latent"}
-    latents = [pipeline("a", **video, context_noise=time).latents for time in (0, 300)]
-    assert torch.equal(*latents) != changes
+def test_context_noise_changes_few_steps(pipeline):
+    video = {**SMALL, "denoising_step_list": [1000, 500], "output_type": "latent"}
+    assert not torch.equal(*(pipeline("a", **video, context_noise=time).latents for time in (0, 300)))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("num_inference_steps", {"num_inference_steps": 50}),
+        ("sampling_steps", {"sampling_steps": 50}),
+        ("guidance_scale", {"guidance_scale": 3.0}),
+        ("context_noise", {"denoising_step_list": [], "context_noise": 300}),
+    ],
+)
+def test_settings_without_effect_are_refused(pipeline, name, changes):
+    with pytest.raises(ValueError, match=f"^{name}: no effect, as .*denoising_step_list.*leave it out"):
+        pipeline.prepare(**SMALL, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("preset", {"preset": "fast"}),
+        ("interval", {"interval": 2}),
+        ("forecast", {"forecast": "hold_velocity"}),
+        ("method", {"method": "teacache"}),
+    ],
+)
+def test_few_steps_refuse_enabled_reuse(base, trained, name, options):
+    pipe = load_pipeline(resolve_model(str(base), "cpu", {"transformer": trained}), "cpu")
+    flowcache.enable(pipe, **options)
+    with pytest.raises(ValueError, match=f"^{name}: .*denoising_step_list"):
+        pipe("a", **SMALL)
+    pipe("a", **SMALL, denoising_step_list=[], sampling_steps=8, output_type="latent")
+    flowcache.enable(pipe, kv_budget=1)
+    assert pipe("a", **SMALL, output_type="latent").trace.reuse_ratio == 0
+
+
+@pytest.mark.parametrize(("frames", "given", "fitting"), [(97, 0, 93), (17, 1, 13), (33, 33, 45)])
+def test_num_frames_are_refused_in_pixel_frames(pipeline, frames, given, fitting):
+    shown = {0: {}, 1: {"image": torch.zeros(3, 1, 32, 32)}, 33: {"video": torch.zeros(3, 33, 32, 32)}}[given]
+    with pytest.raises(ValueError, match=f"^num_frames: .*got {frames}; try {fitting}"):
+        pipeline.prepare(height=32, width=32, num_frames=frames, **shown)
+    assert pipeline.prepare(height=32, width=32, num_frames=fitting, **shown)
 
 
 def test_a_bounded_cache_stays_flat(pipeline):
