@@ -180,12 +180,15 @@ def summary(trace: Trace, seconds: float, vanilla: Trace | None = None) -> str:
         spent += [f"{name} {format_time(trace.seconds[stage])}"] if stage in trace.seconds else []
     if "compress" in trace.seconds:
         spent.append(f"compression {trace.seconds['compress'] / trace.seconds['denoise']:.0%} of denoising")
-    if vanilla is not None:
+    runs_whole_window = (trace.settings.get("reuse") or {}).get("whole_window")
+    if trace.flops["live_only"] < plain and not runs_whole_window:
+        memory += "; vanilla, which runs the whole window, keeps none"
+    elif vanilla is not None:
         memory += f" ({format_bytes(_largest_cache(vanilla)[0])} in vanilla)"
-        if vanilla.environment == trace.environment:
-            saved = vanilla.denoising_seconds / trace.denoising_seconds
-            kind = "processor time" if trace.environment.get("device") == "cpu" else "time"
-            spent.append(f"{saved:.2f}x less {kind} of denoising than vanilla on this machine")
+    if vanilla is not None and vanilla.environment == trace.environment:
+        saved = vanilla.denoising_seconds / trace.denoising_seconds
+        kind = "processor time" if trace.environment.get("device") == "cpu" else "time"
+        spent.append(f"{saved:.2f}x less {kind} of denoising than vanilla on this machine")
     memory += f"; peak memory {format_bytes(trace.peak_memory_bytes)}"
     lines = [f"compute: {compute}", f"memory: {memory}", f"time: {', '.join(spent)}"]
     if tuning := trace.settings.get("tuning"):
