@@ -166,8 +166,8 @@ class FlowCachePipeline:
             videos.append([torch.cat(each, dim=1) for each in pieces])
             traces.append(VideoTrace(**vars(own)))
         frames, latents = (torch.stack(each) for each in zip(*videos, strict=True))
-        is_latent, process = output_type == "latent", self.video_processor.postprocess_video
-        shown = latents if is_latent else process(frames.float(), output_type)
+        process = self.video_processor.postprocess_video
+        shown = latents if output_type == "latent" else process(frames.float(), output_type)
         return VideoOutput(shown, latents, traces, fps) if return_dict else (shown,)
 
     def parallelize(self, group: Group, cfg_size: int | str = "auto") -> None:

@@ -143,9 +143,9 @@ class SkyReelsV2(WanAdapter):
             unread = {"overlap_history": "it needs video_path, or windows"}
             if not given.get("image"):
                 unread["addnoise_condition"] = "it needs image, video_path or windows"
-                if video.moves_together and not video.streaming:
-                    no_clean = "without ar_step and causal_block_size no block is clean before the last step"
-                    unread |= dict.fromkeys(("compress", "use_kvrange", "kv_bits", "kv_offload"), no_clean)
+            if video.moves_together and not video.streaming:
+                no_clean = "without ar_step and causal_block_size no block is clean before the last step"
+                unread |= dict.fromkeys(("compress", "use_kvrange", "kv_bits", "kv_offload"), no_clean)
             with given.naming():
                 given.refuse_unread(unread)
         return model

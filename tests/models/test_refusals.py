@@ -119,6 +119,7 @@ budget_block use_compress: --budget_block 2
 use_compress use_kvrange: --use_compress --use_kvrange
 use_compress ar_step causal_block_size: --use_compress --ar_step 0
 kv_bits ar_step: --kv_bits 8 --ar_step 0
+kv_offload ar_step: --kv_offload --ar_step 0 --image first.png
 kvrange use_kvrange: --kvrange 0
 use_ret_steps paper-fast: --use_ret_steps --interval 3
 preset vanilla: --preset fast --method vanilla
